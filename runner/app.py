@@ -1,0 +1,282 @@
+"""The runner as a whole: start-up and recovery, the loops, the signals, the end.
+
+start    lock the state folder, open the journal, take over what an earlier runner left
+run      poll, heartbeat, deliver and the watchdog beside one coroutine a task
+end      TERM: at once, leaving containers to the next runner; INT or USR1: when what runs has
+         ended; a second INT: when it has been stopped; refused: when nothing runs
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import signal
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import anyio
+from anyio.abc import TaskGroup
+
+from runner.api import Orchestrator
+from runner.clock import Clock, HostClock
+from runner.deliver import deliver
+from runner.engine import Engine
+from runner.errors import (
+    EXIT_OK,
+    EXIT_REGISTRATION_REFUSED,
+    EXIT_TRY_AGAIN,
+    EngineError,
+    JournalError,
+    StateFolderInUse,
+)
+from runner.heartbeat import heartbeat, say_offline
+from runner.journal import Task, open_journal
+from runner.log import fields
+from runner.parts import Parts
+from runner.poll import Answer, poll
+from runner.register import Node
+from runner.settings import Settings
+from runner.states import TaskState
+from runner.strays import remove_strays
+from runner.systemd import Notifier, Pulse, feed_watchdog
+from runner.task import live, run_folder, take_in_hand
+from runner.workload import Changes, Workload
+
+log = logging.getLogger(__name__)
+
+_LAST_DELIVERY_S = 30.0
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+async def run(
+    settings: Settings, engine: Engine, notifier: Notifier, clock: Clock | None = None
+) -> int:
+    """Run until a signal, a refusal or `--once` ends it; give the process's exit code.
+
+    Raises:
+        StateFolderInUse: another runner is at work with this state folder.
+        JournalError: no journal can be kept there.
+        ConfigurationError: the CA file holds no certificate.
+    """
+    clock = clock or HostClock()
+    with _locked(settings.state_dir):
+        journal, set_aside = open_journal(
+            settings.state_dir, time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(clock.wall_s()))
+        )
+        if set_aside is not None:
+            log.error(set_aside)
+        pulse = Pulse(clock)
+        try:
+            async with Orchestrator(settings.orchestrator_url, settings.ca_file) as orchestrator:
+                parts = Parts(
+                    settings=settings,
+                    clock=clock,
+                    engine=engine,
+                    orchestrator=orchestrator,
+                    journal=journal,
+                    node=Node(settings, orchestrator, journal, clock, pulse),
+                    workload=Workload(settings.max_tasks),
+                    outbox=Changes(),
+                    pulse=pulse,
+                    runner_id=_runner_id(settings.state_dir),
+                )
+                return await _Runner(parts, notifier).run()
+        finally:
+            journal.close_file()
+
+
+class _Runner:
+    """One run, from READY to the exit code."""
+
+    def __init__(self, parts: Parts, notifier: Notifier) -> None:
+        self._parts = parts
+        self._notifier = notifier
+        self._polling = anyio.CancelScope()
+        self._exit_code: int | None = None
+        self._interrupts = 0
+
+    async def run(self) -> int:
+        """Live through all of it."""
+        async with anyio.create_task_group() as group:
+            with anyio.open_signal_receiver(*_SIGNALS) as signals:
+                group.start_soon(self._obey, signals, group)
+                await self._begin(group)
+                await self._poll(group)
+                await self._drain()
+                group.cancel_scope.cancel()
+        with anyio.CancelScope(shield=True):
+            self._notifier.tell("STOPPING=1")
+            await say_offline(self._parts)
+        return EXIT_OK if self._exit_code is None else self._exit_code
+
+    async def _begin(self, group: TaskGroup) -> None:
+        """Take over what is there, then start the loops."""
+        parts = self._parts
+        folder = run_folder(parts.settings.state_dir)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        for left_over in folder.glob("*.env"):
+            left_over.unlink(missing_ok=True)
+        tasks = await parts.journal.open_tasks()
+        log.info(
+            "runner starts",
+            extra=fields(
+                name=parts.settings.name,
+                orchestrator=parts.settings.orchestrator_url,
+                engine=parts.engine.kind,
+                tasks_in_journal=len(tasks),
+            ),
+        )
+        for task in tasks:
+            log.info(
+                "task is taken over", extra=fields(task_id=task.task_id, state=task.state.value)
+            )
+            self._start_task(group, task)
+        group.start_soon(self._meet_engine)
+        group.start_soon(heartbeat, parts)
+        group.start_soon(deliver, parts)
+        group.start_soon(remove_strays, parts)
+        group.start_soon(feed_watchdog, self._notifier, parts.pulse, parts.clock)
+        group.start_soon(self._tell_status)
+        self._notifier.tell("READY=1")
+
+    def _start_task(self, group: TaskGroup, task: Task) -> None:
+        run = take_in_hand(task, self._parts)
+        group.start_soon(live, run, task, self._parts)
+
+    async def _poll(self, group: TaskGroup) -> None:
+        """Ask for work until draining begins, the registration is refused, or once is enough."""
+        answer = None
+        with self._polling:
+            answer = await poll(self._parts, lambda task: self._start_task(group, task))
+        if self._parts.node.refused.is_set():
+            self._exit_code = EXIT_REGISTRATION_REFUSED
+        elif answer is Answer.FAILED:
+            self._exit_code = EXIT_TRY_AGAIN
+
+    async def _drain(self) -> None:
+        """Wait for the tasks in hand, then for a while for their reports to be delivered."""
+        parts = self._parts
+        parts.pulse.rest("poll")
+        while any(task.state is not TaskState.ENDED for task in await self._open_tasks()):
+            if parts.node.refused.is_set() and not parts.workload.task_ids:
+                break
+            await self._next_change()
+        if parts.node.refused.is_set():
+            return
+        with anyio.move_on_after(_LAST_DELIVERY_S):
+            while await self._open_tasks():
+                await self._next_change()
+        waiting = await self._open_tasks()
+        if waiting:
+            log.warning(
+                "reports wait in the journal for the next start", extra=fields(tasks=len(waiting))
+            )
+            if parts.settings.once:
+                self._exit_code = EXIT_TRY_AGAIN
+
+    async def _open_tasks(self) -> list[Task]:
+        try:
+            return await self._parts.journal.open_tasks()
+        except JournalError as error:
+            log.error(str(error))
+            await self._parts.clock.sleep(1)
+            return await self._open_tasks()
+
+    async def _next_change(self) -> None:
+        """Return when something happened to a task or a report, and every few seconds."""
+        seen = self._parts.outbox.count
+        with anyio.move_on_after(1):
+            await self._parts.outbox.after(seen)
+
+    async def _obey(self, signals: object, group: TaskGroup) -> None:
+        """Act on signals; see the head of this file."""
+        async for number in signals:  # type: ignore[attr-defined]
+            in_hand = self._parts.workload.task_ids
+            if number == signal.SIGTERM or self._interrupts > 1:
+                log.info(
+                    "stopping at once; containers go on for the next runner",
+                    extra=fields(tasks_left_running=len(in_hand)),
+                )
+                group.cancel_scope.cancel()
+                return
+            if number == signal.SIGINT:
+                self._interrupts += 1
+            self._notifier.tell("STOPPING=1")
+            if self._interrupts > 1:
+                log.info("stopping the tasks in hand", extra=fields(tasks=len(in_hand)))
+                for task_id in in_hand:
+                    self._parts.workload.cancel(task_id, "the operator")
+            else:
+                log.info(
+                    "draining: no new task is taken; exit follows when those in hand have ended",
+                    extra=fields(tasks=len(in_hand)),
+                )
+            self._polling.cancel()
+
+    async def _meet_engine(self) -> None:
+        """Ask the engine about itself, and say loudly what will hurt later."""
+        engine = self._parts.engine
+        try:
+            facts = await engine.facts()
+        except EngineError as error:
+            self._parts.workload.set_trouble("engine", f"no new task is taken: {error}")
+            return
+        log.info(
+            "engine answers",
+            extra=fields(
+                engine=engine.kind,
+                version=facts.version,
+                rootless=facts.is_rootless,
+                cgroup_manager=facts.cgroup_manager,
+            ),
+        )
+        if engine.kind == "podman" and facts.is_rootless and facts.cgroup_manager != "systemd":
+            log.error(
+                "podman does not use systemd's cgroups here: a stop of this service would end the "
+                "containers with it; run `loginctl enable-linger` for this user and set "
+                "XDG_RUNTIME_DIR and DBUS_SESSION_BUS_ADDRESS"
+            )
+
+    async def _tell_status(self) -> None:
+        """Keep the line that `systemctl status` shows."""
+        workload = self._parts.workload
+        while True:
+            seen = workload.changes.count
+            troubles = "; ".join(workload.troubles.values())
+            in_hand = f"{len(workload.task_ids)} of {self._parts.settings.max_tasks} tasks running"
+            self._notifier.tell(f"STATUS={troubles or in_hand}")
+            await workload.changes.after(seen)
+
+
+@contextmanager
+def _locked(state_dir: Path) -> Iterator[None]:
+    """Hold the state folder, which two runners must not share."""
+    handle = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise StateFolderInUse(
+                f"cannot use the state folder {state_dir}: another runner is at work with it; "
+                "stop that one, or give this one a --state-dir of its own"
+            ) from error
+        yield
+    finally:
+        os.close(handle)
+
+
+def _runner_id(state_dir: Path) -> str:
+    """Give the id made at this state folder's first use; it outlives a damaged journal."""
+    path = state_dir / "runner-id"
+    try:
+        known = path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        known = ""
+    if not known:
+        known = str(uuid.uuid4())
+        path.write_text(known + "\n", encoding="ascii")
+    return known

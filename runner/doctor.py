@@ -1,0 +1,218 @@
+"""`python -m runner doctor`: look at everything that a task needs, and say what to do about it."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+
+from runner import __version__
+from runner.api import Orchestrator
+from runner.engine import find_engine
+from runner.errors import (
+    EXIT_CONFIGURATION,
+    EXIT_NO_RUNTIME,
+    EXIT_OK,
+    EXIT_TRY_AGAIN,
+    ConfigurationError,
+    EngineError,
+    JournalError,
+    NoContainerRuntime,
+    WireError,
+)
+from runner.files import free_disk
+from runner.journal import JOURNAL_NAME, Journal
+from runner.records import Letter, Task
+from runner.settings import Settings
+
+_TOLERATED_SKEW_S = 60.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was looked at, whether it will do, and a sentence about it.
+
+    `exit_code` is the one that doctor ends with when this is the first thing that will not do.
+    """
+
+    what: str
+    is_good: bool
+    sentence: str
+    exit_code: int = EXIT_OK
+
+
+async def examine(settings: Settings, tell: Callable[[str], None], *, as_json: bool) -> int:
+    """Look at everything and tell it; give the exit code: 0 if tasks can run here."""
+    tasks, letters, journal = await _read_journal(settings)
+    findings = [journal]
+    checks = (_engine(settings), _folders(settings), _orchestrator(settings))
+    for check in checks:
+        findings += [finding async for finding in check]
+    findings += [_outbox(letters)]
+    failed = [finding for finding in findings if not finding.is_good]
+    if as_json:
+        tell(json.dumps(_as_json(findings, tasks, letters), indent=2))
+    else:
+        for finding in findings:
+            tell(f"{'ok  ' if finding.is_good else 'FAIL'} {finding.what}: {finding.sentence}")
+        for task in tasks:
+            tell(f"     task {task.task_id}: {task.state.value}")
+    return failed[0].exit_code if failed else EXIT_OK
+
+
+async def _engine(settings: Settings) -> AsyncIterator[Finding]:
+    try:
+        engine = find_engine(settings.container_runtime)
+        facts = await engine.facts()
+    except NoContainerRuntime as error:
+        yield Finding("engine", is_good=False, sentence=str(error), exit_code=EXIT_NO_RUNTIME)
+        return
+    except EngineError as error:
+        yield Finding("engine", is_good=False, sentence=str(error), exit_code=EXIT_TRY_AGAIN)
+        return
+    how = "rootless" if facts.is_rootless else "as root"
+    yield Finding("engine", is_good=True, sentence=f"{engine.kind} {facts.version} answers, {how}")
+    if engine.kind != "podman" or not facts.is_rootless:
+        return
+    survives = facts.cgroup_manager == "systemd"
+    yield Finding(
+        "cgroups",
+        is_good=survives,
+        sentence="containers outlive the service"
+        if survives
+        else "podman does not use systemd's cgroups, so that containers end with the service; run "
+        "`loginctl enable-linger` for this user and set XDG_RUNTIME_DIR and "
+        "DBUS_SESSION_BUS_ADDRESS",
+        exit_code=EXIT_CONFIGURATION,
+    )
+
+
+async def _folders(settings: Settings) -> AsyncIterator[Finding]:
+    folders = {"--victoria-home": settings.victoria_home, "--state-dir": settings.state_dir}
+    for option, folder in folders.items():
+        if not folder.is_dir():
+            yield Finding(option, is_good=True, sentence=f"{folder} will be made at the start")
+            continue
+        if not os.access(folder, os.W_OK | os.X_OK):
+            yield Finding(
+                option,
+                is_good=False,
+                sentence=f"cannot write in {folder}: run as its owner, or choose another folder",
+                exit_code=EXIT_CONFIGURATION,
+            )
+            continue
+        free, needed = free_disk(folder), settings.min_free_disk
+        yield Finding(
+            option,
+            is_good=free >= needed,
+            sentence=f"{folder} has {free >> 20} MiB free, {needed >> 20} MiB are to stay free"
+            + ("" if free >= needed else "; free some space there or lower --min-free-disk"),
+            exit_code=EXIT_TRY_AGAIN,
+        )
+
+
+async def _orchestrator(settings: Settings) -> AsyncIterator[Finding]:
+    if not settings.orchestrator_url:
+        yield Finding("orchestrator", is_good=True, sentence="not asked: no --orchestrator-url")
+        return
+    try:
+        async with Orchestrator(settings.orchestrator_url, settings.ca_file) as orchestrator:
+            asked_at = time.time()
+            about = await orchestrator.health()
+    except (WireError, ConfigurationError) as error:
+        yield Finding(
+            "orchestrator",
+            is_good=False,
+            sentence=f"{settings.orchestrator_url} does not answer: {error}; check the address, "
+            "that it runs, and that outbound connections are allowed",
+            exit_code=EXIT_TRY_AGAIN,
+        )
+        return
+    version = about.get("version", "unknown")
+    yield Finding(
+        "orchestrator",
+        is_good=True,
+        sentence=f"{settings.orchestrator_url} answers, version {version}",
+    )
+    skew_s = _skew_s(about, asked_at)
+    if skew_s is not None and abs(skew_s) > _TOLERATED_SKEW_S:
+        yield Finding(
+            "clock",
+            is_good=False,
+            sentence=f"this host's clock is {skew_s:+.0f} s off the orchestrator's; set it by NTP",
+            exit_code=EXIT_CONFIGURATION,
+        )
+
+
+def _skew_s(about: Mapping[str, object], now: float) -> float | None:
+    told = about.get("timestamp")
+    if not isinstance(told, str):
+        return None
+    with suppress(ValueError):
+        moment = datetime.fromisoformat(told.replace("Z", "+00:00"))
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=timezone.utc)
+        return now - moment.timestamp()
+    return None
+
+
+async def _read_journal(settings: Settings) -> tuple[list[Task], list[Letter], Finding]:
+    path = settings.state_dir / JOURNAL_NAME
+    if not path.exists():
+        return [], [], Finding("journal", is_good=True, sentence=f"none yet in {path.parent}")
+    try:
+        journal = Journal(path, read_only=True)
+        try:
+            tasks, letters = await journal.open_tasks(), await journal.letters()
+        finally:
+            journal.close_file()
+    except JournalError as error:
+        finding = Finding("journal", is_good=False, sentence=str(error), exit_code=EXIT_TRY_AGAIN)
+        return [], [], finding
+    return tasks, letters, Finding("journal", is_good=True, sentence=f"{len(tasks)} open tasks")
+
+
+def _outbox(letters: list[Letter]) -> Finding:
+    parked = [letter for letter in letters if letter.parked is not None]
+    if not parked:
+        return Finding("outbox", is_good=True, sentence=f"{len(letters)} reports wait")
+    return Finding(
+        "outbox",
+        is_good=False,
+        sentence=f"{len(parked)} reports were refused for good, the last with {parked[-1].parked}; "
+        "compare the tasks at the orchestrator",
+        exit_code=EXIT_TRY_AGAIN,
+    )
+
+
+def _as_json(findings: list[Finding], tasks: list[Task], letters: list[Letter]) -> object:
+    return {
+        "version": __version__,
+        "ok": all(finding.is_good for finding in findings),
+        "checks": [
+            {"what": finding.what, "ok": finding.is_good, "sentence": finding.sentence}
+            for finding in findings
+        ],
+        "tasks": [
+            {
+                key: value
+                for key, value in asdict(task).items()
+                # The prompt may be confidential.
+                if key not in {"assignment", "identity_row"}
+            }
+            for task in tasks
+        ],
+        "outbox": [
+            {
+                "task_id": letter.task_id,
+                "report": letter.report.path,
+                "attempts": letter.attempts,
+                "parked": letter.parked,
+            }
+            for letter in letters
+        ],
+    }

@@ -1,0 +1,122 @@
+"""How a task ended: the judgement over a container that no longer runs, and the words for it."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from pathlib import Path
+
+from runner.container import Container, Phase
+from runner.journal import End, Report, Task
+from runner.settings import Secret
+from runner.states import EndReason
+
+LAST_LINES = 20
+_MAX_OUTPUT_CHARS = 4000
+_SHORTEST_SECRET = 8
+_EXIT_BY_SIGNAL = frozenset({-1, 137, 143, 255})
+
+
+def judge(task: Task, container: Container | None, output: str = "") -> End:
+    """Say why a task ended whose container ran, or may have run, and runs no more.
+
+    `output` is the last of what the container wrote, free of secrets.
+    """
+    asked = task.stop_reason
+    if container is None or container.phase is not Phase.EXITED:
+        if asked is not None:
+            return End(asked, _sentence(asked, "stopped, and its container is gone", ""))
+        return End(
+            EndReason.LOST, _sentence(EndReason.LOST, "container is gone (host restarted?)", output)
+        )
+    reason = _reason(task, container)
+    code = container.exit_code
+    lasted = _lasted_s(container)
+    after = f" after {lasted:.0f} s" if lasted is not None else ""
+    limit = f" of {task.assignment.timeout_s:g} s" if task.assignment is not None else ""
+    what = {
+        EndReason.COMPLETED: f"exit code 0{after}",
+        EndReason.FAILED: f"exit code {code}{after}",
+        EndReason.TIMED_OUT: f"stopped{after}, its time limit{limit} was up",
+        EndReason.CANCELLED: f"stopped{after}",
+        EndReason.OUT_OF_MEMORY: f"the kernel ended it for want of memory{after}",
+    }.get(reason, f"stopped{after}")
+    return End(reason, _sentence(reason, what, output), code)
+
+
+def _reason(task: Task, container: Container) -> EndReason:
+    asked, asked_at = task.stop_reason, task.stop_asked_at
+    ended_at = container.finished_at
+    # What ended by itself before it was told to stop has its own reason.
+    if asked is not None and (asked_at is None or ended_at is None or ended_at >= asked_at):
+        return asked
+    if container.exit_code == 0:
+        return EndReason.COMPLETED
+    if container.out_of_memory:
+        return EndReason.OUT_OF_MEMORY
+    lasted = _lasted_s(container)
+    limit_s = task.assignment.timeout_s if task.assignment is not None else None
+    is_over = lasted is not None and limit_s is not None and lasted >= limit_s
+    # While no runner watched, the engine itself may have ended it (`run --timeout`).
+    if is_over and container.exit_code in _EXIT_BY_SIGNAL:
+        return EndReason.TIMED_OUT
+    return EndReason.FAILED
+
+
+def _lasted_s(container: Container) -> float | None:
+    if container.started_at is None or container.finished_at is None:
+        return None
+    return max(0.0, container.finished_at - container.started_at)
+
+
+def _sentence(reason: EndReason, what: str, output: str) -> str:
+    head = f"{reason.value}: {what}"
+    return f"{head}\n{output}" if output else head
+
+
+def said_as(reason: EndReason, why: object) -> End:
+    """Give the end of a task that never had a container."""
+    return End(reason, _sentence(reason, str(why), ""))
+
+
+def final_report(task_id: str, end: End, now: float) -> Report:
+    """Give the report that closes the task at the orchestrator."""
+    body = status_body(task_id, end.reason.status, end.message, now)
+    if end.reason is EndReason.COMPLETED:
+        body["progress"] = 100.0
+    return Report("status", body)
+
+
+def status_body(task_id: str, status: str, message: str, now: float) -> dict[str, object]:
+    """Give what `POST /status` takes; older orchestrators ask for job_id, newer for task_id."""
+    return {
+        "job_id": task_id,
+        "task_id": task_id,
+        "status": status,
+        "message": message,
+        "timestamp": datetime.fromtimestamp(now, timezone.utc).isoformat(),
+    }
+
+
+def without_secrets(text: str, secrets: list[str]) -> str:
+    """Blank every known secret, and keep the end of what is then too long."""
+    for secret in sorted(secrets, key=len, reverse=True):
+        text = text.replace(secret, "***")
+    text = text.replace("\x00", "").strip()
+    return text if len(text) <= _MAX_OUTPUT_CHARS else "…" + text[-_MAX_OUTPUT_CHARS:]
+
+
+def secrets_to_blank(*known: Secret, env_file: Path | None) -> list[str]:
+    """Give the texts that no message may carry: ours, and the values in the container's env file.
+
+    Values shorter than eight characters are left alone: they would blank half of the output.
+    """
+    texts = {secret.reveal() for secret in known}
+    try:
+        lines = env_file.read_text(encoding="utf-8").splitlines() if env_file else []
+    except (OSError, UnicodeDecodeError):
+        lines = []
+    for line in lines:
+        if not line.lstrip().startswith("#"):
+            text = line.partition("=")[2].strip()
+            texts |= {text, text.strip("\"'")}
+    return [text for text in texts if len(text) >= _SHORTEST_SECRET]

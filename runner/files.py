@@ -1,0 +1,206 @@
+"""A task's files, streamed and verified: a file has its name only when it is whole and right."""
+
+from __future__ import annotations
+
+import logging
+import time
+from contextlib import aclosing, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import anyio
+import anyio.to_thread
+import stamina
+
+from runner.backoff import delay_s
+from runner.errors import Refused, Unauthorised, Unavailable, Unstartable
+from runner.folder import Folder, Part, free_disk
+from runner.log import fields
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+    from pathlib import Path
+
+    from runner.api import Download, Identity, Orchestrator
+    from runner.assignment import Assignment, TaskFile
+
+__all__ = [
+    "CONTAINER_HOME",
+    "fetch_files",
+    "files_folder",
+    "files_folder_in_container",
+    "free_disk",
+]
+
+log = logging.getLogger(__name__)
+
+CONTAINER_HOME = "/workspace/Victoria"
+"""Where a container sees the Victoria home."""
+
+_PATIENCE_S = 3600.0
+_LONGEST_S = 24 * 3600.0
+_BLOCK_BYTES = 1 << 20
+
+
+def files_folder(home: Path, task_id: str) -> Path:
+    """Give the folder of a task's files on this host."""
+    return home / "tasks" / task_id / "files"
+
+
+def files_folder_in_container(task_id: str) -> str:
+    """Give the folder of a task's files as its container sees it."""
+    return f"{CONTAINER_HOME}/tasks/{task_id}/files"
+
+
+async def fetch_files(
+    orchestrator: Orchestrator,
+    identity: Identity,
+    assignment: Assignment,
+    home: Path,
+    *,
+    min_free_disk: int,
+) -> None:
+    """Bring every file of a task into its folder, or none of what is not whole and right.
+
+    An orchestrator that does not answer is asked again for about an hour. A file that is there
+    already with the right checksum is kept. `min_free_disk` bytes stay free.
+
+    Raises:
+        Unstartable: a file cannot be had; the message says why, and what an operator can do.
+        Unauthorised: the orchestrator does not know the identity.
+
+    """
+    if not assignment.files:
+        return
+    async with _opened(home, assignment.task_id, min_free_disk) as folder:
+        with anyio.move_on_after(_LONGEST_S) as limit:
+            for file in assignment.files:
+                await _fetch(orchestrator, identity, file, folder)
+        if limit.cancelled_caught:
+            raise Unstartable(f"cannot fetch the task's files: not done in {_LONGEST_S:g} s")
+
+
+@dataclass
+class _Patience:
+    """Decides about the next attempt at a file, as a backoff hook of stamina, and says so."""
+
+    file: TaskFile
+    task_id: str
+    failures: int = 0
+    until: float = 0.0
+
+    def __call__(self, error: Exception) -> bool | float:
+        """Give the seconds to wait, or False when it is time to give up."""
+        if not isinstance(error, Unavailable):
+            return False
+        if self.failures == 0:
+            self.until = time.monotonic() + _PATIENCE_S
+        self.failures += 1
+        wait_s = delay_s(self.failures, at_least_s=error.retry_after_s or 0.0)
+        left_s = self.until - time.monotonic()
+        if left_s <= 0:
+            return False
+        wait_s = min(wait_s, left_s)
+        log.warning(
+            "cannot fetch a file yet: %s",
+            error,
+            extra=fields(task_id=self.task_id, file=self.file.name, next_attempt_s=round(wait_s)),
+        )
+        return wait_s
+
+
+async def _fetch(
+    orchestrator: Orchestrator, identity: Identity, file: TaskFile, folder: Folder
+) -> None:
+    with _unstartable(f"write the file {file.name!r}"):
+        if file.sha256 and await _in_thread(folder.sha256_of, file.name) == file.sha256:
+            return
+        for _ in range(2):
+            found = await _fetch_patiently(orchestrator, identity, file, folder)
+            if file.sha256 in {None, found}:
+                return
+            log.warning(
+                "a file came with a wrong checksum",
+                extra=fields(task_id=folder.task_id, file=file.name, sha256=found),
+            )
+    raise Unstartable(
+        f"cannot use the file {file.name!r}: its SHA-256 is {found}, not {file.sha256}"
+    )
+
+
+async def _fetch_patiently(
+    orchestrator: Orchestrator, identity: Identity, file: TaskFile, folder: Folder
+) -> str:
+    """Fetch a file whatever passes meanwhile; give its checksum."""
+    patience = _Patience(file, folder.task_id)
+    try:
+        async for attempt in stamina.retry_context(on=patience, attempts=None, timeout=None):
+            with attempt:
+                async with orchestrator.download(identity, file.name) as download:
+                    return await _write(download, file, folder)
+    except Unauthorised:
+        raise
+    except Refused as error:
+        raise Unstartable(f"cannot fetch the file {file.name!r}: {error}") from error
+    except Unavailable as error:
+        raise Unstartable(
+            f"cannot fetch the file {file.name!r}: {error} (attempt {patience.failures})"
+        ) from error
+    raise AssertionError("stamina attempts at least once")
+
+
+async def _write(download: Download, file: TaskFile, folder: Folder) -> str:
+    """Write a file as it comes in and keep it if it is right; give its checksum."""
+    if download.size is not None:
+        await _in_thread(folder.check_room, file.name, download.size)
+    part = await _in_thread(Part, folder, file.name)
+    try:
+        async with aclosing(_blocks(download.chunks)) as blocks:
+            async for block in blocks:
+                await _in_thread(part.write, block)
+        if download.size not in {None, part.size}:
+            raise Unavailable(f"it sent {part.size} bytes instead of {download.size}")
+        if file.sha256 in {None, part.sha256}:
+            await _in_thread(part.keep)
+        return part.sha256
+    finally:
+        with anyio.CancelScope(shield=True):
+            await _in_thread(part.discard)
+
+
+async def _blocks(chunks: AsyncIterator[bytes]) -> AsyncGenerator[list[bytes], None]:
+    """Gather chunks until they are worth a worker thread's while."""
+    block: list[bytes] = []
+    size = 0
+    async for chunk in chunks:
+        block.append(chunk)
+        size += len(chunk)
+        if size >= _BLOCK_BYTES:
+            yield block
+            block, size = [], 0
+    if block:
+        yield block
+
+
+@asynccontextmanager
+async def _opened(home: Path, task_id: str, min_free_disk: int) -> AsyncIterator[Folder]:
+    """Open the folder of a task's files, made if need be, rid of what was left half done."""
+    with _unstartable(f"open the folder {files_folder(home, task_id)}"):
+        folder = await _in_thread(Folder, home, task_id, min_free_disk)
+    try:
+        with _unstartable(f"clear the folder {folder.path}"):
+            await _in_thread(folder.remove_parts)
+        yield folder
+    finally:
+        folder.close()
+
+
+@contextmanager
+def _unstartable(doing: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise Unstartable(f"cannot {doing}: {error.strerror or error}") from error
+
+
+_in_thread = anyio.to_thread.run_sync

@@ -1,0 +1,453 @@
+"""The journal: what this runner is, has taken on, and still has to say, in one SQLite file.
+
+Contract
+- It is written before the world is changed, and a change of state is one transaction with the
+  reports that follow from it. What it says survives `kill -9` and a power cut (WAL, FULL).
+- A task's state moves only along `states.TRANSITIONS`.
+- One process writes (app.py holds the lock), through one connection, in one thread at a time;
+  other processes may read while it does.
+
+Moments are seconds since the epoch, but for `deadline_uptime_s`, which counts from the boot named
+in `boot_id`.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sqlite3
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import anyio
+import anyio.to_thread
+
+from runner.api import Identity
+from runner.assignment import Assignment
+from runner.errors import JournalError
+from runner.records import End, Letter, Report, Task, letter_in, task_in
+from runner.settings import Secret
+from runner.states import EndReason, TaskState, check_transition
+
+__all__ = ["JOURNAL_NAME", "End", "Journal", "Letter", "Report", "Task", "open_journal"]
+
+JOURNAL_NAME = "journal.sqlite3"
+_BUSY_TIMEOUT_S = 10.0
+
+_FIRST_SCHEMA = """
+CREATE TABLE identities (
+    id INTEGER PRIMARY KEY,
+    node_id TEXT NOT NULL,
+    api_key TEXT NOT NULL,
+    orchestrator_url TEXT NOT NULL,
+    node TEXT NOT NULL,
+    registered_at REAL NOT NULL,
+    refused INTEGER NOT NULL DEFAULT 0
+);
+CREATE TABLE tasks (
+    task_id TEXT PRIMARY KEY,
+    identity INTEGER NOT NULL REFERENCES identities (id),
+    state TEXT NOT NULL,
+    assignment TEXT,
+    accepted_at REAL NOT NULL,
+    boot_id TEXT,
+    container_id TEXT,
+    started_at REAL,
+    deadline_uptime_s REAL,
+    stop_reason TEXT,
+    stop_asked_at REAL,
+    end_reason TEXT,
+    exit_code INTEGER,
+    message TEXT,
+    ended_at REAL,
+    closed_at REAL
+);
+CREATE INDEX open_tasks ON tasks (accepted_at) WHERE state <> 'closed';
+CREATE TABLE outbox (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    task_id TEXT NOT NULL REFERENCES tasks (task_id) ON DELETE CASCADE,
+    path TEXT NOT NULL,
+    body TEXT NOT NULL,
+    created_at REAL NOT NULL,
+    attempts INTEGER NOT NULL DEFAULT 0,
+    next_attempt_at REAL NOT NULL DEFAULT 0,
+    parked TEXT
+);
+"""
+
+MIGRATIONS: tuple[str, ...] = (_FIRST_SCHEMA,)
+"""Each brings the schema from its index to the next version, kept in `user_version`."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _in_writer_thread(
+    method: Callable[Concatenate[Journal, P], T],
+) -> Callable[Concatenate[Journal, P], Coroutine[Any, Any, T]]:
+    """Run a method as one transaction in a worker thread, one at a time; a disk may be slow."""
+
+    @functools.wraps(method)
+    async def run(self: Journal, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        def transaction() -> T:
+            try:
+                with self._transaction():
+                    return method(self, *args, **kwargs)
+            except sqlite3.Error as error:
+                raise JournalError(f"cannot use the journal {self.path}: {error}") from error
+
+        return await anyio.to_thread.run_sync(transaction, limiter=self._one_at_a_time)
+
+    return run
+
+
+class Journal:
+    """An open journal."""
+
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        """Open the journal and bring its schema up to date.
+
+        Raises:
+            JournalError: it is damaged, from a newer version, or cannot be opened.
+        """
+        self.path = path
+        self._begin = "BEGIN" if read_only else "BEGIN IMMEDIATE"
+        self._one_at_a_time = anyio.CapacityLimiter(1)
+        address = f"file:{_quoted(path)}?mode={'ro' if read_only else 'rwc'}"
+        try:
+            self._connection = sqlite3.connect(
+                address,
+                uri=True,
+                timeout=_BUSY_TIMEOUT_S,
+                check_same_thread=False,
+                isolation_level=None,  # no transaction but those begun below
+            )
+        except sqlite3.Error as error:
+            raise JournalError(f"cannot open the journal {path}: {error}") from error
+        self._connection.row_factory = sqlite3.Row
+        try:
+            self._prepare(read_only=read_only)
+        except sqlite3.Error as error:
+            self._connection.close()
+            raise JournalError(f"cannot open the journal {path}: {error}") from error
+        except JournalError:
+            self._connection.close()
+            raise
+
+    def _prepare(self, *, read_only: bool) -> None:
+        found = self._connection.execute("PRAGMA user_version").fetchone()[0]
+        if found > len(MIGRATIONS):
+            raise JournalError(
+                f"cannot use the journal {self.path}: it was written by a newer version"
+            )
+        if read_only:
+            return
+        self._connection.execute("PRAGMA journal_mode = WAL")
+        self._connection.execute("PRAGMA synchronous = FULL")
+        self._connection.execute("PRAGMA foreign_keys = ON")
+        damage = self._connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if damage != "ok":
+            raise JournalError(f"cannot use the journal {self.path}: it is damaged: {damage}")
+        for version, script in enumerate(MIGRATIONS[found:], start=found + 1):
+            self._connection.executescript(
+                f"BEGIN; {script} PRAGMA user_version = {version}; COMMIT;"
+            )
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._connection.execute(self._begin)
+        try:
+            yield
+            self._connection.execute("COMMIT")
+        finally:
+            # SQLite has rolled back by itself after some errors, such as a full disk.
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+
+    def close_file(self) -> None:
+        """Let go of the file; the journal cannot be used after it."""
+        self._connection.close()
+
+    # Who we are
+
+    @_in_writer_thread
+    def identity(self, orchestrator_url: str, node: Mapping[str, object]) -> Identity | None:
+        """Give the identity under which this very node was registered there, if it still holds."""
+        row = self._connection.execute(
+            "SELECT node_id, api_key FROM identities"
+            " WHERE orchestrator_url = ? AND node = ? AND NOT refused ORDER BY id DESC LIMIT 1",
+            (orchestrator_url, _canonical(node)),
+        ).fetchone()
+        return Identity(row["node_id"], Secret(row["api_key"])) if row else None
+
+    @_in_writer_thread
+    def store_identity(
+        self, identity: Identity, orchestrator_url: str, node: Mapping[str, object], now: float
+    ) -> None:
+        """Keep who the orchestrator says we are."""
+        self._connection.execute(
+            "INSERT INTO identities (node_id, api_key, orchestrator_url, node, registered_at)"
+            " VALUES (?, ?, ?, ?, ?)",
+            (identity.node_id, identity.api_key.reveal(), orchestrator_url, _canonical(node), now),
+        )
+
+    @_in_writer_thread
+    def refuse_identity(self, identity: Identity) -> None:
+        """Note that the orchestrator no longer knows this identity's key."""
+        self._connection.execute(
+            "UPDATE identities SET refused = 1 WHERE api_key = ?", (identity.api_key.reveal(),)
+        )
+
+    # What we have taken on
+
+    @_in_writer_thread
+    def accept(self, assignment: Assignment, identity: Identity, now: float) -> bool:
+        """Take a task on; False when it is known already, and nothing changes then."""
+        added = self._connection.execute(
+            "INSERT INTO tasks (task_id, identity, state, assignment, accepted_at)"
+            " SELECT ?, max(id), ?, ?, ? FROM identities WHERE api_key = ?"
+            " ON CONFLICT DO NOTHING",
+            (
+                assignment.task_id,
+                TaskState.ACCEPTED.value,
+                assignment.to_json(),
+                now,
+                identity.api_key.reveal(),
+            ),
+        )
+        return added.rowcount == 1
+
+    @_in_writer_thread
+    def reject(
+        self, task_id: str, end: End, report: Report, identity: Identity, now: float
+    ) -> bool:
+        """Write down a task that ended where it began; False when it is known already."""
+        added = self._connection.execute(
+            "INSERT INTO tasks (task_id, identity, state, accepted_at, ended_at, end_reason,"
+            " message) SELECT ?, max(id), ?, ?, ?, ?, ? FROM identities WHERE api_key = ?"
+            " ON CONFLICT DO NOTHING",
+            (
+                task_id,
+                TaskState.ENDED.value,
+                now,
+                now,
+                end.reason.value,
+                end.message,
+                identity.api_key.reveal(),
+            ),
+        )
+        if added.rowcount == 1:
+            self._post(task_id, [report], now)
+        return added.rowcount == 1
+
+    @_in_writer_thread
+    def task(self, task_id: str) -> Task | None:
+        """Give the task of that id, whatever its state."""
+        row = self._connection.execute(
+            "SELECT * FROM tasks WHERE task_id = ?", (task_id,)
+        ).fetchone()
+        return task_in(row) if row else None
+
+    @_in_writer_thread
+    def identity_for(self, task_id: str) -> Identity:
+        """Give the identity that took the task on while that holds, else the newest."""
+        row = self._connection.execute(
+            "SELECT node_id, api_key FROM identities"
+            " WHERE id = (SELECT max(id) FROM identities)"
+            " OR (NOT refused AND id = (SELECT identity FROM tasks WHERE task_id = ?))"
+            " ORDER BY id = (SELECT identity FROM tasks WHERE task_id = ?) AND NOT refused DESC"
+            " LIMIT 1",
+            (task_id, task_id),
+        ).fetchone()
+        return Identity(row["node_id"], Secret(row["api_key"]))
+
+    @_in_writer_thread
+    def open_tasks(self) -> list[Task]:
+        """Give the tasks that are not closed, oldest first."""
+        rows = self._connection.execute(
+            "SELECT * FROM tasks WHERE state <> ? ORDER BY accepted_at", (TaskState.CLOSED.value,)
+        )
+        return [task_in(row) for row in rows]
+
+    @_in_writer_thread
+    def start(self, task_id: str, boot_id: str) -> None:
+        """Write down that the engine is about to be asked for the task's container."""
+        self._move(task_id, TaskState.STARTING, boot_id=boot_id)
+
+    @_in_writer_thread
+    def run(
+        self, task_id: str, container_id: str, started_at: float, deadline_uptime_s: float
+    ) -> None:
+        """Write down that the task's container runs, and until when it may."""
+        self._move(
+            task_id,
+            TaskState.RUNNING,
+            container_id=container_id,
+            started_at=started_at,
+            deadline_uptime_s=deadline_uptime_s,
+        )
+
+    @_in_writer_thread
+    def ask_to_stop(self, task_id: str, reason: EndReason, now: float) -> EndReason:
+        """Write down why the task is to be stopped; the first reason stands and is given."""
+        self._connection.execute(
+            "UPDATE tasks SET stop_reason = ?, stop_asked_at = ?"
+            " WHERE task_id = ? AND stop_reason IS NULL",
+            (reason.value, now, task_id),
+        )
+        row = self._connection.execute(
+            "SELECT stop_reason FROM tasks WHERE task_id = ?", (task_id,)
+        ).fetchone()
+        return EndReason(row["stop_reason"])
+
+    @_in_writer_thread
+    def end(self, task_id: str, end: End, reports: Iterable[Report], now: float) -> None:
+        """Write down the end and what is to be told about it, in one transaction."""
+        self._move(
+            task_id,
+            TaskState.ENDED,
+            end_reason=end.reason.value,
+            message=end.message,
+            exit_code=end.exit_code,
+            ended_at=now,
+        )
+        self._post(task_id, reports, now)
+
+    @_in_writer_thread
+    def report_again(self, task_id: str, report: Report, now: float) -> bool:
+        """Put a finished task's report into the outbox anew, unless one waits there."""
+        waiting = self._connection.execute(
+            "SELECT 1 FROM outbox WHERE task_id = ?", (task_id,)
+        ).fetchone()
+        if waiting is None:
+            self._post(task_id, [report], now)
+        return waiting is None
+
+    @_in_writer_thread
+    def close(self, task_id: str, now: float) -> bool:
+        """Close an ended task whose reports are delivered or parked; False while one waits."""
+        waiting = self._connection.execute(
+            "SELECT 1 FROM outbox WHERE task_id = ? AND parked IS NULL", (task_id,)
+        ).fetchone()
+        if waiting is None:
+            # The prompt is the orchestrator's; there is no reason to keep it here.
+            self._move(task_id, TaskState.CLOSED, closed_at=now, assignment=None)
+        return waiting is None
+
+    @_in_writer_thread
+    def forget(self, task_id: str) -> None:
+        """Drop a task that never had a container and is no longer ours."""
+        self._connection.execute("DELETE FROM tasks WHERE task_id = ?", (task_id,))
+
+    @_in_writer_thread
+    def forget_closed(self, before: float) -> int:
+        """Drop the tasks closed before that moment; give how many."""
+        return self._connection.execute(
+            "DELETE FROM tasks WHERE state = ? AND closed_at < ?", (TaskState.CLOSED.value, before)
+        ).rowcount
+
+    # What we still have to say
+
+    @_in_writer_thread
+    def letters(self) -> list[Letter]:
+        """Give everything in the outbox, parked or not, in the order in which it was put there.
+
+        A letter goes out under the identity that took the task on while that holds, else under
+        the newest.
+        """
+        rows = self._connection.execute(
+            "SELECT outbox.*, coalesce(own.node_id, newest.node_id) AS node_id,"
+            " coalesce(own.api_key, newest.api_key) AS api_key"
+            " FROM outbox JOIN tasks USING (task_id)"
+            " LEFT JOIN identities AS own ON own.id = tasks.identity AND NOT own.refused"
+            " JOIN identities AS newest ON newest.id = (SELECT max(id) FROM identities)"
+            " ORDER BY outbox.id"
+        )
+        return [letter_in(row) for row in rows]
+
+    @_in_writer_thread
+    def delivered(self, row: int) -> None:
+        """Take a letter out: the orchestrator has it."""
+        self._connection.execute("DELETE FROM outbox WHERE id = ?", (row,))
+
+    @_in_writer_thread
+    def postpone(self, row: int, next_attempt_at: float) -> None:
+        """Count a failed attempt and say when the next is due."""
+        self._connection.execute(
+            "UPDATE outbox SET attempts = attempts + 1, next_attempt_at = ? WHERE id = ?",
+            (next_attempt_at, row),
+        )
+
+    @_in_writer_thread
+    def park(self, row: int, why: str) -> None:
+        """Stop trying a letter that was refused for good, and keep it for people to see."""
+        self._connection.execute("UPDATE outbox SET parked = ? WHERE id = ?", (why, row))
+
+    def _move(self, task_id: str, after: TaskState, **columns: object) -> None:
+        row = self._connection.execute(
+            "SELECT state FROM tasks WHERE task_id = ?", (task_id,)
+        ).fetchone()
+        check_transition(TaskState(row["state"]), after)
+        columns["state"] = after.value
+        names = ", ".join(f"{name} = ?" for name in columns)
+        self._connection.execute(
+            f"UPDATE tasks SET {names} WHERE task_id = ?",  # noqa: S608 - names are keywords above
+            (*columns.values(), task_id),
+        )
+
+    def _post(self, task_id: str, reports: Iterable[Report], now: float) -> None:
+        self._connection.executemany(
+            "INSERT INTO outbox (task_id, path, body, created_at) VALUES (?, ?, ?, ?)",
+            [(task_id, report.path, json.dumps(report.body), now) for report in reports],
+        )
+
+
+def open_journal(state_dir: Path, stamp: str) -> tuple[Journal, str | None]:
+    """Open the state folder's journal; set a damaged or newer one aside under a dated name.
+
+    Give the journal and, if one was set aside, the sentence that an operator is to read.
+
+    Raises:
+        JournalError: not even a new journal can be opened there.
+    """
+    path = state_dir / JOURNAL_NAME
+    try:
+        return Journal(_private(path)), None
+    except JournalError as error:
+        if not path.exists() or not _is_worth_setting_aside(error):
+            raise
+        aside = path.with_name(f"{JOURNAL_NAME}.{stamp}.unusable")
+        for ending in ("", "-wal", "-shm"):
+            part = Path(f"{path}{ending}")
+            if part.exists():
+                part.rename(f"{aside}{ending}")
+        said = f"{error}; it was set aside as {aside.name} and a new one begun"
+        return Journal(_private(path)), said
+
+
+def _is_worth_setting_aside(error: JournalError) -> bool:
+    """Tell damage and newer versions from what passes: a full disk, a lock, missing rights."""
+    cause = error.__cause__
+    return cause is None or (
+        isinstance(cause, sqlite3.DatabaseError) and not isinstance(cause, sqlite3.OperationalError)
+    )
+
+
+def _private(path: Path) -> Path:
+    """See that the file is there and nobody else's before anything is written into it."""
+    try:
+        path.touch(mode=0o600)
+        path.chmod(0o600)
+    except OSError as error:
+        raise JournalError(f"cannot write the journal {path}: {error.strerror}") from error
+    return path
+
+
+def _quoted(path: Path) -> str:
+    return str(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+
+
+def _canonical(node: Mapping[str, object]) -> str:
+    return json.dumps(node, sort_keys=True)

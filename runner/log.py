@@ -1,0 +1,76 @@
+"""The log: one event, one line, ids as key=value; text for people, JSON for machines."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from datetime import datetime, timezone
+from typing import Any
+
+import stamina
+
+
+def fields(**values: object) -> dict[str, Any]:
+    """Give what `extra=` takes, so that the values stand behind the message as key=value."""
+    return {"fields": values}
+
+
+class TextFormatter(logging.Formatter):
+    """`2026-01-31T09:26:53.589Z INFO task accepted task_id=…`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Write the record as one line, whatever is in it."""
+        parts = [_moment(record), record.levelname, record.getMessage()]
+        parts += [f"{key}={_plain(value)}" for key, value in _fields(record).items()]
+        if record.exc_info:
+            parts.append(f"traceback={json.dumps(self.formatException(record.exc_info))}")
+        # Neither a line break nor a terminal's control sequence gets through from outside.
+        return "".join(c if c.isprintable() else " " for c in " ".join(parts))
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line, with `time`, `level`, `logger`, `message` and the event's fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Write the record as one line of JSON."""
+        event = {
+            "time": _moment(record),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+            **_fields(record),
+        }
+        if record.exc_info:
+            event["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(event, default=str)
+
+
+def set_up_logging(log_format: str, verbosity: int) -> None:
+    """Send this process's log to standard error: INFO, and DEBUG with a verbosity of 1 or more."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    logging.getLogger("runner").setLevel(logging.DEBUG if verbosity else logging.INFO)
+    # sh logs every command line at INFO, with the task's prompt in it.
+    logging.getLogger("sh").setLevel(logging.CRITICAL)
+    # Whoever retries says so with the task's id; stamina would say it again, in words of its own.
+    stamina.instrumentation.set_on_retry_hooks(())
+
+
+def _moment(record: logging.LogRecord) -> str:
+    moment = datetime.fromtimestamp(record.created, timezone.utc)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _fields(record: logging.LogRecord) -> dict[str, object]:
+    values: dict[str, object] = getattr(record, "fields", {})
+    return values
+
+
+def _plain(value: object) -> str:
+    text = str(value)
+    is_plain = text.isprintable() and not any(c in text for c in ' "=')
+    return text if text and is_plain else json.dumps(text)

@@ -1,0 +1,180 @@
+"""Ask for work: at once after a task, held by the orchestrator if it can, else every so often.
+
+Ends when the registration is refused, after one question with `--once`, or by being cancelled.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from enum import Enum
+
+import anyio
+
+from runner import backoff
+from runner.api import CALL_TIMEOUT_S, Identity, Offer
+from runner.assignment import parse_assignment
+from runner.ending import final_report, said_as
+from runner.errors import (
+    BadAssignment,
+    EngineError,
+    JournalError,
+    RegistrationRefused,
+    Unauthorised,
+    Unavailable,
+    WireError,
+)
+from runner.files import free_disk
+from runner.journal import Task
+from runner.log import fields
+from runner.parts import Parts
+from runner.states import TaskState
+
+log = logging.getLogger(__name__)
+
+WAIT_S = 25
+"""For how long the orchestrator is asked to hold a request, in seconds (RFC 7240)."""
+_SHORTEST_HOLD_S = 1.0
+
+
+class Answer(Enum):
+    """What came of a question."""
+
+    TASK = "task"
+    """A task was taken on: ask again at once."""
+    HELD = "held"
+    """There was no work all the while that the orchestrator held the request: ask again at once."""
+    NOTHING = "nothing"
+    """There is no work now."""
+    FAILED = "failed"
+    """The question found no answer."""
+
+
+async def poll(parts: Parts, begin: Callable[[Task], None]) -> Answer:
+    """Ask for work and begin it; give what came of the last question."""
+    failures = 0
+    while True:
+        parts.pulse.rest("poll")
+        await parts.workload.wait_for_room()
+        try:
+            identity = await parts.node.identity()
+        except RegistrationRefused:
+            return Answer.FAILED
+        answer, asked_to_wait_s = Answer.FAILED, 0.0
+        if await _is_fit(parts):
+            parts.pulse.beat("poll", next_within_s=2 * CALL_TIMEOUT_S + WAIT_S)
+            answer, asked_to_wait_s = await _ask(parts, identity, begin)
+        if parts.settings.once:
+            return answer
+        failures = failures + 1 if answer is Answer.FAILED else 0
+        if answer in {Answer.TASK, Answer.HELD}:
+            continue
+        wait_s = backoff.jittered_s(parts.settings.poll_interval_s)
+        if failures:
+            ceiling_s = max(backoff.CEILING_S, parts.settings.poll_interval_s)
+            wait_s = backoff.delay_s(failures, ceiling_s=ceiling_s, at_least_s=asked_to_wait_s)
+        parts.pulse.beat("poll", next_within_s=wait_s + CALL_TIMEOUT_S)
+        await parts.clock.sleep(wait_s)
+
+
+async def _ask(
+    parts: Parts, identity: Identity, begin: Callable[[Task], None]
+) -> tuple[Answer, float]:
+    """Ask once; give what came of it and the wait in seconds that was asked for."""
+    asked_at = parts.clock.uptime_s()
+    try:
+        offer = await parts.orchestrator.pending(identity, 0 if parts.settings.once else WAIT_S)
+        if offer.assignment is not None and await _take(parts, offer, identity, begin):
+            return Answer.TASK, 0
+    except Unauthorised:
+        parts.pulse.rest("poll")
+        await parts.node.renew(identity)
+        return Answer.FAILED, 0
+    except (WireError, JournalError) as error:
+        log.warning("Error polling for tasks: %s", error)
+        return Answer.FAILED, (error.retry_after_s or 0) if isinstance(error, Unavailable) else 0
+    # An orchestrator that says it waits, and does not, is not asked without end.
+    was_held = offer.was_held and parts.clock.uptime_s() - asked_at >= _SHORTEST_HOLD_S
+    is_empty = offer.assignment is None
+    return (Answer.HELD if was_held and is_empty else Answer.NOTHING), 0
+
+
+async def _take(
+    parts: Parts, offer: Offer, identity: Identity, begin: Callable[[Task], None]
+) -> bool:
+    """Write a new task down and begin it; False for one that is known or cannot be obeyed."""
+    now = parts.clock.wall_s()
+    try:
+        assignment = parse_assignment(offer.assignment, orchestrator_url=parts.orchestrator.url)
+    except BadAssignment as error:
+        return await _reject(parts, error, identity, begin)
+    if await parts.journal.accept(assignment, identity, now):
+        log.info("task accepted", extra=fields(task_id=assignment.task_id))
+        task = await parts.journal.task(assignment.task_id)
+        if task is not None:
+            begin(task)
+        return True
+    await _answer_redelivery(parts, assignment.task_id)
+    return False
+
+
+async def _reject(
+    parts: Parts, error: BadAssignment, identity: Identity, begin: Callable[[Task], None]
+) -> bool:
+    """Report what cannot be obeyed, where the orchestrator can be told which task it was."""
+    log.error("assignment rejected: %s", error, extra=fields(task_id=error.task_id or "unusable"))
+    if error.task_id is None:
+        return False
+    now = parts.clock.wall_s()
+    end = said_as(error.reason, error)
+    report = final_report(error.task_id, end, now)
+    if not await parts.journal.reject(error.task_id, end, report, identity, now):
+        await _answer_redelivery(parts, error.task_id)
+        return False
+    task = await parts.journal.task(error.task_id)
+    if task is not None:
+        begin(task)
+    return True
+
+
+async def _answer_redelivery(parts: Parts, task_id: str) -> None:
+    """Leave a task in hand alone; tell the end of a finished one again."""
+    task = await parts.journal.task(task_id)
+    if task is None or task.end_reason is None or task.state is not TaskState.CLOSED:
+        log.debug("task is offered again; it is in hand", extra=fields(task_id=task_id))
+        return
+    log.info("task is offered again; its end is reported again", extra=fields(task_id=task_id))
+    now = parts.clock.wall_s()
+    end = task.end
+    if end is not None and await parts.journal.report_again(
+        task_id, final_report(task_id, end, now), now
+    ):
+        parts.outbox.notify()
+
+
+async def _is_fit(parts: Parts) -> bool:
+    """Say whether new work may be taken on, and note as a trouble what forbids it."""
+    settings = parts.settings
+    for folder in (settings.victoria_home, settings.state_dir):
+        name = f"disk/{folder}"
+        try:
+            free = await anyio.to_thread.run_sync(free_disk, folder)
+        except OSError as error:
+            parts.workload.set_trouble(name, f"cannot use {folder}: {error.strerror}")
+            return False
+        if free < settings.min_free_disk:
+            parts.workload.set_trouble(
+                name,
+                f"no new task is taken: {folder} has {free >> 20} MiB free and "
+                f"{settings.min_free_disk >> 20} MiB are to stay free; free some space there or "
+                "lower --min-free-disk",
+            )
+            return False
+        parts.workload.clear_trouble(name)
+    if "engine" in parts.workload.troubles:
+        try:
+            await parts.engine.facts()
+        except EngineError:
+            return False
+        parts.workload.clear_trouble("engine")
+    return True

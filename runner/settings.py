@@ -1,0 +1,327 @@
+"""What the operator asked for, checked once and frozen."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import SplitResult, urlsplit
+
+from runner.errors import ConfigurationError
+
+DEFAULT_IMAGE = "ghcr.io/elcanotek/victoria-terminal:latest"
+DEFAULT_VICTORIA_HOME = "~/Victoria"
+DEFAULT_POLL_INTERVAL_S = 30.0
+DEFAULT_HEARTBEAT_INTERVAL_S = 15.0
+DEFAULT_MIN_FREE_DISK = 1 << 30
+
+_ENV_NAME = re.compile(r"[^\s=#][^\s=]*")
+_SIZE = re.compile(r"(\d+)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
+_PRINTABLE_ENOUGH = re.compile(r"[^\x00-\x1f\x7f]*")
+_HEADER_SAFE = re.compile(r"[\x21-\x7e]+")
+
+
+class Secret:
+    """A text that shows itself to nobody unless `reveal` is called."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        """Give the text itself."""
+        return self._text
+
+    def __bool__(self) -> bool:
+        return bool(self._text)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and other._text == self._text
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+    def __repr__(self) -> str:
+        return "Secret(***)" if self._text else "Secret()"
+
+    __str__ = __repr__
+
+
+class PullPolicy(str, Enum):
+    """When the image is fetched before a task, in the engines' own words."""
+
+    NEWER = "newer"
+    """Ask the registry each time; go on with the image at hand when it does not answer."""
+    MISSING = "missing"
+    """Fetch only what is not on this host."""
+    ALWAYS = "always"
+    """Fetch each time; without an answer the task does not start."""
+    NEVER = "never"
+    """Use only what is on this host."""
+
+
+class Limits(NamedTuple):
+    """What a task's container may use; None leaves it to the engine."""
+
+    memory: str | None = None
+    """As the engine's `--memory` takes it: a number with b, k, m or g."""
+    cpus: str | None = None
+    """As the engine's `--cpus` takes it: a number of cores, with a fraction if wanted."""
+    gpus: str | None = None
+    """`all`, or the devices' indices with commas between them."""
+
+
+UNLIMITED = Limits()
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that a run of the runner depends on; see the command line for the meanings.
+
+    Intervals are in seconds, sizes in bytes.
+    """
+
+    orchestrator_url: str
+    name: str
+    victoria_home: Path
+    state_dir: Path
+    registration_token: Secret = field(default_factory=lambda: Secret(""))
+    poll_interval_s: float = DEFAULT_POLL_INTERVAL_S
+    heartbeat_interval_s: float = DEFAULT_HEARTBEAT_INTERVAL_S
+    container_image: str = DEFAULT_IMAGE
+    env_file: Path | None = None
+    container_runtime: str = "auto"
+    max_tasks: int = 1
+    tags: Mapping[str, str] = field(default_factory=dict)
+    capabilities: tuple[str, ...] = ()
+    pull: PullPolicy = PullPolicy.NEWER
+    limits: Limits = UNLIMITED
+    run_args: tuple[str, ...] = ()
+    ca_file: Path | None = None
+    min_free_disk: int = DEFAULT_MIN_FREE_DISK
+    allow_images: tuple[str, ...] = ()
+    once: bool = False
+
+
+def check_orchestrator_url(url: str, *, allow_http: bool) -> str:
+    """Give the URL without a trailing slash, or say what is wrong with it.
+
+    Raises:
+        ConfigurationError: it is no https URL, or it is http to another host and that was not
+            allowed, or it carries a user name, a query or a fragment.
+    """
+    # These two come first: what they refuse may be a secret, and is not shown.
+    if "@" in url:
+        raise ConfigurationError(
+            "cannot use --orchestrator-url with a user name or password in it: "
+            "use --registration-token-file"
+        )
+    if "?" in url or "#" in url:
+        raise ConfigurationError(
+            f"cannot use --orchestrator-url {re.split('[?#]', url)[0]!r}…: "
+            "leave out what follows ? or #"
+        )
+    try:
+        parts = urlsplit(url)
+        port_is_valid = parts.port is None or parts.port > 0
+    except ValueError:
+        port_is_valid = False
+    if not port_is_valid or not parts.hostname or not _HEADER_SAFE.fullmatch(url):
+        raise ConfigurationError(
+            f"cannot use --orchestrator-url {url!r}: give it as https://HOST[:PORT]"
+        )
+    if parts.scheme not in {"http", "https"}:
+        raise ConfigurationError(
+            f"cannot use --orchestrator-url {url!r}: it must begin with https://"
+        )
+    if parts.scheme == "http" and not allow_http and not _is_loopback(parts):
+        raise ConfigurationError(
+            f"cannot use --orchestrator-url {url!r}: plain http would show the keys to the "
+            "network; use https, or say --allow-http"
+        )
+    return url.rstrip("/")
+
+
+def _is_loopback(parts: SplitResult) -> bool:
+    host = parts.hostname or ""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def check_name(name: str) -> str:
+    """Give the node's name, or say why it cannot be one.
+
+    Raises:
+        ConfigurationError: it is empty, longer than 255 characters or has control characters.
+    """
+    if not name.strip() or len(name) > 255 or not _PRINTABLE_ENOUGH.fullmatch(name):  # noqa: PLR2004 - the length is said in the sentence
+        raise ConfigurationError(
+            f"cannot use --name {name[:60]!r}: give 1 to 255 characters without line breaks"
+        )
+    return name
+
+
+def check_tags(pairs: tuple[str, ...]) -> dict[str, str]:
+    """Give the tags as a mapping.
+
+    Raises:
+        ConfigurationError: one is not KEY=VALUE, or a key is given twice.
+    """
+    tags: dict[str, str] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key.strip() or not _PRINTABLE_ENOUGH.fullmatch(pair):
+            raise ConfigurationError(f"cannot use --tag {pair!r}: give it as KEY=VALUE")
+        if key in tags:
+            raise ConfigurationError(f"cannot use --tag {pair!r}: the key {key!r} is given twice")
+        tags[key] = text
+    return tags
+
+
+def check_token(text: str, source: str) -> Secret:
+    """Give the registration token without the white space around it.
+
+    Raises:
+        ConfigurationError: it is empty or has characters that no HTTP header can carry. The
+            sentence names the source, never the token.
+    """
+    token = text.strip()
+    if not token:
+        raise ConfigurationError(f"cannot use the registration token from {source}: it is empty")
+    if not _HEADER_SAFE.fullmatch(token):
+        raise ConfigurationError(
+            f"cannot use the registration token from {source}: it has blanks, line breaks or "
+            "non-ASCII characters inside"
+        )
+    return Secret(token)
+
+
+def read_token_file(path: Path) -> Secret:
+    """Read the registration token from a file.
+
+    Raises:
+        ConfigurationError: the file cannot be read, or does not hold one token.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(
+            f"cannot read --registration-token-file {path}: {_reason(error)}"
+        ) from error
+    return check_token(text, str(path))
+
+
+def check_env_file(path: Path) -> Path:
+    """Give the path of a file that both engines read alike: NAME=VALUE lines, # for comments.
+
+    Raises:
+        ConfigurationError: it cannot be read, or a line of it is something else. The sentence has
+            the line's number and not its text, which may be a secret.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"cannot read --env-file {path}: {_reason(error)}") from error
+    if "\x00" in text:
+        raise ConfigurationError(f"cannot use --env-file {path}: it has a NUL character in it")
+    for number, line in enumerate(text.split("\n"), start=1):
+        stripped = line.strip()
+        if not stripped or stripped.startswith("#"):
+            continue
+        name, equals, _ = stripped.partition("=")
+        if not equals or not _ENV_NAME.fullmatch(name) or "\r" in stripped:
+            raise ConfigurationError(
+                f"cannot use --env-file {path}: line {number} is not NAME=VALUE"
+            )
+    return path.resolve()
+
+
+def check_readable(path: Path, option: str) -> Path:
+    """Give the absolute path of a file that can be opened.
+
+    Raises:
+        ConfigurationError: it cannot be opened for reading.
+    """
+    try:
+        with path.open("rb"):
+            return path.resolve()
+    except OSError as error:
+        raise ConfigurationError(f"cannot read {option} {path}: {_reason(error)}") from error
+
+
+def check_image(image: str, allowed: tuple[str, ...]) -> str:
+    """Give the image's name when local policy allows it.
+
+    Raises:
+        ConfigurationError: it is no image name, or no --allow-image pattern matches it.
+    """
+    if not image or image.startswith("-") or not _HEADER_SAFE.fullmatch(image):
+        raise ConfigurationError(f"cannot use --container-image {image!r}: it is no image name")
+    if allowed and not any(fnmatchcase(image, pattern) for pattern in allowed):
+        raise ConfigurationError(
+            f"cannot use --container-image {image}: no --allow-image pattern matches it"
+        )
+    return image
+
+
+def parse_size(text: str) -> int:
+    """Read a number of bytes such as 500M or 2GiB; the units are powers of 1024.
+
+    Raises:
+        ValueError: it is no such number.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is no size: give a number with K, M, G or T, such as 2G")
+    power = " kmgt".index(match[2].lower() or " ")
+    return int(match[1]) << (10 * power)
+
+
+def make_folder(path: Path, option: str) -> Path:
+    """Make a folder that only we may enter, if it is not there, and see that we can write in it.
+
+    Raises:
+        ConfigurationError: it cannot be made or written in.
+    """
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(f"cannot make {option} {path}: {_reason(error)}") from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise ConfigurationError(
+            f"cannot write in {option} {path}: it belongs to another user; "
+            "choose another folder or run as its owner"
+        )
+    return path.resolve()
+
+
+def default_name() -> str:
+    """Give the host's name, which is the node's name unless another is given."""
+    return socket.gethostname()
+
+
+def default_state_dir() -> Path:
+    """Give systemd's state folder for the unit, else the user's own by the XDG rules."""
+    from_systemd = os.environ.get("STATE_DIRECTORY", "").split(":")[0]
+    if from_systemd:
+        return Path(from_systemd)
+    base = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    return Path(base).expanduser() / "victoria-runner"
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else str(error)

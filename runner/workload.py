@@ -1,0 +1,105 @@
+"""What the runner has in hand, and what troubles it: read by the loops, changed by the tasks."""
+
+from __future__ import annotations
+
+import logging
+from typing import Protocol
+
+import anyio
+
+from runner.log import fields
+
+log = logging.getLogger(__name__)
+
+
+class Changes:
+    """A counter that can be waited on: no change is missed between looking and waiting."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._next = anyio.Event()
+
+    def notify(self) -> None:
+        """Count a change and wake whoever waits for one."""
+        self.count += 1
+        self._next.set()
+        self._next = anyio.Event()
+
+    async def after(self, count: int) -> None:
+        """Return as soon as more than `count` changes have been counted."""
+        while self.count <= count:
+            await self._next.wait()
+
+
+class Cancellable(Protocol):
+    """A task in hand, as far as the workload knows it."""
+
+    def cancel(self, who: str) -> None:
+        """Have it stopped; `who` is named in its final message."""
+
+
+class Workload:
+    """The tasks that occupy a slot, and the troubles that keep new ones away."""
+
+    def __init__(self, max_tasks: int) -> None:
+        self.changes = Changes()
+        self._max_tasks = max_tasks
+        self._tasks: dict[str, Cancellable] = {}
+        self._troubles: dict[str, str] = {}
+
+    @property
+    def task_ids(self) -> tuple[str, ...]:
+        """Give the ids of the tasks in hand, oldest first."""
+        return tuple(self._tasks)
+
+    @property
+    def status(self) -> str:
+        """Give the word for a heartbeat: idle, busy or error."""
+        if self._troubles:
+            return "error"
+        return "busy" if self._tasks else "idle"
+
+    @property
+    def troubles(self) -> dict[str, str]:
+        """Give what is wrong: a sentence by the name of each trouble."""
+        return dict(self._troubles)
+
+    def add(self, task_id: str, task: Cancellable) -> None:
+        """Give a task a slot."""
+        self._tasks[task_id] = task
+        self.changes.notify()
+
+    def release(self, task_id: str) -> None:
+        """Free the task's slot; it may have been freed before."""
+        if self._tasks.pop(task_id, None) is not None:
+            self.changes.notify()
+
+    def cancel(self, task_id: str, who: str) -> None:
+        """Have a task stopped, if it is in hand."""
+        task = self._tasks.get(task_id)
+        if task is not None:
+            task.cancel(who)
+
+    def set_trouble(self, name: str, sentence: str) -> None:
+        """Note what is wrong and log it, once until it changes."""
+        before = self._troubles.get(name)
+        self._troubles[name] = sentence
+        if before is None:
+            log.error(sentence)
+            self.changes.notify()
+
+    def clear_trouble(self, name: str) -> None:
+        """Note that it is over."""
+        if self._troubles.pop(name, None) is not None:
+            log.info("trouble is over", extra=fields(trouble=name))
+            self.changes.notify()
+
+    async def wait_for_room(self) -> None:
+        """Return as soon as a slot is free."""
+        while len(self._tasks) >= self._max_tasks:
+            await self.changes.after(self.changes.count)
+
+    async def wait_until_empty(self) -> None:
+        """Return as soon as no task is in hand."""
+        while self._tasks:
+            await self.changes.after(self.changes.count)
