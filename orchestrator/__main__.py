@@ -1,0 +1,131 @@
+"""The command line: `python -m orchestrator --host 127.0.0.1 --port 8000 --data-dir DIR`."""
+
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+import click
+
+from orchestrator import __version__
+from orchestrator.app import create_app
+from orchestrator.credentials import Credentials, load_credentials
+from orchestrator.errors import ConfigurationError
+from orchestrator.server import Server, bind
+from orchestrator.settings import DEFAULT_MAX_UPLOAD_BYTES, Settings
+
+_BAD_CONFIGURATION = 78
+_SECONDS = click.FloatRange(min=0, min_open=True)
+
+
+@click.command(
+    context_settings={
+        "auto_envvar_prefix": "VICTORIA_ORCHESTRATOR",
+        "show_default": True,
+        "max_content_width": 100,
+    }
+)
+@click.option("--host", default="127.0.0.1", help="Address to listen on.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8000, help="Port; 0 takes a free one."
+)
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    default="orchestrator-data",
+    help="Folder for the database, files and secrets; made if it is missing.",
+)
+@click.option(
+    "--public-url", help="URL of this server as containers reach it. Default: as the node asked."
+)
+@click.option(
+    "--heartbeat-timeout", type=_SECONDS, default=90, help="Seconds until a silent node is offline."
+)
+@click.option(
+    "--redelivery-after",
+    type=click.FloatRange(min=0),
+    default=5,
+    help="Seconds until an unreported assignment is offered again.",
+)
+@click.option(
+    "--max-upload-bytes",
+    type=click.IntRange(min=1),
+    default=DEFAULT_MAX_UPLOAD_BYTES,
+    help="Largest file that is taken.",
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"], case_sensitive=False),
+    default="info",
+    help="What is logged, to standard error.",
+)
+@click.version_option(__version__, prog_name="orchestrator")
+def main(  # noqa: PLR0913 - click hands every option over as an argument
+    *,
+    host: str,
+    port: int,
+    data_dir: Path,
+    public_url: str | None,
+    heartbeat_timeout: float,
+    redelivery_after: float,
+    max_upload_bytes: int,
+    log_level: str,
+) -> None:
+    """Serve the reference orchestrator.
+
+    The registration token and the admin key come from REGISTRATION_TOKEN and ADMIN_API_KEY. Those
+    not set are made on first start, kept in the data folder and shown once. An empty
+    REGISTRATION_TOKEN disables registration.
+    """
+    logging.basicConfig(
+        level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
+    )
+    # Whatever the server writes is its owner's alone.
+    os.umask(0o077)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # Before uvicorn listens for signals; and after, when it raises the one that it got again.
+        signal.signal(number, lambda *_: sys.exit(0))
+    try:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        credentials = load_credentials(data_dir, os.environ)
+        _show_once(credentials)
+        settings = Settings(
+            data_dir=data_dir,
+            admin_key=credentials.admin_key,
+            registration_token=credentials.registration_token,
+            heartbeat_timeout_s=heartbeat_timeout,
+            redelivery_after_s=redelivery_after,
+            max_upload_bytes=max_upload_bytes,
+            public_url=public_url,
+        )
+        listener = bind(host, port)
+        server = Server(create_app(settings), listener, _say_where)
+    except OSError as error:
+        _refuse(f"cannot use data folder {data_dir}: {error.strerror}")
+    except ConfigurationError as error:
+        _refuse(str(error))
+    server.serve_until_stopped()
+
+
+def _refuse(sentence: str) -> None:
+    click.echo(f"Error: {sentence}", err=True)
+    sys.exit(_BAD_CONFIGURATION)
+
+
+def _show_once(credentials: Credentials) -> None:
+    values = {
+        "REGISTRATION_TOKEN": credentials.registration_token,
+        "ADMIN_API_KEY": credentials.admin_key,
+    }
+    for variable in credentials.made:
+        click.echo(f"{variable}={values[variable]}")
+
+
+def _say_where(url: str) -> None:
+    click.echo(f"listening on {url}")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m orchestrator")

@@ -1,0 +1,145 @@
+"""Nodes: registration, heartbeat, and the admin's view of them."""
+
+import uuid
+from datetime import datetime, timedelta
+from typing import Annotated
+
+from fastapi import APIRouter, Body
+from sqlalchemy import or_, select
+from sqlalchemy.orm import Session
+from starlette.concurrency import run_in_threadpool
+
+from orchestrator.auth import (
+    ADMIN_REQUIRED,
+    REGISTRATION_TOKEN_REQUIRED,
+    NodeParam,
+    key_hash,
+    new_secret,
+)
+from orchestrator.clock import utc_now
+from orchestrator.errors import NotAllowed, NotFound, Unauthenticated
+from orchestrator.problems import problems
+from orchestrator.schema import Node, Task
+from orchestrator.services import Services, ServicesParam
+from orchestrator.states import NodeStatus, TaskStatus
+from orchestrator.tasks import give_up_tasks_of
+from orchestrator.wire import (
+    Heartbeat,
+    HeartbeatAnswer,
+    NodeRemoved,
+    NodeView,
+    RegisteredNode,
+    Registration,
+)
+
+_UNCONFIRMED_CANCEL_FOR = timedelta(days=1)
+"""How long a cancelled task is told to a node that neither holds nor confirms it."""
+
+router = APIRouter(tags=["nodes"])
+
+
+@router.post(
+    "/register", dependencies=[REGISTRATION_TOKEN_REQUIRED], responses=problems(401, 422, 503)
+)
+def register(services: ServicesParam, registration: Registration) -> RegisteredNode:
+    """Register a node and show it its key, this once. The same name again is another node."""
+    now = utc_now()
+    api_key = new_secret()
+    node = Node(
+        id=str(uuid.uuid4()),
+        api_key_hash=key_hash(api_key),
+        hostname=registration.hostname,
+        name=(registration.name or "").strip() or registration.hostname,
+        os_type=registration.os_type,
+        capabilities=registration.capabilities,
+        tags=registration.tags,
+        status=NodeStatus.IDLE,
+        last_heartbeat=now,
+        held_task_ids=[],
+        registered_at=now,
+    )
+    with services.database.writing() as session:
+        session.add(node)
+    view = NodeView.model_validate(node)
+    return RegisteredNode(**view.model_dump(), api_key=api_key)
+
+
+@router.post("/nodes/heartbeat", responses=problems(401, 403, 422))
+def record_heartbeat(
+    services: ServicesParam, caller: NodeParam, heartbeat: Annotated[Heartbeat, Body()]
+) -> HeartbeatAnswer:
+    """Record a node's sign of life and tell it which tasks to stop."""
+    if heartbeat.node_id != caller.id:
+        raise NotAllowed("node_id is not the node of this key")
+    now = utc_now()
+    with services.database.writing() as session:
+        node = session.get(Node, caller.id)
+        if node is None:
+            raise Unauthenticated("the node is no longer registered")
+        node.status = heartbeat.status
+        node.current_task_id = heartbeat.current_task_id
+        node.held_task_ids = heartbeat.held_task_ids
+        node.last_heartbeat = now
+        cancelled = _cancelled_task_ids(session, node, now)
+        view = NodeView.model_validate(node)
+    return HeartbeatAnswer(**view.model_dump(), cancelled_task_ids=cancelled)
+
+
+@router.get("/nodes", dependencies=[ADMIN_REQUIRED], responses=problems(401, 403))
+def list_nodes(services: ServicesParam) -> list[NodeView]:
+    """List every registered node, the oldest first."""
+    now = utc_now()
+    with services.database.reading() as session:
+        nodes = session.scalars(select(Node).order_by(Node.registered_at, Node.id)).all()
+        return [_view(services, node, now) for node in nodes]
+
+
+@router.get("/nodes/{node_id}", dependencies=[ADMIN_REQUIRED], responses=problems(401, 403, 404))
+def get_node(services: ServicesParam, node_id: str) -> NodeView:
+    """Show one node."""
+    with services.database.reading() as session:
+        return _view(services, _require(session, node_id), utc_now())
+
+
+@router.delete("/nodes/{node_id}", dependencies=[ADMIN_REQUIRED], responses=problems(401, 403, 404))
+async def remove_node(services: ServicesParam, node_id: str) -> NodeRemoved:
+    """Forget a node: its key ends, what it has not started goes back, what it runs is lost."""
+    await run_in_threadpool(_remove, services, node_id)
+    services.waiters.wake_all()
+    return NodeRemoved(node_id=node_id)
+
+
+def _remove(services: Services, node_id: str) -> None:
+    with services.database.writing() as session:
+        node = _require(session, node_id)
+        give_up_tasks_of(session, node.id, utc_now())
+        session.delete(node)
+
+
+def _require(session: Session, node_id: str) -> Node:
+    node = session.get(Node, node_id)
+    if node is None:
+        raise NotFound("there is no such node")
+    return node
+
+
+def _view(services: Services, node: Node, now: datetime) -> NodeView:
+    view = NodeView.model_validate(node)
+    if node.last_heartbeat >= now - timedelta(seconds=services.settings.heartbeat_timeout_s):
+        return view
+    return view.model_copy(update={"status": NodeStatus.OFFLINE})
+
+
+def _cancelled_task_ids(session: Session, node: Node, now: datetime) -> list[str]:
+    unconfirmed = Task.node_ended_at.is_(None) & (Task.completed_at > now - _UNCONFIRMED_CANCEL_FOR)
+    return list(
+        session.scalars(
+            select(Task.id)
+            .where(
+                Task.assigned_node_id == node.id,
+                Task.status == TaskStatus.CANCELLED,
+                or_(unconfirmed, Task.id.in_(node.held_task_ids)),
+            )
+            .order_by(Task.number)
+        )
+    )

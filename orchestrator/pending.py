@@ -1,0 +1,79 @@
+"""Asking for work; `Prefer: wait=N` (RFC 7240) holds the request until work comes."""
+
+import re
+import time
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Request, Response
+from starlette.concurrency import run_in_threadpool
+
+from orchestrator.auth import NodeParam
+from orchestrator.claims import claim_next
+from orchestrator.problems import problems
+from orchestrator.schema import Task
+from orchestrator.services import Services, ServicesParam
+from orchestrator.targeting import NodeIdentity
+from orchestrator.wire import Assignment
+
+_LONGEST_WAIT_S = 60
+_WAIT = re.compile(r'\s*wait\s*=\s*"?([0-9]{1,9})"?\s*', re.IGNORECASE)
+
+router = APIRouter(tags=["tasks"])
+
+
+@router.get("/tasks/pending", responses=problems(401, 403))
+async def next_task(
+    services: ServicesParam,
+    node: NodeParam,
+    request: Request,
+    response: Response,
+    prefer: Annotated[list[str] | None, Header()] = None,
+) -> Assignment | None:
+    """Give the node its next assignment, or null; wait for one as long as the node prefers."""
+    wait_s = preferred_wait_s(prefer or [])
+    if wait_s:
+        response.headers["Preference-Applied"] = f"wait={wait_s}"
+    task = await _claim_within(services, node, request, wait_s)
+    return None if task is None else _assignment(services, request, task)
+
+
+def preferred_wait_s(preferences: list[str]) -> int:
+    """Read the first `wait` out of Prefer headers; what cannot be read counts for nothing."""
+    for preference in ",".join(preferences).split(","):
+        found = _WAIT.fullmatch(preference.partition(";")[0])
+        if found:
+            return min(int(found[1]), _LONGEST_WAIT_S)
+    return 0
+
+
+async def _claim_within(
+    services: Services, node: NodeIdentity, request: Request, wait_s: int
+) -> Task | None:
+    deadline = time.monotonic() + wait_s
+    with services.waiters.waiting(node) as bell:
+        # Whoever has hung up takes no task; if they do so after this, redelivery makes it good.
+        while not services.waiters.closed and not await request.is_disconnected():
+            heard = list(bell.calls)
+            claim = await run_in_threadpool(
+                claim_next, services.database, services.settings, node.id
+            )
+            if claim.put_back:
+                services.waiters.wake_all()
+            bell.settle(heard, None if claim.task is None else claim.task.id)
+            left_s = deadline - time.monotonic()
+            if claim.task is not None or left_s <= 0:
+                return claim.task
+            await bell.wait(min(left_s, claim.look_again_s))
+    return None
+
+
+def _assignment(services: Services, request: Request, task: Task) -> Assignment:
+    url = services.settings.public_url or str(request.base_url)
+    return Assignment(
+        task_id=task.id,
+        prompt=task.prompt,
+        orchestrator_url=url.rstrip("/"),
+        timeout_seconds=task.timeout_seconds,
+        files=task.files,
+        file_checksums=[link.file.checksum for link in task.file_links],
+    )

@@ -1,0 +1,35 @@
+"""What a call's handler reaches for, handed to it by FastAPI."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, FastAPI, Request
+
+from orchestrator.database import Database
+from orchestrator.settings import Settings
+from orchestrator.waiters import Waiters
+
+
+@dataclass(frozen=True)
+class Services:
+    """The parts of one running server."""
+
+    settings: Settings
+    database: Database
+    waiters: Waiters
+
+
+def services_of(app: FastAPI) -> Services:
+    """Give the parts that `create_app` put into an application."""
+    services = app.state.services
+    if not isinstance(services, Services):
+        raise TypeError("the application was not made by create_app")
+    return services
+
+
+async def _of_request(request: Request) -> Services:
+    return services_of(request.app)
+
+
+ServicesParam = Annotated[Services, Depends(_of_request)]
+"""A handler's parameter that receives the services."""

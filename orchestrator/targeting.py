@@ -1,0 +1,40 @@
+"""Whether a task is meant for a node: every condition that the task gives must hold."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+
+@dataclass(frozen=True)
+class Target:
+    """Whom a task is for; a condition that is None does not restrict."""
+
+    node_id: str | None = None
+    node_name: str | None = None
+    tags: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class NodeIdentity:
+    """What targeting looks at in a node; fixed when the node registers."""
+
+    id: str
+    name: str
+    tags: Mapping[str, str]
+
+
+def matches(target: Target, node: NodeIdentity) -> bool:
+    """Say whether a task with this target may go to this node."""
+    if target.node_id is not None and target.node_id != node.id:
+        return False
+    if target.node_name is not None and not name_matches(target.node_name, node.name):
+        return False
+    return all(node.tags.get(key) == wanted for key, wanted in (target.tags or {}).items())
+
+
+def name_matches(pattern: str, name: str) -> bool:
+    """Match the whole name, case and all; `*` stands for any run of characters, nothing else does.
+
+    fnmatch also gives `?` and `[` a meaning. They are neutralised: a node name may hold them.
+    """
+    return fnmatchcase(name, pattern.replace("[", "[[]").replace("?", "[?]"))

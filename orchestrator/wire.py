@@ -1,0 +1,248 @@
+"""The bodies that go over the wire, field by field; what does not fit is refused with 422."""
+
+import json
+from datetime import datetime, timezone
+from typing import Annotated, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
+
+from orchestrator.states import NodeStatus, TaskStatus
+
+DEFAULT_TIMEOUT_S = 3600
+_MAX_INT = 2**31 - 1
+"""The largest number that an integer column holds."""
+
+NonBlank = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+ShortText = Annotated[str, StringConstraints(max_length=255)]
+
+
+def _in_utc(moment: datetime) -> datetime:
+    if moment.tzinfo is None:
+        return moment.replace(tzinfo=timezone.utc)
+    try:
+        return moment.astimezone(timezone.utc)
+    except OverflowError:
+        raise ValueError("the time is out of range") from None
+
+
+Moment = Annotated[datetime, AfterValidator(_in_utc)]
+"""A time; one without a zone is taken as UTC."""
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class _View(BaseModel):
+    model_config = ConfigDict(frozen=True, from_attributes=True)
+
+
+class _AboutTask(_Request):
+    """Names its task as `job_id`, as `task_id`, or as both."""
+
+    job_id: NonBlank | None = None
+    task_id: NonBlank | None = None
+
+    @model_validator(mode="after")
+    def _name_one_task(self) -> "_AboutTask":
+        if self.job_id is None and self.task_id is None:
+            raise ValueError("job_id or task_id is missing")
+        if self.job_id and self.task_id and self.job_id != self.task_id:
+            raise ValueError("job_id and task_id differ")
+        return self
+
+    @property
+    def about(self) -> str:
+        """The id of the task that the body is about."""
+        return self.job_id or self.task_id or ""
+
+
+class Registration(_Request):
+    """What a node says of itself once."""
+
+    hostname: Annotated[NonBlank, StringConstraints(max_length=255)]
+    os_type: Annotated[NonBlank, StringConstraints(max_length=255)]
+    name: ShortText | None = None
+    capabilities: list[ShortText] = []
+    tags: dict[ShortText, ShortText] = {}
+
+
+class Heartbeat(_Request):
+    """A node's sign of life; `task_ids` is for nodes that run several tasks at once."""
+
+    node_id: NonBlank
+    status: NodeStatus
+    current_task_id: ShortText | None = None
+    task_ids: list[ShortText] | None = None
+
+    @property
+    def held_task_ids(self) -> list[str]:
+        """Every task that the node says it has in hand."""
+        current = [self.current_task_id] if self.current_task_id else []
+        return list(dict.fromkeys([*current, *(self.task_ids or [])]))
+
+
+class NodeView(_View):
+    """A node as others see it."""
+
+    id: str
+    hostname: str
+    name: str
+    os_type: str
+    status: NodeStatus
+    last_heartbeat: datetime
+    current_task_id: str | None
+    registered_at: datetime
+    capabilities: list[str]
+    tags: dict[str, str]
+
+
+class RegisteredNode(NodeView):
+    """The answer to a registration: the only time that the key is shown."""
+
+    api_key: str
+
+
+class HeartbeatAnswer(NodeView):
+    """The node, and the tasks that it is to stop."""
+
+    cancelled_task_ids: list[str]
+
+
+class NodeRemoved(BaseModel):
+    """The answer to a node's removal."""
+
+    status: Literal["deleted"] = "deleted"
+    node_id: str
+
+
+class NewTask(_Request):
+    """A task to be created. A target that is null does not restrict."""
+
+    prompt: Annotated[str, StringConstraints(pattern=r"\S")]
+    target_node_id: ShortText | None = None
+    target_node_name: ShortText | None = None
+    target_tags: dict[ShortText, ShortText] | None = None
+    priority: Annotated[int, Field(ge=-_MAX_INT, le=_MAX_INT)] = 0
+    timeout_seconds: Annotated[
+        int,
+        Field(ge=1, le=_MAX_INT),
+        BeforeValidator(lambda value: DEFAULT_TIMEOUT_S if value is None else value),
+    ] = DEFAULT_TIMEOUT_S
+    scheduled_for: Moment | None = None
+    recurrence: str | None = None
+    files: list[str] | None = None
+
+    @field_validator("recurrence")
+    @classmethod
+    def _refuse_recurrence(cls, recurrence: str | None) -> str | None:
+        if recurrence:
+            raise ValueError("this server cannot repeat tasks yet")
+        return None
+
+    @field_validator("files")
+    @classmethod
+    def _refuse_repeats(cls, files: list[str] | None) -> list[str] | None:
+        if files and len(set(files)) != len(files):
+            raise ValueError("a file is named twice")
+        return files
+
+
+class HistoryEntry(_View):
+    """One step in a task's life."""
+
+    status: TaskStatus
+    message: str | None
+    progress: float | None
+    timestamp: datetime
+
+
+class TaskView(_View):
+    """A task as the admin sees it."""
+
+    id: str
+    prompt: str
+    target_node_id: str | None
+    target_node_name: str | None
+    target_tags: dict[str, str] | None
+    priority: int
+    timeout_seconds: int
+    status: TaskStatus
+    assigned_node_id: str | None
+    crush_session_id: str | None
+    created_at: datetime
+    started_at: datetime | None
+    completed_at: datetime | None
+    result: str | None
+    error_message: str | None
+    scheduled_for: datetime | None
+    recurrence: str | None
+    created_by: str
+    files: list[str]
+
+
+class TaskDetail(TaskView):
+    """One task, with every step that it took."""
+
+    history: list[HistoryEntry]
+
+
+class Assignment(BaseModel):
+    """A task on its way to its node."""
+
+    task_id: str
+    prompt: str
+    orchestrator_url: str
+    timeout_seconds: int
+    files: list[str]
+    file_checksums: list[str]
+
+
+class Report(_AboutTask):
+    """What a node says of a task that it holds."""
+
+    status: Literal[TaskStatus.RUNNING, TaskStatus.ANALYZING, TaskStatus.SUCCESS, TaskStatus.ERROR]
+    message: str | None = None
+    progress: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] | None = None
+    crush_session_id: str | None = None
+    timestamp: Moment | None = None
+
+
+class ReportAnswer(BaseModel):
+    """Where the task stands now, whatever the report said."""
+
+    task_id: str
+    job_id: str
+    status: TaskStatus
+
+
+class LogSubmission(_AboutTask):
+    """A session of the agent that worked on a task. Its fields are kept as they come."""
+
+    session: dict[str, JsonValue]
+
+    @field_validator("session")
+    @classmethod
+    def _refuse_what_is_no_json(cls, session: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        # Python's parser lets NaN and half characters in that nothing could send out again.
+        json.dumps(session, allow_nan=False, ensure_ascii=False).encode()
+        return session
+
+
+class UploadedFile(_View):
+    """A file that a task may name by its `filename`."""
+
+    filename: str
+    original_name: str
+    checksum: str
+    size: int

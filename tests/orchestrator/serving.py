@@ -1,0 +1,245 @@
+"""A real orchestrator on a real socket, in a thread of the test's process.
+
+    with RunningOrchestrator(tmp_path / "orchestrator") as orchestrator:
+        task = orchestrator.create_task(prompt="do it")
+
+It can be stopped and started again on the same port with the same data, to play an outage.
+"""
+
+import hashlib
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import httpx
+from fastapi import FastAPI
+from typing_extensions import Self
+
+from orchestrator.app import create_app
+from orchestrator.server import Server, bind, url_of
+from orchestrator.settings import Settings
+
+REGISTRATION_TOKEN = "the-registration-token"  # noqa: S105 - opens nothing but test servers
+ADMIN_KEY = "the-admin-key"
+DEADLINE_S = 20
+"""How long anything that must happen may take, on the slowest machine."""
+
+_NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+# Made once: httpx would load the system's certificates anew for every client.
+
+Json = dict[str, Any]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class RegisteredNode:
+    """A node that a test plays itself."""
+
+    id: str
+    name: str
+    api_key: str
+    http: httpx.Client
+    """Calls the orchestrator with the node's key."""
+
+    def poll(self, wait_s: int | None = None) -> Json | None:
+        """Ask for work; give the assignment, if any."""
+        headers = {} if wait_s is None else {"Prefer": f"wait={wait_s}"}
+        return ok(self.http.get("/tasks/pending", headers=headers)) or None
+
+    def report(self, task_id: str, status: str, **fields: object) -> Json:
+        """Report a task's status; give the answer."""
+        body = {"task_id": task_id, "job_id": task_id, "status": status, **fields}
+        return ok(self.http.post("/status", json=body))
+
+    def beat(self, status: str = "idle", **fields: object) -> Json:
+        """Send a heartbeat; give the answer."""
+        body = {"node_id": self.id, "status": status, **fields}
+        return ok(self.http.post("/nodes/heartbeat", json=body))
+
+
+class RunningOrchestrator:
+    """One server, listening from `start` to `stop`; a context manager does both."""
+
+    def __init__(
+        self,
+        data_dir: Path,
+        *,
+        registration_token: str | None = REGISTRATION_TOKEN,
+        admin_key: str = ADMIN_KEY,
+        **settings: Any,  # noqa: ANN401 - whatever else Settings takes
+    ) -> None:
+        """Prepare a server on a free port of loopback; `settings` are fields of Settings."""
+        data_dir.mkdir(parents=True, exist_ok=True)
+        self.settings = Settings(
+            data_dir=data_dir,
+            registration_token=registration_token,
+            admin_key=admin_key,
+            **settings,
+        )
+        self.registration_token = registration_token
+        self.admin_key = admin_key
+        self.url = ""
+        """Where it listens; stays the same over a stop and a start."""
+        self._port = 0
+        self._server: Server | None = None
+        self._thread: threading.Thread | None = None
+        self._clients: list[httpx.Client] = []
+
+    def __enter__(self) -> Self:
+        """Start."""
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close what tests have opened, and stop."""
+        for client in self._clients:
+            client.close()
+        self.stop()
+
+    def start(self) -> None:
+        """Listen, on the port of the last time if there was one."""
+        listener = bind("127.0.0.1", self._port)
+        self._port = listener.getsockname()[1]
+        self.url = url_of(listener)
+        listening = threading.Event()
+        self._server = Server(self.application(), listener, lambda _: listening.set())
+        self._thread = threading.Thread(target=self._server.serve_until_stopped, daemon=True)
+        self._thread.start()
+        if not listening.wait(DEADLINE_S):
+            raise TimeoutError("the orchestrator does not listen")
+
+    def application(self) -> FastAPI:
+        """Build what is served; called at each start."""
+        return create_app(self.settings)
+
+    def stop(self) -> None:
+        """Stop listening, answering who waits; nothing is lost. Does no harm when stopped."""
+        if self._server is None or self._thread is None:
+            return
+        self._server.should_exit = True
+        self._thread.join(DEADLINE_S)
+        if self._thread.is_alive():
+            raise TimeoutError("the orchestrator does not stop")
+        self._server = self._thread = None
+
+    def restart(self) -> None:
+        """Stop, and start on the same port with the same data."""
+        self.stop()
+        self.start()
+
+    @property
+    def waiting_count(self) -> int:
+        """How many requests for work are held right now."""
+        return 0 if self._server is None else self._server.waiting_count
+
+    def client(self, api_key: str | None = None) -> httpx.Client:
+        """Give a client that calls this server, with a key if one is given."""
+        headers = {} if api_key is None else {"X-API-Key": api_key}
+        client = httpx.Client(
+            base_url=self.url, headers=headers, timeout=90, trust_env=False, verify=_NO_TLS
+        )
+        self._clients.append(client)
+        return client
+
+    @cached_property
+    def admin(self) -> httpx.Client:
+        """A client that calls with the admin key."""
+        return self.client(self.admin_key)
+
+    def register(self, name: str = "node", *, tags: dict[str, str] | None = None) -> RegisteredNode:
+        """Register a node for the test to play."""
+        body = {"hostname": "host.example", "os_type": "linux", "name": name, "tags": tags or {}}
+        token = {"X-Registration-Token": self.registration_token or ""}
+        node = ok(self.client().post("/register", json=body, headers=token))
+        key = node["api_key"]
+        return RegisteredNode(node["id"], node["name"], key, self.client(key))
+
+    def create_task(self, prompt: str = "do it", **fields: object) -> Json:
+        """Queue a task; give it as the admin sees it."""
+        return ok(self.admin.post("/tasks", json={"prompt": prompt, **fields}))
+
+    def task(self, task_id: str) -> Json:
+        """Show a task as it stands, with its history."""
+        return ok(self.admin.get(f"/tasks/{task_id}"))
+
+    def tasks(self) -> list[Json]:
+        """List every task."""
+        return rows(self.admin.get("/tasks"))
+
+    def nodes(self) -> list[Json]:
+        """List every node."""
+        return rows(self.admin.get("/nodes"))
+
+    def cancel(self, task_id: str) -> Json:
+        """Cancel a task; give it."""
+        return ok(self.admin.delete(f"/tasks/{task_id}"))
+
+    def log_of(self, task_id: str) -> Json:
+        """Show the session that was sent for a task."""
+        return ok(self.admin.get(f"/logs/{task_id}"))
+
+    def upload(self, name: str, content: bytes) -> Json:
+        """Upload a file; give what the server says of it."""
+        return ok(self.admin.post("/upload", files={"file": (name, content)}))
+
+    def wait_for_task(self, task_id: str, *statuses: str) -> Json:
+        """Wait until a task has one of these statuses; give it."""
+
+        def arrived() -> Json | None:
+            task = self.task(task_id)
+            return task if task["status"] in statuses else None
+
+        return wait_for(arrived)
+
+
+@contextmanager
+def serve(data_dir: Path, **settings: Any) -> Iterator[RunningOrchestrator]:  # noqa: ANN401
+    """Serve for as long as the block lasts."""
+    with RunningOrchestrator(data_dir, **settings) as running:
+        yield running
+
+
+def ok(response: httpx.Response) -> Json:
+    """Give the object in an answer that must be 200."""
+    return cast("Json", _ok(response))
+
+
+def rows(response: httpx.Response) -> list[Json]:
+    """Give the list in an answer that must be 200."""
+    return cast("list[Json]", _ok(response))
+
+
+def refusal(response: httpx.Response) -> tuple[int, str]:
+    """Give the status code and the sentence of an answer that must be a refusal."""
+    body = response.json()
+    assert list(body) == ["detail"]
+    assert isinstance(body["detail"], str)
+    return response.status_code, body["detail"]
+
+
+def sha256(content: bytes) -> str:
+    """Give the lower-case hex SHA-256."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def wait_for(condition: Callable[[], T | None], deadline_s: float = DEADLINE_S) -> T:
+    """Ask until the condition gives something true; give that. Raises TimeoutError."""
+    until = time.monotonic() + deadline_s
+    while time.monotonic() < until:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.02)
+    raise TimeoutError("what was waited for did not happen")
+
+
+def _ok(response: httpx.Response) -> object:
+    assert response.status_code == httpx.codes.OK, response.text
+    found: object = response.json()
+    return found

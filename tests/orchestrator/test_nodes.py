@@ -1,0 +1,172 @@
+"""Registration, heartbeats, and the admin's view of nodes."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.orchestrator.serving import (
+    RegisteredNode,
+    RunningOrchestrator,
+    ok,
+    refusal,
+    serve,
+    wait_for,
+)
+
+NODE_FIELDS = {
+    "id",
+    "hostname",
+    "name",
+    "os_type",
+    "status",
+    "last_heartbeat",
+    "current_task_id",
+    "registered_at",
+}
+
+
+def _register(orchestrator: RunningOrchestrator, token: str | None, **body: object) -> Any:  # noqa: ANN401
+    headers = {} if token is None else {"X-Registration-Token": token}
+    return orchestrator.client().post("/register", json=body, headers=headers)
+
+
+def test_registration_answers_the_node_with_its_id_and_key(
+    orchestrator: RunningOrchestrator,
+) -> None:
+    answer = ok(
+        _register(
+            orchestrator,
+            orchestrator.registration_token,
+            hostname="server-01.example.com",
+            name="prod-runner-01",
+            os_type="fedora",
+            capabilities=[],
+            tags={},
+        )
+    )
+    assert NODE_FIELDS | {"api_key"} <= set(answer)
+    assert answer["name"] == "prod-runner-01"
+    assert answer["status"] == "idle"
+
+
+@pytest.mark.parametrize("name", [None, "", "  "])
+def test_name_defaults_to_hostname(orchestrator: RunningOrchestrator, name: str | None) -> None:
+    body = {"hostname": "box", "os_type": "linux", "name": name}
+    assert ok(_register(orchestrator, orchestrator.registration_token, **body))["name"] == "box"
+
+
+def test_key_is_shown_at_registration_only(
+    orchestrator: RunningOrchestrator, node: RegisteredNode
+) -> None:
+    assert node.api_key not in orchestrator.admin.get("/nodes").text
+    assert node.api_key not in orchestrator.admin.get(f"/nodes/{node.id}").text
+    stored = b"".join(
+        path.read_bytes() for path in orchestrator.settings.data_dir.glob("orchestrator.db*")
+    )
+    assert node.id.encode() in stored
+    assert node.api_key.encode() not in stored
+
+
+@pytest.mark.parametrize(
+    ("token", "sentence"),
+    [(None, "X-Registration-Token is missing"), ("wrong", "invalid registration token")],
+)
+def test_wrong_registration_token_is_401(
+    orchestrator: RunningOrchestrator, token: str | None, sentence: str
+) -> None:
+    response = _register(orchestrator, token, hostname="h", os_type="linux")
+    assert refusal(response) == (401, sentence)
+
+
+@pytest.mark.parametrize("token", [None, "", "any"])
+def test_disabled_registration_is_503(tmp_path: Path, token: str | None) -> None:
+    with serve(tmp_path, registration_token=None) as orchestrator:
+        response = _register(orchestrator, token, hostname="h", os_type="linux")
+    assert refusal(response) == (503, "registration is disabled")
+
+
+def test_two_nodes_of_one_name_are_kept_apart(orchestrator: RunningOrchestrator) -> None:
+    first, second = orchestrator.register("twin"), orchestrator.register("twin")
+    assert first.id != second.id
+    assert first.api_key != second.api_key
+    orchestrator.create_task(target_node_id=second.id)
+    assert first.poll() is None
+    assert second.poll() is not None
+
+
+@pytest.mark.parametrize("status", ["idle", "busy", "offline", "error"])
+def test_heartbeat_records_the_node_as_it_says(
+    orchestrator: RunningOrchestrator, node: RegisteredNode, status: str
+) -> None:
+    before = orchestrator.nodes()[0]["last_heartbeat"]
+    answer = node.beat(status, current_task_id="some-task", task_ids=["some-task", "another"])
+    assert answer["cancelled_task_ids"] == []
+    shown = ok(orchestrator.admin.get(f"/nodes/{node.id}"))
+    assert (shown["status"], shown["current_task_id"]) == (status, "some-task")
+    assert shown["last_heartbeat"] > before
+
+
+def test_heartbeat_for_another_node_is_403(
+    orchestrator: RunningOrchestrator, node: RegisteredNode
+) -> None:
+    other = orchestrator.register("other")
+    body = {"node_id": other.id, "status": "idle"}
+    assert refusal(node.http.post("/nodes/heartbeat", json=body))[0] == 403
+
+
+def test_heartbeat_with_unknown_status_is_422(node: RegisteredNode) -> None:
+    body = {"node_id": node.id, "status": "sleepy"}
+    code, sentence = refusal(node.http.post("/nodes/heartbeat", json=body))
+    assert code == 422
+    assert sentence.startswith("status: ")
+
+
+def test_silent_node_is_shown_offline_until_its_next_heartbeat(tmp_path: Path) -> None:
+    with serve(tmp_path, heartbeat_timeout_s=0.5) as orchestrator:
+        node = orchestrator.register()
+        node.beat("busy")
+
+        def is_offline() -> bool:
+            return bool(orchestrator.nodes()[0]["status"] == "offline")
+
+        assert wait_for(is_offline)
+        assert node.beat("busy")["status"] == "busy"
+
+
+def test_unknown_node_is_404(orchestrator: RunningOrchestrator) -> None:
+    assert refusal(orchestrator.admin.get("/nodes/nobody"))[0] == 404
+    assert refusal(orchestrator.admin.delete("/nodes/nobody"))[0] == 404
+
+
+def test_removed_node_loses_its_key(
+    orchestrator: RunningOrchestrator, node: RegisteredNode
+) -> None:
+    answer = ok(orchestrator.admin.delete(f"/nodes/{node.id}"))
+    assert answer == {"status": "deleted", "node_id": node.id}
+    assert orchestrator.nodes() == []
+    assert refusal(node.http.get("/tasks/pending"))[0] == 401
+
+
+def test_removed_node_gives_back_what_it_has_not_started(
+    orchestrator: RunningOrchestrator, node: RegisteredNode
+) -> None:
+    task = orchestrator.create_task()
+    node.poll()
+    ok(orchestrator.admin.delete(f"/nodes/{node.id}"))
+    assert orchestrator.task(task["id"])["status"] == "pending"
+    assigned = orchestrator.register("next").poll()
+    assert assigned is not None
+    assert assigned["task_id"] == task["id"]
+
+
+def test_task_that_ran_on_a_removed_node_is_lost(
+    orchestrator: RunningOrchestrator, node: RegisteredNode
+) -> None:
+    task = orchestrator.create_task()
+    node.poll()
+    node.report(task["id"], "running")
+    ok(orchestrator.admin.delete(f"/nodes/{node.id}"))
+    ended = orchestrator.task(task["id"])
+    assert ended["status"] == "error"
+    assert ended["error_message"].startswith("lost: ")

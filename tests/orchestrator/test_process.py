@@ -1,0 +1,233 @@
+"""The program itself: its first start, its end, and what it says when it cannot start."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.orchestrator.serving import DEADLINE_S, Json, ok
+
+REPOSITORY = Path(__file__).parents[2]
+TOKEN = {"REGISTRATION_TOKEN": "token-from-outside"}
+ADMIN = {"ADMIN_API_KEY": "key-from-outside"}
+
+
+class Program:
+    """`python -m orchestrator` on a free port."""
+
+    def __init__(self, data_dir: Path, environment: Mapping[str, str], *options: str) -> None:
+        command = [sys.executable, "-m", "orchestrator", "--port=0", f"--data-dir={data_dir}"]
+        self._log = data_dir.with_name("orchestrator.log").open("w+")
+        self.process = subprocess.Popen(
+            [*command, *options],
+            cwd=REPOSITORY,
+            env={"PATH": os.environ["PATH"], **environment},
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+        )
+        self.said: list[str] = []
+        """Its lines on standard output, down to the one that says where it listens."""
+        for line in self.process.stdout or []:
+            self.said.append(line.rstrip("\n"))
+            if line.startswith("listening on "):
+                break
+        self.url = self.said[-1].removeprefix("listening on ") if self.said else ""
+
+    def secret(self, variable: str) -> str:
+        """Give a secret that it has shown."""
+        shown = [line for line in self.said if line.startswith(f"{variable}=")]
+        return shown[0].partition("=")[2]
+
+    def end(self) -> tuple[int, str]:
+        """Wait for its end; give the exit code and what it logged."""
+        code = self.process.wait(DEADLINE_S)
+        if self.process.stdout:
+            self.process.stdout.close()
+        self._log.seek(0)
+        log = self._log.read()
+        self._log.close()
+        return code, log
+
+
+@contextmanager
+def _running(
+    data_dir: Path, environment: Mapping[str, str] | None = None, *options: str
+) -> Iterator[Program]:
+    program = Program(data_dir, environment or {}, *options)
+    try:
+        yield program
+    finally:
+        if program.process.poll() is None:
+            program.process.terminate()
+            program.end()
+
+
+def _register(url: str, token: str) -> httpx.Response:
+    return httpx.post(
+        f"{url}/register",
+        headers={"X-Registration-Token": token},
+        json={"hostname": "h", "os_type": "linux"},
+        trust_env=False,
+    )
+
+
+def _admin(url: str, key: str, path: str = "/nodes") -> httpx.Response:
+    return httpx.get(f"{url}{path}", headers={"X-API-Key": key}, trust_env=False)
+
+
+def _mode(path: Path) -> int:
+    return path.stat().st_mode & 0o777
+
+
+def test_secrets_are_made_and_shown_on_the_first_start_only(tmp_path: Path) -> None:
+    data_dir = tmp_path / "data"
+    with _running(data_dir) as first:
+        token, key = first.secret("REGISTRATION_TOKEN"), first.secret("ADMIN_API_KEY")
+        assert len(first.said) == 3
+        node = ok(_register(first.url, token))
+        assert _mode(data_dir) == 0o700
+        modes = {path.name: _mode(path) for path in data_dir.iterdir() if path.is_file()}
+        assert {"registration-token", "admin-key", "orchestrator.db"} <= set(modes)
+        assert set(modes.values()) == {0o600}
+    with _running(data_dir) as second:
+        assert len(second.said) == 1
+        assert [shown["id"] for shown in _admin(second.url, key).json()] == [node["id"]]
+        assert _register(second.url, token).status_code == 200
+
+
+def test_secrets_from_the_environment_are_neither_shown_nor_kept(tmp_path: Path) -> None:
+    data_dir = tmp_path / "data"
+    with _running(data_dir, TOKEN | ADMIN) as program:
+        assert len(program.said) == 1
+        assert _register(program.url, TOKEN["REGISTRATION_TOKEN"]).status_code == 200
+        assert _admin(program.url, ADMIN["ADMIN_API_KEY"]).status_code == 200
+    assert not (data_dir / "registration-token").exists()
+    assert not (data_dir / "admin-key").exists()
+
+
+def test_empty_registration_token_disables_registration(tmp_path: Path) -> None:
+    with _running(tmp_path / "data", {"REGISTRATION_TOKEN": "", **ADMIN}) as program:
+        assert _register(program.url, "").status_code == 503
+        assert _register(program.url, "any").status_code == 503
+
+
+def test_log_holds_no_secret_and_no_prompt(tmp_path: Path) -> None:
+    with _running(tmp_path / "data", {}, "--log-level=debug") as program:
+        token, key = program.secret("REGISTRATION_TOKEN"), program.secret("ADMIN_API_KEY")
+        node_key = ok(_register(program.url, token))["api_key"]
+        _register(program.url, "a-wrong-token")
+        _admin(program.url, "a-wrong-key")
+        body = {"prompt": "the-prompt"}
+        httpx.post(f"{program.url}/tasks", headers={"X-API-Key": key}, json=body, trust_env=False)
+        program.process.terminate()
+        _, log = program.end()
+    assert "Started server process" in log
+    for secret in (token, key, node_key, "a-wrong-token", "a-wrong-key", "the-prompt"):
+        assert secret not in log
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_ends_it_cleanly_though_polls_are_held(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    with _running(tmp_path / "data", TOKEN | ADMIN) as program, ThreadPoolExecutor(3) as pool:
+
+        def poll(node: Json) -> object:
+            headers = {"X-API-Key": node["api_key"], "Prefer": "wait=60"}
+            url = f"{program.url}/tasks/pending"
+            return httpx.get(url, headers=headers, timeout=90, trust_env=False).json()
+
+        nodes = [ok(_register(program.url, TOKEN["REGISTRATION_TOKEN"])) for _ in range(3)]
+        held = [pool.submit(poll, node) for node in nodes]
+        # From outside nothing shows that a poll is held. One that came too late finds no server;
+        # test_waiting has the sure case.
+        _admin(program.url, ADMIN["ADMIN_API_KEY"])
+        program.process.send_signal(number)
+        code, log = program.end()
+        assert code == 0
+        assert "Traceback" not in log
+        for poll_answer in held:
+            assert poll_answer.exception(DEADLINE_S) or poll_answer.result() is None
+
+
+def test_killed_server_loses_nothing(tmp_path: Path) -> None:
+    data_dir = tmp_path / "data"
+    with _running(data_dir, TOKEN | ADMIN) as program:
+        node = ok(_register(program.url, TOKEN["REGISTRATION_TOKEN"]))
+        program.process.kill()
+        program.end()
+    with _running(data_dir, TOKEN | ADMIN) as program:
+        shown = _admin(program.url, ADMIN["ADMIN_API_KEY"]).json()
+        assert [one["id"] for one in shown] == [node["id"]]
+
+
+def _fails(tmp_path: Path, environment: Mapping[str, str], *options: str) -> tuple[int, str]:
+    program = Program(tmp_path / "data", environment, *options)
+    code, log = program.end()
+    assert program.said == []
+    assert "Traceback" not in log
+    return code, log.strip().splitlines()[-1]
+
+
+def test_port_that_is_taken_is_one_sentence(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, sentence = _fails(tmp_path, TOKEN | ADMIN, f"--port={port}")
+    assert code == 78
+    expected = rf"Error: cannot listen on 127\.0\.0\.1 port {port}: address already in use"
+    assert re.fullmatch(expected, sentence)
+
+
+def test_host_that_is_not_here_is_one_sentence(tmp_path: Path) -> None:
+    code, sentence = _fails(tmp_path, TOKEN | ADMIN, "--host=192.0.2.1")
+    assert code == 78
+    assert sentence.startswith("Error: cannot listen on 192.0.2.1 port 0: ")
+
+
+@pytest.mark.parametrize("place", ["data/below", "data"])
+def test_data_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path, place: str) -> None:
+    (tmp_path / "data").write_text("a file is in its way")
+    code, sentence = _fails(tmp_path, TOKEN | ADMIN, f"--data-dir={tmp_path / place}")
+    assert code in {2, 78}
+    assert str(tmp_path / place) in sentence
+
+
+def test_database_that_is_none_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "orchestrator.db").write_text("no database" * 100)
+    code, sentence = _fails(tmp_path, TOKEN | ADMIN)
+    assert code == 78
+    assert sentence.startswith("Error: cannot open database ")
+
+
+@pytest.mark.parametrize("name", ["registration-token", "admin-key"])
+def test_secret_file_that_is_empty_is_one_sentence(tmp_path: Path, name: str) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / name).touch()
+    known = ADMIN if name == "registration-token" else TOKEN
+    code, sentence = _fails(tmp_path, known)
+    assert code == 78
+    assert sentence.endswith(f"{name} is empty: remove it to have a new one made")
+
+
+def test_empty_admin_key_is_one_sentence(tmp_path: Path) -> None:
+    code, sentence = _fails(tmp_path, {**TOKEN, "ADMIN_API_KEY": ""})
+    assert (code, sentence) == (
+        78,
+        "Error: ADMIN_API_KEY is empty: give it a value or unset it",
+    )
+
+
+@pytest.mark.parametrize("option", ["--port=70000", "--heartbeat-timeout=0", "--unknown"])
+def test_bad_option_is_a_usage_error(tmp_path: Path, option: str) -> None:
+    assert _fails(tmp_path, TOKEN | ADMIN, option)[0] == 2
