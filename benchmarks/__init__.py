@@ -1,0 +1,1 @@
+"""What the runner costs, measured beside something that does without it."""

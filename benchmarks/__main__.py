@@ -1,0 +1,116 @@
+"""`./dev bench`: throughput against bare engine calls, and what an idle runner costs.
+
+    python -m benchmarks [throughput|idle] [--tasks N] [--rounds N] [--idle-seconds S]
+
+Figures are medians of rounds that alternate between the two sides, so that a slow moment of the
+machine hits both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import httpx
+
+from benchmarks.system import System, engine_seconds, spent, started
+
+PROMPT = "no-op"
+
+
+def main() -> int:
+    """Run what was asked for and print a table."""
+    parser = argparse.ArgumentParser(prog="./dev bench", description=__doc__)
+    parser.add_argument("what", nargs="*", default=["throughput", "idle"])
+    parser.add_argument("--tasks", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--idle-seconds", type=float, default=60.0)
+    arguments = parser.parse_args()
+    engines = os.environ["VICTORIA_TEST_ENGINES"].split(",")
+    image = os.environ["VICTORIA_TEST_IMAGE"]
+    if "throughput" in arguments.what:
+        for engine in engines:
+            throughput(engine, image, arguments.tasks, arguments.rounds)
+    if "idle" in arguments.what:
+        idle(engines[0], image, arguments.idle_seconds)
+    return 0
+
+
+def throughput(engine: str, image: str, tasks: int, rounds: int) -> None:
+    """Compare queued no-op tasks at the default poll interval with as many bare runs."""
+    with_runner: list[float] = []
+    bare: list[float] = []
+    engine_share: list[float] = []
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="victoria-bench-")))
+        system = stack.enter_context(started(folder, engine, image))
+        for _ in range(rounds):
+            bare.append(bare_runs(engine, image, tasks))
+            seconds, of_engine = queued_tasks(system, tasks)
+            with_runner.append(seconds)
+            engine_share.append(of_engine / seconds)
+    ratio = statistics.median(a / b for a, b in zip(with_runner, bare, strict=True))
+    print(f"{engine}: {tasks} no-op tasks, {rounds} rounds, medians")
+    print(f"  {engine} run --rm, one after another   {statistics.median(bare):7.2f} s")
+    print(f"  queued at the orchestrator             {statistics.median(with_runner):7.2f} s")
+    print(f"  ratio                                  {ratio:7.2f}")
+    print(f"  share in which an engine call ran      {statistics.median(engine_share):7.0%}")
+
+
+def bare_runs(engine: str, image: str, tasks: int) -> float:
+    """Give the seconds that as many foreground runs take, each removed before the next."""
+    arguments = ["--network", "host", image, "--accept-license", "--task", PROMPT]
+    begun = time.monotonic()
+    for _ in range(tasks):
+        subprocess.run(
+            [engine, "run", "--rm", *arguments],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+    return time.monotonic() - begun
+
+
+def queued_tasks(system: System, tasks: int) -> tuple[float, float]:
+    """Queue tasks at once; give the seconds until the last is a success, and the engine's part."""
+    before = engine_seconds(system.calls_log)
+    begun = time.monotonic()
+    ids = [system.create_task(PROMPT) for _ in range(tasks)]
+    while system.unfinished(ids):
+        time.sleep(0.02)
+    seconds = time.monotonic() - begun
+    return seconds, engine_seconds(system.calls_log) - before
+
+
+def idle(engine: str, image: str, seconds: float) -> None:
+    """Tell what a registered runner without work costs, after it has run one task."""
+    with (
+        tempfile.TemporaryDirectory(prefix="victoria-bench-") as name,
+        started(Path(name), engine, image) as system,
+    ):
+        fresh = spent(system.runner_pid)
+        task = system.create_task(PROMPT)
+        while system.unfinished([task]):
+            time.sleep(0.05)
+        before = spent(system.runner_pid)
+        time.sleep(seconds)
+        after = spent(system.runner_pid)
+    an_hour = (after.cpu_s - before.cpu_s) * 3600 / seconds
+    print(f"idle: {seconds:.0f} s watched, Python {sys.version.split()[0]}")
+    print(f"  peak resident memory, registered       {fresh.peak_mib:7.1f} MiB")
+    print(f"  peak resident memory, after one task   {after.peak_mib:7.1f} MiB")
+    print(f"  resident memory when idle              {after.resident_mib:7.1f} MiB")
+    print(f"  CPU                                    {an_hour:7.1f} s per hour")
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except httpx.HTTPError as error:
+        sys.exit(f"bench: the orchestrator did not answer: {error}")

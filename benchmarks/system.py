@@ -1,0 +1,160 @@
+"""The system that is measured: orchestrator and runner as processes, and what /proc tells."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+_DEADLINE_S = 60.0
+# Stands first on PATH under the engine's name, and notes when each call began and ended.
+_TIMER = """#!/bin/sh
+begun=$(cut -d' ' -f1 /proc/uptime)
+{engine} "$@"
+code=$?
+echo "$begun $(cut -d' ' -f1 /proc/uptime) $1" >> {log}
+exit $code
+"""
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a process has used up: CPU seconds, and MiB of memory now and at most."""
+
+    cpu_s: float
+    resident_mib: float
+    peak_mib: float
+
+
+@dataclass(frozen=True)
+class System:
+    """A running orchestrator with one runner."""
+
+    admin: httpx.Client
+    runner_pid: int
+    calls_log: Path
+
+    def create_task(self, prompt: str) -> str:
+        """Queue a task; give its id."""
+        answer = self.admin.post("/tasks", json={"prompt": prompt})
+        answer.raise_for_status()
+        return str(answer.json()["id"])
+
+    def unfinished(self, ids: list[str]) -> bool:
+        """Say whether one of the tasks has not ended; a failure ends the benchmark."""
+        answer = self.admin.get("/tasks")
+        answer.raise_for_status()
+        states = {task["id"]: task["status"] for task in answer.json()}
+        if any(states[one] == "error" for one in ids):
+            raise SystemExit("bench: a task failed")
+        return any(states[one] != "success" for one in ids)
+
+
+@contextmanager
+def started(folder: Path, engine: str, image: str) -> Iterator[System]:
+    """Run both programs for as long as the block lasts."""
+    calls_log = folder / "calls"
+    calls_log.touch()
+    timing = _timing(folder, engine, calls_log)
+    environment = {**os.environ, "PATH": f"{timing}:{os.environ['PATH']}"}
+    data_dir, log = folder / "orchestrator", folder / "orchestrator.log"
+    with _running(["orchestrator", "--port", "0", "--data-dir", str(data_dir)], log, environment):
+        url = _line(log, "listening on ").split("listening on ")[1].strip()
+        options = [
+            f"--orchestrator-url={url}",
+            f"--registration-token-file={data_dir / 'registration-token'}",
+            f"--victoria-home={folder / 'Victoria'}",
+            f"--state-dir={folder / 'state'}",
+            f"--container-image={image}",
+            f"--container-runtime={engine}",
+            "--run-arg=--network=host",
+            # docker knows no images that are surely in no registry, and none answers here.
+            "--pull=missing",
+        ]
+        runner_log = folder / "runner.log"
+        key = (data_dir / "admin-key").read_text().strip()
+        with (
+            _running(["runner", *options], runner_log, environment) as runner,
+            httpx.Client(base_url=url, headers={"X-API-Key": key}, trust_env=False) as admin,
+        ):
+            _line(runner_log, "registered ")
+            yield System(admin, runner.pid, calls_log)
+
+
+def engine_seconds(calls_log: Path) -> float:
+    """Give the seconds in which at least one engine call was under way."""
+    spans = sorted(
+        (float(begun), float(ended))
+        for begun, ended, _ in (line.split() for line in calls_log.read_text().splitlines())
+    )
+    total, reached = 0.0, 0.0
+    for begun, ended in spans:
+        total += max(0.0, ended - max(begun, reached))
+        reached = max(reached, ended)
+    return total
+
+
+def spent(pid: int) -> Spent:
+    """Read what a process has used up."""
+    status = dict(
+        line.split(":", 1)
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+        if ":" in line
+    )
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    ticks = int(fields[11]) + int(fields[12])
+    return Spent(
+        cpu_s=ticks / os.sysconf("SC_CLK_TCK"),
+        resident_mib=int(status["VmRSS"].split()[0]) / 1024,
+        peak_mib=int(status["VmHWM"].split()[0]) / 1024,
+    )
+
+
+def _timing(folder: Path, engine: str, calls_log: Path) -> Path:
+    real = next(
+        str(Path(place) / engine)
+        for place in os.environ["PATH"].split(":")
+        if (Path(place) / engine).exists()
+    )
+    script = folder / "bin" / engine
+    script.parent.mkdir()
+    script.write_text(_TIMER.format(engine=real, log=calls_log))
+    script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    return script.parent
+
+
+@contextmanager
+def _running(
+    arguments: list[str], log: Path, environment: dict[str, str]
+) -> Iterator[subprocess.Popen[bytes]]:
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**environment, "PYTHONUNBUFFERED": "1"},
+        )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait(_DEADLINE_S)
+
+
+def _line(log: Path, text: str) -> str:
+    until = time.monotonic() + _DEADLINE_S
+    while time.monotonic() < until:
+        for line in log.read_text().splitlines():
+            if text in line:
+                return line
+        time.sleep(0.02)
+    raise SystemExit(f"bench: {log.stem} did not start:\n{log.read_text()}")
