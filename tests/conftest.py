@@ -1,0 +1,76 @@
+"""What every test may ask for. A missing engine fails the tests that need it, never skips them."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.engines import Engine, NoEngineError, check_answering, named_engines, named_image
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+REMOVAL_TIMEOUT_S = 15
+LOOK_AGAIN_S = 0.2
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run each test that asks for ``engine`` once on each engine named in the environment."""
+    if "engine" not in metafunc.fixturenames:
+        return
+    try:
+        names = [engine.name for engine in named_engines()]
+    except NoEngineError:
+        names = ["no-engine"]  # collected all the same, so that it fails instead of vanishing
+    metafunc.parametrize("engine", names, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
+def engines() -> list[Engine]:
+    """Give all engines named in the environment; each of them answers."""
+    try:
+        found = named_engines()
+        for engine in found:
+            check_answering(engine)
+    except NoEngineError as error:
+        pytest.fail(str(error), pytrace=False)
+    return found
+
+
+@pytest.fixture(scope="session")
+def engine(request: pytest.FixtureRequest, engines: list[Engine]) -> Engine:
+    """Give one engine; the test runs once on each."""
+    return next(engine for engine in engines if engine.name == request.param)
+
+
+@pytest.fixture(scope="session")
+def image() -> str:
+    """Name the stand-in image, which is the same in every engine."""
+    try:
+        return named_image()
+    except NoEngineError as error:
+        pytest.fail(str(error), pytrace=False)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_container_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail the session when a container of ours that was not there before is there at its end."""
+    if not os.environ.get("VICTORIA_TEST_ENGINES"):
+        yield  # the tests that need an engine say so themselves
+        return
+    watched: list[Engine] = request.getfixturevalue("engines")
+    before = {engine.name: set(engine.containers()) for engine in watched}
+    yield
+    deadline = time.monotonic() + REMOVAL_TIMEOUT_S
+    while left := [
+        f"{engine.name} {name}"
+        for engine in watched
+        for container, name in engine.containers().items()
+        if container not in before[engine.name]
+    ]:
+        if time.monotonic() > deadline:
+            raise AssertionError(f"containers are left behind: {', '.join(left)}")
+        time.sleep(LOOK_AGAIN_S)

@@ -1,0 +1,70 @@
+"""The engines that tests run on, as ./dev names them in the environment."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from dataclasses import dataclass
+from typing import Any
+
+ADVICE = "run ./dev test, or set VICTORIA_TEST_ENGINES and VICTORIA_TEST_IMAGE"
+CALL_TIMEOUT_S = 60
+
+
+class NoEngineError(Exception):
+    """The environment names no engine, or one that does not answer."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A real engine, driven by its command line, independently of the runner's own code."""
+
+    name: str
+
+    def run(self, *arguments: str, timeout_s: float = CALL_TIMEOUT_S) -> str:
+        """Run the engine and return what it printed; raise CalledProcessError when it fails."""
+        done = subprocess.run(
+            [self.name, *arguments],
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+        )
+        return done.stdout
+
+    def inspect(self, container: str) -> dict[str, Any]:
+        """Return what the engine knows of a container."""
+        found: list[dict[str, Any]] = json.loads(self.run("container", "inspect", container))
+        return found[0]
+
+    def containers(self) -> dict[str, str]:
+        """Return the containers with a name or a label of ours, running or not: id to name."""
+        columns = "{{.ID}}\t{{.Names}}\t{{.Labels}}"
+        rows = [line.split("\t") for line in self.run("ps", "-a", "--format", columns).splitlines()]
+        return {row[0]: row[1] for row in rows if "victoria-" in f" {row[1]} {row[2]}"}
+
+
+def named_engines() -> list[Engine]:
+    """Return the engines named in the environment; raise NoEngineError when none is."""
+    names = [name for name in os.environ.get("VICTORIA_TEST_ENGINES", "").split(",") if name]
+    if not names:
+        raise NoEngineError(ADVICE)
+    return [Engine(name) for name in names]
+
+
+def named_image() -> str:
+    """Return the name of the stand-in image, the same in every engine."""
+    try:
+        return os.environ["VICTORIA_TEST_IMAGE"]
+    except KeyError:
+        raise NoEngineError(ADVICE) from None
+
+
+def check_answering(engine: Engine) -> None:
+    """Raise NoEngineError when the engine does not answer; for docker that is its daemon."""
+    try:
+        engine.run("info")
+    except (OSError, subprocess.SubprocessError) as error:
+        output = getattr(error, "stderr", None) or str(error)
+        raise NoEngineError(f"{engine.name} does not answer: {output.strip()}") from error

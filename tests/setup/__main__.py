@@ -1,0 +1,159 @@
+"""./dev: one entry point for everything that is done with a checkout.
+
+./dev demo [--keep]        watch a task go through a real container; --keep leaves all running
+./dev test [ARGUMENTS]     lint, types and tests, on podman and docker, on Python 3.10 and 3.13;
+                           with arguments for pytest, only those tests
+./dev check                lint and types
+./dev bench [ARGUMENTS]    measure
+./dev rollout              run the Molecule scenarios
+./dev help                 this text
+
+It installs what is missing, says so, and leaves no daemon behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from typing import NoReturn
+
+from tests.setup import docker, podman, pythons
+from tests.setup.image import Engine
+from tests.setup.packages import find_program
+from tests.setup.steps import ROOT, SetupError, hand_over, one_at_a_time, say
+
+CHECKED = ["runner", "orchestrator", "tests", "benchmarks"]
+ON_EVERY_PYTHON = ["tests/unit", "tests/contract"]
+PYTHONS = ["3.10", "3.13"]
+
+
+def main(arguments: list[str]) -> int:
+    """Do what the command says; return the exit code."""
+    commands = {
+        "demo": demo,
+        "test": test,
+        "check": check,
+        "bench": bench,
+        "rollout": rollout,
+    }
+    name, *rest = arguments or ["help"]
+    if name in {"help", "-h", "--help"}:
+        print(__doc__.strip())
+        return 0
+    if name not in commands:
+        raise SetupError(f"cannot do {name!r}: the commands are {', '.join(commands)} and help")
+    return commands[name](rest)
+
+
+def demo(arguments: list[str]) -> int:
+    """Run the demo on one engine."""
+    with contextlib.ExitStack() as stack:
+        with one_at_a_time():
+            python = pythons.environment()
+            engine, image = one_engine(stack)
+        environment = {"VICTORIA_DEMO_IMAGE": image, "VICTORIA_DEMO_ENGINE": engine.name}
+        command = [str(python), "-m", "tests.demo", *arguments]
+        return hand_over(command, {**environment, **engine.environment})
+
+
+def one_engine(stack: contextlib.ExitStack) -> tuple[Engine, str]:
+    """Return the engine for the demo: podman, or docker where only docker is here."""
+    has_docker = find_program("docker") and docker.answers(Engine("docker"))
+    if find_program("podman") or not has_docker:
+        return podman.ready()
+    engine = stack.enter_context(docker.docker())
+    return engine, docker.build(engine)
+
+
+def test(arguments: list[str]) -> int:
+    """Run the tests; without arguments also the checks, and the other Pythons."""
+    codes = []
+    if not arguments:
+        codes.append(check([]))
+    with contextlib.ExitStack() as stack:
+        with one_at_a_time():
+            python = pythons.environment()
+            environment = both_engines(stack)
+        codes.append(hand_over([str(python), "-m", "pytest", *arguments], environment))
+        if not arguments:
+            codes.extend(other_pythons(str(python), environment))
+    return max(codes)
+
+
+def other_pythons(python: str, environment: dict[str, str]) -> list[int]:
+    """Run the tests that hold on every Python on those that the main environment is not made of."""
+    codes = []
+    folders = [folder for folder in ON_EVERY_PYTHON if (ROOT / folder).is_dir()]
+    for version in PYTHONS:
+        if version == pythons.version_of(python) or not folders:
+            continue
+        other = pythons.find(version)
+        if other is None:
+            say(f"Python {version} is not here: not tested on it")
+            continue
+        say(f"Python {version} is here, at {other}: testing {' and '.join(folders)} on it")
+        with one_at_a_time():
+            inside = pythons.environment(other, f".venv-{version}")
+        codes.append(hand_over([str(inside), "-m", "pytest", *folders], environment))
+    return codes
+
+
+def check(arguments: list[str]) -> int:
+    """Run the linter, the formatter and the type checker; all of them, whatever the first says."""
+    if arguments:
+        raise SetupError("cannot take arguments: ./dev check checks everything")
+    with one_at_a_time():
+        python = str(pythons.environment())
+    folders = [folder for folder in CHECKED if any((ROOT / folder).glob("**/*.py"))]
+    return max(
+        hand_over([python, "-m", "ruff", "check", "--quiet", "."]),
+        hand_over([python, "-m", "ruff", "format", "--quiet", "--diff", "."]),
+        hand_over([python, "-m", "mypy", *folders]),
+    )
+
+
+def bench(arguments: list[str]) -> int:
+    """Run the benchmarks on the engines that the tests run on."""
+    with contextlib.ExitStack() as stack:
+        with one_at_a_time():
+            python = pythons.environment()
+            environment = both_engines(stack)
+        return hand_over([str(python), "-m", "benchmarks", *arguments], environment)
+
+
+def rollout(_arguments: list[str]) -> int:
+    """Run the Molecule scenarios, once there are any."""
+    say("no scenarios yet")
+    return 0
+
+
+def both_engines(stack: contextlib.ExitStack) -> dict[str, str]:
+    """Make podman and docker ready; return the environment that tells the tests."""
+    first, image = podman.ready()
+    second = stack.enter_context(docker.docker())
+    docker.bring_up(second, image, first)
+    return {
+        "VICTORIA_TEST_IMAGE": image,
+        "VICTORIA_TEST_ENGINES": f"{first.name},{second.name}",
+        **second.environment,
+    }
+
+
+def end(*_: object) -> NoReturn:
+    """End on TERM as on Ctrl-C: through everything that tidies up."""
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, end)
+    os.chdir(ROOT)
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except SetupError as error:
+        say(str(error))
+        sys.exit(1)
+    except KeyboardInterrupt:
+        say("interrupted")
+        sys.exit(130)

@@ -1,0 +1,73 @@
+"""Installs missing programs with the system's package manager."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+from functools import cache
+
+from tests.setup.steps import SetupError, as_root, attempt, require, say
+
+# For each program, its packages. Podman's recommended packages are what makes it work without root.
+APT = {
+    "podman": ["--install-recommends", "podman"],
+    "dockerd": ["--no-install-recommends", "docker.io"],
+    "docker": ["--no-install-recommends", "docker-cli"],
+    "mmdebstrap": ["--no-install-recommends", "mmdebstrap"],
+}
+DNF = {
+    "podman": ["podman"],
+    "dockerd": ["moby-engine"],
+    "docker": ["docker-cli"],
+    "mmdebstrap": ["mmdebstrap", "debian-keyring"],
+}
+
+
+def ensure_program(program: str, why: str) -> None:
+    """Install the program if this machine lacks it."""
+    if find_program(program) is not None:
+        return
+    if shutil.which("apt-get"):
+        install_with_apt(APT[program], why)
+    elif shutil.which("dnf"):
+        run_installer(["dnf", "install", "-y", "-q", *DNF[program]], why)
+    else:
+        raise SetupError(
+            f"cannot install {program}: neither apt nor dnf is here, install it by hand"
+        )
+    if find_program(program) is None:
+        raise SetupError(f"cannot find {program} after installing it: look at your PATH")
+
+
+def find_program(program: str) -> str | None:
+    """Look on PATH, and where daemons lie when PATH is an ordinary user's."""
+    return shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+
+
+def install_with_apt(arguments: list[str], why: str) -> None:
+    """Install with apt, from fresh lists, asking nothing."""
+    refresh_lists()
+    installer = ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "install", "-y", "-q"]
+    run_installer([*installer, *arguments], why)
+
+
+@cache
+def refresh_lists() -> None:
+    """Fetch apt's lists, once a run; a new machine has none. One dead source stops nothing."""
+    check_sudo()
+    attempt(as_root(["apt-get", "update", "-q"]), stdin=None)
+
+
+def run_installer(command: list[str], why: str) -> None:
+    """Run it as root, and say so before."""
+    check_sudo()
+    shown = shlex.join(as_root(command))
+    say(f"installing what is missing ({why}): {shown}")
+    require(as_root(command), f"cannot install packages: run '{shown}' and see why", stdin=None)
+
+
+def check_sudo() -> None:
+    """Fail with a sentence where root is needed and cannot be had."""
+    if os.geteuid() != 0 and not shutil.which("sudo"):
+        raise SetupError("cannot install packages: run ./dev as root, or install sudo")

@@ -1,0 +1,1 @@
+"""Tests of single parts, which need no engine."""
