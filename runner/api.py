@@ -29,6 +29,7 @@ from runner.errors import ConfigurationError, Refused, Unauthorised, Unavailable
 from runner.settings import Secret
 
 CALL_TIMEOUT_S = 30.0
+CONNECT_TIMEOUT_S = 10.0
 STALL_TIMEOUT_S = 60.0
 MAX_ANSWER_BYTES = 16 << 20
 _CHUNK_BYTES = 1 << 16
@@ -75,12 +76,13 @@ class Orchestrator:
         self.url = url
         try:
             base_url = httpx.URL(url + "/")
-        except httpx.InvalidURL as error:
+            base_url.host.encode()  # an international name is decoded here, or fails to be
+        except (httpx.InvalidURL, UnicodeError) as error:
             raise ConfigurationError(f"cannot use --orchestrator-url {url!r}: {error}") from error
         self._client = httpx.AsyncClient(
             base_url=base_url,
             verify=_tls(url, ca_file),
-            timeout=httpx.Timeout(CALL_TIMEOUT_S, connect=10.0),
+            timeout=httpx.Timeout(CALL_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
             limits=httpx.Limits(max_connections=16, keepalive_expiry=60.0),
             headers={
                 "User-Agent": f"victoria-runner/{__version__}",
@@ -181,7 +183,7 @@ class Orchestrator:
             path,
             headers=dict(headers),
             json=body,
-            timeout=httpx.Timeout(CALL_TIMEOUT_S, connect=10.0, read=read_s),
+            timeout=httpx.Timeout(CALL_TIMEOUT_S, connect=CONNECT_TIMEOUT_S, read=read_s),
         )
         with _classified(read_s):
             # Beside httpx's own limits, which a body of one byte a second never reaches.
@@ -222,6 +224,8 @@ def _key(identity: Identity) -> dict[str, str]:
 def _classified(timeout_s: float) -> Iterator[None]:
     try:
         yield
+    except httpx.ConnectTimeout as error:
+        raise Unavailable(f"no connection within {CONNECT_TIMEOUT_S:g} s") from error
     except (TimeoutError, httpx.TimeoutException) as error:
         raise Unavailable(f"no answer within {timeout_s:g} s") from error
     except httpx.HTTPError as error:

@@ -4,6 +4,7 @@
     ├── ConfigurationError          a flag, variable or file that cannot be used
     ├── NoContainerRuntime          neither podman nor docker is there
     ├── RegistrationRefused         the orchestrator does not take the registration token
+    │   └── RegistrationPostponed   it cannot be asked now, and nobody wants to wait for it
     ├── TryAgain                    nothing is wrong here that waiting would not mend
     │   └── StateFolderInUse        another runner holds the state folder
     ├── JournalError                the journal cannot be read or written
@@ -58,6 +59,12 @@ class RegistrationRefused(RunnerError):
     """The orchestrator does not take the registration token."""
 
     exit_code = EXIT_REGISTRATION_REFUSED
+
+
+class RegistrationPostponed(RegistrationRefused):
+    """The orchestrator cannot be asked now, and `--once` does not wait for it."""
+
+    exit_code = EXIT_TRY_AGAIN
 
 
 class TryAgain(RunnerError):

@@ -112,7 +112,6 @@ class Part:
         handle = os.open(self._part_name, _NEW_FILE, 0o600, dir_fd=folder.handle)
         self._file = open(handle, "wb", buffering=0)  # noqa: PTH123, SIM115 - closed by discard
         self._digest = hashlib.sha256()
-        self.size = 0
 
     @property
     def sha256(self) -> str:
@@ -130,7 +129,6 @@ class Part:
         block = memoryview(b"".join(chunks))
         self._folder.check_room(self._name, len(block))
         self._digest.update(block)
-        self.size += len(block)
         while block:
             block = block[self._file.write(block) :]
 

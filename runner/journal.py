@@ -80,6 +80,8 @@ CREATE TABLE outbox (
 MIGRATIONS: tuple[str, ...] = (_FIRST_SCHEMA,)
 """Each brings the schema from its index to the next version, kept in `user_version`."""
 
+_TABLES = frozenset({"identities", "tasks", "outbox"})
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -144,16 +146,24 @@ class Journal:
             )
         if read_only:
             return
+        self._check(found)
         self._connection.execute("PRAGMA journal_mode = WAL")
         self._connection.execute("PRAGMA synchronous = FULL")
         self._connection.execute("PRAGMA foreign_keys = ON")
-        damage = self._connection.execute("PRAGMA quick_check(1)").fetchone()[0]
-        if damage != "ok":
-            raise JournalError(f"cannot use the journal {self.path}: it is damaged: {damage}")
         for version, script in enumerate(MIGRATIONS[found:], start=found + 1):
             self._connection.executescript(
                 f"BEGIN; {script} PRAGMA user_version = {version}; COMMIT;"
             )
+
+    def _check(self, version: int) -> None:
+        """See that the file is a journal, or new, and whole; nothing is written for that."""
+        damage = self._connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if damage != "ok":
+            raise JournalError(f"cannot use the journal {self.path}: it is damaged: {damage}")
+        rows = self._connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+        tables = {row["name"] for row in rows}
+        if tables if version == 0 else not _TABLES <= tables:
+            raise JournalError(f"cannot use the journal {self.path}: it is no journal of ours")
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

@@ -22,7 +22,7 @@ DEFAULT_POLL_INTERVAL_S = 30.0
 DEFAULT_HEARTBEAT_INTERVAL_S = 15.0
 DEFAULT_MIN_FREE_DISK = 1 << 30
 
-_ENV_NAME = re.compile(r"[^\s=#][^\s=]*")
+_ENV_NAME = re.compile(r"[^\s=#\ufeff][^\s=]*")
 _SIZE = re.compile(r"(\d+)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
 _PRINTABLE_ENOUGH = re.compile(r"[^\x00-\x1f\x7f]*")
 _HEADER_SAFE = re.compile(r"[\x21-\x7e]+")
@@ -231,7 +231,7 @@ def check_env_file(path: Path) -> Path:
             the line's number and not its text, which may be a secret.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes().decode()  # read_text would take a bare \r for a line's end
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"cannot read --env-file {path}: {_reason(error)}") from error
     if "\x00" in text:

@@ -1,0 +1,45 @@
+"""What the unit tests share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import hypothesis
+import pytest
+
+from runner.api import Identity, Orchestrator
+from runner.settings import Secret
+from tests.unit.scripted_server import ScriptedServer, serving
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+# On a busy machine an example takes as long as it takes; pytest's own timeout ends what hangs.
+hypothesis.settings.register_profile("unit", hypothesis.settings(), deadline=None)
+hypothesis.settings.load_profile("unit")
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """Name the event loop that the runner uses."""
+    return "asyncio"
+
+
+@pytest.fixture
+async def server(anyio_backend: str) -> AsyncIterator[ScriptedServer]:  # noqa: ARG001 - asked for, so that it runs there
+    """Run a server that answers as the test says."""
+    async with serving() as running:
+        yield running
+
+
+@pytest.fixture
+async def orchestrator(server: ScriptedServer) -> AsyncIterator[Orchestrator]:
+    """Give the wire to the scripted server."""
+    async with Orchestrator(server.url) as wire:
+        yield wire
+
+
+@pytest.fixture
+def identity() -> Identity:
+    """Give a node that is registered."""
+    return Identity("6f1c2a34-0000-4000-8000-0123456789ab", Secret("node-key-1234"))

@@ -1,0 +1,53 @@
+"""A runner's share of journal writing, as a process that can be killed: `JOURNAL_FOLDER`.
+
+After each write that has come back it prints `<task id> <state>`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from pathlib import Path
+
+import anyio
+
+from runner.api import Identity
+from runner.assignment import Assignment
+from runner.journal import End, Journal, Report, open_journal
+from runner.settings import Secret
+from runner.states import EndReason
+
+NODE: dict[str, object] = {"name": "n-1"}
+URL = "https://o.example.com"
+REPORTS = [Report("logs", {"session": {"messages": ["x" * 4000]}}), Report("status", {})]
+
+
+def acknowledge(task_id: str, state: str) -> None:
+    """Say on standard output that a write has come back."""
+    sys.stdout.write(f"{task_id} {state}\n")
+    sys.stdout.flush()
+
+
+async def lead_a_life(journal: Journal, identity: Identity, task_id: str) -> None:
+    """Take a task from its assignment to its end."""
+    await journal.accept(Assignment(task_id, "p" * 500, URL, 60), identity, 1.0)
+    acknowledge(task_id, "accepted")
+    await journal.start(task_id, "boot-1")
+    acknowledge(task_id, "starting")
+    await journal.run(task_id, "c0ffee", 2.0, 62.0)
+    acknowledge(task_id, "running")
+    await journal.end(task_id, End(EndReason.COMPLETED, "completed", 0), REPORTS, 3.0)
+    acknowledge(task_id, "ended")
+
+
+async def main() -> None:
+    """Write for ever."""
+    journal, _ = open_journal(Path(sys.argv[1]), "now")
+    identity = Identity("node-1", Secret("key-1"))
+    await journal.store_identity(identity, URL, NODE, 0.0)
+    for number in itertools.count():
+        await lead_a_life(journal, identity, f"t-{number}")
+
+
+if __name__ == "__main__":
+    anyio.run(main)

@@ -1,0 +1,163 @@
+"""A server on loopback that answers as a test has scripted, byte by byte, and keeps what it got."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeAlias
+
+import anyio
+from anyio.abc import ByteStream, SocketAttribute
+from anyio.streams.buffered import BufferedByteReceiveStream
+from anyio.streams.tls import TLSListener
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import AsyncIterator, Mapping
+
+Answer: TypeAlias = Callable[[ByteStream], Awaitable[None]]
+
+_LONGEST_HEAD = 1 << 20
+_BLOCK = bytes(1 << 16)
+_GONE = (anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream)
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request as it came: `target` still encoded, names of headers in lower case."""
+
+    method: str
+    target: str
+    headers: Mapping[str, str]
+    body: bytes
+
+    def json(self) -> object:
+        """Read the body."""
+        return json.loads(self.body)
+
+
+@dataclass
+class ScriptedServer:
+    """What was asked so far, and the answers to come; the last one is given again and again."""
+
+    port: int
+    scheme: str = "http"
+    requests: list[Request] = field(default_factory=list)
+    script: list[Answer] = field(default_factory=list)
+
+    @property
+    def url(self) -> str:
+        """Where it is."""
+        return f"{self.scheme}://127.0.0.1:{self.port}"
+
+    def answer(self, *answers: Answer) -> None:
+        """Say what the next requests are answered with."""
+        self.script[:] = answers
+
+    async def serve(self, stream: ByteStream) -> None:
+        """Answer one request and close the connection."""
+        async with stream:
+            try:
+                self.requests.append(await _read_request(stream))
+                answer = self.script.pop(0) if len(self.script) > 1 else self.script[0]
+                await answer(stream)
+            except (*_GONE, anyio.IncompleteRead):
+                return  # the client has gone; that is its right
+
+
+@asynccontextmanager
+async def serving(tls: ssl.SSLContext | None = None) -> AsyncIterator[ScriptedServer]:
+    """Run a server on a free port."""
+    tcp = await anyio.create_tcp_listener(local_host="127.0.0.1")
+    server = ScriptedServer(tcp.extra(SocketAttribute.local_port), "https" if tls else "http")  # noqa: S610 - anyio's, no SQL
+    listener = TLSListener(tcp, tls, standard_compatible=False) if tls else tcp
+    async with listener, anyio.create_task_group() as tasks:
+        tasks.start_soon(listener.serve, server.serve)
+        yield server
+        tasks.cancel_scope.cancel()
+
+
+def raw(*parts: bytes) -> Answer:
+    """Send exactly these bytes and close."""
+
+    async def send(stream: ByteStream) -> None:
+        for part in parts:
+            await stream.send(part)
+
+    return send
+
+
+def http(status: int, body: bytes = b"", headers: Mapping[str, str] | None = None) -> Answer:
+    """Answer in proper HTTP."""
+    return raw(_head(status, {"Content-Length": str(len(body)), **(headers or {})}), body)
+
+
+def told(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Answer:
+    """Answer with JSON."""
+    return http(status, json.dumps(value).encode(), headers)
+
+
+def zeros(size: int, promised: int | None = None) -> Answer:
+    """Send `size` zero bytes in blocks, whatever length was promised."""
+
+    async def send(stream: ByteStream) -> None:
+        await stream.send(_head(200, {"Content-Length": str(promised or size)}))
+        left = size
+        while left:
+            await stream.send(_BLOCK[:left])
+            left -= min(left, len(_BLOCK))
+
+    return send
+
+
+def endless(headers: Mapping[str, str] | None = None) -> Answer:
+    """Send zero bytes until the client has enough."""
+
+    async def send(stream: ByteStream) -> None:
+        await stream.send(_head(200, headers or {}))
+        while True:
+            await stream.send(_BLOCK)
+
+    return send
+
+
+def stalled(first: bytes, headers: Mapping[str, str] | None = None) -> Answer:
+    """Send the first bytes of an answer and then nothing until the client goes."""
+
+    async def send(stream: ByteStream) -> None:
+        await stream.send(_head(200, headers or {}) + first)
+        await stream.receive()
+
+    return send
+
+
+def trickle() -> Answer:
+    """Send a byte of an answer every tenth of a second, for ever."""
+
+    async def send(stream: ByteStream) -> None:
+        await stream.send(_head(200, {}))
+        while True:
+            await stream.send(b" ")
+            await anyio.sleep(0.1)
+
+    return send
+
+
+def _head(status: int, headers: Mapping[str, str]) -> bytes:
+    lines = [f"HTTP/1.1 {status} Said", *(f"{name}: {text}" for name, text in headers.items())]
+    return "\r\n".join([*lines, "Connection: close", "", ""]).encode("latin-1")
+
+
+async def _read_request(stream: ByteStream) -> Request:
+    buffered = BufferedByteReceiveStream(stream)
+    head = await buffered.receive_until(b"\r\n\r\n", _LONGEST_HEAD)
+    first, *lines = head.decode("latin-1").split("\r\n")
+    method, target, _ = first.split(" ")
+    headers = {
+        name.lower(): text.strip() for name, _, text in (line.partition(":") for line in lines)
+    }
+    size = int(headers.get("content-length", "0"))
+    body = await buffered.receive_exactly(size) if size else b""
+    return Request(method, target, headers, body)

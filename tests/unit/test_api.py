@@ -1,0 +1,780 @@
+"""The wire asks what the API says, believes little, and sorts every failure into its class."""
+
+from __future__ import annotations
+
+import gzip
+import socket
+import ssl
+import subprocess
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta, timezone
+from email.utils import format_datetime
+from typing import TYPE_CHECKING, TypeAlias
+
+import anyio
+import pytest
+from anyio.abc import SocketAttribute, SocketStream
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runner import __version__
+from runner.api import CALL_TIMEOUT_S, MAX_ANSWER_BYTES, Identity, Orchestrator
+from runner.errors import ConfigurationError, Refused, Unauthorised, Unavailable
+from runner.settings import Secret, check_orchestrator_url
+from tests.unit.scripted_server import (
+    Answer,
+    ScriptedServer,
+    endless,
+    http,
+    raw,
+    serving,
+    stalled,
+    told,
+    trickle,
+    zeros,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.anyio
+
+Call: TypeAlias = Callable[[Orchestrator, Identity], Awaitable[object]]
+
+NODE_ID = "6f1c2a34-0000-4000-8000-0123456789ab"
+TOKEN = Secret("registration-token")
+NODE: dict[str, object] = {"name": "n-1", "hostname": "h", "os_type": "linux"}
+
+
+async def _download(wire: Orchestrator, identity: Identity) -> bytes:
+    async with wire.download(identity, "a") as download:
+        return b"".join([chunk async for chunk in download.chunks])
+
+
+CALLS: dict[str, Call] = {
+    "register": lambda wire, _: wire.register(TOKEN, NODE),
+    "heartbeat": lambda wire, identity: wire.heartbeat(identity, {"status": "idle"}),
+    "pending": lambda wire, identity: wire.pending(identity, 25),
+    "status": lambda wire, identity: wire.report(identity, "status", {"status": "running"}),
+    "logs": lambda wire, identity: wire.report(identity, "logs", {"session": {}}),
+    "download": _download,
+}
+every_call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
+every_json_call = pytest.mark.parametrize(
+    "call",
+    [CALLS["register"], CALLS["heartbeat"], CALLS["pending"], CALLS["status"]],
+    ids=["register", "heartbeat", "pending", "status"],
+)
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port: int = taken.getsockname()[1]
+        return port
+
+
+# What is asked
+
+
+async def test_registration_sends_the_token_and_the_node(
+    orchestrator: Orchestrator, server: ScriptedServer
+) -> None:
+    server.answer(told({"id": NODE_ID, "api_key": "k"}))
+
+    await orchestrator.register(TOKEN, NODE)
+
+    request = server.requests[0]
+    assert (request.method, request.target) == ("POST", "/register")
+    assert request.headers["x-registration-token"] == "registration-token"
+    assert "x-api-key" not in request.headers
+    assert request.json() == NODE
+
+
+async def test_registration_gives_the_identity(
+    orchestrator: Orchestrator, server: ScriptedServer
+) -> None:
+    server.answer(told({"id": NODE_ID, "api_key": "k", "name": "n-1"}))
+
+    assert await orchestrator.register(TOKEN, NODE) == Identity(NODE_ID, Secret("k"))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {},
+        {"id": NODE_ID},
+        {"api_key": "k"},
+        {"id": 7, "api_key": "k"},
+        {"id": NODE_ID, "api_key": None},
+        {"id": NODE_ID, "api_key": ""},
+        {"id": NODE_ID, "api_key": "k\r\nX-Evil: 1"},
+        {"id": NODE_ID, "api_key": "schlüssel"},
+        {"id": "\ud800", "api_key": "k"},
+    ],
+)
+async def test_registration_without_a_usable_identity_is_no_registration(
+    orchestrator: Orchestrator, server: ScriptedServer, answer: object
+) -> None:
+    server.answer(told(answer))
+
+    with pytest.raises(Unavailable, match="has no usable id or api_key"):
+        await orchestrator.register(TOKEN, NODE)
+
+
+async def test_heartbeat_carries_key_and_node_id(
+    orchestrator: Orchestrator, identity: Identity, server: ScriptedServer
+) -> None:
+    server.answer(told({}))
+
+    await orchestrator.heartbeat(identity, {"status": "busy", "current_task_id": "t-1"})
+
+    request = server.requests[0]
+    assert (request.method, request.target) == ("POST", "/nodes/heartbeat")
+    assert request.headers["x-api-key"] == "node-key-1234"
+    assert request.json() == {"node_id": NODE_ID, "status": "busy", "current_task_id": "t-1"}
+
+
+async def test_heartbeat_brings_the_tasks_that_were_cancelled(
+    orchestrator: Orchestrator, identity: Identity, server: ScriptedServer
+) -> None:
+    server.answer(told({"cancelled_task_ids": ["t-1", "t-2"]}))
+
+    assert await orchestrator.heartbeat(identity, {}) == {"t-1", "t-2"}
+
+
+@pytest.mark.parametrize(
+    "answer", [None, {}, [], "ok", {"cancelled_task_ids": "t-1"}, {"cancelled_task_ids": [None, 1]}]
+)
+async def test_heartbeat_to_an_orchestrator_that_knows_no_cancelling_cancels_nothing(
+    orchestrator: Orchestrator, identity: Identity, server: ScriptedServer, answer: object
+) -> None:
+    server.answer(told(answer))
+
+    assert await orchestrator.heartbeat(identity, {}) == frozenset()
+
+
+async def test_request_for_work_prefers_to_be_held(
+    orchestrator: Orchestrator, identity: Identity, server: ScriptedServer
+) -> None:
+    server.answer(told(None))
+
+    await orchestrator.pending(identity, 25)
+
+    request = server.requests[0]
+    assert (request.method, request.target) == ("GET", "/tasks/pending")
+    assert request.headers["prefer"] == "wait=25"
+    assert request.headers["x-api-key"] == "node-key-1234"
+
+
+@pytest.mark.parametrize(
+    ("headers", "was_held"),
+    [
+        ({"Preference-Applied": "wait=25"}, True),
+        ({"preference-applied": "Wait=5, return=minimal"}, True),
+        ({"Preference-Applied": "respond-async"}, False),
+        ({}, False),
+    ],
+)
+async def test_held_request_is_told_by_preference_applied(
+    orchestrator: Orchestrator,
+    identity: Identity,
+    server: ScriptedServer,
+    headers: dict[str, str],
+    was_held: bool,  # noqa: FBT001 - a column of the table
+) -> None:
+    server.answer(told(None, headers=headers))
+
+    assert (await orchestrator.pending(identity, 25)).was_held is was_held
+
+
+async def test_assignment_comes_as_it_was_sent(
+    orchestrator: Orchestrator, identity: Identity, server: ScriptedServer
+) -> None:
+    server.answer(told({"task_id": "t-1", "unheard": [1]}))
+
+    offer = await orchestrator.pending(identity, 25)
+
+    assert offer.assignment == {"task_id": "t-1", "unheard": [1]}
+
+
+@pytest.mark.parametrize("answer", [told(None), http(200), http(204), http(200, b" \n")], ids=str)
+async def test_null_or_nothing_is_no_work(
+    orchestrator: Orchestrator, identity: Identity, server: ScriptedServer, answer: Answer
+) -> None:
+    server.answer(answer)
+
+    assert (await orchestrator.pending(identity, 25)).assignment is None
+
+
+@pytest.mark.parametrize("path", ["status", "logs"])
+async def test_report_is_posted_as_the_caller_wrote_it(
+    orchestrator: Orchestrator, identity: Identity, server: ScriptedServer, path: str
+) -> None:
+    server.answer(told({}))
+    body = {"job_id": "t-1", "task_id": "t-1", "message": "50 % für heute"}
+
+    await orchestrator.report(identity, path, body)
+
+    request = server.requests[0]
+    assert (request.method, request.target) == ("POST", f"/{path}")
+    assert request.headers["x-api-key"] == "node-key-1234"
+    assert request.json() == body
+
+
+@pytest.mark.parametrize(
+    ("answer", "standing"),
+    [
+        ({"status": "cancelled"}, "cancelled"),
+        ({"status": 3}, None),
+        ({}, None),
+        (None, None),
+        (["status"], None),
+    ],
+)
+async def test_report_brings_the_standing_status_if_it_is_told(
+    orchestrator: Orchestrator,
+    identity: Identity,
+    server: ScriptedServer,
+    answer: object,
+    standing: str | None,
+) -> None:
+    server.answer(told(answer))
+
+    assert await orchestrator.report(identity, "status", {}) == standing
+
+
+async def test_health_needs_no_key(orchestrator: Orchestrator, server: ScriptedServer) -> None:
+    server.answer(told({"status": "ok", "version": "1.1.2"}))
+
+    assert (await orchestrator.health())["version"] == "1.1.2"
+    assert "x-api-key" not in server.requests[0].headers
+
+
+async def test_every_request_says_which_runner_it_is_and_asks_for_plain_json(
+    orchestrator: Orchestrator, server: ScriptedServer
+) -> None:
+    server.answer(told({}))
+
+    await orchestrator.health()
+
+    headers = server.requests[0].headers
+    assert headers["user-agent"] == f"victoria-runner/{__version__}"
+    assert headers["accept"] == "application/json"
+    assert headers["accept-encoding"] == "identity"
+
+
+async def test_orchestrator_may_live_below_a_path(
+    server: ScriptedServer, identity: Identity
+) -> None:
+    server.answer(told(None))
+
+    async with Orchestrator(f"{server.url}/victoria/api") as wire:
+        await wire.pending(identity, 25)
+
+    assert server.requests[0].target == "/victoria/api/tasks/pending"
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        ("two words", "/files/two%20words"),
+        ("Übersicht", "/files/%C3%9Cbersicht"),
+        ("#1", "/files/%231"),
+        ("50%", "/files/50%25"),
+        ("%2e%2e", "/files/%252e%252e"),
+        ("what?", "/files/what%3F"),
+        ("a:b", "/files/a%3Ab"),
+        ("//evil.example", "/files/%2F%2Fevil.example"),
+    ],
+)
+async def test_name_of_a_file_is_encoded(
+    orchestrator: Orchestrator,
+    identity: Identity,
+    server: ScriptedServer,
+    name: str,
+    target: str,
+) -> None:
+    server.answer(http(200, b"x"))
+
+    async with orchestrator.download(identity, name):
+        pass
+
+    assert server.requests[0].target == target
+
+
+async def test_download_streams_what_is_sent_and_tells_its_size(
+    orchestrator: Orchestrator, identity: Identity, server: ScriptedServer
+) -> None:
+    server.answer(zeros(3_000_000))
+    sizes: list[int] = []
+
+    async with orchestrator.download(identity, "a") as download:
+        sizes += [len(chunk) async for chunk in download.chunks]
+
+    assert download.size == 3_000_000
+    assert sum(sizes) == 3_000_000
+    assert len(sizes) > 1
+
+
+async def test_download_of_untold_size_says_so(
+    orchestrator: Orchestrator, identity: Identity, server: ScriptedServer
+) -> None:
+    server.answer(raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n"))
+
+    async with orchestrator.download(identity, "a") as download:
+        content = b"".join([chunk async for chunk in download.chunks])
+
+    assert (download.size, content) == (None, b"x")
+
+
+# Refused
+
+
+@every_call
+async def test_401_is_an_unknown_key_or_token(
+    orchestrator: Orchestrator, identity: Identity, server: ScriptedServer, call: Call
+) -> None:
+    server.answer(told({"detail": "Invalid API key"}, 401))
+
+    with pytest.raises(Unauthorised) as caught:
+        await call(orchestrator, identity)
+
+    assert str(caught.value) == "HTTP 401: Invalid API key"
+    assert caught.value.status == 401
+
+
+@every_call
+@pytest.mark.parametrize("status", [400, 403, 404, 405, 409, 410, 413, 422])
+async def test_other_4xx_is_refused_for_good(
+    orchestrator: Orchestrator,
+    identity: Identity,
+    server: ScriptedServer,
+    call: Call,
+    status: int,
+) -> None:
+    server.answer(told({"detail": "no"}, status))
+
+    with pytest.raises(Refused) as caught:
+        await call(orchestrator, identity)
+
+    assert type(caught.value) is Refused
+    assert (str(caught.value), caught.value.status) == (f"HTTP {status}: no", status)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b'{"detail": "task is closed"}', "HTTP 409: task is closed"),
+        (b'{"detail": "two\\nlines\\u001b[31m"}', "HTTP 409: two lines [31m"),
+        (b'{"detail": "\\ud800 alone"}', "HTTP 409: alone"),
+        (b'{"detail": [{"loc": ["body"]}]}', 'HTTP 409: [{"loc": ["body"]}]'),
+        (b'{"detail": null}', "HTTP 409"),
+        (b"[]", "HTTP 409"),
+        (b"", "HTTP 409"),
+        (b"<html>", "HTTP 409"),
+        (b'{"detail": "' + b"x" * 5000 + b'"}', "HTTP 409: " + "x" * 300),
+    ],
+)
+async def test_refusal_carries_the_orchestrator_s_reason_as_one_short_line(
+    orchestrator: Orchestrator, server: ScriptedServer, body: bytes, said: str
+) -> None:
+    server.answer(http(409, body))
+
+    with pytest.raises(Refused) as caught:
+        await orchestrator.health()
+
+    assert str(caught.value) == said
+
+
+# Unavailable
+
+
+@every_call
+@pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504])
+async def test_trouble_that_passes_is_unavailable(
+    orchestrator: Orchestrator,
+    identity: Identity,
+    server: ScriptedServer,
+    call: Call,
+    status: int,
+) -> None:
+    server.answer(told({"detail": "later"}, status))
+
+    with pytest.raises(Unavailable) as caught:
+        await call(orchestrator, identity)
+
+    assert str(caught.value) == f"HTTP {status}: later"
+    assert (caught.value.status, caught.value.detail) == (status, "later")
+    assert caught.value.retry_after_s is None
+
+
+@pytest.mark.parametrize("status", [429, 503])
+async def test_retry_after_in_seconds_is_kept(
+    orchestrator: Orchestrator, server: ScriptedServer, status: int
+) -> None:
+    server.answer(http(status, headers={"Retry-After": "17"}))
+
+    with pytest.raises(Unavailable) as caught:
+        await orchestrator.health()
+
+    assert caught.value.retry_after_s == 17
+
+
+@pytest.mark.parametrize("status", [429, 503])
+async def test_retry_after_as_a_date_is_kept(
+    orchestrator: Orchestrator, server: ScriptedServer, status: int
+) -> None:
+    moment = datetime.now(timezone.utc) + timedelta(seconds=600)
+    server.answer(http(status, headers={"Retry-After": format_datetime(moment, usegmt=True)}))
+
+    with pytest.raises(Unavailable) as caught:
+        await orchestrator.health()
+
+    assert caught.value.retry_after_s is not None
+    assert 570 < caught.value.retry_after_s <= 600
+
+
+async def test_retry_after_in_the_past_means_now(
+    orchestrator: Orchestrator, server: ScriptedServer
+) -> None:
+    server.answer(http(503, headers={"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}))
+
+    with pytest.raises(Unavailable) as caught:
+        await orchestrator.health()
+
+    assert caught.value.retry_after_s == 0
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["soon", "-1", "1.5", "Wed, 99 Oct 2015 07:28:00 GMT", "1 Jan 1 0:0:0 +9999999999999999", "²"],
+)
+async def test_retry_after_that_cannot_be_read_is_as_none(
+    orchestrator: Orchestrator, server: ScriptedServer, value: str
+) -> None:
+    server.answer(http(503, headers={"Retry-After": value}))
+
+    with pytest.raises(Unavailable) as caught:
+        await orchestrator.health()
+
+    assert caught.value.retry_after_s is None
+
+
+@every_json_call
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"<html><body>It works!</body></html>",
+        b'{"half": ',
+        b"\xff\xfe\xfd",
+        b"[" * 200_000,
+        b"9" * 5000,
+    ],
+    ids=["html", "half", "not text", "nested", "long number"],
+)
+async def test_answer_that_is_no_json_is_unavailable(
+    orchestrator: Orchestrator,
+    identity: Identity,
+    server: ScriptedServer,
+    call: Call,
+    body: bytes,
+) -> None:
+    server.answer(http(200, body))
+
+    with pytest.raises(Unavailable) as caught:
+        await call(orchestrator, identity)
+
+    assert str(caught.value) == "its answer is no JSON; is this the orchestrator's address?"
+
+
+@pytest.mark.parametrize("status", [200, 409, 502])
+async def test_deeply_nested_answer_is_survived_whatever_its_status(
+    orchestrator: Orchestrator, server: ScriptedServer, status: int
+) -> None:
+    server.answer(http(status, b'{"detail": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"))
+
+    with pytest.raises((Refused, Unavailable)):
+        await orchestrator.health()
+
+
+@pytest.mark.parametrize("depth", [100, 500, 900, 990, 995, 998, 999, 1000, 1500, 5000])
+async def test_reason_of_any_depth_is_survived(
+    orchestrator: Orchestrator, server: ScriptedServer, depth: int
+) -> None:
+    server.answer(http(409, b'{"detail": ' + b"[" * depth + b"]" * depth + b"}"))
+
+    with pytest.raises(Refused):
+        await orchestrator.health()
+
+
+@pytest.mark.parametrize("answer", [b"[]", b"null", b'"text"', b"3"])
+async def test_registration_answered_with_another_kind_of_json_is_unavailable(
+    orchestrator: Orchestrator, server: ScriptedServer, answer: bytes
+) -> None:
+    server.answer(http(200, answer))
+
+    with pytest.raises(Unavailable, match="its answer is no JSON object"):
+        await orchestrator.register(TOKEN, NODE)
+
+
+@every_call
+async def test_error_page_of_a_proxy_is_unavailable(
+    orchestrator: Orchestrator, identity: Identity, server: ScriptedServer, call: Call
+) -> None:
+    server.answer(http(500, b"<html>Internal Server Error</html>", {"Content-Type": "text/html"}))
+
+    with pytest.raises(Unavailable) as caught:
+        await call(orchestrator, identity)
+
+    assert str(caught.value) == "HTTP 500"
+
+
+@every_call
+async def test_half_a_body_is_unavailable(
+    orchestrator: Orchestrator, identity: Identity, server: ScriptedServer, call: Call
+) -> None:
+    server.answer(raw(b'HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{"id": "'))
+
+    with pytest.raises(Unavailable):
+        await call(orchestrator, identity)
+
+
+@every_call
+@pytest.mark.parametrize(
+    "answer",
+    [raw(b""), raw(b"\x00\x01 this is no HTTP\r\n\r\n"), raw(b"HTTP/1.1 200 OK\r\nContent-")],
+    ids=["closed", "junk", "half a head"],
+)
+async def test_broken_connection_is_unavailable(
+    orchestrator: Orchestrator,
+    identity: Identity,
+    server: ScriptedServer,
+    call: Call,
+    answer: Answer,
+) -> None:
+    server.answer(answer)
+
+    with pytest.raises(Unavailable):
+        await call(orchestrator, identity)
+
+
+async def test_refused_connection_is_called_by_its_name(identity: Identity) -> None:
+    async with Orchestrator(f"http://127.0.0.1:{free_port()}") as wire:
+        with pytest.raises(Unavailable) as caught:
+            await wire.pending(identity, 25)
+
+    assert str(caught.value) == "Connection refused"
+
+
+async def test_refused_connection_is_called_by_its_name_where_a_host_has_two_addresses(
+    identity: Identity,
+) -> None:
+    async with Orchestrator(f"http://localhost:{free_port()}") as wire:
+        with pytest.raises(Unavailable) as caught:
+            await wire.pending(identity, 25)
+
+    assert str(caught.value) == "Connection refused"
+
+
+@pytest.mark.parametrize("answer", [stalled(b""), trickle()], ids=["nothing", "a byte at a time"])
+async def test_answer_that_never_comes_is_unavailable_after_the_deadline(
+    orchestrator: Orchestrator, identity: Identity, server: ScriptedServer, answer: Answer
+) -> None:
+    server.answer(answer)
+    a_second_in_all = round(1 - CALL_TIMEOUT_S)
+
+    with pytest.raises(Unavailable) as caught:
+        await orchestrator.pending(identity, a_second_in_all)
+
+    assert str(caught.value) == "no answer within 1 s"
+
+
+# Answers that would do harm
+
+
+@every_call
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_redirect_to_another_origin_is_not_followed(
+    orchestrator: Orchestrator,
+    identity: Identity,
+    server: ScriptedServer,
+    call: Call,
+    status: int,
+) -> None:
+    async with serving() as elsewhere:
+        elsewhere.answer(told({"id": NODE_ID, "api_key": "k"}))
+        server.answer(http(status, headers={"Location": f"{elsewhere.url}/tasks/pending"}))
+
+        with pytest.raises(Unavailable, match="a redirect, which is not followed"):
+            await call(orchestrator, identity)
+
+        assert elsewhere.requests == []
+
+
+@every_json_call
+async def test_endless_answer_is_given_up(
+    orchestrator: Orchestrator, identity: Identity, server: ScriptedServer, call: Call
+) -> None:
+    server.answer(endless())
+
+    with pytest.raises(Unavailable) as caught:
+        await call(orchestrator, identity)
+
+    assert str(caught.value) == f"its answer is longer than {MAX_ANSWER_BYTES >> 20} MiB"
+
+
+async def test_endless_error_page_is_given_up(
+    orchestrator: Orchestrator, server: ScriptedServer
+) -> None:
+    server.answer(raw(b"HTTP/1.1 404 Not Found\r\n\r\n", *[bytes(1 << 20)] * 17))
+
+    with pytest.raises(Unavailable, match="longer than 16 MiB"):
+        await orchestrator.health()
+
+
+async def test_compressed_answer_is_not_unpacked(
+    orchestrator: Orchestrator, server: ScriptedServer
+) -> None:
+    server.answer(http(200, gzip.compress(b'{"status": "ok"}'), {"Content-Encoding": "gzip"}))
+
+    with pytest.raises(Unavailable, match="its answer is no JSON"):
+        await orchestrator.health()
+
+
+async def test_compressed_file_is_not_taken(
+    orchestrator: Orchestrator, identity: Identity, server: ScriptedServer
+) -> None:
+    server.answer(http(200, gzip.compress(bytes(1000)), {"Content-Encoding": "gzip"}))
+
+    with pytest.raises(Unavailable, match="it compressed a file"):
+        await _download(orchestrator, identity)
+
+
+# TLS
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Make a certificate for 127.0.0.1 that is its own authority, and its key."""
+    folder = tmp_path_factory.mktemp("tls")
+    certificate, key = folder / "certificate.pem", folder / "key.pem"
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"),
+            *("-nodes", "-days", "2", "-subj", "/CN=scripted server"),
+            *("-addext", "subjectAltName=IP:127.0.0.1"),
+            *("-addext", "keyUsage=critical,digitalSignature,keyCertSign"),
+            *("-keyout", key, "-out", certificate),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    return certificate, key
+
+
+@pytest.fixture
+def tls(certificate: tuple[Path, Path]) -> ssl.SSLContext:
+    """Give a server's side of TLS with that certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+    return context
+
+
+async def test_certificate_of_an_unknown_authority_is_not_trusted(
+    tls: ssl.SSLContext, identity: Identity
+) -> None:
+    async with serving(tls) as server, Orchestrator(server.url) as wire:
+        with pytest.raises(Unavailable) as caught:
+            await wire.pending(identity, 25)
+
+        assert str(caught.value).startswith("its TLS certificate is not trusted: self")
+        assert server.requests == []
+
+
+async def test_certificate_of_a_private_authority_is_trusted_through_its_file(
+    tls: ssl.SSLContext, certificate: tuple[Path, Path], identity: Identity
+) -> None:
+    async with serving(tls) as server, Orchestrator(server.url, certificate[0]) as wire:
+        server.answer(told({"task_id": "t-1"}))
+
+        assert (await wire.pending(identity, 25)).assignment == {"task_id": "t-1"}
+
+
+async def test_certificate_for_another_host_is_not_trusted(
+    tls: ssl.SSLContext, certificate: tuple[Path, Path], identity: Identity
+) -> None:
+    async with serving(tls) as server:
+        by_name = server.url.replace("127.0.0.1", "localhost")
+        async with Orchestrator(by_name, certificate[0]) as wire:
+            with pytest.raises(Unavailable, match="its TLS certificate is not trusted: Hostname"):
+                await wire.pending(identity, 25)
+
+        assert server.requests == []
+
+
+async def test_plain_http_behind_https_is_unavailable(identity: Identity) -> None:
+    async def answer(stream: SocketStream) -> None:
+        async with stream:
+            await stream.receive()
+            await stream.send(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    async with (
+        await anyio.create_tcp_listener(local_host="127.0.0.1") as listener,
+        anyio.create_task_group() as tasks,
+    ):
+        tasks.start_soon(listener.serve, answer)
+        port = listener.extra(SocketAttribute.local_port)  # noqa: S610 - anyio's, no SQL
+        async with Orchestrator(f"https://127.0.0.1:{port}") as wire:
+            with pytest.raises(Unavailable, match="TLS failed: "):
+                await wire.pending(identity, 25)
+        tasks.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("content", [b"", b"no certificate", b"\xff\x00"])
+def test_ca_file_without_a_certificate_is_named(tmp_path: Path, content: bytes) -> None:
+    ca_file = tmp_path / "ca.pem"
+    ca_file.write_bytes(content)
+
+    with pytest.raises(ConfigurationError) as caught:
+        Orchestrator("https://o.example.com", ca_file)
+
+    assert str(caught.value) == f"cannot use --ca-file {ca_file}: it holds no PEM certificate"
+
+
+# Addresses
+
+
+@pytest.mark.parametrize("url", ["https://999.999.1.1", "https://[v1.x]", "https://xn--a"])
+def test_address_that_no_request_could_carry_is_refused(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="cannot use --orchestrator-url"):
+        Orchestrator(url)
+
+
+@given(st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), max_size=40))
+def test_address_that_was_checked_can_be_asked_or_is_refused(rest: str) -> None:
+    try:
+        Orchestrator(check_orchestrator_url(f"http://{rest}", allow_http=True))
+    except ConfigurationError as error:
+        assert str(error).startswith("cannot use --orchestrator-url")  # noqa: PT017 - or none at all
+
+
+# Secrets
+
+
+async def test_key_is_in_no_error(
+    orchestrator: Orchestrator, identity: Identity, server: ScriptedServer
+) -> None:
+    server.answer(raw(b"junk"))
+
+    with pytest.raises(Unavailable) as caught:
+        await orchestrator.pending(identity, 25)
+
+    link: BaseException | None = caught.value
+    while link is not None:
+        assert identity.api_key.reveal() not in repr(link)
+        link = link.__cause__
+
+
+def test_identity_shows_no_key(identity: Identity) -> None:
+    assert identity.api_key.reveal() not in repr(identity)

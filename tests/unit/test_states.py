@@ -1,0 +1,86 @@
+"""A task moves along the table only, and every end has its word."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from runner.states import TRANSITIONS, EndReason, TaskState, check_transition, state_diagram
+
+ALLOWED = [
+    (TaskState.ACCEPTED, TaskState.STARTING),
+    (TaskState.ACCEPTED, TaskState.ENDED),
+    (TaskState.STARTING, TaskState.RUNNING),
+    (TaskState.STARTING, TaskState.ENDED),
+    (TaskState.RUNNING, TaskState.ENDED),
+    (TaskState.ENDED, TaskState.CLOSED),
+]
+
+
+@pytest.mark.parametrize(("before", "after"), ALLOWED)
+def test_allowed_transition_passes(before: TaskState, after: TaskState) -> None:
+    check_transition(before, after)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [pair for pair in itertools.product(TaskState, repeat=2) if pair not in ALLOWED],
+)
+def test_any_other_transition_is_a_defect(before: TaskState, after: TaskState) -> None:
+    with pytest.raises(ValueError, match=f"no way from {before.value} to {after.value}"):
+        check_transition(before, after)
+
+
+def test_every_state_is_in_the_table() -> None:
+    assert set(TRANSITIONS) == set(TaskState)
+
+
+def test_every_state_leads_to_the_end() -> None:
+    reached = {TaskState.CLOSED}
+    for _ in TaskState:
+        reached |= {state for state in TaskState if TRANSITIONS[state] & reached}
+
+    assert reached == set(TaskState)
+
+
+def test_table_cannot_be_changed() -> None:
+    with pytest.raises(TypeError):
+        TRANSITIONS[TaskState.CLOSED] = frozenset(TaskState)  # type: ignore[index] # the claim
+
+
+def test_diagram_shows_the_table_and_nothing_else() -> None:
+    assert state_diagram().splitlines() == [
+        "stateDiagram-v2",
+        "    [*] --> accepted",
+        "    accepted --> starting",
+        "    accepted --> ended",
+        "    starting --> running",
+        "    starting --> ended",
+        "    running --> ended",
+        "    ended --> closed",
+        "    closed --> [*]",
+    ]
+
+
+def test_only_completed_is_a_success() -> None:
+    assert [reason for reason in EndReason if reason.status == "success"] == [EndReason.COMPLETED]
+
+
+def test_every_other_end_is_reported_as_an_error() -> None:
+    others = set(EndReason) - {EndReason.COMPLETED}
+
+    assert {reason.status for reason in others} == {"error"}
+
+
+def test_reasons_are_the_documented_ones() -> None:
+    assert [reason.value for reason in EndReason] == [
+        "completed",
+        "failed",
+        "timed_out",
+        "cancelled",
+        "out_of_memory",
+        "rejected",
+        "unstartable",
+        "lost",
+    ]

@@ -1,0 +1,22 @@
+"""Waiting for a condition, with a deadline."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import anyio
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+async def until(condition: Callable[[], bool], *, within_s: float = 10.0) -> None:
+    """Come back when the condition holds.
+
+    Raises:
+        TimeoutError: it did not come to that.
+
+    """
+    with anyio.fail_after(within_s):
+        while not condition():  # noqa: ASYNC110 - conditions on disks and in threads have no events
+            await anyio.sleep(0.01)
