@@ -18,7 +18,7 @@ from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, final
 from urllib.parse import quote
 
 import anyio
@@ -64,6 +64,7 @@ class Download:
     chunks: AsyncIterator[bytes]
 
 
+@final
 class Orchestrator:
     """A connection to one orchestrator; use it as an async context manager."""
 

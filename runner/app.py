@@ -27,11 +27,11 @@ from runner.deliver import deliver
 from runner.engine import Engine
 from runner.errors import (
     EXIT_OK,
-    EXIT_REGISTRATION_REFUSED,
     EXIT_TRY_AGAIN,
     EngineError,
     JournalError,
     StateFolderInUse,
+    TryAgain,
 )
 from runner.heartbeat import heartbeat, say_offline
 from runner.journal import Task, open_journal
@@ -49,6 +49,7 @@ from runner.workload import Changes, Workload
 log = logging.getLogger(__name__)
 
 _LAST_DELIVERY_S = 30.0
+_REMEMBERED_S = 30 * 24 * 3600.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
@@ -64,12 +65,13 @@ async def run(
     """
     clock = clock or HostClock()
     with _locked(settings.state_dir):
+        runner_id = _prepare(settings.state_dir)
         journal, set_aside = open_journal(
             settings.state_dir, time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(clock.wall_s()))
         )
         if set_aside is not None:
             log.error(set_aside)
-        pulse = Pulse(clock)
+        pulse, workload = Pulse(clock), Workload(settings.max_tasks)
         try:
             async with Orchestrator(settings.orchestrator_url, settings.ca_file) as orchestrator:
                 parts = Parts(
@@ -78,11 +80,11 @@ async def run(
                     engine=engine,
                     orchestrator=orchestrator,
                     journal=journal,
-                    node=Node(settings, orchestrator, journal, clock, pulse),
-                    workload=Workload(settings.max_tasks),
+                    node=Node(settings, orchestrator, journal, clock, pulse, workload),
+                    workload=workload,
                     outbox=Changes(),
                     pulse=pulse,
-                    runner_id=_runner_id(settings.state_dir),
+                    runner_id=runner_id,
                 )
                 return await _Runner(parts, notifier).run()
         finally:
@@ -116,10 +118,8 @@ class _Runner:
     async def _begin(self, group: TaskGroup) -> None:
         """Take over what is there, then start the loops."""
         parts = self._parts
-        folder = run_folder(parts.settings.state_dir)
-        folder.mkdir(mode=0o700, exist_ok=True)
-        for left_over in folder.glob("*.env"):
-            left_over.unlink(missing_ok=True)
+        now = parts.clock.wall_s()
+        await parts.journal.forget_closed(now - _REMEMBERED_S)
         tasks = await parts.journal.open_tasks()
         log.info(
             "runner starts",
@@ -131,6 +131,12 @@ class _Runner:
             ),
         )
         for task in tasks:
+            if task.orchestrator_url != parts.orchestrator.url:
+                log.warning(
+                    "task belongs to another orchestrator; its reports wait until this runner is "
+                    "started for that one again",
+                    extra=fields(task_id=task.task_id, orchestrator=task.orchestrator_url),
+                )
             log.info(
                 "task is taken over", extra=fields(task_id=task.task_id, state=task.state.value)
             )
@@ -152,8 +158,9 @@ class _Runner:
         answer = None
         with self._polling:
             answer = await poll(self._parts, lambda task: self._start_task(group, task))
-        if self._parts.node.refused.is_set():
-            self._exit_code = EXIT_REGISTRATION_REFUSED
+        refusal = self._parts.node.refusal
+        if refusal is not None:
+            self._exit_code = refusal.exit_code
         elif answer is Answer.FAILED:
             self._exit_code = EXIT_TRY_AGAIN
 
@@ -162,15 +169,14 @@ class _Runner:
         parts = self._parts
         parts.pulse.rest("poll")
         while any(task.state is not TaskState.ENDED for task in await self._open_tasks()):
-            if parts.node.refused.is_set() and not parts.workload.task_ids:
+            if parts.node.refusal is not None and not parts.workload.task_ids:
                 break
             await self._next_change()
-        if parts.node.refused.is_set():
+        if parts.node.refusal is not None:
             return
-        with anyio.move_on_after(_LAST_DELIVERY_S):
-            while await self._open_tasks():
-                await self._next_change()
-        waiting = await self._open_tasks()
+        ends_at_s = parts.clock.uptime_s() + _LAST_DELIVERY_S
+        while (waiting := await self._open_tasks()) and parts.clock.uptime_s() < ends_at_s:
+            await self._next_change()
         if waiting:
             log.warning(
                 "reports wait in the journal for the next start", extra=fields(tasks=len(waiting))
@@ -189,8 +195,7 @@ class _Runner:
     async def _next_change(self) -> None:
         """Return when something happened to a task or a report, and every few seconds."""
         seen = self._parts.outbox.count
-        with anyio.move_on_after(1):
-            await self._parts.outbox.after(seen)
+        await self._parts.outbox.after_or(seen, 1, self._parts.clock)
 
     async def _obey(self, signals: object, group: TaskGroup) -> None:
         """Act on signals; see the head of this file."""
@@ -205,7 +210,7 @@ class _Runner:
                 return
             if number == signal.SIGINT:
                 self._interrupts += 1
-            self._notifier.tell("STOPPING=1")
+            # Not STOPPING=1: systemd would give a drain no longer than TimeoutStopSec.
             if self._interrupts > 1:
                 log.info("stopping the tasks in hand", extra=fields(tasks=len(in_hand)))
                 for task_id in in_hand:
@@ -255,7 +260,10 @@ class _Runner:
 @contextmanager
 def _locked(state_dir: Path) -> Iterator[None]:
     """Hold the state folder, which two runners must not share."""
-    handle = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        handle = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise _unusable(state_dir, error) from error
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -269,14 +277,24 @@ def _locked(state_dir: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _runner_id(state_dir: Path) -> str:
-    """Give the id made at this state folder's first use; it outlives a damaged journal."""
-    path = state_dir / "runner-id"
+def _prepare(state_dir: Path) -> str:
+    """Lay out the state folder; give the id made at its first use, older than any journal in it."""
+    path, starting = state_dir / "runner-id", run_folder(state_dir)
     try:
-        known = path.read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError):
-        known = ""
-    if not known:
-        known = str(uuid.uuid4())
-        path.write_text(known + "\n", encoding="ascii")
+        starting.mkdir(mode=0o700, exist_ok=True)
+        for left_over in starting.glob("*.env"):
+            left_over.unlink(missing_ok=True)
+        known = path.read_text(encoding="ascii").strip() if path.exists() else ""
+        if not known:
+            known = str(uuid.uuid4())
+            path.write_text(known + "\n", encoding="ascii")
+    except OSError as error:
+        raise _unusable(state_dir, error) from error
     return known
+
+
+def _unusable(state_dir: Path, error: OSError) -> TryAgain:
+    return TryAgain(
+        f"cannot use the state folder {state_dir}: {error.filename or ''} "
+        f"{(error.strerror or str(error)).lower()}; run as its owner, with room on its disk"
+    )

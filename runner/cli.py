@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -125,118 +125,125 @@ def _positive(ctx: click.Context, param: click.Parameter, value: float) -> float
 
 
 _PATH = click.Path(path_type=Path)
+_option = partial(click.option, show_envvar=True)
 
 _OPTIONS = [
-    click.option("--name", help="Name of this node, for task targeting.  [default: host name]"),
-    click.option("--orchestrator-url", help="URL of the orchestrator. Required to run."),
-    click.option(
+    _option("--name", help="Name of this node, for task targeting.  [default: host name]"),
+    _option("--orchestrator-url", help="URL of the orchestrator. Required to run."),
+    _option(
         "--registration-token",
         help="Token for registering with the orchestrator. Required to run, this way or by file.",
     ),
-    click.option(
+    _option(
         "--registration-token-file", type=_PATH, help="File that holds the registration token."
     ),
-    click.option(
+    _option(
         "--poll-interval",
         type=float,
         default=settings.DEFAULT_POLL_INTERVAL_S,
         callback=_positive,
         metavar="SECONDS",
-        show_default="30",
-        help="How often to ask for work, when the orchestrator does not hold the request.",
+        help="How often to ask for work, when the request is not held.  [default: 30]",
     ),
-    click.option(
+    _option(
         "--heartbeat-interval",
         type=float,
         default=settings.DEFAULT_HEARTBEAT_INTERVAL_S,
         callback=_positive,
         metavar="SECONDS",
-        show_default="15",
-        help="How often to say that this node lives; changes are told at once.",
+        help="How often to say that this node lives; changes are told at once.  [default: 15]",
     ),
-    click.option(
+    _option(
         "--container-image",
         default=settings.DEFAULT_IMAGE,
         show_default=True,
         help="Victoria Terminal container image.",
     ),
-    click.option(
+    _option(
         "--victoria-home",
         metavar="FOLDER",
         help="Folder that tasks share with this host; asked for on a terminal."
         f"  [default: {settings.DEFAULT_VICTORIA_HOME}]",
     ),
-    click.option("--env-file", type=_PATH, help="File of NAME=VALUE lines for the container."),
-    click.option(
+    _option("--env-file", type=_PATH, help="File of NAME=VALUE lines for the container."),
+    _option(
         "--container-runtime",
         type=click.Choice(["auto", "podman", "docker"]),
         default="auto",
         show_default=True,
         help="Container engine; auto takes podman, else docker.",
     ),
-    click.option(
+    _option(
         "--state-dir",
         type=_PATH,
         help="Folder of the journal.  [default: STATE_DIRECTORY, else the XDG state folder]",
     ),
-    click.option(
+    _option(
         "--max-tasks",
         type=click.IntRange(min=1, max=1000),
         default=1,
         show_default=True,
         help="How many tasks may run at once.",
     ),
-    click.option(
+    _option(
         "--tag", multiple=True, metavar="KEY=VALUE", help="Tag for targeting; may be repeated."
     ),
-    click.option(
+    _option(
         "--capability", multiple=True, metavar="NAME", help="Told at registration; repeatable."
     ),
-    click.option(
+    _option(
         "--pull",
         type=click.Choice([policy.value for policy in PullPolicy]),
         default=PullPolicy.NEWER.value,
         show_default=True,
         help="When to fetch the image.",
     ),
-    click.option("--memory", metavar="SIZE", help="Memory limit of a container, such as 8g."),
-    click.option("--cpus", metavar="NUMBER", help="CPU limit of a container, such as 2.5."),
-    click.option("--gpus", metavar="all|0,1", help="GPUs that a container may use."),
-    click.option(
+    _option("--memory", metavar="SIZE", help="Memory limit of a container, such as 8g."),
+    _option("--cpus", metavar="NUMBER", help="CPU limit of a container, such as 2.5."),
+    _option("--gpus", metavar="all|0,1", help="GPUs that a container may use."),
+    _option(
         "--run-arg", multiple=True, metavar="ARG", help="Handed to the engine's run; repeatable."
     ),
-    click.option("--ca-file", type=_PATH, help="PEM file of a private CA to trust as well."),
-    click.option(
+    _option("--ca-file", type=_PATH, help="PEM file of a private CA to trust as well."),
+    _option(
         "--min-free-disk",
         metavar="SIZE",
         default=str(settings.DEFAULT_MIN_FREE_DISK),
         callback=_size,
-        show_default="1G",
-        help="Take no task and write no file when less would stay free.",
+        help="Take no task and write no file when less would stay free.  [default: 1G]",
     ),
-    click.option(
+    _option(
         "--allow-image", multiple=True, metavar="GLOB", help="Run only such images; repeatable."
     ),
-    click.option(
-        "--allow-http", is_flag=True, help="Allow plain http to other hosts than this one."
-    ),
-    click.option("--once", is_flag=True, help="Ask once, run what is given, and exit."),
-    click.option(
+    _option("--allow-http", is_flag=True, help="Allow plain http to other hosts than this one."),
+    _option("--once", is_flag=True, help="Ask once, run what is given, and exit."),
+    _option(
         "--log-format",
         type=click.Choice(["text", "json"]),
         default="text",
         show_default=True,
         help="Form of the log on standard error.",
     ),
-    click.option("-v", "--verbose", count=True, help="Log more."),
+    _option("-v", "--verbose", count=True, help="Log more."),
 ]
+
+
+def _with_options(function: Callable[..., None]) -> Callable[..., None]:
+    for option in reversed(_OPTIONS):
+        function = option(function)
+    return function
 
 
 @click.group(
     invoke_without_command=True,
-    context_settings={"auto_envvar_prefix": PREFIX, "help_option_names": ["-h", "--help"]},
+    context_settings={
+        "auto_envvar_prefix": PREFIX,
+        "show_default": False,
+        "help_option_names": ["-h", "--help"],
+    },
 )
-@click.version_option(__version__, prog_name="victoria-runner")
+@_with_options
+@click.version_option(__version__, prog_name="victoria-runner", allow_from_autoenv=False)
 @click.pass_context
 def command(ctx: click.Context, /, **given: Any) -> None:
     """Run tasks from an orchestrator in containers on this host.
@@ -250,10 +257,6 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     ctx.obj = Options(given)
     if ctx.invoked_subcommand is None:
         ctx.exit(_run(ctx.obj))
-
-
-for _option in reversed(_OPTIONS):
-    command = _option(command)
 
 
 @command.command()
@@ -274,8 +277,7 @@ def doctor(ctx: click.Context, /, *, as_json: bool) -> None:
     default=7,
     callback=_positive,
     metavar="DAYS",
-    show_default="7",
-    help="Remove the folders of finished tasks that were not touched for so long.",
+    help="Remove the folders of finished tasks not touched for so long.  [default: 7]",
 )
 @click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
 @click.pass_context

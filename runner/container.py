@@ -1,8 +1,11 @@
-"""What a container is to the runner, and how the engines' own accounts of it are read."""
+"""What a container is to the runner: how one is asked for, and how engines' accounts are read.
+
+Nothing here calls an engine. What the engines say is not taken on trust: see `Phase`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from enum import Enum
@@ -10,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from runner.settings import Limits
+
+LOG_SIZE = "10m"
+"""How much of a container's output the engine keeps; older output makes way."""
 
 
 class Phase(str, Enum):
@@ -51,7 +57,7 @@ class ContainerSpec:
     volumes: Mapping[Path, str] = field(default_factory=dict)
     timeout_s: float | None = None
     """After so long the engine itself ends the container, if it knows how to (podman)."""
-    limits: Limits = Limits()
+    limits: Limits = Limits()  # noqa: RUF009 - a named tuple: it cannot be changed
     run_args: tuple[str, ...] = ()
     cid_file: Path | None = None
     """Where the engine writes the container's id before it starts it; must not exist."""
@@ -68,12 +74,88 @@ class EngineFacts:
     """Its containers' process ids are not this host's."""
 
 
+def run_arguments(kind: str, spec: ContainerSpec) -> list[str]:
+    """Write out the command that starts the container: podman's or docker's, without its name."""
+    arguments = ["run", "--detach", "--pull", "never", "--name", spec.name]
+    for key, value in spec.labels.items():
+        arguments += ["--label", f"{key}={value}"]
+    for path in spec.env_files:
+        arguments += ["--env-file", str(path)]
+    for source, target in spec.volumes.items():
+        arguments += ["--volume", f"{source}:{target}:z"]
+    if spec.cid_file is not None:
+        arguments += ["--cidfile", str(spec.cid_file)]
+    arguments += ["--log-opt", f"max-size={LOG_SIZE}"]
+    if kind == "podman":
+        arguments += ["--log-driver", "k8s-file"]
+        if spec.timeout_s is not None:
+            arguments += ["--timeout", str(max(1, round(spec.timeout_s)))]
+    else:
+        arguments += ["--log-driver", "json-file", "--log-opt", "max-file=1"]
+        if not _uses_host_network(spec.run_args):
+            arguments += ["--add-host", "host.containers.internal:host-gateway"]
+    arguments += _limit_arguments(kind, spec.limits)
+    return [*arguments, *spec.run_args, spec.image, *spec.arguments]
+
+
+def has_memory_limit(spec: ContainerSpec) -> bool:
+    """Tell whether the container may be ended for its use of memory."""
+    given = [argument.partition("=")[0] for argument in spec.run_args]
+    return spec.limits.memory is not None or "--memory" in given or "-m" in given
+
+
+def _limit_arguments(kind: str, limits: Limits) -> list[str]:
+    arguments: list[str] = []
+    if limits.memory is not None:
+        arguments += ["--memory", limits.memory]
+    if limits.cpus is not None:
+        arguments += ["--cpus", limits.cpus]
+    if limits.gpus is None:
+        return arguments
+    if kind == "docker":
+        devices = "all" if limits.gpus == "all" else f'"device={limits.gpus}"'
+        return [*arguments, "--gpus", devices]
+    for device in limits.gpus.split(","):
+        arguments += ["--device", f"nvidia.com/gpu={device}"]
+    return arguments
+
+
+def _uses_host_network(run_args: Sequence[str]) -> bool:
+    joined = " ".join(run_args)
+    return any(words in joined for words in ("--network=host", "--network host", "--net=host"))
+
+
+def read_podman_facts(about: Mapping[str, Any]) -> EngineFacts:
+    """Read what `podman info` says."""
+    host = about["host"]
+    return EngineFacts(
+        version=about["version"]["Version"],
+        is_rootless=bool(host["security"]["rootless"]),
+        cgroup_manager=host["cgroupManager"],
+        is_remote=bool(host.get("serviceIsRemote")),
+    )
+
+
+def read_docker_facts(about: Mapping[str, Any], socket: str) -> EngineFacts:
+    """Read what `docker info` says of the daemon behind the socket."""
+    return EngineFacts(
+        version=about["ServerVersion"],
+        is_rootless=any("rootless" in option for option in about["SecurityOptions"] or ()),
+        cgroup_manager=about["CgroupDriver"],
+        is_remote=not socket.startswith("unix:"),
+    )
+
+
 def claims_to_run(told: Mapping[str, Any]) -> bool:
-    return bool(told["State"].get("Running")) or told["State"].get("Status") in {
-        "running",
-        "paused",
-        "stopping",
-    }
+    """Tell whether the engine says, in its `inspect`, that the container runs."""
+    status = told["State"].get("Status")
+    return bool(told["State"].get("Running")) or status in {"running", "paused", "stopping"}
+
+
+def process_ids(told: Mapping[str, Any]) -> list[int]:
+    """Give the ids that `inspect` names: the container's first process, then what watches it."""
+    pids = (told["State"].get("Pid"), told["State"].get("ConmonPid"))
+    return [pid for pid in pids if pid]
 
 
 def just_started(container_id: str, name: str, now: float) -> Container:
@@ -91,12 +173,14 @@ def just_started(container_id: str, name: str, now: float) -> Container:
 
 
 def read_container(told: Mapping[str, Any], *, has_processes: bool) -> Container:
+    """Say what is true of a container, by the engine's `inspect` and a look for its processes."""
     state = told["State"]
     started_at = _moment(state.get("StartedAt"))
     finished_at = _moment(state.get("FinishedAt"))
     if claims_to_run(told):
         phase = Phase.RUNNING if has_processes else Phase.VANISHED
     elif finished_at is not None:
+        # Not held against StartedAt: the clock may have been set back in between.
         phase = Phase.EXITED
     else:
         phase = Phase.CREATED if started_at is None else Phase.VANISHED

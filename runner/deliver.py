@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import logging
 
-import anyio
-
 from runner import backoff
 from runner.api import CALL_TIMEOUT_S
 from runner.errors import JournalError, Refused, RegistrationRefused, Unauthorised, Unavailable
@@ -28,22 +26,24 @@ async def deliver(parts: Parts) -> None:
         parts.pulse.beat("deliver", next_within_s=_QUIET_CHECK_S + 2 * CALL_TIMEOUT_S)
         wait_s = _QUIET_CHECK_S
         try:
-            for letter in _next_of_each_task(await parts.journal.letters()):
+            for letter in _next_of_each_task(parts, await parts.journal.letters()):
                 wait_s = min(wait_s, await _attempt(parts, letter))
         except RegistrationRefused:
             parts.pulse.rest("deliver")
             return
         except JournalError as error:
             log.error(str(error))
-        with anyio.move_on_after(wait_s):
-            await parts.outbox.after(seen)
+        await parts.outbox.after_or(seen, wait_s, parts.clock)
 
 
-def _next_of_each_task(letters: list[Letter]) -> list[Letter]:
-    """Choose what may go now: a task's reports keep their order, other tasks do not wait for it."""
+def _next_of_each_task(parts: Parts, letters: list[Letter]) -> list[Letter]:
+    """Choose what may go now: a task's reports keep their order, other tasks do not wait for it.
+
+    What is for another orchestrator waits until a runner is started for that one.
+    """
     first: dict[str, Letter] = {}
     for letter in letters:
-        if letter.parked is None:
+        if letter.parked is None and letter.orchestrator_url == parts.orchestrator.url:
             first.setdefault(letter.task_id, letter)
     return list(first.values())
 

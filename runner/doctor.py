@@ -202,7 +202,7 @@ def _as_json(findings: list[Finding], tasks: list[Task], letters: list[Letter]) 
                 key: value
                 for key, value in asdict(task).items()
                 # The prompt may be confidential.
-                if key not in {"assignment", "identity_row"}
+                if key not in {"assignment", "orchestrator_url"}
             }
             for task in tasks
         ],

@@ -13,7 +13,9 @@ from runner.states import EndReason
 LAST_LINES = 20
 _MAX_OUTPUT_CHARS = 4000
 _SHORTEST_SECRET = 8
-_EXIT_BY_SIGNAL = frozenset({-1, 137, 143, 255})
+# How podman says that nobody saw the exit code: after its own `--timeout`, and after an accident.
+_UNRECORDED = -1
+_EXIT_BY_SIGNAL = frozenset({_UNRECORDED, 137, 143, 255})
 
 
 def judge(task: Task, container: Container | None, output: str = "") -> End:
@@ -38,9 +40,10 @@ def judge(task: Task, container: Container | None, output: str = "") -> End:
         EndReason.FAILED: f"exit code {code}{after}",
         EndReason.TIMED_OUT: f"stopped{after}, its time limit{limit} was up",
         EndReason.CANCELLED: f"stopped{after}",
+        EndReason.LOST: f"its end{after} was not recorded",
         EndReason.OUT_OF_MEMORY: f"the kernel ended it for want of memory{after}",
     }.get(reason, f"stopped{after}")
-    return End(reason, _sentence(reason, what, output), code)
+    return End(reason, _sentence(reason, what, output), None if code == _UNRECORDED else code)
 
 
 def _reason(task: Task, container: Container) -> EndReason:
@@ -59,7 +62,7 @@ def _reason(task: Task, container: Container) -> EndReason:
     # While no runner watched, the engine itself may have ended it (`run --timeout`).
     if is_over and container.exit_code in _EXIT_BY_SIGNAL:
         return EndReason.TIMED_OUT
-    return EndReason.FAILED
+    return EndReason.LOST if container.exit_code == _UNRECORDED else EndReason.FAILED
 
 
 def _lasted_s(container: Container) -> float | None:

@@ -51,17 +51,18 @@ async def heartbeat(parts: Parts) -> None:
             failures = 0
             for task_id in cancelled:
                 parts.workload.cancel(task_id, "the orchestrator")
-        with anyio.move_on_after(interval_s):
-            await parts.workload.changes.after(seen)
+        await parts.workload.changes.after_or(seen, interval_s, parts.clock)
 
 
 async def say_offline(parts: Parts) -> None:
     """Tell the orchestrator, if it answers at once, that this node goes."""
+    identity = parts.node.known_identity
+    if identity is None:
+        return
     with anyio.move_on_after(_LAST_WORD_S, shield=True):
         try:
-            identity = await parts.node.identity()
             await parts.orchestrator.heartbeat(identity, {**_body(parts), "status": "offline"})
-        except (WireError, RegistrationRefused) as error:
+        except WireError as error:
             log.debug("cannot say that this node goes offline: %s", error)
 
 

@@ -82,6 +82,17 @@ MIGRATIONS: tuple[str, ...] = (_FIRST_SCHEMA,)
 
 _TABLES = frozenset({"identities", "tasks", "outbox"})
 
+_TASKS = (
+    "SELECT tasks.*, identities.orchestrator_url FROM tasks"
+    " JOIN identities ON identities.id = tasks.identity"
+)
+_SPEAKER = (
+    "JOIN identities AS own ON own.id = tasks.identity"
+    " JOIN identities AS speaker ON speaker.id = CASE WHEN own.refused"
+    " THEN (SELECT max(id) FROM identities WHERE orchestrator_url = own.orchestrator_url)"
+    " ELSE own.id END"
+)
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -162,7 +173,7 @@ class Journal:
             raise JournalError(f"cannot use the journal {self.path}: it is damaged: {damage}")
         rows = self._connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
         tables = {row["name"] for row in rows}
-        if tables if version == 0 else not _TABLES <= tables:
+        if tables if version == 0 else not tables >= _TABLES:
             raise JournalError(f"cannot use the journal {self.path}: it is no journal of ours")
 
     @contextmanager
@@ -255,21 +266,15 @@ class Journal:
     @_in_writer_thread
     def task(self, task_id: str) -> Task | None:
         """Give the task of that id, whatever its state."""
-        row = self._connection.execute(
-            "SELECT * FROM tasks WHERE task_id = ?", (task_id,)
-        ).fetchone()
+        row = self._connection.execute(f"{_TASKS} WHERE task_id = ?", (task_id,)).fetchone()
         return task_in(row) if row else None
 
     @_in_writer_thread
     def identity_for(self, task_id: str) -> Identity:
-        """Give the identity that took the task on while that holds, else the newest."""
+        """Give the identity that took the task on, or what stands for it now (see `letters`)."""
         row = self._connection.execute(
-            "SELECT node_id, api_key FROM identities"
-            " WHERE id = (SELECT max(id) FROM identities)"
-            " OR (NOT refused AND id = (SELECT identity FROM tasks WHERE task_id = ?))"
-            " ORDER BY id = (SELECT identity FROM tasks WHERE task_id = ?) AND NOT refused DESC"
-            " LIMIT 1",
-            (task_id, task_id),
+            f"SELECT speaker.* FROM tasks {_SPEAKER} WHERE task_id = ?",  # noqa: S608 - our own text
+            (task_id,),
         ).fetchone()
         return Identity(row["node_id"], Secret(row["api_key"]))
 
@@ -277,7 +282,7 @@ class Journal:
     def open_tasks(self) -> list[Task]:
         """Give the tasks that are not closed, oldest first."""
         rows = self._connection.execute(
-            "SELECT * FROM tasks WHERE state <> ? ORDER BY accepted_at", (TaskState.CLOSED.value,)
+            f"{_TASKS} WHERE state <> ? ORDER BY accepted_at", (TaskState.CLOSED.value,)
         )
         return [task_in(row) for row in rows]
 
@@ -365,15 +370,11 @@ class Journal:
         """Give everything in the outbox, parked or not, in the order in which it was put there.
 
         A letter goes out under the identity that took the task on while that holds, else under
-        the newest.
+        the newest at the same orchestrator: no other is ever shown a key.
         """
         rows = self._connection.execute(
-            "SELECT outbox.*, coalesce(own.node_id, newest.node_id) AS node_id,"
-            " coalesce(own.api_key, newest.api_key) AS api_key"
-            " FROM outbox JOIN tasks USING (task_id)"
-            " LEFT JOIN identities AS own ON own.id = tasks.identity AND NOT own.refused"
-            " JOIN identities AS newest ON newest.id = (SELECT max(id) FROM identities)"
-            " ORDER BY outbox.id"
+            "SELECT outbox.*, speaker.node_id, speaker.api_key, speaker.orchestrator_url"  # noqa: S608 - our own text
+            f" FROM outbox JOIN tasks USING (task_id) {_SPEAKER} ORDER BY outbox.id"
         )
         return [letter_in(row) for row in rows]
 

@@ -25,7 +25,7 @@ class Task:
 
     task_id: str
     state: TaskState
-    identity_row: int
+    orchestrator_url: str
     assignment: Assignment | None
     accepted_at: float
     boot_id: str | None = None
@@ -63,6 +63,7 @@ class Letter:
     task_id: str
     report: Report
     identity: Identity
+    orchestrator_url: str
     attempts: int
     next_attempt_at: float
     parked: str | None
@@ -83,7 +84,7 @@ def task_in(row: sqlite3.Row) -> Task:
     return Task(
         task_id=row["task_id"],
         state=TaskState(row["state"]),
-        identity_row=row["identity"],
+        orchestrator_url=row["orchestrator_url"],
         assignment=Assignment.from_json(written) if written else None,
         accepted_at=row["accepted_at"],
         boot_id=row["boot_id"],
@@ -106,6 +107,7 @@ def letter_in(row: sqlite3.Row) -> Letter:
         task_id=row["task_id"],
         report=Report(row["path"], json.loads(row["body"])),
         identity=Identity(row["node_id"], Secret(row["api_key"])),
+        orchestrator_url=row["orchestrator_url"],
         attempts=row["attempts"],
         next_attempt_at=row["next_attempt_at"],
         parked=row["parked"],

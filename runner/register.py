@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import anyio
@@ -12,11 +13,12 @@ import stamina
 from runner import backoff
 from runner.api import Identity, Orchestrator
 from runner.clock import Clock
-from runner.errors import Refused, RegistrationRefused, Unavailable
+from runner.errors import Refused, RegistrationPostponed, RegistrationRefused, Unavailable
 from runner.journal import Journal
 from runner.log import fields
 from runner.settings import Settings
 from runner.systemd import Pulse
+from runner.workload import Workload, written
 
 log = logging.getLogger(__name__)
 
@@ -32,38 +34,48 @@ _SPACING_S = 30.0
 class Node:
     """The host's identity, for whoever needs it."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - the parts that it is put together from
         self,
         settings: Settings,
         orchestrator: Orchestrator,
         journal: Journal,
         clock: Clock,
         pulse: Pulse,
+        workload: Workload,
     ) -> None:
-        self.refused = anyio.Event()
-        """Set when the registration token was refused: nothing more can be asked for."""
+        self.refusal: RegistrationRefused | None = None
+        """Why there is no identity and will be none: nothing more can be asked for."""
         self._settings = settings
         self._orchestrator = orchestrator
         self._journal = journal
         self._clock = clock
         self._pulse = pulse
+        self._workload = workload
         self._description = describe(settings)
         self._identity: Identity | None = None
         self._lock = anyio.Lock()
         self._registrations = 0
 
+    @property
+    def known_identity(self) -> Identity | None:
+        """Give the identity if there is one now; nothing is asked for."""
+        return self._identity
+
     async def identity(self) -> Identity:
         """Give the identity, registering first if there is none; waits through any outage.
 
         Raises:
-            RegistrationRefused: the orchestrator does not take the registration token.
+            RegistrationRefused: the orchestrator does not take the registration token, or, with
+                `--once`, does not answer.
         """
         async with self._lock:
-            if self.refused.is_set():
-                raise RegistrationRefused(INVALID_TOKEN)
+            if self.refusal is not None:
+                raise self.refusal
             if self._identity is None:
-                self._identity = await self._journal.identity(
-                    self._orchestrator.url, self._description
+                self._identity = await written(
+                    lambda: self._journal.identity(self._orchestrator.url, self._description),
+                    self._workload,
+                    self._clock,
                 )
             if self._identity is None:
                 self._identity = await self._register()
@@ -72,7 +84,7 @@ class Node:
     async def renew(self, refused: Identity) -> None:
         """Note that the orchestrator no longer knows this identity; the next call registers."""
         async with self._lock:
-            await self._journal.refuse_identity(refused)
+            await self._written(lambda: self._journal.refuse_identity(refused))
             if self._identity == refused:
                 log.warning(
                     "the orchestrator no longer knows this node; registering anew",
@@ -90,13 +102,19 @@ class Node:
         try:
             identity = await self._ask_for_identity()
         except Refused as error:
-            self.refused.set()
             log.error(INVALID_TOKEN if error.status == 401 else f"Registration failed - {error}")  # noqa: PLR2004 - HTTP's own number
-            raise RegistrationRefused(INVALID_TOKEN) from error
+            self.refusal = RegistrationRefused(INVALID_TOKEN)
+            raise self.refusal from error
+        except Unavailable as error:
+            self.refusal = RegistrationPostponed(f"cannot register: {error}")
+            raise self.refusal from error
         finally:
             self._pulse.rest("register")
-        await self._journal.store_identity(
-            identity, self._orchestrator.url, self._description, self._clock.wall_s()
+        now = self._clock.wall_s()
+        await self._written(
+            lambda: self._journal.store_identity(
+                identity, self._orchestrator.url, self._description, now
+            )
         )
         log.info(
             "registered",
@@ -104,10 +122,14 @@ class Node:
         )
         return identity
 
+    async def _written(self, write: Callable[[], Awaitable[None]]) -> None:
+        self._pulse.rest("register")
+        await written(write, self._workload, self._clock)
+
     async def _ask_for_identity(self) -> Identity:
         attempts = stamina.retry_context(
             on=_wait_as_asked,
-            attempts=None,
+            attempts=1 if self._settings.once else None,
             timeout=None,
             wait_max=backoff.CEILING_S,
         )

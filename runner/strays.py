@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 
-from runner.errors import EngineError
+from runner.errors import EngineError, JournalError
 from runner.log import fields
 from runner.parts import Parts
 from runner.states import TaskState
@@ -43,11 +43,11 @@ async def _strays(parts: Parts) -> set[str]:
     while True:
         try:
             labelled = await parts.engine.labelled(LABEL_RUNNER, parts.runner_id)
-        except EngineError as error:
-            log.debug("cannot list containers: %s", error)
+            open_tasks = await parts.journal.open_tasks()
+        except (EngineError, JournalError) as error:
+            log.debug("cannot look for strays: %s", error)
             await parts.clock.sleep(_NEXT_TRY_S)
             continue
-        open_tasks = await parts.journal.open_tasks()
         known = {
             container_name(task.task_id)
             for task in open_tasks

@@ -18,7 +18,7 @@ import anyio
 from runner import backoff
 from runner.api import Identity
 from runner.assignment import Assignment
-from runner.container import Container, ContainerSpec, Phase, just_started
+from runner.container import Container, ContainerSpec, Phase
 from runner.ending import (
     LAST_LINES,
     final_report,
@@ -33,7 +33,6 @@ from runner.errors import (
     ConfigurationError,
     EngineError,
     EngineSilent,
-    JournalError,
     NameInUse,
     Refused,
     RegistrationRefused,
@@ -48,7 +47,7 @@ from runner.log import fields
 from runner.parts import Parts
 from runner.settings import check_env_file
 from runner.states import EndReason, TaskState
-from runner.workload import Changes
+from runner.workload import Changes, written
 
 log = logging.getLogger(__name__)
 
@@ -150,6 +149,9 @@ class TaskRun:
         None means for a starting task that it never ran, for a running one that it is lost.
         """
         container = await self._look()
+        is_restarted = self._task.boot_id != self._parts.clock.boot_id
+        if is_restarted and container is not None and container.phase is Phase.RUNNING:
+            raise _lost("the host restarted, and something started its container again")
         if self._task.state is TaskState.RUNNING:
             return container
         if container is None and self._cid_file.exists():
@@ -157,7 +159,7 @@ class TaskRun:
             raise _lost("its container was removed before it was seen to run")
         if container is None or container.phase is not Phase.CREATED:
             return container
-        if self._task.boot_id != self._parts.clock.boot_id:
+        if is_restarted:
             raise _lost("the host restarted while its container was being started")
         return await self._find_started()
 
@@ -172,6 +174,8 @@ class TaskRun:
         return container
 
     async def _prepare_and_start(self) -> Container:
+        if self._task.orchestrator_url != self._parts.orchestrator.url:
+            raise _NotOurs(f"it was accepted from {self._task.orchestrator_url}")
         assignment = self._assignment
         if assignment.files:
             await self._download(assignment)
@@ -271,7 +275,7 @@ class TaskRun:
             self._write_env_file(assignment, identity)
             try:
                 container_id = await self._parts.engine.run(self._spec(assignment, identity))
-                return just_started(container_id, self._name, self._parts.clock.wall_s())
+                return _just_started(container_id, self._name, self._parts.clock.wall_s())
             except NameInUse:
                 log.debug("container is there already", extra=fields(task_id=self._id))
             except EngineSilent as error:
@@ -346,6 +350,8 @@ class TaskRun:
     async def _watch(self, container: Container) -> Container | None:
         """Wait for the end, and bring it about when the time is up or the task is cancelled."""
         deadline_s = await self._note_running(container)
+        if container.phase is not Phase.RUNNING:
+            return container
         async with anyio.create_task_group() as group:
             group.start_soon(self._wait_for_engine)
             found: Container | None = container
@@ -354,8 +360,8 @@ class TaskRun:
                 seen = self._wake.count
                 left_s = deadline_s - self._parts.clock.uptime_s()
                 if self._cancelled_by is None and left_s > 0:
-                    with anyio.move_on_after(min(left_s, _LOOK_INTERVAL_S)):
-                        await self._wake.after(seen)
+                    pause_s = min(left_s, _LOOK_INTERVAL_S)
+                    await self._wake.after_or(seen, pause_s, self._parts.clock)
                 else:
                     is_cancelled = self._cancelled_by is not None
                     await self._note_stop(
@@ -508,16 +514,21 @@ class TaskRun:
             self._task = task
 
     async def _written(self, write: Callable[[], Awaitable[T]]) -> T:
-        """Write to the journal, however long the disk is full: what ran must not be forgotten."""
-        while True:
-            try:
-                done = await write()
-            except JournalError as error:
-                self._parts.workload.set_trouble("journal", str(error))
-                await self._parts.clock.sleep(_WAIT_AGAIN_S)
-            else:
-                self._parts.workload.clear_trouble("journal")
-                return done
+        return await written(write, self._parts.workload, self._parts.clock)
+
+
+def _just_started(container_id: str, name: str, now: float) -> Container:
+    """Give a container as it is when the engine says that it runs, without asking once more."""
+    return Container(
+        container_id=container_id,
+        name=name,
+        phase=Phase.RUNNING,
+        exit_code=0,
+        out_of_memory=False,
+        started_at=now,
+        finished_at=None,
+        labels={},
+    )
 
 
 def _lost(why: str) -> TaskError:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import logging
-from typing import Protocol
+from collections.abc import Awaitable, Callable
+from typing import Protocol, TypeVar
 
 import anyio
 
+from runner.clock import Clock
+from runner.errors import JournalError
 from runner.log import fields
 
 log = logging.getLogger(__name__)
+
+_WRITE_AGAIN_S = 5.0
+
+T = TypeVar("T")
 
 
 class Changes:
@@ -29,6 +36,18 @@ class Changes:
         """Return as soon as more than `count` changes have been counted."""
         while self.count <= count:
             await self._next.wait()
+
+    async def after_or(self, count: int, seconds: float, clock: Clock) -> None:
+        """Return as soon as `after` would, or when so many seconds have passed."""
+        async with anyio.create_task_group() as group:
+            group.start_soon(_cancel_after, seconds, clock, group.cancel_scope)
+            await self.after(count)
+            group.cancel_scope.cancel()
+
+
+async def _cancel_after(seconds: float, clock: Clock, scope: anyio.CancelScope) -> None:
+    await clock.sleep(seconds)
+    scope.cancel()
 
 
 class Cancellable(Protocol):
@@ -103,3 +122,16 @@ class Workload:
         """Return as soon as no task is in hand."""
         while self._tasks:
             await self.changes.after(self.changes.count)
+
+
+async def written(write: Callable[[], Awaitable[T]], workload: Workload, clock: Clock) -> T:
+    """Write to the journal, however long the disk is full: what happened must not be forgotten."""
+    while True:
+        try:
+            done = await write()
+        except JournalError as error:
+            workload.set_trouble("journal", str(error))
+            await clock.sleep(_WRITE_AGAIN_S)
+        else:
+            workload.clear_trouble("journal")
+            return done

@@ -178,7 +178,7 @@ async def test_identity_before_a_refused_one_holds_again(registered: Journal) ->
 
 
 async def test_accepted_task_is_written_down_whole(accepted: Journal) -> None:
-    assert await the_task(accepted) == Task("t-1", TaskState.ACCEPTED, 1, TASK, 10.0)
+    assert await the_task(accepted) == Task("t-1", TaskState.ACCEPTED, URL, TASK, 10.0)
 
 
 async def test_unknown_task_is_none(journal: Journal) -> None:
@@ -415,6 +415,15 @@ async def test_task_has_the_newest_identity_once_its_own_is_refused(running: Jou
     await running.refuse_identity(FIRST)
 
     assert await running.identity_for("t-1") == SECOND
+
+
+async def test_letter_never_goes_out_under_another_orchestrators_identity(ended: Journal) -> None:
+    await ended.store_identity(SECOND, "https://other.example.com", NODE, 35.0)
+    await ended.refuse_identity(FIRST)
+
+    told = {(letter.identity, letter.orchestrator_url) for letter in await ended.letters()}
+    assert told == {(FIRST, URL)}
+    assert await ended.identity_for("t-1") == FIRST
 
 
 async def test_letter_is_new_until_it_was_tried(accepted: Journal) -> None:

@@ -1,0 +1,141 @@
+"""One program, called with a deadline: the only file that imports sh.
+
+Calls run in the background with their output in descriptors, are waited for in worker threads,
+and are ended with their whole process group when nobody waits for them any more.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+import anyio
+import anyio.to_thread
+import sh
+
+from runner.answer import Answer
+from runner.errors import EngineError, EngineSilent
+
+_MAX_OUTPUT_BYTES = 1 << 20
+_MAX_ARGUMENT_PAGES = 32  # MAX_ARG_STRLEN in linux/binfmts.h
+_KILL_GRACE_S = 2.0
+_ANY_EXIT_CODE = tuple(range(-64, 256))
+
+
+class Program:
+    """A program at a path, always started with the same environment and nothing else."""
+
+    def __init__(self, path: str, environment: Mapping[str, str]) -> None:
+        self._path = path
+        self._name = Path(path).name
+        self._environment = dict(environment)
+        # One thread waits for each call; it does nothing meanwhile.
+        self._threads = anyio.CapacityLimiter(10_000)
+        # sh logs every command line, with the task's prompt in it.
+        logging.getLogger("sh").setLevel(logging.CRITICAL)
+
+    async def call(
+        self,
+        arguments: Sequence[str],
+        deadline_s: float,
+        *,
+        is_one_stream: bool = False,
+        folder: str | None = None,
+    ) -> Answer:
+        """Call it; a folder is where it is started, which matters to what conmon drops there.
+
+        Raises:
+            EngineSilent: it did not end before the deadline, or could not be started now.
+            EngineError: no such call can be made at all.
+        """
+        what = f"cannot do {self._name} {arguments[0]}"
+        self._check(arguments, what)
+        try:
+            with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+                outputs = (output, output if is_one_stream else errors)
+                process = await self._start(arguments, outputs, folder)
+                await self._wait_for(process, deadline_s, what)
+                return Answer(process.exit_code, _tail(output), _tail(errors))
+        except (OSError, sh.ForkException) as error:
+            reason = getattr(error, "strerror", None) or str(error).strip().rpartition("\n")[2]
+            raise EngineSilent(f"{what}: {reason.strip()}") from error
+
+    def _check(self, arguments: Sequence[str], what: str) -> None:
+        """Refuse what sh would only find out after its fork, where it leaves a zombie behind."""
+        limit = _MAX_ARGUMENT_PAGES * os.sysconf("SC_PAGE_SIZE")
+        for argument in arguments:
+            try:
+                size = len(argument.encode())
+            except UnicodeEncodeError as error:
+                raise EngineError(f"{what}: an argument is no valid text") from error
+            if size >= limit:
+                raise EngineError(f"{what}: an argument has {size} bytes, at most {limit - 1} fit")
+            if "\0" in argument:
+                raise EngineError(f"{what}: an argument has a NUL character in it")
+        if not os.access(self._path, os.X_OK):
+            raise EngineSilent(f"{what}: {self._path} is not there")
+
+    async def _start(
+        self, arguments: Sequence[str], outputs: tuple[IO[bytes], IO[bytes]], folder: str | None
+    ) -> sh.RunningCommand:
+        """Start the engine, in a scope of its own, so that no cancellation can lose the process."""
+
+        def start() -> sh.RunningCommand:
+            with Path(os.devnull).open("rb") as nothing:
+                return sh.Command(self._path)(
+                    *arguments,
+                    _bg=True,
+                    _bg_exc=False,
+                    _tty_out=False,
+                    _new_group=True,
+                    _in=nothing,
+                    _out=outputs[0],
+                    _err=outputs[1],
+                    _env=self._environment,
+                    # conmon drops a note where it was started, when the host is short of memory.
+                    _cwd=folder or "/",
+                    _encoding="utf-8",
+                    _ok_code=_ANY_EXIT_CODE,
+                    _return_cmd=True,
+                )
+
+        with anyio.CancelScope(shield=True):
+            process = await anyio.to_thread.run_sync(start, limiter=self._threads)
+        return process  # noqa: RET504 - a scope may swallow an exception, says its type
+
+    async def _wait_for(self, process: sh.RunningCommand, deadline_s: float, what: str) -> None:
+        try:
+            with anyio.fail_after(deadline_s):
+                await anyio.to_thread.run_sync(
+                    process.wait, abandon_on_cancel=True, limiter=self._threads
+                )
+        except TimeoutError as error:
+            await self._end(process)
+            raise EngineSilent(f"{what}: no answer within {deadline_s:g} s") from error
+        except BaseException:
+            await self._end(process)
+            raise
+
+    async def _end(self, process: sh.RunningCommand) -> None:
+        """End a call's process group: TERM, then KILL; the container is none of its members."""
+        with anyio.CancelScope(shield=True):
+            for how in (signal.SIGTERM, signal.SIGKILL):
+                # KILL even when the first process obeyed: its children may not have.
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, how)
+                with anyio.move_on_after(_KILL_GRACE_S):
+                    await anyio.to_thread.run_sync(
+                        process.wait, abandon_on_cancel=True, limiter=self._threads
+                    )
+
+
+def _tail(file: IO[bytes]) -> str:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - _MAX_OUTPUT_BYTES))
+    return file.read().decode("utf-8", errors="replace")

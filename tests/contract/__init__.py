@@ -1,0 +1,1 @@
+"""What every container engine must do, the fake one and the real ones alike."""

@@ -1,0 +1,129 @@
+"""The engines that the contract is tried on: the fake one, and those named in the environment."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from runner.container import Container, ContainerSpec
+from runner.engine import Engine, find_engine
+from tests.engines import ADVICE, NoEngineError, named_engines, named_image
+from tests.fakes.engine import FakeEngine
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+FAKE_IMAGE = "localhost/victoria-fake:1"
+NO_ENGINE = "no-engine"
+
+
+@dataclass
+class Subject:
+    """An engine, and the containers that a test makes on it."""
+
+    engine: Engine
+    image: str
+    name: str
+    names: list[str] = field(default_factory=list)
+
+    def spec(self, prompt: str, **changes: Any) -> ContainerSpec:  # noqa: ANN401 - the fields of a spec
+        """Describe a container of the stand-in image. It needs no network of its own."""
+        self.names.append(changes.get("name", self.name))
+        return ContainerSpec(
+            **{
+                "name": self.name,
+                "image": self.image,
+                "arguments": ("--accept-license", "--task", prompt),
+                "run_args": ("--network", "host"),
+                **changes,
+            }
+        )
+
+    async def start(self, prompt: str, **changes: Any) -> str:  # noqa: ANN401 - as above
+        """Run a container; give its id."""
+        return await self.engine.run(self.spec(prompt, **changes))
+
+    async def look(self) -> Container:
+        """Inspect the container, which must be there."""
+        found = await self.engine.inspect(self.name)
+        assert found is not None
+        return found
+
+    async def finish(self, prompt: str, **changes: Any) -> Container:  # noqa: ANN401 - as above
+        """Run a container to its end; say how it stands then."""
+        await self.start(prompt, **changes)
+        await self.engine.wait(self.name)
+        return await self.look()
+
+    async def clean_up(self) -> None:
+        """Remove what the test made."""
+        for name in {self.name, *self.names}:
+            await self.engine.remove(name)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run each test on each engine; where none is named, let it fail and not vanish."""
+    try:
+        real = [engine.name for engine in named_engines()]
+    except NoEngineError:
+        real = [NO_ENGINE]
+    if "subject" in metafunc.fixturenames:
+        metafunc.parametrize("subject", ["fake", *real], indirect=True)
+    if "real" in metafunc.fixturenames:
+        metafunc.parametrize("real", real, indirect=True)
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """Name the event loop that the runner uses."""
+    return "asyncio"
+
+
+@pytest.fixture
+async def subject(request: pytest.FixtureRequest, anyio_backend: str) -> AsyncIterator[Subject]:  # noqa: ARG001 - asked for, so that it runs there
+    """Give each engine, the fake one too."""
+    async with subject_named(request.param) as found:
+        yield found
+
+
+@pytest.fixture
+async def real(request: pytest.FixtureRequest, anyio_backend: str) -> AsyncIterator[Subject]:  # noqa: ARG001 - as above
+    """Give each real engine."""
+    async with subject_named(request.param) as found:
+        yield found
+
+
+@pytest.fixture
+async def podman(anyio_backend: str) -> AsyncIterator[Subject]:  # noqa: ARG001 - as above
+    """Give podman."""
+    async with subject_named("podman") as found:
+        yield found
+
+
+@pytest.fixture
+async def docker(anyio_backend: str) -> AsyncIterator[Subject]:  # noqa: ARG001 - as above
+    """Give docker."""
+    async with subject_named("docker") as found:
+        yield found
+
+
+@asynccontextmanager
+async def subject_named(kind: str) -> AsyncIterator[Subject]:
+    """Give the engine under test; remove its containers afterwards."""
+    name = f"victoria-contract-{uuid.uuid4().hex[:12]}"
+    if kind == "fake":
+        async with FakeEngine(FAKE_IMAGE) as fake:
+            yield Subject(fake, FAKE_IMAGE, name)
+        return
+    if kind not in os.environ.get("VICTORIA_TEST_ENGINES", "").split(","):
+        pytest.fail(f"cannot test on {kind}: {ADVICE}", pytrace=False)
+    found = Subject(find_engine(kind), named_image(), name)
+    try:
+        yield found
+    finally:
+        await found.clean_up()

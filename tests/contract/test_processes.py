@@ -1,0 +1,328 @@
+"""What only real engines can be asked: their processes, their environment, their silence."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anyio
+import pytest
+
+from runner import processes
+from runner.container import Phase
+from runner.engine import CliEngine, find_engine
+from runner.errors import EngineSilent, NoContainerRuntime
+from runner.settings import PullPolicy
+from tests.engines import Engine as Command
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.contract.conftest import Subject
+
+pytestmark = pytest.mark.anyio
+
+DEADLINE_S = 20
+SECRET = "s3cret-of-the-runner"  # noqa: S105 - made up for the test
+# Ignores TERM and hangs, with a child that does the same; its arguments name a file for their ids.
+STUBBORN = """\
+#!/bin/sh
+trap '' TERM
+sleep 600 &
+echo $$ $! > "$HOME/ids.part" && mv "$HOME/ids.part" "$HOME/ids"
+wait
+sleep 600
+"""
+
+
+def own_children() -> set[int]:
+    """Give the ids of this process's living children."""
+    pids = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal()]
+    return {pid for pid in pids if stat_of(pid)[1:2] == [str(os.getpid())] and is_alive(pid)}
+
+
+def is_alive(pid: int) -> bool:
+    """Tell whether the process is there and no zombie."""
+    return stat_of(pid)[:1] not in ([], ["Z"], ["X"])
+
+
+def stat_of(pid: int) -> list[str]:
+    """Give a process's state, its parent and more; nothing when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    except OSError:
+        return []
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Iterator[Path]:
+    """Give the path of a program named podman, for the test to write; end what it left."""
+    path = tmp_path / "podman"
+    yield path
+    for pid in script_ids(tmp_path):
+        if is_alive(pid):
+            os.kill(pid, signal.SIGKILL)
+
+
+def open_descriptors() -> int:
+    """Count the files that this process has open."""
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def shown_by(pid: int) -> bytes:
+    """Give what others can see of a process: its environment and its arguments."""
+    folder = Path(f"/proc/{pid}")
+    return (folder / "environ").read_bytes() + (folder / "cmdline").read_bytes()
+
+
+def script_ids(folder: Path) -> list[int]:
+    """Give the process ids that the stubborn script has noted."""
+    file = folder / "ids"
+    return [int(pid) for pid in file.read_text().split()] if file.exists() else []
+
+
+def engine_of(script: Path, text: str, *, deadline_s: float = 0.5) -> CliEngine:
+    """Write the script, and give an engine that calls it."""
+    script.write_text(text)
+    script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    environment = {"PATH": os.environ["PATH"], "HOME": str(script.parent)}
+    return CliEngine("podman", str(script), environment, deadline_s=deadline_s)
+
+
+# Calls that are not answered
+
+
+async def test_call_without_an_answer_is_ended_with_all_its_processes(script: Path) -> None:
+    engine = engine_of(script, STUBBORN)
+    started = time.monotonic()
+    with pytest.raises(EngineSilent, match=r"no answer within 0\.5 s"):
+        await engine.facts()
+    assert time.monotonic() - started < DEADLINE_S
+    ids = script_ids(script.parent)
+    assert len(ids) == 2
+    assert not [pid for pid in ids if is_alive(pid)]
+
+
+async def test_call_that_is_called_off_is_ended_with_all_its_processes(script: Path) -> None:
+    engine = engine_of(script, STUBBORN, deadline_s=600)
+    with anyio.move_on_after(0.5):
+        await engine.inspect("x")
+    ids = script_ids(script.parent)
+    assert len(ids) == 2
+    assert not [pid for pid in ids if is_alive(pid)]
+
+
+async def test_engine_killed_in_mid_call_is_silent(script: Path) -> None:
+    engine = engine_of(script, "#!/bin/sh\nkill -9 $$\n")
+    with pytest.raises(EngineSilent, match="ended by signal 9"):
+        await engine.inspect("x")
+
+
+async def test_engine_whose_program_went_away_is_silent(script: Path) -> None:
+    engine = engine_of(script, "#!/bin/sh\n")
+    os.unlink(script)  # noqa: PTH108 - as quick as it gets
+    with pytest.raises(EngineSilent, match="is not there"):
+        await engine.inspect("x")
+
+
+async def test_engine_whose_program_cannot_be_run_is_silent(script: Path) -> None:
+    engine = engine_of(script, "#!/nowhere/sh\n")
+    with pytest.raises(EngineSilent, match="No such file or directory"):
+        await engine.inspect("x")
+
+
+async def test_every_call_to_a_daemon_that_is_not_there_is_silence(docker: Subject) -> None:
+    environment = {**os.environ, "DOCKER_HOST": "unix:///nowhere/docker.sock"}
+    engine = find_engine("docker", environment)
+    for call in (
+        engine.facts(),
+        engine.fetch_image(docker.image, PullPolicy.MISSING),
+        engine.run(docker.spec("x")),
+        engine.inspect("x"),
+        engine.wait("x"),
+        engine.stop("x"),
+        engine.remove("x"),
+        engine.remove_stopped("x"),
+        engine.labelled("a", "b"),
+        engine.last_output("x", 1),
+    ):
+        with pytest.raises(EngineSilent):
+            await call
+
+
+def test_host_without_an_engine_is_told_so(tmp_path: Path) -> None:
+    with pytest.raises(NoContainerRuntime, match="Install podman or docker"):
+        find_engine("auto", {"PATH": str(tmp_path)})
+
+
+# What is left behind
+
+
+async def test_calls_that_are_called_off_leave_no_process(real: Subject) -> None:
+    before = own_children()
+    await real.start("[hang]")
+    for call in (
+        real.engine.facts,
+        lambda: real.engine.inspect(real.name),
+        lambda: real.engine.wait(real.name),
+        lambda: real.engine.last_output(real.name, 1),
+        lambda: real.engine.labelled("a", "b"),
+    ):
+        for after_s in (0, 0.02, 0.3):
+            with anyio.move_on_after(after_s):
+                await call()
+            assert own_children() <= before
+    assert (await real.look()).phase is Phase.RUNNING
+
+
+async def test_calls_leave_no_descriptor_and_no_thread(real: Subject) -> None:
+    await real.engine.inspect(real.name)
+    await real.engine.inspect(real.name)
+    descriptors, threads = open_descriptors(), threading.active_count()
+    for _ in range(10):
+        await real.engine.inspect(real.name)
+    assert open_descriptors() <= descriptors
+    assert threading.active_count() <= threads + 2  # idle ones, to be used again
+
+
+async def test_waiting_costs_no_time_of_the_processor(real: Subject) -> None:
+    await real.start("[hang]")
+    before = time.process_time()
+    with anyio.move_on_after(3):
+        await real.engine.wait(real.name)
+    assert time.process_time() - before < 0.2
+
+
+async def test_nothing_of_a_call_is_logged(real: Subject, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    await real.finish("nothing to do")
+    assert "nothing to do" not in caplog.text
+
+
+async def test_engine_runs_without_a_terminal_of_ours(script: Path) -> None:
+    engine = engine_of(
+        script,
+        "#!/bin/sh\n"
+        '[ -t 0 ] || [ -t 1 ] || [ -t 2 ] || echo "Error: no terminal, input $(wc -c)" >&2\n'
+        "exit 1\n",
+    )
+    with pytest.raises(Exception, match="no terminal, input 0"):
+        await engine.labelled("a", "b")
+
+
+# Secrets
+
+
+async def test_engine_inherits_a_chosen_environment_and_no_secret(
+    script: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VICTORIA_RUNNER_REGISTRATION_TOKEN", SECRET)
+    monkeypatch.setenv("NOTIFY_SOCKET", "/run/notify")
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example:3128")
+    monkeypatch.setenv("PATH", f"{script.parent}:{os.environ['PATH']}")
+    engine_of(script, "#!/bin/sh\nenv\n")
+    told = await find_engine("podman").last_output("x", 1)
+    assert "HTTPS_PROXY=http://proxy.example:3128" in told
+    assert SECRET not in told
+    assert "NOTIFY_SOCKET" not in told
+
+
+async def test_what_stays_with_a_container_holds_no_secret(
+    podman: Subject, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("VICTORIA_RUNNER_REGISTRATION_TOKEN", SECRET)
+    monkeypatch.setenv("NOTIFY_SOCKET", "/run/notify")
+    podman.engine = find_engine("podman")
+    key = tmp_path / "key"
+    key.write_text(f"NODE_API_KEY={SECRET}\n")
+    await podman.start("[hang]", env_files=(key,))
+    shown = shown_by(conmon_and_process(podman)[0])
+    assert SECRET.encode() not in shown
+    assert b"NOTIFY_SOCKET" not in shown
+
+
+# Accidents
+
+
+def conmon_and_process(subject: Subject) -> tuple[int, int]:
+    """Give the ids of the process that watches the container, and of its own first one."""
+    state = Command("podman").inspect(subject.name)["State"]
+    return state["ConmonPid"], state["Pid"]
+
+
+async def test_container_killed_together_with_its_watcher_has_vanished(podman: Subject) -> None:
+    await podman.start("[hang]")
+    with anyio.fail_after(DEADLINE_S):
+        async with anyio.create_task_group() as group:
+            group.start_soon(podman.engine.wait, podman.name)
+            await anyio.sleep(0.5)
+            for pid in conmon_and_process(podman):
+                os.kill(pid, signal.SIGKILL)
+    assert (await podman.look()).phase is Phase.VANISHED
+
+
+async def test_container_without_its_watcher_runs_and_then_has_vanished(podman: Subject) -> None:
+    await podman.start("[sleep 3]")
+    os.kill(conmon_and_process(podman)[0], signal.SIGKILL)
+    assert (await podman.look()).phase is Phase.RUNNING
+    with anyio.fail_after(DEADLINE_S):
+        await podman.engine.wait(podman.name)
+    assert (await podman.look()).phase is Phase.VANISHED
+
+
+async def test_vanished_container_can_be_stopped_and_removed(podman: Subject) -> None:
+    await podman.start("[hang]")
+    for pid in conmon_and_process(podman):
+        os.kill(pid, signal.SIGKILL)
+    await podman.engine.stop(podman.name)
+    await podman.engine.remove(podman.name)
+    assert await podman.engine.inspect(podman.name) is None
+
+
+async def test_container_whose_process_is_killed_has_exited(podman: Subject) -> None:
+    await podman.start("[hang]")
+    os.kill(conmon_and_process(podman)[1], signal.SIGKILL)
+    await podman.engine.wait(podman.name)
+    container = await podman.look()
+    assert (container.phase, container.exit_code) == (Phase.EXITED, 137)
+
+
+async def test_process_of_another_does_not_pass_for_the_containers() -> None:
+    another = "0" * 64
+    assert not processes.any_exists([os.getpid(), 1 << 22], another)
+    assert await processes.wait_for_all([os.getpid(), 1 << 22], another)
+
+
+async def test_zombie_does_not_pass_for_a_running_container() -> None:
+    container_id = "f" * 64
+    program = [sys.executable, "-c", "input()", container_id]
+    with subprocess.Popen(program, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:  # noqa: ASYNC220 - returns at once
+        assert processes.any_exists([process.pid], container_id)
+        process.kill()
+        with anyio.fail_after(DEADLINE_S):
+            await processes.wait_for_all([process.pid], container_id)
+        assert not processes.any_exists([process.pid], container_id)
+
+
+# Memory
+
+
+async def test_one_line_of_200_mb_is_bounded(real: Subject) -> None:
+    program = "import sys; [sys.stdout.write('x' * 1000000) for _ in range(200)]"
+    container = await real.finish(
+        "",
+        arguments=("-c", f"{program}; print(); print('the-end')"),
+        run_args=("--network", "host", "--entrypoint", "python3"),
+    )
+    assert container.exit_code == 0
+    output = await real.engine.last_output(real.name, 20)
+    assert output.endswith("the-end\n")
+    assert len(output) <= 1 << 20

@@ -1,0 +1,134 @@
+"""How an engine's own account of a container is read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from runner.answer import Answer
+from runner.container import ContainerSpec, Phase, read_container, run_arguments
+from runner.errors import EngineError, EngineSilent, ImageMissing, NameInUse, NoSuchContainer
+from runner.settings import Limits
+
+NEVER = "0001-01-01T00:00:00Z"
+
+
+def told(**state: object) -> dict[str, Any]:
+    """Write what `inspect` says of a container."""
+    return {"Id": "f" * 64, "Name": "/victoria-1", "Config": {"Labels": None}, "State": state}
+
+
+@pytest.mark.parametrize(
+    ("state", "has_processes", "phase"),
+    [
+        ({"Status": "created", "StartedAt": NEVER, "FinishedAt": NEVER}, False, Phase.CREATED),
+        (
+            {"Status": "running", "Running": True, "StartedAt": "2026-01-31T09:00:00Z"},
+            True,
+            Phase.RUNNING,
+        ),
+        ({"Status": "stopping", "StartedAt": "2026-01-31T09:00:00Z"}, True, Phase.RUNNING),
+        ({"Status": "paused", "StartedAt": "2026-01-31T09:00:00Z"}, True, Phase.RUNNING),
+        (
+            {"Status": "running", "Running": True, "StartedAt": "2026-01-31T09:00:00Z"},
+            False,
+            Phase.VANISHED,
+        ),
+        (
+            {"Status": "exited", "StartedAt": "2026-01-31T09:00:00Z", "FinishedAt": NEVER},
+            False,
+            Phase.VANISHED,
+        ),
+        (
+            {
+                "Status": "exited",
+                "StartedAt": "2026-01-31T09:00:00Z",
+                "FinishedAt": "2026-01-31T09:00:01Z",
+            },
+            False,
+            Phase.EXITED,
+        ),
+    ],
+)
+def test_phase_follows_from_what_is_told_and_what_is_seen(
+    state: dict[str, object], *, has_processes: bool, phase: Phase
+) -> None:
+    assert read_container(told(**state), has_processes=has_processes).phase is phase
+
+
+def test_container_has_ended_though_the_clock_was_set_back_meanwhile() -> None:
+    account = told(StartedAt="2026-01-31T09:00:00Z", FinishedAt="2026-01-31T08:00:05Z")
+    assert read_container(account, has_processes=False).phase is Phase.EXITED
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["2026-01-31T09:00:00.123456789Z", "2026-01-31T10:00:00.123456789+01:00"],
+)
+def test_moments_are_read_in_any_zone(text: str) -> None:
+    container = read_container(told(StartedAt=text), has_processes=False)
+    assert container.started_at == pytest.approx(1769850000.123, abs=0.001)
+
+
+@pytest.mark.parametrize(
+    ("errors", "meaning", "complaint"),
+    [
+        (
+            "unknown flag: --x\n\nUsage:  docker run\n\nRun 'docker run --help' for more",
+            EngineError,
+            "unknown flag: --x",
+        ),
+        ("Error: unknown flag: --x\nSee 'podman run --help'", EngineError, "unknown flag: --x"),
+        (
+            'time="2026-01-31T09:00:00Z" level=warning msg="an error is near"\nError: it broke',
+            EngineError,
+            "it broke",
+        ),
+        (
+            "docker: Error response from daemon: it broke",
+            EngineError,
+            "it broke",
+        ),
+        (
+            "Cannot connect to the Docker daemon at unix:///x. Is the docker daemon running?",
+            EngineSilent,
+            "Cannot connect to the Docker daemon at unix:///x. Is the docker daemon running?",
+        ),
+        ("Error: no such container x", NoSuchContainer, "no such container x"),
+        ("Error: x: image not known", ImageMissing, "x: image not known"),
+        (
+            'Error: the container name "x" is already in use by y',
+            NameInUse,
+            'the container name "x" is already in use by y',
+        ),
+        ("Error: address 0.0.0.0:80 is already in use", EngineError, None),
+        ("", EngineError, "exit code 125"),
+    ],
+)
+def test_complaint_is_one_line_and_has_one_meaning(
+    errors: str, meaning: type[EngineError], complaint: str | None
+) -> None:
+    answer = Answer(125, "", errors)
+    assert answer.meaning is meaning
+    assert complaint in {answer.complaint, None}
+
+
+def test_docker_is_told_of_the_host_unless_it_shares_its_network() -> None:
+    apart = ContainerSpec(name="n", image="i", arguments=())
+    shared = ContainerSpec(name="n", image="i", arguments=(), run_args=("--network", "host"))
+    assert "host.containers.internal:host-gateway" in run_arguments("docker", apart)
+    assert "--add-host" not in run_arguments("docker", shared)
+    assert "--add-host" not in run_arguments("podman", apart)
+
+
+def test_graphics_processors_are_asked_for_in_each_engines_way() -> None:
+    two = ContainerSpec(name="n", image="i", arguments=(), limits=Limits(gpus="0,1"))
+    assert '"device=0,1"' in run_arguments("docker", two)
+    assert "nvidia.com/gpu=0" in run_arguments("podman", two)
+    assert "nvidia.com/gpu=1" in run_arguments("podman", two)
+
+
+def test_nothing_of_an_assignment_can_become_an_option() -> None:
+    spec = ContainerSpec(name="n", image="i", arguments=("--task", "--privileged"))
+    assert run_arguments("podman", spec)[-3:] == ["i", "--task", "--privileged"]

@@ -1,0 +1,95 @@
+"""A clock that stands still until a test moves it."""
+
+from __future__ import annotations
+
+import time
+
+import anyio
+import anyio.lowlevel
+
+_SETTLES_WITHIN_S = 20.0
+
+
+class FakeClock:
+    """The host's time. Who sleeps on it wakes when it has been moved far enough.
+
+    `boot_id` may be changed while no runner is at work; that is a restart of the host.
+    """
+
+    def __init__(self) -> None:
+        """Begin now, on a host that has been up for a day."""
+        self.boot_id = "boot-1"
+        self._wall_s = time.time()
+        self._uptime_s = 86_400.0
+        self._sleepers: dict[anyio.Event, float] = {}
+        self._change = anyio.Event()
+
+    # What the runner asks of it
+
+    def wall_s(self) -> float:
+        """Tell seconds since the epoch."""
+        return self._wall_s
+
+    def uptime_s(self) -> float:
+        """Tell seconds since the boot."""
+        return self._uptime_s
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait until the clock has been moved that far."""
+        if seconds <= 0:
+            await anyio.lowlevel.checkpoint()
+            return
+        wake = anyio.Event()
+        self._sleepers[wake] = self._uptime_s + seconds
+        self._tell()
+        try:
+            await wake.wait()
+        finally:
+            self._sleepers.pop(wake, None)
+
+    # What tests do to it
+
+    def set_wall(self, by_s: float) -> None:
+        """Set the wall clock forth or back, as NTP or an operator would."""
+        self._wall_s += by_s
+
+    def sleeping_until(self, seconds: float) -> int:
+        """Count who is to be woken within so many seconds."""
+        return sum(due <= self._uptime_s + seconds for due in self._sleepers.values())
+
+    async def settle(self, asleep: int) -> None:
+        """Return when at least so many sleep: then everybody else waits for something else.
+
+        Raises:
+            TimeoutError: it does not come to that.
+        """
+        with anyio.fail_after(_SETTLES_WITHIN_S):
+            while len(self._sleepers) < asleep:
+                await self._change.wait()
+
+    async def advance(self, seconds: float, *, asleep: int) -> None:
+        """Let time go by, sleeper by sleeper; at each, `asleep` must have come to sleep again."""
+        end_s = self._uptime_s + seconds
+        while True:
+            await self.settle(asleep)
+            due_s = min(self._sleepers.values(), default=end_s)
+            if due_s > end_s:
+                break
+            self._move_to(due_s)
+            await anyio.lowlevel.checkpoint()
+            if due_s == end_s:
+                break
+        self._move_to(end_s)
+        await self.settle(asleep)
+
+    def _move_to(self, uptime_s: float) -> None:
+        self._wall_s += uptime_s - self._uptime_s
+        self._uptime_s = uptime_s
+        for wake, due_s in list(self._sleepers.items()):
+            if due_s <= uptime_s:
+                del self._sleepers[wake]
+                wake.set()
+
+    def _tell(self) -> None:
+        self._change.set()
+        self._change = anyio.Event()
