@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 
 from runner.container import Container, Phase
+from runner.crush import log_body
 from runner.journal import End, Report, Task
 from runner.settings import Secret
 from runner.states import EndReason
@@ -81,12 +83,19 @@ def said_as(reason: EndReason, why: object) -> End:
     return End(reason, _sentence(reason, str(why), ""))
 
 
-def final_report(task_id: str, end: End, now: float) -> Report:
-    """Give the report that closes the task at the orchestrator."""
+def final_report(task_id: str, end: End, now: float, session_id: object = None) -> Report:
+    """Give the report that closes the task at the orchestrator; it names the agent's session."""
     body = status_body(task_id, end.reason.status, end.message, now)
+    if session_id is not None:
+        body["crush_session_id"] = session_id
     if end.reason is EndReason.COMPLETED:
         body["progress"] = 100.0
     return Report("status", body)
+
+
+def log_report(task_id: str, session: Mapping[str, object]) -> Report:
+    """Give the report that hands in the agent's session."""
+    return Report("logs", log_body(task_id, session))
 
 
 def status_body(task_id: str, status: str, message: str, now: float) -> dict[str, object]:

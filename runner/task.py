@@ -9,20 +9,25 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import anyio
+import anyio.lowlevel
+import anyio.to_thread
 
 from runner import backoff
 from runner.api import Identity
 from runner.assignment import Assignment
 from runner.container import Container, ContainerSpec, Phase
+from runner.crush import CrushError, session_of_task
 from runner.ending import (
     LAST_LINES,
     final_report,
     judge,
+    log_report,
     said_as,
     secrets_to_blank,
     status_body,
@@ -108,7 +113,7 @@ class TaskRun:
         """
         try:
             if self._task.state is not TaskState.ENDED:
-                await self._end(await self._run_to_end())
+                await self._run_to_end()
         except _NotOurs as error:
             log.warning("task is dropped: %s", error, extra=fields(task_id=self._id))
             await self._written(lambda: self._parts.journal.forget(self._id))
@@ -121,11 +126,12 @@ class TaskRun:
     async def give_up(self, why: str) -> None:
         """End the task for a reason that lies in the runner itself."""
         await self._remove()
-        await self._end(said_as(EndReason.UNSTARTABLE, why))
+        if self._task.state is not TaskState.ENDED:
+            await self._end(said_as(EndReason.UNSTARTABLE, why))
         self._parts.workload.release(self._id)
         await self._close()
 
-    async def _run_to_end(self) -> End:
+    async def _run_to_end(self) -> None:
         try:
             container = await self._find() if self._task.state is not TaskState.ACCEPTED else None
             if container is None and self._task.state is not TaskState.RUNNING:
@@ -136,10 +142,12 @@ class TaskRun:
             if container is not None:
                 container = await self._watch(container)
         except TaskError as error:
-            return said_as(error.reason, error)
+            await self._end(said_as(error.reason, error))
+            return
         # What is left to do needs no slot: the next task may come.
         self._parts.workload.release(self._id)
-        return judge(self._task, container, await self._last_output(container))
+        end = judge(self._task, container, await self._last_output(container))
+        await self._end(end, await self._agent_session(container))
 
     # Before the container runs
 
@@ -452,10 +460,33 @@ class TaskRun:
         )
         return without_secrets(output, known)
 
-    async def _end(self, end: End) -> None:
+    async def _agent_session(self, container: Container | None) -> Mapping[str, object] | None:
+        """Read what the agent in the container noted of its session, if it left any."""
+        started_at = self._task.started_at
+        if container is not None and container.started_at is not None:
+            started_at = container.started_at
+        if started_at is None:
+            return None
+        database = self._parts.settings.victoria_home / ".crush" / "crush.db"
+        read = partial(
+            session_of_task,
+            database,
+            started_at=started_at,
+            ended_at=self._parts.clock.wall_s(),
+            prompt=self._assignment.prompt,
+        )
+        try:
+            return await anyio.to_thread.run_sync(read)
+        except CrushError as error:
+            log.warning("%s", error, extra=fields(task_id=self._id))
+            return None
+
+    async def _end(self, end: End, session: Mapping[str, object] | None = None) -> None:
         now = self._parts.clock.wall_s()
-        report = final_report(self._id, end, now)
-        await self._written(lambda: self._parts.journal.end(self._id, end, [report], now))
+        reports = [final_report(self._id, end, now, session and session.get("id"))]
+        if session is not None:
+            reports.insert(0, log_report(self._id, session))
+        await self._written(lambda: self._parts.journal.end(self._id, end, reports, now))
         self._parts.outbox.notify()
         log.info(
             "task has ended",

@@ -36,7 +36,7 @@ ROWS = (
     ("register",),
     ("engine", "journal", "files", "crush"),
     ("program",),
-    ("answer", "container", "folder", "inherited", "processes", "records"),
+    ("answer", "container", "folder", "inherited", "processes", "records", "crush_parts"),
     ("api", "systemd", "workload"),
     ("assignment", "settings"),
     ("errors",),
