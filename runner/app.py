@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import re
 import signal
 import time
 import uuid
@@ -19,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import anyio
+import anyio.to_thread
 from anyio.abc import TaskGroup
 
 from runner.api import Orchestrator
@@ -38,18 +40,20 @@ from runner.journal import Task, open_journal
 from runner.log import fields
 from runner.parts import Parts
 from runner.poll import Answer, poll
+from runner.processes import end_starts
 from runner.register import Node
 from runner.settings import Settings
 from runner.states import TaskState
-from runner.strays import remove_strays
+from runner.strays import settle_strays
 from runner.systemd import Notifier, Pulse, feed_watchdog
-from runner.task import live, run_folder, take_in_hand
+from runner.task import container_name, live, run_folder, take_in_hand
 from runner.workload import Changes, Workload
 
 log = logging.getLogger(__name__)
 
 _LAST_DELIVERY_S = 30.0
 _REMEMBERED_S = 30 * 24 * 3600.0
+_RUNNER_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
@@ -102,11 +106,17 @@ class _Runner:
         self._interrupts = 0
 
     async def run(self) -> int:
-        """Live through all of it."""
+        """Live through all of it.
+
+        Raises:
+            JournalError: it cannot be read or written at the start.
+        """
+        tasks = await self._open_book()
+        await self._end_left_calls(tasks)
         async with anyio.create_task_group() as group:
             with anyio.open_signal_receiver(*_SIGNALS) as signals:
                 group.start_soon(self._obey, signals, group)
-                await self._begin(group)
+                self._begin(group, tasks)
                 await self._poll(group)
                 await self._drain()
                 group.cancel_scope.cancel()
@@ -115,12 +125,23 @@ class _Runner:
             await say_offline(self._parts)
         return EXIT_OK if self._exit_code is None else self._exit_code
 
-    async def _begin(self, group: TaskGroup) -> None:
+    async def _open_book(self) -> list[Task]:
+        """Forget what is long over; give what an earlier runner left."""
+        journal = self._parts.journal
+        await journal.forget_closed(self._parts.clock.wall_s() - _REMEMBERED_S)
+        return await journal.open_tasks()
+
+    async def _end_left_calls(self, tasks: list[Task]) -> None:
+        """See that no engine call of a runner that was killed starts anything from now on."""
+        folder = run_folder(self._parts.settings.state_dir)
+        names = {container_name(task.task_id) for task in tasks}
+        pids = await anyio.to_thread.run_sync(end_starts, folder, names)
+        if pids:
+            log.warning("stuck calls of an earlier runner were killed", extra=fields(pids=pids))
+
+    def _begin(self, group: TaskGroup, tasks: list[Task]) -> None:
         """Take over what is there, then start the loops."""
         parts = self._parts
-        now = parts.clock.wall_s()
-        await parts.journal.forget_closed(now - _REMEMBERED_S)
-        tasks = await parts.journal.open_tasks()
         log.info(
             "runner starts",
             extra=fields(
@@ -144,7 +165,6 @@ class _Runner:
         group.start_soon(self._meet_engine)
         group.start_soon(heartbeat, parts)
         group.start_soon(deliver, parts)
-        group.start_soon(remove_strays, parts)
         group.start_soon(feed_watchdog, self._notifier, parts.pulse, parts.clock)
         group.start_soon(self._tell_status)
         self._notifier.tell("READY=1")
@@ -156,8 +176,16 @@ class _Runner:
     async def _poll(self, group: TaskGroup) -> None:
         """Ask for work until draining begins, the registration is refused, or once is enough."""
         answer = None
+
+        def begin(task: Task) -> None:
+            self._start_task(group, task)
+
         with self._polling:
-            answer = await poll(self._parts, lambda task: self._start_task(group, task))
+            looked = anyio.Event()
+            group.start_soon(settle_strays, self._parts, begin, looked)
+            # What runs already may need the slot that new work would be given.
+            await looked.wait()
+            answer = await poll(self._parts, begin)
         refusal = self._parts.node.refusal
         if refusal is not None:
             self._exit_code = refusal.exit_code
@@ -168,9 +196,7 @@ class _Runner:
         """Wait for the tasks in hand, then for a while for their reports to be delivered."""
         parts = self._parts
         parts.pulse.rest("poll")
-        while any(task.state is not TaskState.ENDED for task in await self._open_tasks()):
-            if parts.node.refusal is not None and not parts.workload.task_ids:
-                break
+        while any(self._is_awaited(task) for task in await self._open_tasks()):
             await self._next_change()
         if parts.node.refusal is not None:
             return
@@ -183,6 +209,12 @@ class _Runner:
             )
             if parts.settings.once:
                 self._exit_code = EXIT_TRY_AGAIN
+
+    def _is_awaited(self, task: Task) -> bool:
+        """Tell whether a task is to end first; one that can no longer begin will not."""
+        if task.state is TaskState.ENDED or self._parts.node.refusal is None:
+            return task.state is not TaskState.ENDED
+        return task.state is TaskState.RUNNING or task.task_id in self._parts.workload.task_ids
 
     async def _open_tasks(self) -> list[Task]:
         try:
@@ -284,8 +316,9 @@ def _prepare(state_dir: Path) -> str:
         starting.mkdir(mode=0o700, exist_ok=True)
         for left_over in starting.glob("*.env"):
             left_over.unlink(missing_ok=True)
-        known = path.read_text(encoding="ascii").strip() if path.exists() else ""
-        if not known:
+        known = path.read_bytes().decode(errors="replace").strip() if path.exists() else ""
+        # A power cut leaves such a file empty, or full of zeros.
+        if not _RUNNER_ID.fullmatch(known):
             known = str(uuid.uuid4())
             path.write_text(known + "\n", encoding="ascii")
     except OSError as error:

@@ -14,6 +14,7 @@ from typing import Any
 
 from runner.settings import Limits
 
+_KILLED = 137
 LOG_SIZE = "10m"
 """How much of a container's output the engine keeps; older output makes way."""
 
@@ -43,6 +44,8 @@ class Container:
     started_at: float | None
     finished_at: float | None
     labels: Mapping[str, str]
+    variables: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """What it was started with. There are secrets among them."""
 
 
 @dataclass(frozen=True)
@@ -179,9 +182,15 @@ def read_container(told: Mapping[str, Any], *, has_processes: bool) -> Container
     finished_at = _moment(state.get("FinishedAt"))
     if claims_to_run(told):
         phase = Phase.RUNNING if has_processes else Phase.VANISHED
+    elif state.get("Status") in {"removing", "dead"} and state.get("ExitCode") == _KILLED:
+        # docker's `rm --force` has ended it, and says so for as long as the removal takes.
+        phase = Phase.VANISHED
     elif finished_at is not None:
         # Not held against StartedAt: the clock may have been set back in between.
         phase = Phase.EXITED
+    elif started_at is None and process_ids(told):
+        # podman was killed before it wrote down that it had started it.
+        phase = Phase.RUNNING if has_processes else Phase.VANISHED
     else:
         phase = Phase.CREATED if started_at is None else Phase.VANISHED
     return Container(
@@ -193,7 +202,13 @@ def read_container(told: Mapping[str, Any], *, has_processes: bool) -> Container
         started_at=started_at,
         finished_at=finished_at,
         labels=told.get("Config", {}).get("Labels") or {},
+        variables=_variables(told.get("Config", {}).get("Env") or []),
     )
+
+
+def _variables(lines: Sequence[str]) -> dict[str, str]:
+    """Read NAME=VALUE lines; of a name that comes twice the last holds, as in the container."""
+    return {name: text for name, _, text in (line.partition("=") for line in lines)}
 
 
 def _moment(text: str | None) -> float | None:

@@ -42,6 +42,11 @@ log = logging.getLogger(__name__)
 
 ANSWER_DEADLINE_S = 30.0
 RUN_DEADLINE_S = 120.0
+START_PATIENCE_S = 20.0
+"""For how long a start under way is waited for when the runner ends, or its task is cancelled.
+
+An engine that is killed as it starts a container does not know afterwards that it ran.
+"""
 PULL_DEADLINE_S = 3600.0
 STOP_GRACE_S = 10
 NO_RUNTIME = "No container runtime found. Install podman or docker."
@@ -157,7 +162,11 @@ class CliEngine:
         if await self._loses_sight_of_memory(spec):
             answer = await self._create_and_start(spec)
         else:
-            answer = await self._call(*run_arguments(self.kind, spec), deadline_s=RUN_DEADLINE_S)
+            answer = await self._call(
+                *run_arguments(self.kind, spec),
+                deadline_s=RUN_DEADLINE_S,
+                patience_s=START_PATIENCE_S,
+            )
         if answer.is_good:
             return answer.output.strip()[-64:]
         if answer.meaning is ImageMissing:
@@ -180,9 +189,19 @@ class CliEngine:
         created = await self._call("create", *options, deadline_s=RUN_DEADLINE_S)
         if not created.is_good:
             return created
-        told = await self._inspect(spec.name)
+        try:
+            told = await self._inspect(spec.name)
+        except EngineError as error:
+            # It was made: whoever calls must look for it before the task is given up.
+            raise EngineSilent(str(error)) from error
         folder = None if told is None else told.get("StaticDir")
-        started = await self._call("start", spec.name, deadline_s=RUN_DEADLINE_S, folder=folder)
+        started = await self._call(
+            "start",
+            spec.name,
+            deadline_s=RUN_DEADLINE_S,
+            folder=folder,
+            patience_s=START_PATIENCE_S,
+        )
         return created if started.is_good else started
 
     async def inspect(self, name: str) -> Container | None:
@@ -284,6 +303,7 @@ class CliEngine:
         deadline_s: float | None = None,
         is_one_stream: bool = False,
         folder: str | None = None,
+        patience_s: float = 0.0,
     ) -> Answer:
         """Run the engine once, or twice when podman asks to be mended in between.
 
@@ -294,7 +314,12 @@ class CliEngine:
         if deadline_s is None:
             deadline_s = self._deadline_s
         call = partial(
-            self._program.call, arguments, deadline_s, is_one_stream=is_one_stream, folder=folder
+            self._program.call,
+            arguments,
+            deadline_s,
+            is_one_stream=is_one_stream,
+            folder=folder,
+            patience_s=patience_s,
         )
         answer = await call()
         if answer.asks_for_migration and not self._has_migrated:

@@ -89,7 +89,9 @@ _TASKS = (
 _SPEAKER = (
     "JOIN identities AS own ON own.id = tasks.identity"
     " JOIN identities AS speaker ON speaker.id = CASE WHEN own.refused"
-    " THEN (SELECT max(id) FROM identities WHERE orchestrator_url = own.orchestrator_url)"
+    # One that was found with a container is older than what was registered since.
+    " THEN coalesce((SELECT max(id) FROM identities"
+    " WHERE orchestrator_url = own.orchestrator_url AND node <> ''), own.id)"
     " ELSE own.id END"
 )
 
@@ -109,7 +111,9 @@ def _in_writer_thread(
                 with self._transaction():
                     return method(self, *args, **kwargs)
             except sqlite3.Error as error:
-                raise JournalError(f"cannot use the journal {self.path}: {error}") from error
+                raise JournalError(
+                    f"cannot use the journal {self.path}: {_complaint(error)}"
+                ) from error
 
         return await anyio.to_thread.run_sync(transaction, limiter=self._one_at_a_time)
 
@@ -239,6 +243,42 @@ class Journal:
             ),
         )
         return added.rowcount == 1
+
+    @_in_writer_thread
+    def adopt(self, task: Task, identity: Identity, now: float) -> bool:
+        """Take on a task that was found running, with the identity that started it.
+
+        False when it is known already, and nothing changes then.
+        """
+        key = identity.api_key.reveal()
+        if self._connection.execute(
+            "SELECT 1 FROM tasks WHERE task_id = ?", (task.task_id,)
+        ).fetchone():
+            return False
+        # What it was registered as is not known: it speaks for its tasks, and for nothing new.
+        self._connection.execute(
+            "INSERT INTO identities (node_id, api_key, orchestrator_url, node, registered_at)"
+            " SELECT ?, ?, ?, '', ? WHERE NOT EXISTS"
+            " (SELECT 1 FROM identities WHERE api_key = ?)",
+            (identity.node_id, key, task.orchestrator_url, now, key),
+        )
+        self._connection.execute(
+            "INSERT INTO tasks (task_id, identity, state, assignment, accepted_at, boot_id,"
+            " container_id, started_at, deadline_uptime_s)"
+            " SELECT ?, max(id), ?, ?, ?, ?, ?, ?, ? FROM identities WHERE api_key = ?",
+            (
+                task.task_id,
+                TaskState.RUNNING.value,
+                task.assignment.to_json() if task.assignment is not None else None,
+                task.accepted_at,
+                task.boot_id,
+                task.container_id,
+                task.started_at,
+                task.deadline_uptime_s,
+                key,
+            ),
+        )
+        return True
 
     @_in_writer_thread
     def reject(
@@ -436,6 +476,12 @@ def open_journal(state_dir: Path, stamp: str) -> tuple[Journal, str | None]:
                 part.rename(f"{aside}{ending}")
         said = f"{error}; it was set aside as {aside.name} and a new one begun"
         return Journal(_private(path)), said
+
+
+def _complaint(error: sqlite3.Error) -> str:
+    """Give SQLite's words, and what to do where an operator can do something."""
+    said = str(error)
+    return f"{said}; free some space there" if "full" in said else said
 
 
 def _is_worth_setting_aside(error: JournalError) -> bool:

@@ -84,6 +84,10 @@ async def _ask(
     asked_at = parts.clock.uptime_s()
     try:
         offer = await parts.orchestrator.pending(identity, 0 if parts.settings.once else WAIT_S)
+        if offer.assignment is not None and offer.was_held and not await _is_fit(parts):
+            # A disk has filled up meanwhile. Who can hold a request can offer a task again.
+            log.warning("a task was offered and is not taken now")
+            return Answer.NOTHING, 0
         if offer.assignment is not None and await _take(parts, offer, identity, begin):
             return Answer.TASK, 0
     except Unauthorised:
@@ -131,6 +135,7 @@ async def _reject(
     if not await parts.journal.reject(error.task_id, end, report, identity, now):
         await _answer_redelivery(parts, error.task_id)
         return False
+    parts.outbox.notify()
     task = await parts.journal.task(error.task_id)
     if task is not None:
         begin(task)

@@ -1,16 +1,24 @@
-"""The host's own word on a container's processes: whether they are there, and when they end.
+"""The host's own word on processes: a container's, and those that start one. Calls no engine.
 
-For an engine whose containers are processes of this host. Nothing here calls an engine.
+What is said of a container's processes holds for an engine whose containers are on this host.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable
+import signal
+import time
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 
 import anyio
+
+_LEFT_PATIENCE_S = 20.0
+_END_DEADLINE_S = 2.0
+_LOOK_AGAIN_S = 0.05
 
 
 def any_exists(pids: Iterable[int], container_id: str) -> bool:
@@ -37,6 +45,43 @@ async def wait_for_all(pids: Iterable[int], container_id: str) -> bool:
         finally:
             os.close(descriptor)
     return True
+
+
+def end_starts(cid_folder: Path, names: Collection[str]) -> list[int]:
+    """See that no engine call by which a killed runner was starting a container is under way.
+
+    Where no service manager ends it, such a call lives on. If it got stuck, it would start the
+    container once more after the next runner has started, reported and removed it. It is waited
+    for, then killed. Calls are known by a cid file in that folder, or by `start` and one of these
+    names. Give the ids of those that were killed.
+    """
+    killed: set[int] = set()
+    patience_ends_at = time.monotonic() + _LEFT_PATIENCE_S
+    while found := set(_starts(cid_folder, names)):
+        if time.monotonic() > patience_ends_at + _END_DEADLINE_S:
+            break
+        if time.monotonic() > patience_ends_at:
+            for pid in found - killed:
+                with suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
+            killed |= found
+        time.sleep(_LOOK_AGAIN_S)
+    return sorted(killed)
+
+
+def _starts(cid_folder: Path, names: Collection[str]) -> Iterator[int]:
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (folder / "cmdline").read_bytes().split(b"\0")[:-1]
+        except OSError:
+            continue
+        arguments = [os.fsdecode(argument) for argument in command]
+        if any(
+            (before == "--cidfile" and Path(after).parent == cid_folder)
+            or (before == "start" and after in names)
+            for before, after in pairwise(arguments)
+        ):
+            yield int(folder.name)
 
 
 def _belongs(pid: int, container_id: str) -> bool:

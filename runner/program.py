@@ -47,8 +47,11 @@ class Program:
         *,
         is_one_stream: bool = False,
         folder: str | None = None,
+        patience_s: float = 0.0,
     ) -> Answer:
         """Call it; a folder is where it is started, which matters to what conmon drops there.
+
+        When nobody waits for it any more, it is given so many seconds to end by itself.
 
         Raises:
             EngineSilent: it did not end before the deadline, or could not be started now.
@@ -60,7 +63,7 @@ class Program:
             with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
                 outputs = (output, output if is_one_stream else errors)
                 process = await self._start(arguments, outputs, folder)
-                await self._wait_for(process, deadline_s, what)
+                await self._wait_for(process, deadline_s, patience_s, what)
                 return Answer(process.exit_code, _tail(output), _tail(errors))
         except (OSError, sh.ForkException) as error:
             reason = getattr(error, "strerror", None) or str(error).strip().rpartition("\n")[2]
@@ -109,18 +112,24 @@ class Program:
             process = await anyio.to_thread.run_sync(start, limiter=self._threads)
         return process  # noqa: RET504 - a scope may swallow an exception, says its type
 
-    async def _wait_for(self, process: sh.RunningCommand, deadline_s: float, what: str) -> None:
+    async def _wait_for(
+        self, process: sh.RunningCommand, deadline_s: float, patience_s: float, what: str
+    ) -> None:
         try:
             with anyio.fail_after(deadline_s):
-                await anyio.to_thread.run_sync(
-                    process.wait, abandon_on_cancel=True, limiter=self._threads
-                )
+                await self._ended(process)
         except TimeoutError as error:
             await self._end(process)
             raise EngineSilent(f"{what}: no answer within {deadline_s:g} s") from error
         except BaseException:
-            await self._end(process)
+            with anyio.move_on_after(patience_s, shield=True) as waiting:
+                await self._ended(process)
+            if waiting.cancelled_caught:
+                await self._end(process)
             raise
+
+    async def _ended(self, process: sh.RunningCommand) -> None:
+        await anyio.to_thread.run_sync(process.wait, abandon_on_cancel=True, limiter=self._threads)
 
     async def _end(self, process: sh.RunningCommand) -> None:
         """End a call's process group: TERM, then KILL; the container is none of its members."""
@@ -130,9 +139,7 @@ class Program:
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, how)
                 with anyio.move_on_after(_KILL_GRACE_S):
-                    await anyio.to_thread.run_sync(
-                        process.wait, abandon_on_cancel=True, limiter=self._threads
-                    )
+                    await self._ended(process)
 
 
 def _tail(file: IO[bytes]) -> str:

@@ -1,36 +1,68 @@
 """Containers that carry this runner's label and that its journal does not know.
 
-They are left alone for five minutes, should their task be on its way, then removed. Ends after
-one round, or by being cancelled.
+One that has run is a task of a journal that was set aside: it is written down anew, from what the
+container itself carries, and goes on as after a restart. One that never ran, or does not say
+enough, is left alone for five minutes, should its task be on its way, then removed.
+
+Ends after one round, or by being cancelled.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
+import anyio
+
+from runner.api import Identity
+from runner.assignment import Assignment, is_task_id
+from runner.container import Container, Phase
 from runner.errors import EngineError, JournalError
+from runner.journal import Task
 from runner.log import fields
 from runner.parts import Parts
+from runner.settings import Secret
 from runner.states import TaskState
-from runner.task import LABEL_RUNNER, container_name
+from runner.task import (
+    KEY_VARIABLE,
+    LABEL_BOOT,
+    LABEL_NODE,
+    LABEL_ORCHESTRATOR,
+    LABEL_RUNNER,
+    LABEL_TASK,
+    LABEL_TIMEOUT,
+    container_name,
+)
 
 log = logging.getLogger(__name__)
 
 _PATIENCE_S = 300.0
 _NEXT_TRY_S = 60.0
 
+T = TypeVar("T")
 
-async def remove_strays(parts: Parts) -> None:
-    """Remove what an accident left behind."""
-    strays = await _strays(parts)
-    if not strays:
+
+async def settle_strays(parts: Parts, begin: Callable[[Task], None], looked: anyio.Event) -> None:
+    """Adopt the tasks that run without a page in the journal; remove what an accident left behind.
+
+    `looked` is set when that is done, or must wait for engine or journal.
+    """
+    strays = await _patiently(parts, looked, lambda: _strays(parts))
+    left = {
+        name
+        for name in strays
+        if not await _patiently(parts, looked, _settling(parts, name, begin))
+    }
+    looked.set()
+    if not left:
         return
     log.warning(
         "containers of this runner that its journal does not know are removed in 5 minutes",
-        extra=fields(containers=",".join(sorted(strays))),
+        extra=fields(containers=",".join(sorted(left))),
     )
     await parts.clock.sleep(_PATIENCE_S)
-    for name in strays & await _strays(parts):
+    for name in left & await _patiently(parts, looked, lambda: _strays(parts)):
         try:
             await parts.engine.remove(name)
         except EngineError as error:
@@ -39,18 +71,76 @@ async def remove_strays(parts: Parts) -> None:
             log.warning("container removed", extra=fields(container=name))
 
 
-async def _strays(parts: Parts) -> set[str]:
+async def _patiently(parts: Parts, looked: anyio.Event, ask: Callable[[], Awaitable[T]]) -> T:
+    """Ask until engine and journal answer; whoever waits for the first look waits no longer."""
     while True:
         try:
-            labelled = await parts.engine.labelled(LABEL_RUNNER, parts.runner_id)
-            open_tasks = await parts.journal.open_tasks()
+            return await ask()
         except (EngineError, JournalError) as error:
             log.debug("cannot look for strays: %s", error)
-            await parts.clock.sleep(_NEXT_TRY_S)
-            continue
-        known = {
-            container_name(task.task_id)
-            for task in open_tasks
-            if task.state is not TaskState.CLOSED
-        }
-        return set(labelled) - known
+        looked.set()
+        await parts.clock.sleep(_NEXT_TRY_S)
+
+
+async def _strays(parts: Parts) -> set[str]:
+    # In this order: whatever container the engine names was in the journal before it was made.
+    labelled = await parts.engine.labelled(LABEL_RUNNER, parts.runner_id)
+    known = {container_name(task.task_id) for task in await parts.journal.open_tasks()}
+    return set(labelled) - known
+
+
+def _settling(
+    parts: Parts, name: str, begin: Callable[[Task], None]
+) -> Callable[[], Awaitable[bool]]:
+    async def settle() -> bool:
+        """Write the container's task down and begin it; False if it is none to adopt."""
+        container = await parts.engine.inspect(name)
+        if container is None:
+            return True  # its task was closed a moment ago
+        found = _task_of(container, parts)
+        if found is None:
+            return False
+        task, identity = found
+        if not await parts.journal.adopt(task, identity, parts.clock.wall_s()):
+            return False
+        log.warning(
+            "task is adopted from its container; the journal did not know it",
+            extra=fields(task_id=task.task_id, container=container.container_id[:12]),
+        )
+        begin(task)
+        return True
+
+    return settle
+
+
+def _task_of(container: Container, parts: Parts) -> tuple[Task, Identity] | None:
+    """Read off a container what the journal would say of its task, and who took it on.
+
+    The prompt is not needed any more, and the key is the one that the container was given.
+    """
+    labels, key = container.labels, container.variables.get(KEY_VARIABLE, "")
+    task_id, node_id = labels.get(LABEL_TASK, ""), labels.get(LABEL_NODE, "")
+    orchestrator_url = labels.get(LABEL_ORCHESTRATOR, "")
+    try:
+        timeout_s = float(labels.get(LABEL_TIMEOUT, ""))
+    except ValueError:
+        return None
+    if container.phase is Phase.CREATED or container.name != container_name(task_id):
+        return None
+    is_said = all(text.isascii() and text.isprintable() for text in (key, node_id))
+    if not (is_task_id(task_id) and key and node_id and orchestrator_url and is_said):
+        return None
+    now = parts.clock.wall_s()
+    started_at = container.started_at or now
+    task = Task(
+        task_id=task_id,
+        state=TaskState.RUNNING,
+        orchestrator_url=orchestrator_url,
+        assignment=Assignment(task_id, "", orchestrator_url, timeout_s),
+        accepted_at=started_at,
+        boot_id=labels.get(LABEL_BOOT),
+        container_id=container.container_id,
+        started_at=started_at,
+        deadline_uptime_s=parts.clock.uptime_s() - max(0.0, now - started_at) + timeout_s,
+    )
+    return task, Identity(node_id, Secret(key))

@@ -59,6 +59,11 @@ log = logging.getLogger(__name__)
 LABEL_TASK = "victoria-runner.task-id"
 LABEL_NODE = "victoria-runner.node-id"
 LABEL_RUNNER = "victoria-runner.runner-id"
+LABEL_ORCHESTRATOR = "victoria-runner.orchestrator-url"
+LABEL_TIMEOUT = "victoria-runner.timeout-s"
+LABEL_BOOT = "victoria-runner.boot-id"
+KEY_VARIABLE = "NODE_API_KEY"
+"""These and the name are what a task is known by when the journal is gone; see strays.py."""
 
 _LOOK_INTERVAL_S = 30.0
 _WAIT_AGAIN_S = 5.0
@@ -96,6 +101,8 @@ class TaskRun:
         self._wake = Changes()
         self._cancelled_by: str | None = None
         self._preparation = anyio.CancelScope()
+        if task.stop_reason is EndReason.CANCELLED:
+            self.cancel("the runner before this one")
 
     def cancel(self, who: str) -> None:
         """Have the task stopped, at whatever step it is."""
@@ -117,19 +124,25 @@ class TaskRun:
         except _NotOurs as error:
             log.warning("task is dropped: %s", error, extra=fields(task_id=self._id))
             await self._written(lambda: self._parts.journal.forget(self._id))
+            self._leave_slot()
             return
-        finally:
-            self._parts.workload.clear_trouble(f"engine/{self._id}")
-            self._parts.workload.release(self._id)
+        except RegistrationRefused:
+            self._leave_slot()
+            raise
+        # After a defect the slot is kept: the container may be running.
+        self._leave_slot()
         await self._close()
 
     async def give_up(self, why: str) -> None:
         """End the task for a reason that lies in the runner itself."""
-        await self._remove()
         if self._task.state is not TaskState.ENDED:
             await self._end(said_as(EndReason.UNSTARTABLE, why))
-        self._parts.workload.release(self._id)
+        self._leave_slot()
         await self._close()
+
+    def _leave_slot(self) -> None:
+        self._parts.workload.clear_trouble(f"engine/{self._id}")
+        self._parts.workload.release(self._id)
 
     async def _run_to_end(self) -> None:
         try:
@@ -162,9 +175,11 @@ class TaskRun:
             raise _lost("the host restarted, and something started its container again")
         if self._task.state is TaskState.RUNNING:
             return container
-        if container is None and self._cid_file.exists():
-            # It was made, and somebody else removed it: it may have run.
-            raise _lost("its container was removed before it was seen to run")
+        if container is None and _has_text(self._cid_file):
+            # It was made: by a call that outlived the last runner just now, or long ago.
+            container = await self._look()
+            if container is None:
+                raise _lost("its container was removed before it was seen to run")
         if container is None or container.phase is not Phase.CREATED:
             return container
         if is_restarted:
@@ -279,6 +294,7 @@ class TaskRun:
     async def _start(self, assignment: Assignment, identity: Identity) -> Container:
         """Have the engine start the container, or find that it did so before."""
         while True:
+            refusal: EngineError | None = None
             self._cid_file.unlink(missing_ok=True)
             self._write_env_file(assignment, identity)
             try:
@@ -289,14 +305,18 @@ class TaskRun:
             except EngineSilent as error:
                 await self._engine_is_silent(error)
             except EngineError as error:
-                self._cid_file.unlink(missing_ok=True)
-                await self._remove()
-                raise Unstartable(str(error)) from error
+                refusal = error
             finally:
                 self._env_file.unlink(missing_ok=True)
+            # A refusal is no evidence either: were a container that runs removed here, and we
+            # killed before the end is written down, then the next runner would run it again.
             container = await self._find_started()
             if container is not None:
                 return container
+            if _has_text(self._cid_file):
+                raise _lost("its container was removed before it was seen to run")
+            if refusal is not None:
+                raise Unstartable(str(refusal)) from refusal
 
     async def _find_started(self) -> Container | None:
         """Look for the container once more; one that never ran is removed, and so is None."""
@@ -322,6 +342,9 @@ class TaskRun:
                 LABEL_TASK: self._id,
                 LABEL_NODE: identity.node_id,
                 LABEL_RUNNER: self._parts.runner_id,
+                LABEL_ORCHESTRATOR: self._task.orchestrator_url,
+                LABEL_TIMEOUT: f"{assignment.timeout_s:g}",
+                LABEL_BOOT: self._parts.clock.boot_id,
             },
             env_files=tuple(path for path in env_files if path is not None),
             volumes={settings.victoria_home: CONTAINER_HOME},
@@ -337,7 +360,7 @@ class TaskRun:
             "ORCHESTRATOR_URL": assignment.orchestrator_url,
             "JOB_ID": self._id,
             "TASK_ID": self._id,
-            "NODE_API_KEY": identity.api_key.reveal(),
+            KEY_VARIABLE: identity.api_key.reveal(),
         }
         if assignment.files:
             variables["TASK_FILES_DIR"] = files_folder_in_container(self._id)
@@ -548,6 +571,14 @@ class TaskRun:
         return await written(write, self._parts.workload, self._parts.clock)
 
 
+def _has_text(path: Path) -> bool:
+    """Tell whether a file has something in it: docker makes its cid file before the container."""
+    try:
+        return path.stat().st_size > 0
+    except OSError:
+        return False
+
+
 def _just_started(container_id: str, name: str, now: float) -> Container:
     """Give a container as it is when the engine says that it runs, without asking once more."""
     return Container(
@@ -596,8 +627,17 @@ async def live(run: TaskRun, task: Task, parts: Parts) -> None:
         else:
             return
         await parts.clock.sleep(backoff.delay_s(attempt))
-        standing = await parts.journal.task(task.task_id)
+        standing = await written(
+            lambda: parts.journal.task(task.task_id), parts.workload, parts.clock
+        )
         if standing is None or standing.state is TaskState.CLOSED:
+            parts.workload.release(task.task_id)
             return
         run = take_in_hand(standing, parts)
-    await run.give_up(why)
+    try:
+        await run.give_up(why)
+    except Exception:
+        log.exception(
+            "a defect keeps a task open until the next start", extra=fields(task_id=task.task_id)
+        )
+        parts.workload.release(task.task_id)

@@ -81,6 +81,18 @@ async def test_running_container_is_running_with_its_labels_and_id(subject: Subj
     assert container.labels["victoria.test"] == "a b=c"
 
 
+async def test_variables_of_a_container_are_told_and_not_shown(
+    subject: Subject, tmp_path: Path
+) -> None:
+    (tmp_path / "first").write_text("NAME=from the first file\nOTHER=a=b c\n")
+    (tmp_path / "second").write_text("NAME=from the second file\n")
+    await subject.start("[hang]", env_files=(tmp_path / "first", tmp_path / "second"))
+    container = await subject.look()
+    assert container.variables["NAME"] == "from the second file"
+    assert container.variables["OTHER"] == "a=b c"
+    assert "from the second file" not in repr(container)
+
+
 async def test_wait_lasts_while_the_container_runs(subject: Subject) -> None:
     await subject.start("[sleep 1]")
     started = time.monotonic()

@@ -23,6 +23,9 @@ def told(**state: object) -> dict[str, Any]:
     ("state", "has_processes", "phase"),
     [
         ({"Status": "created", "StartedAt": NEVER, "FinishedAt": NEVER}, False, Phase.CREATED),
+        # podman was killed before it noted the start: while it runs, and afterwards.
+        ({"Status": "initialized", "StartedAt": NEVER, "Pid": 7}, True, Phase.RUNNING),
+        ({"Status": "created", "StartedAt": NEVER, "Pid": 7}, False, Phase.VANISHED),
         (
             {"Status": "running", "Running": True, "StartedAt": "2026-01-31T09:00:00Z"},
             True,

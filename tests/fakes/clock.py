@@ -7,7 +7,7 @@ import time
 import anyio
 import anyio.lowlevel
 
-_SETTLES_WITHIN_S = 20.0
+_SETTLES_WITHIN_S = 30.0
 
 
 class FakeClock:
@@ -23,6 +23,7 @@ class FakeClock:
         self._uptime_s = 86_400.0
         self._sleepers: dict[anyio.Event, float] = {}
         self._change = anyio.Event()
+        self._failure: Exception | None = None
 
     # What the runner asks of it
 
@@ -53,9 +54,10 @@ class FakeClock:
         """Set the wall clock forth or back, as NTP or an operator would."""
         self._wall_s += by_s
 
-    def sleeping_until(self, seconds: float) -> int:
-        """Count who is to be woken within so many seconds."""
-        return sum(due <= self._uptime_s + seconds for due in self._sleepers.values())
+    def fail(self, error: Exception) -> None:
+        """Tell whoever waits for sleepers that there will be none, and why."""
+        self._failure = error
+        self._tell()
 
     async def settle(self, asleep: int) -> None:
         """Return when at least so many sleep: then everybody else waits for something else.
@@ -65,6 +67,8 @@ class FakeClock:
         """
         with anyio.fail_after(_SETTLES_WITHIN_S):
             while len(self._sleepers) < asleep:
+                if self._failure is not None:
+                    raise self._failure
                 await self._change.wait()
 
     async def advance(self, seconds: float, *, asleep: int) -> None:

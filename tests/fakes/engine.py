@@ -51,6 +51,7 @@ class _Running:
     started_at: float | None = None
     finished_at: float | None = None
     ignores_term: bool = False
+    variables: dict[str, str] = field(default_factory=dict)
     output: bytearray = field(default_factory=bytearray)
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     over: anyio.Event = field(default_factory=anyio.Event)
@@ -157,7 +158,7 @@ class FakeEngine:
                 file.write(container.container_id)
         if "--entrypoint" in arguments:
             raise EngineError("cannot start the container: no such file or directory")
-        environment = _environment(spec.env_files)
+        environment = container.variables = _environment(spec.env_files)
         container.phase = Phase.RUNNING
         container.started_at = self._now()
         self.starts[spec.name] += 1
@@ -179,6 +180,7 @@ class FakeEngine:
             started_at=container.started_at,
             finished_at=container.finished_at,
             labels=container.spec.labels,
+            variables=container.variables,
         )
 
     async def wait(self, name: str) -> None:

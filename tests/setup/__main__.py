@@ -5,6 +5,8 @@
                            with arguments for pytest, only those tests
 ./dev check                lint and types
 ./dev bench [ARGUMENTS]    measure
+./dev soak [ARGUMENTS]     random tasks under random faults; --tasks N, --seed S to replay one,
+                           --engine podman or docker; see docs/reliability.md
 ./dev rollout              run the Molecule scenarios
 ./dev help                 this text
 
@@ -36,6 +38,7 @@ def main(arguments: list[str]) -> int:
         "test": test,
         "check": check,
         "bench": bench,
+        "soak": soak,
         "rollout": rollout,
     }
     name, *rest = arguments or ["help"]
@@ -121,6 +124,23 @@ def bench(arguments: list[str]) -> int:
             python = pythons.environment()
             environment = both_engines(stack)
         return hand_over([str(python), "-m", "benchmarks", *arguments], environment)
+
+
+def soak(arguments: list[str]) -> int:
+    """Run a soak; docker is made ready only where it is asked for."""
+    with contextlib.ExitStack() as stack:
+        with one_at_a_time():
+            python = pythons.environment()
+            if any("docker" in argument for argument in arguments):
+                environment = both_engines(stack)
+            else:
+                engine, image = one_engine(stack)
+                environment = {
+                    "VICTORIA_TEST_IMAGE": image,
+                    "VICTORIA_TEST_ENGINES": engine.name,
+                    **engine.environment,
+                }
+        return hand_over([str(python), "-m", "tests.soak", *arguments], environment)
 
 
 def rollout(_arguments: list[str]) -> int:

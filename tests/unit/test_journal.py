@@ -417,6 +417,73 @@ async def test_task_has_the_newest_identity_once_its_own_is_refused(running: Jou
     assert await running.identity_for("t-1") == SECOND
 
 
+# What was found without a page
+
+
+FOUND = Task(
+    "t-1",
+    TaskState.RUNNING,
+    URL,
+    Assignment("t-1", "", URL, 60),
+    accepted_at=20.0,
+    boot_id="boot-1",
+    container_id="c0ffee",
+    started_at=20.0,
+    deadline_uptime_s=80.0,
+)
+
+
+async def test_found_task_is_taken_on_once_with_the_identity_that_started_it(
+    journal: Journal,
+) -> None:
+    assert await journal.adopt(FOUND, FIRST, 50.0)
+    assert not await journal.adopt(FOUND, SECOND, 51.0)
+
+    assert await the_task(journal) == FOUND
+    assert await journal.identity_for("t-1") == FIRST
+
+
+async def test_task_that_is_known_is_not_changed_by_being_found(ended: Journal) -> None:
+    before = await the_task(ended)
+    assert not await ended.adopt(FOUND, SECOND, 50.0)
+
+    assert await the_task(ended) == before
+    assert await ended.identity_for("t-1") == FIRST
+
+
+async def test_found_identity_is_not_taken_for_this_nodes(journal: Journal) -> None:
+    await journal.adopt(FOUND, FIRST, 50.0)
+
+    assert await journal.identity(URL, NODE) is None
+
+
+async def test_found_identity_speaks_for_no_other_task(registered: Journal) -> None:
+    await registered.accept(Assignment("t-2", "x", URL, 60), FIRST, 10.0)
+    await registered.adopt(FOUND, SECOND, 50.0)
+    await registered.refuse_identity(FIRST)
+
+    assert await registered.identity_for("t-2") == FIRST
+
+
+async def test_found_task_is_spoken_for_by_the_newest_identity_once_its_own_is_refused(
+    journal: Journal,
+) -> None:
+    await journal.store_identity(SECOND, URL, NODE, 40.0)
+    await journal.adopt(FOUND, FIRST, 50.0)
+    await journal.refuse_identity(FIRST)
+
+    assert await journal.identity_for("t-1") == SECOND
+
+
+async def test_found_task_waits_under_its_own_identity_while_there_is_no_other(
+    journal: Journal,
+) -> None:
+    await journal.adopt(FOUND, FIRST, 50.0)
+    await journal.refuse_identity(FIRST)
+
+    assert await journal.identity_for("t-1") == FIRST
+
+
 async def test_letter_never_goes_out_under_another_orchestrators_identity(ended: Journal) -> None:
     await ended.store_identity(SECOND, "https://other.example.com", NODE, 35.0)
     await ended.refuse_identity(FIRST)

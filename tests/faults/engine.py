@@ -1,0 +1,155 @@
+"""A program named podman or docker that stands first on PATH and breaks the runner at named calls.
+
+    engine = FaultEngine(tmp_path / "fault-engine", "podman")
+    runner.environment["PATH"] = engine.search_path
+    engine.plan("run", Act.KILL, When.AFTER)
+
+Every call goes through to the real engine, but for those that something is planned for. Plans are
+files in a folder, so that they hold for every process of the runner, over any number of starts.
+Nothing here needs the runner's help: it calls what it takes for its engine.
+
+A call is named as on the engine's command line: run, create, start, pull, wait, stop, rm and so on;
+`container inspect` is inspect, and `image inspect` is image.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from tests.orchestrator.serving import wait_for
+
+DEADLINE_S = 60.0
+_HANDLER = Path(__file__).with_name("engine_call.py")
+# A shell, since every call of every test passes here; Python is asked only if something is planned.
+_SCRIPT = """\
+#!/bin/sh
+call=$1
+[ "$call" = container ] && call=$2
+for plan in '{folder}/plans/'"$call".*; do
+  [ -e "$plan" ] && exec '{python}' -I -S '{handler}' '{folder}' '{real}' "$call" "$@"
+done
+exec '{real}' "$@"
+"""
+
+
+class Act(str, Enum):
+    """What is done at a call."""
+
+    BLOCK = "block"
+    """Wait until it is released, then go on."""
+    FAIL = "fail"
+    """Say something on standard error and end with an exit code."""
+    HANG = "hang"
+    """Never end, whatever TERM says."""
+    KILL = "kill"
+    """Kill the runner."""
+
+
+class When(str, Enum):
+    """At which moment of a call."""
+
+    BEFORE = "before"
+    """The real engine is not called, or only when a block is released."""
+    DURING = "during"
+    """The real engine is called, and the runner does not live to see its answer (KILL only)."""
+    AFTER = "after"
+    """The real engine has done it; the runner has no answer yet."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """Something that is going to happen, or has."""
+
+    name: str
+    folder: Path
+
+    @property
+    def has_happened(self) -> bool:
+        """Whether a call has met it."""
+        return (self.folder / "met" / self.name).exists()
+
+    def wait(self) -> None:
+        """Wait until a call has met it."""
+        try:
+            wait_for(lambda: self.has_happened, DEADLINE_S)
+        except TimeoutError:
+            raise AssertionError(f"no call has met {self.name}") from None
+
+    def release(self) -> None:
+        """Let a blocked call go on, or one that will be."""
+        (self.folder / "released" / self.name).touch()
+
+    def lift(self) -> None:
+        """Take it back, for calls to come; who hangs goes on hanging until it is killed."""
+        (self.folder / "plans" / self.name).unlink(missing_ok=True)
+
+
+class FaultEngine:
+    """The control of one fault engine, which lives in a folder of its own."""
+
+    def __init__(self, folder: Path, kind: str) -> None:
+        """Make the program that stands for the real engine of that name."""
+        real = shutil.which(kind)
+        assert real is not None, f"{kind} is not installed"
+        self.folder = folder
+        self._numbers = itertools.count(1)
+        for name in ("bin", "plans", "met", "released"):
+            (folder / name).mkdir(parents=True)
+        program = folder / "bin" / kind
+        program.write_text(
+            _SCRIPT.format(folder=folder, python=sys.executable, handler=_HANDLER, real=real)
+        )
+        program.chmod(0o755)
+
+    @property
+    def search_path(self) -> str:
+        """What the runner's PATH is to be."""
+        return f"{self.folder / 'bin'}:{os.environ['PATH']}"
+
+    def plan(  # noqa: PLR0913 - each has a default that tests mostly keep
+        self,
+        call: str,
+        act: Act,
+        when: When = When.BEFORE,
+        *,
+        always: bool = False,
+        exit_code: int = 125,
+        says: str = "Error: the fault engine says so",
+        needs: str = "",
+    ) -> Planned:
+        """Have the next call of that name meet this, or every one until it is lifted.
+
+        With `needs`, only a call that has this text as one of its arguments.
+        """
+        kind = "always" if always else "once"
+        name = f"{call}.{next(self._numbers):06}.{act.value}.{when.value}.{kind}"
+        told = {"exit_code": exit_code, "says": says, "needs": needs}
+        part = self.folder / f"{name}.part"
+        part.write_text(json.dumps(told))
+        part.rename(self.folder / "plans" / name)
+        return Planned(name, self.folder)
+
+    def clear(self) -> None:
+        """Take back all that has not happened, and release whoever is blocked."""
+        for path in (self.folder / "plans").iterdir():
+            (self.folder / "released" / path.name).touch()
+            path.unlink(missing_ok=True)
+        for path in (self.folder / "met").iterdir():
+            (self.folder / "released" / path.name).touch()
+
+    @property
+    def counts(self) -> Counter[str]:
+        """What was done, such as `run kill after`, and how often."""
+        counts: Counter[str] = Counter()
+        for path in (self.folder / "met").iterdir():
+            call, _, act, when, _ = path.name.split(".")
+            counts[f"{call} {act} {when}"] += len(path.read_text().splitlines())
+        return counts

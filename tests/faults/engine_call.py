@@ -1,0 +1,103 @@
+"""One call of the fault engine for which something is planned; see engine.py.
+
+Called by its shell script as ``FOLDER REAL CALL ARGUMENTS...``, with the runner as parent.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+LONGEST_S = 900.0
+LOOK_AGAIN_S = 0.01
+
+
+def main(folder: Path, real: str, call: str, arguments: list[str]) -> int:
+    """Do what is planned; give the exit code."""
+    name, told = claim(folder, call, arguments)
+    if name is None:
+        os.execv(real, [real, *arguments])  # noqa: S606 - as if we had not been here
+    _, _, act, when, _ = name.split(".")
+    if when == "before":
+        note(folder, name)
+        do(act, folder, name, told)
+        if act == "block":
+            os.execv(real, [real, *arguments])  # noqa: S606 - as above
+        return exit_code_of(act, told)
+    if when == "during":
+        do(act, folder, name, told)
+        code = subprocess.call([real, *arguments])
+        note(folder, name)
+        return code
+    code = subprocess.call([real, *arguments])
+    note(folder, name)
+    do(act, folder, name, told)
+    return code if act == "block" else exit_code_of(act, told)
+
+
+def claim(
+    folder: Path, call: str, arguments: list[str]
+) -> tuple[str, dict[str, str]] | tuple[None, dict[str, str]]:
+    """Give the oldest plan for this call that nobody else has taken, and what it says."""
+    for path in sorted((folder / "plans").glob(f"{call}.*")):
+        try:
+            told: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
+            if told["needs"] and told["needs"] not in arguments:
+                continue
+            if path.suffix == ".once":
+                path.rename(folder / f"{path.name}.taken")
+        except FileNotFoundError:
+            continue  # somebody else was quicker
+        return path.name, told
+    return None, {}
+
+
+def note(folder: Path, name: str) -> None:
+    """Write down that it happens."""
+    with (folder / "met" / name).open("a") as file:
+        file.write(f"{os.getpid()}\n")
+
+
+def do(act: str, folder: Path, name: str, told: dict[str, str]) -> None:
+    """Do it."""
+    if act == "kill":
+        kill_runner()
+    elif act == "hang":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        time.sleep(LONGEST_S)
+    elif act == "fail":
+        sys.stderr.write(told["says"] + "\n")
+        sys.stderr.flush()
+    elif act == "block":
+        released = folder / "released" / name
+        until = time.monotonic() + LONGEST_S
+        while not released.exists() and time.monotonic() < until:
+            time.sleep(LOOK_AGAIN_S)
+
+
+def kill_runner() -> None:
+    """Kill the process that has called, and be sure that it is gone."""
+    runner = os.getppid()
+    command = Path(f"/proc/{runner}/cmdline").read_bytes().split(b"\0")
+    if not {b"runner", b"tests.faults.launcher"} & set(command):
+        raise SystemExit(f"cannot kill the runner: {runner} is {command}")
+    with suppress(ProcessLookupError):
+        os.kill(runner, signal.SIGKILL)
+    until = time.monotonic() + LONGEST_S
+    while os.getppid() == runner and time.monotonic() < until:
+        time.sleep(LOOK_AGAIN_S)
+
+
+def exit_code_of(act: str, told: dict[str, str]) -> int:
+    """Give what a call that did not go through ends with."""
+    return int(told["exit_code"]) if act == "fail" else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4:]))

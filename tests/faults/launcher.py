@@ -1,0 +1,114 @@
+"""`python -m tests.faults.launcher`: the runner, with deadlines of a test and a mined journal.
+
+VICTORIA_FAULTS_JOURNAL     a folder of `JournalFaults`: where a write is planned to be met, the
+                            process kills itself before or after its commit
+VICTORIA_FAULTS_CONSTANTS   JSON, such as {"runner.engine.ANSWER_DEADLINE_S": 2}
+
+Everything else is the runner as it is: the same code, the same command line, the same SQLite.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import os
+import signal
+import sqlite3
+import sys
+from pathlib import Path
+from types import FunctionType, ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+JOURNAL_VARIABLE = "VICTORIA_FAULTS_JOURNAL"
+CONSTANTS_VARIABLE = "VICTORIA_FAULTS_CONSTANTS"
+
+
+class ShortLivedConnection(sqlite3.Connection):
+    """A connection of the journal, whose process may die at a commit."""
+
+    folder = Path()
+    _writes: list[str]
+
+    def execute(self, statement: str, parameters: Any = (), /) -> sqlite3.Cursor:  # noqa: ANN401 - as sqlite3 has it
+        """Execute, and die before or after if it is a commit for which that is planned."""
+        if statement.startswith("BEGIN"):
+            self._writes = []
+        elif statement == "COMMIT":
+            return self._commit()
+        elif (name := name_of(statement, parameters)) is not None:
+            self._writes.append(name)
+        return super().execute(statement, parameters)
+
+    def _commit(self) -> sqlite3.Cursor:
+        self._die_if_planned("before")
+        done = super().execute("COMMIT")
+        self._die_if_planned("after")
+        return done
+
+    def _die_if_planned(self, when: str) -> None:
+        for name in self._writes:
+            try:
+                (self.folder / f"{name}.{when}").rename(self.folder / f"{name}.{when}.met")
+            except FileNotFoundError:
+                continue
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def name_of(statement: str, parameters: Any) -> str | None:  # noqa: ANN401 - as sqlite3 has it
+    """Say what a statement writes, in the words of `journal.WRITES`; None for others."""
+    verb, *words = statement.split()
+    if verb not in {"INSERT", "UPDATE", "DELETE"}:
+        return None
+    table = next((word for word in words if word in {"identities", "tasks", "outbox"}), "")
+    states = ("accepted", "starting", "running", "ended", "closed")
+    if table == "tasks":
+        state = next((state for state in states if state in tuple(parameters)), None)
+        if verb == "INSERT":
+            return {"ended": "rejected", "running": "adopted"}.get(state or "", state)
+        return "forgotten" if verb == "DELETE" else state or "stop"
+    if table == "outbox":
+        return {"DELETE": "delivered"}.get(verb) or ("parked" if "parked" in words else "postponed")
+    return {"INSERT": "identity"}.get(verb, "refused")
+
+
+def set_constants(wanted: dict[str, float]) -> None:
+    """Give constants of the runner another value, wherever it was taken on import."""
+    for name, number in wanted.items():
+        module_name, _, constant = name.rpartition(".")
+        before = getattr(importlib.import_module(module_name), constant)
+        for module in [found for key, found in sys.modules.items() if key.startswith("runner.")]:
+            if getattr(module, constant, None) is before:
+                setattr(module, constant, number)
+            for function in _functions_of(module):
+                defaults = function.__kwdefaults__ or {}
+                defaults.update({key: number for key in defaults if defaults[key] is before})
+
+
+def _functions_of(module: ModuleType) -> Iterator[FunctionType]:
+    for found in list(vars(module).values()):
+        inside = list(vars(found).values()) if isinstance(found, type) else [found]
+        for function in inside:
+            bare = getattr(function, "__wrapped__", function)
+            if isinstance(bare, FunctionType) and bare.__module__ == module.__name__:
+                yield bare
+
+
+def main() -> None:
+    """Prepare what the environment asks for, and be the runner."""
+    folder = os.environ.pop(JOURNAL_VARIABLE, "")
+    if folder:
+        ShortLivedConnection.folder = Path(folder)
+        sqlite3.connect = functools.partial(  # type: ignore[assignment]
+            sqlite3.connect, factory=ShortLivedConnection
+        )
+    constants = json.loads(os.environ.pop(CONSTANTS_VARIABLE, "{}"))
+    set_constants(constants)
+    importlib.import_module("runner.cli").main()
+
+
+if __name__ == "__main__":
+    main()

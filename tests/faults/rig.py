@@ -1,0 +1,139 @@
+"""A whole host with every instrument in place: orchestrator, proxy, engine, journal, runner.
+
+with rigged(tmp_path, engine, image) as rig:
+    rig.engine.plan("run", Act.KILL, When.AFTER)
+    rig.runner.start()
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tests.faults.engine import FaultEngine
+from tests.faults.journal import JournalFaults
+from tests.faults.launcher import CONSTANTS_VARIABLE, JOURNAL_VARIABLE
+from tests.faults.proxy import FaultProxy
+from tests.orchestrator.serving import wait_for
+from tests.system.recording import RecordingOrchestrator
+from tests.system.runner_process import (
+    DEADLINE_S,
+    RunnerProcess,
+    container_of,
+    containers,
+    process_on,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from tests.engines import Engine
+
+LAUNCHER = (sys.executable, "-m", "tests.faults.launcher")
+IMPATIENT: Mapping[str, float] = {
+    "runner.backoff.FIRST_S": 0.2,
+    "runner.backoff.SHORTEST_S": 0.1,
+    "runner.backoff.CEILING_S": 0.5,
+    "runner.register._SPACING_S": 0.2,
+    "runner.workload._WRITE_AGAIN_S": 0.2,
+    "runner.task._WAIT_AGAIN_S": 0.2,
+}
+"""Pauses between attempts, so short that tests do not wait for them. No deadline is among them."""
+
+
+@dataclass
+class Rig:
+    """One host's runner and everything that it can be broken with."""
+
+    orchestrator: RecordingOrchestrator
+    proxy: FaultProxy
+    engine: FaultEngine
+    journal: JournalFaults
+    runner: RunnerProcess
+
+    def set_constants(self, **constants: float) -> None:
+        """Give constants of the runner other values at its next start: `engine__RUN_DEADLINE_S`."""
+        known = json.loads(self.runner.environment.get(CONSTANTS_VARIABLE, "{}"))
+        named = {f"runner.{name.replace('__', '.', 1)}": text for name, text in constants.items()}
+        self.runner.environment[CONSTANTS_VARIABLE] = json.dumps({**known, **named})
+
+    def set_option(self, option: str, text: str) -> None:
+        """Give the runner another value for an option at its next start."""
+        kept = [given for given in self.runner.options if not given.startswith(f"{option}=")]
+        self.runner.options[:] = [*kept, f"{option}={text}"]
+
+    def clear(self) -> None:
+        """Let nothing more go wrong."""
+        self.proxy.clear()
+        self.engine.clear()
+        self.journal.clear()
+
+    def check_ended_once(self, task_id: str, *, starts: int = 1) -> dict[str, Any]:
+        """See that a task has succeeded: run and told once, and nothing left of it. Give it."""
+        ended = self.orchestrator.end_of(task_id)
+        assert ended["status"] == "success", f"{ended['error_message']}\n{self.runner.whole_log}"
+        self.runner.wait_until_closed(task_id)
+        assert self.runner.starts_of(task_id) == starts
+        assert container_of(task_id) not in containers(self.runner.engine)
+        finals = [step for step in ended["history"] if step["status"] in {"success", "error"}]
+        assert len(finals) == 1, finals
+        # It may be told again after a lost answer, but never anything else.
+        told = self.orchestrator.reports_of(task_id, "success", "error")
+        assert told, self.runner.whole_log
+        assert all(body == told[0] for body in told), told
+        waiting = {row["task_id"] for row in self.runner.rows("SELECT task_id FROM outbox")}
+        assert task_id not in waiting
+        return ended
+
+
+@contextmanager
+def rigged(
+    folder: Path, engine: Engine, image: str, constants: Mapping[str, float] = IMPATIENT
+) -> Iterator[Rig]:
+    """Set everything up for an engine; end and remove it all afterwards."""
+    with (
+        RecordingOrchestrator(folder / "orchestrator", redelivery_after_s=0.5) as orchestrator,
+        FaultProxy(orchestrator.url) as proxy,
+    ):
+        fault_engine = FaultEngine(folder / "fault-engine", engine.name)
+        faults = JournalFaults(folder / "journal-faults")
+        runner = process_on(engine, image, folder / "runner", orchestrator)
+        runner.command = LAUNCHER
+        runner.environment |= {
+            "PATH": fault_engine.search_path,
+            JOURNAL_VARIABLE: str(faults.folder),
+            CONSTANTS_VARIABLE: json.dumps(dict(constants)),
+        }
+        rig = Rig(orchestrator, proxy, fault_engine, faults, runner)
+        rig.set_option("--orchestrator-url", proxy.url)
+        try:
+            yield rig
+        finally:
+            rig.clear()
+            runner.kill()
+            _end_calls(folder)
+            runner.clean()
+
+
+def _end_calls(folder: Path) -> None:
+    """Wait for what the runner has called and left behind: it may be making a container yet."""
+
+    def under_way() -> list[int]:
+        found = []
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with suppress(OSError):
+                if f"{folder}/".encode() in path.read_bytes():
+                    found.append(path)
+        for path in found:
+            with suppress(OSError):
+                if b"engine_call.py" in path.read_bytes():
+                    os.kill(int(path.parent.name), signal.SIGKILL)
+        return [int(path.parent.name) for path in found]
+
+    wait_for(lambda: not under_way(), DEADLINE_S)

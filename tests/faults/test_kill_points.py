@@ -1,0 +1,218 @@
+"""The runner is killed at every step of a task's life, and the task ends once all the same."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+
+from tests.faults.engine import Act, When
+from tests.faults.proxy import Fault
+from tests.faults.rig import Rig
+from tests.orchestrator.serving import wait_for
+from tests.system.runner_process import DEADLINE_S, RunnerProcess, container_of
+
+FINAL = b'"success"'
+RUNNING = b'"running"'
+
+Kill = Callable[[Rig], None]
+
+
+@dataclass(frozen=True)
+class KillPoint:
+    """A step, and how the runner is killed there."""
+
+    name: str
+    arm: Kill
+    """Before the start."""
+    await_death: Kill
+    """After the start; returns when the runner is dead."""
+    prompt: str = "[print-line done]"
+    has_files: bool = False
+    nodes: int = 1
+    """How many nodes there are in the end: an identity that was not stored is one more."""
+
+
+def _died(rig: Rig) -> None:
+    code = rig.runner.exit_code()
+    assert code == -signal.SIGKILL, f"it ended with {code}:\n{rig.runner.log}"
+
+
+def at_commit(name: str, when: str, write: str, **others: int) -> KillPoint:
+    """Kill it when it is about to commit something, or has just done so."""
+
+    def arm(rig: Rig) -> None:
+        (rig.journal.kill_before if when == "before" else rig.journal.kill_after)(write)
+
+    return KillPoint(name, arm, _died, nodes=others.get("nodes", 1))
+
+
+def at_call(name: str, call: str, when: When) -> KillPoint:
+    """Kill it at a call of the engine."""
+
+    def arm(rig: Rig) -> None:
+        rig.engine.plan(call, Act.KILL, when)
+
+    return KillPoint(name, arm, _died)
+
+
+def at_request(name: str, method: str, path: str, fault: Fault, **others: bool | int) -> KillPoint:
+    """Kill it while it waits for an answer."""
+
+    def kill(rig: Rig) -> None:
+        wait_for(lambda: rig.proxy.counts[fault.kind.value], DEADLINE_S)
+        if fault.kind.value == "hold-answer":
+            wait_for(lambda: rig.proxy.requests(method, path)[-1].reached, DEADLINE_S)
+        rig.runner.kill()
+        rig.proxy.clear()
+
+    def arm(rig: Rig) -> None:
+        rig.proxy.plan(method, path, fault)
+
+    return KillPoint(
+        name, arm, kill, has_files=bool(others.get("files")), nodes=int(others.get("nodes", 1))
+    )
+
+
+def _kill_while_it_runs(rig: Rig) -> None:
+    rig.runner.wait_for_start_of(rig.orchestrator.task_ids[0])
+    rig.runner.kill()
+
+
+def _kill_and_let_it_end(rig: Rig) -> None:
+    _kill_while_it_runs(rig)
+    rig.runner.let_go("go")
+    rig.runner.engine.run("wait", container_of(rig.orchestrator.task_ids[0]))
+
+
+def _no_preparation(_rig: Rig) -> None:
+    pass
+
+
+ON_THE_WIRE = [
+    at_request("registration-unanswered", "POST", "/register", Fault.hold_answer(), nodes=2),
+    at_commit("before-identity-is-stored", "before", "identity", nodes=2),
+    at_commit("after-identity-is-stored", "after", "identity"),
+    at_request(
+        "assignment-unanswered",
+        "GET",
+        "/tasks/pending",
+        Fault.hold_answer(answer_has=b"task_id"),
+    ),
+    at_commit("before-accepted", "before", "accepted"),
+    at_commit("after-accepted", "after", "accepted"),
+    at_request("during-files", "GET", "/files/*", Fault.hold_request(), files=True),
+    at_request("claim-unasked", "POST", "/status", Fault.hold_request(request_has=RUNNING)),
+    at_request("claim-unanswered", "POST", "/status", Fault.hold_answer(request_has=RUNNING)),
+    at_request("report-unasked", "POST", "/status", Fault.hold_request(request_has=FINAL)),
+    at_request("report-unanswered", "POST", "/status", Fault.hold_answer(request_has=FINAL)),
+    at_commit("before-delivery-is-noted", "before", "delivered"),
+    at_commit("after-delivery-is-noted", "after", "delivered"),
+]
+"""Steps of which the engine knows nothing."""
+
+AT_THE_ENGINE = [
+    at_commit("before-starting", "before", "starting"),
+    at_commit("after-starting", "after", "starting"),
+    at_call("before-run", "run", When.BEFORE),
+    at_call("during-run", "run", When.DURING),
+    at_call("after-run", "run", When.AFTER),
+    at_commit("before-running", "before", "running"),
+    at_commit("after-running", "after", "running"),
+    KillPoint(
+        "while-it-runs", _no_preparation, _kill_while_it_runs, prompt="[wait-for go][print-line x]"
+    ),
+    KillPoint(
+        "while-it-runs-and-it-ends-meanwhile",
+        _no_preparation,
+        _kill_and_let_it_end,
+        prompt="[wait-for go][print-line x]",
+    ),
+    at_call("before-last-output", "logs", When.BEFORE),
+    at_commit("before-ended", "before", "ended"),
+    at_commit("after-ended", "after", "ended"),
+    at_call("before-removal", "rm", When.BEFORE),
+    at_call("after-removal", "rm", When.AFTER),
+    at_commit("before-closed", "before", "closed"),
+    at_commit("after-closed", "after", "closed"),
+]
+
+
+@pytest.mark.parametrize("point", ON_THE_WIRE, ids=lambda point: point.name)
+def test_task_ends_once_when_the_runner_is_killed_on_the_wire(
+    point: KillPoint, any_rig: Rig
+) -> None:
+    kill_and_finish(point, any_rig)
+
+
+@pytest.mark.parametrize("point", AT_THE_ENGINE, ids=lambda point: point.name)
+def test_task_ends_once_when_the_runner_is_killed_at_the_engine(point: KillPoint, rig: Rig) -> None:
+    kill_and_finish(point, rig)
+
+
+def kill_and_finish(point: KillPoint, rig: Rig) -> None:
+    """Kill the runner there, start it again, and see that nothing is lost and nothing doubled."""
+    files = [rig.orchestrator.upload("note.txt", b"note")["filename"]] if point.has_files else []
+    task_id = rig.orchestrator.create_task(point.prompt, files=files)["id"]
+    point.arm(rig)
+    rig.runner.start()
+    point.await_death(rig)
+    node_id = stored_node_id(rig.runner)
+
+    rig.runner.let_go("go")
+    rig.runner.start()
+    rig.check_ended_once(task_id)
+    assert node_id in {None, rig.runner.node_id}
+    assert len(rig.orchestrator.nodes()) == point.nodes
+
+
+@pytest.mark.parametrize("when", [When.BEFORE, When.AFTER])
+def test_task_ends_once_when_the_runner_is_killed_while_it_fetches_the_image(
+    when: When, rig: Rig, image: str
+) -> None:
+    # What podman built itself is in no registry, and is not asked for.
+    name = f"127.0.0.1:1/victoria-{rig.runner.engine.name}-{when.value}:1"
+    rig.runner.engine.run("tag", image, name)
+    try:
+        rig.set_option("--container-image", name)
+        rig.set_option("--pull", "newer")
+        rig.engine.plan("pull", Act.KILL, when)
+        task_id = rig.orchestrator.create_task("[print-line done]")["id"]
+        rig.runner.start()
+        _died(rig)
+        rig.runner.start()
+        rig.check_ended_once(task_id)
+    finally:
+        rig.runner.clean()
+        rig.runner.engine.run("rmi", name)
+
+
+@pytest.mark.parametrize(
+    ("call", "when"),
+    [
+        ("create", When.BEFORE),
+        ("create", When.AFTER),
+        ("start", When.BEFORE),
+        ("start", When.DURING),
+        ("start", When.AFTER),
+    ],
+)
+def test_task_ends_once_when_the_runner_is_killed_at_a_start_in_two_steps(
+    call: str, when: When, podman_rig: Rig
+) -> None:
+    rig = podman_rig
+    rig.set_option("--memory", "64m")
+    task_id = rig.orchestrator.create_task("[print-line done]")["id"]
+    rig.engine.plan(call, Act.KILL, when)
+    rig.runner.start()
+    _died(rig)
+    rig.runner.start()
+    rig.check_ended_once(task_id)
+
+
+def stored_node_id(runner: RunnerProcess) -> str | None:
+    """Give the node's id in the journal, if it has come to that."""
+    rows = runner.rows("SELECT node_id FROM identities")
+    return str(rows[-1]["node_id"]) if rows else None

@@ -1,0 +1,59 @@
+"""What the tests of the loops share."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import anyio
+import pytest
+
+from tests.fakes.clock import FakeClock
+from tests.loops.engine import ObstructedEngine
+from tests.loops.host import IMAGE, Host
+from tests.loops.orchestrator import ScriptedOrchestrator, orchestrating
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """Name the event loop that the runner uses."""
+    return "asyncio"
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    """Give the host's clock."""
+    return FakeClock()
+
+
+@pytest.fixture
+async def orchestrator(
+    anyio_backend: str,  # noqa: ARG001 - asked for, so that it runs there
+    clock: FakeClock,
+) -> AsyncIterator[ScriptedOrchestrator]:
+    """Serve an orchestrator that behaves until it is told not to."""
+    async with orchestrating(clock.uptime_s) as running:
+        yield running
+
+
+@pytest.fixture
+async def host(
+    tmp_path: Path, clock: FakeClock, orchestrator: ScriptedOrchestrator
+) -> AsyncIterator[Host]:
+    """Give a host without a runner."""
+    async with ObstructedEngine(IMAGE, clock.wall_s) as engine, anyio.create_task_group() as group:
+        found = Host(tmp_path, clock, engine, orchestrator, group)
+        found.home.mkdir()
+        found.state_dir.mkdir()
+        yield found
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """Keep the runner's log, all of it."""
+    caplog.set_level(logging.DEBUG, logger="runner")
+    return caplog

@@ -1,0 +1,195 @@
+"""A host for the runner: its folders, engine and clock stay while runners come and go."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from runner.app import run
+from runner.settings import PullPolicy, Secret, Settings
+from runner.systemd import Notifier
+from tests.loops.orchestrator import BEAT, FINAL, TOKEN
+from tests.unit.until import until
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from anyio.abc import TaskGroup
+
+    from tests.fakes.clock import FakeClock
+    from tests.loops.engine import ObstructedEngine
+    from tests.loops.orchestrator import ScriptedOrchestrator
+
+IMAGE = "localhost/victoria-fake:1"
+IDLE = 4
+"""Who sleeps on the clock of an idle runner: poll, heartbeat, deliver and the watchdog."""
+WITH_TASK = IDLE
+"""The same while the only slot is taken: poll waits for the slot, the task for its container."""
+DEADLINE_S = 30.0
+"""How long anything that must happen may take, on the slowest machine."""
+
+
+class HeardNotifier(Notifier):
+    """Keeps what systemd would be told, with the moment."""
+
+    def __init__(self, clock: FakeClock, watchdog_s: float | None = None) -> None:
+        """Have a watchdog that wants to be fed so often, or none."""
+        watchdog = {} if watchdog_s is None else {"WATCHDOG_USEC": str(round(watchdog_s * 1e6))}
+        super().__init__(watchdog)
+        self.messages: list[str] = []
+        self.fed_at_s: list[float] = []
+        self._clock = clock
+
+    def tell(self, message: str) -> None:
+        """Keep it."""
+        self.messages.append(message)
+        if message == "WATCHDOG=1":
+            self.fed_at_s.append(self._clock.uptime_s())
+
+
+@dataclass
+class Run:
+    """One runner's life."""
+
+    notifier: HeardNotifier
+    exit_code: int | None = None
+    error: Exception | None = None
+    """What killed it. No test is to see that."""
+    over: anyio.Event = field(default_factory=anyio.Event)
+
+    async def end(self) -> int:
+        """Wait until it ends by itself; give its exit code."""
+        with anyio.fail_after(DEADLINE_S):
+            await self.over.wait()
+        if self.error is not None:
+            raise self.error
+        assert self.exit_code is not None
+        return self.exit_code
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it has said so."""
+        return "READY=1" in self.notifier.messages
+
+
+@dataclass
+class Host:
+    """What a runner finds when it starts."""
+
+    folder: Path
+    clock: FakeClock
+    engine: ObstructedEngine
+    orchestrator: ScriptedOrchestrator
+    group: TaskGroup
+
+    @property
+    def home(self) -> Path:
+        """The Victoria home."""
+        return self.folder / "home"
+
+    @property
+    def state_dir(self) -> Path:
+        """The state folder."""
+        return self.folder / "state"
+
+    def settings(self, **changed: Any) -> Settings:  # noqa: ANN401 - fields of Settings
+        """Give the settings of most tests, with some changed."""
+        usual = Settings(
+            orchestrator_url=self.orchestrator.url,
+            name="host-1",
+            victoria_home=self.home,
+            state_dir=self.state_dir,
+            registration_token=Secret(TOKEN),
+            container_image=IMAGE,
+            pull=PullPolicy.NEVER,
+            min_free_disk=0,
+        )
+        return replace(usual, **changed)
+
+    @asynccontextmanager
+    async def runner(
+        self,
+        *,
+        watchdog_s: float | None = None,
+        **changed: Any,  # noqa: ANN401 - as above
+    ) -> AsyncIterator[Run]:
+        """Run a runner until it ends or the block does; then it is gone without a word."""
+        life = Run(HeardNotifier(self.clock, watchdog_s))
+
+        scope = anyio.CancelScope()
+        self.group.start_soon(self._live, life, scope, self.settings(**changed))
+        try:
+            yield life
+        finally:
+            scope.cancel()
+            with anyio.fail_after(DEADLINE_S, shield=True):
+                await life.over.wait()
+        if life.error is not None:
+            raise life.error
+
+    async def _live(self, life: Run, scope: anyio.CancelScope, settings: Settings) -> None:
+        try:
+            with scope:
+                life.exit_code = await run(settings, self.engine, life.notifier, self.clock)
+        except Exception as error:  # noqa: BLE001 - it is raised where the test waits for the end
+            life.error = error
+            self.clock.fail(error)
+        finally:
+            life.over.set()
+
+    # What it keeps
+
+    def rows(self, query: str) -> list[dict[str, Any]]:
+        """Read the journal as it stands."""
+        try:
+            journal = sqlite3.connect(f"file:{self.state_dir}/journal.sqlite3?mode=ro", uri=True)
+            with closing(journal):
+                journal.row_factory = sqlite3.Row
+                return [dict(row) for row in journal.execute(query)]
+        except sqlite3.DatabaseError:
+            return []  # it is being made
+
+    def state_of(self, task_id: str) -> str | None:
+        """Give a task's state in the journal."""
+        found = [row for row in self.rows("SELECT * FROM tasks") if row["task_id"] == task_id]
+        return found[0]["state"] if found else None
+
+    def starts_of(self, task_id: str) -> int:
+        """Count how often a task's container was started."""
+        return self.engine.starts[container_of(task_id)]
+
+    def let_go(self, name: str = "go") -> None:
+        """Make the file that a task with `[wait-for NAME]` waits for."""
+        (self.home / name).touch()
+
+    # What is waited for
+
+    async def wait_for_state(self, task_id: str, state: str) -> None:
+        """Wait until the journal has a task in that state."""
+        await until(lambda: self.state_of(task_id) == state, within_s=DEADLINE_S)
+
+    async def wait_for_end(self, task_id: str) -> dict[str, Any]:
+        """Wait until a task is reported and closed; give the one final report that was taken."""
+        await self.wait_for_state(task_id, "closed")
+        taken = self.orchestrator.taken
+        (end,) = [body for body in taken if body["task_id"] == task_id and body["status"] in FINAL]
+        return end
+
+    async def wait_for_calls(self, path: str, count: int = 1) -> None:
+        """Wait until the orchestrator was called so often."""
+        await until(lambda: self.orchestrator.count(path) >= count, within_s=DEADLINE_S)
+
+    async def wait_for_beat(self, status: str) -> None:
+        """Wait for a heartbeat, from now on, with that word."""
+        seen = self.orchestrator.count(BEAT)
+        await until(lambda: status in self.orchestrator.beats()[seen:], within_s=DEADLINE_S)
+
+
+def container_of(task_id: str) -> str:
+    """Give the name that a task's container has."""
+    return f"victoria-{task_id}"

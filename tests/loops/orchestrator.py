@@ -1,0 +1,188 @@
+"""An orchestrator on a real socket that says what a test wants, and keeps what it was told."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict, deque
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import unquote
+
+import anyio
+from anyio.abc import ByteStream
+
+from tests.unit.scripted_server import Answer, Request, ScriptedServer, http, raw, serving, told
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+TOKEN = "the-registration-token"  # noqa: S105 - opens nothing but test servers
+POLL, BEAT, REGISTER = "/tasks/pending", "/nodes/heartbeat", "/register"
+STATUS, LOGS = "/status", "/logs"
+FINAL = frozenset({"success", "error"})
+
+SILENCE = raw()
+"""Close the connection without a word, as a server does that is being killed."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """A request as it came, and the moment on the host's clock."""
+
+    request: Request
+    at_s: float
+
+    @property
+    def key(self) -> str | None:
+        """The node key that it carried."""
+        return self.request.headers.get("x-api-key")
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """What it told."""
+        return cast("dict[str, Any]", self.request.json())
+
+
+class ScriptedOrchestrator:
+    """Behaves, until a test says otherwise: `then` for the next answers, `always` for all."""
+
+    def __init__(self, server: ScriptedServer, now: Callable[[], float]) -> None:
+        """Answer what comes in at the server; `now` tells the moments of the calls."""
+        server.answer(self._answer)
+        self.url = server.url
+        self.calls: list[Call] = []
+        self.taken: list[dict[str, Any]] = []
+        """The reports that were answered with 200, unless by a test's own answer."""
+        self.queue: list[object] = []
+        """Assignments to hand out, each once; what a test puts in need not be one."""
+        self.files: dict[str, bytes | Answer] = {}
+        self.keys: set[str] = set()
+        """The node keys that hold; take one out and it is answered 401."""
+        self.cancelled: list[str] = []
+        """The tasks that every heartbeat is told were cancelled."""
+        self.standing: dict[str, str] = {}
+        """What reports on a task are answered with, by its id."""
+        self.holds = False
+        """Whether a request for work is held until there is some."""
+        self.is_down = False
+        self._server = server
+        self._now = now
+        self._registered = 0
+        self._then: defaultdict[str, deque[Answer]] = defaultdict(deque)
+        self._always: dict[str, Answer] = {}
+        self._work = anyio.Event()
+
+    # What tests do to it
+
+    def then(self, path: str, *answers: Answer) -> None:
+        """Say what the next calls of one kind are answered with."""
+        self._then[path].extend(answers)
+
+    def always(self, path: str, answer: Answer | None) -> None:
+        """Say what every call of one kind is answered with; None ends that."""
+        if answer is None:
+            self._always.pop(path, None)
+        else:
+            self._always[path] = answer
+
+    def offer(self, task_id: str = "t-1", prompt: str = "do it", **fields: object) -> None:
+        """Hand out a good task, with some fields changed."""
+        self.hand_out({"task_id": task_id, "prompt": prompt, **fields})
+
+    def hand_out(self, assignment: object) -> None:
+        """Hand out whatever it is."""
+        self.queue.append(assignment)
+        self.release()
+
+    def release(self) -> None:
+        """Answer the requests for work that are held."""
+        self._work.set()
+        self._work = anyio.Event()
+
+    # What it was told
+
+    def called(self, path: str) -> list[Call]:
+        """Give the calls of one kind, oldest first."""
+        return [call for call in self.calls if call.request.target == path]
+
+    def count(self, path: str) -> int:
+        """Count the calls of one kind."""
+        return len(self.called(path))
+
+    def reports(self, task_id: str) -> list[dict[str, Any]]:
+        """Give what was told about a task, oldest first."""
+        bodies = [call.body for call in self.called(STATUS)]
+        return [body for body in bodies if body["task_id"] == task_id]
+
+    def ends(self, task_id: str) -> list[dict[str, Any]]:
+        """Give the final reports on a task."""
+        return [report for report in self.reports(task_id) if report["status"] in FINAL]
+
+    def beats(self) -> list[str]:
+        """Give the status words of the heartbeats."""
+        return [call.body["status"] for call in self.called(BEAT)]
+
+    # How it answers
+
+    async def _answer(self, stream: ByteStream) -> None:
+        request = self._server.requests[-1]
+        self.calls.append(Call(request, self._now()))
+        await (await self._chosen(request))(stream)
+
+    async def _chosen(self, request: Request) -> Answer:
+        path = request.target
+        if self.is_down:
+            return SILENCE
+        if self._then[path]:
+            return self._then[path].popleft()
+        return self._always.get(path) or await self._usual(request)
+
+    async def _usual(self, request: Request) -> Answer:
+        path = request.target
+        if path == REGISTER:
+            return self._register(request)
+        if request.headers.get("x-api-key") not in self.keys:
+            return told({"detail": "unknown key"}, 401)
+        if path == POLL:
+            return await self._work_for(request)
+        if path == BEAT:
+            return told({"cancelled_task_ids": self.cancelled})
+        if path == STATUS:
+            report = cast("dict[str, Any]", request.json())
+            self.taken.append(report)
+            return told({"status": self.standing.get(report["task_id"], "running")})
+        return told({}) if path == LOGS else self._file(unquote(path.removeprefix("/files/")))
+
+    def _register(self, request: Request) -> Answer:
+        if request.headers["x-registration-token"] != TOKEN:
+            return told({"detail": "wrong token"}, 401)
+        self._registered += 1
+        key = f"node-key-{self._registered}"
+        self.keys.add(key)
+        return told({"id": f"node-{self._registered}", "api_key": key})
+
+    async def _work_for(self, request: Request) -> Answer:
+        is_held = self.holds and "wait=0" not in request.headers["prefer"]
+        if is_held and not self.queue:
+            await self._work.wait()
+        headers = {"Preference-Applied": "wait=25"} if is_held else {}
+        return told(self.queue.pop(0) if self.queue else None, headers=headers)
+
+    def _file(self, name: str) -> Answer:
+        found = self.files.get(name)
+        if found is None:
+            return told({"detail": "no such file"}, 404)
+        return http(200, found) if isinstance(found, bytes) else found
+
+
+def sha256(content: bytes) -> str:
+    """Give a checksum as assignments carry it."""
+    return hashlib.sha256(content).hexdigest()
+
+
+@asynccontextmanager
+async def orchestrating(now: Callable[[], float]) -> AsyncIterator[ScriptedOrchestrator]:
+    """Run one on a free port."""
+    async with serving() as server:
+        yield ScriptedOrchestrator(server, now)

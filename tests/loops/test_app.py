@@ -1,0 +1,249 @@
+"""The runner from READY to its exit code, and the watchdog beside it."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import sqlite3
+import uuid
+from contextlib import closing
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anyio
+import pytest
+
+from runner.app import run
+from runner.errors import JournalError, StateFolderInUse
+from runner.systemd import Notifier, Pulse, feed_watchdog
+from tests.loops.host import IDLE, WITH_TASK, HeardNotifier
+from tests.loops.orchestrator import BEAT, POLL
+from tests.orchestrator.serving import serve
+from tests.unit.until import until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from tests.fakes.clock import FakeClock
+    from tests.loops.host import Host
+
+pytestmark = pytest.mark.anyio
+
+
+# One runner
+
+
+async def test_second_runner_on_a_state_folder_is_refused_with_a_sentence(host: Host) -> None:
+    async with host.runner() as first:
+        await until(lambda: first.is_ready)
+        with pytest.raises(StateFolderInUse) as caught:
+            await run(host.settings(), host.engine, Notifier({}), host.clock)
+        assert not first.over.is_set()
+
+    assert caught.value.exit_code == 75
+    assert str(caught.value) == (
+        f"cannot use the state folder {host.state_dir}: another runner is at work with it; "
+        "stop that one, or give this one a --state-dir of its own"
+    )
+    async with host.runner() as third:
+        await until(lambda: third.is_ready)
+
+
+async def test_systemd_is_told_of_readiness_work_trouble_and_the_end(host: Host) -> None:
+    host.orchestrator.offer("t-1", "[wait-for go]")
+    async with host.runner(once=True) as life:
+        await host.wait_for_state("t-1", "running")
+        host.engine.silent = True
+        await host.clock.settle(WITH_TASK)
+        await host.clock.advance(31, asleep=WITH_TASK)
+        host.engine.silent = False
+        host.let_go()
+        await host.clock.advance(6, asleep=0)
+        assert await life.end() == 0
+
+    said = life.notifier.messages
+    assert said.index("READY=1") < said.index("STATUS=1 of 1 tasks running")
+    assert "STATUS=0 of 1 tasks running" in said
+    assert any(word.startswith("STATUS=task t-1 is unknown until podman") for word in said)
+    assert said[-1] == "STOPPING=1"
+
+
+async def test_secrets_are_in_no_log_of_a_whole_run(
+    host: Host, log: pytest.LogCaptureFixture
+) -> None:
+    host.orchestrator.offer("t-1", "a confidential prompt [env NODE_API_KEY]")
+    async with host.runner(once=True) as life:
+        assert await life.end() == 0
+
+    said = "\n".join(
+        f"{record.getMessage()} {vars(record).get('fields')}" for record in log.records
+    )
+    for secret in ("the-registration-token", "node-key-1", "a confidential prompt"):
+        assert secret not in said
+
+
+async def test_damaged_journal_is_set_aside_and_said_and_work_goes_on(
+    host: Host, log: pytest.LogCaptureFixture
+) -> None:
+    (host.state_dir / "journal.sqlite3").write_bytes(b"this is no database" * 100)
+    host.orchestrator.offer()
+    async with host.runner():
+        assert (await host.wait_for_end("t-1"))["status"] == "success"
+
+    assert "it was set aside as journal.sqlite3." in log.text
+    assert len(list(host.state_dir.glob("*.unusable"))) == 1
+
+
+async def test_journal_that_fails_at_the_start_ends_the_runner_with_a_sentence(host: Host) -> None:
+    async with host.runner():
+        await host.wait_for_calls(POLL)
+    with closing(sqlite3.connect(host.state_dir / "journal.sqlite3")) as journal:
+        journal.executescript("""
+            INSERT INTO tasks (task_id, identity, state, accepted_at, closed_at)
+            VALUES ('t-0', 1, 'closed', 0, 0);
+            CREATE TRIGGER broken BEFORE DELETE ON tasks
+            BEGIN SELECT raise(ABORT, 'the disk is gone'); END;
+        """)
+
+    with pytest.raises(JournalError, match=r"cannot use the journal .*: the disk") as caught:
+        await run(host.settings(), host.engine, Notifier({}), host.clock)
+
+    assert caught.value.exit_code == 75
+
+
+async def test_task_goes_its_way_through_the_reference_orchestrator(host: Host) -> None:
+    def in_thread(call: Callable[..., Any], *arguments: object, **named: object) -> Any:  # noqa: ANN401 - whatever the call gives
+        return anyio.to_thread.run_sync(lambda: call(*arguments, **named))
+
+    with serve(host.folder / "orchestrator") as reference:
+        file = await in_thread(reference.upload, "a b.csv", b"1,2")
+        task = await in_thread(reference.create_task, "count", files=[file["filename"]])
+        async with host.runner(orchestrator_url=reference.url) as life:
+            await until(lambda: life.is_ready)
+            ended = await in_thread(reference.wait_for_task, task["id"], "success")
+            (node,) = await in_thread(reference.nodes)
+            await host.wait_for_state(task["id"], "closed")
+            await in_thread(reference.stop)
+
+    assert ended["assigned_node_id"] == node["id"]
+    assert host.starts_of(task["id"]) == 1
+    (fetched,) = (host.home / "tasks" / task["id"] / "files").iterdir()
+    assert fetched.read_bytes() == b"1,2"
+
+
+# The watchdog
+
+
+async def test_watchdog_is_fed_three_times_as_often_as_it_asks(host: Host) -> None:
+    async with host.runner(watchdog_s=60) as life:
+        await host.clock.advance(600, asleep=IDLE)
+
+    fed = life.notifier.fed_at_s
+    assert len(fed) >= 30
+    assert all(after - before == pytest.approx(20) for before, after in pairwise(fed))
+
+
+async def test_watchdog_is_fed_through_an_hour_without_an_orchestrator(host: Host) -> None:
+    async with host.runner(watchdog_s=60, heartbeat_interval_s=60.0) as life:
+        await host.clock.settle(IDLE)
+        host.orchestrator.is_down = True
+        await host.clock.advance(3600, asleep=IDLE)
+        assert host.orchestrator.count(POLL) > 60
+
+    fed = life.notifier.fed_at_s
+    assert len(fed) >= 180
+    assert all(after - before == pytest.approx(20) for before, after in pairwise(fed))
+
+
+async def test_watchdog_is_fed_beside_a_task_that_runs_for_hours(host: Host) -> None:
+    host.orchestrator.offer("t-1", "[hang]", timeout_seconds=9000)
+    async with host.runner(watchdog_s=120, heartbeat_interval_s=300.0) as life:
+        await host.wait_for_state("t-1", "running")
+        await host.clock.advance(7200, asleep=WITH_TASK)
+
+    assert len(life.notifier.fed_at_s) >= 180
+
+
+async def test_watchdog_is_fed_while_the_engine_is_silent(host: Host) -> None:
+    host.orchestrator.offer("t-1", "[hang]")
+    async with host.runner(watchdog_s=120) as life:
+        await host.wait_for_state("t-1", "running")
+        await host.clock.settle(WITH_TASK)
+        host.engine.silent = True
+        await host.clock.advance(1200, asleep=WITH_TASK)
+
+    assert len(life.notifier.fed_at_s) >= 30
+
+
+async def test_loop_that_is_stuck_is_not_fed_and_named(
+    clock: FakeClock, log: pytest.LogCaptureFixture
+) -> None:
+    notifier, pulse = HeardNotifier(clock, 30), Pulse(clock)
+    pulse.beat("poll", next_within_s=25)
+    pulse.beat("deliver", next_within_s=1000)
+    async with anyio.create_task_group() as group:
+        group.start_soon(feed_watchdog, notifier, pulse, clock)
+        await clock.advance(100, asleep=1)
+        assert len(notifier.fed_at_s) == 3, "at 0, 10 and 20 s"
+        pulse.beat("poll", next_within_s=25)
+        await clock.advance(10, asleep=1)
+        assert len(notifier.fed_at_s) == 4
+        group.cancel_scope.cancel()
+
+    stuck = [record for record in log.records if record.message == "a loop is stuck"]
+    assert vars(stuck[0])["fields"] == {"loops": "poll"}
+
+
+async def test_loop_that_rests_has_promised_nothing(clock: FakeClock) -> None:
+    pulse = Pulse(clock)
+    pulse.beat("poll", next_within_s=1)
+    await clock.advance(1, asleep=0)
+    assert pulse.overdue() == []
+    await clock.advance(1, asleep=0)
+    assert pulse.overdue() == ["poll"]
+    pulse.rest("poll")
+    pulse.rest("never-beaten")
+
+    assert pulse.overdue() == []
+
+
+async def test_nothing_is_fed_without_a_watchdog(host: Host) -> None:
+    async with host.runner() as life:
+        await host.wait_for_calls(BEAT)
+        await host.clock.advance(120, asleep=IDLE)
+
+    assert not life.notifier.fed_at_s
+
+
+# What systemd hears
+
+
+@pytest.mark.parametrize("form", ["path", "abstract"])
+def test_notifier_sends_what_it_is_told_and_hides_its_address(form: str) -> None:
+    name = f"victoria-{uuid.uuid4().hex}"
+    address = f"/tmp/{name}" if form == "path" else f"@{name}"  # noqa: S108 - tmp_path may be too long for a socket
+    environment = {"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "3000000", "HOME": "/x"}
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(address.replace("@", "\0", 1))
+        try:
+            notifier = Notifier(environment)
+            notifier.tell("READY=1")
+            assert manager.recv(100) == b"READY=1"
+        finally:
+            if form == "path":
+                Path(address).unlink()
+    assert notifier.watchdog_s == 3
+    assert environment == {"HOME": "/x"}, "no child inherits it"
+
+
+def test_watchdog_of_another_process_is_not_ours() -> None:
+    assert Notifier({"WATCHDOG_USEC": "3000000", "WATCHDOG_PID": "1"}).watchdog_s is None
+
+
+def test_manager_that_is_gone_is_no_failure(log: pytest.LogCaptureFixture) -> None:
+    Notifier({"NOTIFY_SOCKET": f"@victoria-{uuid.uuid4().hex}"}).tell("READY=1")
+
+    assert "cannot notify systemd" in log.text
+    assert all(record.levelno == logging.DEBUG for record in log.records)

@@ -1,0 +1,124 @@
+"""A task begins only after the orchestrator has confirmed that it is still this node's."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.loops.host import IDLE
+from tests.loops.orchestrator import SILENCE, STATUS
+from tests.unit.scripted_server import http, told
+from tests.unit.until import until
+
+if TYPE_CHECKING:
+    from tests.loops.host import Host
+    from tests.unit.scripted_server import Answer
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_start_is_reported_before_the_container_is_asked_for(host: Host) -> None:
+    host.engine.shut("run")
+    host.orchestrator.offer()
+    async with host.runner():
+        await until(lambda: host.engine.waiting["run"] == 1)
+
+    (report,) = host.orchestrator.reports("t-1")
+    assert report["status"] == "running"
+    assert host.starts_of("t-1") == 0
+
+
+@pytest.mark.parametrize("status", [403, 404, 409, 410])
+async def test_task_that_is_no_longer_ours_never_starts_and_a_later_offer_of_it_runs(
+    host: Host, log: pytest.LogCaptureFixture, status: int
+) -> None:
+    host.orchestrator.then(STATUS, told({"detail": "given to another node"}, status))
+    host.orchestrator.offer()
+    async with host.runner():
+        await until(lambda: "task is dropped: " in log.text)
+        await until(lambda: not host.rows("SELECT * FROM tasks"))
+        assert host.starts_of("t-1") == 0
+        assert not host.orchestrator.ends("t-1")
+        await host.clock.settle(IDLE)
+        host.orchestrator.offer()
+        await host.clock.advance(34, asleep=IDLE)
+
+        assert (await host.wait_for_end("t-1"))["status"] == "success"
+    assert host.starts_of("t-1") == 1
+
+
+@pytest.mark.parametrize("standing", ["success", "error"])
+async def test_task_that_is_over_already_never_starts(host: Host, standing: str) -> None:
+    host.orchestrator.standing["t-1"] = standing
+    host.orchestrator.offer()
+    async with host.runner():
+        await host.wait_for_calls(STATUS)
+        await host.clock.settle(IDLE)
+        await until(lambda: not host.rows("SELECT * FROM tasks"))
+
+    assert host.starts_of("t-1") == 0
+    assert not host.orchestrator.ends("t-1")
+
+
+async def test_task_that_was_cancelled_meanwhile_never_starts_and_says_so(host: Host) -> None:
+    host.orchestrator.standing["t-1"] = "cancelled"
+    host.orchestrator.offer()
+    async with host.runner():
+        end = await host.wait_for_end("t-1")
+
+    assert end["message"] == "cancelled: before it started"
+    assert host.starts_of("t-1") == 0
+
+
+@pytest.mark.parametrize("status", [400, 405, 422])
+async def test_orchestrator_that_does_not_understand_the_claim_does_not_hold_it_up(
+    host: Host, status: int
+) -> None:
+    host.orchestrator.then(STATUS, http(status))
+    host.orchestrator.offer()
+    async with host.runner():
+        assert (await host.wait_for_end("t-1"))["status"] == "success"
+
+
+@pytest.mark.parametrize(
+    "failure", [SILENCE, http(503), http(200, b"<html>")], ids=["silence", "503", "html"]
+)
+async def test_claim_waits_for_an_orchestrator_that_is_away_and_starts_once(
+    host: Host, failure: Answer
+) -> None:
+    host.orchestrator.always(STATUS, failure)
+    host.orchestrator.offer()
+    async with host.runner():
+        await host.wait_for_calls(STATUS)
+        await host.clock.advance(900, asleep=IDLE)
+        assert host.starts_of("t-1") == 0
+        host.orchestrator.always(STATUS, None)
+        await host.clock.advance(61, asleep=IDLE)
+
+        assert (await host.wait_for_end("t-1"))["status"] == "success"
+    assert host.starts_of("t-1") == 1
+
+
+async def test_claim_obeys_retry_after(host: Host) -> None:
+    host.orchestrator.then(STATUS, http(503, headers={"Retry-After": "400"}))
+    host.orchestrator.offer()
+    async with host.runner():
+        await host.wait_for_calls(STATUS)
+        await host.clock.advance(500, asleep=IDLE)
+        await host.wait_for_end("t-1")
+
+    first, second, _ = host.orchestrator.called(STATUS)
+    assert 400 <= second.at_s - first.at_s <= 440
+
+
+async def test_restart_while_the_orchestrator_is_away_at_the_claim_starts_once(host: Host) -> None:
+    host.orchestrator.always(STATUS, SILENCE)
+    host.orchestrator.offer()
+    async with host.runner():
+        await host.wait_for_calls(STATUS)
+    host.orchestrator.always(STATUS, None)
+    async with host.runner():
+        assert (await host.wait_for_end("t-1"))["status"] == "success"
+
+    assert host.starts_of("t-1") == 1

@@ -1,0 +1,131 @@
+"""What cannot be used on the command line ends in one sentence and the exit code of its kind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+URL = ("--orchestrator-url", "http://127.0.0.1:9")
+TOKEN = ("--registration-token-file", "{folder}/token")
+USUAL = (*URL, *TOKEN)
+SECRET = "hunter2-hunter2"  # noqa: S105 - opens nothing
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A command line, and what is said of it."""
+
+    exit_code: int
+    said: str
+    arguments: tuple[str, ...]
+    variables: dict[str, str] = field(default_factory=dict)
+
+
+TABLE: dict[str, Bad] = {
+    "no URL": Bad(2, "Missing option '--orchestrator-url'", TOKEN),
+    "no token": Bad(2, "Missing option '--registration-token-file'", URL),
+    "unknown option": Bad(2, "No such option", (*USUAL, "--no-such-option")),
+    "unknown command": Bad(2, "No such command", (*USUAL, "destroy")),
+    "interval of nothing": Bad(2, "it must be more than 0", (*USUAL, "--poll-interval", "0")),
+    "interval of nan": Bad(2, "it must be more than 0", (*USUAL, "--heartbeat-interval", "nan")),
+    "interval in words": Bad(2, "is not a valid float", (*USUAL, "--poll-interval", "often")),
+    "no slot": Bad(2, "is not in the range", (*USUAL, "--max-tasks", "0")),
+    "size of nothing known": Bad(2, "is no size", (*USUAL, "--min-free-disk", "much")),
+    "unknown runtime": Bad(2, "is not one of", (*USUAL, "--container-runtime", "rkt")),
+    "bad variable": Bad(2, "is not a valid int", USUAL, {"VICTORIA_RUNNER_MAX_TASKS": "several"}),
+    "two tokens": Bad(2, "exclude each other", USUAL, {"VICTORIA_RUNNER_REGISTRATION_TOKEN": "x"}),
+    "other scheme": Bad(
+        78, "it must begin with https://", ("--orchestrator-url", "ftp://a.example", *TOKEN)
+    ),
+    "plain http": Bad(
+        78, "plain http would show the keys", ("--orchestrator-url", "http://a.example", *TOKEN)
+    ),
+    "password in the URL": Bad(
+        78,
+        "with a user name or password in it",
+        ("--orchestrator-url", f"https://me:{SECRET}@a.example", *TOKEN),
+    ),
+    "URL without a host": Bad(
+        78, "give it as https://HOST[:PORT]", ("--orchestrator-url", "https://", *TOKEN)
+    ),
+    "URL with a newline": Bad(
+        78, "give it as https://HOST[:PORT]", ("--orchestrator-url", "https://a\nb", *TOKEN)
+    ),
+    "token file that is not there": Bad(
+        78,
+        "cannot read --registration-token-file",
+        (*URL, "--registration-token-file", "{folder}/none"),
+    ),
+    "token of two lines": Bad(
+        78, "cannot use the registration token", (*URL, "--registration-token-file", "{folder}/env")
+    ),
+    "env file that is not there": Bad(
+        78, "cannot read --env-file", (*USUAL, "--env-file", "{folder}/none")
+    ),
+    "env file with a broken line": Bad(
+        78, "line 2 is not NAME=VALUE", (*USUAL, "--env-file", "{folder}/env")
+    ),
+    "CA file without a certificate": Bad(
+        78,
+        "it holds no PEM certificate",
+        ("--orchestrator-url", "https://127.0.0.1:9", *TOKEN, "--ca-file", "{folder}/env"),
+    ),
+    "tag that is no pair": Bad(78, "give it as KEY=VALUE", (*USUAL, "--tag", "berlin")),
+    "name with a newline": Bad(78, "cannot use --name", (*USUAL, "--name", "a\nb")),
+    "image that is a flag": Bad(
+        78, "it is no image name", (*USUAL, "--container-image=--privileged")
+    ),
+    "image that policy forbids": Bad(
+        78, "no --allow-image pattern matches", (*USUAL, "--allow-image", "trusted.example/*")
+    ),
+    "home that is a file": Bad(
+        78, "cannot make --victoria-home", (*USUAL, "--victoria-home", "{folder}/env")
+    ),
+    "state folder below a file": Bad(
+        78, "cannot make --state-dir", (*USUAL, "--state-dir", "{folder}/env/state")
+    ),
+}
+
+
+@pytest.mark.parametrize("bad", TABLE.values(), ids=TABLE.keys())
+def test_bad_command_line_ends_in_a_sentence(tmp_path: Path, bad: Bad) -> None:
+    (tmp_path / "token").write_text("the-token\n")
+    (tmp_path / "env").write_text(f"GOOD=1\n{SECRET}\n")
+    podman = tmp_path / "bin" / "podman"
+    podman.parent.mkdir()
+    podman.write_text("#!/bin/sh\nexit 1\n")
+    podman.chmod(0o755)
+    before = set(tmp_path.rglob("*"))
+    done = subprocess.run(
+        [sys.executable, "-m", "runner"]
+        + [argument.replace("{folder}", str(tmp_path)) for argument in bad.arguments],
+        cwd=ROOT,
+        env={
+            **{name: os.environ[name] for name in ("LANG", "LC_ALL") if name in os.environ},
+            "PATH": f"{podman.parent}:{os.environ['PATH']}",
+            "VICTORIA_RUNNER_VICTORIA_HOME": f"{tmp_path}/home",
+            "VICTORIA_RUNNER_STATE_DIR": f"{tmp_path}/state",
+            **bad.variables,
+        },
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert done.returncode == bad.exit_code, done.stderr
+    assert bad.said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert SECRET not in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("Error: " if bad.exit_code == 2 else "victoria-runner: cannot ")
+    made = set(tmp_path.rglob("*")) - before
+    ours = (tmp_path / "home", tmp_path / "state")
+    assert all(any(folder == path or folder in path.parents for folder in ours) for path in made)

@@ -1,0 +1,160 @@
+"""What a task came to is told until the orchestrator has it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.loops.host import IDLE
+from tests.loops.orchestrator import SILENCE, STATUS
+from tests.unit.scripted_server import http, told
+from tests.unit.until import until
+
+if TYPE_CHECKING:
+    from tests.loops.host import Host
+    from tests.unit.scripted_server import Answer
+
+pytestmark = pytest.mark.anyio
+
+RUNNING = told({"status": "running"})
+
+
+async def test_reports_carry_both_names_of_the_id_and_a_moment(host: Host) -> None:
+    host.orchestrator.offer()
+    async with host.runner():
+        await host.wait_for_end("t-1")
+
+    running, end = host.orchestrator.reports("t-1")
+    assert running["status"] == "running"
+    assert end["status"] == "success"
+    assert end["progress"] == 100
+    for report in (running, end):
+        assert report["job_id"] == report["task_id"] == "t-1"
+        assert datetime.fromisoformat(report["timestamp"]).timestamp() == pytest.approx(
+            host.clock.wall_s(), abs=60
+        )
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [SILENCE, http(500), http(503), http(429), http(200, b"<html>ok</html>"), http(302)],
+    ids=["silence", "500", "503", "429", "html with 200", "redirect"],
+)
+async def test_report_is_tried_until_it_is_taken(host: Host, failure: Answer) -> None:
+    host.orchestrator.then(STATUS, RUNNING, failure, failure, failure)
+    host.orchestrator.offer()
+    async with host.runner():
+        await until(lambda: host.orchestrator.count(STATUS) == 2)
+        await host.clock.advance(200, asleep=IDLE)
+        await until(lambda: host.state_of("t-1") == "closed")
+
+    assert len(host.orchestrator.ends("t-1")) == 4
+    moments = [call.at_s for call in host.orchestrator.called(STATUS)[1:]]
+    assert all(after - before >= 0.5 for before, after in pairwise(moments))
+
+
+async def test_report_outlives_an_outage_and_restarts_within_it(host: Host) -> None:
+    host.orchestrator.then(STATUS, RUNNING)
+    host.orchestrator.always(STATUS, SILENCE)
+    host.orchestrator.offer("t-1", "[print-line the last words][fail 7]")
+    async with host.runner():
+        await host.wait_for_state("t-1", "ended")
+        await host.clock.advance(600, asleep=IDLE)
+    host.orchestrator.is_down = True
+    async with host.runner():
+        await host.clock.advance(600, asleep=IDLE)
+    assert host.state_of("t-1") == "ended"
+    host.orchestrator.is_down = False
+    host.orchestrator.always(STATUS, None)
+    taken_from = len(host.orchestrator.ends("t-1"))
+    async with host.runner():
+        await host.clock.advance(61, asleep=IDLE)
+        await until(lambda: host.state_of("t-1") == "closed")
+
+    (end,) = host.orchestrator.ends("t-1")[taken_from:]
+    assert end["message"].startswith("failed: exit code 7")
+    assert "the last words" in end["message"]
+    assert host.starts_of("t-1") == 1
+
+
+@pytest.mark.parametrize("status", [400, 403, 404, 409, 410, 422])
+async def test_report_that_is_refused_for_good_is_parked_and_the_task_closed(
+    host: Host, log: pytest.LogCaptureFixture, status: int
+) -> None:
+    host.orchestrator.then(STATUS, RUNNING, told({"detail": "not this one"}, status))
+    host.orchestrator.offer()
+    async with host.runner():
+        await host.wait_for_state("t-1", "closed")
+        await host.clock.advance(600, asleep=IDLE)
+
+    assert len(host.orchestrator.ends("t-1")) == 1
+    (letter,) = host.rows("SELECT * FROM outbox")
+    assert letter["parked"] == f"HTTP {status}: not this one"
+    assert "the orchestrator refuses a report; it is parked" in log.text
+
+
+async def test_report_that_waits_holds_up_no_other_task(host: Host) -> None:
+    host.orchestrator.then(STATUS, RUNNING, http(503, headers={"Retry-After": "3000"}))
+    host.orchestrator.offer("t-1")
+    async with host.runner():
+        await host.wait_for_state("t-1", "ended")
+        await until(lambda: len(host.orchestrator.ends("t-1")) == 1)
+        host.orchestrator.offer("t-2")
+        await host.clock.advance(34, asleep=IDLE)
+
+        assert (await host.wait_for_end("t-2"))["status"] == "success"
+    assert host.state_of("t-1") == "ended"
+
+
+async def test_order_within_a_task_is_kept_when_the_first_report_fails(host: Host) -> None:
+    host.orchestrator.then(STATUS, http(503), http(503))
+    host.orchestrator.offer()
+    async with host.runner():
+        await host.wait_for_calls(STATUS)
+        await host.clock.advance(30, asleep=IDLE)
+        await host.wait_for_end("t-1")
+
+    said = [report["status"] for report in host.orchestrator.reports("t-1")]
+    assert said == ["running", "running", "running", "success"]
+
+
+async def test_retry_after_is_obeyed(host: Host) -> None:
+    host.orchestrator.then(STATUS, RUNNING, http(503, headers={"Retry-After": "700"}))
+    host.orchestrator.offer()
+    async with host.runner():
+        await until(lambda: len(host.orchestrator.ends("t-1")) == 1)
+        await host.clock.advance(800, asleep=IDLE)
+        await until(lambda: host.state_of("t-1") == "closed")
+
+    first, second = host.orchestrator.called(STATUS)[1:]
+    assert 700 <= second.at_s - first.at_s <= 770
+
+
+async def test_report_is_not_held_back_by_a_clock_that_was_set_back(host: Host) -> None:
+    host.orchestrator.then(STATUS, RUNNING, http(503))
+    host.orchestrator.offer()
+    async with host.runner():
+        await until(lambda: len(host.orchestrator.ends("t-1")) == 1)
+        await host.clock.settle(IDLE)
+        host.clock.set_wall(-24 * 3600)
+        await host.clock.advance(61, asleep=IDLE)
+        await until(lambda: host.state_of("t-1") == "closed")
+
+
+async def test_reports_that_stay_behind_with_once_are_said_and_kept(
+    host: Host, log: pytest.LogCaptureFixture
+) -> None:
+    host.orchestrator.then(STATUS, RUNNING)
+    host.orchestrator.always(STATUS, http(503))
+    host.orchestrator.offer()
+    async with host.runner(once=True) as run:
+        await host.wait_for_state("t-1", "ended")
+        await host.clock.advance(29, asleep=IDLE)
+        await host.clock.advance(3, asleep=0)
+        assert await run.end() == 75
+
+    assert "reports wait in the journal for the next start" in log.text
+    assert host.state_of("t-1") == "ended"

@@ -1,0 +1,314 @@
+"""Every end has its reason, a sentence and the last lines, and no secret in them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from runner.errors import EngineError, EngineSilent
+from runner.settings import Limits
+from tests.loops.host import IDLE, WITH_TASK, container_of
+from tests.loops.orchestrator import TOKEN
+from tests.unit.until import until
+
+if TYPE_CHECKING:
+    from tests.loops.host import Host
+
+pytestmark = pytest.mark.anyio
+
+HOUR_S = 3600.0
+
+
+async def test_completed(host: Host) -> None:
+    host.orchestrator.offer("t-1", "[print-line all is well]")
+    async with host.runner():
+        end = await host.wait_for_end("t-1")
+
+    assert end["status"] == "success"
+    assert end["message"] == "completed: exit code 0 after 0 s\nall is well"
+
+
+async def test_failed_with_exit_code_and_the_last_lines(host: Host) -> None:
+    lines = "".join(f"[print-line line {number}]" for number in range(30))
+    host.orchestrator.offer("t-1", f"{lines}[fail 42]")
+    async with host.runner():
+        end = await host.wait_for_end("t-1")
+
+    assert end["status"] == "error"
+    head, *last = end["message"].split("\n")
+    assert head == "failed: exit code 42 after 0 s"
+    assert last == [f"line {number}" for number in range(10, 30)]
+
+
+async def test_timed_out(host: Host) -> None:
+    host.orchestrator.offer("t-1", "[hang]", timeout_seconds=90)
+    async with host.runner():
+        await host.wait_for_state("t-1", "running")
+        await host.clock.advance(89, asleep=WITH_TASK)
+        assert host.state_of("t-1") == "running"
+        await host.clock.advance(2, asleep=IDLE)
+        end = await host.wait_for_end("t-1")
+
+    assert end["message"] == "timed_out: stopped after 90 s, its time limit of 90 s was up"
+    assert await host.engine.inspect(container_of("t-1")) is None
+
+
+async def test_timed_out_though_it_ignores_term(host: Host) -> None:
+    host.orchestrator.offer("t-1", "[ignore-term][hang]", timeout_seconds=5)
+    async with host.runner():
+        await host.wait_for_state("t-1", "running")
+        await host.clock.advance(6, asleep=IDLE)
+
+        assert (await host.wait_for_end("t-1"))["message"].startswith("timed_out: ")
+
+
+@pytest.mark.parametrize("by_s", [HOUR_S, -HOUR_S], ids=["forth", "back"])
+async def test_time_limit_holds_while_the_clock_is_set_by_an_hour(host: Host, by_s: float) -> None:
+    host.orchestrator.offer("t-1", "[hang]", timeout_seconds=600)
+    async with host.runner():
+        await host.wait_for_state("t-1", "running")
+        await host.clock.advance(300, asleep=WITH_TASK)
+        host.clock.set_wall(by_s)
+        await host.clock.advance(299, asleep=WITH_TASK)
+        assert host.state_of("t-1") == "running"
+        await host.clock.advance(2, asleep=IDLE)
+
+        assert (await host.wait_for_end("t-1"))["message"].startswith("timed_out: ")
+
+
+async def test_out_of_memory(host: Host) -> None:
+    host.orchestrator.offer("t-1", "[eat-memory 9]")
+    async with host.runner(limits=Limits(memory="8m")):
+        end = await host.wait_for_end("t-1")
+
+    assert end["message"] == "out_of_memory: the kernel ended it for want of memory after 0 s"
+
+
+async def test_exit_code_of_a_kill_alone_is_no_want_of_memory(host: Host) -> None:
+    host.orchestrator.offer("t-1", "[fail 137]")
+    async with host.runner():
+        assert (await host.wait_for_end("t-1"))["message"].startswith("failed: exit code 137")
+
+
+@pytest.mark.parametrize("how", ["removed", "vanished"])
+async def test_lost(host: Host, how: str) -> None:
+    host.orchestrator.offer("t-1", "[hang]")
+    async with host.runner():
+        await host.wait_for_state("t-1", "running")
+        name = container_of("t-1")
+        (host.engine.remove_behind if how == "removed" else host.engine.vanish)(name)
+        end = await host.wait_for_end("t-1")
+
+    assert end["status"] == "error"
+    assert end["message"] == "lost: container is gone (host restarted?)"
+    assert host.starts_of("t-1") == 1
+
+
+async def test_unstartable_for_want_of_its_image(host: Host) -> None:
+    host.orchestrator.offer()
+    async with host.runner(container_image="localhost/other:1"):
+        end = await host.wait_for_end("t-1")
+
+    assert end["message"] == ("unstartable: cannot find the image localhost/other:1 on this host")
+
+
+async def test_unstartable_for_what_the_engine_will_not_take(host: Host) -> None:
+    host.orchestrator.offer()
+    async with host.runner(run_args=("--no-such-flag",)):
+        end = await host.wait_for_end("t-1")
+
+    assert end["message"] == "unstartable: cannot start the container: unknown flag: --no-such-flag"
+
+
+async def test_unstartable_for_a_start_that_fails_leaves_no_container(host: Host) -> None:
+    host.orchestrator.offer()
+    async with host.runner(run_args=("--entrypoint", "/none")):
+        end = await host.wait_for_end("t-1")
+
+    assert end["message"].startswith("unstartable: cannot start the container: ")
+    assert await host.engine.inspect(container_of("t-1")) is None
+
+
+async def test_unstartable_for_an_engine_that_stays_silent_for_an_hour(host: Host) -> None:
+    host.orchestrator.offer()
+    host.engine.break_("fetch_image", EngineSilent("cannot do podman pull: no answer"))
+    async with host.runner(heartbeat_interval_s=300.0):
+        await until(lambda: host.engine.called["fetch_image"] == 1)
+        await host.clock.advance(3700, asleep=IDLE)
+        end = await host.wait_for_end("t-1")
+
+    assert end["message"] == "unstartable: cannot do podman pull: no answer"
+
+
+async def test_env_file_that_has_become_unusable_is_named(host: Host) -> None:
+    env_file = host.folder / "env"
+    env_file.write_text("no pair\n")
+    host.orchestrator.offer()
+    async with host.runner(env_file=env_file):
+        end = await host.wait_for_end("t-1")
+
+    assert end["message"].startswith("unstartable: cannot prepare the container's variables: ")
+    assert "line 1 is not NAME=VALUE" in end["message"]
+
+
+async def test_known_secrets_are_blanked_in_the_last_lines(
+    host: Host, log: pytest.LogCaptureFixture
+) -> None:
+    env_file = host.folder / "env"
+    env_file.write_text('API_PASSWORD=hunter2-hunter2\nQUOTED="quoted-secret"\n')
+    shown = f"[env API_PASSWORD][env NODE_API_KEY][print-line {TOKEN}][print-line quoted-secret]"
+    host.orchestrator.offer("t-1", f"{shown}[fail 1]")
+    async with host.runner(env_file=env_file):
+        end = await host.wait_for_end("t-1")
+
+    assert end["message"].split("\n")[1:] == ["API_PASSWORD=***", "NODE_API_KEY=***", "***", "***"]
+    for secret in ("hunter2-hunter2", "node-key-1", TOKEN, "quoted-secret"):
+        assert secret not in log.text
+
+
+async def test_output_that_cannot_be_read_is_no_reason_to_lose_the_end(host: Host) -> None:
+    host.engine.fail("last_output", EngineError("cannot do podman logs: no"))
+    host.orchestrator.offer("t-1", "[fail 5]")
+    async with host.runner():
+        end = await host.wait_for_end("t-1")
+
+    assert end["message"].startswith("failed: exit code 5 after 0 s\n(its output cannot be read")
+
+
+async def test_container_is_told_who_it_works_for_in_a_file_that_is_gone_when_it_runs(
+    host: Host,
+) -> None:
+    names = ("JOB_ID", "TASK_ID", "ORCHESTRATOR_URL", "TASK_FILES_DIR")
+    host.orchestrator.files["a.csv"] = b"1,2"
+    shown = "".join(f"[env {name}]" for name in names)
+    host.orchestrator.offer("t-1", shown, files=["a.csv"], orchestrator_url="http://10.0.0.1:9")
+    async with host.runner():
+        end = await host.wait_for_end("t-1")
+
+    assert end["message"].split("\n")[1:] == [
+        "JOB_ID=t-1",
+        "TASK_ID=t-1",
+        "ORCHESTRATOR_URL=http://10.0.0.1:9",
+        "TASK_FILES_DIR=/workspace/Victoria/tasks/t-1/files",
+    ]
+    assert not list((host.state_dir / "run").iterdir())
+
+
+async def test_engine_that_is_silent_over_the_end_settles_it_truthfully_when_it_is_back(
+    host: Host,
+) -> None:
+    host.orchestrator.offer("t-1", "[wait-for go][fail 6]")
+    async with host.runner():
+        await host.wait_for_state("t-1", "running")
+        await host.clock.settle(WITH_TASK)
+        host.engine.silent = True
+        host.let_go()
+        await host.clock.advance(900, asleep=WITH_TASK)
+        assert not host.orchestrator.ends("t-1")
+        assert host.orchestrator.beats()[-1] == "error"
+        host.engine.silent = False
+        await host.clock.advance(6, asleep=IDLE)
+        end = await host.wait_for_end("t-1")
+
+    assert end["message"].startswith("failed: exit code 6")
+    assert host.orchestrator.beats()[-1] != "error"
+
+
+async def test_stop_that_fails_is_tried_again_and_then_the_container_is_removed(
+    host: Host, log: pytest.LogCaptureFixture
+) -> None:
+    host.engine.break_("stop", EngineError("cannot do podman stop: no"))
+    host.orchestrator.offer("t-1", "[hang]", timeout_seconds=10)
+    async with host.runner():
+        await host.wait_for_state("t-1", "running")
+        await host.clock.advance(20, asleep=IDLE)
+        end = await host.wait_for_end("t-1")
+
+    assert host.engine.called["stop"] == 3
+    assert "container does not stop; removing it" in log.text
+    assert end["message"].startswith("timed_out: ")
+
+
+@pytest.mark.parametrize(
+    ("step", "prompt"),
+    [
+        ("fetch_image", "do it"),
+        ("run", "do it"),
+        ("inspect", "do it"),
+        ("wait", "[hang]"),
+        ("last_output", "do it"),
+    ],
+)
+async def test_defect_in_a_step_is_logged_tried_again_and_ends_the_task_and_not_the_runner(
+    host: Host, log: pytest.LogCaptureFixture, step: str, prompt: str
+) -> None:
+    host.engine.break_(step, RuntimeError("nobody thought of this"))
+    host.orchestrator.offer("t-1", prompt)
+    async with host.runner():
+        await until(lambda: host.engine.called[step] >= 1)
+        await host.clock.advance(40, asleep=IDLE)
+        end = await host.wait_for_end("t-1")
+        host.engine.mend()
+        host.orchestrator.offer("t-2")
+        await host.clock.advance(34, asleep=IDLE)
+        assert (await host.wait_for_end("t-2"))["status"] == "success"
+
+    defects = [record for record in log.records if record.message == "a defect met a task"]
+    assert len(defects) == 3
+    assert all(record.exc_info for record in defects)
+    assert end["message"].startswith("unstartable: a defect of the runner, see its log: ")
+    assert host.starts_of("t-1") <= 1
+    assert await host.engine.inspect(container_of("t-1")) is None
+
+
+async def test_defect_that_passes_costs_the_task_nothing(host: Host) -> None:
+    host.engine.fail("inspect", RuntimeError("once"))
+    host.orchestrator.offer()
+    async with host.runner():
+        await until(lambda: host.engine.called["inspect"] >= 1)
+        await host.clock.advance(5, asleep=IDLE)
+
+        assert (await host.wait_for_end("t-1"))["status"] == "success"
+    assert host.starts_of("t-1") == 1
+
+
+async def test_defect_in_the_removal_kills_nothing_and_the_next_start_removes(
+    host: Host, log: pytest.LogCaptureFixture
+) -> None:
+    host.engine.break_("remove", RuntimeError("nobody thought of this"))
+    host.orchestrator.offer()
+    async with host.runner():
+        await until(lambda: host.engine.called["remove"] >= 1)
+        await host.clock.advance(60, asleep=IDLE)
+        await until(lambda: "a defect keeps a task open until the next start" in log.text)
+        assert host.state_of("t-1") == "ended"
+        await until(lambda: len(host.orchestrator.ends("t-1")) == 1)
+        host.orchestrator.offer("t-2")
+        await host.clock.advance(34, asleep=IDLE)
+        await host.wait_for_state("t-2", "ended")
+        await until(lambda: not host.rows("SELECT * FROM outbox"))
+    host.engine.mend()
+    async with host.runner():
+        assert (await host.wait_for_end("t-1"))["status"] == "success"
+        await host.wait_for_end("t-2")
+    assert await host.engine.inspect(container_of("t-1")) is None
+
+
+async def test_slot_stays_taken_while_a_defect_is_waited_out(host: Host) -> None:
+    host.engine.fail("inspect", RuntimeError("once"))
+    host.engine.shut("inspect")
+    host.orchestrator.offer("t-1", "[wait-for go]")
+    host.orchestrator.offer("t-2")
+    async with host.runner():
+        await host.wait_for_state("t-1", "running")
+        await host.clock.settle(WITH_TASK)
+        await host.clock.advance(31, asleep=WITH_TASK - 1)
+        await until(lambda: host.engine.waiting["inspect"] == 1)
+        host.engine.open("inspect")
+        await host.clock.settle(IDLE)
+        assert host.orchestrator.queue, "no second task beside the first"
+        await host.clock.advance(60, asleep=WITH_TASK)
+        assert host.orchestrator.queue
+        host.let_go()
+        await host.wait_for_end("t-2")

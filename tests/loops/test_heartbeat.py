@@ -1,0 +1,188 @@
+"""The orchestrator knows at every moment whether this node lives, and what it is at."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import anyio
+import pytest
+
+from tests.loops.host import IDLE, WITH_TASK
+from tests.loops.orchestrator import BEAT, POLL
+from tests.unit.scripted_server import http, stalled, told
+from tests.unit.until import until
+
+if TYPE_CHECKING:
+    from anyio.abc import ByteStream
+
+    from tests.loops.host import Host
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_heart_beats_at_an_interval_of_its_own_within_a_tenth(host: Host) -> None:
+    async with host.runner(heartbeat_interval_s=20.0, poll_interval_s=600.0):
+        await host.clock.advance(900, asleep=IDLE)
+
+    beats = host.orchestrator.called(BEAT)
+    waits = [after.at_s - before.at_s for before, after in pairwise(beats)]
+    assert len(waits) >= 40
+    assert all(18 <= wait <= 22 for wait in waits)
+
+
+async def test_change_between_idle_and_busy_is_told_at_once(host: Host) -> None:
+    host.orchestrator.holds = True
+    async with host.runner(heartbeat_interval_s=10_000.0):
+        await host.clock.settle(IDLE - 1)
+        host.orchestrator.offer("t-1", "[wait-for go]")
+        await until(lambda: host.orchestrator.beats() == ["idle", "busy"])
+        host.let_go()
+        await until(lambda: host.orchestrator.beats() == ["idle", "busy", "idle"])
+
+    tasks = [call.body["current_task_id"] for call in host.orchestrator.called(BEAT)]
+    assert tasks == [None, "t-1", None]
+
+
+async def test_heartbeat_of_a_single_slot_names_no_list(host: Host) -> None:
+    async with host.runner():
+        await host.wait_for_calls(BEAT)
+
+    body = host.orchestrator.called(BEAT)[0].body
+    assert body == {"node_id": "node-1", "status": "idle", "current_task_id": None}
+
+
+async def test_heartbeat_of_several_slots_names_all_tasks(host: Host) -> None:
+    for task_id in ("t-1", "t-2"):
+        host.orchestrator.offer(task_id, "[hang]")
+    async with host.runner(max_tasks=3):
+        await host.wait_for_state("t-2", "running")
+        await host.clock.advance(17, asleep=IDLE + 2)
+
+    body = host.orchestrator.called(BEAT)[-1].body
+    assert body["task_ids"] == ["t-1", "t-2"]
+    assert body["current_task_id"] == "t-1"
+
+
+async def test_engine_that_falls_silent_beside_a_task_is_told_and_so_is_its_return(
+    host: Host,
+) -> None:
+    host.orchestrator.offer("t-1", "[wait-for go]")
+    async with host.runner():
+        await host.wait_for_state("t-1", "running")
+        await host.clock.settle(WITH_TASK)
+        host.engine.silent = True
+        await host.clock.advance(31, asleep=WITH_TASK)
+        await until(lambda: host.orchestrator.beats()[-1] == "error")
+        host.engine.silent = False
+        await host.clock.advance(6, asleep=WITH_TASK)
+        await until(lambda: host.orchestrator.beats()[-1] == "busy")
+        host.let_go()
+
+        assert (await host.wait_for_end("t-1"))["status"] == "success"
+    assert host.starts_of("t-1") == 1
+
+
+async def test_short_disk_is_told(host: Host) -> None:
+    async with host.runner(min_free_disk=1 << 62):
+        await until(lambda: host.orchestrator.beats()[-1:] == ["error"])
+
+
+async def test_heart_beats_while_a_file_trickles_in(host: Host) -> None:
+    async def trickle(stream: ByteStream) -> None:
+        await stream.send(b"HTTP/1.1 200 OK\r\nContent-Length: 400\r\n\r\n")
+        for _ in range(400):
+            seen = host.orchestrator.count(BEAT)
+            await stream.send(b"x")
+            if seen < 12:
+                await host.clock.advance(17, asleep=IDLE - 1)
+                await until(lambda seen=seen: host.orchestrator.count(BEAT) > seen)  # type: ignore[misc]
+
+    host.orchestrator.files["slow.csv"] = trickle
+    host.orchestrator.offer("t-1", files=["slow.csv"])
+    async with host.runner():
+        assert (await host.wait_for_end("t-1"))["status"] == "success"
+
+    assert host.orchestrator.beats().count("busy") >= 10
+
+
+async def test_heart_beats_while_an_image_is_fetched(host: Host) -> None:
+    host.engine.shut("fetch_image")
+    host.orchestrator.offer()
+    async with host.runner():
+        await until(lambda: host.engine.waiting["fetch_image"] == 1)
+        seen = host.orchestrator.count(BEAT)
+        await host.clock.advance(300, asleep=IDLE - 1)
+        assert host.orchestrator.count(BEAT) - seen >= 15
+        host.engine.open("fetch_image")
+
+        assert (await host.wait_for_end("t-1"))["status"] == "success"
+
+
+async def test_cancelled_task_is_stopped_and_no_other(host: Host) -> None:
+    for task_id in ("t-1", "t-2"):
+        host.orchestrator.offer(task_id, "[wait-for go]")
+    async with host.runner(max_tasks=2):
+        await host.wait_for_state("t-2", "running")
+        host.orchestrator.cancelled += ["t-1", "unheard-of"]
+        await host.clock.advance(17, asleep=IDLE)
+        end = await host.wait_for_end("t-1")
+        host.let_go()
+
+        assert (await host.wait_for_end("t-2"))["status"] == "success"
+    assert end["status"] == "error"
+    assert end["message"].startswith("cancelled: ")
+
+
+@pytest.mark.parametrize("told_ids", ["t-1", None, {"t-1": 1}, [7, ["t-1"], None]])
+async def test_cancellation_that_is_no_list_of_ids_stops_nothing(
+    host: Host, told_ids: object
+) -> None:
+    host.orchestrator.offer("t-1", "[wait-for go]")
+    host.orchestrator.always(BEAT, told({"cancelled_task_ids": told_ids}))
+    async with host.runner():
+        await host.wait_for_state("t-1", "running")
+        await host.clock.advance(60, asleep=WITH_TASK)
+        host.let_go()
+
+        assert (await host.wait_for_end("t-1"))["status"] == "success"
+
+
+async def test_heartbeat_that_fails_is_followed_by_the_next_and_not_repeated(
+    host: Host, log: pytest.LogCaptureFixture
+) -> None:
+    host.orchestrator.always(BEAT, http(500))
+    async with host.runner():
+        await host.clock.advance(600, asleep=IDLE)
+        assert host.orchestrator.count(BEAT) <= 45
+        host.orchestrator.always(BEAT, None)
+        await host.clock.advance(20, asleep=IDLE)
+
+    warned = [record for record in log.records if "cannot send a heartbeat" in record.message]
+    assert [record.levelname for record in warned].count("WARNING") == 1
+    assert "heartbeats arrive again" in log.text
+
+
+async def test_heartbeat_without_an_answer_holds_up_no_task(host: Host) -> None:
+    host.orchestrator.always(BEAT, stalled(b""))
+    host.orchestrator.offer()
+    async with host.runner():
+        assert (await host.wait_for_end("t-1"))["status"] == "success"
+
+
+async def test_last_word_is_offline(host: Host) -> None:
+    host.orchestrator.offer()
+    async with host.runner(once=True) as run:
+        assert await run.end() == 0
+
+    assert host.orchestrator.beats()[-1] == "offline"
+    assert host.orchestrator.ends("t-1"), "the report goes out before"
+
+
+async def test_end_does_not_wait_for_an_orchestrator_that_is_gone(host: Host) -> None:
+    host.orchestrator.then(POLL, told(None))
+    host.orchestrator.then(BEAT, told({}))
+    host.orchestrator.always(BEAT, stalled(b""))
+    async with host.runner(once=True) as run:
+        with anyio.fail_after(10):
+            assert await run.end() == 0

@@ -1,0 +1,252 @@
+"""Whatever an orchestrator assigns, nothing is written elsewhere, and the runner goes on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.loops.host import IDLE
+from tests.loops.orchestrator import POLL, sha256
+from tests.unit.scripted_server import http, raw
+from tests.unit.until import until
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.loops.host import Host
+    from tests.unit.scripted_server import Answer
+
+pytestmark = pytest.mark.anyio
+
+GOOD = "good"
+CONTENT = b"1,2,3\n"
+SHA = sha256(CONTENT)
+NO_ID = "cannot read the assignment: its task_id must be 1 to 128 letters"
+PLAIN = "is no plain name"
+CONTROL = "has control characters in it"
+TIMEOUT = "its timeout_seconds must lie between 0 and 31622400"
+CHECKSUMS = "its file_checksums do not match its files"
+
+
+@dataclass(frozen=True)
+class Bad:
+    """What is assigned, and what must be said of it."""
+
+    said: str
+    fields: dict[str, object] = field(default_factory=dict)
+    """What a good assignment is changed by."""
+    served: dict[str, bytes | Answer] = field(default_factory=dict)
+    """The files that the orchestrator has."""
+
+
+UNUSABLE: dict[str, tuple[object, str]] = {
+    "no object": (["t-1"], "cannot read the assignment: it is no JSON object"),
+    "a number": (7, "cannot read the assignment: it is no JSON object"),
+    "a text": ("t-1", "cannot read the assignment: it is no JSON object"),
+    "no id": ({"prompt": "do it"}, NO_ID),
+    "climbing id": ({"task_id": "../../escaped", "prompt": "do it"}, NO_ID),
+    "absolute id": ({"task_id": "/tmp/escaped", "prompt": "do it"}, NO_ID),  # noqa: S108 - to be refused
+    "id of 300 bytes": ({"task_id": "t" * 300, "prompt": "do it"}, NO_ID),
+    "id that is a flag": ({"task_id": "--privileged", "prompt": "do it"}, NO_ID),
+    "id with a newline": ({"task_id": "t-1\nt-2", "prompt": "do it"}, NO_ID),
+    "id that is a number": ({"task_id": 1, "prompt": "do it"}, NO_ID),
+}
+
+REJECTED: dict[str, Bad] = {
+    "NUL in the prompt": Bad("its prompt has a NUL character in it", {"prompt": "a\0b"}),
+    "no prompt": Bad("its prompt is missing or empty", {"prompt": " "}),
+    "prompt of 3 MB": Bad("its prompt has 3000000 bytes", {"prompt": "x" * 3_000_000}),
+    "half a character": Bad("its prompt is no valid Unicode", {"prompt": "\ud83d"}),
+    "negative timeout": Bad(TIMEOUT, {"timeout_seconds": -1}),
+    "timeout that is no number": Bad(TIMEOUT, {"timeout_seconds": float("nan")}),
+    "endless timeout": Bad(TIMEOUT, {"timeout_seconds": float("inf")}),
+    "timeout in words": Bad("its timeout_seconds is no number", {"timeout_seconds": "an hour"}),
+    "newline in the URL": Bad(
+        "its orchestrator_url is no URL", {"orchestrator_url": "https://a\nNODE_API_KEY=x"}
+    ),
+    "other scheme": Bad(
+        "its orchestrator_url is no http or https URL", {"orchestrator_url": "file:///etc/shadow"}
+    ),
+    "absolute file": Bad(PLAIN, {"files": ["/tmp/escaped"]}),  # noqa: S108 - to be refused
+    "climbing file": Bad(PLAIN, {"files": ["../../../escaped"]}),
+    "file below another": Bad(PLAIN, {"files": ["a/b"]}),
+    "file named dot dot": Bad(PLAIN, {"files": [".."]}),
+    "NUL in a file's name": Bad(CONTROL, {"files": ["a\0b"]}),
+    "newline in a file's name": Bad(CONTROL, {"files": ["a\nb"]}),
+    "file's name of 300 bytes": Bad("is longer than 255 bytes", {"files": ["n" * 300]}),
+    "two files of one name": Bad("two of its files meet in the name", {"files": ["a", "A"]}),
+    "file named like a device": Bad("is a device's", {"files": ["NUL.txt"]}),
+    "files that are no list": Bad("its files are no list", {"files": "a.csv"}),
+    "too few checksums": Bad(CHECKSUMS, {"files": ["a", "b"], "file_checksums": [SHA]}),
+    "too many checksums": Bad(CHECKSUMS, {"files": ["a"], "file_checksums": [SHA, SHA]}),
+    "checksum that is not hex": Bad(
+        "the checksum of 'a' is no SHA-256", {"files": ["a"], "file_checksums": ["g" * 64]}
+    ),
+}
+
+UNSTARTABLE: dict[str, Bad] = {
+    "file that is not there": Bad(
+        "cannot fetch the file 'gone.csv': HTTP 404: no such file", {"files": ["gone.csv"]}
+    ),
+    "other content than promised": Bad(
+        f"cannot use the file 'a': its SHA-256 is {sha256(b'evil')}, not {SHA}",
+        {"files": ["a"], "file_checksums": [SHA]},
+        {"a": b"evil"},
+    ),
+    "file larger than the disk": Bad(
+        "cannot fetch the file 'a': it takes",
+        {"files": ["a"]},
+        {"a": raw(b"HTTP/1.1 200 OK\r\nContent-Length: 999999999999999999\r\n\r\nxxxx")},
+    ),
+    "file that is refused": Bad(
+        "cannot fetch the file 'a': HTTP 403", {"files": ["a"]}, {"a": http(403)}
+    ),
+}
+
+
+def elsewhere(host: Host) -> dict[Path, object]:
+    """List everything around the Victoria home and the state folder, and what it is."""
+    around = [host.folder.parent, *host.folder.parent.iterdir(), *host.folder.rglob("*")]
+    ours = (host.home, host.state_dir)
+    return {
+        path: path.read_bytes() if path.is_file() else path.is_dir()
+        for path in around
+        if not any(folder == path or folder in path.parents for folder in ours)
+    }
+
+
+async def check_that_it_goes_on(host: Host) -> None:
+    """Run a good task."""
+    await host.clock.settle(IDLE)
+    host.orchestrator.offer(GOOD)
+    await host.clock.advance(34, asleep=IDLE)
+    assert (await host.wait_for_end(GOOD))["status"] == "success"
+
+
+@pytest.mark.parametrize(("assignment", "said"), UNUSABLE.values(), ids=UNUSABLE.keys())
+async def test_assignment_without_a_usable_id_is_logged_and_told_to_nobody(
+    host: Host, log: pytest.LogCaptureFixture, assignment: object, said: str
+) -> None:
+    (host.folder / "precious").write_text("untouched")
+    before = elsewhere(host)
+    host.orchestrator.hand_out(assignment)
+    async with host.runner():
+        await host.wait_for_calls(POLL)
+        await check_that_it_goes_on(host)
+
+    assert f"assignment rejected: {said}" in log.text
+    assert {report["task_id"] for report in host.orchestrator.taken} == {GOOD}
+    assert elsewhere(host) == before
+    assert [path.name for path in (host.home / "tasks").iterdir()] == [GOOD]
+    assert list(host.engine.starts) == [f"victoria-{GOOD}"]
+
+
+@pytest.mark.parametrize(
+    ("reason", "bad"),
+    [
+        *(("rejected", bad) for bad in REJECTED.values()),
+        *(("unstartable", bad) for bad in UNSTARTABLE.values()),
+    ],
+    ids=[*REJECTED, *UNSTARTABLE],
+)
+async def test_assignment_that_cannot_be_obeyed_is_answered_with_the_sentence(
+    host: Host, reason: str, bad: Bad
+) -> None:
+    (host.folder / "precious").write_text("untouched")
+    before = elsewhere(host)
+    host.orchestrator.files.update(bad.served)
+    host.orchestrator.hand_out({"task_id": "t-1", "prompt": "do it", **bad.fields})
+    async with host.runner():
+        end = await host.wait_for_end("t-1")
+        await check_that_it_goes_on(host)
+
+    assert end["status"] == "error"
+    assert end["message"].startswith(f"{reason}: cannot ")
+    assert bad.said in end["message"]
+    assert "\n" not in end["message"]
+    assert host.starts_of("t-1") == 0
+    assert elsewhere(host) == before
+    written = {path.relative_to(host.home).as_posix() for path in host.home.rglob("*")}
+    ours = {"tasks", "tasks/t-1", "tasks/t-1/files"}
+    assert all(path in ours or f"tasks/{GOOD}" in path for path in written)
+
+
+async def test_rejected_assignment_that_is_offered_on_and_on_is_not_asked_for_without_end(
+    host: Host,
+) -> None:
+    for _ in range(50):
+        host.orchestrator.hand_out({"task_id": "t-1", "prompt": ""})
+    async with host.runner():
+        await host.wait_for_state("t-1", "closed")
+        await host.clock.advance(600, asleep=IDLE)
+
+    assert host.orchestrator.count(POLL) <= 25
+
+
+async def test_half_a_file_is_not_used_and_the_whole_is_fetched_anew(host: Host) -> None:
+    half = raw(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n1,2")
+    host.orchestrator.then("/files/a.csv", half)
+    host.orchestrator.files["a.csv"] = CONTENT
+    host.orchestrator.offer("t-1", files=["a.csv"])
+    async with host.runner():
+        assert (await host.wait_for_end("t-1"))["status"] == "success"
+
+    (only,) = (host.home / "tasks" / "t-1" / "files").iterdir()
+    assert only.read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("place", ["tasks", "tasks/t-1", "tasks/t-1/files"])
+async def test_folder_that_an_earlier_task_has_made_a_link_is_not_followed(
+    host: Host, place: str
+) -> None:
+    outside = host.folder / "outside"
+    outside.mkdir()
+    (host.home / place).parent.mkdir(parents=True, exist_ok=True)
+    (host.home / place).symlink_to(outside)
+    host.orchestrator.files["a.csv"] = CONTENT
+    host.orchestrator.offer("t-1", files=["a.csv"])
+    async with host.runner():
+        end = await host.wait_for_end("t-1")
+
+    assert end["message"].startswith("unstartable: cannot open the folder ")
+    assert not list(outside.iterdir())
+    assert host.starts_of("t-1") == 0
+
+
+async def test_file_that_an_earlier_task_has_made_a_link_is_replaced(host: Host) -> None:
+    precious = host.folder / "precious"
+    precious.write_text("untouched")
+    folder = host.home / "tasks" / "t-1" / "files"
+    folder.mkdir(parents=True)
+    (folder / "a.csv").symlink_to(precious)
+    host.orchestrator.files["a.csv"] = CONTENT
+    host.orchestrator.offer("t-1", files=["a.csv"])
+    async with host.runner():
+        assert (await host.wait_for_end("t-1"))["status"] == "success"
+
+    assert precious.read_text() == "untouched"
+    assert (folder / "a.csv").read_bytes() == CONTENT
+    assert not (folder / "a.csv").is_symlink()
+
+
+async def test_key_goes_to_no_other_address_than_the_configured_one(host: Host) -> None:
+    host.orchestrator.offer("t-1", orchestrator_url="http://127.0.0.1:9/elsewhere")
+    async with host.runner():
+        await host.wait_for_end("t-1")
+
+    # Port 9 answers nobody: had it been asked, the task would wait for it.
+    assert [call.key for call in host.orchestrator.calls[1:]] == ["node-key-1"] * (
+        len(host.orchestrator.calls) - 1
+    )
+
+
+async def test_redirect_is_not_followed(host: Host, log: pytest.LogCaptureFixture) -> None:
+    away = {"Location": f"{host.orchestrator.url}/stolen"}
+    host.orchestrator.always(POLL, http(307, headers=away))
+    async with host.runner():
+        await until(lambda: "a redirect, which is not followed" in log.text)
+        await host.clock.advance(120, asleep=IDLE)
+
+    assert not host.orchestrator.called("/stolen")

@@ -1,0 +1,214 @@
+"""The runner asks for work as soon as there can be some, and never without end."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.loops.host import IDLE, WITH_TASK
+from tests.loops.orchestrator import BEAT, POLL, SILENCE
+from tests.unit.scripted_server import http, told
+from tests.unit.until import until
+
+if TYPE_CHECKING:
+    from tests.loops.host import Host
+    from tests.loops.orchestrator import ScriptedOrchestrator
+
+pytestmark = pytest.mark.anyio
+
+HELD = {"Preference-Applied": "wait=25"}
+
+
+def gaps(orchestrator: ScriptedOrchestrator, path: str = POLL) -> list[float]:
+    """Give the seconds between calls of one kind."""
+    return [after.at_s - before.at_s for before, after in pairwise(orchestrator.called(path))]
+
+
+async def test_request_for_work_asks_to_be_held(host: Host) -> None:
+    async with host.runner():
+        await host.wait_for_calls(POLL)
+
+    (call,) = host.orchestrator.called(POLL)
+    assert call.request.headers["prefer"] == "wait=25"
+
+
+async def test_request_with_once_is_not_held(host: Host) -> None:
+    async with host.runner(once=True) as run:
+        assert await run.end() == 0
+
+    (call,) = host.orchestrator.called(POLL)
+    assert call.request.headers["prefer"] == "wait=0"
+
+
+async def test_orchestrator_that_held_the_request_is_asked_again_at_once(host: Host) -> None:
+    host.orchestrator.holds = True
+    async with host.runner():
+        for count in (1, 2, 3):
+            await host.wait_for_calls(POLL, count)
+            await host.clock.advance(25, asleep=IDLE - 1)
+            host.orchestrator.release()
+        await host.wait_for_calls(POLL, 4)
+
+    assert gaps(host.orchestrator) == [25, 25, 25]
+
+
+async def test_task_that_ends_a_held_request_starts_at_once(host: Host) -> None:
+    host.orchestrator.holds = True
+    async with host.runner():
+        await host.wait_for_calls(POLL)
+        host.orchestrator.offer()
+
+        assert (await host.wait_for_end("t-1"))["status"] == "success"
+
+
+async def test_orchestrator_that_only_says_it_holds_is_not_hammered(host: Host) -> None:
+    host.orchestrator.always(POLL, told(None, headers=HELD))
+    async with host.runner():
+        await host.clock.advance(300, asleep=IDLE)
+
+    assert 10 <= host.orchestrator.count(POLL) <= 12
+
+
+async def test_orchestrator_that_does_not_hold_is_asked_every_interval_within_a_tenth(
+    host: Host,
+) -> None:
+    async with host.runner(poll_interval_s=40.0):
+        await host.clock.advance(2000, asleep=IDLE)
+
+    waits = gaps(host.orchestrator)
+    assert len(waits) >= 45
+    assert all(36 <= wait <= 44 for wait in waits)
+    assert len({round(wait, 3) for wait in waits}) > 40, "without jitter a fleet asks as one"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [http(503), http(500), http(200, b"<html>Welcome</html>"), http(302), told({}, 403), SILENCE],
+    ids=["503", "500", "html", "redirect", "403", "silence"],
+)
+async def test_question_that_fails_is_asked_again_with_growing_patience(
+    host: Host, log: pytest.LogCaptureFixture, answer: object
+) -> None:
+    host.orchestrator.always(POLL, answer)  # type: ignore[arg-type]
+    async with host.runner(poll_interval_s=5.0, heartbeat_interval_s=300.0):
+        await host.clock.advance(1200, asleep=IDLE)
+
+    waits = gaps(host.orchestrator)
+    assert "Error polling for tasks: " in log.text
+    assert min(waits) >= 0.5
+    assert waits[0] <= 2
+    assert waits[1] <= 4
+    assert max(waits) <= 60
+    assert 20 <= len(waits) <= 90, "half a minute on average, once it has lasted"
+
+
+async def test_retry_after_is_obeyed(host: Host) -> None:
+    host.orchestrator.then(POLL, http(503, headers={"Retry-After": "500"}))
+    async with host.runner():
+        await host.clock.advance(700, asleep=IDLE)
+
+    assert 500 <= gaps(host.orchestrator)[0] <= 550
+
+
+async def test_silly_retry_after_is_obeyed_for_an_hour(host: Host) -> None:
+    host.orchestrator.then(POLL, http(429, headers={"Retry-After": "99999999"}))
+    async with host.runner(heartbeat_interval_s=300.0):
+        await host.clock.advance(4000, asleep=IDLE)
+
+    assert 3600 <= gaps(host.orchestrator)[0] <= 3960
+
+
+async def test_outage_of_everything_is_outlived_and_work_goes_on(host: Host) -> None:
+    async with host.runner():
+        await host.clock.settle(IDLE)
+        host.orchestrator.is_down = True
+        seen = len(host.orchestrator.calls)
+        await host.clock.advance(3600, asleep=IDLE)
+        assert len(host.orchestrator.calls) - seen <= 7200, "once per half second"
+        assert min(gaps(host.orchestrator)) >= 0.5
+        assert min(gaps(host.orchestrator, BEAT)) >= 0.5
+        host.orchestrator.is_down = False
+        host.orchestrator.offer()
+        await host.clock.advance(61, asleep=WITH_TASK)
+
+        assert (await host.wait_for_end("t-1"))["status"] == "success"
+
+
+async def test_next_question_after_a_task_comes_at_once(host: Host) -> None:
+    for number in range(3):
+        host.orchestrator.offer(f"t-{number}")
+    async with host.runner():
+        await host.wait_for_end("t-2")
+        await host.wait_for_calls(POLL, 4)
+
+    assert gaps(host.orchestrator)[:3] == [0, 0, 0]
+
+
+async def test_nothing_is_asked_while_all_slots_are_taken(host: Host) -> None:
+    host.orchestrator.offer("t-1", "[wait-for go]")
+    host.orchestrator.offer("t-2", "[wait-for go]")
+    host.orchestrator.offer("t-3")
+    async with host.runner(max_tasks=2):
+        await host.wait_for_state("t-2", "running")
+        await host.clock.advance(600, asleep=WITH_TASK + 1)
+        assert host.orchestrator.count(POLL) == 2
+        host.let_go()
+
+        await host.wait_for_end("t-3")
+
+
+async def test_task_in_hand_that_is_offered_again_is_not_started_twice(host: Host) -> None:
+    for _ in range(3):
+        host.orchestrator.offer("t-1", "[wait-for go]")
+    async with host.runner(max_tasks=2):
+        await host.wait_for_state("t-1", "running")
+        await host.clock.advance(90, asleep=IDLE + 1)
+        assert not host.orchestrator.queue
+        host.let_go()
+        await host.wait_for_end("t-1")
+
+    assert host.starts_of("t-1") == 1
+
+
+async def test_closed_task_that_is_offered_again_is_reported_again_and_not_run(host: Host) -> None:
+    host.orchestrator.offer("t-1", "[fail 3]")
+    async with host.runner():
+        end = await host.wait_for_end("t-1")
+        await host.clock.settle(IDLE)
+        host.orchestrator.offer("t-1", "[fail 3]")
+        await host.clock.advance(34, asleep=IDLE)
+        await until(lambda: len(host.orchestrator.ends("t-1")) == 2)
+
+    again = host.orchestrator.ends("t-1")[1]
+    assert again["message"] == end["message"]
+    assert again["status"] == end["status"] == "error"
+    assert host.starts_of("t-1") == 1
+
+
+async def test_short_disk_is_said_and_no_work_is_asked_for_until_there_is_room(
+    host: Host, log: pytest.LogCaptureFixture
+) -> None:
+    async with host.runner(min_free_disk=1 << 62):
+        await host.wait_for_beat("error")
+        await host.clock.advance(120, asleep=IDLE)
+
+    assert host.orchestrator.count(POLL) == 0
+    assert "free some space there or lower --min-free-disk" in log.text
+
+
+async def test_engine_that_is_silent_at_the_start_takes_no_work_until_it_answers(
+    host: Host,
+) -> None:
+    host.engine.silent = True
+    host.orchestrator.offer()
+    async with host.runner():
+        await host.wait_for_beat("error")
+        await host.clock.advance(60, asleep=IDLE)
+        asked = host.orchestrator.count(POLL)
+        host.engine.silent = False
+        await host.clock.advance(61, asleep=IDLE)
+        assert (await host.wait_for_end("t-1"))["status"] == "success"
+
+    assert asked <= 1, "the first question may go out while the engine is being asked"

@@ -1,0 +1,233 @@
+"""Whatever state a runner leaves behind, the next one brings the task to its true end, once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pytest
+
+from runner.api import Identity
+from runner.assignment import Assignment
+from runner.container import ContainerSpec
+from runner.ending import final_report
+from runner.errors import EngineError
+from runner.files import CONTAINER_HOME
+from runner.journal import End, Report, open_journal
+from runner.register import describe
+from runner.settings import Limits, Secret
+from runner.states import EndReason, TaskState
+from runner.task import run_folder
+from tests.loops.host import IDLE, IMAGE, WITH_TASK, container_of
+from tests.loops.orchestrator import LOGS, SILENCE, STATUS
+from tests.unit.scripted_server import http
+from tests.unit.until import until
+
+if TYPE_CHECKING:
+    from tests.loops.host import Host
+
+pytestmark = pytest.mark.anyio
+
+ACCEPTED, STARTING, RUNNING = TaskState.ACCEPTED, TaskState.STARTING, TaskState.RUNNING
+NONE, CREATED, VANISHED = "none", "created", "vanished"
+STILL, GOOD, BAD, FULL = "[wait-for go]", "[print-line well]", "[fail 3]", "[eat-memory 9]"
+"""Prompts of containers: one that runs, and three that have ended."""
+
+COMPLETED, FAILED, OOM = "success", "failed: exit code 3", "out_of_memory: the kernel ended it"
+GONE = "lost: container is gone (host restarted?)"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is found at a start, and what must come of it."""
+
+    state: TaskState
+    container: str
+    end: str
+    """How the final message begins, or `success`."""
+    starts: int
+    """How often the task was started in all."""
+    other_boot: bool = False
+    cid_file: bool = False
+
+    def __str__(self) -> str:
+        """Name the row."""
+        boot = " after a restart of the host" if self.other_boot else ""
+        cid = ", its id written down" if self.cid_file else ""
+        return f"{self.state.value}, container {self.container}{cid}{boot}"
+
+
+TABLE = [
+    Row(ACCEPTED, NONE, COMPLETED, 1),
+    Row(ACCEPTED, CREATED, COMPLETED, 1),
+    Row(ACCEPTED, STILL, COMPLETED, 1),
+    Row(ACCEPTED, GOOD, COMPLETED, 1),
+    Row(ACCEPTED, BAD, FAILED, 1),
+    Row(ACCEPTED, VANISHED, GONE, 1),
+    Row(STARTING, NONE, COMPLETED, 1),
+    Row(STARTING, NONE, COMPLETED, 1, other_boot=True),
+    Row(STARTING, NONE, "lost: its container was removed", 0, cid_file=True),
+    Row(STARTING, NONE, "lost: its container was removed", 0, cid_file=True, other_boot=True),
+    Row(STARTING, CREATED, COMPLETED, 1),
+    Row(STARTING, CREATED, COMPLETED, 1, cid_file=True),
+    Row(STARTING, CREATED, "lost: the host restarted", 0, other_boot=True),
+    Row(STARTING, CREATED, "lost: the host restarted", 0, cid_file=True, other_boot=True),
+    Row(STARTING, STILL, COMPLETED, 1),
+    Row(STARTING, STILL, COMPLETED, 1, cid_file=True),
+    Row(STARTING, STILL, "lost: the host restarted", 1, other_boot=True),
+    Row(STARTING, GOOD, COMPLETED, 1, cid_file=True),
+    Row(STARTING, GOOD, COMPLETED, 1, other_boot=True),
+    Row(STARTING, BAD, FAILED, 1),
+    Row(STARTING, FULL, OOM, 1),
+    Row(STARTING, VANISHED, GONE, 1),
+    Row(STARTING, VANISHED, GONE, 1, other_boot=True),
+    Row(RUNNING, NONE, GONE, 0),
+    Row(RUNNING, NONE, GONE, 0, other_boot=True),
+    Row(RUNNING, NONE, GONE, 0, cid_file=True),
+    Row(RUNNING, CREATED, GONE, 0),
+    Row(RUNNING, CREATED, GONE, 0, other_boot=True),
+    Row(RUNNING, STILL, COMPLETED, 1),
+    Row(RUNNING, STILL, COMPLETED, 1, cid_file=True),
+    Row(RUNNING, STILL, "lost: the host restarted", 1, other_boot=True),
+    Row(RUNNING, GOOD, COMPLETED, 1),
+    Row(RUNNING, BAD, FAILED, 1),
+    Row(RUNNING, BAD, FAILED, 1, other_boot=True),
+    Row(RUNNING, FULL, OOM, 1),
+    Row(RUNNING, VANISHED, GONE, 1),
+    Row(RUNNING, VANISHED, GONE, 1, other_boot=True),
+]
+
+ENDED = [NONE, CREATED, STILL, GOOD, BAD, VANISHED]
+
+
+async def leave_behind(host: Host, state: TaskState, *, other_boot: bool = False) -> None:
+    """Write the journal that a runner left which had come so far with the task."""
+    settings = host.settings()
+    journal, _ = open_journal(host.state_dir, "now")
+    identity = Identity("node-1", Secret("node-key-1"))
+    host.orchestrator.keys.add("node-key-1")
+    now = host.clock.wall_s()
+    try:
+        await journal.store_identity(identity, settings.orchestrator_url, describe(settings), now)
+        await journal.accept(Assignment("t-1", GOOD, settings.orchestrator_url, 60), identity, now)
+        if state is not ACCEPTED:
+            await journal.start("t-1", "boot-0" if other_boot else host.clock.boot_id)
+        if state in {RUNNING, TaskState.ENDED}:
+            await journal.run("t-1", "c0ffee", now, host.clock.uptime_s() + 60)
+        if state is TaskState.ENDED:
+            end = End(EndReason.FAILED, "failed: exit code 9", 9)
+            session = Report("logs", {"job_id": "t-1", "task_id": "t-1", "session": {}})
+            await journal.end("t-1", end, [session, final_report("t-1", end, now)], now)
+    finally:
+        journal.close_file()
+
+
+async def leave_container(host: Host, container: str) -> None:
+    """Have the container that the earlier runner started, as it is now."""
+    if container == NONE:
+        return
+    name = container_of("t-1")
+    prompt = {CREATED: STILL, VANISHED: STILL}.get(container, container)
+    spec = ContainerSpec(
+        name=name,
+        image=IMAGE,
+        arguments=("--accept-license", "--task", prompt),
+        volumes={host.home: CONTAINER_HOME},
+        limits=Limits(memory="8m"),
+        run_args=("--entrypoint", "/none") if container == CREATED else (),
+    )
+    if container == CREATED:
+        with pytest.raises(EngineError):
+            await host.engine.run(spec)
+        return
+    await host.engine.run(spec)
+    if container == VANISHED:
+        host.engine.vanish(name)
+    elif container != STILL:
+        await host.engine.wait(name)
+
+
+@pytest.mark.parametrize("row", TABLE, ids=str)
+async def test_task_is_brought_to_its_true_end_and_was_started_once_at_most(
+    host: Host, row: Row
+) -> None:
+    await leave_behind(host, row.state, other_boot=row.other_boot)
+    await leave_container(host, row.container)
+    if row.cid_file:
+        run_folder(host.state_dir).mkdir()
+        (run_folder(host.state_dir) / "t-1.cid").write_text("c0ffee")
+    async with host.runner():
+        if row.container == STILL and not row.other_boot:
+            await host.wait_for_state("t-1", "running")
+            await host.clock.settle(WITH_TASK)
+            host.let_go()
+        end = await host.wait_for_end("t-1")
+
+    said = "success" if end["status"] == "success" else end["message"]
+    assert said.startswith(row.end)
+    assert host.starts_of("t-1") == row.starts
+    assert await host.engine.inspect(container_of("t-1")) is None
+    assert not list(run_folder(host.state_dir).iterdir())
+
+
+@pytest.mark.parametrize("container", ENDED)
+async def test_ended_task_is_reported_and_its_container_removed_whatever_it_is(
+    host: Host, container: str
+) -> None:
+    await leave_behind(host, TaskState.ENDED)
+    await leave_container(host, container)
+    starts = host.starts_of("t-1")
+    async with host.runner():
+        end = await host.wait_for_end("t-1")
+
+    assert end["message"] == "failed: exit code 9"
+    assert host.starts_of("t-1") == starts
+    assert await host.engine.inspect(container_of("t-1")) is None
+
+
+async def test_reports_left_behind_keep_their_order_though_the_first_fails(host: Host) -> None:
+    await leave_behind(host, TaskState.ENDED)
+    host.orchestrator.then(LOGS, http(503), SILENCE, http(200, b"<html>"))
+    async with host.runner():
+        await host.wait_for_calls(LOGS)
+        await host.clock.advance(60, asleep=IDLE)
+        await host.wait_for_end("t-1")
+
+    told = [call.request.target for call in host.orchestrator.calls]
+    assert [path for path in told if path in {LOGS, STATUS}] == [LOGS, LOGS, LOGS, LOGS, STATUS]
+
+
+async def test_adopted_task_has_what_is_left_of_its_time(host: Host) -> None:
+    host.orchestrator.offer("t-1", "[hang]", timeout_seconds=100)
+    async with host.runner():
+        await host.wait_for_state("t-1", "running")
+        await host.clock.settle(WITH_TASK)
+        await host.clock.advance(60, asleep=WITH_TASK)
+    async with host.runner():
+        await host.clock.advance(30, asleep=WITH_TASK)
+        assert host.state_of("t-1") == "running"
+        await host.clock.advance(11, asleep=WITH_TASK)
+
+        assert (await host.wait_for_end("t-1"))["message"].startswith("timed_out: ")
+    assert host.starts_of("t-1") == 1
+
+
+async def test_time_that_is_up_at_the_start_ends_the_task_at_once(host: Host) -> None:
+    host.orchestrator.offer("t-1", "[hang]", timeout_seconds=100)
+    async with host.runner():
+        await host.wait_for_state("t-1", "running")
+    await host.clock.advance(500, asleep=0)
+    async with host.runner():
+        assert (await host.wait_for_end("t-1"))["message"].startswith("timed_out: ")
+
+
+async def test_task_taken_over_occupies_its_slot_before_work_is_asked_for(host: Host) -> None:
+    await leave_behind(host, RUNNING)
+    await leave_container(host, STILL)
+    host.orchestrator.offer("t-2")
+    async with host.runner():
+        await until(lambda: "busy" in host.orchestrator.beats())
+        await host.clock.advance(60, asleep=WITH_TASK)
+        assert host.orchestrator.queue
+        host.let_go()
+        await host.wait_for_end("t-2")

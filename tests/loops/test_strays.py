@@ -1,0 +1,86 @@
+"""Containers that no journal knows are left alone for five minutes, and then removed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from runner.container import ContainerSpec
+from runner.task import LABEL_RUNNER
+from tests.loops.host import IDLE, IMAGE
+from tests.loops.orchestrator import POLL
+from tests.unit.until import until
+
+if TYPE_CHECKING:
+    from tests.loops.host import Host
+
+pytestmark = pytest.mark.anyio
+
+
+async def make_stray(host: Host, runner_id: str, name: str = "victoria-unknown") -> None:
+    """Start a container with a runner's label, behind that runner's back."""
+    arguments = ("--accept-license", "--task", "[hang]")
+    labels = {LABEL_RUNNER: runner_id}
+    await host.engine.run(ContainerSpec(name, IMAGE, arguments, labels))
+
+
+async def runner_id_of(host: Host) -> str:
+    """Let a runner leave its id in the state folder."""
+    async with host.runner():
+        await host.wait_for_calls(POLL)
+    return (host.state_dir / "runner-id").read_text().strip()
+
+
+async def test_unknown_container_is_untouched_for_five_minutes_and_then_removed(
+    host: Host, log: pytest.LogCaptureFixture
+) -> None:
+    await make_stray(host, await runner_id_of(host))
+    async with host.runner():
+        await host.clock.advance(299, asleep=IDLE + 1)
+        assert await host.engine.inspect("victoria-unknown") is not None
+        await host.clock.advance(2, asleep=IDLE)
+        await until(lambda: "container removed" in log.text)
+
+        assert await host.engine.inspect("victoria-unknown") is None
+    assert not host.orchestrator.reports("unknown"), "nothing is said of it"
+
+
+async def test_container_of_another_runner_is_never_touched(host: Host) -> None:
+    await make_stray(host, "another-runner")
+    async with host.runner():
+        await host.clock.advance(600, asleep=IDLE)
+
+    assert await host.engine.inspect("victoria-unknown") is not None
+
+
+async def test_container_of_a_task_in_hand_is_no_stray(host: Host) -> None:
+    host.orchestrator.offer("t-1", "[wait-for go]")
+    async with host.runner():
+        await host.wait_for_state("t-1", "running")
+    async with host.runner():
+        await host.clock.advance(600, asleep=IDLE)
+        host.let_go()
+
+        assert (await host.wait_for_end("t-1"))["status"] == "success"
+
+
+async def test_task_that_comes_within_the_five_minutes_keeps_its_container(host: Host) -> None:
+    await make_stray(host, await runner_id_of(host), "victoria-t-1")
+    async with host.runner(max_tasks=2):
+        await host.clock.advance(100, asleep=IDLE + 1)
+        host.orchestrator.offer("t-1", "[hang]")
+        await host.clock.advance(400, asleep=IDLE + 1)
+        assert await host.engine.inspect("victoria-t-1") is not None
+
+        assert host.state_of("t-1") == "running"
+
+
+async def test_silent_engine_is_asked_for_strays_later(host: Host) -> None:
+    await make_stray(host, await runner_id_of(host))
+    host.engine.silent = True
+    async with host.runner():
+        await host.clock.advance(200, asleep=IDLE + 1)
+        host.engine.silent = False
+        await host.clock.advance(361, asleep=IDLE)
+        await until(lambda: "victoria-unknown" not in host.engine.names)

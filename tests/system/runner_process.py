@@ -1,0 +1,304 @@
+"""`python -m runner` as a process of its own, with its folders, to be started again and again."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import sqlite3
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tests.orchestrator.serving import wait_for
+from tests.system.recording import LONGEST_TASK_S, RecordingOrchestrator
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tests.engines import Engine
+
+ROOT = Path(__file__).parents[2]
+COMMAND = (sys.executable, "-m", "runner")
+DEADLINE_S = 60
+"""How long a process may take for what it does at once, on a machine with other work."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command that ended by itself said."""
+
+    exit_code: int
+    output: str
+    log: str
+
+
+@dataclass
+class RunnerProcess:
+    """One host's runner: its folders stay, its process comes and goes."""
+
+    folder: Path
+    engine: Engine
+    orchestrator: RecordingOrchestrator
+    options: list[str]
+    """What every start is given, before the start's own arguments."""
+    environment: dict[str, str] = field(default_factory=dict)
+    """What every start has in its environment, beside what this process has."""
+    command: tuple[str, ...] = COMMAND
+    """What is started: the runner, or a launcher that breaks it."""
+    _process: subprocess.Popen[bytes] | None = None
+    _log_start: int = 0
+
+    @property
+    def home(self) -> Path:
+        """The Victoria home."""
+        return self.folder / "home"
+
+    @property
+    def state_dir(self) -> Path:
+        """The state folder."""
+        return self.folder / "state"
+
+    @property
+    def pid(self) -> int:
+        """The process that was started last."""
+        assert self._process is not None, "it was never started"
+        return self._process.pid
+
+    # Start and end
+
+    def start(self, *arguments: str, terminal: int | None = None) -> None:
+        """Start the process; what it says goes to the log file, or to a terminal if given."""
+        assert self._process is None or self._process.poll() is not None, "it runs already"
+        self.folder.mkdir(exist_ok=True)
+        with self._log_path.open("ab") as log:
+            self._log_start = log.tell()
+            self._process = subprocess.Popen(
+                [*self.command, *self.options, *arguments],
+                cwd=ROOT,
+                env=self._full_environment(),
+                stdin=subprocess.DEVNULL if terminal is None else terminal,
+                stdout=log if terminal is None else terminal,
+                stderr=log if terminal is None else terminal,
+            )
+
+    def run(self, *arguments: str, environment: Mapping[str, str] | None = None) -> Answer:
+        """Run to the end, beside the process that was started or instead of it."""
+        done = subprocess.run(
+            [*self.command, *self.options, *arguments],
+            cwd=ROOT,
+            env={**self._full_environment(), **(environment or {})},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE_S,
+            check=False,
+        )
+        return Answer(done.returncode, done.stdout, done.stderr)
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal to the process, and to nothing else."""
+        os.kill(self.pid, number)
+
+    def exit_code(self, deadline_s: float = DEADLINE_S) -> int:
+        """Wait for the end of the process; give its exit code."""
+        assert self._process is not None, "it was never started"
+        return self._process.wait(deadline_s)
+
+    def kill(self) -> None:
+        """Do to the process what a crash does, if it runs."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
+            self._process.wait(DEADLINE_S)
+
+    def clean(self) -> None:
+        """End the process, and remove the containers of this orchestrator's tasks."""
+        starting = self._starting_containers()
+        self.kill()
+        wait_for(lambda: not any(process.exists() for process in starting), DEADLINE_S)
+        ours = {container_of(task_id) for task_id in self.orchestrator.task_ids}
+        wait_for(lambda: not self._remove(ours & set(containers(self.engine))), DEADLINE_S)
+
+    def _starting_containers(self) -> list[Path]:
+        """Give the engine's processes that are starting a container, and outlive the runner."""
+        if self._process is None:
+            return []
+        children = subprocess.run(
+            ["ps", "-o", "pid=,args=", "--ppid", str(self.pid)],
+            check=False,  # it may have none
+            capture_output=True,
+            text=True,
+        )
+        rows = [line.split() for line in children.stdout.splitlines()]
+        return [Path(f"/proc/{row[0]}") for row in rows if "run" in row[2:4]]
+
+    def _remove(self, names: set[str]) -> set[str]:
+        """Try to remove containers, which somebody else may be doing; give what was there."""
+        for name in names:
+            # Two steps: `rm --force` alone gives podman's containers ten seconds to end.
+            for arguments in (["kill", name], ["rm", "--force", name]):
+                subprocess.run([self.engine.name, *arguments], check=False, capture_output=True)
+        return names
+
+    def _full_environment(self) -> dict[str, str]:
+        ours = {
+            name: text
+            for name, text in os.environ.items()
+            if not name.startswith("VICTORIA_") and name != "STATE_DIRECTORY"
+        }
+        return {**ours, **self.environment}
+
+    # What it says and keeps
+
+    @property
+    def _log_path(self) -> Path:
+        return self.folder / "runner.log"
+
+    @property
+    def whole_log(self) -> str:
+        """What all starts have logged."""
+        return self._log_path.read_text(encoding="utf-8") if self._log_path.exists() else ""
+
+    @property
+    def log(self) -> str:
+        """What was logged since the last start."""
+        with self._log_path.open("rb") as file:
+            file.seek(self._log_start)
+            return file.read().decode()
+
+    def wait_for_log(self, text: str) -> None:
+        """Wait until a text is in the log of the last start; the log is shown if it never is."""
+
+        def is_there() -> bool:
+            assert self._process is not None, "it was never started"
+            has_ended = self._process.poll() is not None
+            if text not in self.log and has_ended:
+                raise TimeoutError
+            return text in self.log
+
+        try:
+            wait_for(is_there, DEADLINE_S)
+        except TimeoutError:
+            raise AssertionError(f"{text!r} is not in the log:\n{self.log}") from None
+
+    def rows(self, query: str) -> list[dict[str, Any]]:
+        """Read the journal as it stands."""
+        path = self.state_dir / "journal.sqlite3"
+        if not path.exists():
+            return []
+        journal = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+        journal.row_factory = sqlite3.Row
+        try:
+            # Of one that is being made there is nothing to read yet.
+            is_made = journal.execute("PRAGMA user_version").fetchone()[0] > 0
+            return [dict(row) for row in journal.execute(query)] if is_made else []
+        finally:
+            journal.close()
+
+    @property
+    def node_key(self) -> str:
+        """The key that the journal holds."""
+        return str(self.rows("SELECT api_key FROM identities ORDER BY id DESC")[0]["api_key"])
+
+    @property
+    def node_id(self) -> str:
+        """The node's id in the journal."""
+        return str(self.rows("SELECT node_id FROM identities ORDER BY id DESC")[0]["node_id"])
+
+    def task_folder(self, task_id: str) -> Path:
+        """Give the folder of a task in the Victoria home."""
+        return self.home / "tasks" / task_id
+
+    def starts_of(self, task_id: str) -> int:
+        """Count how often a task's container has begun to work."""
+        log = self.task_folder(task_id) / "starts.log"
+        return len(log.read_text().splitlines()) if log.exists() else 0
+
+    def wait_for_start_of(self, task_id: str) -> None:
+        """Wait until a task's container works and the journal knows it."""
+        try:
+            wait_for(lambda: self.starts_of(task_id), DEADLINE_S)
+            wait_for(lambda: self.state_of(task_id) == "running", DEADLINE_S)
+        except TimeoutError:
+            raise AssertionError(f"task {task_id} does not start:\n{self.log}") from None
+
+    def state_of(self, task_id: str) -> str | None:
+        """Give a task's state in the journal."""
+        rows = self.rows(f"SELECT state FROM tasks WHERE task_id = '{task_id}'")  # noqa: S608 - ours
+        return rows[0]["state"] if rows else None
+
+    def wait_until_closed(self, task_id: str) -> None:
+        """Wait until everything is done for a task, its container's removal included."""
+        try:
+            wait_for(lambda: self.state_of(task_id) == "closed", LONGEST_TASK_S)
+        except TimeoutError:
+            raise AssertionError(f"task {task_id} is not closed:\n{self.log}") from None
+
+    def let_go(self, name: str) -> None:
+        """Make the file that a task with `[wait-for NAME]` waits for."""
+        (self.home / name).touch()
+
+    # What it costs
+
+    @property
+    def memory_kib(self) -> int:
+        """Its resident memory now."""
+        return self._status_kib("VmRSS")
+
+    @property
+    def peak_memory_kib(self) -> int:
+        """Its largest resident memory since it started, or since `forget_peak`."""
+        return self._status_kib("VmHWM")
+
+    def forget_peak(self) -> None:
+        """Begin anew with the largest resident memory (proc(5), clear_refs)."""
+        Path(f"/proc/{self.pid}/clear_refs").write_text("5")
+
+    def _status_kib(self, name: str) -> int:
+        lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith(f"{name}:")).split()[1])
+
+
+def process_on(
+    engine: Engine, image: str, folder: Path, orchestrator: RecordingOrchestrator
+) -> RunnerProcess:
+    """Prepare a runner for an engine and an orchestrator, with short intervals."""
+    folder.mkdir(parents=True, exist_ok=True)
+    token_file = folder / "token"
+    token_file.touch(mode=0o600)
+    token_file.write_text(f"{orchestrator.registration_token or secrets.token_hex()}\n")
+    options = {
+        "--orchestrator-url": orchestrator.url,
+        "--registration-token-file": str(token_file),
+        "--name": "system-test",
+        "--victoria-home": str(folder / "home"),
+        "--state-dir": str(folder / "state"),
+        "--container-runtime": engine.name,
+        "--container-image": image,
+        "--pull": "never",
+        # Not every machine that tests run on may make networks.
+        "--run-arg": "--network=host",
+        "--poll-interval": "0.2",
+        "--heartbeat-interval": "0.5",
+        "--min-free-disk": "1M",
+    }
+    return RunnerProcess(
+        folder, engine, orchestrator, [f"{name}={value}" for name, value in options.items()]
+    )
+
+
+def container_of(task_id: str) -> str:
+    """Give the name that a task's container has."""
+    return f"victoria-{task_id}"
+
+
+def containers(engine: Engine) -> list[str]:
+    """List the names of all containers, running or not."""
+    return engine.run("ps", "--all", "--format", "{{.Names}}").split()
+
+
+def is_running(engine: Engine, task_id: str) -> bool:
+    """Tell whether a task's container runs, as the engine says."""
+    return bool(engine.inspect(container_of(task_id))["State"]["Running"])

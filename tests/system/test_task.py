@@ -1,0 +1,205 @@
+"""One task seen from all sides: by its container, on the host's disk, and at the orchestrator."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import pytest
+
+from tests.engines import Engine
+from tests.system.recording import Json, RecordingOrchestrator
+from tests.system.runner_process import RunnerProcess, container_of, process_on
+
+CONTENTS = {"Quarterly Sales Q3.csv": b"a,b\n1,2\n", "Verkäufe für 東京.txt": "größer\n".encode()}
+VARIABLES = ("ORCHESTRATOR_URL", "JOB_ID", "TASK_ID", "NODE_API_KEY", "TASK_FILES_DIR")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished task, and all that is left of it."""
+
+    runner: RunnerProcess
+    orchestrator: RecordingOrchestrator
+    task: Json
+    names: dict[str, str]
+    """The names that the orchestrator gave to the files, by those that they came with."""
+    told: dict[str, Any]
+    """What the engine said of the container while it ran."""
+    output: list[str]
+    """The lines that the container wrote, as the result shows them."""
+
+    @property
+    def task_id(self) -> str:
+        """Its id."""
+        return str(self.task["id"])
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """The variables of the container."""
+        return dict(pair.split("=", 1) for pair in self.told["Config"]["Env"])
+
+
+@pytest.fixture(scope="module")
+def finished(
+    engine: Engine, image: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Finished]:
+    """Run one task with two files and look at everything afterwards."""
+    folder = tmp_path_factory.mktemp(engine.name)
+    with RecordingOrchestrator(folder / "orchestrator") as orchestrator:
+        runner = process_on(engine, image, folder / "runner", orchestrator)
+        try:
+            names = {
+                name: orchestrator.upload(name, content)["filename"]
+                for name, content in CONTENTS.items()
+            }
+            shown = "".join(f"[env {name}]" for name in VARIABLES)
+            task_id = orchestrator.create_task(
+                f"{shown}[wait-for go]", files=list(names.values()), timeout_seconds=120
+            )["id"]
+            runner.start("--tag=env=production", "--capability=gpu")
+            runner.wait_for_start_of(task_id)
+            told = engine.inspect(container_of(task_id))
+            runner.let_go("go")
+            task = orchestrator.end_of(task_id)
+            runner.wait_until_closed(task_id)
+            output = task["result"].splitlines()[1:]
+            yield Finished(runner, orchestrator, task, names, told, output)
+        finally:
+            runner.clean()
+
+
+# What the container is told
+
+
+def test_variable_orchestrator_url_is_for_status_reports(finished: Finished) -> None:
+    assert f"ORCHESTRATOR_URL={finished.orchestrator.url}" in finished.output
+
+
+def test_variable_job_id_is_the_task(finished: Finished) -> None:
+    assert f"JOB_ID={finished.task_id}" in finished.output
+
+
+def test_variable_task_id_is_the_task_too(finished: Finished) -> None:
+    assert f"TASK_ID={finished.task_id}" in finished.output
+
+
+def test_variable_node_api_key_opens_the_orchestrator(finished: Finished) -> None:
+    key = finished.variables["NODE_API_KEY"]
+    body = {"node_id": finished.runner.node_id, "status": "idle"}
+    answer = finished.orchestrator.client(key).post("/nodes/heartbeat", json=body)
+    assert answer.status_code == 200
+    assert key == finished.runner.node_key
+
+
+def test_variable_node_api_key_is_blanked_in_what_is_reported(finished: Finished) -> None:
+    assert "NODE_API_KEY=***" in finished.output
+
+
+def test_variable_task_files_dir_is_the_container_path(finished: Finished) -> None:
+    expected = f"/workspace/Victoria/tasks/{finished.task_id}/files"
+    assert f"TASK_FILES_DIR={expected}" in finished.output
+
+
+def test_variable_task_files_dir_is_not_set_without_files(
+    any_runner: RunnerProcess, orchestrator: RecordingOrchestrator
+) -> None:
+    task_id = orchestrator.create_task("[env TASK_FILES_DIR]")["id"]
+    assert any_runner.run("--once").exit_code == 0
+    assert orchestrator.task(task_id)["result"].endswith("TASK_FILES_DIR is not set")
+
+
+def test_container_is_given_the_licence_and_the_prompt(finished: Finished) -> None:
+    arguments = finished.told.get("Args") or []
+    assert arguments[-3:] == ["--accept-license", "--task", finished.task["prompt"]]
+
+
+# Its files
+
+
+def test_task_files_lie_at_the_host_path(finished: Finished) -> None:
+    folder = finished.runner.home / "tasks" / finished.task_id / "files"
+    found = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert found == {finished.names[name]: content for name, content in CONTENTS.items()}
+
+
+def test_task_files_lie_at_the_container_path(finished: Finished) -> None:
+    # The container has written down what it found in TASK_FILES_DIR.
+    lines = (finished.runner.task_folder(finished.task_id) / "result.txt").read_text().splitlines()
+    for name, content in CONTENTS.items():
+        digest = hashlib.sha256(content).hexdigest()
+        assert f"file: {len(content)} {digest} {finished.names[name]}" in lines
+
+
+def test_victoria_home_is_mounted_at_the_container_path(finished: Finished) -> None:
+    mounts = {mount["Destination"]: mount["Source"] for mount in finished.told["Mounts"]}
+    assert mounts["/workspace/Victoria"] == str(finished.runner.home)
+
+
+# What the orchestrator is asked
+
+
+def test_authentication_step_1_registration_carries_the_token(finished: Finished) -> None:
+    (call,) = finished.orchestrator.calls_of("POST", "/register")
+    assert call.headers["x-registration-token"] == finished.orchestrator.registration_token
+    assert "x-api-key" not in call.headers
+    body = call.json()
+    assert set(body) == {"hostname", "name", "os_type", "capabilities", "tags"}
+    assert (body["name"], body["capabilities"]) == ("system-test", ["gpu"])
+    assert body["tags"] == {"env": "production"}
+
+
+def test_authentication_step_2_the_key_is_assigned_and_kept(finished: Finished) -> None:
+    (node,) = finished.orchestrator.nodes()
+    assert finished.runner.node_id == node["id"]
+    (row,) = finished.runner.rows("SELECT orchestrator_url FROM identities")
+    assert row["orchestrator_url"] == finished.orchestrator.url
+
+
+def test_authentication_step_3_every_other_call_carries_the_key(finished: Finished) -> None:
+    key = finished.runner.node_key
+    later = [
+        call
+        for call in finished.orchestrator.calls
+        if call.headers["user-agent"].startswith("victoria-runner/") and call.path != "/register"
+    ]
+    assert {call.headers["x-api-key"] for call in later} == {key}
+    assert not any("x-registration-token" in call.headers for call in later)
+    assert {call.path.split("/")[1] for call in later} == {"nodes", "tasks", "files", "status"}
+
+
+def test_endpoint_nodes_heartbeat_says_who_and_what(finished: Finished) -> None:
+    bodies = [call.json() for call in finished.orchestrator.calls_of("POST", "/nodes/heartbeat")]
+    ours = [body for body in bodies if "current_task_id" in body]
+    assert {body["node_id"] for body in ours} == {finished.runner.node_id}
+    said = {(body["status"], body["current_task_id"]) for body in ours}
+    assert {("idle", None), ("busy", finished.task_id)} <= said
+    assert all("task_ids" not in body for body in ours)
+
+
+def test_endpoint_tasks_pending_asks_to_be_held(finished: Finished) -> None:
+    calls = finished.orchestrator.calls_of("GET", "/tasks/pending")
+    assert {call.headers["prefer"] for call in calls} == {"wait=25"}
+
+
+def test_endpoint_files_is_asked_once_for_each(finished: Finished) -> None:
+    for name in finished.names.values():
+        assert len(finished.orchestrator.calls_of("GET", f"/files/{name}")) == 1
+
+
+def test_endpoint_status_is_told_of_start_and_end(finished: Finished) -> None:
+    bodies = finished.orchestrator.reports_of(finished.task_id)
+    assert [body["status"] for body in bodies] == ["running", "success"]
+    assert bodies[-1]["progress"] == 100.0
+    moments = [datetime.fromisoformat(body["timestamp"]) for body in bodies]
+    assert moments == sorted(moments)
+    assert all(moment.tzinfo is not None for moment in moments)
+
+
+def test_endpoint_status_is_told_job_id_and_task_id(finished: Finished) -> None:
+    bodies = finished.orchestrator.reports_of(finished.task_id)
+    assert {body["job_id"] for body in bodies} == {finished.task_id}
+    assert {body["task_id"] for body in bodies} == {finished.task_id}

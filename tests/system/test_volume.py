@@ -1,0 +1,58 @@
+"""Size costs time and no memory, and does not silence the heartbeat."""
+
+from __future__ import annotations
+
+import time
+from itertools import pairwise
+
+from tests.system.recording import LONGEST_TASK_S, MIB, RecordingOrchestrator
+from tests.system.runner_process import RunnerProcess
+
+MOST_GROWTH_KIB = 20 * 1024
+LONGEST_SILENCE_S = 5
+"""Between two heartbeats of half a second each, while two processes share the machine."""
+
+
+def test_task_that_prints_200_mb_finishes_and_the_runner_does_not_grow_by_20_mib(
+    runner: RunnerProcess, orchestrator: RecordingOrchestrator
+) -> None:
+    runner.start()
+    orchestrator.wait_for_call("GET", "/tasks/pending")
+    before_kib = runner.memory_kib
+    runner.forget_peak()
+    began_at = time.monotonic()
+    task_id = orchestrator.create_task("[print 200000000] [print-line the end]")["id"]
+    ended = orchestrator.end_of(task_id)
+    assert ended["status"] == "success"
+    assert ended["result"].endswith("the end")
+    show("200 MB of output", began_at, before_kib, runner)
+    assert runner.peak_memory_kib - before_kib < MOST_GROWTH_KIB
+
+
+def test_file_of_1_gib_is_streamed_without_growing_by_20_mib_and_heartbeats_go_on(
+    any_runner: RunnerProcess, orchestrator: RecordingOrchestrator
+) -> None:
+    name = orchestrator.upload_zeros("large.bin", 1024 * MIB)
+    any_runner.start()
+    orchestrator.wait_for_call("GET", "/tasks/pending")
+    before_kib = any_runner.memory_kib
+    any_runner.forget_peak()
+    began_at = time.monotonic()
+    task_id = orchestrator.create_task("[print-line it is here]", files=[name])["id"]
+    orchestrator.wait_for_call("POST", "/status", deadline_s=LONGEST_TASK_S)
+    show("1 GiB file", began_at, before_kib, any_runner)
+    arrived = any_runner.task_folder(task_id) / "files" / name
+    assert arrived.stat().st_size == 1024 * MIB
+    arrived.unlink()
+    assert any_runner.peak_memory_kib - before_kib < MOST_GROWTH_KIB
+    beats = [call.at for call in orchestrator.calls_of("POST", "/nodes/heartbeat")]
+    assert max(later - earlier for earlier, later in pairwise(beats)) < LONGEST_SILENCE_S
+
+
+def show(what: str, began_at: float, before_kib: int, runner: RunnerProcess) -> None:
+    """Tell the figures, for whoever runs pytest with -rP."""
+    growth_kib = runner.peak_memory_kib - before_kib
+    print(  # noqa: T201 - that is its purpose
+        f"measured: {what}: {time.monotonic() - began_at:.1f} s, "
+        f"resident {before_kib / 1024:.1f} MiB before, {growth_kib / 1024:.1f} MiB more at most"
+    )
