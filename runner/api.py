@@ -35,6 +35,7 @@ MAX_ANSWER_BYTES = 16 << 20
 _CHUNK_BYTES = 1 << 16
 _MAX_DETAIL_CHARS = 300
 _HEADER_SAFE = re.compile(r"[\x21-\x7e]+")
+_FINAL = ("success", "error", "cancelled")
 _OTHER_PATIENCE = frozenset({408, 425, 429})
 
 
@@ -145,10 +146,17 @@ class Orchestrator:
             return Offer(_decode(await _body(response)), "wait" in applied.lower())
 
     async def report(self, identity: Identity, path: str, body: Mapping[str, object]) -> str | None:
-        """Hand in what is for `status` or `logs`; give the task's standing status if it is told."""
+        """Hand in what is for `status` or `logs`; give the task's standing status if it is told.
+
+        Only `cancelled` is believed of an answer that does not name the task: another word may as
+        well say how the request went.
+        """
         answer = await self._call("POST", path, _key(identity), body)
-        standing = answer.get("status") if isinstance(answer, Mapping) else None
-        return standing if isinstance(standing, str) else None
+        if not isinstance(answer, Mapping):
+            return None
+        standing = answer.get("status")
+        is_named = body.get("task_id") in (answer.get("task_id"), answer.get("job_id"))
+        return standing if standing == "cancelled" or (is_named and standing in _FINAL) else None
 
     @asynccontextmanager
     async def download(self, identity: Identity, name: str) -> AsyncIterator[Download]:

@@ -223,6 +223,11 @@ def _is_there(database: Path) -> bool:
         raise CrushError("cannot read the Crush database: it is behind a symbolic link")
     if not stat.S_ISREG(file.st_mode):
         raise CrushError("cannot read the Crush database: it is no file")
+    for ending in ("-journal", "-wal", "-shm"):
+        beside = database.with_name(database.name + ending)
+        # SQLite would wait for ever for the other end of a pipe.
+        if beside.is_symlink() or (beside.exists() and not beside.is_file()):
+            raise CrushError(f"cannot read the Crush database: {beside.name} is no file")
     return True
 
 

@@ -91,6 +91,8 @@ _SPEAKER = (
     " JOIN identities AS speaker ON speaker.id = CASE WHEN own.refused"
     # One that was found with a container is older than what was registered since.
     " THEN coalesce((SELECT max(id) FROM identities"
+    " WHERE orchestrator_url = own.orchestrator_url AND node <> '' AND NOT refused),"
+    " (SELECT max(id) FROM identities"
     " WHERE orchestrator_url = own.orchestrator_url AND node <> ''), own.id)"
     " ELSE own.id END"
 )

@@ -88,8 +88,12 @@ async def _ask(
             # A disk has filled up meanwhile. Who can hold a request can offer a task again.
             log.warning("a task was offered and is not taken now")
             return Answer.NOTHING, 0
-        if offer.assignment is not None and await _take(parts, offer, identity, begin):
-            return Answer.TASK, 0
+        if offer.assignment is not None:
+            # What is written down must be begun: a drain may cancel the poll at any moment.
+            with anyio.CancelScope(shield=True):
+                is_taken = await _take(parts, offer, identity, begin)
+            if is_taken:
+                return Answer.TASK, 0
     except Unauthorised:
         parts.pulse.rest("poll")
         await parts.node.renew(identity)

@@ -70,6 +70,7 @@ _WAIT_AGAIN_S = 5.0
 _ENGINE_GRACE_S = 60.0
 _STOP_ATTEMPTS = 3
 _DEFECTS_BORNE = 3
+_SESSION_DEADLINE_S = 60.0
 _NOT_OURS = frozenset({403, 404, 409, 410})
 _FINAL = frozenset({"success", "error", "cancelled"})
 
@@ -499,10 +500,17 @@ class TaskRun:
             prompt=self._assignment.prompt,
         )
         try:
-            return await anyio.to_thread.run_sync(read)
+            # The agent owns that folder: a pipe in the database's place would never be opened.
+            with anyio.fail_after(_SESSION_DEADLINE_S):
+                return await anyio.to_thread.run_sync(read, abandon_on_cancel=True)
+        except TimeoutError:
+            log.warning("cannot read the agent's session in time", extra=fields(task_id=self._id))
         except CrushError as error:
             log.warning("%s", error, extra=fields(task_id=self._id))
-            return None
+        except Exception:
+            # How the task ended is known; its log must not change that.
+            log.exception("a defect met a session's log", extra=fields(task_id=self._id))
+        return None
 
     async def _end(self, end: End, session: Mapping[str, object] | None = None) -> None:
         now = self._parts.clock.wall_s()

@@ -151,7 +151,8 @@ class ScriptedOrchestrator:
         if path == STATUS:
             report = cast("dict[str, Any]", request.json())
             self.taken.append(report)
-            return told({"status": self.standing.get(report["task_id"], "running")})
+            task_id = report["task_id"]
+            return told({"task_id": task_id, "status": self.standing.get(task_id, "running")})
         return told({}) if path == LOGS else self._file(unquote(path.removeprefix("/files/")))
 
     def _register(self, request: Request) -> Answer:

@@ -226,6 +226,10 @@ async def test_report_is_posted_as_the_caller_wrote_it(
     ("answer", "standing"),
     [
         ({"status": "cancelled"}, "cancelled"),
+        ({"status": "success"}, None),  # of the request, perhaps
+        ({"status": "success", "task_id": "t-1"}, "success"),
+        ({"status": "error", "job_id": "t-1"}, "error"),
+        ({"status": "success", "task_id": "t-2"}, None),
         ({"status": 3}, None),
         ({}, None),
         (None, None),
@@ -241,7 +245,7 @@ async def test_report_brings_the_standing_status_if_it_is_told(
 ) -> None:
     server.answer(told(answer))
 
-    assert await orchestrator.report(identity, "status", {}) == standing
+    assert await orchestrator.report(identity, "status", {"task_id": "t-1"}) == standing
 
 
 async def test_health_needs_no_key(orchestrator: Orchestrator, server: ScriptedServer) -> None:

@@ -459,6 +459,17 @@ def test_folder_pipe_or_link_in_the_databases_place_is_told(tmp_path: Path, crus
             find(tmp_path / path)
 
 
+@pytest.mark.parametrize("ending", ["-journal", "-wal", "-shm"])
+def test_pipe_beside_the_database_is_told(crush: Crush, ending: str) -> None:
+    crush.close()
+    beside = crush.path.with_name(crush.path.name + ending)
+    beside.unlink(missing_ok=True)
+    os.mkfifo(beside)
+
+    with pytest.raises(CrushError, match="is no file"):
+        find(crush.path)
+
+
 @pytest.mark.parametrize("journal", ["WAL", "DELETE"])
 def test_database_that_stays_locked_is_told_in_time(crush: Crush, journal: str) -> None:
     crush.begin("s1")
