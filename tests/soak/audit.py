@@ -1,0 +1,140 @@
+"""The audit: what three independent witnesses say of each task, held against what it was to do.
+
+The witnesses are the orchestrator's database, the start marks that containers leave in the
+Victoria home, and the engine's list. What the runner itself says is not heard.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from tests.soak.schedule import Kind, TaskPlan
+
+_CANCELS = frozenset(
+    {Kind.CANCEL_EARLY, Kind.CANCEL_RUNNING, Kind.CANCEL_STUBBORN, Kind.CANCEL_AT_END}
+)
+_FINAL = frozenset({"success", "error", "cancelled"})
+_NEVER_RAN = frozenset({"cancelled", "unstartable", "rejected"})
+_BY_SIGNAL = frozenset({"failed: exit code 137", "failed: exit code 143"})
+
+
+class Fault(str, Enum):
+    """What must not happen, ever; each is a row of the table."""
+
+    LOST = "lost"
+    """Never final; or final without ever having run, although it should have."""
+    RUN_TWICE = "run twice"
+    """More than one start mark."""
+    DOUBLED = "final reports doubled"
+    """More than one final step in the orchestrator's history."""
+    CONTAINER_LEFT = "containers left"
+    WRONG_END = "wrong end reasons"
+    """Another end than what the task was to come to; see `allowed_ends`."""
+    RUNNER_ENDED = "runner ended by itself"
+    NOT_QUIET = "not quiet at the end"
+    """The runner still had something in hand, or to say, long after the last fault."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that must not be."""
+
+    fault: Fault
+    what: str
+
+
+@dataclass(frozen=True)
+class Account:
+    """What the witnesses say of one task, and what was done to it."""
+
+    plan: TaskPlan
+    task_id: str
+    status: str
+    """At the orchestrator."""
+    message: str = ""
+    final_steps: int = 1
+    """How many final ones its history has."""
+    starts: int = 1
+    """Its start marks."""
+    wrong_files: tuple[str, ...] = ()
+    """What differs between the files that it carried and those that its container saw."""
+    has_container: bool = False
+    is_cancelled: bool = False
+    """The orchestrator took a cancellation for it: it had not ended by then."""
+    is_removed: bool = False
+    """Its container was removed behind the runner's back."""
+    is_refused: bool = False
+    """The engine refused to make or to start its container."""
+
+    @property
+    def end(self) -> str:
+        """The reason of its end, with the exit code where it failed by itself."""
+        if self.status == "success":
+            return "completed"
+        if self.status == "cancelled":
+            return "cancelled"
+        if self.status not in _FINAL:
+            return f"none, it is {self.status}"
+        reason = self.message.partition(":")[0]
+        if reason == "cancelled":
+            return "cancelled, but not at the orchestrator"
+        if reason != "failed":
+            return reason
+        return " ".join(self.message.split()[:4])
+
+
+def allowed_ends(account: Account) -> frozenset[str]:
+    """Give the ends that are right for a task; there is one, but for the cases named here."""
+    # The orchestrator took the cancellation, and the first final status wins.
+    if account.is_cancelled:
+        return frozenset({"cancelled"})
+    plan = account.plan
+    ends = {
+        Kind.FAIL: {f"failed: exit code {plan.exit_code}"},
+        Kind.TIME_OUT: {"timed_out"},
+        Kind.TIME_OUT_STUBBORN: {"timed_out"},
+        Kind.EAT_MEMORY: {"out_of_memory"},
+        # These hang: only a cancellation can end them.
+        Kind.CANCEL_RUNNING: {"cancelled"},
+        Kind.CANCEL_STUBBORN: {"cancelled"},
+        # It hangs until its container is removed. The engine ends it before it removes it: whoever
+        # looks in between sees that it was ended by a signal, and that is the truth by then.
+        Kind.REMOVED: {"lost", *_BY_SIGNAL} if account.is_removed else set(),
+    }.get(plan.kind, {"completed"})
+    # If the runner lives to hear it, that is the end; if not, the next one tries again.
+    if account.is_refused:
+        ends = {*ends, "unstartable"}
+    return frozenset(ends)
+
+
+def audit(accounts: list[Account]) -> list[Finding]:
+    """Find what must not be in these accounts."""
+    return [finding for account in accounts for finding in _audit_one(account)]
+
+
+def _audit_one(account: Account) -> list[Finding]:
+    findings = []
+
+    def find(fault: Fault, what: str) -> None:
+        about = f"task {account.plan.number} ({account.plan.kind.value}) {account.task_id}"
+        findings.append(Finding(fault, f"{about}: {what}"))
+
+    is_final = account.status in _FINAL
+    if not is_final:
+        find(Fault.LOST, f"it never ended, it is {account.status}")
+    elif account.starts == 0 and account.end not in _NEVER_RAN:
+        find(Fault.LOST, f"it ended as {account.end} and never ran")
+    if account.starts > 1:
+        find(Fault.RUN_TWICE, f"it has {account.starts} start marks")
+    if account.final_steps > 1:
+        find(Fault.DOUBLED, f"its history has {account.final_steps} final steps")
+    if account.has_container:
+        find(Fault.CONTAINER_LEFT, "its container is there")
+    allowed = allowed_ends(account)
+    if is_final and account.end not in allowed:
+        wanted = " or ".join(sorted(allowed))
+        find(Fault.WRONG_END, f"it is to end as {wanted}, and did so as: {account.message[:200]!r}")
+    if account.wrong_files and account.status == "success":
+        find(Fault.WRONG_END, f"it succeeded with other files: {', '.join(account.wrong_files)}")
+    return findings

@@ -1,0 +1,117 @@
+"""Where the runner of a soak works: its folders, its options, its shortened deadlines."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.faults.launcher import CONSTANTS_VARIABLE, JOURNAL_VARIABLE
+from tests.faults.rig import LAUNCHER
+from tests.soak.program import Program, read_rows
+
+IMPATIENT: Mapping[str, float] = {
+    "runner.api.CALL_TIMEOUT_S": 4.0,
+    "runner.api.CONNECT_TIMEOUT_S": 4.0,
+    "runner.api.STALL_TIMEOUT_S": 4.0,
+    "runner.backoff.FIRST_S": 0.2,
+    "runner.backoff.SHORTEST_S": 0.1,
+    "runner.backoff.CEILING_S": 0.5,
+    "runner.engine.ANSWER_DEADLINE_S": 6.0,
+    "runner.engine.RUN_DEADLINE_S": 10.0,
+    "runner.engine.STOP_GRACE_S": 2,
+    "runner.engine.START_PATIENCE_S": 8.0,
+    "runner.poll.WAIT_S": 4,
+    "runner.processes._LEFT_PATIENCE_S": 6.0,
+    "runner.register._SPACING_S": 0.2,
+    "runner.strays._PATIENCE_S": 8.0,
+    "runner.task._LOOK_INTERVAL_S": 5.0,
+    "runner.task._WAIT_AGAIN_S": 0.5,
+    "runner.workload._WRITE_AGAIN_S": 0.2,
+}
+"""The runner's deadlines and pauses, shortened so that thousands of tasks fit into an hour."""
+
+
+@dataclass(frozen=True)
+class RunnerPlace:
+    """Where a runner works, and what it is given."""
+
+    folder: Path
+    engine_name: str
+    engine_path: str
+    image: str
+    orchestrator_url: str
+    registration_token: str
+    ca_file: Path
+    journal_faults: Path
+    memory: str | None
+    max_tasks: int
+
+    @property
+    def home(self) -> Path:
+        """The Victoria home."""
+        return self.folder / "home"
+
+    @property
+    def state_dir(self) -> Path:
+        """The state folder."""
+        return self.folder / "state"
+
+    def program(self) -> Program:
+        """Prepare the runner's process."""
+        self.folder.mkdir(parents=True)
+        token_file = self.folder / "token"
+        token_file.touch(mode=0o600)
+        token_file.write_text(f"{self.registration_token}\n")
+        options = {
+            "--orchestrator-url": self.orchestrator_url,
+            "--registration-token-file": str(token_file),
+            "--ca-file": str(self.ca_file),
+            "--name": "soak",
+            "--victoria-home": str(self.home),
+            "--state-dir": str(self.state_dir),
+            "--container-runtime": self.engine_name,
+            "--container-image": self.image,
+            "--max-tasks": str(self.max_tasks),
+            "--pull": "missing",
+            # Not every machine that tests run on may make networks.
+            "--run-arg": "--network=host",
+            "--poll-interval": "0.2",
+            "--heartbeat-interval": "1",
+            "--min-free-disk": "1M",
+        }
+        if self.memory is not None:
+            options["--memory"] = self.memory
+        kept = {
+            name: text
+            for name, text in os.environ.items()
+            if not name.startswith("VICTORIA_") and name != "STATE_DIRECTORY"
+        }
+        return Program(
+            self.folder / "log",
+            [*LAUNCHER, *(f"{name}={text}" for name, text in options.items())],
+            {
+                **kept,
+                "PATH": self.engine_path,
+                JOURNAL_VARIABLE: str(self.journal_faults),
+                CONSTANTS_VARIABLE: json.dumps(dict(IMPATIENT)),
+            },
+        )
+
+    def journal(self, query: str) -> list[dict[str, Any]]:
+        """Read the journal as it stands."""
+        path = self.state_dir / "journal.sqlite3"
+        return read_rows(path, query) if path.exists() else []
+
+    def starts(self, task_id: str) -> list[str]:
+        """Give the start marks that a task's containers have left."""
+        log = self.home / "tasks" / task_id / "starts.log"
+        return log.read_text().splitlines() if log.exists() else []
+
+    def result(self, task_id: str) -> list[str]:
+        """Give what the last container of a task wrote down at its end."""
+        path = self.home / "tasks" / task_id / "result.txt"
+        return path.read_text().splitlines() if path.exists() else []

@@ -1,0 +1,264 @@
+"""What a soak does, drawn from its seed before it begins: the same seed gives the same schedule.
+
+What comes over a task is written beside the task. What comes over the whole host is tied to how
+many tasks have ended, not to the clock, so that it comes at the same place on a slower machine.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from enum import Enum
+
+from tests.faults.engine import Act, When
+from tests.faults.journal import WRITES
+from tests.faults.proxy import Fault
+
+LONG_TIMEOUT_S = 900
+"""A time limit that no task of a soak reaches."""
+SHORT_TIMEOUT_S = 2
+REFUSED = "Error: the fault engine refuses"
+UNREACHABLE = "Error: unable to connect to Podman socket: the fault engine says so"
+"""What both kinds of engine are understood by as: not there now, and nothing is known."""
+
+
+class Kind(str, Enum):
+    """What a task does, or has done to it."""
+
+    SUCCEED = "succeed"
+    FAIL = "fail"
+    PRINT = "print much"
+    CARRY_FILES = "carry files"
+    TIME_OUT = "time out"
+    TIME_OUT_STUBBORN = "time out, ignoring TERM"
+    CANCEL_EARLY = "be cancelled before it starts"
+    CANCEL_RUNNING = "be cancelled while it runs"
+    CANCEL_STUBBORN = "be cancelled, ignoring TERM"
+    CANCEL_AT_END = "be cancelled as it ends"
+    REMOVED = "have its container removed"
+    EAT_MEMORY = "eat memory"
+
+
+class Upset(str, Enum):
+    """What comes over the whole host."""
+
+    KILL_RUNNER = "kill -9 of the runner"
+    TERM_RUNNER = "TERM to the runner"
+    KILL_ORCHESTRATOR = "kill -9 of the orchestrator"
+    REFUSE = "connections refused"
+    UNTRUSTED = "certificate of a stranger"
+    EXPIRED = "certificate expired"
+    JOURNAL = "kill at a commit of the journal"
+    ENGINE = "fault of an engine call for no task"
+
+
+@dataclass(frozen=True)
+class EngineFault:
+    """One thing that goes wrong with one call of the engine."""
+
+    call: str
+    act: Act
+    when: When
+    seconds: float = 0.0
+    """How long a call is blocked."""
+    says: str = REFUSED
+
+    @property
+    def keeps_from_starting(self) -> bool:
+        """Whether a container does not start for it; one that does, whatever is said, runs on."""
+        if self.act is not Act.FAIL or self.says != REFUSED:
+            return False
+        return self.call == "create" or (self.call in {"run", "start"} and self.when is When.BEFORE)
+
+
+@dataclass(frozen=True)
+class TaskPlan:
+    """One task; moments are seconds after it was made, or after its start mark."""
+
+    number: int
+    kind: Kind
+    prompt: str
+    timeout_s: int = LONG_TIMEOUT_S
+    exit_code: int = 0
+    files: tuple[int, ...] = ()
+    """Which of the uploaded files it carries."""
+    strikes_after_s: float | None = None
+    """When it is cancelled, or its container removed."""
+    strikes_when_it_runs: bool = False
+    faults: tuple[EngineFault, ...] = ()
+
+
+@dataclass(frozen=True)
+class UpsetPlan:
+    """Something that happens so many seconds after so many tasks have ended."""
+
+    after_ended: int
+    delay_s: float
+    upset: Upset
+    seconds: float = 0.0
+    """How long it lasts, or how long the runner or the orchestrator stays away."""
+    write: str = ""
+    is_before: bool = False
+    fault: EngineFault | None = None
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """All of it."""
+
+    seed: int
+    tasks: tuple[TaskPlan, ...]
+    upsets: tuple[UpsetPlan, ...]
+    has_memory_limit: bool
+    """Even seeds have one."""
+
+
+FILE_SIZES = (0, 1, 4096, 70_000, 300_000, 1_500_000)
+
+_WEIGHTS = {
+    Kind.SUCCEED: 30,
+    Kind.FAIL: 12,
+    Kind.PRINT: 8,
+    Kind.CARRY_FILES: 16,
+    Kind.TIME_OUT: 6,
+    Kind.TIME_OUT_STUBBORN: 3,
+    Kind.CANCEL_EARLY: 7,
+    Kind.CANCEL_RUNNING: 6,
+    Kind.CANCEL_STUBBORN: 2,
+    Kind.CANCEL_AT_END: 5,
+    Kind.REMOVED: 2,
+    Kind.EAT_MEMORY: 4,
+}
+_STRUCK = {
+    Kind.CANCEL_EARLY: (0.0, 1.5, False),
+    Kind.CANCEL_RUNNING: (0.0, 1.0, True),
+    Kind.CANCEL_STUBBORN: (0.0, 1.0, True),
+    Kind.CANCEL_AT_END: (0.4, 1.4, True),
+    Kind.REMOVED: (0.0, 1.0, True),
+}
+"""From when to when, and whether counted from the start mark."""
+
+_FAULTY_SHARE = 0.3
+"""How many tasks meet a fault of the engine; some meet two."""
+_UPSETS_PER_100_TASKS = {
+    Upset.KILL_RUNNER: 5,
+    Upset.TERM_RUNNER: 3,
+    Upset.KILL_ORCHESTRATOR: 2,
+    Upset.REFUSE: 2,
+    Upset.UNTRUSTED: 1,
+    Upset.EXPIRED: 1,
+    Upset.JOURNAL: 5,
+    Upset.ENGINE: 3,
+}
+_JOURNAL_WRITES = tuple(
+    write for write in WRITES if write not in {"identity", "refused", "rejected", "adopted"}
+)
+"""The others are not met again after the first start, or are no matter of a soak."""
+
+NETWORK_FAULTS = (
+    *(Fault.drop_request(), Fault.drop_request()),
+    *(Fault.drop_answer(), Fault.drop_answer(), Fault.drop_answer()),
+    *(Fault.half_body(), Fault.half_body()),
+    *(Fault.delay(0.3), Fault.delay(1.5)),
+    *(Fault.answer(429, retry_after="1"), Fault.answer(503, retry_after="1"), Fault.answer(500)),
+    *(Fault.html(200), Fault.html(502)),
+    *(Fault.hold_request(), Fault.hold_answer()),
+)
+NETWORK_FAULT_SHARE = 0.07
+"""How many requests of the runner meet one of these, by chance."""
+
+
+def draw(seed: int, tasks: int, *, knows_two_steps: bool = True) -> Schedule:
+    """Draw the schedule of a seed.
+
+    With podman 4 a container that has a memory limit starts in two steps, and meets its faults
+    there; all others in one.
+    """
+    has_memory_limit = seed % 2 == 0
+    kinds = [kind for kind in Kind if has_memory_limit or kind is not Kind.EAT_MEMORY]
+    starting = ("create", "start") if has_memory_limit and knows_two_steps else ("run", "run")
+    dice = random.Random(f"kinds {seed}")  # noqa: S311 - to be the same again
+    drawn = dice.choices(kinds, [_WEIGHTS[kind] for kind in kinds], k=tasks)
+    return Schedule(
+        seed,
+        tuple(_task(seed, number, kind, starting) for number, kind in enumerate(drawn)),
+        tuple(sorted(_upsets(seed, tasks), key=lambda plan: (plan.after_ended, plan.delay_s))),
+        has_memory_limit,
+    )
+
+
+def _task(seed: int, number: int, kind: Kind, starting: tuple[str, str]) -> TaskPlan:
+    dice = random.Random(f"task {seed} {number}")  # noqa: S311 - to be the same again
+    code = dice.choice((1, 2, 3, 42, 126, 127, 137, 143, 255)) if kind is Kind.FAIL else 0
+    lasts_s = round(dice.choice((0.0, 0.0, 0.2, 1.0)) * dice.random(), 2)
+    first, last, when_it_runs = _STRUCK.get(kind, (0.0, 0.0, False))
+    return TaskPlan(
+        number,
+        kind,
+        _prompt(kind, number, lasts_s, code),
+        SHORT_TIMEOUT_S if kind in {Kind.TIME_OUT, Kind.TIME_OUT_STUBBORN} else LONG_TIMEOUT_S,
+        code,
+        tuple(dice.sample(range(len(FILE_SIZES)), dice.randint(1, 3)))
+        if kind is Kind.CARRY_FILES
+        else (),
+        round(dice.uniform(first, last), 2) if kind in _STRUCK else None,
+        when_it_runs,
+        _faults(dice, kind, starting),
+    )
+
+
+def _prompt(kind: Kind, number: int, lasts_s: float, exit_code: int) -> str:
+    rest = f"[sleep {lasts_s}][print-line task {number}]"
+    return {
+        Kind.FAIL: f"{rest}[fail {exit_code}]",
+        Kind.PRINT: f"[print 3000000]{rest}",
+        Kind.TIME_OUT: "[hang]",
+        Kind.TIME_OUT_STUBBORN: "[ignore-term][hang]",
+        Kind.CANCEL_EARLY: rest,
+        Kind.CANCEL_RUNNING: "[hang]",
+        Kind.CANCEL_STUBBORN: "[ignore-term][hang]",
+        Kind.CANCEL_AT_END: f"[sleep 1]{rest}",
+        Kind.REMOVED: "[hang]",
+        Kind.EAT_MEMORY: "[eat-memory 400]",
+    }.get(kind, rest)
+
+
+def _faults(dice: random.Random, kind: Kind, starting: tuple[str, str]) -> tuple[EngineFault, ...]:
+    calls = (*starting, "inspect", "inspect", "rm", "logs", "stop")
+    share = _FAULTY_SHARE
+    found = []
+    while dice.random() < share:
+        call = dice.choice(calls)
+        act = dice.choice((Act.BLOCK, Act.BLOCK, Act.FAIL, Act.FAIL, Act.HANG, Act.KILL))
+        moments = (When.BEFORE, When.AFTER, *((When.DURING,) if act is Act.KILL else ()))
+        # A task that never starts cannot have its container removed.
+        says = UNREACHABLE if dice.random() < 0.5 or kind is Kind.REMOVED else REFUSED
+        seconds = round(dice.uniform(0.3, 4.0), 2)
+        found.append(EngineFault(call, act, dice.choice(moments), seconds, says))
+    return tuple(found[:2])
+
+
+def _upsets(seed: int, tasks: int) -> list[UpsetPlan]:
+    dice = random.Random(f"upsets {seed}")  # noqa: S311 - to be the same again
+    plans = []
+    for upset, per_100 in _UPSETS_PER_100_TASKS.items():
+        for _ in range(max(1, round(tasks * per_100 / 100))):
+            write = dice.choice(_JOURNAL_WRITES) if upset is Upset.JOURNAL else ""
+            fault = EngineFault(
+                dice.choice(("ps", "info", "image")),
+                dice.choice((Act.BLOCK, Act.HANG, Act.KILL)),
+                dice.choice((When.BEFORE, When.AFTER)),
+                round(dice.uniform(0.3, 3.0), 2),
+            )
+            plans.append(
+                UpsetPlan(
+                    dice.randrange(max(1, tasks - 5)),
+                    round(dice.uniform(0, 1), 2),
+                    upset,
+                    round(dice.uniform(0.2, 3.0), 2),
+                    write,
+                    dice.random() < 0.5,
+                    fault if upset is Upset.ENGINE else None,
+                )
+            )
+    return plans

@@ -1,0 +1,268 @@
+"""One soak: the schedule carried out, then calm, then the accounts for the audit.
+
+It begins with an empty host and ends when every task has ended, the runner has nothing in hand
+and nothing to say, and no container is left; or at a deadline, which is a finding.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from subprocess import CalledProcessError
+from typing import TYPE_CHECKING
+
+from tests.faults.proxy import Chance
+from tests.soak.agenda import Agenda
+from tests.soak.audit import Account, Fault, Finding
+from tests.soak.schedule import (
+    NETWORK_FAULT_SHARE,
+    NETWORK_FAULTS,
+    EngineFault,
+    Kind,
+    Schedule,
+    TaskPlan,
+)
+from tests.soak.upsets import Upsets
+from tests.soak.watch import RunnerWatch
+from tests.system.runner_process import container_of
+
+if TYPE_CHECKING:
+    from tests.faults.engine import Planned
+    from tests.soak.host import Host
+
+TICK_S = 0.1
+QUEUE = 16
+"""How many tasks are made ahead of those that have ended."""
+QUIET_DEADLINE_S = 240.0
+STALL_S = 120.0
+"""How long it may take until one more task has ended, before no more is waited for."""
+SAY_EVERY_S = 15.0
+ENGINE_TRIES = 5
+LIFTED_AFTER_S = 20.0
+"""How long after a task's end its container may still meet a fault, while it is removed."""
+
+
+@dataclass
+class Record:
+    """What was done to a task."""
+
+    plan: TaskPlan
+    task_id: str
+    created_at: float
+    planned: list[tuple[EngineFault, Planned]] = field(default_factory=list)
+    ran_at: float | None = None
+    is_struck: bool = False
+    is_cancelled: bool = False
+    is_removed: bool = False
+    is_over: bool = False
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether the engine refused to make or to start its container."""
+        return any(
+            fault.keeps_from_starting and planned.has_happened for fault, planned in self.planned
+        )
+
+
+class Soak:
+    """One run of a schedule on a host."""
+
+    def __init__(
+        self,
+        host: Host,
+        schedule: Schedule,
+        say: Callable[[str], None],
+        is_enough: Callable[[], bool],
+    ) -> None:
+        """Prepare; nothing is started yet. From when it is enough no more tasks are made."""
+        self.records: list[Record] = []
+        self.findings: list[Finding] = []
+        """What was found on the way."""
+        self._host = host
+        self._schedule = schedule
+        self._say = say
+        self._is_enough = is_enough
+        self._all_made = False
+        self._agenda = Agenda()
+        self._watch = RunnerWatch(host.runner, schedule.seed)
+        self._upsets = Upsets(schedule.upsets, host, self._agenda, self._watch)
+
+    @property
+    def faults(self) -> Counter[str]:
+        """Count the faults that have hit, by kind."""
+        return self._upsets.hits
+
+    @property
+    def ends(self) -> Counter[str]:
+        """Count the ends of the runner, by how."""
+        return self._watch.ends
+
+    def run(self) -> list[Account]:
+        """Carry the schedule out, wait until all is quiet, and give the accounts."""
+        chance = Chance(self._schedule.seed, NETWORK_FAULT_SHARE, NETWORK_FAULTS)
+        self._host.proxy.by_chance(chance)
+        most_ended, stalls_at, says_at = 0, time.monotonic() + STALL_S, 0.0
+        while True:
+            ended = self._tick()
+            now = time.monotonic()
+            if ended > most_ended:
+                most_ended, stalls_at = ended, now + STALL_S
+            if now >= says_at:
+                says_at = now + SAY_EVERY_S
+                self._say_progress(ended)
+            if (self._all_made and ended == len(self.records)) or now > stalls_at:
+                break
+            time.sleep(TICK_S)
+        self._come_to_rest()
+        for what in self._watch.own_ends:
+            self._find(Fault.RUNNER_ENDED, what)
+        return self._accounts()
+
+    def _say_progress(self, ended: int) -> None:
+        total = len(self._schedule.tasks)
+        faults, ends = sum(self.faults.values()), sum(self.ends.values())
+        self._say(
+            f"{ended} of {total} tasks have ended, {faults} faults, {ends} ends of the runner"
+        )
+
+    def _find(self, fault: Fault, what: str) -> None:
+        self._say(f"{fault.value}: {what}")
+        self.findings.append(Finding(fault, what))
+
+    # While it goes on
+
+    def _tick(self) -> int:
+        """Do what is due; give how many tasks have ended."""
+        self._agenda.do_what_is_due()
+        self._watch.look()
+        ended = self._look_at_tasks()
+        if not self._upsets.is_orchestrator_away:
+            self._strike()
+            self._make_tasks(ended)
+        self._upsets.look(ended)
+        return ended
+
+    def _make_tasks(self, ended: int) -> None:
+        self._all_made = self._all_made or self._is_enough()
+        while not self._all_made and len(self.records) - ended < QUEUE:
+            plan = self._schedule.tasks[len(self.records)]
+            task_id = self._host.orchestrator.create_task(
+                prompt=plan.prompt,
+                timeout_seconds=plan.timeout_s,
+                files=[self._host.files[index].name for index in plan.files],
+            )
+            record = Record(plan, task_id, time.monotonic())
+            for fault in plan.faults:
+                planned = self._upsets.break_call(fault, container_of(task_id))
+                record.planned.append((fault, planned))
+            self.records.append(record)
+            self._all_made = len(self.records) == len(self._schedule.tasks)
+
+    def _look_at_tasks(self) -> int:
+        """Note who has started and who has ended; give how many have."""
+        rows = self._host.orchestrator.rows(
+            "SELECT id FROM tasks WHERE status IN ('success', 'error', 'cancelled')"
+        )
+        over = {row["id"] for row in rows}
+        for record in self.records:
+            if record.ran_at is None and self._host.place.starts(record.task_id):
+                record.ran_at = time.monotonic()
+            if record.task_id in over and not record.is_over:
+                record.is_over = True
+                self._agenda.later(LIFTED_AFTER_S, partial(self._upsets.lift, record.planned))
+        return len(over)
+
+    def _strike(self) -> None:
+        """Cancel, or remove the containers of, those whose moment has come."""
+        now = time.monotonic()
+        for record in self.records:
+            after_s = record.plan.strikes_after_s
+            since = record.ran_at if record.plan.strikes_when_it_runs else record.created_at
+            if record.is_struck or after_s is None or since is None or now < since + after_s:
+                continue
+            if record.plan.kind is Kind.REMOVED:
+                record.is_struck = record.is_removed = self._remove_container(record.task_id)
+            else:
+                record.is_cancelled = self._host.orchestrator.cancel(record.task_id)
+                record.is_struck = True
+
+    def _remove_container(self, task_id: str) -> bool:
+        # podman refuses now and then what concerns a container that somebody else looks at.
+        for _ in range(ENGINE_TRIES):
+            with suppress(CalledProcessError):
+                self._host.engine.run("rm", "--force", container_of(task_id))
+                return True
+        return False
+
+    # The end
+
+    def _come_to_rest(self) -> None:
+        """Let nothing more go wrong, and wait until nothing is left to do."""
+        self._all_made = True
+        self._upsets.cease()
+        until = time.monotonic() + QUIET_DEADLINE_S
+        while left := self._left():
+            if time.monotonic() > until:
+                self._find(Fault.NOT_QUIET, "; ".join(left))
+                return
+            self._tick()
+            time.sleep(TICK_S)
+
+    def _left(self) -> list[str]:
+        place = self._host.place
+        left = [
+            f"task {row['task_id']} is {row['state']} in the journal"
+            for row in place.journal("SELECT task_id, state FROM tasks WHERE state <> 'closed'")
+        ]
+        left += [
+            f"a report of task {row['task_id']} waits, {row['parked'] or 'to be sent'}"
+            for row in place.journal("SELECT task_id, parked FROM outbox")
+        ]
+        if self._look_at_tasks() < len(self.records):
+            left.append("tasks have not ended")
+        if not self._host.runner.is_alive:
+            left.append("the runner does not run")
+        return left or sorted(self._containers())
+
+    def _containers(self) -> set[str]:
+        return self._host.containers([record.task_id for record in self.records])
+
+    def _accounts(self) -> list[Account]:
+        """Hear the witnesses."""
+        rows = self._host.orchestrator.rows(
+            "SELECT tasks.id, tasks.status, coalesce(error_message, result, '') AS message,"
+            " (SELECT count(*) FROM status_history WHERE task_number = tasks.number"
+            "  AND status_history.status IN ('success', 'error', 'cancelled')) AS final_steps"
+            " FROM tasks"
+        )
+        told = {row["id"]: row for row in rows}
+        containers = self._containers()
+        for name in sorted(containers - {container_of(task_id) for task_id in told}):
+            self._find(Fault.CONTAINER_LEFT, f"container {name} is of no task")
+        return [
+            Account(
+                plan=record.plan,
+                task_id=record.task_id,
+                status=told[record.task_id]["status"],
+                message=told[record.task_id]["message"],
+                final_steps=told[record.task_id]["final_steps"],
+                starts=len(self._host.place.starts(record.task_id)),
+                wrong_files=self._wrong_files(record),
+                has_container=container_of(record.task_id) in containers,
+                is_cancelled=record.is_cancelled,
+                is_removed=record.is_removed,
+                is_refused=record.is_refused,
+            )
+            for record in self.records
+        ]
+
+    def _wrong_files(self, record: Record) -> tuple[str, ...]:
+        wanted = {self._host.files[index].seen_as for index in record.plan.files}
+        seen = {
+            line for line in self._host.place.result(record.task_id) if line.startswith("file: ")
+        }
+        return tuple(sorted(wanted ^ seen))

@@ -1,0 +1,31 @@
+"""A seed says it all: what it draws is the same again, and has something of everything."""
+
+from __future__ import annotations
+
+from tests.soak.schedule import Kind, Upset, draw
+
+TASKS = 300
+
+
+def test_same_seed_draws_the_same_schedule() -> None:
+    assert draw(4, TASKS) == draw(4, TASKS)
+
+
+def test_other_seed_draws_another_schedule() -> None:
+    assert draw(4, TASKS).tasks != draw(6, TASKS).tasks
+
+
+def test_schedule_has_every_kind_of_task_and_every_upset() -> None:
+    schedule = draw(4, TASKS)
+    assert {task.kind for task in schedule.tasks} == set(Kind)
+    assert {plan.upset for plan in schedule.upsets} == set(Upset)
+
+
+def test_odd_seed_has_no_memory_limit_and_no_task_that_needs_one() -> None:
+    schedule = draw(5, TASKS)
+    assert not schedule.has_memory_limit
+    assert Kind.EAT_MEMORY not in {task.kind for task in schedule.tasks}
+
+
+def test_longer_run_of_a_seed_begins_with_the_tasks_of_the_shorter() -> None:
+    assert draw(4, 10).tasks == draw(4, TASKS).tasks[:10]
