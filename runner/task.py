@@ -21,7 +21,7 @@ import anyio.to_thread
 from runner import backoff
 from runner.api import Identity
 from runner.assignment import Assignment
-from runner.container import Container, ContainerSpec, Phase
+from runner.container import Container, ContainerSpec, Phase, just_started
 from runner.crush import CrushError, session_of_task
 from runner.ending import (
     LAST_LINES,
@@ -300,7 +300,7 @@ class TaskRun:
             self._write_env_file(assignment, identity)
             try:
                 container_id = await self._parts.engine.run(self._spec(assignment, identity))
-                return _just_started(container_id, self._name, self._parts.clock.wall_s())
+                return just_started(container_id, self._name, self._parts.clock.wall_s())
             except NameInUse:
                 log.debug("container is there already", extra=fields(task_id=self._id))
             except EngineSilent as error:
@@ -585,20 +585,6 @@ def _has_text(path: Path) -> bool:
         return path.stat().st_size > 0
     except OSError:
         return False
-
-
-def _just_started(container_id: str, name: str, now: float) -> Container:
-    """Give a container as it is when the engine says that it runs, without asking once more."""
-    return Container(
-        container_id=container_id,
-        name=name,
-        phase=Phase.RUNNING,
-        exit_code=0,
-        out_of_memory=False,
-        started_at=now,
-        finished_at=None,
-        labels={},
-    )
 
 
 def _lost(why: str) -> TaskError:

@@ -118,11 +118,6 @@ class Workload:
         while len(self._tasks) >= self._max_tasks:
             await self.changes.after(self.changes.count)
 
-    async def wait_until_empty(self) -> None:
-        """Return as soon as no task is in hand."""
-        while self._tasks:
-            await self.changes.after(self.changes.count)
-
 
 async def written(write: Callable[[], Awaitable[T]], workload: Workload, clock: Clock) -> T:
     """Write to the journal, however long the disk is full: what happened must not be forgotten."""
