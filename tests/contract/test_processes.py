@@ -303,8 +303,11 @@ async def test_process_of_another_does_not_pass_for_the_containers() -> None:
 
 async def test_zombie_does_not_pass_for_a_running_container() -> None:
     container_id = "f" * 64
-    program = [sys.executable, "-c", "input()", container_id]
-    with subprocess.Popen(program, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:  # noqa: ASYNC220 - returns at once
+    program = [sys.executable, "-c", "print(flush=True); input()", container_id]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(program, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL) as process:  # noqa: ASYNC220 - returns at once
+        assert process.stdout
+        process.stdout.readline()  # until its program runs, its command line is that of its parent
         assert processes.any_exists([process.pid], container_id)
         process.kill()
         with anyio.fail_after(DEADLINE_S):
