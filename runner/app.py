@@ -15,7 +15,7 @@ import re
 import signal
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,18 +26,19 @@ from anyio.abc import TaskGroup
 from runner.api import Orchestrator
 from runner.clock import Clock, HostClock
 from runner.deliver import deliver
-from runner.engine import Engine
+from runner.engine import Engine, engine_of_kind
 from runner.errors import (
     EXIT_OK,
     EXIT_TRY_AGAIN,
-    EngineError,
     JournalError,
     StateFolderInUse,
     TryAgain,
 )
+from runner.fitness import meet_engine
 from runner.heartbeat import heartbeat, say_offline
 from runner.journal import Task, open_journal
 from runner.log import fields
+from runner.marks import container_name, run_folder
 from runner.parts import Parts
 from runner.poll import Answer, poll
 from runner.processes import end_starts
@@ -46,7 +47,7 @@ from runner.settings import Settings
 from runner.states import TaskState
 from runner.strays import settle_strays
 from runner.systemd import Notifier, Pulse, feed_watchdog
-from runner.task import container_name, live, run_folder, take_in_hand
+from runner.task import live, take_in_hand
 from runner.workload import Changes, Workload
 
 log = logging.getLogger(__name__)
@@ -58,9 +59,15 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 async def run(
-    settings: Settings, engine: Engine, notifier: Notifier, clock: Clock | None = None
+    settings: Settings,
+    engine: Engine,
+    notifier: Notifier,
+    clock: Clock | None = None,
+    other_engine: Callable[[str], Engine] = engine_of_kind,
 ) -> int:
     """Run until a signal, a refusal or `--once` ends it; give the process's exit code.
+
+    New tasks go to `engine`; what an earlier runner started on another is followed there.
 
     Raises:
         StateFolderInUse: another runner is at work with this state folder.
@@ -82,6 +89,7 @@ async def run(
                     settings=settings,
                     clock=clock,
                     engine=engine,
+                    other_engine=other_engine,
                     orchestrator=orchestrator,
                     journal=journal,
                     node=Node(settings, orchestrator, journal, clock, pulse, workload),
@@ -154,15 +162,14 @@ class _Runner:
         for task in tasks:
             if task.orchestrator_url != parts.orchestrator.url:
                 log.warning(
-                    "task belongs to another orchestrator; its reports wait until this runner is "
-                    "started for that one again",
+                    "task belongs to another orchestrator; what is left of it waits until this "
+                    "runner is started for that one again",
                     extra=fields(task_id=task.task_id, orchestrator=task.orchestrator_url),
                 )
             log.info(
                 "task is taken over", extra=fields(task_id=task.task_id, state=task.state.value)
             )
             self._start_task(group, task)
-        group.start_soon(self._meet_engine)
         group.start_soon(heartbeat, parts)
         group.start_soon(deliver, parts)
         group.start_soon(feed_watchdog, self._notifier, parts.pulse, parts.clock)
@@ -183,6 +190,7 @@ class _Runner:
         with self._polling:
             looked = anyio.Event()
             group.start_soon(settle_strays, self._parts, begin, looked)
+            await meet_engine(self._parts)
             # What runs already may need the slot that new work would be given.
             await looked.wait()
             answer = await poll(self._parts, begin)
@@ -212,9 +220,13 @@ class _Runner:
 
     def _is_awaited(self, task: Task) -> bool:
         """Tell whether a task is to end first; one that can no longer begin will not."""
-        if task.state is TaskState.ENDED or self._parts.node.refusal is None:
-            return task.state is not TaskState.ENDED
-        return task.state is TaskState.RUNNING or task.task_id in self._parts.workload.task_ids
+        if task.state in {TaskState.ENDED, TaskState.RUNNING}:
+            return task.state is TaskState.RUNNING
+        can_begin = (
+            self._parts.node.refusal is None
+            and task.orchestrator_url == self._parts.orchestrator.url
+        )
+        return can_begin or task.task_id in self._parts.workload.task_ids
 
     async def _open_tasks(self) -> list[Task]:
         try:
@@ -254,30 +266,6 @@ class _Runner:
                 )
             self._polling.cancel()
 
-    async def _meet_engine(self) -> None:
-        """Ask the engine about itself, and say loudly what will hurt later."""
-        engine = self._parts.engine
-        try:
-            facts = await engine.facts()
-        except EngineError as error:
-            self._parts.workload.set_trouble("engine", f"no new task is taken: {error}")
-            return
-        log.info(
-            "engine answers",
-            extra=fields(
-                engine=engine.kind,
-                version=facts.version,
-                rootless=facts.is_rootless,
-                cgroup_manager=facts.cgroup_manager,
-            ),
-        )
-        if engine.kind == "podman" and facts.is_rootless and facts.cgroup_manager != "systemd":
-            log.error(
-                "podman does not use systemd's cgroups here: a stop of this service would end the "
-                "containers with it; run `loginctl enable-linger` for this user and set "
-                "XDG_RUNTIME_DIR and DBUS_SESSION_BUS_ADDRESS"
-            )
-
     async def _tell_status(self) -> None:
         """Keep the line that `systemctl status` shows."""
         workload = self._parts.workload
@@ -314,7 +302,7 @@ def _prepare(state_dir: Path) -> str:
     path, starting = state_dir / "runner-id", run_folder(state_dir)
     try:
         starting.mkdir(mode=0o700, exist_ok=True)
-        for left_over in starting.glob("*.env"):
+        for left_over in (*starting.glob("*.env"), *starting.glob("*.watcher")):
             left_over.unlink(missing_ok=True)
         known = path.read_bytes().decode(errors="replace").strip() if path.exists() else ""
         # A power cut leaves such a file empty, or full of zeros.

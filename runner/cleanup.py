@@ -16,8 +16,8 @@ from runner.assignment import is_task_id
 from runner.engine import Engine, find_engine
 from runner.errors import EXIT_OK, EXIT_TRY_AGAIN, EngineError, NoContainerRuntime
 from runner.journal import JOURNAL_NAME, Journal
+from runner.marks import LABEL_RUNNER, container_name
 from runner.settings import Settings
-from runner.task import LABEL_RUNNER, container_name
 
 _DAY_S = 24 * 3600
 

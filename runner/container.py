@@ -64,6 +64,8 @@ class ContainerSpec:
     run_args: tuple[str, ...] = ()
     cid_file: Path | None = None
     """Where the engine writes the container's id before it starts it; must not exist."""
+    watcher_file: Path | None = None
+    """Where podman writes the id of the process that watches the container; gone after `run`."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,8 @@ def run_arguments(kind: str, spec: ContainerSpec) -> list[str]:
         arguments += ["--cidfile", str(spec.cid_file)]
     arguments += ["--log-opt", f"max-size={LOG_SIZE}"]
     if kind == "podman":
+        if spec.watcher_file is not None:
+            arguments += ["--conmon-pidfile", str(spec.watcher_file)]
         arguments += ["--log-driver", "k8s-file"]
         if spec.timeout_s is not None:
             arguments += ["--timeout", str(max(1, round(spec.timeout_s)))]

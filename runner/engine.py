@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -67,10 +68,7 @@ class Engine(Protocol):
         """Ask the engine about itself."""
 
     async def fetch_image(self, image: str, policy: PullPolicy) -> None:
-        """Fetch the image where the policy says so; ImageMissing if that fails.
-
-        Where nothing may be fetched nothing is looked for either: `run` tells what is missing.
-        """
+        """Fetch the image where the policy says so; ImageMissing if it is not on the host then."""
 
     async def run(self, spec: ContainerSpec) -> str:
         """Start a container that outlives us and give its id; NameInUse if there is one."""
@@ -118,6 +116,9 @@ class CliEngine:
         self._environment = environment
         self._facts: EngineFacts | None = None
         self._has_migrated = False
+        self._seen_images: set[str] = set()
+        self._watchers: dict[str, tuple[int, str]] = {}
+        """Of containers just started: the process that watches each, and the container's id."""
 
     async def facts(self) -> EngineFacts:
         """Ask the engine about itself."""
@@ -137,10 +138,14 @@ class CliEngine:
         """See that the image is on this host, as the policy says."""
         # What podman builds itself is named so, and is in no registry.
         is_local_build = self.kind == "podman" and image.startswith("localhost/")
-        if policy is PullPolicy.NEVER or (policy is PullPolicy.NEWER and is_local_build):
+        is_local = policy is PullPolicy.NEVER or (policy is PullPolicy.NEWER and is_local_build)
+        if (is_local or policy is PullPolicy.MISSING) and await self._has_seen(image):
             return
-        if policy is PullPolicy.MISSING and await self._has_image(image):
-            return
+        if is_local:
+            raise ImageMissing(
+                f"cannot find the image {image} on this host, and it is not to be fetched "
+                f"(--pull {policy.value})"
+            )
         answer = await self._call("pull", "--quiet", image, deadline_s=PULL_DEADLINE_S)
         if answer.is_good:
             return
@@ -153,12 +158,20 @@ class CliEngine:
             return
         raise ImageMissing(f"cannot fetch the image {image}: {answer.complaint}")
 
+    async def _has_seen(self, image: str) -> bool:
+        """Look for an image once; should it be gone later, `run` tells, and it is forgotten."""
+        if image not in self._seen_images and await self._has_image(image):
+            self._seen_images.add(image)
+        return image in self._seen_images
+
     async def _has_image(self, image: str) -> bool:
         answer = await self._call("image", "inspect", "--format", "{{.Id}}", image)
         return answer.is_good
 
     async def run(self, spec: ContainerSpec) -> str:
         """Start a container that outlives us and give its id."""
+        if spec.watcher_file is not None and await self._is_far():
+            spec = replace(spec, watcher_file=None)
         if await self._loses_sight_of_memory(spec):
             answer = await self._create_and_start(spec)
         else:
@@ -168,10 +181,21 @@ class CliEngine:
                 patience_s=START_PATIENCE_S,
             )
         if answer.is_good:
-            return answer.output.strip()[-64:]
+            container_id = answer.output.strip()[-64:]
+            self._note_watcher(spec, container_id)
+            return container_id
         if answer.meaning is ImageMissing:
+            self._seen_images.discard(spec.image)
             raise ImageMissing(f"cannot find the image {spec.image} on this host")
         raise answer.meaning(f"cannot start the container: {answer.complaint}")
+
+    def _note_watcher(self, spec: ContainerSpec, container_id: str) -> None:
+        """Keep who watches the container, so that `wait` need not ask the engine for it."""
+        if spec.watcher_file is None:
+            return
+        with suppress(OSError, ValueError):
+            self._watchers[spec.name] = (int(spec.watcher_file.read_text()), container_id)
+        spec.watcher_file.unlink(missing_ok=True)
 
     async def _loses_sight_of_memory(self, spec: ContainerSpec) -> bool:
         """Tell whether the end for want of memory would not be seen.
@@ -243,6 +267,9 @@ class CliEngine:
         kernel is asked, where it can be.
         """
         if not await self._is_far():
+            pid, container_id = self._watchers.pop(name, (0, ""))
+            if pid and await processes.wait_for_all([pid], container_id):
+                return
             told = await self._inspect(name)
             if told is None:
                 raise NoSuchContainer(f"cannot wait for {name}: no such container")
@@ -330,6 +357,14 @@ class CliEngine:
         if not answer.is_good and answer.meaning is EngineSilent:
             raise EngineSilent(f"cannot do {self.kind} {arguments[0]}: {answer.complaint}")
         return answer
+
+
+def engine_of_kind(kind: str) -> CliEngine:
+    """Give podman or docker, whether or not it is there: one that is not does not answer."""
+    try:
+        return find_engine(kind)
+    except NoContainerRuntime:
+        return CliEngine(kind, kind, engine_environment(os.environ))
 
 
 def find_engine(runtime: str, environment: Mapping[str, str] | None = None) -> CliEngine:

@@ -77,7 +77,9 @@ CREATE TABLE outbox (
 );
 """
 
-MIGRATIONS: tuple[str, ...] = (_FIRST_SCHEMA,)
+_ENGINE_OF_A_TASK = "ALTER TABLE tasks ADD COLUMN engine TEXT;"
+
+MIGRATIONS: tuple[str, ...] = (_FIRST_SCHEMA, _ENGINE_OF_A_TASK)
 """Each brings the schema from its index to the next version, kept in `user_version`."""
 
 _TABLES = frozenset({"identities", "tasks", "outbox"})
@@ -266,14 +268,15 @@ class Journal:
         )
         self._connection.execute(
             "INSERT INTO tasks (task_id, identity, state, assignment, accepted_at, boot_id,"
-            " container_id, started_at, deadline_uptime_s)"
-            " SELECT ?, max(id), ?, ?, ?, ?, ?, ?, ? FROM identities WHERE api_key = ?",
+            " engine, container_id, started_at, deadline_uptime_s)"
+            " SELECT ?, max(id), ?, ?, ?, ?, ?, ?, ?, ? FROM identities WHERE api_key = ?",
             (
                 task.task_id,
                 TaskState.RUNNING.value,
                 task.assignment.to_json() if task.assignment is not None else None,
                 task.accepted_at,
                 task.boot_id,
+                task.engine,
                 task.container_id,
                 task.started_at,
                 task.deadline_uptime_s,
@@ -329,9 +332,9 @@ class Journal:
         return [task_in(row) for row in rows]
 
     @_in_writer_thread
-    def start(self, task_id: str, boot_id: str) -> None:
-        """Write down that the engine is about to be asked for the task's container."""
-        self._move(task_id, TaskState.STARTING, boot_id=boot_id)
+    def start(self, task_id: str, boot_id: str, engine: str) -> None:
+        """Write down that this engine is about to be asked for the task's container."""
+        self._move(task_id, TaskState.STARTING, boot_id=boot_id, engine=engine)
 
     @_in_writer_thread
     def run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from runner.api import Orchestrator
@@ -21,6 +22,8 @@ class Parts:
     settings: Settings
     clock: Clock
     engine: Engine
+    other_engine: Callable[[str], Engine]
+    """Gives the engine of that kind, for what was started on it by an earlier runner."""
     orchestrator: Orchestrator
     journal: Journal
     node: Node

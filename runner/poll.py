@@ -17,14 +17,13 @@ from runner.assignment import parse_assignment
 from runner.ending import final_report, said_as
 from runner.errors import (
     BadAssignment,
-    EngineError,
     JournalError,
     RegistrationRefused,
     Unauthorised,
     Unavailable,
     WireError,
 )
-from runner.files import free_disk
+from runner.fitness import is_fit
 from runner.journal import Task
 from runner.log import fields
 from runner.parts import Parts
@@ -61,7 +60,7 @@ async def poll(parts: Parts, begin: Callable[[Task], None]) -> Answer:
         except RegistrationRefused:
             return Answer.FAILED
         answer, asked_to_wait_s = Answer.FAILED, 0.0
-        if await _is_fit(parts):
+        if await is_fit(parts):
             parts.pulse.beat("poll", next_within_s=2 * CALL_TIMEOUT_S + WAIT_S)
             answer, asked_to_wait_s = await _ask(parts, identity, begin)
         if parts.settings.once:
@@ -84,7 +83,7 @@ async def _ask(
     asked_at = parts.clock.uptime_s()
     try:
         offer = await parts.orchestrator.pending(identity, 0 if parts.settings.once else WAIT_S)
-        if offer.assignment is not None and offer.was_held and not await _is_fit(parts):
+        if offer.assignment is not None and offer.was_held and not await is_fit(parts):
             # A disk has filled up meanwhile. Who can hold a request can offer a task again.
             log.warning("a task was offered and is not taken now")
             return Answer.NOTHING, 0
@@ -159,31 +158,3 @@ async def _answer_redelivery(parts: Parts, task_id: str) -> None:
         task_id, final_report(task_id, end, now), now
     ):
         parts.outbox.notify()
-
-
-async def _is_fit(parts: Parts) -> bool:
-    """Say whether new work may be taken on, and note as a trouble what forbids it."""
-    settings = parts.settings
-    for folder in (settings.victoria_home, settings.state_dir):
-        name = f"disk/{folder}"
-        try:
-            free = await anyio.to_thread.run_sync(free_disk, folder)
-        except OSError as error:
-            parts.workload.set_trouble(name, f"cannot use {folder}: {error.strerror}")
-            return False
-        if free < settings.min_free_disk:
-            parts.workload.set_trouble(
-                name,
-                f"no new task is taken: {folder} has {free >> 20} MiB free and "
-                f"{settings.min_free_disk >> 20} MiB are to stay free; free some space there or "
-                "lower --min-free-disk",
-            )
-            return False
-        parts.workload.clear_trouble(name)
-    if "engine" in parts.workload.troubles:
-        try:
-            await parts.engine.facts()
-        except EngineError:
-            return False
-        parts.workload.clear_trouble("engine")
-    return True

@@ -29,6 +29,7 @@ class Task:
     assignment: Assignment | None
     accepted_at: float
     boot_id: str | None = None
+    engine: str | None = None
     container_id: str | None = None
     started_at: float | None = None
     deadline_uptime_s: float | None = None
@@ -88,6 +89,7 @@ def task_in(row: sqlite3.Row) -> Task:
         assignment=Assignment.from_json(written) if written else None,
         accepted_at=row["accepted_at"],
         boot_id=row["boot_id"],
+        engine=row["engine"],
         container_id=row["container_id"],
         started_at=row["started_at"],
         deadline_uptime_s=row["deadline_uptime_s"],

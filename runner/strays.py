@@ -21,10 +21,7 @@ from runner.container import Container, Phase
 from runner.errors import EngineError, JournalError
 from runner.journal import Task
 from runner.log import fields
-from runner.parts import Parts
-from runner.settings import Secret
-from runner.states import TaskState
-from runner.task import (
+from runner.marks import (
     KEY_VARIABLE,
     LABEL_BOOT,
     LABEL_NODE,
@@ -34,6 +31,9 @@ from runner.task import (
     LABEL_TIMEOUT,
     container_name,
 )
+from runner.parts import Parts
+from runner.settings import Secret
+from runner.states import TaskState
 
 log = logging.getLogger(__name__)
 
@@ -139,6 +139,7 @@ def _task_of(container: Container, parts: Parts) -> tuple[Task, Identity] | None
         assignment=Assignment(task_id, "", orchestrator_url, timeout_s),
         accepted_at=started_at,
         boot_id=labels.get(LABEL_BOOT),
+        engine=parts.engine.kind,
         container_id=container.container_id,
         started_at=started_at,
         deadline_uptime_s=parts.clock.uptime_s() - max(0.0, now - started_at) + timeout_s,

@@ -15,6 +15,10 @@ from runner.log import fields
 log = logging.getLogger(__name__)
 
 _WRITE_AGAIN_S = 5.0
+_START_AGAIN_S = 5.0
+_LONGEST_START_AGAIN_S = 300.0
+START = "start"
+"""The trouble that containers cannot be started here."""
 
 T = TypeVar("T")
 
@@ -65,6 +69,9 @@ class Workload:
         self._max_tasks = max_tasks
         self._tasks: dict[str, Cancellable] = {}
         self._troubles: dict[str, str] = {}
+        self._refused_starts = 0
+        self.next_start_at_s = 0.0
+        """The uptime in seconds before which no container is started after refusals."""
 
     @property
     def task_ids(self) -> tuple[str, ...]:
@@ -112,6 +119,23 @@ class Workload:
         if self._troubles.pop(name, None) is not None:
             log.info("trouble is over", extra=fields(trouble=name))
             self.changes.notify()
+
+    def note_refused_start(self, sentence: str, uptime_s: float) -> None:
+        """Note that a container could not be started for what the next would meet as well.
+
+        Each time in a row doubles the wait before the next task: a broken host does not eat up
+        the queue.
+        """
+        self._refused_starts += 1
+        doubled_s = _START_AGAIN_S * 2.0 ** min(self._refused_starts - 1, 30)
+        self.next_start_at_s = uptime_s + min(doubled_s, _LONGEST_START_AGAIN_S)
+        self.set_trouble(START, f"few new tasks are taken until a container starts: {sentence}")
+
+    def note_start(self) -> None:
+        """Note that containers do start here."""
+        self._refused_starts = 0
+        self.next_start_at_s = 0.0
+        self.clear_trouble(START)
 
     async def wait_for_room(self) -> None:
         """Return as soon as a slot is free."""

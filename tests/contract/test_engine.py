@@ -190,6 +190,11 @@ async def test_image_that_cannot_be_fetched_is_missing(subject: Subject) -> None
             await subject.engine.fetch_image(NOWHERE, policy)
 
 
+async def test_image_that_is_not_here_and_must_not_be_fetched_is_missing(subject: Subject) -> None:
+    with pytest.raises(ImageMissing):
+        await subject.engine.fetch_image(NOWHERE, PullPolicy.NEVER)
+
+
 async def test_image_at_hand_will_do_unless_it_must_be_fetched(subject: Subject) -> None:
     for policy in (PullPolicy.MISSING, PullPolicy.NEWER, PullPolicy.NEVER):
         await subject.engine.fetch_image(subject.image, policy)

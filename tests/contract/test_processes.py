@@ -295,6 +295,18 @@ async def test_container_whose_process_is_killed_has_exited(podman: Subject) -> 
     assert (container.phase, container.exit_code) == (Phase.EXITED, 137)
 
 
+async def test_podman_says_at_the_start_who_watches_the_container(
+    podman: Subject, tmp_path: Path
+) -> None:
+    watcher = tmp_path / "watcher"
+    await podman.start("[sleep 1]", watcher_file=watcher)
+    with anyio.fail_after(DEADLINE_S):
+        await podman.engine.wait(podman.name)
+
+    assert (await podman.look()).phase is Phase.EXITED
+    assert not watcher.exists()
+
+
 async def test_process_of_another_does_not_pass_for_the_containers() -> None:
     another = "0" * 64
     assert not processes.any_exists([os.getpid(), 1 << 22], another)

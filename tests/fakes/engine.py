@@ -79,8 +79,6 @@ class FakeEngine:
     Set `silent` and no call is answered; `starts` counts how often each name was run.
     """
 
-    kind = "podman"
-
     def __init__(
         self,
         image: str,
@@ -92,6 +90,7 @@ class FakeEngine:
 
         `now` is the host's wall clock, by which starts and ends are written down.
         """
+        self.kind = "podman"
         self.image = image
         self.silent = False
         self.starts: Counter[str] = Counter()
@@ -138,8 +137,6 @@ class FakeEngine:
     async def fetch_image(self, image: str, policy: PullPolicy) -> None:
         """Have no registry."""
         await self._answer()
-        if policy is PullPolicy.NEVER:
-            return
         if policy is PullPolicy.ALWAYS or image != self.image:
             raise ImageMissing(f"cannot fetch the image {image}: no registry answers")
 

@@ -86,6 +86,8 @@ class Host:
     engine: ObstructedEngine
     orchestrator: ScriptedOrchestrator
     group: TaskGroup
+    others: dict[str, ObstructedEngine] = field(default_factory=dict)
+    """What else is installed here, by its kind."""
 
     @property
     def home(self) -> Path:
@@ -135,7 +137,9 @@ class Host:
     async def _live(self, life: Run, scope: anyio.CancelScope, settings: Settings) -> None:
         try:
             with scope:
-                life.exit_code = await run(settings, self.engine, life.notifier, self.clock)
+                life.exit_code = await run(
+                    settings, self.engine, life.notifier, self.clock, self.others.__getitem__
+                )
         except Exception as error:  # noqa: BLE001 - it is raised where the test waits for the end
             life.error = error
             self.clock.fail(error)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.loops.host import IDLE, WITH_TASK, container_of
-from tests.loops.orchestrator import SILENCE, STATUS
+from tests.loops.orchestrator import POLL, SILENCE, STATUS
 from tests.unit.scripted_server import stalled
 from tests.unit.until import until
 
@@ -44,9 +44,11 @@ async def test_cancelled_while_its_files_come(host: Host) -> None:
 
 
 async def test_cancelled_while_its_image_is_fetched(host: Host) -> None:
-    host.engine.shut("fetch_image")
-    host.orchestrator.offer()
+    host.orchestrator.holds = True
     async with host.runner():
+        await host.wait_for_calls(POLL)
+        host.engine.shut("fetch_image")
+        host.orchestrator.offer()
         await until(lambda: host.engine.waiting["fetch_image"] == 1)
         await cancel(host, IDLE - 1)
         end = await host.wait_for_end("t-1")

@@ -8,8 +8,8 @@ import pytest
 
 from runner.errors import EngineError, EngineSilent
 from runner.settings import Limits
-from tests.loops.host import IDLE, WITH_TASK, container_of
-from tests.loops.orchestrator import TOKEN
+from tests.loops.host import IDLE, IMAGE, WITH_TASK, container_of
+from tests.loops.orchestrator import POLL, TOKEN
 from tests.unit.until import until
 
 if TYPE_CHECKING:
@@ -106,11 +106,14 @@ async def test_lost(host: Host, how: str) -> None:
 
 
 async def test_unstartable_for_want_of_its_image(host: Host) -> None:
-    host.orchestrator.offer()
-    async with host.runner(container_image="localhost/other:1"):
+    host.orchestrator.holds = True
+    async with host.runner():
+        await host.wait_for_calls(POLL)
+        host.engine.image = "localhost/other:1"
+        host.orchestrator.offer()
         end = await host.wait_for_end("t-1")
 
-    assert end["message"] == ("unstartable: cannot find the image localhost/other:1 on this host")
+    assert end["message"] == f"unstartable: cannot fetch the image {IMAGE}: no registry answers"
 
 
 async def test_unstartable_for_what_the_engine_will_not_take(host: Host) -> None:
@@ -130,15 +133,22 @@ async def test_unstartable_for_a_start_that_fails_leaves_no_container(host: Host
     assert await host.engine.inspect(container_of("t-1")) is None
 
 
-async def test_unstartable_for_an_engine_that_stays_silent_for_an_hour(host: Host) -> None:
-    host.orchestrator.offer()
-    host.engine.break_("fetch_image", EngineSilent("cannot do podman pull: no answer"))
+@pytest.mark.parametrize("call", ["fetch_image", "run"])
+async def test_unstartable_for_an_engine_that_stays_silent_for_an_hour(
+    host: Host, call: str
+) -> None:
+    said = "cannot do podman: no answer"
+    host.orchestrator.holds = True
     async with host.runner(heartbeat_interval_s=300.0):
-        await until(lambda: host.engine.called["fetch_image"] == 1)
-        await host.clock.advance(3700, asleep=IDLE)
+        await host.wait_for_calls(POLL)
+        host.engine.break_(call, EngineSilent(said))
+        host.orchestrator.offer()
+        await until(lambda: host.engine.called[call] >= 1)
+        await host.clock.advance(3603, asleep=IDLE)
         end = await host.wait_for_end("t-1")
 
-    assert end["message"] == "unstartable: cannot do podman pull: no answer"
+    assert end["message"] == f"unstartable: {said}"
+    assert host.starts_of("t-1") == 0
 
 
 async def test_env_file_that_has_become_unusable_is_named(host: Host) -> None:
@@ -243,10 +253,14 @@ async def test_stop_that_fails_is_tried_again_and_then_the_container_is_removed(
 async def test_defect_in_a_step_is_logged_tried_again_and_ends_the_task_and_not_the_runner(
     host: Host, log: pytest.LogCaptureFixture, step: str, prompt: str
 ) -> None:
-    host.engine.break_(step, RuntimeError("nobody thought of this"))
-    host.orchestrator.offer("t-1", prompt)
     async with host.runner():
-        await until(lambda: host.engine.called[step] >= 1)
+        await host.wait_for_calls(POLL)
+        await host.clock.settle(IDLE)
+        host.engine.break_(step, RuntimeError("nobody thought of this"))
+        host.orchestrator.offer("t-1", prompt)
+        seen = host.engine.called[step]
+        await host.clock.advance(34, asleep=IDLE)
+        await until(lambda: host.engine.called[step] > seen)
         await host.clock.advance(40, asleep=IDLE)
         end = await host.wait_for_end("t-1")
         host.engine.mend()

@@ -107,9 +107,11 @@ async def test_heart_beats_while_a_file_trickles_in(host: Host) -> None:
 
 
 async def test_heart_beats_while_an_image_is_fetched(host: Host) -> None:
-    host.engine.shut("fetch_image")
-    host.orchestrator.offer()
+    host.orchestrator.holds = True
     async with host.runner():
+        await host.wait_for_calls(POLL)
+        host.engine.shut("fetch_image")
+        host.orchestrator.offer()
         await until(lambda: host.engine.waiting["fetch_image"] == 1)
         seen = host.orchestrator.count(BEAT)
         await host.clock.advance(300, asleep=IDLE - 1)

@@ -127,9 +127,11 @@ async def test_refused_registration_waits_for_the_work_in_hand_and_keeps_its_rep
 async def test_task_that_had_not_begun_when_the_registration_was_refused_begins_later(
     host: Host,
 ) -> None:
-    host.engine.shut("fetch_image")
-    host.orchestrator.offer()
+    host.orchestrator.holds = True
     async with host.runner() as run:
+        await host.wait_for_calls(POLL)
+        host.engine.shut("fetch_image")
+        host.orchestrator.offer()
         await until(lambda: host.engine.waiting["fetch_image"] == 1)
         host.orchestrator.keys.clear()
         host.orchestrator.always(REGISTER, told({}, 401))

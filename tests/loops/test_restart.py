@@ -14,12 +14,13 @@ from runner.ending import final_report
 from runner.errors import EngineError
 from runner.files import CONTAINER_HOME
 from runner.journal import End, Report, open_journal
+from runner.marks import run_folder
 from runner.register import describe
 from runner.settings import Limits, Secret
 from runner.states import EndReason, TaskState
-from runner.task import run_folder
+from tests.loops.engine import ObstructedEngine
 from tests.loops.host import IDLE, IMAGE, WITH_TASK, container_of
-from tests.loops.orchestrator import LOGS, SILENCE, STATUS
+from tests.loops.orchestrator import LOGS, POLL, SILENCE, STATUS
 from tests.unit.scripted_server import http
 from tests.unit.until import until
 
@@ -111,7 +112,8 @@ async def leave_behind(host: Host, state: TaskState, *, other_boot: bool = False
         await journal.store_identity(identity, settings.orchestrator_url, describe(settings), now)
         await journal.accept(Assignment("t-1", GOOD, settings.orchestrator_url, 60), identity, now)
         if state is not ACCEPTED:
-            await journal.start("t-1", "boot-0" if other_boot else host.clock.boot_id)
+            boot_id = "boot-0" if other_boot else host.clock.boot_id
+            await journal.start("t-1", boot_id, host.engine.kind)
         if state in {RUNNING, TaskState.ENDED}:
             await journal.run("t-1", "c0ffee", now, host.clock.uptime_s() + 60)
         if state is TaskState.ENDED:
@@ -231,3 +233,41 @@ async def test_task_taken_over_occupies_its_slot_before_work_is_asked_for(host: 
         assert host.orchestrator.queue
         host.let_go()
         await host.wait_for_end("t-2")
+
+
+async def test_task_of_another_orchestrator_that_had_not_begun_waits_for_it(host: Host) -> None:
+    host.orchestrator.holds = True
+    async with host.runner():
+        await host.wait_for_calls(POLL)
+        host.engine.shut("fetch_image")
+        host.orchestrator.offer()
+        await host.wait_for_state("t-1", "accepted")
+    host.engine.open("fetch_image")
+
+    async with host.runner(orchestrator_url="http://127.0.0.1:9", once=True) as elsewhere:
+        assert await elsewhere.end() == 75
+    assert host.state_of("t-1") == "accepted"
+
+    async with host.runner():
+        assert (await host.wait_for_end("t-1"))["status"] == "success"
+    assert host.starts_of("t-1") == 1
+
+
+async def test_task_is_followed_on_the_engine_that_it_was_started_on(host: Host) -> None:
+    podman = host.engine
+    host.orchestrator.offer("t-1", "[wait-for go]")
+    async with host.runner():
+        await host.wait_for_state("t-1", "running")
+
+    async with ObstructedEngine(IMAGE, host.clock.wall_s) as docker:
+        docker.kind = "docker"
+        host.engine, host.others = docker, {"podman": podman}
+        async with host.runner():
+            host.let_go()
+            assert (await host.wait_for_end("t-1"))["status"] == "success"
+            host.orchestrator.offer("t-2")
+            await host.clock.advance(34, asleep=IDLE)
+            assert (await host.wait_for_end("t-2"))["status"] == "success"
+        assert docker.starts == {container_of("t-2"): 1}
+    assert podman.starts == {container_of("t-1"): 1}
+    assert not podman.names

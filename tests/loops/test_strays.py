@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from runner.container import ContainerSpec
-from runner.task import LABEL_RUNNER
+from runner.marks import LABEL_RUNNER
 from tests.loops.host import IDLE, IMAGE
 from tests.loops.orchestrator import POLL
 from tests.unit.until import until

@@ -32,7 +32,7 @@ async def lead_a_life(journal: Journal, identity: Identity, task_id: str) -> Non
     """Take a task from its assignment to its end."""
     await journal.accept(Assignment(task_id, "p" * 500, URL, 60), identity, 1.0)
     acknowledge(task_id, "accepted")
-    await journal.start(task_id, "boot-1")
+    await journal.start(task_id, "boot-1", "podman")
     acknowledge(task_id, "starting")
     await journal.run(task_id, "c0ffee", 2.0, 62.0)
     acknowledge(task_id, "running")

@@ -79,7 +79,7 @@ async def accepted(registered: Journal) -> Journal:
 @pytest.fixture
 async def running(accepted: Journal) -> Journal:
     """Give a journal with a task that runs."""
-    await accepted.start("t-1", "boot-1")
+    await accepted.start("t-1", "boot-1", "podman")
     await accepted.run("t-1", "c0ffee", 20.0, 80.0)
     return accepted
 
@@ -225,7 +225,7 @@ async def test_task_that_runs_is_not_rejected(running: Journal) -> None:
 
 
 async def test_start_keeps_the_boot(accepted: Journal) -> None:
-    await accepted.start("t-1", "boot-1")
+    await accepted.start("t-1", "boot-1", "podman")
 
     task = await the_task(accepted)
     assert (task.state, task.boot_id) == (TaskState.STARTING, "boot-1")
@@ -283,7 +283,7 @@ async def test_state_is_looked_at_and_changed_in_one_transaction(
 
     async def start() -> None:
         with pytest.raises(ValueError, match="no way from ended to starting"):
-            await accepted.start("t-1", "boot-1")
+            await accepted.start("t-1", "boot-1", "podman")
         raised.set()
 
     with closing(sqlite3.connect(path, isolation_level=None)) as other:

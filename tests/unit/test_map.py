@@ -32,6 +32,9 @@ ROWS = (
     ("app", "doctor", "cleanup"),
     ("poll", "heartbeat", "deliver", "strays"),
     ("task",),
+    ("closing", "starting", "watching"),
+    ("preparing",),
+    ("fitness", "hand"),
     ("parts", "ending"),
     ("register",),
     ("engine", "journal", "files", "crush"),
@@ -40,7 +43,7 @@ ROWS = (
     ("api", "systemd", "workload"),
     ("assignment", "settings"),
     ("errors",),
-    ("backoff", "clock", "log", "states"),
+    ("backoff", "clock", "log", "marks", "states"),
 )
 """The runner's modules from the top down: each imports only from rows below its own."""
 

@@ -1,0 +1,122 @@
+"""What comes after a task's container: its last words, its end written down, and its removal."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from functools import partial
+
+import anyio
+import anyio.to_thread
+
+from runner import backoff
+from runner.container import Container, Phase
+from runner.crush import CrushError, session_of_task
+from runner.ending import (
+    LAST_LINES,
+    final_report,
+    judge,
+    log_report,
+    secrets_to_blank,
+    without_secrets,
+)
+from runner.errors import EngineError
+from runner.hand import Hand
+from runner.journal import End
+from runner.log import fields
+from runner.marks import cid_file
+
+log = logging.getLogger(__name__)
+
+_SESSION_DEADLINE_S = 60.0
+
+
+async def conclude(hand: Hand, container: Container | None) -> None:
+    """Write down how the task ended, and what is to be told about it."""
+    end = judge(hand.task, container, await _last_output(hand, container))
+    await write_end(hand, end, await _agent_session(hand, container))
+
+
+async def write_end(hand: Hand, end: End, session: Mapping[str, object] | None = None) -> None:
+    """Write down an end that is known, and what is to be told about it."""
+    now = hand.parts.clock.wall_s()
+    reports = [final_report(hand.task_id, end, now, session and session.get("id"))]
+    if session is not None:
+        reports.insert(0, log_report(hand.task_id, session))
+    await hand.written(lambda: hand.parts.journal.end(hand.task_id, end, reports, now))
+    hand.parts.outbox.notify()
+    log.info(
+        "task has ended",
+        extra=fields(task_id=hand.task_id, reason=end.reason.value, exit_code=end.exit_code),
+    )
+
+
+async def close(hand: Hand) -> None:
+    """Remove the container, and close the journal's page when every report is out."""
+    await _remove(hand)
+    cid_file(hand.parts.settings.state_dir, hand.task_id).unlink(missing_ok=True)
+    while True:
+        seen = hand.parts.outbox.count
+        now = hand.parts.clock.wall_s()
+        if await hand.written(lambda: hand.parts.journal.close(hand.task_id, now)):  # noqa: B023 - called before the next turn
+            break
+        await hand.parts.outbox.after(seen)
+    hand.parts.outbox.notify()
+    log.debug("task is closed", extra=fields(task_id=hand.task_id))
+
+
+async def _last_output(hand: Hand, container: Container | None) -> str:
+    if container is None or container.phase is Phase.CREATED:
+        return ""
+    try:
+        output = await hand.engine.last_output(hand.container_name, LAST_LINES)
+    except EngineError as error:
+        return f"(its output cannot be read: {error})"
+    settings = hand.parts.settings
+    identity = await hand.identity()
+    known = secrets_to_blank(
+        settings.registration_token, identity.api_key, env_file=settings.env_file
+    )
+    return without_secrets(output, known)
+
+
+async def _agent_session(hand: Hand, container: Container | None) -> Mapping[str, object] | None:
+    """Read what the agent in the container noted of its session, if it left any."""
+    started_at = hand.task.started_at
+    if container is not None and container.started_at is not None:
+        started_at = container.started_at
+    if started_at is None:
+        return None
+    database = hand.parts.settings.victoria_home / ".crush" / "crush.db"
+    read = partial(
+        session_of_task,
+        database,
+        started_at=started_at,
+        ended_at=hand.parts.clock.wall_s(),
+        prompt=hand.assignment.prompt,
+    )
+    try:
+        # The agent owns that folder: a pipe in the database's place would never be opened.
+        with anyio.fail_after(_SESSION_DEADLINE_S):
+            return await anyio.to_thread.run_sync(read, abandon_on_cancel=True)
+    except TimeoutError:
+        log.warning("cannot read the agent's session in time", extra=fields(task_id=hand.task_id))
+    except CrushError as error:
+        log.warning("%s", error, extra=fields(task_id=hand.task_id))
+    except Exception:
+        # How the task ended is known; its log must not change that.
+        log.exception("a defect met a session's log", extra=fields(task_id=hand.task_id))
+    return None
+
+
+async def _remove(hand: Hand) -> None:
+    attempts = 0
+    while True:
+        try:
+            await hand.engine.remove(hand.container_name)
+        except EngineError as error:
+            attempts += 1
+            log.warning("cannot remove: %s", error, extra=fields(task_id=hand.task_id))
+            await hand.parts.clock.sleep(backoff.delay_s(attempts))
+        else:
+            return

@@ -1,0 +1,111 @@
+"""A host that cannot run tasks says so and takes none: it does not eat up the queue."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from runner.errors import EngineError, NameInUse
+from tests.loops.host import IDLE, IMAGE
+from tests.loops.orchestrator import POLL
+from tests.unit.until import until
+
+if TYPE_CHECKING:
+    from tests.loops.host import Host
+
+pytestmark = pytest.mark.anyio
+
+OTHER_IMAGE = "localhost/other:1"
+
+
+async def test_no_task_is_taken_before_the_image_is_there(
+    host: Host, log: pytest.LogCaptureFixture
+) -> None:
+    host.engine.image = OTHER_IMAGE
+    host.orchestrator.offer()
+    async with host.runner():
+        await host.wait_for_beat("error")
+        await host.clock.advance(100, asleep=IDLE)
+        assert not host.orchestrator.count(POLL)
+        host.engine.image = IMAGE
+        await host.clock.advance(400, asleep=IDLE)
+        assert (await host.wait_for_end("t-1"))["status"] == "success"
+
+    said = f"few new tasks are taken until a container starts: cannot fetch the image {IMAGE}"
+    assert sum(said in line for line in log.messages) == 1
+
+
+async def test_image_that_is_gone_costs_one_task_and_not_the_queue(host: Host) -> None:
+    host.orchestrator.holds = True
+    async with host.runner():
+        await host.wait_for_calls(POLL)
+        host.engine.image = OTHER_IMAGE
+        host.orchestrator.offer("t-1")
+        host.orchestrator.offer("t-2")
+        assert (await host.wait_for_end("t-1"))["message"].startswith("unstartable: ")
+        await host.clock.advance(100, asleep=IDLE)
+        assert host.state_of("t-2") is None
+        host.engine.image = IMAGE
+        await host.clock.advance(400, asleep=IDLE - 1)
+        assert (await host.wait_for_end("t-2"))["status"] == "success"
+        await until(lambda: host.orchestrator.beats()[-1] == "idle")
+
+
+async def test_image_that_went_between_two_looks_is_fetched_again(host: Host) -> None:
+    host.orchestrator.offer()
+    host.engine.shut("run")
+    async with host.runner():
+        await until(lambda: host.engine.waiting["run"] == 1)
+        host.engine.image = OTHER_IMAGE
+        host.engine.open("run")
+        end = await host.wait_for_end("t-1")
+
+    assert end["message"] == f"unstartable: cannot fetch the image {IMAGE}: no registry answers"
+    assert host.engine.called["fetch_image"] == 3
+
+
+async def test_engine_that_refuses_every_start_is_given_fewer_and_fewer_tasks(host: Host) -> None:
+    host.engine.break_("run", EngineError("cannot start the container: unknown flag: --x"))
+    for number in range(50):
+        host.orchestrator.offer(f"t-{number}")
+    async with host.runner():
+        await host.wait_for_end("t-0")
+        await host.clock.advance(600, asleep=IDLE)
+        ended = host.rows("SELECT task_id FROM tasks")
+        assert 3 <= len(ended) <= 9
+        assert host.orchestrator.beats()[-1] == "error"
+        host.engine.mend()
+        await host.clock.advance(400, asleep=IDLE)
+        assert (await host.wait_for_end("t-49"))["status"] == "success"
+        await until(lambda: host.orchestrator.beats()[-1] == "idle")
+
+
+async def test_name_in_use_by_what_cannot_be_seen_is_freed_without_haste(host: Host) -> None:
+    said = "cannot start the container: the name victoria-t-1 is in use"
+    host.engine.fail("run", *[NameInUse(said) for _ in range(4)])
+    host.orchestrator.offer()
+    async with host.runner():
+        await until(lambda: host.engine.called["remove"] == 1)
+        assert host.engine.called["run"] == 2
+        await host.clock.advance(20, asleep=IDLE)
+        assert (await host.wait_for_end("t-1"))["status"] == "success"
+
+    assert host.starts_of("t-1") == 1
+
+
+async def test_no_task_is_taken_while_one_in_hand_waits_for_the_engine(host: Host) -> None:
+    host.orchestrator.offer("t-1", "[wait-for go]")
+    async with host.runner(max_tasks=2):
+        await host.wait_for_state("t-1", "running")
+        host.engine.break_("inspect", EngineError("cannot do podman inspect: no answer"))
+        await host.clock.advance(31, asleep=IDLE + 1)
+        await until(lambda: host.orchestrator.beats()[-1] == "error")
+        host.orchestrator.offer("t-2")
+        await host.clock.advance(200, asleep=IDLE)
+        assert host.state_of("t-2") is None
+        host.engine.mend()
+        host.let_go()
+        await host.clock.advance(200, asleep=IDLE)
+        assert (await host.wait_for_end("t-1"))["status"] == "success"
+        assert (await host.wait_for_end("t-2"))["status"] == "success"
