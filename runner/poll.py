@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 WAIT_S = 25
 """For how long the orchestrator is asked to hold a request, in seconds (RFC 7240)."""
 _SHORTEST_HOLD_S = 1.0
+_LONGEST_LOOK_S = 300.0
+"""More than the engine may take to say nothing; a disk has no deadline of its own."""
 
 
 class Answer(Enum):
@@ -164,6 +166,7 @@ async def _answer_redelivery(parts: Parts, task_id: str) -> None:
 async def _is_fit(parts: Parts) -> bool:
     """Say whether new work may be taken on, and note as a trouble what forbids it."""
     settings = parts.settings
+    parts.pulse.beat("poll", next_within_s=_LONGEST_LOOK_S)
     for folder in (settings.victoria_home, settings.state_dir):
         name = f"disk/{folder}"
         try:
