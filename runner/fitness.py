@@ -18,10 +18,13 @@ from runner.workload import START
 log = logging.getLogger(__name__)
 
 _ENGINE = "engine"
+_LONGEST_LOOK_S = 300.0
+"""More than the engine may take to say nothing; a disk has no deadline of its own."""
 
 
 async def is_fit(parts: Parts) -> bool:
     """Say whether a new task may be taken on now, and note as a trouble what forbids it."""
+    parts.pulse.beat("poll", next_within_s=_LONGEST_LOOK_S)
     if not await _has_room(parts):
         return False
     troubles = parts.workload.troubles
@@ -90,6 +93,7 @@ async def _may_start(parts: Parts) -> bool:
     workload, settings = parts.workload, parts.settings
     if parts.clock.uptime_s() < workload.next_start_at_s:
         return False
+    parts.pulse.rest("poll")  # an image may be large, and its fetching has a deadline of its own
     try:
         await parts.engine.fetch_image(settings.container_image, settings.pull)
     except EngineError as error:

@@ -2,6 +2,7 @@
 
 VICTORIA_FAULTS_JOURNAL     a folder of `JournalFaults`: where a write is planned to be met, the
                             process kills itself before or after its commit
+VICTORIA_FAULTS_DISK        a file: while it is there, no disk answers how much room it has
 VICTORIA_FAULTS_CONSTANTS   JSON, such as {"runner.engine.ANSWER_DEADLINE_S": 2}
 
 Everything else is the runner as it is: the same code, the same command line, the same SQLite.
@@ -16,6 +17,7 @@ import os
 import signal
 import sqlite3
 import sys
+import time
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
@@ -24,7 +26,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 JOURNAL_VARIABLE = "VICTORIA_FAULTS_JOURNAL"
+DISK_VARIABLE = "VICTORIA_FAULTS_DISK"
 CONSTANTS_VARIABLE = "VICTORIA_FAULTS_CONSTANTS"
+LOOK_AGAIN_S = 0.05
 
 
 class ShortLivedConnection(sqlite3.Connection):
@@ -97,6 +101,18 @@ def _functions_of(module: ModuleType) -> Iterator[FunctionType]:
                 yield bare
 
 
+def hang_disks_with(sign: Path) -> None:
+    """Have disks do what one on a dead network does, for as long as the sign is there."""
+    statvfs = os.statvfs
+
+    def hung(place: int | Path) -> os.statvfs_result:
+        while sign.exists():
+            time.sleep(LOOK_AGAIN_S)
+        return statvfs(place)
+
+    os.statvfs = hung  # type: ignore[assignment]
+
+
 def main() -> None:
     """Prepare what the environment asks for, and be the runner."""
     folder = os.environ.pop(JOURNAL_VARIABLE, "")
@@ -105,6 +121,9 @@ def main() -> None:
         sqlite3.connect = functools.partial(  # type: ignore[assignment]
             sqlite3.connect, factory=ShortLivedConnection
         )
+    disk = os.environ.pop(DISK_VARIABLE, "")
+    if disk:
+        hang_disks_with(Path(disk))
     constants = json.loads(os.environ.pop(CONSTANTS_VARIABLE, "{}"))
     set_constants(constants)
     importlib.import_module("runner.cli").main()

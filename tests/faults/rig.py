@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from tests.faults.engine import FaultEngine
 from tests.faults.journal import JournalFaults
-from tests.faults.launcher import CONSTANTS_VARIABLE, JOURNAL_VARIABLE
+from tests.faults.launcher import CONSTANTS_VARIABLE, DISK_VARIABLE, JOURNAL_VARIABLE
 from tests.faults.proxy import FaultProxy
 from tests.orchestrator.serving import wait_for
 from tests.system.recording import RecordingOrchestrator
@@ -56,6 +56,8 @@ class Rig:
     engine: FaultEngine
     journal: JournalFaults
     runner: RunnerProcess
+    disks_hang: Path
+    """While this file is there, no disk tells the runner how much room it has."""
 
     def set_constants(self, **constants: float) -> None:
         """Give constants of the runner other values at its next start: `engine__RUN_DEADLINE_S`."""
@@ -73,6 +75,7 @@ class Rig:
         self.proxy.clear()
         self.engine.clear()
         self.journal.clear()
+        self.disks_hang.unlink(missing_ok=True)
 
     def check_ended_once(self, task_id: str, *, starts: int = 1) -> dict[str, Any]:
         """See that a task has succeeded: run and told once, and nothing left of it. Give it."""
@@ -108,9 +111,10 @@ def rigged(
         runner.environment |= {
             "PATH": fault_engine.search_path,
             JOURNAL_VARIABLE: str(faults.folder),
+            DISK_VARIABLE: str(folder / "disks-hang"),
             CONSTANTS_VARIABLE: json.dumps(dict(constants)),
         }
-        rig = Rig(orchestrator, proxy, fault_engine, faults, runner)
+        rig = Rig(orchestrator, proxy, fault_engine, faults, runner, folder / "disks-hang")
         rig.set_option("--orchestrator-url", proxy.url)
         try:
             yield rig

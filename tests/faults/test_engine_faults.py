@@ -109,7 +109,9 @@ def test_exit_code_137_alone_is_no_want_of_memory(rig: Rig) -> None:
 
 def shorten_deadlines(rig: Rig) -> None:
     """Have what is answered at once given up soon."""
-    rig.set_constants(engine__ANSWER_DEADLINE_S=3, engine__STOP_GRACE_S=1)
+    rig.set_constants(
+        engine__ANSWER_DEADLINE_S=2, engine__STOP_GRACE_S=1, program___KILL_GRACE_S=0.5
+    )
 
 
 def test_task_is_unknown_while_inspect_hangs_and_then_ends_truly(any_rig: Rig) -> None:
@@ -119,7 +121,7 @@ def test_task_is_unknown_while_inspect_hangs_and_then_ends_truly(any_rig: Rig) -
     hang = rig.engine.plan("inspect", Act.HANG, always=True)
     rig.runner.let_go("go")
     rig.runner.wait_for_log(f"task {task_id} is unknown until {rig.runner.engine.name} answers")
-    assert "no answer within 3 s" in rig.runner.log
+    assert "no answer within 2 s" in rig.runner.log
     wait_for_beat(rig, "error")
     assert rig.orchestrator.reports_of(task_id, "success", "error") == []
     hang.lift()
@@ -151,7 +153,7 @@ def test_task_starts_once_when_run_hangs_after_it_has_done_everything(rig: Rig) 
 
 def start_although_run_hangs(rig: Rig, when: When) -> None:
     """Have the first start hang until its deadline, which leaves the real engine time to do it."""
-    rig.set_constants(engine__RUN_DEADLINE_S=10)
+    rig.set_constants(engine__RUN_DEADLINE_S=6, program___KILL_GRACE_S=0.5)
     hang = rig.engine.plan("run", Act.HANG, when)
     task_id = rig.orchestrator.create_task("[wait-for go]")["id"]
     rig.runner.start()
@@ -160,7 +162,7 @@ def start_although_run_hangs(rig: Rig, when: When) -> None:
     rig.runner.wait_for_start_of(task_id)
     rig.runner.let_go("go")
     rig.check_ended_once(task_id)
-    assert "no answer within 10 s" in rig.runner.log
+    assert "no answer within 6 s" in rig.runner.log
 
 
 def test_cancelled_task_goes_on_until_stop_hangs_no_more(any_rig: Rig) -> None:
@@ -183,7 +185,7 @@ def test_end_is_told_although_rm_hangs_and_the_container_goes_later(any_rig: Rig
     task_id = rig.orchestrator.create_task("[print-line done]")["id"]
     rig.runner.start()
     assert rig.orchestrator.end_of(task_id)["status"] == "success"
-    rig.runner.wait_for_log("no answer within 4 s")
+    rig.runner.wait_for_log("no answer within 3 s")
     assert rig.runner.state_of(task_id) == "ended"
     hang.lift()
     rig.check_ended_once(task_id)
@@ -197,9 +199,44 @@ def test_no_work_is_taken_while_info_hangs_at_the_start(any_rig: Rig) -> None:
     rig.runner.start()
     wait_for_beat(rig, "error")
     hangs[0].wait()
-    assert "no answer within 3 s" in rig.runner.log
+    assert "no answer within 2 s" in rig.runner.log
     for hang in hangs:
         hang.lift()
+    rig.check_ended_once(task_id)
+
+
+@pytest.mark.parametrize("call", ["logs", "image", "create", "start"])
+def test_any_call_that_hangs_is_given_up_and_the_task_goes_on(call: str, podman_rig: Rig) -> None:
+    rig = podman_rig
+    shorten_deadlines(rig)
+    rig.set_constants(engine__RUN_DEADLINE_S=4)
+    rig.set_option("--pull", "missing")
+    rig.set_option("--memory", "64m")  # so that podman 4 starts it in two steps
+    hang = rig.engine.plan(call, Act.HANG)
+    task_id = rig.orchestrator.create_task("[print-line done]")["id"]
+    rig.runner.start()
+    rig.check_ended_once(task_id)
+    assert hang.has_happened
+
+
+def test_pull_that_hangs_ends_the_task_at_its_deadline(any_rig: Rig) -> None:
+    rig = any_rig
+    rig.set_constants(engine__PULL_DEADLINE_S=3, program___KILL_GRACE_S=0.5)
+    rig.set_option("--pull", "always")
+    rig.engine.plan("pull", Act.HANG, always=True)
+    task_id = rig.orchestrator.create_task("[print-line done]")["id"]
+    rig.runner.start()
+    message = end_of(rig, task_id, starts=0)["message"]
+    name = rig.runner.engine.name
+    assert message == f"unstartable: cannot do {name} pull: no answer within 3 s"
+
+
+def test_end_is_seen_although_wait_hangs(rig: Rig) -> None:
+    rig.set_constants(task___LOOK_INTERVAL_S=2)
+    # podman's is not asked: there the kernel says when a container's processes have ended.
+    rig.engine.plan("wait", Act.HANG, always=True)
+    task_id = begin(rig, "[wait-for go]")
+    rig.runner.let_go("go")
     rig.check_ended_once(task_id)
 
 
@@ -288,6 +325,7 @@ def test_task_cancelled_before_the_engine_has_made_its_container_never_starts(an
 
 
 def test_task_cancelled_before_the_engine_has_told_of_its_start_is_stopped(rig: Rig) -> None:
+    rig.set_constants(engine__START_PATIENCE_S=1, program___KILL_GRACE_S=0.5)
     run = rig.engine.plan("run", Act.BLOCK, When.AFTER)
     task_id = rig.orchestrator.create_task("[hang]")["id"]
     rig.runner.start()

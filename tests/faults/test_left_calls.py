@@ -16,7 +16,7 @@ from tests.faults.rig import Rig
 from tests.orchestrator.serving import wait_for
 from tests.system.runner_process import DEADLINE_S, container_of, containers
 
-STAYS_AWAY_S = 3
+STAYS_AWAY_S = 2
 # An engine that has read all it was given, and gets stuck before it takes the container's name.
 _STUCK_ENGINE = """\
 #!{python} -IS
@@ -86,6 +86,7 @@ def _get_stuck(rig: Rig, folder: Path, call: str) -> StuckEngine:
 def test_start_that_is_stuck_when_the_runner_is_killed_does_not_happen_later(
     rig: Rig, tmp_path: Path
 ) -> None:
+    rig.set_constants(processes___LEFT_PATIENCE_S=3)
     task_id = rig.orchestrator.create_task("[print-line done]")["id"]
     stuck = _get_stuck(rig, tmp_path / "stuck-engine", "run")
     rig.runner.start()
@@ -100,31 +101,33 @@ def test_start_that_is_stuck_when_the_runner_is_killed_does_not_happen_later(
 
 
 def test_second_step_that_is_stuck_when_the_runner_is_killed_does_not_happen_later(
-    any_rig: Rig, tmp_path: Path
+    podman_rig: Rig, tmp_path: Path
 ) -> None:
-    any_rig.set_option("--memory", "64m")
-    task_id = any_rig.orchestrator.create_task("[print-line done]")["id"]
-    stuck = _get_stuck(any_rig, tmp_path / "stuck-engine", "start")
-    any_rig.runner.start()
+    rig = podman_rig
+    rig.set_constants(processes___LEFT_PATIENCE_S=3)
+    rig.set_option("--memory", "64m")
+    task_id = rig.orchestrator.create_task("[print-line done]")["id"]
+    stuck = _get_stuck(rig, tmp_path / "stuck-engine", "start")
+    rig.runner.start()
     stuck.wait()
-    any_rig.runner.kill()
-    any_rig.runner.environment["PATH"] = any_rig.engine.search_path
-    removing = any_rig.engine.plan("rm", Act.BLOCK, needs="--force")
-    any_rig.runner.start()
+    rig.runner.kill()
+    rig.runner.environment["PATH"] = rig.engine.search_path
+    removing = rig.engine.plan("rm", Act.BLOCK, needs="--force")
+    rig.runner.start()
     removing.wait()  # it has ended and is still there: another start would run it once more
     stuck.release()
     with pytest.raises(TimeoutError):
-        wait_for(lambda: any_rig.runner.starts_of(task_id) > 1, STAYS_AWAY_S)
+        wait_for(lambda: rig.runner.starts_of(task_id) > 1, STAYS_AWAY_S)
     removing.release()
-    any_rig.check_ended_once(task_id)
+    rig.check_ended_once(task_id)
 
 
 def test_container_is_not_started_again_when_the_engine_died_before_it_noted_the_start(
-    any_rig: Rig, tmp_path: Path
+    podman_rig: Rig, tmp_path: Path
 ) -> None:
-    engine, folder = any_rig.runner.engine, tmp_path / "engine-with-runtime"
-    if engine.name != "podman":
-        return  # docker's daemon starts containers, and is no child of ours
+    # docker's daemon starts containers, and is no child of ours
+    rig, engine = podman_rig, podman_rig.runner.engine
+    folder = tmp_path / "engine-with-runtime"
     folder.mkdir()
     runtime = engine.run("info", "--format", "{{.Host.OCIRuntime.Path}}").strip()
     real = shutil.which(engine.name)
@@ -134,14 +137,14 @@ def test_container_is_not_started_again_when_the_engine_died_before_it_noted_the
     ):
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
-    any_rig.runner.environment["PATH"] = f"{folder}:{any_rig.runner.environment['PATH']}"
-    task_id = any_rig.orchestrator.create_task("[print-line done]")["id"]
-    any_rig.runner.start()
-    ended = any_rig.orchestrator.end_of(task_id)
+    rig.runner.environment["PATH"] = f"{folder}:{rig.runner.environment['PATH']}"
+    task_id = rig.orchestrator.create_task("[print-line done]")["id"]
+    rig.runner.start()
+    ended = rig.orchestrator.end_of(task_id)
     assert ended["status"] == "error"
     assert ended["error_message"].startswith("lost: ")
-    any_rig.runner.wait_until_closed(task_id)
-    assert any_rig.runner.starts_of(task_id) == 1
+    rig.runner.wait_until_closed(task_id)
+    assert rig.runner.starts_of(task_id) == 1
 
 
 def test_runner_told_to_end_lets_a_start_under_way_come_to_its_end(rig: Rig) -> None:
@@ -192,8 +195,8 @@ def test_container_that_is_removed_before_the_engine_has_said_that_it_runs_is_lo
     assert rig.runner.starts_of(task_id) == 1
 
 
-def test_refused_look_at_what_was_made_is_no_refusal_to_start_it(any_rig: Rig) -> None:
-    rig = any_rig
+def test_refused_look_at_what_was_made_is_no_refusal_to_start_it(podman_rig: Rig) -> None:
+    rig = podman_rig
     rig.set_option("--memory", "64m")
     task_id = rig.orchestrator.create_task("[print-line done]")["id"]
     rig.engine.plan("inspect", Act.FAIL, needs=container_of(task_id))

@@ -5,12 +5,10 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-import anyio
 import pytest
 
 from tests.fakes.clock import FakeClock
-from tests.loops.engine import ObstructedEngine
-from tests.loops.host import IMAGE, Host
+from tests.loops.host import Host, hosting
 from tests.loops.orchestrator import ScriptedOrchestrator, orchestrating
 
 if TYPE_CHECKING:
@@ -45,10 +43,7 @@ async def host(
     tmp_path: Path, clock: FakeClock, orchestrator: ScriptedOrchestrator
 ) -> AsyncIterator[Host]:
     """Give a host without a runner."""
-    async with ObstructedEngine(IMAGE, clock.wall_s) as engine, anyio.create_task_group() as group:
-        found = Host(tmp_path, clock, engine, orchestrator, group)
-        found.home.mkdir()
-        found.state_dir.mkdir()
+    async with hosting(tmp_path, clock, orchestrator) as found:
         yield found
 
 

@@ -27,6 +27,8 @@ class ObstructedEngine(FakeEngine):
         """How many callers stand before each shut door."""
         self.specs: dict[str, ContainerSpec] = {}
         """What each container was last started with."""
+        self.variables: dict[str, dict[str, str]] = {}
+        """What each container was last told."""
         self._doors: dict[str, anyio.Event] = {}
         self._failures: defaultdict[str, deque[Exception]] = defaultdict(deque)
         self._broken: dict[str, Exception] = {}
@@ -94,6 +96,7 @@ class ObstructedEngine(FakeEngine):
         await self._enter("run")
         container_id = await super().run(spec)
         self.specs[spec.name] = spec
+        self.variables[spec.name] = dict(self._containers[spec.name].variables)
         await self._pass("after run")
         return container_id
 

@@ -12,6 +12,7 @@ import anyio
 from runner.app import run
 from runner.settings import PullPolicy, Secret, Settings
 from runner.systemd import Notifier
+from tests.loops.engine import ObstructedEngine
 from tests.loops.orchestrator import BEAT, FINAL, TOKEN
 from tests.unit.until import until
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
     from tests.fakes.clock import FakeClock
-    from tests.loops.engine import ObstructedEngine
     from tests.loops.orchestrator import ScriptedOrchestrator
 
 IMAGE = "localhost/victoria-fake:1"
@@ -192,6 +192,18 @@ class Host:
         """Wait for a heartbeat, from now on, with that word."""
         seen = self.orchestrator.count(BEAT)
         await until(lambda: status in self.orchestrator.beats()[seen:], within_s=DEADLINE_S)
+
+
+@asynccontextmanager
+async def hosting(
+    folder: Path, clock: FakeClock, orchestrator: ScriptedOrchestrator
+) -> AsyncIterator[Host]:
+    """Give a host without a runner, in a folder that is made if need be."""
+    async with ObstructedEngine(IMAGE, clock.wall_s) as engine, anyio.create_task_group() as group:
+        found = Host(folder, clock, engine, orchestrator, group)
+        found.home.mkdir(parents=True)
+        found.state_dir.mkdir()
+        yield found
 
 
 def container_of(task_id: str) -> str:

@@ -177,6 +177,30 @@ async def test_watchdog_is_fed_while_the_engine_is_silent(host: Host) -> None:
     assert len(life.notifier.fed_at_s) >= 30
 
 
+async def test_poll_that_is_stuck_before_its_question_is_not_fed(
+    host: Host, log: pytest.LogCaptureFixture
+) -> None:
+    host.engine.silent = True
+    async with host.runner(watchdog_s=60) as life:
+        await host.wait_for_beat("error")
+        await host.clock.settle(IDLE)
+        host.engine.shut("facts")
+        await until_stuck(host)
+        await host.clock.advance(300, asleep=IDLE)
+        fed = len(life.notifier.fed_at_s)
+        await host.clock.advance(120, asleep=IDLE)
+
+    assert len(life.notifier.fed_at_s) == fed
+    stuck = [record for record in log.records if record.message == "a loop is stuck"]
+    assert vars(stuck[0])["fields"] == {"loops": "poll"}
+
+
+async def until_stuck(host: Host) -> None:
+    """Let time go by until poll stands before the shut door."""
+    while not host.engine.waiting["facts"]:
+        await host.clock.advance(1, asleep=IDLE)
+
+
 async def test_loop_that_is_stuck_is_not_fed_and_named(
     clock: FakeClock, log: pytest.LogCaptureFixture
 ) -> None:

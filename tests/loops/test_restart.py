@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 ACCEPTED, STARTING, RUNNING = TaskState.ACCEPTED, TaskState.STARTING, TaskState.RUNNING
+HOUR_S = 3600.0
 NONE, CREATED, VANISHED = "none", "created", "vanished"
 STILL, GOOD, BAD, FULL = "[wait-for go]", "[print-line well]", "[fail 3]", "[eat-memory 9]"
 """Prompts of containers: one that runs, and three that have ended."""
@@ -209,6 +210,24 @@ async def test_adopted_task_has_what_is_left_of_its_time(host: Host) -> None:
         await host.clock.advance(30, asleep=WITH_TASK)
         assert host.state_of("t-1") == "running"
         await host.clock.advance(11, asleep=WITH_TASK)
+
+        assert (await host.wait_for_end("t-1"))["message"].startswith("timed_out: ")
+    assert host.starts_of("t-1") == 1
+
+
+@pytest.mark.parametrize("by_s", [HOUR_S, -HOUR_S], ids=["forth", "back"])
+async def test_adopted_task_has_what_is_left_of_its_time_though_the_clock_was_set_by_an_hour(
+    host: Host, by_s: float
+) -> None:
+    host.orchestrator.offer("t-1", "[hang]", timeout_seconds=600)
+    async with host.runner():
+        await host.wait_for_state("t-1", "running")
+        await host.clock.advance(300, asleep=WITH_TASK)
+    host.clock.set_wall(by_s)
+    async with host.runner():
+        await host.clock.advance(299, asleep=WITH_TASK)
+        assert host.state_of("t-1") == "running"
+        await host.clock.advance(2, asleep=WITH_TASK)
 
         assert (await host.wait_for_end("t-1"))["message"].startswith("timed_out: ")
     assert host.starts_of("t-1") == 1

@@ -23,7 +23,7 @@ from typing import NoReturn
 
 from tests.setup import docker, podman, pythons
 from tests.setup.image import Engine
-from tests.setup.packages import find_program
+from tests.setup.packages import ensure_program, find_program
 from tests.setup.steps import ROOT, SetupError, hand_over, one_at_a_time, say
 
 CHECKED = ["runner", "orchestrator", "tests", "benchmarks"]
@@ -79,6 +79,7 @@ def test(arguments: list[str]) -> int:
         with one_at_a_time():
             python = pythons.environment()
             environment = both_engines(stack)
+            ensure_program("systemctl", "a watchdog is tested with a real systemd")
         codes.append(hand_over([str(python), "-m", "pytest", *arguments], environment))
         if not arguments:
             codes.extend(other_pythons(str(python), environment))

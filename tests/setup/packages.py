@@ -15,12 +15,14 @@ APT = {
     "dockerd": ["--no-install-recommends", "docker.io"],
     "docker": ["--no-install-recommends", "docker-cli"],
     "mmdebstrap": ["--no-install-recommends", "mmdebstrap"],
+    "systemctl": ["--no-install-recommends", "systemd"],
 }
 DNF = {
     "podman": ["podman"],
     "dockerd": ["moby-engine"],
     "docker": ["docker-cli"],
     "mmdebstrap": ["mmdebstrap", "debian-keyring"],
+    "systemctl": ["systemd"],
 }
 
 

@@ -118,3 +118,26 @@ def test_two_runners_with_folders_of_their_own_share_an_engine(
     assert orchestrator.end_of(one)["status"] == "success"
     assert orchestrator.end_of(two)["status"] == "success"
     assert "does not know" not in first.log + second.log
+
+
+def test_two_runners_of_one_name_are_two_nodes_and_share_what_is_for_that_name(
+    engines: list[Engine],
+    prepare: Callable[[Engine, str], RunnerProcess],
+    orchestrator: RecordingOrchestrator,
+) -> None:
+    runners = [prepare(engines[0], folder) for folder in ("first", "second")]
+    # One slot each: neither can have taken both.
+    ids = [
+        orchestrator.create_task("[wait-for go]", target_node_name="twins")["id"] for _ in range(2)
+    ]
+    for runner in runners:
+        runner.start("--name=twins")
+    wait_for(lambda: all(orchestrator.reports_of(task_id, "running") for task_id in ids))
+    for runner in runners:
+        runner.let_go("go")
+    ended = [orchestrator.end_of(task_id) for task_id in ids]
+    assert [task["status"] for task in ended] == ["success", "success"]
+    assert {task["assigned_node_id"] for task in ended} == {runner.node_id for runner in runners}
+    assert [node["name"] for node in orchestrator.nodes()] == ["twins", "twins"]
+    for task_id in ids:
+        assert sum(runner.starts_of(task_id) for runner in runners) == 1
