@@ -8,11 +8,11 @@ from __future__ import annotations
 import logging
 
 from runner import backoff
-from runner.api import CALL_TIMEOUT_S
 from runner.errors import JournalError, Refused, RegistrationRefused, Unauthorised, Unavailable
 from runner.journal import Letter
 from runner.log import fields
 from runner.parts import Parts
+from runner.wire import CALL_TIMEOUT_S
 
 log = logging.getLogger(__name__)
 

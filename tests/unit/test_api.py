@@ -18,9 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runner import __version__
-from runner.api import CALL_TIMEOUT_S, MAX_ANSWER_BYTES, Identity, Orchestrator
+from runner.api import Identity, Orchestrator
 from runner.errors import ConfigurationError, Refused, Unauthorised, Unavailable
 from runner.settings import Secret, check_orchestrator_url
+from runner.wire import CALL_TIMEOUT_S, MAX_ANSWER_BYTES
 from tests.unit.scripted_server import (
     Answer,
     ScriptedServer,

@@ -38,7 +38,7 @@ ROWS = (
     ("program",),
     ("answer", "container", "folder", "inherited", "processes", "records", "crush_parts"),
     ("api", "systemd", "workload"),
-    ("assignment", "settings"),
+    ("assignment", "settings", "wire"),
     ("errors",),
     ("backoff", "clock", "log", "states"),
 )
@@ -46,7 +46,7 @@ ROWS = (
 
 DOORS = {
     "click": {"cli"},
-    "httpx": {"api"},
+    "httpx": {"wire"},
     "sh": {"program"},
     "sqlite3": {"journal", "crush"},  # two databases: our own, and that of the container's agent
 }
