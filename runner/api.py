@@ -124,6 +124,14 @@ class Orchestrator:
         is_named = body.get("task_id") in (answer.get("task_id"), answer.get("job_id"))
         return standing if standing == "cancelled" or (is_named and standing in _FINAL) else None
 
+    async def hand_in(self, identity: Identity, path: str, body: Mapping[str, object]) -> None:
+        """Hand in what is for `status` or `logs`, whatever is said of it beside that it is taken.
+
+        An answer may echo a whole log, or have no end: only its beginning is read.
+        """
+        async with self._wire.request("POST", path, _key(identity), body) as response:
+            await response.check_begins_as_json()
+
     @asynccontextmanager
     async def download(self, identity: Identity, name: str) -> AsyncIterator[Download]:
         """Open a file of the task that this node holds; the connection may stall for a minute."""

@@ -10,7 +10,7 @@ import os
 import socket
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -27,7 +27,10 @@ CALL_TIMEOUT_S = 30.0
 CONNECT_TIMEOUT_S = 10.0
 STALL_TIMEOUT_S = 60.0
 MAX_ANSWER_BYTES = 16 << 20
+SLOWEST_UPLOAD_BYTES_PER_S = 50_000
+"""What is sent gets the more time the longer it is: as long as it takes at this speed."""
 _CHUNK_BYTES = 1 << 16
+_ENOUGH_BYTES = 4 << 10
 _MAX_DETAIL_CHARS = 300
 _OTHER_PATIENCE = frozenset({408, 425, 429})
 
@@ -47,6 +50,22 @@ class Response:
     async def decoded(self) -> object:
         """Read all of it, as JSON; None when there is nothing."""
         return _decode(await _body(self._response))
+
+    async def check_begins_as_json(self) -> None:
+        """See that JSON is what it is, reading no more of it than that takes.
+
+        Raises:
+            Unavailable: it is something else, such as the page of a proxy.
+        """
+        read = bytearray()
+        async with aclosing(self.chunks()) as chunks:
+            async for chunk in chunks:
+                read += chunk
+                if len(read) >= _ENOUGH_BYTES and read.lstrip().startswith((b"{", b"[")):
+                    return
+                if len(read) >= _ENOUGH_BYTES:
+                    break
+        _decode(bytes(read))
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         """Give its bytes as they come in, never unpacked."""
@@ -108,22 +127,20 @@ class Wire:
         """Open an answer that is 2xx; whatever goes wrong until it is read is classified.
 
         Without a `timeout_s` there is no end to it, but the connection may stall for a minute only.
+        What is sent has its time beside that.
 
         Raises:
             Refused: it answered 4xx; Unauthorised, 401.
             Unavailable: it could not be reached or understood in time, or is in trouble itself.
         """
-        read_s = STALL_TIMEOUT_S if timeout_s is None else timeout_s
-        request = self._client.build_request(
-            method,
-            path,
-            headers=dict(headers),
-            json=body,
-            timeout=httpx.Timeout(CALL_TIMEOUT_S, connect=CONNECT_TIMEOUT_S, read=read_s),
-        )
-        with _classified(read_s):
+        request = self._client.build_request(method, path, headers=dict(headers), json=body)
+        upload_s = len(request.content) / SLOWEST_UPLOAD_BYTES_PER_S
+        within_s = upload_s + (STALL_TIMEOUT_S if timeout_s is None else timeout_s)
+        # All of a body is one write to httpx, and the socket's buffer is sent while it reads.
+        request.extensions["timeout"] = httpx.Timeout(within_s, connect=CONNECT_TIMEOUT_S).as_dict()
+        with _classified(within_s):
             # Beside httpx's own limits, which a body of one byte a second never reaches.
-            with anyio.fail_after(timeout_s):
+            with anyio.fail_after(None if timeout_s is None else within_s):
                 response = await self._client.send(request, stream=True)
                 try:
                     if not response.is_success:
@@ -155,7 +172,7 @@ def _classified(timeout_s: float) -> Iterator[None]:
     except httpx.ConnectTimeout as error:
         raise Unavailable(f"no connection within {CONNECT_TIMEOUT_S:g} s") from error
     except (TimeoutError, httpx.TimeoutException) as error:
-        raise Unavailable(f"no answer within {timeout_s:g} s") from error
+        raise Unavailable(f"no answer within {timeout_s:.0f} s") from error
     except httpx.HTTPError as error:
         raise Unavailable(_reason(error)) from error
     except httpx.InvalidURL as error:
