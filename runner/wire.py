@@ -21,6 +21,7 @@ import anyio
 import httpx
 
 from runner import __version__
+from runner.address import proxy_to
 from runner.errors import ConfigurationError, Refused, Unauthorised, Unavailable
 
 CALL_TIMEOUT_S = 30.0
@@ -81,8 +82,10 @@ class Wire:
         """Prepare to ask what lives at `url`, checked before.
 
         Raises:
-            ConfigurationError: `url` cannot be asked, or `ca_file` holds no certificate.
+            ConfigurationError: `url` or the proxy before it cannot be asked, or `ca_file` holds no
+                certificate.
         """
+        proxy = proxy_to(url)
         try:
             base_url = httpx.URL(url + "/")
             base_url.host.encode()  # an international name is decoded here, or fails to be
@@ -100,6 +103,8 @@ class Wire:
                 "Accept-Encoding": "identity",
             },
             follow_redirects=False,
+            trust_env=False,  # it would send the keys for a loopback address to a proxy
+            proxy=proxy,
         )
 
     async def __aenter__(self) -> Wire:

@@ -18,9 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runner import __version__
+from runner.address import check_orchestrator_url
 from runner.api import Identity, Orchestrator
 from runner.errors import ConfigurationError, Refused, Unauthorised, Unavailable
-from runner.settings import Secret, check_orchestrator_url
+from runner.settings import Secret
 from runner.wire import CALL_TIMEOUT_S, MAX_ANSWER_BYTES, SLOWEST_UPLOAD_BYTES_PER_S, Wire
 from tests.unit.scripted_server import (
     Answer,
@@ -813,6 +814,35 @@ def test_address_that_was_checked_can_be_asked_or_is_refused(rest: str) -> None:
         Orchestrator(check_orchestrator_url(f"http://{rest}", allow_http=True))
     except ConfigurationError as error:
         assert str(error).startswith("cannot use --orchestrator-url")  # noqa: PT017 - or none at all
+
+
+async def test_key_for_a_loopback_orchestrator_is_shown_to_no_proxy(
+    server: ScriptedServer, identity: Identity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.answer(told(None))
+    async with serving() as proxy:
+        proxy.answer(told(None))
+        for variable in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+            monkeypatch.setenv(variable, proxy.url)
+        async with Orchestrator(server.url) as orchestrator:
+            await orchestrator.pending(identity, 0)
+
+        assert proxy.requests == []
+    assert len(server.requests) == 1
+
+
+async def test_other_hosts_are_asked_through_the_proxy(
+    identity: Identity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving() as proxy:
+        proxy.answer(told(None))
+        monkeypatch.setenv("http_proxy", proxy.url)
+        async with Orchestrator("http://orchestrator.invalid") as orchestrator:
+            await orchestrator.pending(identity, 0)
+
+        assert [request.target for request in proxy.requests] == [
+            "http://orchestrator.invalid/tasks/pending"
+        ]
 
 
 # Secrets

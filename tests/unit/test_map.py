@@ -39,6 +39,7 @@ ROWS = (
     ("answer", "container", "folder", "inherited", "processes", "records", "crush_parts"),
     ("api", "systemd", "workload"),
     ("assignment", "settings", "wire"),
+    ("address",),
     ("errors",),
     ("backoff", "clock", "log", "states"),
 )
