@@ -15,6 +15,7 @@ import anyio
 import click
 
 from runner import __version__, settings
+from runner.address import check_orchestrator_url
 from runner.engine import NO_RUNTIME, find_engine
 from runner.errors import EXIT_DEFECT, NoContainerRuntime, RunnerError
 from runner.log import set_up_logging
@@ -49,7 +50,7 @@ class Options:
                 "Missing option '--orchestrator-url': say where the orchestrator is."
             )
         if url:
-            url = settings.check_orchestrator_url(url, allow_http=given["allow_http"])
+            url = check_orchestrator_url(url, allow_http=given["allow_http"])
         token = self._token()
         if is_for_running and not token:
             raise click.UsageError(
@@ -93,9 +94,10 @@ class Options:
             home = click.prompt(
                 "Victoria home: the folder that tasks share with this host",
                 default=settings.DEFAULT_VICTORIA_HOME,
-                type=str,
+                type=_PATH,
             )
-        return Path(home or settings.DEFAULT_VICTORIA_HOME).expanduser()
+        default = Path(settings.DEFAULT_VICTORIA_HOME)
+        return settings.in_home(home or default, "--victoria-home")
 
     def _token(self) -> Secret:
         text, path = self.given["registration_token"], self.given["registration_token_file"]
@@ -124,7 +126,15 @@ def _positive(ctx: click.Context, param: click.Parameter, value: float) -> float
     return value
 
 
-_PATH = click.Path(path_type=Path)
+class _InHome(click.Path):
+    """A path that may begin with ~, whichever way it was given: a variable has no shell."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        return settings.in_home(path, param.opts[-1] if param else "the path")
+
+
+_PATH = _InHome(path_type=Path)
 _option = partial(click.option, show_envvar=True)
 
 _OPTIONS = [
@@ -161,6 +171,7 @@ _OPTIONS = [
     ),
     _option(
         "--victoria-home",
+        type=_PATH,
         metavar="FOLDER",
         help="Folder that tasks share with this host; asked for on a terminal."
         f"  [default: {settings.DEFAULT_VICTORIA_HOME}]",

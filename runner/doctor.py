@@ -183,7 +183,7 @@ def _outbox(letters: list[Letter]) -> Finding:
     return Finding(
         "outbox",
         is_good=False,
-        sentence=f"{len(parked)} reports were refused for good, the last with {parked[-1].parked}; "
+        sentence=f"{len(parked)} reports were refused or given up, the last: {parked[-1].parked}; "
         "compare the tasks at the orchestrator",
         exit_code=EXIT_TRY_AGAIN,
     )
@@ -209,7 +209,7 @@ def _as_json(findings: list[Finding], tasks: list[Task], letters: list[Letter]) 
         "outbox": [
             {
                 "task_id": letter.task_id,
-                "report": letter.report.path,
+                "report": letter.path,
                 "attempts": letter.attempts,
                 "parked": letter.parked,
             }

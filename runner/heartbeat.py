@@ -11,9 +11,9 @@ import logging
 import anyio
 
 from runner import backoff
-from runner.api import CALL_TIMEOUT_S
 from runner.errors import RegistrationRefused, Unauthorised, WireError
 from runner.parts import Parts
+from runner.wire import CALL_TIMEOUT_S
 
 log = logging.getLogger(__name__)
 

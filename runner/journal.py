@@ -27,7 +27,7 @@ import anyio.to_thread
 from runner.api import Identity
 from runner.assignment import Assignment
 from runner.errors import JournalError
-from runner.records import End, Letter, Report, Task, letter_in, task_in
+from runner.records import End, Letter, Report, Task, body_in, letter_in, task_in
 from runner.settings import Secret
 from runner.states import EndReason, TaskState, check_transition
 
@@ -81,6 +81,15 @@ _ENGINE_OF_A_TASK = "ALTER TABLE tasks ADD COLUMN engine TEXT;"
 
 MIGRATIONS: tuple[str, ...] = (_FIRST_SCHEMA, _ENGINE_OF_A_TASK)
 """Each brings the schema from its index to the next version, kept in `user_version`."""
+
+_INDICES = """
+CREATE INDEX IF NOT EXISTS letters ON outbox
+    (task_id, id, path, created_at, attempts, next_attempt_at, parked);
+"""
+"""All of a letter but its body, which may have ten megabytes and is in the way of what follows.
+
+No migration: an earlier version can do with an index that it does not know.
+"""
 
 _TABLES = frozenset({"identities", "tasks", "outbox"})
 
@@ -173,6 +182,7 @@ class Journal:
             self._connection.executescript(
                 f"BEGIN; {script} PRAGMA user_version = {version}; COMMIT;"
             )
+        self._connection.executescript(_INDICES)
 
     def _check(self, version: int) -> None:
         """See that the file is a journal, or new, and whole; nothing is written for that."""
@@ -379,9 +389,13 @@ class Journal:
     def report_again(self, task_id: str, report: Report, now: float) -> bool:
         """Put a finished task's report into the outbox anew, unless one waits there."""
         waiting = self._connection.execute(
-            "SELECT 1 FROM outbox WHERE task_id = ?", (task_id,)
+            "SELECT 1 FROM outbox WHERE task_id = ? AND parked IS NULL", (task_id,)
         ).fetchone()
         if waiting is None:
+            # One that was refused says the same, and would be one more with each late offer.
+            self._connection.execute(
+                "DELETE FROM outbox WHERE task_id = ? AND path = ?", (task_id, report.path)
+            )
             self._post(task_id, [report], now)
         return waiting is None
 
@@ -412,20 +426,36 @@ class Journal:
 
     @_in_writer_thread
     def letters(self) -> list[Letter]:
-        """Give everything in the outbox, parked or not, in the order in which it was put there.
+        """Give what is in the outbox, parked or not, in the order in which it was put there.
 
         A letter goes out under the identity that took the task on while that holds, else under
         the newest at the same orchestrator: no other is ever shown a key.
         """
+        # The + has SQLite read the index, and none of the bodies.
         rows = self._connection.execute(
-            "SELECT outbox.*, speaker.node_id, speaker.api_key, speaker.orchestrator_url"  # noqa: S608 - our own text
-            f" FROM outbox JOIN tasks USING (task_id) {_SPEAKER} ORDER BY outbox.id"
+            "SELECT outbox.id, outbox.task_id, path, created_at, attempts, next_attempt_at, parked,"  # noqa: S608 - our own text
+            " speaker.node_id, speaker.api_key, speaker.orchestrator_url"
+            f" FROM outbox JOIN tasks USING (task_id) {_SPEAKER} ORDER BY +outbox.id"
         )
         return [letter_in(row) for row in rows]
 
     @_in_writer_thread
+    def body(self, row: int) -> Mapping[str, object] | None:
+        """Give what a letter says; None if it is no longer there, or damaged."""
+        found = self._connection.execute("SELECT body FROM outbox WHERE id = ?", (row,)).fetchone()
+        return body_in(found["body"]) if found is not None else None
+
+    @_in_writer_thread
     def delivered(self, row: int) -> None:
-        """Take a letter out: the orchestrator has it."""
+        """Take a letter out: the orchestrator has it, and so may take what waits of the same task.
+
+        The failures of that are counted anew: those of an outage say nothing against it.
+        """
+        self._connection.execute(
+            "UPDATE outbox SET attempts = 0, next_attempt_at = 0"
+            " WHERE task_id = (SELECT task_id FROM outbox WHERE id = ?) AND parked IS NULL",
+            (row,),
+        )
         self._connection.execute("DELETE FROM outbox WHERE id = ?", (row,))
 
     @_in_writer_thread
@@ -438,7 +468,7 @@ class Journal:
 
     @_in_writer_thread
     def park(self, row: int, why: str) -> None:
-        """Stop trying a letter that was refused for good, and keep it for people to see."""
+        """Stop trying a letter, and keep it with the reason for people to see."""
         self._connection.execute("UPDATE outbox SET parked = ? WHERE id = ?", (why, row))
 
     def _move(self, task_id: str, after: TaskState, **columns: object) -> None:

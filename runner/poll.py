@@ -12,7 +12,7 @@ from enum import Enum
 import anyio
 
 from runner import backoff
-from runner.api import CALL_TIMEOUT_S, Identity, Offer
+from runner.api import Identity, Offer
 from runner.assignment import parse_assignment
 from runner.ending import final_report, said_as
 from runner.errors import (
@@ -28,6 +28,7 @@ from runner.journal import Task
 from runner.log import fields
 from runner.parts import Parts
 from runner.states import TaskState
+from runner.wire import CALL_TIMEOUT_S
 
 log = logging.getLogger(__name__)
 

@@ -58,16 +58,22 @@ class Report:
 
 @dataclass(frozen=True)
 class Letter:
-    """A report in the outbox, with the identity it goes out under."""
+    """A report in the outbox, with the identity it goes out under; its body may be long."""
 
     row: int
     task_id: str
-    report: Report
+    path: str
     identity: Identity
     orchestrator_url: str
+    created_at: float
     attempts: int
     next_attempt_at: float
     parked: str | None
+
+    @property
+    def is_log(self) -> bool:
+        """Tell a task's log, which may be long and may be missed, from its status."""
+        return self.path == "logs"
 
 
 @dataclass(frozen=True)
@@ -107,13 +113,23 @@ def letter_in(row: sqlite3.Row) -> Letter:
     return Letter(
         row=row["id"],
         task_id=row["task_id"],
-        report=Report(row["path"], json.loads(row["body"])),
+        path=row["path"],
         identity=Identity(row["node_id"], Secret(row["api_key"])),
         orchestrator_url=row["orchestrator_url"],
+        created_at=row["created_at"],
         attempts=row["attempts"],
         next_attempt_at=row["next_attempt_at"],
         parked=row["parked"],
     )
+
+
+def body_in(written: object) -> Mapping[str, object] | None:
+    """Read the body of a letter; None when it is damaged."""
+    try:
+        body = json.loads(written) if isinstance(written, str) else None
+    except ValueError:
+        return None
+    return body if isinstance(body, dict) else None
 
 
 def _reason(word: str | None) -> EndReason | None:

@@ -8,12 +8,17 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import anyio
-import stamina
 
 from runner import backoff
 from runner.api import Identity, Orchestrator
 from runner.clock import Clock
-from runner.errors import Refused, RegistrationPostponed, RegistrationRefused, Unavailable
+from runner.errors import (
+    Refused,
+    RegistrationPostponed,
+    RegistrationRefused,
+    Unauthorised,
+    Unavailable,
+)
 from runner.journal import Journal
 from runner.log import fields
 from runner.settings import Settings
@@ -26,6 +31,10 @@ INVALID_TOKEN = "Registration failed - invalid registration token"  # noqa: S105
 DISABLED = "Registration failed - orchestrator has registration disabled"
 
 _SERVICE_UNAVAILABLE = 503
+_NOT_ALLOWED = frozenset({401, 403})
+_CHECK_ADDRESS, _CHECK_NODE = "check --orchestrator-url", "check --name, --tag and --capability"
+_ADVICE = {404: _CHECK_ADDRESS, 405: _CHECK_ADDRESS, 400: _CHECK_NODE, 422: _CHECK_NODE}
+_ASK = "ask the orchestrator's administrator"
 _LONGEST_ATTEMPT_S = 60.0
 _LONGEST_WAIT_S = 300.0
 _SPACING_S = 30.0
@@ -101,13 +110,9 @@ class Node:
         self._registrations += 1
         try:
             identity = await self._ask_for_identity()
-        except Refused as error:
-            log.error(INVALID_TOKEN if error.status == 401 else f"Registration failed - {error}")  # noqa: PLR2004 - HTTP's own number
-            self.refusal = RegistrationRefused(INVALID_TOKEN)
-            raise self.refusal from error
-        except Unavailable as error:
-            self.refusal = RegistrationPostponed(f"cannot register: {error}")
-            raise self.refusal from error
+        except RegistrationRefused as refusal:
+            self.refusal = refusal
+            raise
         finally:
             self._pulse.rest("register")
         now = self._clock.wall_s()
@@ -127,35 +132,38 @@ class Node:
         await written(write, self._workload, self._clock)
 
     async def _ask_for_identity(self) -> Identity:
-        attempts = stamina.retry_context(
-            on=_wait_as_asked,
-            attempts=1 if self._settings.once else None,
-            timeout=None,
-            wait_max=backoff.CEILING_S,
-        )
-        async for attempt in attempts:
-            with attempt:
-                self._pulse.beat(
-                    "register",
-                    next_within_s=_LONGEST_WAIT_S + backoff.CEILING_S + _LONGEST_ATTEMPT_S,
-                )
+        failures = 0
+        while True:
+            self._pulse.beat("register", next_within_s=_LONGEST_ATTEMPT_S)
+            try:
                 return await self._orchestrator.register(
                     self._settings.registration_token, self._description
                 )
-        raise AssertionError("stamina gives up only when it is told a limit")
+            except (Refused, Unavailable) as error:
+                _tell(error)
+                if isinstance(error, Refused) and error.status in _NOT_ALLOWED:
+                    raise RegistrationRefused(str(error)) from error
+                if self._settings.once:
+                    raise RegistrationPostponed(f"cannot register: {error}") from error
+                failures += 1
+                asked_s = (error.retry_after_s or 0) if isinstance(error, Unavailable) else 0
+                wait_s = min(backoff.delay_s(failures, at_least_s=asked_s), _LONGEST_WAIT_S)
+            self._pulse.beat("register", next_within_s=wait_s + _LONGEST_ATTEMPT_S)
+            await self._clock.sleep(wait_s)
 
 
-def _wait_as_asked(error: Exception) -> bool | float:
-    """Decide whether to try again, and after how long if the orchestrator has said it."""
-    if not isinstance(error, Unavailable):
-        return False
-    if error.status == _SERVICE_UNAVAILABLE and error.detail is not None:
+def _tell(error: Refused | Unavailable) -> None:
+    """Say why there is no registration, and what an operator can do where that is known."""
+    if isinstance(error, Unauthorised):
+        log.error(INVALID_TOKEN)
+    elif isinstance(error, Refused) and error.status in _NOT_ALLOWED:
+        log.error("Registration failed - %s", error)
+    elif isinstance(error, Refused):
+        log.error("cannot register: %s; %s", error, _ADVICE.get(error.status, _ASK))
+    elif error.status == _SERVICE_UNAVAILABLE and error.detail is not None:
         log.error(DISABLED)
     else:
         log.warning("cannot register: %s", error)
-    if error.retry_after_s is None:
-        return True
-    return min(error.retry_after_s, _LONGEST_WAIT_S)
 
 
 def describe(settings: Settings) -> dict[str, object]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 import socket
@@ -12,7 +11,6 @@ from enum import Enum
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import SplitResult, urlsplit
 
 from runner.errors import ConfigurationError
 
@@ -109,55 +107,6 @@ class Settings:
     min_free_disk: int = DEFAULT_MIN_FREE_DISK
     allow_images: tuple[str, ...] = ()
     once: bool = False
-
-
-def check_orchestrator_url(url: str, *, allow_http: bool) -> str:
-    """Give the URL without a trailing slash, or say what is wrong with it.
-
-    Raises:
-        ConfigurationError: it is no https URL, or it is http to another host and that was not
-            allowed, or it carries a user name, a query or a fragment.
-    """
-    # These two come first: what they refuse may be a secret, and is not shown.
-    if "@" in url:
-        raise ConfigurationError(
-            "cannot use --orchestrator-url with a user name or password in it: "
-            "use --registration-token-file"
-        )
-    if "?" in url or "#" in url:
-        raise ConfigurationError(
-            f"cannot use --orchestrator-url {re.split('[?#]', url)[0]!r}…: "
-            "leave out what follows ? or #"
-        )
-    try:
-        parts = urlsplit(url)
-        port_is_valid = parts.port is None or parts.port > 0
-    except ValueError:
-        port_is_valid = False
-    if not port_is_valid or not parts.hostname or not _HEADER_SAFE.fullmatch(url):
-        raise ConfigurationError(
-            f"cannot use --orchestrator-url {url!r}: give it as https://HOST[:PORT]"
-        )
-    if parts.scheme not in {"http", "https"}:
-        raise ConfigurationError(
-            f"cannot use --orchestrator-url {url!r}: it must begin with https://"
-        )
-    if parts.scheme == "http" and not allow_http and not _is_loopback(parts):
-        raise ConfigurationError(
-            f"cannot use --orchestrator-url {url!r}: plain http would show the keys to the "
-            "network; use https, or say --allow-http"
-        )
-    return url.rstrip("/")
-
-
-def _is_loopback(parts: SplitResult) -> bool:
-    host = parts.hostname or ""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def check_name(name: str) -> str:
@@ -313,12 +262,30 @@ def default_name() -> str:
 
 
 def default_state_dir() -> Path:
-    """Give systemd's state folder for the unit, else the user's own by the XDG rules."""
+    """Give systemd's state folder for the unit, else the user's own by the XDG rules.
+
+    Raises:
+        ConfigurationError: it is said to be in the home of somebody who has none.
+    """
     from_systemd = os.environ.get("STATE_DIRECTORY", "").split(":")[0]
     if from_systemd:
         return Path(from_systemd)
     base = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
-    return Path(base).expanduser() / "victoria-runner"
+    return in_home(Path(base), "the XDG state folder") / "victoria-runner"
+
+
+def in_home(path: Path, option: str) -> Path:
+    """Give a path with the user's home in the place of a ~ at its beginning.
+
+    Raises:
+        ConfigurationError: there is no such user, or the user has no home.
+    """
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise ConfigurationError(
+            f"cannot use {option} {path}: there is no such user, or no home; give the whole path"
+        ) from error
 
 
 def _reason(error: Exception) -> str:

@@ -158,6 +158,11 @@ class Host:
         except sqlite3.DatabaseError:
             return []  # it is being made
 
+    def change(self, statement: str) -> None:
+        """Change the journal behind the runner's back."""
+        with closing(sqlite3.connect(self.state_dir / "journal.sqlite3")) as journal, journal:
+            journal.execute(statement)
+
     def state_of(self, task_id: str) -> str | None:
         """Give a task's state in the journal."""
         found = [row for row in self.rows("SELECT * FROM tasks") if row["task_id"] == task_id]

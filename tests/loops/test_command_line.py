@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 URL = ("--orchestrator-url", "http://127.0.0.1:9")
+AWAY = ("--orchestrator-url", "https://orchestrator.example.com")
 TOKEN = ("--registration-token-file", "{folder}/token")
 USUAL = (*URL, *TOKEN)
 SECRET = "hunter2-hunter2"  # noqa: S105 - opens nothing
@@ -87,6 +88,33 @@ TABLE: dict[str, Bad] = {
     "home that is a file": Bad(
         78, "cannot make --victoria-home", (*USUAL, "--victoria-home", "{folder}/env")
     ),
+    **{
+        f"{option} of nobody": Bad(
+            78,
+            f"cannot use {option} ~no-such-user/x: there is no such user",
+            (*USUAL, option, "~no-such-user/x"),
+        )
+        for option in ("--state-dir", "--victoria-home", "--ca-file", "--env-file")
+    },
+    "token file of nobody": Bad(
+        78,
+        "cannot use --registration-token-file ~no-such-user/x: there is no such user",
+        (*URL, "--registration-token-file", "~no-such-user/x"),
+    ),
+    **{
+        f"proxy {proxy}": Bad(
+            78,
+            f"cannot use the proxy in {variable}: ",
+            (*AWAY, *TOKEN),
+            {variable: proxy},
+        )
+        for variable, proxy in {
+            "ALL_PROXY": f"socks5://me:{SECRET}@127.0.0.1:1080",
+            "HTTPS_PROXY": f"http://{SECRET}:not-a-port",
+            "https_proxy": "http://",
+            "all_proxy": f"carrier-pigeon://{SECRET}",
+        }.items()
+    },
     "state folder below a file": Bad(
         78, "cannot make --state-dir", (*USUAL, "--state-dir", "{folder}/env/state")
     ),

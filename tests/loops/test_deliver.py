@@ -80,7 +80,7 @@ async def test_report_outlives_an_outage_and_restarts_within_it(host: Host) -> N
     assert host.starts_of("t-1") == 1
 
 
-@pytest.mark.parametrize("status", [400, 403, 404, 409, 410, 422])
+@pytest.mark.parametrize("status", [400, 403, 404, 422])
 async def test_report_that_is_refused_for_good_is_parked_and_the_task_closed(
     host: Host, log: pytest.LogCaptureFixture, status: int
 ) -> None:
@@ -94,6 +94,49 @@ async def test_report_that_is_refused_for_good_is_parked_and_the_task_closed(
     (letter,) = host.rows("SELECT * FROM outbox")
     assert letter["parked"] == f"HTTP {status}: not this one"
     assert "the orchestrator refuses a report; it is parked" in log.text
+
+
+@pytest.mark.parametrize("status", [409, 410])
+async def test_report_on_a_task_that_has_its_end_already_is_dropped(
+    host: Host, log: pytest.LogCaptureFixture, status: int
+) -> None:
+    host.orchestrator.then(STATUS, RUNNING, told({"detail": "it was cancelled"}, status))
+    host.orchestrator.offer()
+    async with host.runner():
+        await host.wait_for_state("t-1", "closed")
+
+    assert host.rows("SELECT * FROM outbox") == []
+    (said,) = [record for record in log.records if "has its end already" in record.getMessage()]
+    assert said.levelname == "INFO"
+    assert "ERROR" not in {record.levelname for record in log.records}
+
+
+async def test_report_goes_out_at_once_under_a_new_key_and_later_if_that_is_refused_too(
+    host: Host,
+) -> None:
+    unknown = told({"detail": "unknown key"}, 401)
+    host.orchestrator.then(STATUS, RUNNING, unknown, unknown)
+    host.orchestrator.offer()
+    async with host.runner():
+        await until(lambda: len(host.orchestrator.ends("t-1")) == 2)
+        await host.clock.advance(200, asleep=2)
+        await host.wait_for_state("t-1", "closed")
+
+    first, second, third = host.orchestrator.called(STATUS)[1:]
+    assert first.at_s == second.at_s
+    assert [first.key, second.key, third.key] == ["node-key-1", "node-key-2", "node-key-3"]
+    assert third.at_s - second.at_s >= 30.5
+
+
+async def test_report_waits_behind_no_parked_one(host: Host) -> None:
+    host.orchestrator.then(STATUS, RUNNING, told({"detail": "not yet"}, 422))
+    host.orchestrator.offer("t-1")
+    async with host.runner():
+        await host.wait_for_state("t-1", "closed")
+        host.orchestrator.offer("t-1")
+        await host.clock.advance(34, asleep=IDLE)
+        await until(lambda: len(host.orchestrator.ends("t-1")) == 2)
+        await until(lambda: host.rows("SELECT * FROM outbox") == [])
 
 
 async def test_report_that_waits_holds_up_no_other_task(host: Host) -> None:

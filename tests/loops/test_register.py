@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
+WHILE_REGISTERING = 3
+"""Who sleeps on the clock while a registration is tried again: it, deliver and the watchdog."""
 INVALID = "Registration failed - invalid registration token"
 DISABLED = "Registration failed - orchestrator has registration disabled"
 
@@ -150,6 +152,7 @@ async def test_disabled_registration_is_said_and_tried_again(
 ) -> None:
     host.orchestrator.then(REGISTER, *[told({"detail": "registration is disabled"}, 503)] * 2)
     async with host.runner():
+        await host.clock.advance(20, asleep=WHILE_REGISTERING)
         await host.wait_for_calls(POLL)
 
     assert log.text.count(DISABLED) == 2
@@ -161,10 +164,58 @@ async def test_orchestrator_that_is_away_at_the_start_is_waited_for(
 ) -> None:
     host.orchestrator.then(REGISTER, http(502), http(200, b"<html>"), told({}, 429))
     async with host.runner():
+        await host.clock.advance(30, asleep=WHILE_REGISTERING)
         await host.wait_for_calls(POLL)
 
     assert DISABLED not in log.text
     assert log.text.count("cannot register: ") == 3
+
+
+@pytest.mark.parametrize("status", [401, 403])
+async def test_registration_that_is_not_allowed_ends_the_runner(host: Host, status: int) -> None:
+    host.orchestrator.always(REGISTER, told({"detail": "go away"}, status))
+    async with host.runner() as run:
+        assert await run.end() == 77
+
+    assert host.orchestrator.count(REGISTER) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "advice"),
+    [
+        (404, "check --orchestrator-url"),
+        (405, "check --orchestrator-url"),
+        (400, "check --name, --tag and --capability"),
+        (422, "check --name, --tag and --capability"),
+        (409, "ask the orchestrator's administrator"),
+    ],
+)
+async def test_registration_that_goes_wrong_says_what_to_do_and_is_tried_again(
+    host: Host, log: pytest.LogCaptureFixture, status: int, advice: str
+) -> None:
+    host.orchestrator.then(REGISTER, *[told({"detail": "no"}, status)] * 2)
+    async with host.runner():
+        await host.clock.advance(20, asleep=WHILE_REGISTERING)
+        await host.wait_for_calls(POLL)
+
+    said = [record for record in log.records if "cannot register: " in record.getMessage()]
+    assert {record.levelname for record in said} == {"ERROR"}
+    assert {record.getMessage() for record in said} == {
+        f"cannot register: HTTP {status}: no; {advice}"
+    }
+    assert host.orchestrator.count(REGISTER) == 3
+
+
+@pytest.mark.parametrize("status", [404, 503])
+async def test_once_does_not_wait_for_a_registration_that_goes_wrong(
+    host: Host, log: pytest.LogCaptureFixture, status: int
+) -> None:
+    host.orchestrator.always(REGISTER, told({"detail": "no"}, status))
+    async with host.runner(once=True) as run:
+        assert await run.end() == 75
+
+    assert host.orchestrator.count(REGISTER) == 1
+    assert "cannot register: HTTP 404: no" in log.text or DISABLED in log.text
 
 
 async def test_once_does_not_wait_for_an_orchestrator_that_is_away(host: Host) -> None:

@@ -14,9 +14,9 @@ from tests.faults.rig import LAUNCHER
 from tests.soak.program import Program, read_rows
 
 IMPATIENT: Mapping[str, float] = {
-    "runner.api.CALL_TIMEOUT_S": 4.0,
-    "runner.api.CONNECT_TIMEOUT_S": 4.0,
-    "runner.api.STALL_TIMEOUT_S": 4.0,
+    "runner.wire.CALL_TIMEOUT_S": 4.0,
+    "runner.wire.CONNECT_TIMEOUT_S": 4.0,
+    "runner.wire.STALL_TIMEOUT_S": 4.0,
     "runner.backoff.FIRST_S": 0.2,
     "runner.backoff.SHORTEST_S": 0.1,
     "runner.backoff.CEILING_S": 0.5,

@@ -112,11 +112,11 @@ def zeros(size: int, promised: int | None = None) -> Answer:
     return send
 
 
-def endless(headers: Mapping[str, str] | None = None) -> Answer:
-    """Send zero bytes until the client has enough."""
+def endless(headers: Mapping[str, str] | None = None, first: bytes = b"") -> Answer:
+    """Send zero bytes, after the first, until the client has enough."""
 
     async def send(stream: ByteStream) -> None:
-        await stream.send(_head(200, headers or {}))
+        await stream.send(_head(200, headers or {}) + first)
         while True:
             await stream.send(_BLOCK)
 

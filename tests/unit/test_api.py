@@ -13,14 +13,16 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import anyio
 import pytest
-from anyio.abc import SocketAttribute, SocketStream
+from anyio.abc import ByteStream, SocketAttribute, SocketStream
 from hypothesis import given
 from hypothesis import strategies as st
 
 from runner import __version__
-from runner.api import CALL_TIMEOUT_S, MAX_ANSWER_BYTES, Identity, Orchestrator
+from runner.address import check_orchestrator_url
+from runner.api import Identity, Orchestrator
 from runner.errors import ConfigurationError, Refused, Unauthorised, Unavailable
-from runner.settings import Secret, check_orchestrator_url
+from runner.settings import Secret
+from runner.wire import CALL_TIMEOUT_S, MAX_ANSWER_BYTES, SLOWEST_UPLOAD_BYTES_PER_S, Wire
 from tests.unit.scripted_server import (
     Answer,
     ScriptedServer,
@@ -57,6 +59,7 @@ CALLS: dict[str, Call] = {
     "pending": lambda wire, identity: wire.pending(identity, 25),
     "status": lambda wire, identity: wire.report(identity, "status", {"status": "running"}),
     "logs": lambda wire, identity: wire.report(identity, "logs", {"session": {}}),
+    "hand in": lambda wire, identity: wire.hand_in(identity, "logs", {"session": {}}),
     "download": _download,
 }
 every_call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
@@ -594,7 +597,57 @@ async def test_answer_that_never_comes_is_unavailable_after_the_deadline(
     assert str(caught.value) == "no answer within 1 s"
 
 
+async def test_deadline_grows_with_what_is_sent(server: ScriptedServer) -> None:
+    async def answer_late(stream: ByteStream) -> None:
+        await anyio.sleep(1.0)
+        await told({})(stream)
+
+    server.answer(answer_late)
+    ten_seconds = "x" * 10 * SLOWEST_UPLOAD_BYTES_PER_S
+    async with Wire(server.url) as wire:
+        async with wire.request(
+            "POST", "logs", {}, {"session": ten_seconds}, timeout_s=0.1
+        ) as said:
+            assert await said.decoded() == {}
+
+        with pytest.raises(Unavailable, match="no answer within"):
+            async with wire.request("POST", "logs", {}, {"log": "x"}, timeout_s=0.1):
+                pass
+
+
 # Answers that would do harm
+
+
+@pytest.mark.parametrize("first", [b"{", b" \r\n[1, 2", b'{"session": '])
+async def test_report_is_handed_in_when_the_answer_begins_as_json(
+    orchestrator: Orchestrator, identity: Identity, server: ScriptedServer, first: bytes
+) -> None:
+    server.answer(endless(first=first))
+
+    await orchestrator.hand_in(identity, "logs", {"session": {}})
+
+
+@pytest.mark.parametrize("answer", [b"", b"null", b"{}", b'{"status": "success"}'])
+async def test_report_is_handed_in_whatever_json_says(
+    orchestrator: Orchestrator, identity: Identity, server: ScriptedServer, answer: bytes
+) -> None:
+    server.answer(http(200, answer))
+
+    await orchestrator.hand_in(identity, "status", {"status": "success"})
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [endless(), endless(first=b"<html>"), http(200, b"<html>"), http(200, b'{"cut": ')],
+    ids=["endless zeros", "endless page", "page", "cut"],
+)
+async def test_report_is_not_handed_in_where_something_else_answers(
+    orchestrator: Orchestrator, identity: Identity, server: ScriptedServer, answer: Answer
+) -> None:
+    server.answer(answer)
+
+    with pytest.raises(Unavailable, match="its answer is no JSON"):
+        await orchestrator.hand_in(identity, "status", {"status": "success"})
 
 
 @every_call
@@ -761,6 +814,35 @@ def test_address_that_was_checked_can_be_asked_or_is_refused(rest: str) -> None:
         Orchestrator(check_orchestrator_url(f"http://{rest}", allow_http=True))
     except ConfigurationError as error:
         assert str(error).startswith("cannot use --orchestrator-url")  # noqa: PT017 - or none at all
+
+
+async def test_key_for_a_loopback_orchestrator_is_shown_to_no_proxy(
+    server: ScriptedServer, identity: Identity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.answer(told(None))
+    async with serving() as proxy:
+        proxy.answer(told(None))
+        for variable in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+            monkeypatch.setenv(variable, proxy.url)
+        async with Orchestrator(server.url) as orchestrator:
+            await orchestrator.pending(identity, 0)
+
+        assert proxy.requests == []
+    assert len(server.requests) == 1
+
+
+async def test_other_hosts_are_asked_through_the_proxy(
+    identity: Identity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving() as proxy:
+        proxy.answer(told(None))
+        monkeypatch.setenv("http_proxy", proxy.url)
+        async with Orchestrator("http://orchestrator.invalid") as orchestrator:
+            await orchestrator.pending(identity, 0)
+
+        assert [request.target for request in proxy.requests] == [
+            "http://orchestrator.invalid/tasks/pending"
+        ]
 
 
 # Secrets

@@ -102,6 +102,11 @@ async def only_letter(journal: Journal) -> Letter:
     return letter
 
 
+async def reports_in(journal: Journal) -> list[Report]:
+    bodies = [(letter.path, await journal.body(letter.row)) for letter in await journal.letters()]
+    return [Report(path, body) for path, body in bodies if body is not None]
+
+
 def mode_of(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
@@ -207,7 +212,7 @@ async def test_rejected_task_ends_where_it_began_with_its_report(registered: Jou
 
     task = await the_task(registered)
     assert (task.state, task.assignment, task.end) == (TaskState.ENDED, None, end)
-    assert (await only_letter(registered)).report == STATUS
+    assert await reports_in(registered) == [STATUS]
 
 
 async def test_task_is_rejected_once(registered: Journal) -> None:
@@ -248,7 +253,7 @@ async def test_end_keeps_reason_message_and_exit_code(running: Journal) -> None:
 
 
 async def test_end_puts_its_reports_into_the_outbox_in_their_order(ended: Journal) -> None:
-    assert [letter.report for letter in await ended.letters()] == [LOGS, STATUS]
+    assert await reports_in(ended) == [LOGS, STATUS]
 
 
 async def test_end_without_a_row_for_its_reports_is_no_end(running: Journal) -> None:
@@ -497,7 +502,7 @@ async def test_letter_is_new_until_it_was_tried(accepted: Journal) -> None:
     await accepted.end("t-1", DONE, [STATUS], 20.0)
 
     letter = await only_letter(accepted)
-    assert (letter.task_id, letter.report) == ("t-1", STATUS)
+    assert (letter.task_id, letter.path, letter.created_at) == ("t-1", "status", 20.0)
     assert (letter.attempts, letter.next_attempt_at, letter.parked) == (0, 0.0, None)
 
 
@@ -520,6 +525,36 @@ async def test_delivered_letter_is_gone(ended: Journal) -> None:
     assert await ended.letters() == [status]
 
 
+async def test_letters_of_a_task_are_due_and_counted_anew_when_one_is_delivered(
+    ended: Journal,
+) -> None:
+    logs, status = await ended.letters()
+    await ended.postpone(logs.row, 5000.0)
+
+    await ended.delivered(status.row)
+
+    assert await ended.letters() == [logs]
+
+
+@pytest.mark.parametrize("damaged", ["", "{", "7", "{\0}"])
+async def test_letters_are_listed_without_their_bodies_which_may_be_damaged(
+    ended: Journal, path: Path, damaged: str
+) -> None:
+    with closing(sqlite3.connect(path)) as other, other:
+        other.execute("UPDATE outbox SET body = ? WHERE path = 'logs'", (damaged,))
+
+    logs, status = await ended.letters()
+    assert await ended.body(logs.row) is None
+    assert await ended.body(status.row) == STATUS.body
+
+
+async def test_body_of_a_letter_that_is_gone_is_none(ended: Journal) -> None:
+    logs, _ = await ended.letters()
+    await ended.delivered(logs.row)
+
+    assert await ended.body(logs.row) is None
+
+
 async def test_parked_letter_is_kept_with_its_reason(ended: Journal) -> None:
     logs, _ = await ended.letters()
 
@@ -533,7 +568,18 @@ async def test_end_is_reported_again_when_it_is_asked_for(accepted: Journal) -> 
     await accepted.close("t-1", 21.0)
 
     assert await accepted.report_again("t-1", STATUS, 30.0)
-    assert (await only_letter(accepted)).report == STATUS
+    assert await reports_in(accepted) == [STATUS]
+
+
+async def test_parked_report_keeps_no_later_one_back_and_is_replaced_by_it(ended: Journal) -> None:
+    logs, status = await ended.letters()
+    await ended.delivered(logs.row)
+    await ended.park(status.row, "HTTP 422")
+    await ended.close("t-1", 40.0)
+
+    assert await ended.report_again("t-1", STATUS, 50.0)
+    letter = await only_letter(ended)
+    assert (letter.parked, letter.created_at) == (None, 50.0)
 
 
 async def test_end_is_not_reported_again_while_a_report_waits(ended: Journal) -> None:

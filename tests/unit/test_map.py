@@ -41,7 +41,8 @@ ROWS = (
     ("program",),
     ("answer", "container", "folder", "inherited", "processes", "records", "crush_parts"),
     ("api", "systemd", "workload"),
-    ("assignment", "settings"),
+    ("assignment", "settings", "wire"),
+    ("address",),
     ("errors",),
     ("backoff", "clock", "log", "marks", "states"),
 )
@@ -49,7 +50,7 @@ ROWS = (
 
 DOORS = {
     "click": {"cli"},
-    "httpx": {"api"},
+    "httpx": {"wire"},
     "sh": {"program"},
     "sqlite3": {"journal", "crush"},  # two databases: our own, and that of the container's agent
 }

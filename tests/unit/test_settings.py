@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import os
 import stat
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
+from runner.address import check_orchestrator_url
 from runner.errors import EXIT_CONFIGURATION, ConfigurationError
 from runner.settings import (
     Limits,
@@ -18,19 +19,16 @@ from runner.settings import (
     check_env_file,
     check_image,
     check_name,
-    check_orchestrator_url,
     check_readable,
     check_tags,
     check_token,
     default_name,
     default_state_dir,
+    in_home,
     make_folder,
     parse_size,
     read_token_file,
 )
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 AS_HTTPS = "give it as https://HOST[:PORT]"
 PLAIN_HTTP = "plain http would show the keys to the network; use https, or say --allow-http"
@@ -550,3 +548,36 @@ def test_settings_cannot_be_changed(tmp_path: Path) -> None:
 
 def test_unusable_configuration_ends_with_its_own_exit_code() -> None:
     assert ConfigurationError.exit_code == EXIT_CONFIGURATION == 78
+
+
+# Paths
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [("~", "/home/me"), ("~/a b", "/home/me/a b"), ("/a/~", "/a/~"), ("a", "a")],
+)
+def test_home_stands_for_a_tilde_at_the_beginning(
+    monkeypatch: pytest.MonkeyPatch, given: str, meant: str
+) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+
+    assert in_home(Path(given), "--state-dir") == Path(meant)
+
+
+def test_home_of_nobody_is_refused() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        in_home(Path("~no-such-user/x"), "--state-dir")
+
+    assert str(caught.value) == (
+        "cannot use --state-dir ~no-such-user/x: there is no such user, or no home; "
+        "give the whole path"
+    )
+
+
+def test_state_folder_in_the_home_of_nobody_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("STATE_DIRECTORY", raising=False)
+    monkeypatch.setenv("XDG_STATE_HOME", "~no-such-user")
+
+    with pytest.raises(ConfigurationError, match="cannot use the XDG state folder"):
+        default_state_dir()

@@ -1,0 +1,46 @@
+"""What a runner that is gone has left in its journal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from runner.api import Identity
+from runner.assignment import Assignment
+from runner.ending import final_report
+from runner.journal import End, Report, open_journal
+from runner.register import describe
+from runner.settings import Secret
+from runner.states import EndReason
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tests.loops.host import Host
+
+FAILED = End(EndReason.FAILED, "failed: exit code 9", 9)
+
+
+async def leave_ended(
+    host: Host,
+    *task_ids: str,
+    log: Mapping[str, object] | None = None,
+    orchestrator_url: str | None = None,
+) -> None:
+    """Leave tasks that have ended, each with its final report and, if given, its log."""
+    settings = host.settings()
+    url = orchestrator_url or settings.orchestrator_url
+    journal, _ = open_journal(host.state_dir, "now")
+    identity = Identity("node-1", Secret("node-key-1"))
+    host.orchestrator.keys.add("node-key-1")
+    now = host.clock.wall_s()
+    try:
+        await journal.store_identity(identity, url, describe(settings), now)
+        for task_id in task_ids:
+            await journal.accept(Assignment(task_id, "do it", url, 60), identity, now)
+            reports = [final_report(task_id, FAILED, now)]
+            if log is not None:
+                body = {"job_id": task_id, "task_id": task_id, "session": log}
+                reports.insert(0, Report("logs", body))
+            await journal.end(task_id, FAILED, reports, now)
+    finally:
+        journal.close_file()

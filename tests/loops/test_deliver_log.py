@@ -1,0 +1,136 @@
+"""A task's log goes out before its status, and never instead of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.loops.host import IDLE
+from tests.loops.left import leave_ended
+from tests.loops.orchestrator import LOGS, SILENCE, STATUS
+from tests.unit.scripted_server import endless, http, stalled, told
+from tests.unit.until import until
+
+if TYPE_CHECKING:
+    from tests.loops.host import Host
+
+pytestmark = pytest.mark.anyio
+
+SESSION: dict[str, object] = {"id": "s-1", "messages": []}
+
+
+def reported(host: Host) -> list[str]:
+    """Give which reports came, in their order."""
+    told = [call.request.target for call in host.orchestrator.calls]
+    return [path for path in told if path in {LOGS, STATUS}]
+
+
+async def test_log_goes_out_first(host: Host) -> None:
+    await leave_ended(host, "t-1", log=SESSION)
+    async with host.runner():
+        await host.wait_for_end("t-1")
+
+    assert reported(host) == [LOGS, STATUS]
+
+
+async def test_status_passes_a_log_that_fails_twice(host: Host) -> None:
+    host.orchestrator.then(LOGS, http(500), SILENCE, http(500), http(500))
+    await leave_ended(host, "t-1", log=SESSION)
+    async with host.runner():
+        await host.wait_for_calls(LOGS)
+        await host.clock.advance(120, asleep=IDLE)
+        await host.wait_for_end("t-1")
+
+    assert reported(host) == [LOGS, LOGS, STATUS, LOGS, LOGS, LOGS]
+    assert host.rows("SELECT * FROM outbox") == []
+
+
+async def test_log_without_an_answer_holds_up_its_status_for_some_minutes_only(host: Host) -> None:
+    host.orchestrator.always(LOGS, stalled(b"{"))
+    await leave_ended(host, "t-1", log=SESSION)
+    async with host.runner():
+        await host.wait_for_calls(LOGS)
+        await host.clock.advance(700, asleep=IDLE)
+        await until(lambda: len(host.orchestrator.ends("t-1")) == 1)
+
+
+async def test_log_without_an_answer_holds_up_no_other_task(host: Host) -> None:
+    host.orchestrator.always(LOGS, stalled(b"{"))
+    await leave_ended(host, "t-1", log=SESSION)
+    async with host.runner():
+        await host.wait_for_calls(LOGS)
+        host.orchestrator.offer("t-2")
+        await host.clock.advance(34, asleep=IDLE)
+
+        assert (await host.wait_for_end("t-2"))["status"] == "success"
+
+
+@pytest.mark.parametrize("path", [LOGS, STATUS])
+async def test_report_is_taken_whatever_follows_the_beginning_of_its_answer(
+    host: Host, path: str
+) -> None:
+    host.orchestrator.always(path, endless(first=b'{"echo": "'))
+    await leave_ended(host, "t-1", log=SESSION)
+    async with host.runner():
+        await host.wait_for_state("t-1", "closed")
+
+    assert reported(host) == [LOGS, STATUS]
+
+
+async def test_log_that_keeps_failing_is_given_up_with_one_line_for_the_operator(
+    host: Host, log: pytest.LogCaptureFixture
+) -> None:
+    host.orchestrator.always(LOGS, http(500))
+    await leave_ended(host, "t-1", log=SESSION)
+    async with host.runner(poll_interval_s=600.0, heartbeat_interval_s=600.0):
+        await host.wait_for_calls(LOGS)
+        await host.clock.advance(9 * 3600, asleep=IDLE)
+        await host.wait_for_state("t-1", "closed")
+
+    (letter,) = host.rows("SELECT * FROM outbox")
+    assert letter["path"] == "logs"
+    assert "HTTP 500" in letter["parked"]
+    errors = [record.getMessage() for record in log.records if record.levelname == "ERROR"]
+    assert len(errors) == 1
+    assert "cannot deliver a log, given up after 16 attempts: HTTP 500" in errors[0]
+    assert host.orchestrator.count(LOGS) <= 20
+
+
+async def test_log_outlasts_an_outage_of_any_length(host: Host) -> None:
+    host.orchestrator.is_down = True
+    await leave_ended(host, "t-1", log=SESSION)
+    async with host.runner(poll_interval_s=600.0, heartbeat_interval_s=600.0):
+        await host.clock.advance(12 * 3600, asleep=IDLE)
+        host.orchestrator.is_down = False
+        await host.clock.advance(601, asleep=IDLE)
+        await host.wait_for_state("t-1", "closed")
+
+    assert host.rows("SELECT * FROM outbox") == []
+    assert reported(host)[-1] == LOGS
+
+
+@pytest.mark.parametrize("status", [400, 403, 404, 413, 422])
+async def test_log_that_is_refused_is_parked_and_the_status_goes_out(
+    host: Host, status: int
+) -> None:
+    host.orchestrator.always(LOGS, told({"detail": "not this one"}, status))
+    await leave_ended(host, "t-1", log=SESSION)
+    async with host.runner():
+        await host.wait_for_end("t-1")
+
+    assert reported(host) == [LOGS, STATUS]
+    (letter,) = host.rows("SELECT * FROM outbox")
+    assert letter["parked"] == f"HTTP {status}: not this one"
+
+
+async def test_log_that_is_damaged_in_the_journal_is_parked_and_the_status_goes_out(
+    host: Host, log: pytest.LogCaptureFixture
+) -> None:
+    await leave_ended(host, "t-1", log=SESSION)
+    host.change("UPDATE outbox SET body = '{' WHERE path = 'logs'")
+    async with host.runner():
+        await host.wait_for_end("t-1")
+
+    assert reported(host) == [STATUS]
+    assert "cannot read a report: the journal is damaged there" in log.text
