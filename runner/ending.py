@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from runner.container import Container, Phase
-from runner.crush import log_body
+from runner.crush_log import log_body
 from runner.journal import End, Report, Task
 from runner.settings import Secret
 from runner.states import EndReason

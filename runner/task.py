@@ -22,7 +22,8 @@ from runner import backoff
 from runner.api import Identity
 from runner.assignment import Assignment
 from runner.container import Container, ContainerSpec, Phase, just_started
-from runner.crush import CrushError, session_of_task
+from runner.crush import session_of_task
+from runner.crush_database import CrushError
 from runner.ending import (
     LAST_LINES,
     final_report,

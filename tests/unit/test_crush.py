@@ -18,15 +18,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from runner.crush import (
-    LOG_LIMIT_BYTES,
-    CrushError,
-    find_session,
-    find_sessions,
-    log_body,
-    read_session,
-    wire_size,
-)
+from runner.crush import find_session, find_sessions, read_session
+from runner.crush_database import CrushError
+from runner.crush_log import LOG_LIMIT_BYTES, log_body, wire_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

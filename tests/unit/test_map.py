@@ -35,8 +35,9 @@ ROWS = (
     ("parts", "ending"),
     ("register",),
     ("engine", "journal", "files", "crush"),
-    ("program",),
-    ("answer", "container", "folder", "inherited", "processes", "records", "crush_parts"),
+    ("program", "crush_log"),
+    ("answer", "container", "folder", "inherited", "processes", "records", "crush_message"),
+    ("crush_database", "crush_parts"),
     ("api", "systemd", "workload"),
     ("assignment", "settings"),
     ("errors",),
@@ -48,7 +49,7 @@ DOORS = {
     "click": {"cli"},
     "httpx": {"api"},
     "sh": {"program"},
-    "sqlite3": {"journal", "crush"},  # two databases: our own, and that of the container's agent
+    "sqlite3": {"journal", "crush_database"},  # two databases: our own, and that of the container's agent
 }
 """Which modules may use a library that leads out of the process; others may name its types."""
 
