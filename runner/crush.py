@@ -7,8 +7,9 @@ it is trusted.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from runner.crush_database import BUSY_TIMEOUT_S, ask, check_tables
 from runner.crush_log import LOG_LIMIT_BYTES, session_within
@@ -20,64 +21,75 @@ if TYPE_CHECKING:
 _LONGEST_PROMPT_BYTES = 2_000_000
 
 
-def find_session(
-    database: Path,
-    *,
-    started_at: float,
-    ended_at: float | None,
-    prompt: str | None = None,
-    busy_timeout_s: float = BUSY_TIMEOUT_S,
-) -> str | None:
-    """Give the id of the one session that belongs to a task, or None.
+@dataclass(frozen=True)
+class Wanted:
+    """What is known of a task's session before it is found."""
 
-    See `find_sessions`. When several belong, none is given: it could be another task's.
+    started_at: float
+    """When the task's container started, in seconds since the epoch."""
+    ended_at: float | None
+    """When it ended; None while it runs."""
+    prompt: str | None = None
+    mark: str | None = None
+    """See `session_mark`."""
+
+
+class Found(NamedTuple):
+    """The sessions that can belong to a task, the newest first."""
+
+    ids: list[str]
+    are_ours: bool
+    """Whether they do; if not, some may be another task's or a user's."""
+
+
+def session_mark(task_id: str) -> str:
+    """Give the text that is only in a task's own session: the reporter told it to the agent."""
+    return f"victoria-reporter/{task_id}"
+
+
+def find_session(
+    database: Path, wanted: Wanted, *, busy_timeout_s: float = BUSY_TIMEOUT_S
+) -> str | None:
+    """Give the id of the newest session that certainly belongs to a task, or None.
+
+    See `find_sessions`.
 
     Raises:
         CrushError: the database cannot be read.
     """
-    found = find_sessions(
-        database,
-        started_at=started_at,
-        ended_at=ended_at,
-        prompt=prompt,
-        busy_timeout_s=busy_timeout_s,
-    )
-    return found[0] if len(found) == 1 else None
+    found = find_sessions(database, wanted, busy_timeout_s=busy_timeout_s)
+    return found.ids[0] if found.are_ours else None
 
 
 def find_sessions(
-    database: Path,
-    *,
-    started_at: float,
-    ended_at: float | None,
-    prompt: str | None = None,
-    busy_timeout_s: float = BUSY_TIMEOUT_S,
-) -> list[str]:
-    """Give the ids of the sessions that can belong to a task, the newest first.
+    database: Path, wanted: Wanted, *, busy_timeout_s: float = BUSY_TIMEOUT_S
+) -> Found:
+    """Find the sessions that can belong to a task.
 
-    They were begun while the task's container ran (seconds since the epoch; `ended_at` is None
-    while it runs) and are no sub-agent's. With a `prompt`, the first user message must be it, or,
-    when none is, contain it; white space does not count. Without, a session that another task or
-    a user began in the same home meanwhile is among them.
+    They were begun while the task's container ran and are no sub-agent's. Where the prompt is
+    known, the first user message must be it, or, when none is, contain it; white space does not
+    count. When that leaves one, it is the task's. When it does not, those are that have the mark
+    somewhere in them.
 
     Raises:
         CrushError: the database cannot be read.
     """
 
-    def question(connection: sqlite3.Connection) -> list[str]:
+    def question(connection: sqlite3.Connection) -> Found:
         # Crush keeps whole seconds: what began in the second of our start may be ours.
-        window = (math.floor(started_at), math.inf if ended_at is None else ended_at)
-        known = check_tables(connection)["sessions"]
-        is_root = "coalesce(parent_session_id, '') = ''" if "parent_session_id" in known else "1"
-        rows = connection.execute(
-            f"SELECT id FROM sessions WHERE created_at BETWEEN ? AND ? AND {is_root} "  # noqa: S608 - one of two constants
-            "ORDER BY created_at DESC, rowid DESC",
-            window,
+        window = (
+            math.floor(wanted.started_at),
+            math.inf if wanted.ended_at is None else wanted.ended_at,
         )
-        begun = [session_id for (session_id,) in rows if isinstance(session_id, str)]
-        return begun if prompt is None else _asked(connection, begun, prompt)
+        begun = _begun(connection, window)
+        asked = begun if wanted.prompt is None else _asked(connection, begun, wanted.prompt)
+        if len(asked) == 1:
+            return Found(asked, are_ours=True)
+        mark = wanted.mark
+        marked = [] if mark is None else _marked(connection, asked or begun, mark)
+        return Found(marked or asked, are_ours=bool(marked))
 
-    return ask(database, question, busy_timeout_s) or []
+    return ask(database, question, busy_timeout_s) or Found([], are_ours=False)
 
 
 def read_session(
@@ -89,7 +101,7 @@ def read_session(
 ) -> dict[str, object] | None:
     """Give a session as `POST /logs` takes it, or None when there is no such session.
 
-    `log_body` of it takes at most `limit_bytes` on the wire, for which some 10,000 are the least.
+    Posted to `/logs` it takes at most `limit_bytes`, for which some 10,000 are the least.
     What was cut is marked: by a first message of the role `system`, and at the head of a content.
     Sessions of sub-agents are left out; what they answered is in the messages of their parent.
     With Python 3.10, SQLite loads a message whole, however long it is, before it is cut.
@@ -106,16 +118,34 @@ def read_session(
     return ask(database, question, busy_timeout_s)
 
 
-def session_of_task(
-    database: Path, *, started_at: float, ended_at: float, prompt: str
-) -> dict[str, object] | None:
+def session_of_task(database: Path, wanted: Wanted) -> dict[str, object] | None:
     """Give the session that a task's agent left, as `POST /logs` takes it; None if it left none.
 
     Raises:
         CrushError: the database cannot be read.
     """
-    session_id = find_session(database, started_at=started_at, ended_at=ended_at, prompt=prompt)
+    session_id = find_session(database, wanted)
     return None if session_id is None else read_session(database, session_id)
+
+
+def _begun(connection: sqlite3.Connection, window: tuple[float, float]) -> list[str]:
+    known = check_tables(connection)["sessions"]
+    is_root = "coalesce(parent_session_id, '') = ''" if "parent_session_id" in known else "1"
+    rows = connection.execute(
+        f"SELECT id FROM sessions WHERE created_at BETWEEN ? AND ? AND {is_root} "  # noqa: S608 - one of two constants
+        "ORDER BY created_at DESC, rowid DESC",
+        window,
+    )
+    return [session_id for (session_id,) in rows if isinstance(session_id, str)]
+
+
+def _marked(connection: sqlite3.Connection, session_ids: list[str], mark: str) -> list[str]:
+    having = "SELECT 1 FROM messages WHERE session_id = ? AND instr(parts, ?) LIMIT 1"
+    return [
+        session_id
+        for session_id in session_ids
+        if connection.execute(having, (session_id, mark)).fetchone()
+    ]
 
 
 def _asked(connection: sqlite3.Connection, session_ids: list[str], prompt: str) -> list[str]:

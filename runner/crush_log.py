@@ -7,6 +7,7 @@ than needed, so memory is bounded by the limit and not by the database.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 LOG_LIMIT_BYTES = 10_000_000
 
-_WRAPPER_BYTES = 1_000  # of log_body, and of the message that says what was cut
+_WRAPPER_BYTES = 1_000  # of the body around it, and of the message that says what was cut
 _SMALLEST_MESSAGE_BYTES = 90
 _MARK_BYTES = 60
 _BLOCK_CHARS = 1 << 16
@@ -46,7 +47,7 @@ _SESSION_COLUMNS = {
 def session_within(
     connection: sqlite3.Connection, session_id: str, limit_bytes: int
 ) -> dict[str, object] | None:
-    """Give a session whose `log_body` takes at most `limit_bytes`; None if there is none."""
+    """Give a session that takes at most `limit_bytes` when posted; None if there is none."""
     known = check_tables(connection)
     row = connection.execute(
         f"SELECT {chosen(_SESSION_COLUMNS, known['sessions'])} FROM sessions WHERE id = ?",  # noqa: S608 - constants
@@ -71,9 +72,12 @@ def session_within(
     return session
 
 
-def log_body(task_id: str, session: Mapping[str, object]) -> dict[str, object]:
-    """Give what `POST /logs` takes; older orchestrators ask for job_id, newer for task_id."""
-    return {"job_id": task_id, "task_id": task_id, "session": session}
+def digest_of(session: Mapping[str, object]) -> str:
+    """Tell this session, as it stands, from what it becomes when the agent goes on."""
+    digest = hashlib.sha256()
+    for piece in _WIRE.iterencode(session):
+        digest.update(piece.encode())
+    return digest.hexdigest()
 
 
 def wire_size(body: object) -> int:

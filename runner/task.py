@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Awaitable, Callable, Mapping
-from functools import partial
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,17 +20,13 @@ import anyio.to_thread
 from runner import backoff
 from runner.api import Identity
 from runner.assignment import Assignment
+from runner.bodies import status_body
 from runner.container import Container, ContainerSpec, Phase, just_started
-from runner.crush import session_of_task
-from runner.crush_database import CrushError
 from runner.ending import (
     LAST_LINES,
-    final_report,
     judge,
-    log_report,
     said_as,
     secrets_to_blank,
-    status_body,
     without_secrets,
 )
 from runner.engine import PULL_DEADLINE_S
@@ -49,6 +44,7 @@ from runner.errors import (
 )
 from runner.files import CONTAINER_HOME, fetch_files, files_folder_in_container
 from runner.journal import End, Task
+from runner.last_words import last_reports
 from runner.log import fields
 from runner.parts import Parts
 from runner.settings import check_env_file
@@ -71,7 +67,6 @@ _WAIT_AGAIN_S = 5.0
 _ENGINE_GRACE_S = 60.0
 _STOP_ATTEMPTS = 3
 _DEFECTS_BORNE = 3
-_SESSION_DEADLINE_S = 60.0
 _NOT_OURS = frozenset({403, 404, 409, 410})
 _FINAL = frozenset({"success", "error", "cancelled"})
 
@@ -162,7 +157,7 @@ class TaskRun:
         # What is left to do needs no slot: the next task may come.
         self._parts.workload.release(self._id)
         end = judge(self._task, container, await self._last_output(container))
-        await self._end(end, await self._agent_session(container))
+        await self._end(end, container)
 
     # Before the container runs
 
@@ -485,39 +480,9 @@ class TaskRun:
         )
         return without_secrets(output, known)
 
-    async def _agent_session(self, container: Container | None) -> Mapping[str, object] | None:
-        """Read what the agent in the container noted of its session, if it left any."""
-        started_at = self._task.started_at
-        if container is not None and container.started_at is not None:
-            started_at = container.started_at
-        if started_at is None:
-            return None
-        database = self._parts.settings.victoria_home / ".crush" / "crush.db"
-        read = partial(
-            session_of_task,
-            database,
-            started_at=started_at,
-            ended_at=self._parts.clock.wall_s(),
-            prompt=self._assignment.prompt,
-        )
-        try:
-            # The agent owns that folder: a pipe in the database's place would never be opened.
-            with anyio.fail_after(_SESSION_DEADLINE_S):
-                return await anyio.to_thread.run_sync(read, abandon_on_cancel=True)
-        except TimeoutError:
-            log.warning("cannot read the agent's session in time", extra=fields(task_id=self._id))
-        except CrushError as error:
-            log.warning("%s", error, extra=fields(task_id=self._id))
-        except Exception:
-            # How the task ended is known; its log must not change that.
-            log.exception("a defect met a session's log", extra=fields(task_id=self._id))
-        return None
-
-    async def _end(self, end: End, session: Mapping[str, object] | None = None) -> None:
+    async def _end(self, end: End, container: Container | None = None) -> None:
         now = self._parts.clock.wall_s()
-        reports = [final_report(self._id, end, now, session and session.get("id"))]
-        if session is not None:
-            reports.insert(0, log_report(self._id, session))
+        reports = await last_reports(self._task, self._parts, end, container)
         await self._written(lambda: self._parts.journal.end(self._id, end, reports, now))
         self._parts.outbox.notify()
         log.info(

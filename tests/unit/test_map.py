@@ -29,27 +29,32 @@ DOCUMENTS = [README, ARCHITECTURE, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.m
 ROWS = (
     ("__main__",),
     ("cli",),
-    ("app", "doctor", "cleanup"),
+    ("app", "doctor", "cleanup", "status_reporter"),
     ("poll", "heartbeat", "deliver", "strays"),
     ("task",),
+    ("last_words",),
     ("parts", "ending"),
-    ("register",),
+    ("register", "reporting"),
     ("engine", "journal", "files", "crush"),
-    ("program", "crush_log"),
-    ("answer", "container", "folder", "inherited", "processes", "records", "crush_message"),
+    ("program", "crush_log", "trace"),
+    ("answer", "container", "folder", "inherited", "processes", "records", "crush_message", "job"),
     ("crush_database", "crush_parts"),
     ("api", "systemd", "workload"),
-    ("assignment", "settings"),
+    ("assignment", "settings", "tools"),
     ("errors",),
-    ("backoff", "clock", "log", "states"),
+    ("backoff", "bodies", "clock", "log", "states"),
 )
 """The runner's modules from the top down: each imports only from rows below its own."""
 
 DOORS = {
     "click": {"cli"},
     "httpx": {"api"},
+    "mcp": {"status_reporter"},
     "sh": {"program"},
-    "sqlite3": {"journal", "crush_database"},  # two databases: our own, and that of the container's agent
+    "sqlite3": {
+        "journal",
+        "crush_database",
+    },  # two databases: our own, and that of the container's agent
 }
 """Which modules may use a library that leads out of the process; others may name its types."""
 
