@@ -63,9 +63,10 @@ def read_below(folder: int, name: str, most_bytes: int) -> bytes:
         OSError: there is none, it is no ordinary file, or it is longer than `most_bytes`.
     """
     handle = os.open(name, _OLD_FILE, dir_fd=folder)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "it is no file")
     with open(handle, "rb", buffering=0) as file:  # noqa: PTH123 - pathlib knows no handles
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise OSError(errno.EINVAL, "it is no file")
         found = bytearray()
         while len(found) <= most_bytes and (block := file.read(_BLOCK_BYTES)):
             found += block

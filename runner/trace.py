@@ -21,7 +21,7 @@ MOST_MESSAGE_CHARS = 100_000
 
 _NAME = "reporter.json"
 _VERSION = 1
-_MOST_BYTES = 1 << 20  # more than the longest message takes, with every character escaped
+_MOST_BYTES = 2 << 20  # more than the longest message takes, with every character escaped
 _MOST_ID_CHARS = 200
 _WORDS = frozenset({"success", "error"})
 
