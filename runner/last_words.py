@@ -24,7 +24,7 @@ from runner.errors import RunnerError
 from runner.log import fields
 from runner.parts import Parts
 from runner.records import End, Report, Task
-from runner.states import TaskState
+from runner.states import EndReason
 from runner.trace import FinalWord, Trace, read_trace
 
 log = logging.getLogger(__name__)
@@ -39,8 +39,8 @@ async def last_reports(
 ) -> list[Report]:
     """Give the reports that close a task, in the order in which they are to be delivered."""
     now = parts.clock.wall_s()
-    if task.state is TaskState.ACCEPTED:
-        return [final_report(task.task_id, end, now)]  # there was no agent
+    if not _may_have_run(task, end, container):
+        return [final_report(task.task_id, end, now)]
     home = parts.settings.victoria_home
     trace = await _read(task, partial(read_trace, home, task.task_id)) or Trace()
     session = await _session_to_hand_in(task, parts, container, trace)
@@ -52,6 +52,11 @@ async def last_reports(
     if word is not None:
         report = _repeated(report, end, word)
     return [report] if session is None else [log_report(task.task_id, session), report]
+
+
+def _may_have_run(task: Task, end: End, container: Container | None) -> bool:
+    """Say whether there can have been an agent; a trace from before one was planted."""
+    return task.started_at is not None or container is not None or end.reason is EndReason.LOST
 
 
 def _repeated(report: Report, end: End, word: FinalWord) -> Report:
