@@ -3,46 +3,35 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from functools import partial
-
-import anyio
-import anyio.to_thread
 
 from runner import backoff
 from runner.container import Container, Phase
-from runner.crush import CrushError, session_of_task
 from runner.ending import (
     LAST_LINES,
-    final_report,
     judge,
-    log_report,
     secrets_to_blank,
     without_secrets,
 )
 from runner.errors import EngineError
 from runner.hand import Hand
 from runner.journal import End
+from runner.last_words import last_reports
 from runner.log import fields
 from runner.marks import cid_file
 
 log = logging.getLogger(__name__)
 
-_SESSION_DEADLINE_S = 60.0
-
 
 async def conclude(hand: Hand, container: Container | None) -> None:
     """Write down how the task ended, and what is to be told about it."""
     end = judge(hand.task, container, await _last_output(hand, container))
-    await write_end(hand, end, await _agent_session(hand, container))
+    await write_end(hand, end, container)
 
 
-async def write_end(hand: Hand, end: End, session: Mapping[str, object] | None = None) -> None:
+async def write_end(hand: Hand, end: End, container: Container | None = None) -> None:
     """Write down an end that is known, and what is to be told about it."""
     now = hand.parts.clock.wall_s()
-    reports = [final_report(hand.task_id, end, now, session and session.get("id"))]
-    if session is not None:
-        reports.insert(0, log_report(hand.task_id, session))
+    reports = await last_reports(hand.task, hand.parts, end, container)
     await hand.written(lambda: hand.parts.journal.end(hand.task_id, end, reports, now))
     hand.parts.outbox.notify()
     log.info(
@@ -78,35 +67,6 @@ async def _last_output(hand: Hand, container: Container | None) -> str:
         settings.registration_token, identity.api_key, env_file=settings.env_file
     )
     return without_secrets(output, known)
-
-
-async def _agent_session(hand: Hand, container: Container | None) -> Mapping[str, object] | None:
-    """Read what the agent in the container noted of its session, if it left any."""
-    started_at = hand.task.started_at
-    if container is not None and container.started_at is not None:
-        started_at = container.started_at
-    if started_at is None:
-        return None
-    database = hand.parts.settings.victoria_home / ".crush" / "crush.db"
-    read = partial(
-        session_of_task,
-        database,
-        started_at=started_at,
-        ended_at=hand.parts.clock.wall_s(),
-        prompt=hand.assignment.prompt,
-    )
-    try:
-        # The agent owns that folder: a pipe in the database's place would never be opened.
-        with anyio.fail_after(_SESSION_DEADLINE_S):
-            return await anyio.to_thread.run_sync(read, abandon_on_cancel=True)
-    except TimeoutError:
-        log.warning("cannot read the agent's session in time", extra=fields(task_id=hand.task_id))
-    except CrushError as error:
-        log.warning("%s", error, extra=fields(task_id=hand.task_id))
-    except Exception:
-        # How the task ended is known; its log must not change that.
-        log.exception("a defect met a session's log", extra=fields(task_id=hand.task_id))
-    return None
 
 
 async def _remove(hand: Hand) -> None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime, timezone
 from pathlib import Path
 
+from runner.bodies import log_body, status_body
 from runner.container import Container, Phase
-from runner.crush import log_body
 from runner.journal import End, Report, Task
 from runner.settings import Secret
 from runner.states import EndReason
@@ -96,17 +95,6 @@ def final_report(task_id: str, end: End, now: float, session_id: object = None) 
 def log_report(task_id: str, session: Mapping[str, object]) -> Report:
     """Give the report that hands in the agent's session."""
     return Report("logs", log_body(task_id, session))
-
-
-def status_body(task_id: str, status: str, message: str, now: float) -> dict[str, object]:
-    """Give what `POST /status` takes; older orchestrators ask for job_id, newer for task_id."""
-    return {
-        "job_id": task_id,
-        "task_id": task_id,
-        "status": status,
-        "message": message,
-        "timestamp": datetime.fromtimestamp(now, timezone.utc).isoformat(),
-    }
 
 
 def without_secrets(text: str, secrets: list[str]) -> str:

@@ -6,6 +6,7 @@ trusted there. Everything here blocks, and belongs into a worker thread.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import secrets
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 from runner.errors import Unstartable
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
 _BLOCK_BYTES = 1 << 20
@@ -32,6 +34,79 @@ def free_disk(place: Path | int) -> int:
     return told.f_bavail * told.f_frsize
 
 
+def open_below(home: Path, names: Iterable[str], *, make: bool) -> int:
+    """Open a folder below the Victoria home, which alone may be a link; give the handle.
+
+    Raises:
+        OSError: a folder on the way is a link or anything but a folder, or is missing and cannot
+            or shall not be made.
+    """
+    handle = os.open(home, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        for name in names:
+            if make:
+                with suppress(FileExistsError):
+                    os.mkdir(name, 0o755, dir_fd=handle)
+            below = os.open(name, _FOLDER, dir_fd=handle)
+            os.close(handle)
+            handle = below
+    except OSError:
+        os.close(handle)
+        raise
+    return handle
+
+
+def read_below(folder: int, name: str, most_bytes: int) -> bytes:
+    """Read a file in an open folder, which whoever wrote there may have put anything into.
+
+    Raises:
+        OSError: there is none, it is no ordinary file, or it is longer than `most_bytes`.
+    """
+    handle = os.open(name, _OLD_FILE, dir_fd=folder)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "it is no file")
+    with open(handle, "rb", buffering=0) as file:  # noqa: PTH123 - pathlib knows no handles
+        found = bytearray()
+        while len(found) <= most_bytes and (block := file.read(_BLOCK_BYTES)):
+            found += block
+    if len(found) > most_bytes:
+        raise OSError(errno.EFBIG, f"it is longer than {most_bytes} bytes")
+    return bytes(found)
+
+
+def write_below(folder: int, name: str, content: bytes, owner: os.stat_result) -> None:
+    """Write a file for its owner's eyes in an open folder; it is seen whole or not at all.
+
+    A root in a container shuts nobody out: the file goes to the owner that is given. Where that
+    may not be done, everybody may read it.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    part_name = _PART_PREFIX + secrets.token_hex(8)
+    handle = os.open(part_name, _NEW_FILE, 0o600, dir_fd=folder)
+    try:
+        with open(handle, "wb") as file:  # noqa: PTH123 - as above
+            if os.geteuid() != owner.st_uid:
+                _give(handle, owner)
+            file.write(content)
+            file.flush()
+            os.fsync(handle)
+        os.rename(part_name, name, src_dir_fd=folder, dst_dir_fd=folder)
+    except OSError:
+        with suppress(FileNotFoundError):
+            os.unlink(part_name, dir_fd=folder)
+        raise
+
+
+def _give(handle: int, owner: os.stat_result) -> None:
+    try:
+        os.fchown(handle, owner.st_uid, owner.st_gid)
+    except PermissionError:
+        os.fchmod(handle, 0o644)
+
+
 class Folder:
     """An open folder of a task's files; `handle` is what every step goes through."""
 
@@ -45,20 +120,7 @@ class Folder:
         self.path = home / "tasks" / task_id / "files"
         self.task_id = task_id
         self.min_free_disk = min_free_disk
-        self.handle = os.open(home, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            for name in ("tasks", task_id, "files"):
-                self._go_down(name)
-        except OSError:
-            self.close()
-            raise
-
-    def _go_down(self, name: str) -> None:
-        with suppress(FileExistsError):
-            os.mkdir(name, 0o755, dir_fd=self.handle)
-        below = os.open(name, _FOLDER, dir_fd=self.handle)
-        self.close()
-        self.handle = below
+        self.handle = open_below(home, ("tasks", task_id, "files"), make=True)
 
     def close(self) -> None:
         """Let go of the folder."""

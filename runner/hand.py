@@ -10,8 +10,8 @@ import anyio
 
 from runner.api import Identity
 from runner.assignment import Assignment
+from runner.bodies import status_body
 from runner.container import Container
-from runner.ending import status_body
 from runner.engine import Engine
 from runner.errors import EngineError, TaskError
 from runner.journal import Task

@@ -27,7 +27,7 @@ def environment(python: str = sys.executable, folder: str = ".venv") -> Path:
     require(
         [
             *(str(inside), "-m", "pip", "install", "-q", "--disable-pip-version-check"),
-            *("-e", f"{ROOT}[orchestrator,dev]", "-c", str(ROOT / "constraints.txt")),
+            *("-e", f"{ROOT}[orchestrator,reporter,dev]", "-c", str(ROOT / "constraints.txt")),
         ],
         "cannot install the project's dependencies: see pip's message above; is PyPI reachable?",
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -18,15 +17,11 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from runner.crush import (
-    LOG_LIMIT_BYTES,
-    CrushError,
-    find_session,
-    find_sessions,
-    log_body,
-    read_session,
-    wire_size,
-)
+from runner.bodies import log_body
+from runner.crush import Found, Wanted, find_session, find_sessions, read_session, session_mark
+from runner.crush_database import CrushError
+from runner.crush_log import LOG_LIMIT_BYTES, wire_size
+from tests.fakes.crush import DURING, SCHEMA, Crush, text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,67 +29,15 @@ if TYPE_CHECKING:
 TASK_ID = "11111111-2222-4333-8444-555555555555"
 STARTED_AT = 1_700_000_000.7
 ENDED_AT = 1_700_000_100.2
-DURING = 1_700_000_010
 LIMIT = 20_000
 NOBODY = 65534
 MIB = 1 << 20
 
-SCHEMA = """
-CREATE TABLE sessions (
-    id TEXT PRIMARY KEY, parent_session_id TEXT, title TEXT NOT NULL,
-    message_count INTEGER NOT NULL DEFAULT 0, prompt_tokens INTEGER NOT NULL DEFAULT 0,
-    completion_tokens INTEGER NOT NULL DEFAULT 0, cost REAL NOT NULL DEFAULT 0.0,
-    updated_at INTEGER NOT NULL, created_at INTEGER NOT NULL);
-CREATE TABLE messages (
-    id TEXT PRIMARY KEY, session_id TEXT NOT NULL, role TEXT NOT NULL,
-    parts TEXT NOT NULL DEFAULT '[]', model TEXT, created_at INTEGER NOT NULL,
-    updated_at INTEGER NOT NULL, finished_at INTEGER, provider TEXT,
-    FOREIGN KEY (session_id) REFERENCES sessions (id) ON DELETE CASCADE);
-CREATE INDEX idx_messages_session_id ON messages (session_id);
-"""
 OLD_SCHEMA = """
 CREATE TABLE sessions (id TEXT PRIMARY KEY, title TEXT, created_at INTEGER);
 CREATE TABLE messages (
     id TEXT PRIMARY KEY, session_id TEXT, role TEXT, parts BLOB, created_at INTEGER);
 """
-
-
-class Crush:
-    """What Crush does to its database, as far as it matters here."""
-
-    def __init__(self, path: Path, schema: str = SCHEMA) -> None:
-        path.parent.mkdir(exist_ok=True)
-        self.path = path
-        self.connection = sqlite3.connect(path, isolation_level=None)
-        self.connection.execute("PRAGMA journal_mode = WAL")
-        self.connection.executescript(schema)
-        self._count = 0
-
-    def begin(
-        self, session_id: str, at: int = DURING, *, parent: str | None = None, prompt: str = ""
-    ) -> None:
-        """Make a session, with the user's message if there is a prompt."""
-        self.connection.execute(
-            "INSERT INTO sessions VALUES (?, ?, 'A title', 2, 1200, 340, 0.25, ?, ?)",
-            (session_id, parent, at + 5, at),
-        )
-        if prompt:
-            self.say(session_id, text(prompt), role="user", at=at)
-
-    def say(
-        self, session_id: str, parts: object, *, role: str = "assistant", at: int = DURING
-    ) -> None:
-        """Add a message; parts that are text or bytes go in as they are."""
-        self._count += 1
-        stored = parts if isinstance(parts, str | bytes | None) else json.dumps(parts)
-        self.connection.execute(
-            "INSERT INTO messages VALUES (?, ?, ?, ?, 'a-model', ?, ?, ?, 'a-provider')",
-            (f"m{self._count}", session_id, role, stored, at, at, at + 1),
-        )
-
-    def close(self) -> None:
-        """Close the database as Crush does when it ends."""
-        self.connection.close()
 
 
 @pytest.fixture
@@ -103,10 +46,6 @@ def crush(tmp_path: Path) -> Iterator[Crush]:
     running = Crush(tmp_path / ".crush" / "crush.db")
     yield running
     running.close()
-
-
-def text(said: str) -> list[object]:
-    return [{"type": "text", "data": {"text": said}}]
 
 
 def read(database: Path, limit_bytes: int = LOG_LIMIT_BYTES) -> dict[str, object]:
@@ -125,9 +64,13 @@ def contents(session: dict[str, object]) -> list[str]:
 
 
 def find(
-    database: Path, *, prompt: str | None = None, ended_at: float | None = ENDED_AT
+    database: Path,
+    *,
+    prompt: str | None = None,
+    mark: str | None = None,
+    ended_at: float | None = ENDED_AT,
 ) -> str | None:
-    return find_session(database, started_at=STARTED_AT, ended_at=ended_at, prompt=prompt)
+    return find_session(database, Wanted(STARTED_AT, ended_at, prompt, mark))
 
 
 # Reading
@@ -682,7 +625,40 @@ def test_no_session_is_given_when_two_could_be_ours(crush: Crush) -> None:
 
     assert find(crush.path) is None
     assert find(crush.path, prompt="Count the sales") is None
-    assert find_sessions(crush.path, started_at=STARTED_AT, ended_at=None) == ["s2", "s1"]
+    found = find_sessions(crush.path, Wanted(STARTED_AT, None))
+    assert found == Found(["s2", "s1"], are_ours=False)
+
+
+def test_of_two_tasks_with_one_prompt_each_has_the_session_that_it_was_told_its_id_in(
+    crush: Crush,
+) -> None:
+    for session_id, task_id in (("s1", TASK_ID), ("s2", "another-task")):
+        crush.begin(session_id, prompt="Count the sales")
+        told = {"content": json.dumps({"sent": True, "reporter": session_mark(task_id)})}
+        crush.say(session_id, [{"type": "tool_result", "data": told}])
+        crush.say(session_id, text(f"I see the folders {TASK_ID} and another-task."))
+
+    assert find(crush.path, prompt="Count the sales", mark=session_mark(TASK_ID)) == "s1"
+    assert find(crush.path, prompt="Count the sales", mark=session_mark("another-task")) == "s2"
+    assert find(crush.path, prompt="Count the sales", mark=session_mark("a-third-task")) is None
+
+
+def test_session_that_has_the_mark_is_ours_though_its_prompt_was_put_otherwise(
+    crush: Crush,
+) -> None:
+    crush.begin("s1", prompt="Please count what was sold")
+    crush.begin("s2", prompt="Draw the map")
+    crush.say("s1", text(f"The reporter says {session_mark(TASK_ID)}."))
+
+    assert find(crush.path, prompt="Count the sales", mark=session_mark(TASK_ID)) == "s1"
+
+
+def test_of_a_tasks_own_sessions_the_newest_is_given(crush: Crush) -> None:
+    for number in (1, 2):
+        crush.begin(f"s{number}", DURING + number, prompt="Count the sales")
+        crush.say(f"s{number}", text(session_mark(TASK_ID)))
+
+    assert find(crush.path, prompt="Count the sales", mark=session_mark(TASK_ID)) == "s2"
 
 
 # Cutting

@@ -29,30 +29,35 @@ DOCUMENTS = [README, ARCHITECTURE, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.m
 ROWS = (
     ("__main__",),
     ("cli",),
-    ("app", "doctor", "cleanup"),
+    ("app", "doctor", "cleanup", "status_reporter"),
     ("poll", "heartbeat", "deliver", "strays"),
     ("task",),
     ("closing", "starting", "watching"),
-    ("preparing",),
+    ("last_words", "preparing"),
     ("fitness", "hand"),
     ("parts", "ending"),
-    ("register",),
+    ("register", "reporting"),
     ("engine", "journal", "files", "crush"),
-    ("program",),
-    ("answer", "container", "folder", "inherited", "processes", "records", "crush_parts"),
+    ("program", "crush_log", "trace"),
+    ("answer", "container", "folder", "inherited", "processes", "records", "crush_message", "job"),
+    ("crush_database", "crush_parts"),
     ("api", "systemd", "workload"),
-    ("assignment", "settings", "wire"),
+    ("assignment", "settings", "tools", "wire"),
     ("address",),
     ("errors",),
-    ("backoff", "clock", "log", "marks", "states"),
+    ("backoff", "bodies", "clock", "log", "marks", "states"),
 )
 """The runner's modules from the top down: each imports only from rows below its own."""
 
 DOORS = {
     "click": {"cli"},
     "httpx": {"wire"},
+    "mcp": {"status_reporter"},
     "sh": {"program"},
-    "sqlite3": {"journal", "crush"},  # two databases: our own, and that of the container's agent
+    "sqlite3": {
+        "journal",
+        "crush_database",
+    },  # two databases: our own, and that of the container's agent
 }
 """Which modules may use a library that leads out of the process; others may name its types."""
 

@@ -1,0 +1,98 @@
+"""A message of a Crush session as `POST /logs` takes it; its content may be cut at the head."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+from runner.crush_database import end_of_parts, one_row
+from runner.crush_parts import shown_part
+
+if TYPE_CHECKING:
+    import sqlite3
+
+# The names are short, and are shown whole; no agent needs more.
+MESSAGE_COLUMNS = {
+    "id": "substr(id, 1, 200)",
+    "role": "substr(role, 1, 200)",
+    "model": "substr(model, 1, 200)",
+    "provider": "substr(provider, 1, 200)",
+    "created_at": "created_at",
+    "finished_at": "finished_at",
+}
+
+_MOST_MARKS = 400_000
+_ZSTD = b"\x28\xb5\x2f\xfd"
+
+
+class Content(NamedTuple):
+    """A message's text. When its parts are too long, it is their end, and they are not parsed."""
+
+    text: str
+    unread_bytes: int = 0
+
+
+def read_message(connection: sqlite3.Connection, row: int, columns: str) -> dict[str, object]:
+    """Give a message without its content."""
+    found = one_row(connection, f"SELECT {columns} FROM messages WHERE rowid = ?", row)  # noqa: S608 - constants
+    fields = dict(zip(MESSAGE_COLUMNS, found, strict=True))
+    return {
+        "id": name_in(fields["id"]) or "",
+        "role": name_in(fields["role"]) or "",
+        "content": "",
+        "model": name_in(fields["model"]),
+        "provider": name_in(fields["provider"]),
+        "created_at": whole_in(fields["created_at"]) or 0,
+        "finished_at": whole_in(fields["finished_at"]),
+    }
+
+
+def read_content(connection: sqlite3.Connection, row: int, most_bytes: int) -> Content:
+    """Render the parts of a message; what is no list of parts is shown as it is."""
+    raw, size = end_of_parts(connection, row, most_bytes)
+    unread = size - len(raw)
+    if raw.startswith(_ZSTD) and not unread:
+        return Content(f"[… {size} compressed bytes …]")
+    # What holds nothing but brackets would take twenty times its size when parsed.
+    is_too_nested = sum(raw.count(mark) for mark in (b"[", b"{", b",")) > _MOST_MARKS
+    text = raw.decode("utf-8", "replace")
+    del raw
+    if unread or is_too_nested:
+        return Content(clean(text), unread)
+    try:
+        parts = json.loads(text) if text else []
+    except (ValueError, RecursionError):
+        return Content(clean(text))
+    if not isinstance(parts, list):
+        return Content(clean(text))
+    del text
+    return Content(clean("\n\n".join(filter(None, map(shown_part, parts)))))
+
+
+def clean(text: str) -> str:
+    """Replace what cannot be sent: halves of characters, and NUL, which few stores take."""
+    if "\x00" in text:
+        text = text.replace("\x00", "\ufffd")
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            return text.encode("utf-8", "replace").decode()
+    return text
+
+
+def name_in(found: object) -> str | None:
+    """Read a name from a column, in characters that can be sent."""
+    return None if found is None else clean(str(found))
+
+
+def whole_in(found: object) -> int | None:
+    """Read a whole number from a column, which may hold anything."""
+    number = finite_in(found)
+    return None if number is None else int(number)
+
+
+def finite_in(found: object) -> float | None:
+    """Give a number that JSON has too; SQLite keeps infinity, and text in columns of numbers."""
+    return found if isinstance(found, int | float) and math.isfinite(found) else None

@@ -1,0 +1,238 @@
+"""At a container's end, what the agent has said stands, and what it has not handed in is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from runner.bodies import log_body
+from runner.crush import read_session, session_mark
+from runner.crush_log import digest_of
+from runner.trace import FinalWord, Trace, write_trace
+from tests.fakes.crush import Crush, text
+from tests.loops.host import IDLE, container_of
+from tests.loops.orchestrator import LOGS, STATUS
+from tests.unit.scripted_server import told
+
+if TYPE_CHECKING:
+    from tests.loops.host import Host
+
+pytestmark = pytest.mark.anyio
+
+PROMPT = "Count the sales [wait-for go]"
+
+
+@pytest.fixture
+def crush(host: Host) -> Crush:
+    """Run a Crush with the session of the task that the host is offered."""
+    crush = Crush(host.home / ".crush" / "crush.db", now=int(host.clock.wall_s()))
+    crush.begin("s1", prompt=PROMPT)
+    return crush
+
+
+async def ended(
+    host: Host, directives: str = "", leave: Callable[[], object] = lambda: None
+) -> dict[str, Any]:
+    """Run a task whose container leaves something behind; give the report of its end."""
+    host.orchestrator.offer("t-1", f"{PROMPT}{directives}")
+    async with host.runner():
+        await host.wait_for_state("t-1", "running")
+        leave()
+        host.let_go()
+        return await host.wait_for_end("t-1")
+
+
+def said(status: str, *, is_sent: bool, message: str | None = "by the agent") -> FinalWord:
+    """Give a final word of the agent."""
+    return FinalWord(status, message, None, is_sent=is_sent)
+
+
+def leaving(host: Host, trace: Trace) -> Callable[[], object]:
+    """Give what leaves a trace as the reporter does."""
+    return lambda: write_trace(host.home, "t-1", trace)
+
+
+def logs(host: Host) -> list[dict[str, Any]]:
+    """Give the logs that were handed in."""
+    return [call.body for call in host.orchestrator.called(LOGS)]
+
+
+# The final word
+
+
+@pytest.mark.parametrize("is_sent", [True, False])
+async def test_success_that_the_agent_told_stands_though_its_container_failed(
+    host: Host,
+    is_sent: bool,  # noqa: FBT001 - pytest passes it
+) -> None:
+    trace = Trace(final=said("success", is_sent=is_sent))
+    end = await ended(host, "[fail 3]", leaving(host, trace))
+
+    assert (end["status"], end["progress"]) == ("success", 100.0)
+    told, _, found = end["message"].partition("\n\n")
+    assert told == "by the agent"
+    assert found.startswith("Its container, after that: failed: exit code 3")
+    assert host.rows("SELECT end_reason FROM tasks") == [{"end_reason": "failed"}]
+
+
+@pytest.mark.parametrize("is_sent", [True, False])
+async def test_failure_that_the_agent_told_stands_though_its_container_did_not_fail(
+    host: Host,
+    is_sent: bool,  # noqa: FBT001 - pytest passes it
+) -> None:
+    end = await ended(host, "", leaving(host, Trace(final=said("error", is_sent=is_sent))))
+
+    assert end["status"] == "error"
+    assert end["message"].startswith("by the agent\n\nIts container, after that: completed: ")
+    assert "progress" not in end
+
+
+async def test_word_that_agrees_with_the_container_is_told_as_it_is(host: Host) -> None:
+    end = await ended(host, "", leaving(host, Trace(final=said("success", is_sent=False))))
+
+    assert end["message"] == "by the agent"
+
+
+async def test_word_without_a_message_has_the_runners(host: Host) -> None:
+    word = said("success", is_sent=False, message=None)
+    end = await ended(host, "", leaving(host, Trace(final=word)))
+
+    assert end["message"].startswith("completed: exit code 0")
+
+
+async def test_word_of_a_lost_container_stands(host: Host) -> None:
+    host.orchestrator.offer("t-1", "[hang]")
+    async with host.runner():
+        await host.wait_for_state("t-1", "running")
+        write_trace(host.home, "t-1", Trace(final=said("success", is_sent=False)))
+        host.engine.vanish(container_of("t-1"))
+        end = await host.wait_for_end("t-1")
+
+    assert end["status"] == "success"
+
+
+async def test_word_is_kept_while_the_orchestrator_is_away(host: Host) -> None:
+    host.orchestrator.offer("t-1", "[wait-for go]")
+    async with host.runner():
+        await host.wait_for_state("t-1", "running")
+        write_trace(host.home, "t-1", Trace(final=said("error", is_sent=False)))
+        host.orchestrator.is_down = True
+        host.let_go()
+        await host.wait_for_state("t-1", "ended")
+    host.orchestrator.is_down = False
+    async with host.runner():
+        await host.clock.advance(61, asleep=IDLE)
+        end = await host.wait_for_end("t-1")
+
+    assert end["message"].startswith("by the agent")
+
+
+async def test_word_that_was_planted_for_a_task_that_never_started_is_not_believed(
+    host: Host,
+) -> None:
+    write_trace(host.home, "t-1", Trace(final=said("success", is_sent=False)))
+    host.orchestrator.offer("t-1")
+    async with host.runner(container_image="localhost/other:1"):
+        end = await host.wait_for_end("t-1")
+
+    assert end["status"] == "error"
+    assert end["message"].startswith("unstartable: ")
+
+
+# What is no trace
+
+
+@pytest.mark.parametrize("what", ["no JSON", "a pipe", "a link"])
+async def test_what_is_no_trace_changes_nothing(
+    host: Host, log: pytest.LogCaptureFixture, what: str
+) -> None:
+    def leave() -> None:
+        place = host.home / "tasks" / "t-1" / "reporter.json"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if what == "a pipe":
+            os.mkfifo(place)
+        elif what == "a link":
+            place.symlink_to("/etc/passwd")
+        else:
+            place.write_text("success!")
+
+    end = await ended(host, "[fail 3]", leave)
+
+    assert end["status"] == "error"
+    assert end["message"].startswith("failed: exit code 3")
+    assert "cannot read the reporter's trace: " in log.text
+
+
+# The log
+
+
+async def test_log_that_was_not_handed_in_is_before_the_end(host: Host, crush: Crush) -> None:
+    crush.say("s1", text("There are 12."))
+    end = await ended(host)
+
+    session = read_session(crush.path, "s1")
+    assert session is not None
+    assert logs(host) == [log_body("t-1", session)]
+    assert end["crush_session_id"] == "s1"
+    paths = [call.request.target for call in host.orchestrator.calls]
+    assert [path for path in paths if path in {LOGS, STATUS}] == [STATUS, LOGS, STATUS]
+
+
+async def test_log_that_was_handed_in_before_the_final_word_is_not_again(
+    host: Host, crush: Crush
+) -> None:
+    crush.say("s1", text("Crush writes on after that."))
+    trace = Trace("the-digest-of-then", "s1", said("success", is_sent=True))
+    end = await ended(host, "", leaving(host, trace))
+
+    assert logs(host) == []
+    assert end["crush_session_id"] == "s1"
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+async def test_log_without_a_final_word_is_handed_in_again_if_it_has_grown(
+    host: Host,
+    crush: Crush,
+    goes_on: bool,  # noqa: FBT001 - pytest passes it
+) -> None:
+    session = read_session(crush.path, "s1")
+    assert session is not None
+    trace = Trace(digest_of(session), "s1")
+    if goes_on:
+        crush.say("s1", text("more"))
+    await ended(host, "", leaving(host, trace))
+
+    assert len(logs(host)) == (1 if goes_on else 0)
+
+
+async def test_log_is_handed_in_though_the_agent_told_its_end_without(
+    host: Host, crush: Crush
+) -> None:
+    await ended(host, "", leaving(host, Trace(final=said("success", is_sent=True))))
+
+    assert [body["session"]["id"] for body in logs(host)] == ["s1"]
+    crush.close()
+
+
+async def test_end_is_told_though_the_log_is_refused(host: Host, crush: Crush) -> None:
+    host.orchestrator.always(LOGS, told({"detail": "too long"}, 413))
+    end = await ended(host)
+
+    assert end["status"] == "success"
+    (parked,) = host.rows("SELECT path, parked FROM outbox")
+    assert parked == {"path": "logs", "parked": "HTTP 413: too long"}
+    crush.close()
+
+
+async def test_of_two_tasks_with_one_prompt_each_has_the_session_that_it_marked(
+    host: Host, crush: Crush
+) -> None:
+    crush.begin("s2", prompt=PROMPT)
+    crush.say("s1", text(f"It says {session_mark('t-1')}."))
+    crush.say("s2", text(f"It says {session_mark('t-2')}."))
+    await ended(host)
+
+    assert [body["session"]["id"] for body in logs(host)] == ["s1"]

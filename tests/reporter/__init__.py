@@ -1,0 +1,1 @@
+"""The status reporter, as an agent sees it and as the orchestrator does."""

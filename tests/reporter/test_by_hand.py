@@ -1,0 +1,216 @@
+"""The reporter's process: a session typed by hand as JSON-RPC, and what it does without a task."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any
+
+import pytest
+
+from tests.reporter.held import COMMAND, ROOT, Held, Json
+
+DEADLINE_S = 60
+
+
+class Typist:
+    """Types requests as lines, and reads the answers; knows nothing of the SDK."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+        self._number = 0
+
+    def type(self, line: str) -> None:
+        """Send a line as it is."""
+        _pipe(self._process.stdin).write(line.encode() + b"\n")
+        _pipe(self._process.stdin).flush()
+
+    def ask(self, method: str, **params: object) -> Json:
+        """Send a request; give the whole answer to it."""
+        self._number += 1
+        request = {"jsonrpc": "2.0", "id": self._number, "method": method, "params": params}
+        self.type(json.dumps(request))
+        answer: Json = json.loads(_pipe(self._process.stdout).readline())
+        assert answer["id"] == self._number
+        return answer
+
+    def hello(self) -> Json:
+        """Begin a session; give what the server says of itself."""
+        answer = self.ask(
+            "initialize",
+            protocolVersion="2025-06-18",
+            capabilities={},
+            clientInfo={"name": "by hand", "version": "1"},
+        )
+        self.type('{"jsonrpc": "2.0", "method": "notifications/initialized"}')
+        return answer
+
+    def call(self, tool: str, **arguments: object) -> Json:
+        """Call a tool; give its answer, which stands in the result twice."""
+        result = self.ask("tools/call", name=tool, arguments=arguments)["result"]
+        answer: Json = result["structuredContent"]
+        assert json.loads(result["content"][0]["text"]) == answer
+        return answer
+
+
+def _pipe(end: IO[bytes] | None) -> IO[bytes]:
+    assert end is not None
+    return end
+
+
+@contextmanager
+def typing(variables: dict[str, str]) -> Iterator[Typist]:
+    """Start a reporter at a terminal of pipes; it must end well when its input does."""
+    with subprocess.Popen(
+        COMMAND,
+        cwd=ROOT,
+        env={**os.environ, **variables},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        try:
+            yield Typist(process)
+            output, errors = process.communicate(timeout=DEADLINE_S)
+        finally:
+            process.kill()
+        assert (process.returncode, output, errors) == (0, b"", b"")
+
+
+@pytest.mark.usefixtures("crush")
+def test_session_typed_by_hand_calls_every_tool(held: Held) -> None:
+    with typing(held.variables) as typist:
+        hello = typist.hello()
+        tools = typist.ask("tools/list")["result"]["tools"]
+        answers = {
+            "get_job_info": typist.call("get_job_info"),
+            "report_started": typist.call("report_started"),
+            "report_status": typist.call("report_status", status="analyzing", progress=50.5),
+            "submit_crush_logs": typist.call("submit_crush_logs"),
+            "report_error": typist.call("report_error", error_message="no", submit_logs=False),
+            "report_complete": typist.call("report_complete", submit_logs=False),
+        }
+
+    assert hello["result"]["serverInfo"]["name"] == "victoria-status-reporter"
+    assert {tool["name"] for tool in tools} == set(answers)
+    assert answers.pop("get_job_info")["job_id"] == held.task_id
+    assert all(answer["sent"] for answer in answers.values())
+    assert held.task["error_message"] == "no"
+    assert held.log["id"] == "s1"
+
+
+@pytest.mark.parametrize(
+    ("tool", "arguments", "sentence"),
+    [
+        ("report_status", {"status": "done"}, "status must be one of running, analyzing, success"),
+        ("report_status", {"status": ["running"]}, "status must be one of running"),
+        ("report_status", {}, "status must be one of running, analyzing, success, error, and is m"),
+        ("report_status", {"status": "pending"}, "status must be one of"),
+        ("report_status", {"status": "running", "progress": -1}, "progress must be a number from"),
+        ("report_status", {"status": "running", "progress": 101}, "and is 101"),
+        ("report_status", {"status": "running", "progress": "half"}, "and is 'half'"),
+        ("report_status", {"status": "running", "progress": True}, "and is True"),
+        ("report_status", {"status": "running", "progress": 10**400}, "progress must be"),
+        ("report_status", {"status": "running", "message": 7}, "message must be text, and is 7"),
+        ("report_status", {"status": "running", "text": "x"}, "takes status, message, progress, a"),
+        ("report_complete", {"submit_logs": "no"}, "submit_logs must be true or false, and is 'n"),
+        ("report_error", {"error_message": ""}, "error_message must say what went wrong"),
+        ("report_error", {"error_message": " \n"}, "error_message must say what went wrong"),
+        ("report_error", {}, "error_message must say what went wrong"),
+        ("submit_crush_logs", {"session_id": "s9"}, "cannot submit the log: this task has no s"),
+        ("submit_crush_logs", {"session_id": 9}, "session_id must be text, and is 9"),
+        ("get_job_info", {"x": 1}, "get_job_info takes no arguments, and not 'x'"),
+        ("report_victory", {}, "there is no tool 'report_victory'; the tools are report_status"),
+    ],
+)
+def test_wrong_arguments_are_answered_clearly(
+    typist: Typist, tool: str, arguments: dict[str, Any], sentence: str
+) -> None:
+    answer = typist.call(tool, **arguments)
+
+    assert set(answer) == {"sent", "error"}
+    assert answer["sent"] is False
+    assert sentence in answer["error"]
+
+
+@pytest.fixture(scope="module")
+def nobody(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Give the variables of a task whose orchestrator must not be asked."""
+    home = tmp_path_factory.mktemp("home")
+    return {
+        "ORCHESTRATOR_URL": "http://127.0.0.1:1",
+        "JOB_ID": "t-1",
+        "NODE_API_KEY": "a-key",
+        "VICTORIA_HOME": str(home),
+    }
+
+
+@pytest.fixture(scope="module")
+def typist(nobody: dict[str, str]) -> Iterator[Typist]:
+    """Give one session to several tests."""
+    with typing(nobody) as typist:
+        typist.ask(
+            "initialize",
+            protocolVersion="2025-06-18",
+            capabilities={},
+            clientInfo={"name": "x", "version": "1"},
+        )
+        yield typist
+
+
+@pytest.mark.parametrize("line", ["no JSON", '{"jsonrpc": "2.0"}', "[]", '{"id": 1}'])
+def test_line_that_is_no_request_does_no_harm(typist: Typist, line: str) -> None:
+    typist.type(line)
+
+    assert typist.ask("ping")["result"] == {}
+
+
+@pytest.mark.parametrize(
+    ("unset", "named"),
+    [
+        (("ORCHESTRATOR_URL",), "ORCHESTRATOR_URL"),
+        (("JOB_ID", "TASK_ID"), "JOB_ID"),
+    ],
+)
+def test_without_a_task_it_says_so_and_exits_with_0(
+    nobody: dict[str, str], unset: tuple[str, ...], named: str
+) -> None:
+    done = run({name: text for name, text in nobody.items() if name not in unset})
+
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr == (
+        f"victoria-status-reporter: {named} is not set: there is nobody to report to\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("JOB_ID", "../../etc"), ("ORCHESTRATOR_URL", "ftp://x"), ("NODE_API_KEY", "a\nb")],
+)
+def test_variable_that_cannot_be_used_is_told_in_one_line(
+    nobody: dict[str, str], name: str, text: str
+) -> None:
+    done = run({**nobody, name: text})
+
+    assert (done.returncode, done.stdout) == (78, "")
+    assert done.stderr.startswith(f"victoria-status-reporter: cannot use {name}")
+    assert done.stderr.count("\n") == 1
+
+
+def run(variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run a reporter that must end by itself."""
+    ours = {"ORCHESTRATOR_URL", "JOB_ID", "TASK_ID", "NODE_API_KEY"}
+    environment = {name: text for name, text in os.environ.items() if name not in ours}
+    return subprocess.run(
+        COMMAND,
+        cwd=ROOT,
+        env={**environment, **variables},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )

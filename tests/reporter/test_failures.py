@@ -1,0 +1,261 @@
+"""What goes wrong on the way to the orchestrator is told, and a final word is kept."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from runner.api import Identity, Orchestrator
+from runner.job import Job
+from runner.reporting import Answer, Reporter
+from runner.settings import Secret
+from runner.trace import FinalWord, Trace, read_trace
+from tests.fakes.crush import Crush
+from tests.unit.scripted_server import ScriptedServer, raw, serving, stalled, told, trickle
+
+pytestmark = pytest.mark.anyio
+
+TASK_ID = "t-1"
+SHORT_S = 1.0
+"""How long the reporter tries in tests whose orchestrator never comes back."""
+
+WORSE = {
+    "silent": (raw(), "Server disconnected"),
+    "slow": (stalled(b""), "no answer"),
+    "trickling": (trickle(), "no answer"),
+    "401": (told({"detail": "unknown key"}, 401), "HTTP 401: unknown key"),
+    "413": (told({"detail": "too long"}, 413), "HTTP 413: too long"),
+    "500": (told({"detail": "oh no"}, 500), "HTTP 500: oh no"),
+    "nonsense": (raw(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n<p>"), "its answer is no JSON"),
+}
+TAKEN = told({"task_id": TASK_ID, "status": "running"})
+
+
+@pytest.fixture
+async def server(anyio_backend: str) -> AsyncIterator[ScriptedServer]:  # noqa: ARG001 - asked for, so that it runs there
+    """Run an orchestrator that answers as the test says."""
+    async with serving() as running:
+        yield running
+
+
+def job(url: str, home: Path, key: str = "node-key-1234", prompt: str | None = None) -> Job:
+    return Job(TASK_ID, url, Identity("", Secret(key)), home, time.time() - 60, prompt)
+
+
+@asynccontextmanager
+async def reporting(found: Job, patience_s: float = SHORT_S) -> AsyncIterator[Reporter]:
+    async with Orchestrator(found.orchestrator_url) as orchestrator:
+        yield Reporter(found, orchestrator, patience_s=patience_s)
+
+
+def failure(answer: Answer) -> str:
+    assert set(answer) - {"logs"} == {"sent", "error"}
+    assert answer["sent"] is False
+    return str(answer["error"])
+
+
+@pytest.mark.parametrize("how", WORSE)
+async def test_final_word_that_is_not_taken_is_told_and_kept(
+    server: ScriptedServer, home: Path, how: str
+) -> None:
+    said, reason = WORSE[how]
+    server.answer(said)
+    async with reporting(job(server.url, home)) as reporter:
+        answer = await reporter.report("success", "12 sales", None)
+
+    assert failure(answer).startswith(f"cannot report 'success': {reason}")
+    assert failure(answer).endswith("; it is kept, and delivered when this container has ended")
+    kept = FinalWord("success", "12 sales", None, is_sent=False)
+    assert read_trace(home, TASK_ID) == Trace(final=kept)
+
+
+@pytest.mark.usefixtures("crush")
+@pytest.mark.parametrize("how", WORSE)
+async def test_log_that_is_not_taken_is_told(server: ScriptedServer, home: Path, how: str) -> None:
+    said, reason = WORSE[how]
+    server.answer(said)
+    async with reporting(job(server.url, home)) as reporter:
+        answer = await reporter.hand_in(None)
+
+    assert failure(answer).startswith(f"cannot submit the log: {reason}")
+    assert read_trace(home, TASK_ID).log_digest is None
+
+
+async def test_orchestrator_that_is_away_is_told(home: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        port = unused.getsockname()[1]
+    async with reporting(job(f"http://127.0.0.1:{port}", home)) as reporter:
+        answer = await reporter.report("running", None, 5)
+
+    assert failure(answer) == "cannot report 'running': Connection refused"
+
+
+@pytest.mark.usefixtures("crush")
+async def test_end_is_told_though_its_log_is_refused(server: ScriptedServer, home: Path) -> None:
+    server.answer(told({"detail": "too long"}, 413), TAKEN)
+    async with reporting(job(server.url, home)) as reporter:
+        answer = await reporter.finish("error", "no", submit_logs=True)
+
+    assert answer["sent"] is True
+    assert answer["logs"] == {"sent": False, "error": "cannot submit the log: HTTP 413: too long"}
+    assert [request.target for request in server.requests] == ["/logs", "/status"]
+    left = read_trace(home, TASK_ID)
+    assert (left.log_digest, left.final) == (None, FinalWord("error", "no", "s1", is_sent=True))
+
+
+@pytest.mark.usefixtures("crush")
+async def test_end_is_told_though_its_log_takes_too_long(
+    server: ScriptedServer, home: Path
+) -> None:
+    server.answer(stalled(b""), TAKEN)
+    async with reporting(job(server.url, home), patience_s=4) as reporter:
+        answer = await reporter.finish("error", "no", submit_logs=True)
+
+    assert answer["sent"] is True
+    assert [request.target for request in server.requests] == ["/logs", "/status"]
+
+
+async def test_orchestrator_that_comes_back_in_time_is_told(
+    server: ScriptedServer, home: Path
+) -> None:
+    server.answer(raw(), told({}, 503), TAKEN)
+    async with reporting(job(server.url, home), patience_s=20) as reporter:
+        answer = await reporter.report("success", None, 100)
+
+    assert answer["sent"] is True
+    assert len(server.requests) == 3
+    assert len({request.body for request in server.requests}) == 1
+
+
+async def test_refusal_is_not_repeated(server: ScriptedServer, home: Path) -> None:
+    server.answer(told({"detail": "no such task"}, 404))
+    async with reporting(job(server.url, home), patience_s=20) as reporter:
+        await reporter.report("running", None, None)
+
+    assert len(server.requests) == 1
+
+
+async def test_both_names_of_the_id_are_sent(
+    server: ScriptedServer, home: Path, crush: Crush
+) -> None:
+    crush.say("s1", "more")
+    server.answer(TAKEN)
+    async with reporting(job(server.url, home)) as reporter:
+        await reporter.finish("success", "done", submit_logs=True)
+
+    log, status = (request.json() for request in server.requests)
+    for body in (log, status):
+        assert isinstance(body, dict)
+        assert (body["job_id"], body["task_id"]) == (TASK_ID, TASK_ID)
+    assert {request.headers["x-api-key"] for request in server.requests} == {"node-key-1234"}
+
+
+async def test_without_a_key_nothing_is_sent_and_a_final_word_is_kept(
+    server: ScriptedServer, home: Path
+) -> None:
+    async with reporting(job(server.url, home, key="")) as reporter:
+        answer = await reporter.report("error", "no", None)
+
+    assert "NODE_API_KEY is not set" in failure(answer)
+    assert not server.requests
+    assert read_trace(home, TASK_ID).final is not None
+
+
+async def test_message_that_is_too_long_is_cut_and_half_characters_are_replaced(
+    server: ScriptedServer, home: Path
+) -> None:
+    server.answer(TAKEN)
+    async with reporting(job(server.url, home)) as reporter:
+        await reporter.report("success", "\ud800" + "x" * 200_000, None)
+
+    body = server.requests[0].json()
+    assert isinstance(body, dict)
+    assert len(body["message"]) == 100_000
+    assert body["message"].startswith("?xxx")
+    assert body["message"].endswith(" [… cut]")
+
+
+async def test_home_that_cannot_be_written_keeps_no_report_from_being_sent(
+    server: ScriptedServer, tmp_path: Path
+) -> None:
+    server.answer(TAKEN)
+    async with reporting(job(server.url, tmp_path / "nowhere")) as reporter:
+        answer = await reporter.report("success", None, None)
+
+    assert answer["sent"] is True
+
+
+# The database
+
+
+@pytest.fixture
+def content() -> bytes:
+    """Say what stands in the database's place."""
+    return b""
+
+
+@pytest.fixture
+def database(home: Path, content: bytes) -> Path:
+    """Put something into the database's place."""
+    path = home / ".crush" / "crush.db"
+    path.parent.mkdir()
+    path.write_bytes(content)
+    return path
+
+
+async def asked(server: ScriptedServer, home: Path) -> str:
+    """Ask for the log to be handed in; give the failure, which must not reach the server."""
+    async with reporting(job(server.url, home), patience_s=20) as reporter:
+        answer = await reporter.hand_in(None)
+    assert not server.requests
+    return failure(answer)
+
+
+async def test_database_that_is_missing_is_told(server: ScriptedServer, home: Path) -> None:
+    assert (await asked(server, home)).endswith("crush.db has no session of this task")
+
+
+@pytest.mark.usefixtures("database")
+async def test_database_that_is_empty_is_told(server: ScriptedServer, home: Path) -> None:
+    assert (await asked(server, home)).endswith("crush.db has no session of this task")
+
+
+@pytest.mark.usefixtures("database")
+@pytest.mark.parametrize("content", [b"not what SQLite writes" * 500])
+async def test_database_that_is_damaged_is_told(server: ScriptedServer, home: Path) -> None:
+    assert "cannot read the Crush database: file is not a database" in await asked(server, home)
+
+
+async def test_database_that_is_locked_is_told(
+    server: ScriptedServer, home: Path, crush: Crush
+) -> None:
+    crush.connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+    crush.connection.execute("BEGIN EXCLUSIVE")
+    crush.say("s1", "more")
+
+    assert "another process keeps it locked" in await asked(server, home)
+
+
+async def test_session_from_before_the_task_is_not_handed_in(
+    server: ScriptedServer, home: Path, crush: Crush
+) -> None:
+    crush.connection.execute("UPDATE sessions SET created_at = created_at - 3600")
+
+    assert (await asked(server, home)).endswith("has no session of this task")
+
+
+@pytest.mark.usefixtures("crush")
+async def test_session_of_another_prompt_is_not_handed_in_though_it_is_named(
+    server: ScriptedServer, home: Path
+) -> None:
+    mine = job(server.url, home, prompt="Draw the map")
+    async with reporting(mine) as reporter:
+        answer = await reporter.hand_in("s1")
+
+    assert failure(answer) == "cannot submit the log: this task has no session 's1'"
+    assert not server.requests
