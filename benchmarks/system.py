@@ -59,12 +59,17 @@ class System:
 
 
 @contextmanager
-def started(folder: Path, engine: str, image: str) -> Iterator[System]:
-    """Run both programs for as long as the block lasts."""
+def started(
+    folder: Path, engine: str, image: str, *, times_calls: bool = False
+) -> Iterator[System]:
+    """Run both programs for as long as the block lasts, and note each call of the engine."""
+    folder.mkdir(exist_ok=True)
     calls_log = folder / "calls"
     calls_log.touch()
-    timing = _timing(folder, engine, calls_log)
-    environment = {**os.environ, "PATH": f"{timing}:{os.environ['PATH']}"}
+    environment = dict(os.environ)
+    if times_calls:
+        timing = _timing(folder, engine, calls_log)
+        environment["PATH"] = f"{timing}:{environment['PATH']}"
     data_dir, log = folder / "orchestrator", folder / "orchestrator.log"
     with _running(["orchestrator", "--port", "0", "--data-dir", str(data_dir)], log, environment):
         url = _line(log, "listening on ").split("listening on ")[1].strip()
