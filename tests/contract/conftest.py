@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from runner.container import Container, ContainerSpec
-from runner.engine import Engine, find_engine
+from runner.engine import STOP_GRACE_S, Engine, find_engine
 from tests.engines import ADVICE, NoEngineError, named_engines, named_image
 from tests.fakes.engine import FakeEngine
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 FAKE_IMAGE = "localhost/victoria-fake:1"
 NO_ENGINE = "no-engine"
+
+FAKE_GRACE_S = 2.0
 
 
 @dataclass
@@ -30,6 +32,8 @@ class Subject:
     image: str
     name: str
     names: list[str] = field(default_factory=list)
+    stop_grace_s: float = STOP_GRACE_S
+    """How long it gives a container to end by itself."""
 
     def spec(self, prompt: str, **changes: Any) -> ContainerSpec:  # noqa: ANN401 - the fields of a spec
         """Describe a container of the stand-in image. It needs no network of its own."""
@@ -117,8 +121,8 @@ async def subject_named(kind: str) -> AsyncIterator[Subject]:
     """Give the engine under test; remove its containers afterwards."""
     name = f"victoria-contract-{uuid.uuid4().hex[:12]}"
     if kind == "fake":
-        async with FakeEngine(FAKE_IMAGE) as fake:
-            yield Subject(fake, FAKE_IMAGE, name)
+        async with FakeEngine(FAKE_IMAGE, stop_grace_s=FAKE_GRACE_S) as fake:
+            yield Subject(fake, FAKE_IMAGE, name, stop_grace_s=FAKE_GRACE_S)
         return
     if kind not in os.environ.get("VICTORIA_TEST_ENGINES", "").split(","):
         pytest.fail(f"cannot test on {kind}: {ADVICE}", pytrace=False)

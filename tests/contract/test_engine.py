@@ -218,7 +218,7 @@ async def test_stop_kills_a_container_that_ignores_it(subject: Subject) -> None:
     await _is_ready(subject)
     started = time.monotonic()
     await subject.engine.stop(subject.name)
-    assert STOP_GRACE_S - 1 < time.monotonic() - started < 2 * STOP_GRACE_S
+    assert subject.stop_grace_s - 1 < time.monotonic() - started < 2 * subject.stop_grace_s
     container = await subject.look()
     assert (container.phase, container.exit_code) == (Phase.EXITED, 137)
     assert not container.out_of_memory
@@ -231,7 +231,8 @@ async def test_stop_of_a_container_that_has_ended_changes_nothing(subject: Subje
 
 
 async def test_running_container_can_be_removed(subject: Subject) -> None:
-    await subject.start("[hang]")
+    await subject.start("[print-line ready][hang]")
+    await _is_ready(subject)  # before that it heeds no signal, and podman gives it ten seconds
     await subject.engine.remove(subject.name)
     assert await subject.engine.inspect(subject.name) is None
 

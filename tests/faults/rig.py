@@ -42,7 +42,9 @@ IMPATIENT: Mapping[str, float] = {
     "runner.backoff.CEILING_S": 0.5,
     "runner.register._SPACING_S": 0.2,
     "runner.workload._WRITE_AGAIN_S": 0.2,
-    "runner.task._WAIT_AGAIN_S": 0.2,
+    "runner.workload._START_AGAIN_S": 0.2,
+    "runner.workload._LONGEST_START_AGAIN_S": 0.5,
+    "runner.hand.WAIT_AGAIN_S": 0.2,
 }
 """Pauses between attempts, so short that tests do not wait for them. No deadline is among them."""
 

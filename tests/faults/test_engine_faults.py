@@ -219,20 +219,29 @@ def test_any_call_that_hangs_is_given_up_and_the_task_goes_on(call: str, podman_
     assert hang.has_happened
 
 
-def test_pull_that_hangs_ends_the_task_at_its_deadline(any_rig: Rig) -> None:
+def test_no_work_is_taken_while_pull_hangs(any_rig: Rig, image: str) -> None:
     rig = any_rig
     rig.set_constants(engine__PULL_DEADLINE_S=3, program___KILL_GRACE_S=0.5)
-    rig.set_option("--pull", "always")
-    rig.engine.plan("pull", Act.HANG, always=True)
-    task_id = rig.orchestrator.create_task("[print-line done]")["id"]
-    rig.runner.start()
-    message = end_of(rig, task_id, starts=0)["message"]
-    name = rig.runner.engine.name
-    assert message == f"unstartable: cannot do {name} pull: no answer within 3 s"
+    name = f"127.0.0.1:1/victoria-{rig.runner.engine.name}-hangs:1"
+    rig.runner.engine.run("tag", image, name)
+    try:
+        rig.set_option("--container-image", name)
+        rig.set_option("--pull", "newer")
+        hang = rig.engine.plan("pull", Act.HANG, always=True)
+        task_id = rig.orchestrator.create_task("[print-line done]")["id"]
+        rig.runner.start()
+        rig.runner.wait_for_log(f"cannot do {rig.runner.engine.name} pull: no answer within 3 s")
+        wait_for_beat(rig, "error")
+        assert rig.orchestrator.task(task_id)["status"] == "pending"
+        hang.lift()
+        rig.check_ended_once(task_id)
+    finally:
+        rig.runner.clean()
+        rig.runner.engine.run("rmi", name)
 
 
 def test_end_is_seen_although_wait_hangs(rig: Rig) -> None:
-    rig.set_constants(task___LOOK_INTERVAL_S=2)
+    rig.set_constants(watching___LOOK_INTERVAL_S=2)
     # podman's is not asked: there the kernel says when a container's processes have ended.
     rig.engine.plan("wait", Act.HANG, always=True)
     task_id = begin(rig, "[wait-for go]")

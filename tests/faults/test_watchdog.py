@@ -114,7 +114,7 @@ def test_runner_whose_process_is_frozen_is_restarted(service: Service, podman_ri
 
 
 def test_runner_with_one_loop_that_is_stuck_is_restarted(service: Service, podman_rig: Rig) -> None:
-    podman_rig.set_constants(poll___LONGEST_LOOK_S=1.0)
+    podman_rig.set_constants(fitness___LONGEST_LOOK_S=1.0)
     service.start()
     wait_for_beat(podman_rig, "idle")
     podman_rig.disks_hang.touch()

@@ -30,7 +30,7 @@ IDLE = 4
 """Who sleeps on the clock of an idle runner: poll, heartbeat, deliver and the watchdog."""
 WITH_TASK = IDLE
 """The same while the only slot is taken: poll waits for the slot, the task for its container."""
-DEADLINE_S = 30.0
+DEADLINE_S = 90.0
 """How long anything that must happen may take, on the slowest machine."""
 
 

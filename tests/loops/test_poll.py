@@ -131,7 +131,9 @@ async def test_outage_of_everything_is_outlived_and_work_goes_on(host: Host) -> 
         assert min(gaps(host.orchestrator, BEAT)) >= 0.5
         host.orchestrator.is_down = False
         host.orchestrator.offer()
-        await host.clock.advance(61, asleep=WITH_TASK)
+        # A machine that is busy elsewhere may let a question or two go unanswered.
+        while host.state_of("t-1") != "closed":
+            await host.clock.advance(61, asleep=WITH_TASK)
 
         assert (await host.wait_for_end("t-1"))["status"] == "success"
 

@@ -28,8 +28,10 @@ IMPATIENT: Mapping[str, float] = {
     "runner.processes._LEFT_PATIENCE_S": 6.0,
     "runner.register._SPACING_S": 0.2,
     "runner.strays._PATIENCE_S": 8.0,
-    "runner.task._LOOK_INTERVAL_S": 5.0,
-    "runner.task._WAIT_AGAIN_S": 0.5,
+    "runner.watching._LOOK_INTERVAL_S": 5.0,
+    "runner.hand.WAIT_AGAIN_S": 0.5,
+    "runner.workload._START_AGAIN_S": 0.2,
+    "runner.workload._LONGEST_START_AGAIN_S": 0.5,
     "runner.workload._WRITE_AGAIN_S": 0.2,
 }
 """The runner's deadlines and pauses, shortened so that thousands of tasks fit into an hour."""
