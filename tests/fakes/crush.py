@@ -9,29 +9,35 @@ from pathlib import Path
 DURING = 1_700_000_010
 
 SCHEMA = """
-CREATE TABLE sessions (
+CREATE TABLE IF NOT EXISTS sessions (
     id TEXT PRIMARY KEY, parent_session_id TEXT, title TEXT NOT NULL,
     message_count INTEGER NOT NULL DEFAULT 0, prompt_tokens INTEGER NOT NULL DEFAULT 0,
     completion_tokens INTEGER NOT NULL DEFAULT 0, cost REAL NOT NULL DEFAULT 0.0,
     updated_at INTEGER NOT NULL, created_at INTEGER NOT NULL);
-CREATE TABLE messages (
+CREATE TABLE IF NOT EXISTS messages (
     id TEXT PRIMARY KEY, session_id TEXT NOT NULL, role TEXT NOT NULL,
     parts TEXT NOT NULL DEFAULT '[]', model TEXT, created_at INTEGER NOT NULL,
     updated_at INTEGER NOT NULL, finished_at INTEGER, provider TEXT,
     FOREIGN KEY (session_id) REFERENCES sessions (id) ON DELETE CASCADE);
-CREATE INDEX idx_messages_session_id ON messages (session_id);
+CREATE INDEX IF NOT EXISTS idx_messages_session_id ON messages (session_id);
 """
 
 
 class Crush:
     """What Crush does to its database, as far as it matters here."""
 
-    def __init__(self, path: Path, schema: str = SCHEMA, *, now: int = DURING) -> None:
-        """Open the database; `now` is when everything is from, unless it is said otherwise."""
+    def __init__(
+        self, path: Path, schema: str = SCHEMA, *, now: int = DURING, prefix: str = "m"
+    ) -> None:
+        """Open the database; `now` is when everything is from, unless it is said otherwise.
+
+        `prefix` stands before the numbers that are the messages' ids.
+        """
         path.parent.mkdir(exist_ok=True)
         self.now = now
+        self.prefix = prefix
         self.path = path
-        self.connection = sqlite3.connect(path, isolation_level=None)
+        self.connection = sqlite3.connect(path, timeout=30, isolation_level=None)
         self.connection.execute("PRAGMA journal_mode = WAL")
         self.connection.executescript(schema)
         self._count = 0
@@ -62,7 +68,7 @@ class Crush:
         stored = parts if isinstance(parts, str | bytes | None) else json.dumps(parts)
         self.connection.execute(
             "INSERT INTO messages VALUES (?, ?, ?, ?, 'a-model', ?, ?, ?, 'a-provider')",
-            (f"m{self._count}", session_id, role, stored, at, at, at + 1),
+            (f"{self.prefix}{self._count}", session_id, role, stored, at, at, at + 1),
         )
 
     def close(self) -> None:

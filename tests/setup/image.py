@@ -23,7 +23,7 @@ TRIAL = ["--accept-license", "--task", "[print-line it works]"]
 
 # A base without a registry: packages unpacked, not configured. That gives a Python and a shell in
 # seconds. The links are what a merged /usr has; compiled modules spare each task the compiling.
-MADE_PACKAGES = "base-files,python3-minimal,dash,coreutils"
+MADE_PACKAGES = "base-files,python3,dash,coreutils"
 MADE_SUITE = "bookworm"
 MADE_MIRROR = "http://deb.debian.org/debian"
 MADE_HOOKS = [
@@ -137,16 +137,20 @@ def read_os_release() -> dict[str, str]:
 
 
 def copy(image: str, source: Engine, target: Engine) -> None:
-    """Bring the image from one engine into the other, under the same name, and try it there."""
-    if target.has(image):
-        return
-    say(f"copying the stand-in image from {source.name} to {target.name}")
+    """Bring the stand-in from one engine into the other, and try it there."""
+    if not target.has(image):
+        transfer(image, source, target)
+        try_out(target, image)
+
+
+def transfer(image: str, source: Engine, target: Engine) -> None:
+    """Bring an image from one engine into the other, under the same name."""
+    say(f"copying {image} from {source.name} to {target.name}")
     with tempfile.TemporaryDirectory(prefix="victoria-image-") as folder:
         archive = str(Path(folder) / "image.tar")
         form = ["--format", "docker-archive"] if source.name == "podman" else []
-        source.require("cannot save the stand-in image", "save", *form, "-o", archive, image)
-        target.require("cannot load the stand-in image", "load", "-i", archive)
-    try_out(target, image)
+        source.require(f"cannot save {image}", "save", *form, "-o", archive, image)
+        target.require(f"cannot load {image}", "load", "-i", archive)
 
 
 def try_out(engine: Engine, image: str) -> None:
