@@ -8,16 +8,10 @@ end      TERM: at once, leaving containers to the next runner; INT or USR1: when
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import os
-import re
 import signal
 import time
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
 
 import anyio
 import anyio.to_thread
@@ -31,8 +25,6 @@ from runner.errors import (
     EXIT_OK,
     EXIT_TRY_AGAIN,
     JournalError,
-    StateFolderInUse,
-    TryAgain,
 )
 from runner.fitness import meet_engine
 from runner.heartbeat import heartbeat, say_offline
@@ -44,6 +36,7 @@ from runner.poll import Answer, poll
 from runner.processes import end_starts
 from runner.register import Node
 from runner.settings import Settings
+from runner.state_folder import lay_out, locked
 from runner.states import TaskState
 from runner.strays import settle_strays
 from runner.systemd import Notifier, Pulse, feed_watchdog
@@ -54,7 +47,6 @@ log = logging.getLogger(__name__)
 
 _LAST_DELIVERY_S = 30.0
 _REMEMBERED_S = 30 * 24 * 3600.0
-_RUNNER_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
@@ -75,8 +67,8 @@ async def run(
         ConfigurationError: the CA file holds no certificate.
     """
     clock = clock or HostClock()
-    with _locked(settings.state_dir):
-        runner_id = _prepare(settings.state_dir)
+    with locked(settings.state_dir):
+        runner_id = lay_out(settings.state_dir)
         journal, set_aside = open_journal(
             settings.state_dir, time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(clock.wall_s()))
         )
@@ -275,47 +267,3 @@ class _Runner:
             in_hand = f"{len(workload.task_ids)} of {self._parts.settings.max_tasks} tasks running"
             self._notifier.tell(f"STATUS={troubles or in_hand}")
             await workload.changes.after(seen)
-
-
-@contextmanager
-def _locked(state_dir: Path) -> Iterator[None]:
-    """Hold the state folder, which two runners must not share."""
-    try:
-        handle = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise _unusable(state_dir, error) from error
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise StateFolderInUse(
-                f"cannot use the state folder {state_dir}: another runner is at work with it; "
-                "stop that one, or give this one a --state-dir of its own"
-            ) from error
-        yield
-    finally:
-        os.close(handle)
-
-
-def _prepare(state_dir: Path) -> str:
-    """Lay out the state folder; give the id made at its first use, older than any journal in it."""
-    path, starting = state_dir / "runner-id", run_folder(state_dir)
-    try:
-        starting.mkdir(mode=0o700, exist_ok=True)
-        for left_over in (*starting.glob("*.env"), *starting.glob("*.watcher")):
-            left_over.unlink(missing_ok=True)
-        known = path.read_bytes().decode(errors="replace").strip() if path.exists() else ""
-        # A power cut leaves such a file empty, or full of zeros.
-        if not _RUNNER_ID.fullmatch(known):
-            known = str(uuid.uuid4())
-            path.write_text(known + "\n", encoding="ascii")
-    except OSError as error:
-        raise _unusable(state_dir, error) from error
-    return known
-
-
-def _unusable(state_dir: Path, error: OSError) -> TryAgain:
-    return TryAgain(
-        f"cannot use the state folder {state_dir}: {error.filename or ''} "
-        f"{(error.strerror or str(error)).lower()}; run as its owner, with room on its disk"
-    )

@@ -5,33 +5,45 @@ It reads the journal and never writes it, so that it may be called beside a runn
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from runner.assignment import is_task_id
 from runner.engine import Engine, find_engine
-from runner.errors import EXIT_OK, EXIT_TRY_AGAIN, EngineError, NoContainerRuntime
+from runner.errors import (
+    EXIT_OK,
+    EXIT_TRY_AGAIN,
+    ConfigurationError,
+    EngineError,
+    NoContainerRuntime,
+)
 from runner.journal import JOURNAL_NAME, Journal
 from runner.marks import LABEL_RUNNER, container_name
 from runner.settings import Settings
+from runner.state_folder import RUNNER_ID_NAME
+from runner.task_folders import TaskFolders
 
 _DAY_S = 24 * 3600
 
 
 @dataclass(frozen=True)
-class Extent:
+class Scope:
     """What to remove: task folders untouched for so many days; nothing at all in a rehearsal."""
 
     older_than_days: float
     is_rehearsal: bool
 
 
-async def clean_up(settings: Settings, extent: Extent, tell: Callable[[str], None]) -> int:
-    """Remove the containers and folders of tasks that are over; give the exit code."""
+async def clean_up(settings: Settings, scope: Scope, tell: Callable[[str], None]) -> int:
+    """Remove the containers and folders of tasks that are over; give the exit code.
+
+    Raises:
+        ConfigurationError: this is no runner's state folder, so that nobody knows what is in use.
+        JournalError: the journal cannot be read.
+    """
+    _check_state_dir(settings.state_dir)
     engine: Engine | None
     try:
         engine = find_engine(settings.container_runtime)
@@ -44,24 +56,32 @@ async def clean_up(settings: Settings, extent: Extent, tell: Callable[[str], Non
     in_use = {container_name(task_id) for task_id in open_ids}
     went_well = engine is not None
     for name in sorted(set(labelled) - in_use):
-        went_well &= engine is None or await _remove_container(engine, name, extent, tell)
+        went_well &= engine is None or await _remove_container(engine, name, scope, tell)
     kept = open_ids | {name.removeprefix(container_name("")) for name in labelled}
-    went_well &= _remove_folders(settings.victoria_home / "tasks", kept, extent, tell)
+    went_well &= _remove_folders(settings.victoria_home, kept, scope, tell)
     return EXIT_OK if went_well else EXIT_TRY_AGAIN
 
 
+def _check_state_dir(state_dir: Path) -> None:
+    """See that a runner has been at work with it: another one would say that nothing is in use."""
+    for name in (RUNNER_ID_NAME, JOURNAL_NAME):
+        try:
+            (state_dir / name).open("rb").close()
+        except OSError as error:
+            raise ConfigurationError(
+                f"cannot read {state_dir / name}, which says what is in use: "
+                f"{(error.strerror or str(error)).lower()}; give the --state-dir of the runner, "
+                "and run as its user"
+            ) from error
+
+
 async def _labelled(engine: Engine, settings: Settings) -> list[str]:
-    path = settings.state_dir / "runner-id"
-    if not path.is_file():
-        return []
+    path = settings.state_dir / RUNNER_ID_NAME
     return await engine.labelled(LABEL_RUNNER, path.read_text(encoding="ascii").strip())
 
 
 async def _open_task_ids(settings: Settings) -> set[str]:
-    path = settings.state_dir / JOURNAL_NAME
-    if not path.exists():
-        return set()
-    journal = Journal(path, read_only=True)
+    journal = Journal(settings.state_dir / JOURNAL_NAME, read_only=True)
     try:
         return {task.task_id for task in await journal.open_tasks()}
     finally:
@@ -69,9 +89,9 @@ async def _open_task_ids(settings: Settings) -> set[str]:
 
 
 async def _remove_container(
-    engine: Engine, name: str, extent: Extent, tell: Callable[[str], None]
+    engine: Engine, name: str, scope: Scope, tell: Callable[[str], None]
 ) -> bool:
-    if extent.is_rehearsal:
+    if scope.is_rehearsal:
         tell(f"would remove container {name}")
         return True
     try:
@@ -83,43 +103,35 @@ async def _remove_container(
     return True
 
 
-def _remove_folders(
-    tasks: Path, kept: set[str], extent: Extent, tell: Callable[[str], None]
-) -> bool:
-    if tasks.is_symlink() or not tasks.is_dir():
+def _remove_folders(home: Path, kept: set[str], scope: Scope, tell: Callable[[str], None]) -> bool:
+    try:
+        folders = TaskFolders(home)
+    except FileNotFoundError:
         return True
-    went_well = True
-    limit = time.time() - extent.older_than_days * _DAY_S
-    for folder in sorted(tasks.iterdir()):
-        is_ours = folder.is_dir() and not folder.is_symlink() and is_task_id(folder.name)
-        if not is_ours or folder.name in kept:
-            continue
-        size, newest = _extent_of(folder)
-        if newest > limit:
-            continue
-        if extent.is_rehearsal:
-            tell(f"would remove {folder} ({size >> 20} MiB)")
-            continue
-        try:
-            shutil.rmtree(folder)
-        except OSError as error:
-            tell(f"cannot remove {folder}: {error.strerror}")
-            went_well = False
-        else:
-            tell(f"removed {folder} ({size >> 20} MiB)")
-    return went_well
+    except OSError as error:
+        tell(f"cannot clean up {home / 'tasks'}: {error.strerror}")
+        return False
+    with closing(folders):
+        results = [
+            _remove_folder(folders, task_id, scope, tell)
+            for task_id in folders.task_ids()
+            if task_id not in kept
+        ]
+    return all(results)
 
 
-def _extent_of(folder: Path) -> tuple[int, float]:
-    """Give a folder's size in bytes and the moment at which anything in it last changed."""
-    size, newest = 0, folder.lstat().st_mtime
-    for place, _, names in os.walk(folder):
-        newest = max(newest, Path(place).lstat().st_mtime)
-        for name in names:
-            try:
-                about = (Path(place) / name).lstat()
-            except OSError:
-                continue
-            size += about.st_size
-            newest = max(newest, about.st_mtime)
-    return size, newest
+def _remove_folder(
+    folders: TaskFolders, task_id: str, scope: Scope, tell: Callable[[str], None]
+) -> bool:
+    path = folders.path / task_id
+    try:
+        size, newest = folders.extent_of(task_id)
+        if newest > time.time() - scope.older_than_days * _DAY_S:
+            return True
+        if not scope.is_rehearsal:
+            folders.remove(task_id)
+    except OSError as error:
+        tell(f"cannot remove {path}: {error.strerror}")
+        return False
+    tell(f"{'would remove' if scope.is_rehearsal else 'removed'} {path} ({size >> 20} MiB)")
+    return True

@@ -294,10 +294,10 @@ def doctor(ctx: click.Context, /, *, as_json: bool) -> None:
 @click.pass_context
 def cleanup(ctx: click.Context, /, *, older_than: float, dry_run: bool) -> None:
     """Remove the containers and folders of finished tasks; a runner may be at work."""
-    from runner.cleanup import Extent, clean_up  # noqa: PLC0415 - running need not load it
+    from runner.cleanup import Scope, clean_up  # noqa: PLC0415 - running need not load it
 
     checked = ctx.obj.settings(is_for_running=False)
-    ctx.exit(anyio.run(clean_up, checked, Extent(older_than, dry_run), click.echo))
+    ctx.exit(anyio.run(clean_up, checked, Scope(older_than, dry_run), click.echo))
 
 
 def _run(options: Options) -> int:

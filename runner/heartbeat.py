@@ -11,7 +11,8 @@ import logging
 import anyio
 
 from runner import backoff
-from runner.errors import RegistrationRefused, Unauthorised, WireError
+from runner.api import Identity
+from runner.errors import JournalError, RegistrationRefused, Unauthorised, WireError
 from runner.parts import Parts
 from runner.wire import CALL_TIMEOUT_S
 
@@ -28,16 +29,15 @@ async def heartbeat(parts: Parts) -> None:
         seen = parts.workload.changes.count
         parts.pulse.rest("heartbeat")
         try:
-            identity = await parts.node.identity()
+            current = await parts.node.identity()
         except RegistrationRefused:
             return
         interval_s = backoff.jittered_s(parts.settings.heartbeat_interval_s)
-        parts.pulse.beat("heartbeat", next_within_s=2 * CALL_TIMEOUT_S + interval_s)
         try:
-            cancelled = await parts.orchestrator.heartbeat(identity, _body(parts))
+            for identity, task_ids in (await _speakers(parts, current)).items():
+                parts.pulse.beat("heartbeat", next_within_s=2 * CALL_TIMEOUT_S + interval_s)
+                await _beat(parts, identity, task_ids)
         except Unauthorised:
-            parts.pulse.rest("heartbeat")
-            await parts.node.renew(identity)
             continue
         except WireError as error:
             failures += 1
@@ -49,29 +49,58 @@ async def heartbeat(parts: Parts) -> None:
             if failures:
                 log.info("heartbeats arrive again")
             failures = 0
-            for task_id in cancelled:
-                parts.workload.cancel(task_id, "the orchestrator")
         await parts.workload.changes.after_or(seen, interval_s, parts.clock)
 
 
 async def say_offline(parts: Parts) -> None:
     """Tell the orchestrator, if it answers at once, that this node goes."""
-    identity = parts.node.known_identity
-    if identity is None:
+    current = parts.node.known_identity
+    if current is None:
         return
     with anyio.move_on_after(_LAST_WORD_S, shield=True):
         try:
-            await parts.orchestrator.heartbeat(identity, {**_body(parts), "status": "offline"})
+            for identity, task_ids in (await _speakers(parts, current)).items():
+                body = {**_body(parts, task_ids), "status": "offline"}
+                await parts.orchestrator.heartbeat(identity, body)
         except WireError as error:
             log.debug("cannot say that this node goes offline: %s", error)
 
 
-def _body(parts: Parts) -> dict[str, object]:
-    task_ids = parts.workload.task_ids
+async def _speakers(parts: Parts, current: Identity) -> dict[Identity, list[str]]:
+    """Give who is to speak for which tasks in hand; the current identity does in any case.
+
+    A task taken on before the node was registered anew is known to be the earlier node's: only
+    that is told of its cancellation, and were it silent, the task would be given up.
+    """
+    in_hand = parts.workload.task_ids
+    try:
+        found = await parts.journal.speakers(parts.orchestrator.url) if in_hand else {}
+    except JournalError as error:
+        log.debug("cannot look up who speaks for the tasks: %s", error)
+        return {current: list(in_hand)}
+    named: dict[Identity, list[str]] = {current: []}
+    for task_id in in_hand:
+        if task_id in found:
+            named.setdefault(found[task_id], []).append(task_id)
+    return named
+
+
+async def _beat(parts: Parts, identity: Identity, task_ids: list[str]) -> None:
+    try:
+        cancelled = await parts.orchestrator.heartbeat(identity, _body(parts, task_ids))
+    except Unauthorised:
+        parts.pulse.rest("heartbeat")
+        await parts.node.renew(identity)
+        raise
+    for task_id in cancelled:
+        parts.workload.cancel(task_id, "the orchestrator")
+
+
+def _body(parts: Parts, task_ids: list[str]) -> dict[str, object]:
     body: dict[str, object] = {
         "status": parts.workload.status,
         "current_task_id": task_ids[0] if task_ids else None,
     }
-    if parts.settings.max_tasks > 1:
-        body["task_ids"] = list(task_ids)
+    if parts.settings.max_tasks > 1 or len(task_ids) > 1:
+        body["task_ids"] = task_ids
     return body

@@ -334,6 +334,16 @@ class Journal:
         return Identity(row["node_id"], Secret(row["api_key"]))
 
     @_in_writer_thread
+    def speakers(self, orchestrator_url: str) -> dict[str, Identity]:
+        """Give that identity for each open task of an orchestrator, by the task's id."""
+        rows = self._connection.execute(
+            f"SELECT task_id, speaker.* FROM tasks {_SPEAKER}"  # noqa: S608 - our own text
+            " WHERE state <> ? AND own.orchestrator_url = ?",
+            (TaskState.CLOSED.value, orchestrator_url),
+        )
+        return {row["task_id"]: Identity(row["node_id"], Secret(row["api_key"])) for row in rows}
+
+    @_in_writer_thread
     def open_tasks(self) -> list[Task]:
         """Give the tasks that are not closed, oldest first."""
         rows = self._connection.execute(

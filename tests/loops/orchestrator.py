@@ -61,6 +61,8 @@ class ScriptedOrchestrator:
         """The node keys that hold; take one out and it is answered 401."""
         self.cancelled: list[str] = []
         """The tasks that every heartbeat is told were cancelled."""
+        self.cancelled_for: dict[str, list[str]] = {}
+        """The same for the heartbeats under one key alone."""
         self.standing: dict[str, str] = {}
         """What reports on a task are answered with, by its id."""
         self.holds = False
@@ -147,7 +149,8 @@ class ScriptedOrchestrator:
         if path == POLL:
             return await self._work_for(request)
         if path == BEAT:
-            return told({"cancelled_task_ids": self.cancelled})
+            own = self.cancelled_for.get(request.headers["x-api-key"], [])
+            return told({"cancelled_task_ids": self.cancelled + own})
         if path == STATUS:
             report = cast("dict[str, Any]", request.json())
             self.taken.append(report)

@@ -96,6 +96,11 @@ TABLE: dict[str, Bad] = {
         )
         for option in ("--state-dir", "--victoria-home", "--ca-file", "--env-file")
     },
+    "cleanup without a journal": Bad(
+        78,
+        "give the --state-dir of the runner",
+        ("--state-dir", "{folder}/none", "cleanup"),
+    ),
     "token file of nobody": Bad(
         78,
         "cannot use --registration-token-file ~no-such-user/x: there is no such user",

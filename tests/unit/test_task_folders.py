@@ -1,0 +1,133 @@
+"""Folders of tasks are removed with all that is in them, and nothing outside ever is."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from runner.task_folders import TaskFolders
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """Make a Victoria home with the folders of two tasks."""
+    home = tmp_path / "home"
+    for task_id in ("t-1", "t-2"):
+        (home / "tasks" / task_id / "files").mkdir(parents=True)
+        (home / "tasks" / task_id / "files" / "a.csv").write_bytes(bytes(1000))
+    return home
+
+
+@pytest.fixture
+def folders(home: Path) -> Iterator[TaskFolders]:
+    """Open them."""
+    opened = TaskFolders(home)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Path:
+    """Make a folder that nobody may touch, laid out like one of tasks."""
+    outside = tmp_path / "outside"
+    (outside / "t-1").mkdir(parents=True)
+    (outside / "t-1" / "precious").touch()
+    return outside
+
+
+def test_only_folders_that_are_named_after_tasks_are_told(
+    home: Path, folders: TaskFolders, outside: Path
+) -> None:
+    tasks = home / "tasks"
+    (tasks / "a file").touch()
+    (tasks / "t-3").touch()
+    (tasks / "t-4").symlink_to(outside / "t-1")
+    (tasks / "no task").mkdir()
+
+    assert folders.task_ids() == ["t-1", "t-2"]
+
+
+def test_extent_is_the_size_of_all_files_and_the_newest_change(
+    home: Path, folders: TaskFolders
+) -> None:
+    folder = home / "tasks" / "t-1"
+    (folder / "b").write_bytes(bytes(24))
+    (folder / "link").symlink_to("/proc/kcore")
+    for path in [*folder.rglob("*"), folder]:
+        os.utime(path, (1e9, 1e9), follow_symlinks=False)
+    os.utime(folder / "files" / "a.csv", (2e9, 2e9))
+
+    size, newest = folders.extent_of("t-1")
+    assert size == 1024 + len("/proc/kcore")
+    assert newest == 2e9
+
+
+def test_folder_is_removed_and_its_neighbour_stays(home: Path, folders: TaskFolders) -> None:
+    folders.remove("t-1")
+
+    assert [path.name for path in (home / "tasks").iterdir()] == ["t-2"]
+    assert (home / "tasks" / "t-2" / "files" / "a.csv").exists()
+
+
+def test_links_are_removed_and_not_followed(
+    home: Path, folders: TaskFolders, outside: Path
+) -> None:
+    (home / "tasks" / "t-1" / "out").symlink_to(outside)
+    (home / "tasks" / "t-1" / "files" / "out").symlink_to(outside / "t-1")
+
+    folders.remove("t-1")
+
+    assert (outside / "t-1" / "precious").exists()
+
+
+def test_link_that_takes_the_place_of_the_tasks_is_not_followed(
+    home: Path, folders: TaskFolders, outside: Path
+) -> None:
+    (home / "tasks").rename(home / "moved")
+    (home / "tasks").symlink_to(outside)
+
+    folders.remove("t-1")
+
+    assert (outside / "t-1" / "precious").exists()
+    assert not (home / "moved" / "t-1").exists()
+
+
+def test_link_that_takes_the_place_of_a_task_is_not_followed(
+    home: Path, folders: TaskFolders, outside: Path
+) -> None:
+    (home / "tasks" / "t-1").rename(home / "moved")
+    (home / "tasks" / "t-1").symlink_to(outside / "t-1")
+
+    with pytest.raises(OSError, match="t-1"):
+        folders.remove("t-1")
+
+    assert (outside / "t-1" / "precious").exists()
+
+
+def test_link_in_place_of_the_tasks_is_not_opened(home: Path, outside: Path) -> None:
+    (home / "tasks").rename(home / "moved")
+    (home / "tasks").symlink_to(outside)
+
+    with pytest.raises(NotADirectoryError):
+        TaskFolders(home)
+
+
+def test_tree_of_any_depth_is_removed(home: Path, folders: TaskFolders) -> None:
+    here = os.open(home / "tasks" / "t-1", os.O_RDONLY)
+    for _ in range(3000):
+        os.mkdir("d", dir_fd=here)
+        below = os.open("d", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(here)
+
+    assert folders.extent_of("t-1").size == 1000
+    folders.remove("t-1")
+
+    assert folders.task_ids() == ["t-2"]
