@@ -18,8 +18,9 @@ from runner import __version__, settings
 from runner.address import check_orchestrator_url
 from runner.engine import NO_RUNTIME, find_engine
 from runner.errors import EXIT_DEFECT, NoContainerRuntime, RunnerError
+from runner.limits import check_limits
 from runner.log import set_up_logging
-from runner.settings import Limits, PullPolicy, Secret, Settings
+from runner.settings import PullPolicy, Secret, Settings
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +64,7 @@ class Options:
         tags = settings.check_tags(given["tag"])
         name = settings.check_name(given["name"] or settings.default_name())
         if is_for_running:
+            home = settings.check_mountable(home.resolve(), "--victoria-home")
             home = settings.make_folder(home, "--victoria-home")
             state_dir = settings.make_folder(state_dir, "--state-dir")
         return Settings(
@@ -80,7 +82,7 @@ class Options:
             tags=tags,
             capabilities=given["capability"],
             pull=PullPolicy(given["pull"]),
-            limits=Limits(given["memory"], given["cpus"], given["gpus"]),
+            limits=check_limits(given["memory"], given["cpus"], given["gpus"]),
             run_args=given["run_arg"],
             ca_file=ca_file,
             min_free_disk=given["min_free_disk"],

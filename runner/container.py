@@ -12,7 +12,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from runner.settings import Limits
+from runner.limits import Limits
 
 _KILLED = 137
 LOG_SIZE = "10m"

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import NamedTuple
 
 from runner.errors import ConfigurationError
+from runner.limits import UNLIMITED, Limits
 
 DEFAULT_IMAGE = "ghcr.io/elcanotek/victoria-terminal:latest"
 DEFAULT_VICTORIA_HOME = "~/Victoria"
@@ -64,20 +64,6 @@ class PullPolicy(str, Enum):
     """Fetch each time; without an answer the task does not start."""
     NEVER = "never"
     """Use only what is on this host."""
-
-
-class Limits(NamedTuple):
-    """What a task's container may use; None leaves it to the engine."""
-
-    memory: str | None = None
-    """As the engine's `--memory` takes it: a number with b, k, m or g."""
-    cpus: str | None = None
-    """As the engine's `--cpus` takes it: a number of cores, with a fraction if wanted."""
-    gpus: str | None = None
-    """`all`, or the devices' indices with commas between them."""
-
-
-UNLIMITED = Limits()
 
 
 @dataclass(frozen=True)
@@ -254,6 +240,19 @@ def make_folder(path: Path, option: str) -> Path:
             "choose another folder or run as its owner"
         )
     return path.resolve()
+
+
+def check_mountable(path: Path, option: str) -> Path:
+    """Give a folder that the engines can be told to mount.
+
+    Raises:
+        ConfigurationError: it has a colon in it, where the engines divide a volume's words.
+    """
+    if ":" in str(path):
+        raise ConfigurationError(
+            f"cannot use {option} {path}: no engine mounts a path with a colon; choose another"
+        )
+    return path
 
 
 def default_name() -> str:

@@ -12,7 +12,8 @@ import pytest
 from runner.container import Phase
 from runner.engine import STOP_GRACE_S
 from runner.errors import EngineError, ImageMissing, NameInUse, NoSuchContainer
-from runner.settings import Limits, PullPolicy
+from runner.limits import Limits
+from runner.settings import PullPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Callable

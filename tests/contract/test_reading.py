@@ -9,7 +9,7 @@ import pytest
 from runner.answer import Answer
 from runner.container import ContainerSpec, Phase, read_container, run_arguments
 from runner.errors import EngineError, EngineSilent, ImageMissing, NameInUse, NoSuchContainer
-from runner.settings import Limits
+from runner.limits import Limits
 
 NEVER = "0001-01-01T00:00:00Z"
 

@@ -14,9 +14,10 @@ from runner.ending import final_report
 from runner.errors import EngineError
 from runner.files import CONTAINER_HOME
 from runner.journal import End, Report, open_journal
+from runner.limits import Limits
 from runner.marks import run_folder
 from runner.register import describe
-from runner.settings import Limits, Secret
+from runner.settings import Secret
 from runner.states import EndReason, TaskState
 from tests.loops.engine import ObstructedEngine
 from tests.loops.host import IDLE, IMAGE, WITH_TASK, container_of

@@ -53,7 +53,7 @@ ROWS = (
     ("crush_database", "crush_parts"),
     ("api", "systemd", "workload"),
     ("assignment", "settings", "tools", "wire"),
-    ("address",),
+    ("address", "limits"),
     ("errors",),
     ("backoff", "bodies", "clock", "log", "marks", "states"),
 )

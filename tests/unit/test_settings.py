@@ -11,13 +11,14 @@ import pytest
 
 from runner.address import check_orchestrator_url
 from runner.errors import EXIT_CONFIGURATION, ConfigurationError
+from runner.limits import Limits, check_limits
 from runner.settings import (
-    Limits,
     PullPolicy,
     Secret,
     Settings,
     check_env_file,
     check_image,
+    check_mountable,
     check_name,
     check_readable,
     check_tags,
@@ -579,5 +580,41 @@ def test_state_folder_in_the_home_of_nobody_is_refused(monkeypatch: pytest.Monke
     monkeypatch.delenv("STATE_DIRECTORY", raising=False)
     monkeypatch.setenv("XDG_STATE_HOME", "~no-such-user")
 
-    with pytest.raises(ConfigurationError, match="cannot use the XDG state folder"):
+    with pytest.raises(ConfigurationError, match=r"cannot use the XDG state folder"):
         default_state_dir()
+
+
+@pytest.mark.parametrize(
+    ("memory", "cpus", "gpus"),
+    [
+        ("8g", "2", "all"),
+        ("512m", "0.5", "0,1"),
+        ("1.5GiB", "1e0", "GPU-8a3f:0"),
+        (None, None, None),
+    ],
+)
+def test_limits_that_engines_take(memory: str | None, cpus: str | None, gpus: str | None) -> None:
+    assert check_limits(memory, cpus, gpus) == Limits(memory, cpus, gpus)
+
+
+@pytest.mark.parametrize("memory", ["lots", "-1g", "0", "0G", "8 gigs", "", "8g --privileged"])
+def test_memory_that_no_engine_takes_is_refused_at_the_start(memory: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"cannot use --memory .* such as 8g"):
+        check_limits(memory, None, None)
+
+
+@pytest.mark.parametrize("cpus", ["two", "0", "-1", "nan", "inf", ""])
+def test_cpus_that_no_engine_takes_are_refused_at_the_start(cpus: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"cannot use --cpus .* such as 2"):
+        check_limits(None, cpus, None)
+
+
+@pytest.mark.parametrize("gpus", ["", "0,,1", "0 1", "all,", "0;rm"])
+def test_gpus_that_no_engine_takes_are_refused_at_the_start(gpus: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"cannot use --gpus .* give all"):
+        check_limits(None, None, gpus)
+
+
+def test_home_that_no_engine_can_mount_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"cannot use --victoria-home /a:b: .* colon"):
+        check_mountable(Path("/a:b"), "--victoria-home")
