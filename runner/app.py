@@ -20,7 +20,8 @@ from anyio.abc import TaskGroup
 from runner.api import Orchestrator
 from runner.clock import Clock, HostClock
 from runner.deliver import deliver
-from runner.engine import Engine, engine_of_kind
+from runner.engine import engine_of_kind
+from runner.engine_contract import Engine
 from runner.errors import (
     EXIT_OK,
     EXIT_TRY_AGAIN,

@@ -11,7 +11,8 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from runner.engine import Engine, find_engine
+from runner.engine import find_engine
+from runner.engine_contract import Engine
 from runner.errors import (
     EXIT_OK,
     EXIT_TRY_AGAIN,

@@ -12,7 +12,7 @@ from runner.api import Identity
 from runner.assignment import Assignment
 from runner.bodies import status_body
 from runner.container import Container
-from runner.engine import Engine
+from runner.engine_contract import Engine
 from runner.errors import EngineError, TaskError
 from runner.journal import Task
 from runner.log import fields

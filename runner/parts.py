@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from runner.api import Orchestrator
 from runner.clock import Clock
-from runner.engine import Engine
+from runner.engine_contract import Engine
 from runner.journal import Journal
 from runner.register import Node
 from runner.settings import Settings

@@ -38,7 +38,7 @@ ROWS = (
     ("parts", "ending"),
     ("register", "reporting"),
     ("engine", "journal", "files", "crush"),
-    ("program", "crush_log", "trace"),
+    ("engine_contract", "program", "crush_log", "trace"),
     (
         "answer",
         "container",
