@@ -10,7 +10,6 @@ import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from runner import processes
@@ -27,6 +26,7 @@ from runner.container import (
     read_podman_facts,
     run_arguments,
 )
+from runner.engine_calls import ANSWER_DEADLINE_S, RUN_DEADLINE_S, STOP_GRACE_S, EngineCalls
 from runner.errors import (
     EngineError,
     EngineSilent,
@@ -36,20 +36,16 @@ from runner.errors import (
 )
 from runner.inherited import engine_environment
 from runner.log import fields
-from runner.program import Program
 from runner.settings import PullPolicy
 
 log = logging.getLogger(__name__)
 
-ANSWER_DEADLINE_S = 30.0
-RUN_DEADLINE_S = 120.0
 START_PATIENCE_S = 20.0
 """For how long a start under way is waited for when the runner ends, or its task is cancelled.
 
 An engine that is killed as it starts a container does not know afterwards that it ran.
 """
 PULL_DEADLINE_S = 3600.0
-STOP_GRACE_S = 10
 NO_RUNTIME = "No container runtime found. Install podman or docker."
 
 
@@ -69,18 +65,16 @@ class CliEngine:
         `deadline_s` is for what is answered at once; fetching, starting and stopping have more.
         """
         self.kind = kind
-        self._deadline_s = deadline_s
-        self._program = Program(path, environment)
+        self._calls = EngineCalls(kind, path, environment, deadline_s)
         self._environment = environment
         self._facts: EngineFacts | None = None
-        self._has_migrated = False
         self._seen_images: set[str] = set()
         self._watchers: dict[str, tuple[int, str]] = {}
         """Of containers just started: the process that watches each, and the container's id."""
 
     async def facts(self) -> EngineFacts:
         """Ask the engine about itself."""
-        answer = await self._ask("info", "--format", "{{json .}}")
+        answer = await self._calls.ask("info", "--format", "{{json .}}")
         try:
             about = json.loads(answer.output)
             if self.kind == "docker":
@@ -104,7 +98,7 @@ class CliEngine:
                 f"cannot find the image {image} on this host, and it is not to be fetched "
                 f"(--pull {policy.value})"
             )
-        answer = await self._call("pull", "--quiet", image, deadline_s=PULL_DEADLINE_S)
+        answer = await self._calls.call("pull", "--quiet", image, deadline_s=PULL_DEADLINE_S)
         if answer.is_good:
             return
         if policy is PullPolicy.NEWER and await self._has_image(image):
@@ -123,7 +117,7 @@ class CliEngine:
         return image in self._seen_images
 
     async def _has_image(self, image: str) -> bool:
-        answer = await self._call("image", "inspect", "--format", "{{.Id}}", image)
+        answer = await self._calls.call("image", "inspect", "--format", "{{.Id}}", image)
         return answer.is_good
 
     async def run(self, spec: ContainerSpec) -> str:
@@ -133,7 +127,7 @@ class CliEngine:
         if await self._loses_sight_of_memory(spec):
             answer = await self._create_and_start(spec)
         else:
-            answer = await self._call(
+            answer = await self._calls.call(
                 *run_arguments(self.kind, spec),
                 deadline_s=RUN_DEADLINE_S,
                 patience_s=START_PATIENCE_S,
@@ -168,7 +162,7 @@ class CliEngine:
     async def _create_and_start(self, spec: ContainerSpec) -> Answer:
         """Do what `run` does in two steps, the second from within the container's own folder."""
         _, _, *options = run_arguments(self.kind, spec)
-        created = await self._call("create", *options, deadline_s=RUN_DEADLINE_S)
+        created = await self._calls.call("create", *options, deadline_s=RUN_DEADLINE_S)
         if not created.is_good:
             return created
         try:
@@ -177,7 +171,7 @@ class CliEngine:
             # It was made: whoever calls must look for it before the task is given up.
             raise EngineSilent(str(error)) from error
         folder = None if told is None else told.get("StaticDir")
-        started = await self._call(
+        started = await self._calls.call(
             "start",
             spec.name,
             deadline_s=RUN_DEADLINE_S,
@@ -198,7 +192,7 @@ class CliEngine:
 
     async def _inspect(self, name: str) -> Mapping[str, Any] | None:
         try:
-            answer = await self._ask("container", "inspect", name)
+            answer = await self._calls.ask("container", "inspect", name)
         except NoSuchContainer:
             return None
         try:
@@ -235,86 +229,32 @@ class CliEngine:
                 return
             if await processes.wait_for_all(process_ids(told), told["Id"]):
                 return
-        await self._ask("wait", name, deadline_s=math.inf)
+        await self._calls.ask("wait", name, deadline_s=math.inf)
 
     async def stop(self, name: str) -> None:
         """Send TERM, after ten seconds KILL."""
-        await self._insist("stop", "-t", str(STOP_GRACE_S), name)
+        await self._calls.insist("stop", "-t", str(STOP_GRACE_S), name)
 
     async def remove(self, name: str) -> None:
         """Remove the container, running or not."""
-        await self._insist("rm", "--force", "--volumes", name)
+        await self._calls.insist("rm", "--force", "--volumes", name)
 
     async def remove_stopped(self, name: str) -> None:
         """Remove the container unless it runs."""
         with suppress(NoSuchContainer):
-            await self._ask("rm", "--volumes", name)
-
-    async def _insist(self, *arguments: str) -> None:
-        """Call twice if need be: after an accident the first call fails and the second works."""
-        deadline_s = self._deadline_s + STOP_GRACE_S
-        answer = await self._call(*arguments, deadline_s=deadline_s)
-        if not answer.is_good and answer.meaning is not NoSuchContainer:
-            with suppress(NoSuchContainer):
-                await self._ask(*arguments, deadline_s=deadline_s)
+            await self._calls.ask("rm", "--volumes", name)
 
     async def labelled(self, label: str, value: str) -> list[str]:
         """Give the names of all containers, running or not, that carry the label."""
-        answer = await self._ask(
+        answer = await self._calls.ask(
             "ps", "--all", "--filter", f"label={label}={value}", "--format", "{{.Names}}"
         )
         return answer.output.split()
 
     async def last_output(self, name: str, lines: int) -> str:
         """Give the last lines that the container wrote."""
-        answer = await self._ask("logs", "--tail", str(lines), name, is_one_stream=True)
+        answer = await self._calls.ask("logs", "--tail", str(lines), name, is_one_stream=True)
         return answer.output
-
-    async def _ask(
-        self,
-        *arguments: str,
-        deadline_s: float | None = None,
-        is_one_stream: bool = False,
-    ) -> Answer:
-        """Call, and raise what the engine complains of."""
-        answer = await self._call(*arguments, deadline_s=deadline_s, is_one_stream=is_one_stream)
-        if answer.is_good:
-            return answer
-        raise answer.meaning(f"cannot do {self.kind} {arguments[0]}: {answer.complaint}")
-
-    async def _call(
-        self,
-        *arguments: str,
-        deadline_s: float | None = None,
-        is_one_stream: bool = False,
-        folder: str | None = None,
-        patience_s: float = 0.0,
-    ) -> Answer:
-        """Run the engine once, or twice when podman asks to be mended in between.
-
-        Raises:
-            EngineSilent: there is no answer, or none that says what is true.
-            EngineError: the command cannot be given at all.
-        """
-        if deadline_s is None:
-            deadline_s = self._deadline_s
-        call = partial(
-            self._program.call,
-            arguments,
-            deadline_s,
-            is_one_stream=is_one_stream,
-            folder=folder,
-            patience_s=patience_s,
-        )
-        answer = await call()
-        if answer.asks_for_migration and not self._has_migrated:
-            self._has_migrated = True
-            log.error("podman refuses to work; `podman system migrate` stops all its containers")
-            await self._program.call(("system", "migrate"), RUN_DEADLINE_S)
-            answer = await call()
-        if not answer.is_good and answer.meaning is EngineSilent:
-            raise EngineSilent(f"cannot do {self.kind} {arguments[0]}: {answer.complaint}")
-        return answer
 
 
 def engine_of_kind(kind: str) -> CliEngine:

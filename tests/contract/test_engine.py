@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from runner.container import Phase
-from runner.engine import STOP_GRACE_S
+from runner.engine_calls import STOP_GRACE_S
 from runner.errors import EngineError, ImageMissing, NameInUse, NoSuchContainer
 from runner.limits import Limits
 from runner.settings import PullPolicy

@@ -38,7 +38,8 @@ ROWS = (
     ("parts", "ending"),
     ("register", "reporting"),
     ("engine", "journal", "files", "crush"),
-    ("engine_contract", "program", "crush_log", "trace"),
+    ("engine_calls", "engine_contract"),
+    ("program", "crush_log", "trace"),
     (
         "answer",
         "container",
