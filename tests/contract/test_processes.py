@@ -270,9 +270,11 @@ async def test_container_killed_together_with_its_watcher_has_vanished(podman: S
 
 
 async def test_container_without_its_watcher_runs_and_then_has_vanished(podman: Subject) -> None:
-    await podman.start("[sleep 3]")
-    os.kill(conmon_and_process(podman)[0], signal.SIGKILL)
+    await podman.start("[hang]")
+    conmon, process = conmon_and_process(podman)
+    os.kill(conmon, signal.SIGKILL)
     assert (await podman.look()).phase is Phase.RUNNING
+    os.kill(process, signal.SIGKILL)
     with anyio.fail_after(DEADLINE_S):
         await podman.engine.wait(podman.name)
     assert (await podman.look()).phase is Phase.VANISHED
