@@ -103,7 +103,7 @@ async def test_journal_that_fails_at_the_start_ends_the_runner_with_a_sentence(h
         await host.wait_for_calls(POLL)
     host.change("ALTER TABLE identities RENAME COLUMN orchestrator_url TO url")
 
-    with pytest.raises(JournalError, match=r"cannot use the journal .*: no such col") as caught:
+    with pytest.raises(JournalError, match=r"cannot open the journal .*: no such col") as caught:
         await run(host.settings(), host.engine, Notifier({}), host.clock)
 
     assert caught.value.exit_code == 75

@@ -755,6 +755,31 @@ def without_tables(path: Path) -> None:
         connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
 
 
+def changed(path: Path, change: str) -> None:
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute(f"UPDATE tasks SET {change}")  # noqa: S608 - our own text
+
+
+def with_a_state_that_nobody_knows(path: Path) -> None:
+    changed(path, "state = 'endxd'")
+
+
+def with_a_reason_that_nobody_knows(path: Path) -> None:
+    changed(path, "stop_reason = ''")
+
+
+def with_half_an_assignment(path: Path) -> None:
+    changed(path, "assignment = substr(assignment, 1, 20)")
+
+
+def with_another_assignment(path: Path) -> None:
+    changed(path, "assignment = '[]'")
+
+
+def with_text_that_is_none(path: Path) -> None:
+    changed(path, "message = CAST(x'ff' AS TEXT)")
+
+
 def damaged(path: Path, damage: Callable[[Path], None]) -> bytes:
     damage(path)
     return path.read_bytes()
@@ -762,7 +787,19 @@ def damaged(path: Path, damage: Callable[[Path], None]) -> bytes:
 
 every_damage = pytest.mark.parametrize(
     "damage",
-    [garbage, torn, overwritten, from_a_newer_version, another_program_s, without_tables],
+    [
+        garbage,
+        torn,
+        overwritten,
+        from_a_newer_version,
+        another_program_s,
+        without_tables,
+        with_a_state_that_nobody_knows,
+        with_a_reason_that_nobody_knows,
+        with_half_an_assignment,
+        with_another_assignment,
+        with_text_that_is_none,
+    ],
 )
 
 
@@ -796,6 +833,21 @@ async def test_journal_begun_anew_works_and_is_nobody_else_s(
     assert await journal.accept(TASK, FIRST, 2.0)
     assert mode_of(path) == 0o600
     journal.close_file()
+
+
+@pytest.mark.parametrize(
+    "damage", [with_a_state_that_nobody_knows, with_half_an_assignment, with_text_that_is_none]
+)
+async def test_reader_of_damaged_text_is_told_so(
+    ended: Journal, path: Path, damage: Callable[[Path], None]
+) -> None:
+    assert await ended.open_tasks()
+    damage(path)
+
+    reader = Journal(path, read_only=True)
+    with pytest.raises(JournalError, match=r"is damaged|decode"):
+        await reader.open_tasks()
+    reader.close_file()
 
 
 def test_journal_that_cannot_be_opened_for_another_reason_is_not_set_aside(path: Path) -> None:
