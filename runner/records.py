@@ -101,7 +101,8 @@ def task_in(row: sqlite3.Row) -> Task:
             assignment=Assignment.from_json(written) if written else None,
             accepted_at=row["accepted_at"],
             boot_id=row["boot_id"],
-            engine=row["engine"],
+            # A reader may come before the runner that brings the schema up to date.
+            engine=row["engine"] if "engine" in row.keys() else None,  # noqa: SIM118 - no mapping
             container_id=row["container_id"],
             started_at=row["started_at"],
             deadline_uptime_s=row["deadline_uptime_s"],

@@ -704,6 +704,23 @@ async def test_reader_does_not_wait_for_a_writer_in_the_middle(
     assert await accepted.open_tasks() == [task]
 
 
+async def test_reader_takes_the_journal_of_a_runner_that_was_not_upgraded_yet(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as earlier, earlier:
+        earlier.executescript(MIGRATIONS[0])
+        earlier.execute("PRAGMA user_version = 1")
+        earlier.execute(
+            "INSERT INTO identities VALUES (1, 'node-1', 'key', 'https://o', '{}', 1, 0)"
+        )
+        earlier.execute(
+            "INSERT INTO tasks (task_id, identity, state, accepted_at) VALUES ('t-1', 1, 'ended', 1)"
+        )
+
+    reader = Journal(path, read_only=True)
+
+    assert [task.task_id for task in await reader.open_tasks()] == ["t-1"]
+    reader.close_file()
+
+
 async def test_reader_cannot_write(accepted: Journal, path: Path) -> None:
     reader = Journal(path, read_only=True)
 
