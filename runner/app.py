@@ -28,6 +28,7 @@ from runner.errors import (
     JournalError,
 )
 from runner.fitness import meet_engine
+from runner.forget import forget
 from runner.heartbeat import heartbeat, say_offline
 from runner.journal import Task, open_journal
 from runner.log import fields
@@ -47,7 +48,6 @@ from runner.workload import Changes, Workload
 log = logging.getLogger(__name__)
 
 _LAST_DELIVERY_S = 30.0
-_REMEMBERED_S = 30 * 24 * 3600.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
@@ -112,7 +112,7 @@ class _Runner:
         Raises:
             JournalError: it cannot be read or written at the start.
         """
-        tasks = await self._open_book()
+        tasks = await self._parts.journal.open_tasks()
         await self._end_left_calls(tasks)
         async with anyio.create_task_group() as group:
             with anyio.open_signal_receiver(*_SIGNALS) as signals:
@@ -125,12 +125,6 @@ class _Runner:
             self._notifier.tell("STOPPING=1")
             await say_offline(self._parts)
         return EXIT_OK if self._exit_code is None else self._exit_code
-
-    async def _open_book(self) -> list[Task]:
-        """Forget what is long over; give what an earlier runner left."""
-        journal = self._parts.journal
-        await journal.forget_closed(self._parts.clock.wall_s() - _REMEMBERED_S)
-        return await journal.open_tasks()
 
     async def _end_left_calls(self, tasks: list[Task]) -> None:
         """See that no engine call of a runner that was killed starts anything from now on."""
@@ -165,6 +159,7 @@ class _Runner:
             self._start_task(group, task)
         group.start_soon(heartbeat, parts)
         group.start_soon(deliver, parts)
+        group.start_soon(forget, parts)
         group.start_soon(feed_watchdog, self._notifier, parts.pulse, parts.clock)
         group.start_soon(self._tell_status)
         self._notifier.tell("READY=1")
@@ -201,8 +196,8 @@ class _Runner:
             await self._next_change()
         if parts.node.refusal is not None:
             return
-        ends_at_s = parts.clock.uptime_s() + _LAST_DELIVERY_S
-        while (waiting := await self._open_tasks()) and parts.clock.uptime_s() < ends_at_s:
+        ends_at_s = parts.clock.awake_s() + _LAST_DELIVERY_S
+        while (waiting := await self._deliverable()) and parts.clock.awake_s() < ends_at_s:
             await self._next_change()
         if waiting:
             log.warning(
@@ -220,6 +215,11 @@ class _Runner:
             and task.orchestrator_url == self._parts.orchestrator.url
         )
         return can_begin or task.task_id in self._parts.workload.task_ids
+
+    async def _deliverable(self) -> list[Task]:
+        """Give the open tasks whose reports can go out: not those of another orchestrator."""
+        url = self._parts.orchestrator.url
+        return [task for task in await self._open_tasks() if task.orchestrator_url == url]
 
     async def _open_tasks(self) -> list[Task]:
         try:

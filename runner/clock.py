@@ -28,8 +28,14 @@ class Clock(Protocol):
         holds for the next, and setting the host's clock does not move it.
         """
 
+    def awake_s(self) -> float:
+        """Tell seconds since the boot, suspended time left out: for what a sleep is held against.
+
+        A host that was suspended for a night has waited as little as its sleeps have.
+        """
+
     async def sleep(self, seconds: float) -> None:
-        """Wait that long."""
+        """Wait that long, by the same measure."""
 
 
 class HostClock:
@@ -45,6 +51,10 @@ class HostClock:
     def uptime_s(self) -> float:
         """Tell seconds since the boot."""
         return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+    def awake_s(self) -> float:
+        """Tell seconds since the boot without those that the host was suspended."""
+        return time.monotonic()
 
     async def sleep(self, seconds: float) -> None:
         """Wait that long."""

@@ -183,6 +183,7 @@ class Journal:
                 f"BEGIN; {script} PRAGMA user_version = {version}; COMMIT;"
             )
         self._connection.executescript(_INDICES)
+        self._check_tasks()
 
     def _check(self, version: int) -> None:
         """See that the file is a journal, or new, and whole; nothing is written for that."""
@@ -193,6 +194,17 @@ class Journal:
         tables = {row["name"] for row in rows}
         if tables if version == 0 else not tables >= _TABLES:
             raise JournalError(f"cannot use the journal {self.path}: it is no journal of ours")
+
+    def _check_tasks(self) -> None:
+        """See that every task can be read: a file may be whole whose text is not."""
+        try:
+            for row in self._connection.execute(_TASKS):
+                task_in(row)
+        except (JournalError, sqlite3.OperationalError) as error:
+            if isinstance(error, sqlite3.OperationalError) and "decode" not in str(error):
+                raise
+            # Without the cause, which would say that it passes.
+            raise JournalError(f"cannot use the journal {self.path}: {error}") from None
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

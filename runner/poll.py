@@ -81,7 +81,7 @@ async def _ask(
     parts: Parts, identity: Identity, begin: Callable[[Task], None]
 ) -> tuple[Answer, float]:
     """Ask once; give what came of it and the wait in seconds that was asked for."""
-    asked_at = parts.clock.uptime_s()
+    asked_at = parts.clock.awake_s()
     try:
         offer = await parts.orchestrator.pending(identity, 0 if parts.settings.once else WAIT_S)
         if offer.assignment is not None and offer.was_held and not await is_fit(parts):
@@ -102,7 +102,7 @@ async def _ask(
         log.warning("Error polling for tasks: %s", error)
         return Answer.FAILED, (error.retry_after_s or 0) if isinstance(error, Unavailable) else 0
     # An orchestrator that says it waits, and does not, is not asked without end.
-    was_held = offer.was_held and parts.clock.uptime_s() - asked_at >= _SHORTEST_HOLD_S
+    was_held = offer.was_held and parts.clock.awake_s() - asked_at >= _SHORTEST_HOLD_S
     is_empty = offer.assignment is None
     return (Answer.HELD if was_held and is_empty else Answer.NOTHING), 0
 
@@ -118,9 +118,16 @@ async def _take(
         return await _reject(parts, error, identity, begin)
     if await parts.journal.accept(assignment, identity, now):
         log.info("task accepted", extra=fields(task_id=assignment.task_id))
-        task = await parts.journal.task(assignment.task_id)
-        if task is not None:
-            begin(task)
+        # Not read back: from here on it must begin, or it would be left lying until a restart.
+        begin(
+            Task(
+                assignment.task_id,
+                TaskState.ACCEPTED,
+                parts.orchestrator.url,
+                assignment,
+                accepted_at=now,
+            )
+        )
         return True
     await _answer_redelivery(parts, assignment.task_id)
     return False
@@ -140,9 +147,18 @@ async def _reject(
         await _answer_redelivery(parts, error.task_id)
         return False
     parts.outbox.notify()
-    task = await parts.journal.task(error.task_id)
-    if task is not None:
-        begin(task)
+    begin(
+        Task(
+            error.task_id,
+            TaskState.ENDED,
+            parts.orchestrator.url,
+            None,
+            accepted_at=now,
+            end_reason=end.reason,
+            message=end.message,
+            ended_at=now,
+        )
+    )
     return True
 
 

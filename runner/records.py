@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from runner.api import Identity
 from runner.assignment import Assignment
+from runner.errors import JournalError
 from runner.settings import Secret
 from runner.states import EndReason, TaskState
 
@@ -86,26 +87,34 @@ class End:
 
 
 def task_in(row: sqlite3.Row) -> Task:
-    """Read a row of the table `tasks`."""
+    """Read a row of the table `tasks`.
+
+    Raises:
+        JournalError: there is something in it that nobody wrote.
+    """
     written = row["assignment"]
-    return Task(
-        task_id=row["task_id"],
-        state=TaskState(row["state"]),
-        orchestrator_url=row["orchestrator_url"],
-        assignment=Assignment.from_json(written) if written else None,
-        accepted_at=row["accepted_at"],
-        boot_id=row["boot_id"],
-        engine=row["engine"],
-        container_id=row["container_id"],
-        started_at=row["started_at"],
-        deadline_uptime_s=row["deadline_uptime_s"],
-        stop_reason=_reason(row["stop_reason"]),
-        stop_asked_at=row["stop_asked_at"],
-        end_reason=_reason(row["end_reason"]),
-        exit_code=row["exit_code"],
-        message=row["message"],
-        ended_at=row["ended_at"],
-    )
+    try:
+        return Task(
+            task_id=row["task_id"],
+            state=TaskState(row["state"]),
+            orchestrator_url=row["orchestrator_url"],
+            assignment=Assignment.from_json(written) if written else None,
+            accepted_at=row["accepted_at"],
+            boot_id=row["boot_id"],
+            # A reader may come before the runner that brings the schema up to date.
+            engine=row["engine"] if "engine" in row.keys() else None,  # noqa: SIM118 - no mapping
+            container_id=row["container_id"],
+            started_at=row["started_at"],
+            deadline_uptime_s=row["deadline_uptime_s"],
+            stop_reason=_reason(row["stop_reason"]),
+            stop_asked_at=row["stop_asked_at"],
+            end_reason=_reason(row["end_reason"]),
+            exit_code=row["exit_code"],
+            message=row["message"],
+            ended_at=row["ended_at"],
+        )
+    except (ValueError, TypeError, KeyError) as error:
+        raise JournalError(f"the text of task {row['task_id']!r} is damaged") from error
 
 
 def letter_in(row: sqlite3.Row) -> Letter:

@@ -50,7 +50,7 @@ class Pulse:
 
     def beat(self, loop: str, *, next_within_s: float) -> None:
         """Promise that this loop will call again within so many seconds."""
-        self._due[loop] = self._clock.uptime_s() + next_within_s
+        self._due[loop] = self._clock.awake_s() + next_within_s
 
     def rest(self, loop: str) -> None:
         """Withdraw the promise: the loop waits for something that need not come."""
@@ -58,7 +58,7 @@ class Pulse:
 
     def overdue(self) -> list[str]:
         """Name the loops that broke their promise."""
-        now = self._clock.uptime_s()
+        now = self._clock.awake_s()
         return [loop for loop, due in self._due.items() if due < now]
 
 

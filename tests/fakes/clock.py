@@ -20,7 +20,8 @@ class FakeClock:
         """Begin now, on a host that has been up for a day."""
         self.boot_id = "boot-1"
         self._wall_s = time.time()
-        self._uptime_s = 86_400.0
+        self._awake_s = 80_000.0
+        self._suspended_s = 6_400.0
         self._sleepers: dict[anyio.Event, float] = {}
         self._change = anyio.Event()
         self._failure: Exception | None = None
@@ -33,7 +34,11 @@ class FakeClock:
 
     def uptime_s(self) -> float:
         """Tell seconds since the boot."""
-        return self._uptime_s
+        return self._awake_s + self._suspended_s
+
+    def awake_s(self) -> float:
+        """Tell seconds since the boot, without those that the host was suspended."""
+        return self._awake_s
 
     async def sleep(self, seconds: float) -> None:
         """Wait until the clock has been moved that far."""
@@ -41,7 +46,7 @@ class FakeClock:
             await anyio.lowlevel.checkpoint()
             return
         wake = anyio.Event()
-        self._sleepers[wake] = self._uptime_s + seconds
+        self._sleepers[wake] = self._awake_s + seconds
         self._tell()
         try:
             await wake.wait()
@@ -53,6 +58,11 @@ class FakeClock:
     def set_wall(self, by_s: float) -> None:
         """Set the wall clock forth or back, as NTP or an operator would."""
         self._wall_s += by_s
+
+    def suspend(self, for_s: float) -> None:
+        """Suspend the host and wake it up: who sleeps does not notice."""
+        self._wall_s += for_s
+        self._suspended_s += for_s
 
     def fail(self, error: Exception) -> None:
         """Tell whoever waits for sleepers that there will be none, and why."""
@@ -73,7 +83,7 @@ class FakeClock:
 
     async def advance(self, seconds: float, *, asleep: int) -> None:
         """Let time go by, sleeper by sleeper; at each, `asleep` must have come to sleep again."""
-        end_s = self._uptime_s + seconds
+        end_s = self._awake_s + seconds
         while True:
             await self.settle(asleep)
             due_s = min(self._sleepers.values(), default=end_s)
@@ -86,11 +96,11 @@ class FakeClock:
         self._move_to(end_s)
         await self.settle(asleep)
 
-    def _move_to(self, uptime_s: float) -> None:
-        self._wall_s += uptime_s - self._uptime_s
-        self._uptime_s = uptime_s
+    def _move_to(self, awake_s: float) -> None:
+        self._wall_s += awake_s - self._awake_s
+        self._awake_s = awake_s
         for wake, due_s in list(self._sleepers.items()):
-            if due_s <= uptime_s:
+            if due_s <= awake_s:
                 del self._sleepers[wake]
                 wake.set()
 

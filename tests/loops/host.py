@@ -9,9 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from runner.api import Orchestrator
 from runner.app import run
+from runner.parts import Parts
+from runner.register import Node
 from runner.settings import PullPolicy, Secret, Settings
-from runner.systemd import Notifier
+from runner.systemd import Notifier, Pulse
+from runner.workload import Changes, Workload
 from tests.loops.engine import ObstructedEngine
 from tests.loops.orchestrator import BEAT, FINAL, TOKEN
 from tests.unit.until import until
@@ -22,12 +26,13 @@ if TYPE_CHECKING:
 
     from anyio.abc import TaskGroup
 
+    from runner.journal import Journal
     from tests.fakes.clock import FakeClock
     from tests.loops.orchestrator import ScriptedOrchestrator
 
 IMAGE = "localhost/victoria-fake:1"
-IDLE = 4
-"""Who sleeps on the clock of an idle runner: poll, heartbeat, deliver and the watchdog."""
+IDLE = 5
+"""Who sleeps on the clock of an idle runner: poll, heartbeat, deliver, forget and the watchdog."""
 WITH_TASK = IDLE
 """The same while the only slot is taken: poll waits for the slot, the task for its container."""
 DEADLINE_S = 90.0
@@ -112,6 +117,30 @@ class Host:
             min_free_disk=0,
         )
         return replace(usual, **changed)
+
+    @asynccontextmanager
+    async def parts(
+        self,
+        journal: Journal,
+        **changed: Any,  # noqa: ANN401 - as above
+    ) -> AsyncIterator[Parts]:
+        """Give what one loop alone needs, with a journal of the test's own."""
+        settings = self.settings(**changed)
+        workload, pulse = Workload(settings.max_tasks), Pulse(self.clock)
+        async with Orchestrator(self.orchestrator.url) as orchestrator:
+            yield Parts(
+                settings=settings,
+                clock=self.clock,
+                engine=self.engine,
+                other_engine=self.others.__getitem__,
+                orchestrator=orchestrator,
+                journal=journal,
+                node=Node(settings, orchestrator, journal, self.clock, pulse, workload),
+                workload=workload,
+                outbox=Changes(),
+                pulse=pulse,
+                runner_id="runner-1",
+            )
 
     @asynccontextmanager
     async def runner(

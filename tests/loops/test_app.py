@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
-import sqlite3
 import uuid
-from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,11 +14,15 @@ import pytest
 
 from runner.app import run
 from runner.errors import JournalError, StateFolderInUse
+from runner.forget import forget
+from runner.journal import open_journal
 from runner.systemd import Notifier, Pulse, feed_watchdog
 from tests.loops.host import IDLE, WITH_TASK, HeardNotifier
 from tests.loops.orchestrator import BEAT, POLL
 from tests.orchestrator.serving import serve
 from tests.unit.until import until
+
+DAY_S = 24 * 3600.0
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -99,15 +101,9 @@ async def test_damaged_journal_is_set_aside_and_said_and_work_goes_on(
 async def test_journal_that_fails_at_the_start_ends_the_runner_with_a_sentence(host: Host) -> None:
     async with host.runner():
         await host.wait_for_calls(POLL)
-    with closing(sqlite3.connect(host.state_dir / "journal.sqlite3")) as journal:
-        journal.executescript("""
-            INSERT INTO tasks (task_id, identity, state, accepted_at, closed_at)
-            VALUES ('t-0', 1, 'closed', 0, 0);
-            CREATE TRIGGER broken BEFORE DELETE ON tasks
-            BEGIN SELECT raise(ABORT, 'the disk is gone'); END;
-        """)
+    host.change("ALTER TABLE identities RENAME COLUMN orchestrator_url TO url")
 
-    with pytest.raises(JournalError, match=r"cannot use the journal .*: the disk") as caught:
+    with pytest.raises(JournalError, match=r"cannot open the journal .*: no such col") as caught:
         await run(host.settings(), host.engine, Notifier({}), host.clock)
 
     assert caught.value.exit_code == 75
@@ -233,12 +229,60 @@ async def test_loop_that_rests_has_promised_nothing(clock: FakeClock) -> None:
     assert pulse.overdue() == []
 
 
+async def test_time_in_which_the_host_was_suspended_is_held_against_no_loop(host: Host) -> None:
+    async with host.runner(watchdog_s=60) as life:
+        await host.wait_for_calls(BEAT)
+        await host.clock.advance(10, asleep=IDLE)
+        host.clock.suspend(8 * 3600)
+        fed = len(life.notifier.fed_at_s)
+        await host.clock.advance(41, asleep=IDLE)
+
+    assert len(life.notifier.fed_at_s) == fed + 2
+
+
 async def test_nothing_is_fed_without_a_watchdog(host: Host) -> None:
     async with host.runner() as life:
         await host.wait_for_calls(BEAT)
         await host.clock.advance(120, asleep=IDLE)
 
     assert not life.notifier.fed_at_s
+
+
+# What is long over
+
+
+async def test_tasks_closed_a_month_ago_are_forgotten_day_by_day(host: Host) -> None:
+    host.orchestrator.offer()
+    async with host.runner():
+        await host.wait_for_end("t-1")
+    journal, _ = open_journal(host.state_dir, "now")
+    async with host.parts(journal) as parts, anyio.create_task_group() as group:
+        group.start_soon(forget, parts)
+        await host.clock.advance(29 * DAY_S, asleep=1)
+        assert host.state_of("t-1") == "closed"
+        await host.clock.advance(2 * DAY_S, asleep=1)
+        assert host.state_of("t-1") is None
+        group.cancel_scope.cancel()
+    journal.close_file()
+
+
+async def test_what_is_long_over_and_cannot_be_forgotten_keeps_no_runner_from_its_work(
+    host: Host, log: pytest.LogCaptureFixture
+) -> None:
+    async with host.runner():
+        await host.wait_for_calls(POLL)
+    host.change(
+        "CREATE TRIGGER stubborn BEFORE DELETE ON tasks BEGIN SELECT raise(ABORT, 'no'); END"
+    )
+    host.change(
+        "INSERT INTO tasks (task_id, identity, state, accepted_at, closed_at)"
+        " VALUES ('t-0', 1, 'closed', 1, 1)"
+    )
+    host.orchestrator.offer()
+    async with host.runner():
+        await host.wait_for_end("t-1")
+
+    assert "cannot forget what is long over" in log.text
 
 
 # What systemd hears

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.loops.host import IDLE
+from tests.loops.left import leave_ended
 from tests.loops.orchestrator import SILENCE, STATUS
 from tests.unit.scripted_server import http, told
 from tests.unit.until import until
@@ -119,7 +120,7 @@ async def test_report_goes_out_at_once_under_a_new_key_and_later_if_that_is_refu
     host.orchestrator.offer()
     async with host.runner():
         await until(lambda: len(host.orchestrator.ends("t-1")) == 2)
-        await host.clock.advance(200, asleep=2)
+        await host.clock.advance(200, asleep=3)
         await host.wait_for_state("t-1", "closed")
 
     first, second, third = host.orchestrator.called(STATUS)[1:]
@@ -200,4 +201,12 @@ async def test_reports_that_stay_behind_with_once_are_said_and_kept(
         assert await run.end() == 75
 
     assert "reports wait in the journal for the next start" in log.text
+    assert host.state_of("t-1") == "ended"
+
+
+async def test_report_for_another_orchestrator_holds_up_no_end(host: Host) -> None:
+    await leave_ended(host, "t-1", orchestrator_url="http://127.0.0.1:9")
+    async with host.runner(once=True) as run:
+        assert await run.end() == 0
+
     assert host.state_of("t-1") == "ended"

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from runner.errors import JournalError
+from runner.journal import Journal, Task
+from runner.poll import Answer, poll
 from tests.loops.host import IDLE, WITH_TASK
 from tests.loops.orchestrator import BEAT, POLL, SILENCE
 from tests.unit.scripted_server import http, told
@@ -214,3 +217,30 @@ async def test_engine_that_is_silent_at_the_start_takes_no_work_until_it_answers
         assert (await host.wait_for_end("t-1"))["status"] == "success"
 
     assert asked <= 1, "the first question may go out while the engine is being asked"
+
+
+class NeverReadJournal(Journal):
+    """Takes everything and tells no task, as on a disk that has just begun to fail."""
+
+    async def task(self, task_id: str) -> Task | None:
+        """Fail."""
+        raise JournalError(f"cannot read {task_id}")
+
+
+@pytest.mark.parametrize(
+    ("assignment", "state"),
+    [({"task_id": "t-1", "prompt": "do it"}, "accepted"), ({"task_id": "t-1"}, "ended")],
+    ids=["good", "bad"],
+)
+async def test_task_that_was_written_down_is_begun_though_it_cannot_be_read(
+    host: Host, assignment: object, state: str
+) -> None:
+    host.orchestrator.hand_out(assignment)
+    journal = NeverReadJournal(host.state_dir / "journal.sqlite3")
+    begun: list[Task] = []
+    async with host.parts(journal, once=True) as parts:
+        assert await poll(parts, begun.append) is Answer.TASK
+
+    assert begun == await journal.open_tasks()
+    assert [task.state.value for task in begun] == [state]
+    journal.close_file()

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-WHILE_REGISTERING = 3
-"""Who sleeps on the clock while a registration is tried again: it, deliver and the watchdog."""
+WHILE_REGISTERING = IDLE - 1
+"""Who sleeps on the clock while a registration is tried again: it stands for poll and heartbeat."""
 INVALID = "Registration failed - invalid registration token"
 DISABLED = "Registration failed - orchestrator has registration disabled"
 
@@ -229,7 +229,7 @@ async def test_identity_that_is_refused_as_soon_as_it_is_given_makes_no_flood(ho
         host.orchestrator.always(path, told({"detail": "unknown key"}, 401))
     async with host.runner():
         await host.wait_for_calls(REGISTER, 2)
-        await host.clock.advance(1800, asleep=2)
+        await host.clock.advance(1800, asleep=3)
 
     assert host.orchestrator.count(REGISTER) <= 2 + 1800 / 30
     assert len(host.orchestrator.calls) <= 400

@@ -704,6 +704,23 @@ async def test_reader_does_not_wait_for_a_writer_in_the_middle(
     assert await accepted.open_tasks() == [task]
 
 
+async def test_reader_takes_the_journal_of_a_runner_that_was_not_upgraded_yet(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as earlier, earlier:
+        earlier.executescript(MIGRATIONS[0])
+        earlier.execute("PRAGMA user_version = 1")
+        earlier.execute(
+            "INSERT INTO identities VALUES (1, 'node-1', 'key', 'https://o', '{}', 1, 0)"
+        )
+        earlier.execute(
+            "INSERT INTO tasks (task_id, identity, state, accepted_at) VALUES ('t-1', 1, 'ended', 1)"
+        )
+
+    reader = Journal(path, read_only=True)
+
+    assert [task.task_id for task in await reader.open_tasks()] == ["t-1"]
+    reader.close_file()
+
+
 async def test_reader_cannot_write(accepted: Journal, path: Path) -> None:
     reader = Journal(path, read_only=True)
 
@@ -755,6 +772,31 @@ def without_tables(path: Path) -> None:
         connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
 
 
+def changed(path: Path, change: str) -> None:
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute(f"UPDATE tasks SET {change}")  # noqa: S608 - our own text
+
+
+def with_a_state_that_nobody_knows(path: Path) -> None:
+    changed(path, "state = 'endxd'")
+
+
+def with_a_reason_that_nobody_knows(path: Path) -> None:
+    changed(path, "stop_reason = ''")
+
+
+def with_half_an_assignment(path: Path) -> None:
+    changed(path, "assignment = substr(assignment, 1, 20)")
+
+
+def with_another_assignment(path: Path) -> None:
+    changed(path, "assignment = '[]'")
+
+
+def with_text_that_is_none(path: Path) -> None:
+    changed(path, "message = CAST(x'ff' AS TEXT)")
+
+
 def damaged(path: Path, damage: Callable[[Path], None]) -> bytes:
     damage(path)
     return path.read_bytes()
@@ -762,7 +804,19 @@ def damaged(path: Path, damage: Callable[[Path], None]) -> bytes:
 
 every_damage = pytest.mark.parametrize(
     "damage",
-    [garbage, torn, overwritten, from_a_newer_version, another_program_s, without_tables],
+    [
+        garbage,
+        torn,
+        overwritten,
+        from_a_newer_version,
+        another_program_s,
+        without_tables,
+        with_a_state_that_nobody_knows,
+        with_a_reason_that_nobody_knows,
+        with_half_an_assignment,
+        with_another_assignment,
+        with_text_that_is_none,
+    ],
 )
 
 
@@ -796,6 +850,21 @@ async def test_journal_begun_anew_works_and_is_nobody_else_s(
     assert await journal.accept(TASK, FIRST, 2.0)
     assert mode_of(path) == 0o600
     journal.close_file()
+
+
+@pytest.mark.parametrize(
+    "damage", [with_a_state_that_nobody_knows, with_half_an_assignment, with_text_that_is_none]
+)
+async def test_reader_of_damaged_text_is_told_so(
+    ended: Journal, path: Path, damage: Callable[[Path], None]
+) -> None:
+    assert await ended.open_tasks()
+    damage(path)
+
+    reader = Journal(path, read_only=True)
+    with pytest.raises(JournalError, match=r"is damaged|decode"):
+        await reader.open_tasks()
+    reader.close_file()
 
 
 def test_journal_that_cannot_be_opened_for_another_reason_is_not_set_aside(path: Path) -> None:

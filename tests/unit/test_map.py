@@ -30,7 +30,7 @@ ROWS = (
     ("__main__",),
     ("cli",),
     ("app", "doctor", "cleanup", "status_reporter"),
-    ("poll", "heartbeat", "deliver", "strays", "state_folder"),
+    ("poll", "heartbeat", "deliver", "strays", "forget", "state_folder"),
     ("task",),
     ("closing", "starting", "watching"),
     ("last_words", "preparing"),
