@@ -1,6 +1,6 @@
-"""`./dev bench`: throughput against bare engine calls, and what an idle runner costs.
+"""`./dev bench`: throughput against bare engine calls; what an idle runner and a reporter cost.
 
-    python -m benchmarks [throughput|idle] [--tasks N] [--rounds N] [--idle-seconds S]
+    python -m benchmarks [throughput|idle|reporter] [--tasks N] [--rounds N] [--idle-seconds S]
 
 Figures are medians of rounds that alternate between the two sides, so that a slow moment of the
 machine hits both.
@@ -20,6 +20,7 @@ from pathlib import Path
 
 import httpx
 
+from benchmarks.reporter import reporter
 from benchmarks.system import System, engine_seconds, spent, started
 
 PROMPT = "no-op"
@@ -28,11 +29,15 @@ PROMPT = "no-op"
 def main() -> int:
     """Run what was asked for and print a table."""
     parser = argparse.ArgumentParser(prog="./dev bench", description=__doc__)
-    parser.add_argument("what", nargs="*", default=["throughput", "idle"])
+    parser.add_argument("what", nargs="*", default=["throughput", "idle", "reporter"])
     parser.add_argument("--tasks", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--idle-seconds", type=float, default=60.0)
     arguments = parser.parse_args()
+    if "reporter" in arguments.what:
+        reporter(arguments.rounds)
+    if not {"throughput", "idle"} & set(arguments.what):
+        return 0
     engines = os.environ["VICTORIA_TEST_ENGINES"].split(",")
     image = os.environ["VICTORIA_TEST_IMAGE"]
     if "throughput" in arguments.what:

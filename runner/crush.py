@@ -151,11 +151,12 @@ def _marked(connection: sqlite3.Connection, session_ids: list[str], mark: str) -
 def _asked(connection: sqlite3.Connection, session_ids: list[str], prompt: str) -> list[str]:
     """Give the sessions that begin with the prompt, or else those that begin with more than it."""
     wanted = _squeezed(clean(prompt))
+    # In the order of their writing, which the index has: by time, each message would be read.
     alike, containing = [], []
     for session_id in session_ids:
         row = connection.execute(
             "SELECT rowid FROM messages WHERE session_id = ? AND role = 'user' "
-            "ORDER BY created_at, rowid LIMIT 1",
+            "ORDER BY rowid LIMIT 1",
             (session_id,),
         ).fetchone()
         said = (

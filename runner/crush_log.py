@@ -113,18 +113,26 @@ def _newest(
         if not is_whole:
             break
     kept.reverse()
+    kept.sort(key=_moment)
     older = count - len(kept)
     return [_older_were_cut(older, kept), *kept] if older else kept
 
 
 def _rows(connection: sqlite3.Connection, session_id: str, room: int) -> Iterator[int]:
-    """Give the messages from the newest, no more of them than can fit."""
+    """Give the messages from the one written last, no more of them than can fit.
+
+    The index on session_id has that order; by time, every message would be read to be sorted.
+    """
     for (row,) in connection.execute(
-        "SELECT rowid FROM messages WHERE session_id = ? "
-        "ORDER BY created_at DESC, rowid DESC LIMIT ?",
+        "SELECT rowid FROM messages WHERE session_id = ? ORDER BY rowid DESC LIMIT ?",
         (session_id, room // _SMALLEST_MESSAGE_BYTES),
     ):
         yield row
+
+
+def _moment(message: Mapping[str, object]) -> int:
+    at = message["created_at"]
+    return at if isinstance(at, int) else 0
 
 
 # The marks of what was cut
@@ -143,10 +151,11 @@ def _older_were_cut(count: int, kept: list[dict[str, object]]) -> dict[str, obje
 
 
 def _head_was_cut(content: Content, start: int) -> str:
+    # In ASCII: a single character beyond it would double the memory of the whole text.
     if content.unread_bytes:
         count = content.unread_bytes + len(content.text[:start].encode())
-        return f"[… {count} bytes cut …]\n"
-    return f"[… {start} characters cut …]\n"
+        return f"[... {count} bytes cut ...]\n"
+    return f"[... {start} characters cut ...]\n"
 
 
 def _start_within(text: str, room: int) -> tuple[int, int]:

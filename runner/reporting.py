@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import TypeVar
@@ -123,7 +123,8 @@ class Reporter:
         told = {"progress": progress, "crush_session_id": session_id}
         body.update((name, value) for name, value in told.items() if value is not None)
         try:
-            standing = await self._send("status", body, until)
+            report = partial(self._orchestrator.report, self._job.identity, "status", body)
+            standing = await self._send(report, until)
         except RunnerError as error:
             later = "; it is kept, and delivered when this container has ended" if is_kept else ""
             return _failure(f"cannot report {status!r}: {error}{later}")
@@ -161,7 +162,10 @@ class Reporter:
         try:
             session = await _within(until, partial(self._session, session_id))
             digest = await anyio.to_thread.run_sync(digest_of, session)
-            await self._send("logs", log_body(self._job.task_id, session), until)
+            body = log_body(self._job.task_id, session)
+            await self._send(
+                partial(self._orchestrator.hand_in, self._job.identity, "logs", body), until
+            )
         except RunnerError as error:
             return _failure(f"cannot submit the log: {error}")
         sent_id = str(session["id"])
@@ -215,8 +219,8 @@ class Reporter:
 
     # The wire
 
-    async def _send(self, path: str, body: Mapping[str, object], until: float) -> str | None:
-        """Send a report, again and again until the time is up; give the task's standing status."""
+    async def _send(self, call: Callable[[], Awaitable[T]], until: float) -> T:
+        """Call the orchestrator, again and again until the time is up; give its answer."""
         if not self._job.identity.api_key:
             raise Unauthorised("NODE_API_KEY is not set")
         attempts = 0
@@ -224,7 +228,7 @@ class Reporter:
         while (left_s := until - anyio.current_time()) > 0:
             try:
                 with anyio.fail_after(left_s):
-                    return await self._orchestrator.report(self._job.identity, path, body)
+                    return await call()
             except TimeoutError:
                 raise failure if attempts else Unavailable("no answer in time") from None
             except Unavailable as error:

@@ -9,7 +9,7 @@ import json
 import os
 import socket
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
@@ -34,6 +34,7 @@ _CHUNK_BYTES = 1 << 16
 _ENOUGH_BYTES = 4 << 10
 _MAX_DETAIL_CHARS = 300
 _OTHER_PATIENCE = frozenset({408, 425, 429})
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
 @final
@@ -138,10 +139,15 @@ class Wire:
             Refused: it answered 4xx; Unauthorised, 401.
             Unavailable: it could not be reached or understood in time, or is in trouble itself.
         """
-        request = self._client.build_request(method, path, headers=dict(headers), json=body)
-        upload_s = len(request.content) / SLOWEST_UPLOAD_BYTES_PER_S
+        size, told = 0, dict(headers)
+        if body is not None:
+            size = sum(len(piece) for piece in _encoded(body))
+            told |= {"Content-Type": "application/json", "Content-Length": str(size)}
+        content = _in_chunks(_encoded(body)) if size else None
+        request = self._client.build_request(method, path, headers=told, content=content)
+        upload_s = size / SLOWEST_UPLOAD_BYTES_PER_S
         within_s = upload_s + (STALL_TIMEOUT_S if timeout_s is None else timeout_s)
-        # All of a body is one write to httpx, and the socket's buffer is sent while it reads.
+        # The last of a body is sent from the socket's buffer while httpx reads.
         request.extensions["timeout"] = httpx.Timeout(within_s, connect=CONNECT_TIMEOUT_S).as_dict()
         with _classified(within_s):
             # Beside httpx's own limits, which a body of one byte a second never reaches.
@@ -154,6 +160,21 @@ class Wire:
                 finally:
                     with anyio.CancelScope(shield=True):
                         await response.aclose()
+
+
+def _encoded(body: object) -> Iterator[bytes]:
+    """Encode what is sent piece by piece: of a log, a second copy would be too much."""
+    return (piece.encode() for piece in _ENCODER.iterencode(body))
+
+
+async def _in_chunks(pieces: Iterable[bytes]) -> AsyncGenerator[bytes, None]:
+    chunk = bytearray()
+    for piece in pieces:
+        chunk += piece
+        if len(chunk) >= _CHUNK_BYTES:
+            yield bytes(chunk)
+            chunk.clear()
+    yield bytes(chunk)
 
 
 def _tls(url: str, ca_file: Path | None) -> ssl.SSLContext:

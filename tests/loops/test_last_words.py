@@ -135,7 +135,7 @@ async def test_word_that_was_planted_for_a_task_that_never_started_is_not_believ
 ) -> None:
     write_trace(host.home, "t-1", Trace(final=said("success", is_sent=False)))
     host.orchestrator.offer("t-1")
-    async with host.runner(container_image="localhost/other:1"):
+    async with host.runner(run_args=("--no-such-flag",)):
         end = await host.wait_for_end("t-1")
 
     assert end["status"] == "error"

@@ -27,7 +27,7 @@ from tests.setup.packages import ensure_program, find_program
 from tests.setup.steps import ROOT, SetupError, hand_over, one_at_a_time, say
 
 CHECKED = ["runner", "orchestrator", "tests", "benchmarks"]
-ON_EVERY_PYTHON = ["tests/unit", "tests/contract"]
+ON_EVERY_PYTHON = ["tests/unit", "tests/contract", "tests/reporter"]
 PYTHONS = ["3.10", "3.13"]
 
 

@@ -1,0 +1,82 @@
+"""A session of 200,000 messages and 500 MB is handed in with memory by the limit, and soon."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from runner.crush_log import LOG_LIMIT_BYTES
+from tests.fakes.crush import Crush
+from tests.reporter.held import ROOT, Held
+
+COUNT = 200_000
+PARTS = '[{"type": "text", "data": {"text": "' + "🚀 " * 460 + '"}}]'
+
+HAND_IN = """
+import sys, time, anyio
+from pathlib import Path
+from runner.api import Identity, Orchestrator
+from runner.job import Job
+from runner.reporting import Reporter
+from runner.settings import Secret
+
+url, task_id, key, home = sys.argv[1:]
+
+def peak_kib():
+    # Of this program alone; what getrusage says is handed down from whoever started it.
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0])
+
+async def main():
+    job = Job(task_id, url, Identity("", Secret(key)), Path(home), time.time() - 3600, "Count")
+    async with Orchestrator(url) as orchestrator:
+        reporter = Reporter(job, orchestrator, patience_s=120)
+        assert (await reporter.report("running", None, None))["sent"]
+        before, began_s = peak_kib(), time.process_time()
+        answer = await reporter.hand_in(None)
+        print((peak_kib() - before) * 1024, time.process_time() - began_s, answer["sent"])
+
+anyio.run(main)
+"""
+
+
+@pytest.fixture
+def large(crush: Crush) -> Path:
+    """Fill the session; what was not synchronised is of no matter here."""
+    crush.connection.execute(
+        "UPDATE messages SET parts = ?", ('[{"type":"text","data":{"text":"Count"}}]',)
+    )
+    crush.connection.execute("PRAGMA synchronous = OFF")
+    crush.connection.execute("BEGIN")
+    for _ in range(COUNT):
+        crush.say("s1", PARTS, role="user")
+    crush.connection.execute("COMMIT")
+    return crush.path
+
+
+def test_handing_in_500_mb_takes_memory_by_the_limit_and_little_time(
+    held: Held, large: Path
+) -> None:
+    assert large.stat().st_size > 500_000_000
+
+    arguments = [held.orchestrator.url, held.task_id, held.api_key, str(held.home)]
+    measured = subprocess.run(
+        [sys.executable, "-c", HAND_IN, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+
+    assert measured.returncode == 0, measured.stderr
+    growth, cpu_s, sent = measured.stdout.split()
+    assert sent == "True"
+    assert float(growth) < 2.5 * LOG_LIMIT_BYTES
+    assert float(cpu_s) < 5
+    messages = held.log["messages"]
+    assert len(messages) > 1000
+    assert messages[0]["content"].endswith("older messages cut …]")
