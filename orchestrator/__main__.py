@@ -13,7 +13,13 @@ from orchestrator.app import create_app
 from orchestrator.credentials import Credentials, load_credentials
 from orchestrator.errors import ConfigurationError
 from orchestrator.server import Server, bind
-from orchestrator.settings import DEFAULT_MAX_UPLOAD_BYTES, Settings
+from orchestrator.settings import (
+    DEFAULT_HEARTBEAT_TIMEOUT_S,
+    DEFAULT_LOST_AFTER_S,
+    DEFAULT_MAX_UPLOAD_BYTES,
+    DEFAULT_MIN_FREE_BYTES,
+    Settings,
+)
 
 _BAD_CONFIGURATION = 78
 _SECONDS = click.FloatRange(min=0, min_open=True)
@@ -37,10 +43,25 @@ _SECONDS = click.FloatRange(min=0, min_open=True)
     help="Folder for the database, files and secrets; made if it is missing.",
 )
 @click.option(
+    "--database-url",
+    metavar="URL",
+    help="PostgreSQL database: postgresql://USER@HOST/NAME. Others can read a command line, so a"
+    " password is better in the variable, or where libpq looks. Default: SQLite in the folder.",
+)
+@click.option(
     "--public-url", help="URL of this server as containers reach it. Default: as the node asked."
 )
 @click.option(
-    "--heartbeat-timeout", type=_SECONDS, default=90, help="Seconds until a silent node is offline."
+    "--heartbeat-timeout",
+    type=_SECONDS,
+    default=DEFAULT_HEARTBEAT_TIMEOUT_S,
+    help="Seconds until a silent node is offline: three of its heartbeats.",
+)
+@click.option(
+    "--lost-after",
+    type=click.FloatRange(min=0),
+    default=DEFAULT_LOST_AFTER_S,
+    help="Seconds after its time limit until a task is given up that no node has in hand.",
 )
 @click.option(
     "--redelivery-after",
@@ -55,6 +76,12 @@ _SECONDS = click.FloatRange(min=0, min_open=True)
     help="Largest file that is taken.",
 )
 @click.option(
+    "--min-free-bytes",
+    type=click.IntRange(min=0),
+    default=DEFAULT_MIN_FREE_BYTES,
+    help="No file is taken that would leave less of the disk.",
+)
+@click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"], case_sensitive=False),
     default="info",
@@ -66,10 +93,13 @@ def main(  # noqa: PLR0913 - click hands every option over as an argument
     host: str,
     port: int,
     data_dir: Path,
+    database_url: str | None,
     public_url: str | None,
     heartbeat_timeout: float,
+    lost_after: float,
     redelivery_after: float,
     max_upload_bytes: int,
+    min_free_bytes: int,
     log_level: str,
 ) -> None:
     """Serve the reference orchestrator.
@@ -94,9 +124,12 @@ def main(  # noqa: PLR0913 - click hands every option over as an argument
             data_dir=data_dir,
             admin_key=credentials.admin_key,
             registration_token=credentials.registration_token,
+            database_url=database_url,
             heartbeat_timeout_s=heartbeat_timeout,
+            lost_after_s=lost_after,
             redelivery_after_s=redelivery_after,
             max_upload_bytes=max_upload_bytes,
+            min_free_bytes=min_free_bytes,
             public_url=public_url,
         )
         listener = bind(host, port)

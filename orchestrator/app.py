@@ -3,23 +3,45 @@
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import cache
+from http import HTTPStatus
 from typing import Any
 
+import anyio
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as DatabaseTimeout
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
+from starlette.routing import compile_path
 
-from orchestrator import __version__, files, logs, nodes, pending, status, system, tasks
+from orchestrator import (
+    __version__,
+    files,
+    keys,
+    logs,
+    nodes,
+    pending,
+    statistics,
+    status,
+    system,
+    tasks,
+)
+from orchestrator.announcing import Announcer, ThroughPostgresql, WithinProcess
 from orchestrator.body_limit import BodyLimit
+from orchestrator.character_zero import CharacterZero
+from orchestrator.contract import schema_of
 from orchestrator.database import Database
 from orchestrator.errors import ConfigurationError, Refused
+from orchestrator.json_bodies import JsonBodies
 from orchestrator.services import Services
 from orchestrator.settings import Settings
+from orchestrator.storage import prepare_folder
+from orchestrator.sweeper import sweep
+from orchestrator.throttle import Throttle
 from orchestrator.waiters import Waiters
-
-DATABASE_NAME = "orchestrator.db"
 
 _SENTENCES = {404: "there is no such path", 405: "the path does not take this method"}
 
@@ -32,24 +54,33 @@ def create_app(settings: Settings) -> FastAPI:
     Raises ConfigurationError when the data folder cannot be used.
     """
     try:
-        files.prepare_folder(settings.data_dir)
+        prepare_folder(settings.data_dir)
     except OSError as error:
         reason = error.strerror
         raise ConfigurationError(f"cannot use data folder {settings.data_dir}: {reason}") from error
-    services = Services(settings, Database(settings.data_dir / DATABASE_NAME), Waiters())
+    services = _services(settings)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        yield
+        async with anyio.create_task_group() as background:
+            background.start_soon(services.announcer.listen)
+            background.start_soon(sweep, services)
+            yield
+            background.cancel_scope.cancel()
         services.database.close()
 
     app = FastAPI(
-        title="Victoria reference orchestrator",
         version=__version__,
+        generate_unique_id_function=lambda route: route.name,
         lifespan=lifespan,
         redirect_slashes=False,
+        # Theirs come from elsewhere on the net; ours is in `documentation`.
+        docs_url=None,
+        redoc_url=None,
     )
     app.state.services = services
+    # FastAPI's way to a schema of one's own: it is made when it is first asked for, and kept.
+    app.openapi = cache(lambda: schema_of(app))  # type: ignore[method-assign]
     app.add_middleware(
         BodyLimit,
         limits={
@@ -57,27 +88,58 @@ def create_app(settings: Settings) -> FastAPI:
             "/upload": settings.max_upload_bytes + files.MULTIPART_OVERHEAD_BYTES,
         },
     )
+    app.add_middleware(CharacterZero)
+    app.add_middleware(JsonBodies)
     # pending comes before tasks: /tasks/pending is not the task named "pending".
-    for module in (system, nodes, pending, tasks, files, status, logs):
+    for module in (system, nodes, pending, tasks, files, status, logs, keys, statistics):
         app.include_router(module.router)
     app.add_exception_handler(Refused, _answer_refusal)
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_exception_handler(RequestValidationError, _answer_invalid)
     app.add_exception_handler(ClientDisconnect, _answer_nobody)
+    for trouble in (OperationalError, InterfaceError, DatabaseTimeout):
+        app.add_exception_handler(trouble, _answer_no_database)
     app.add_exception_handler(Exception, _answer_defect)
     return app
 
 
+def _services(settings: Settings) -> Services:
+    database = Database(settings.data_dir, settings.database_url)
+    waiters = Waiters()
+    announcer: Announcer = WithinProcess(waiters)
+    if database.url is not None:
+        announcer = ThroughPostgresql(database.url, waiters)
+    return Services(settings, database, waiters, announcer, Throttle(settings.failures_per_minute))
+
+
 async def _answer_refusal(_: Request, error: Exception) -> JSONResponse:
-    code = error.status_code if isinstance(error, Refused) else Refused.status_code
-    return JSONResponse({"detail": str(error)}, code)
+    if not isinstance(error, Refused):
+        raise error
+    return JSONResponse({"detail": str(error)}, error.status_code, headers=error.headers)
 
 
-async def _answer_http_error(_: Request, error: Exception) -> JSONResponse:
+async def _answer_no_database(_: Request, error: Exception) -> JSONResponse:
+    log.error("the database does not answer: %s", str(getattr(error, "orig", error)).strip())
+    detail = "the database does not answer: try again"
+    return JSONResponse({"detail": detail}, 503, headers={"Retry-After": "1"})
+
+
+async def _answer_http_error(request: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, HTTPException):
         raise error
     detail = _SENTENCES.get(error.status_code, error.detail)
-    return JSONResponse({"detail": detail}, error.status_code, headers=error.headers)
+    headers = error.headers
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        headers = {"Allow": ", ".join(_methods_of(request))}
+    return JSONResponse({"detail": detail}, error.status_code, headers=headers)
+
+
+def _methods_of(request: Request) -> list[str]:
+    # Starlette names those of one handler only. A path belongs to the first template that fits it.
+    for template, operations in request.app.openapi()["paths"].items():
+        if compile_path(template)[0].match(request.url.path):
+            return sorted(method.upper() for method in operations)
+    return ["GET"]
 
 
 async def _answer_invalid(_: Request, error: Exception) -> JSONResponse:

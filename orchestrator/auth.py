@@ -1,82 +1,172 @@
-"""Who calls: the admin, a node, or someone who holds the registration token.
+"""Who calls: the admin, a scoped key, a node, or someone who holds the registration token.
 
-A key is looked up by its SHA-256 and compared in constant time; the key itself is stored nowhere.
+Keys are looked up by their SHA-256 and compared in constant time; no key itself is stored. Each
+call by the admin or a scoped key is written into the audit before it is carried out.
 """
 
-import hashlib
 import hmac
-import secrets
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Annotated
 
-from fastapi import Depends, Security
+from fastapi import Depends, Request, Security
 from fastapi.security import APIKeyHeader
-from sqlalchemy import select
+from sqlalchemy import or_, select
 
-from orchestrator.errors import Disabled, NotAllowed, Unauthenticated
-from orchestrator.schema import Node
+from orchestrator import audit
+from orchestrator.clock import utc_now
+from orchestrator.errors import Disabled, NotAllowed, Refused, TooMany, Unauthenticated
+from orchestrator.hashing import is_same, key_hash
+from orchestrator.rate import pay
+from orchestrator.roles import PERMISSIONS, Permission, Role
+from orchestrator.schema import ApiKey, Node
 from orchestrator.services import Services, ServicesParam
 from orchestrator.targeting import NodeIdentity
 
-_API_KEY = APIKeyHeader(name="X-API-Key", scheme_name="ApiKey", auto_error=False)
+ADMIN_ID = "admin"
+"""What stands where a scoped key's id would, when the admin key was used."""
+
+_API_KEY = APIKeyHeader(
+    name="X-API-Key",
+    scheme_name="ApiKey",
+    description="A node's key, the admin key, or a scoped key.",
+    auto_error=False,
+)
 _REGISTRATION_TOKEN = APIKeyHeader(
-    name="X-Registration-Token", scheme_name="RegistrationToken", auto_error=False
+    name="X-Registration-Token",
+    scheme_name="RegistrationToken",
+    description="What the operator gives to hosts that may register as nodes.",
+    auto_error=False,
 )
 
+_KeyHeader = Annotated[str | None, Security(_API_KEY)]
 
-def new_secret() -> str:
-    """Make a secret that fits a header and a shell variable."""
-    return secrets.token_urlsafe(32)
+log = logging.getLogger(__name__)
 
 
-def key_hash(key: str) -> str:
-    """Give what is stored of a key. Keys are random, so a fast hash does."""
-    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
+@dataclass(frozen=True)
+class Caller:
+    """Someone who may do more than a node: the admin, or whoever holds a scoped key."""
+
+    key_id: str
+    role: Role
+    allowed_node_patterns: tuple[str, ...]
+    client: str
+    """The address that the call came from."""
+
+    @property
+    def owner(self) -> str | None:
+        """Whose tasks and files are there for this caller; None means everybody's."""
+        return None if self.role is Role.ADMIN else self.key_id
+
+
+def allowed_to(permission: Permission) -> Callable[..., Caller]:
+    """Make a dependency that lets the admin in, and scoped keys whose role permits this."""
+
+    def require(services: ServicesParam, request: Request, key: _KeyHeader) -> Caller:
+        client = _address(request)
+        now = utc_now()
+        found = _identify(services, key, client, now)
+        if isinstance(found, NodeIdentity):
+            raise NotAllowed("a node key may not do this")
+        detail = f"{request.method} {request.url.path}"
+        refusal = _record_use(services, found, permission, detail, now)
+        if refusal is not None:
+            raise refusal
+        return found
+
+    return require
+
+
+def _require_node(services: ServicesParam, request: Request, key: _KeyHeader) -> NodeIdentity:
+    found = _identify(services, key, _address(request), utc_now())
+    if isinstance(found, NodeIdentity):
+        return found
+    raise NotAllowed("only a node may do this")
 
 
 def _require_registration_token(
-    services: ServicesParam, token: Annotated[str | None, Security(_REGISTRATION_TOKEN)]
+    services: ServicesParam,
+    request: Request,
+    token: Annotated[str | None, Security(_REGISTRATION_TOKEN)],
 ) -> None:
     expected = services.settings.registration_token
     if expected is None:
         raise Disabled("registration is disabled")
     if token is None:
         raise Unauthenticated("X-Registration-Token is missing")
-    if not _same(token, expected):
-        raise Unauthenticated("invalid registration token")
-
-
-def _require_admin(services: ServicesParam, key: Annotated[str | None, Security(_API_KEY)]) -> None:
-    if key is not None and _same(key, services.settings.admin_key):
-        return
-    _find_node(services, key)
-    raise NotAllowed("a node key may not do this")
-
-
-def _require_node(
-    services: ServicesParam, key: Annotated[str | None, Security(_API_KEY)]
-) -> NodeIdentity:
-    if key is not None and _same(key, services.settings.admin_key):
-        raise NotAllowed("only a node may do this")
-    return _find_node(services, key)
-
-
-def _find_node(services: Services, key: str | None) -> NodeIdentity:
-    if key is None:
-        raise Unauthenticated("X-API-Key is missing")
-    wanted = key_hash(key)
-    with services.database.reading() as session:
-        node = session.scalars(select(Node).where(Node.api_key_hash == wanted)).one_or_none()
-    if node is None or not hmac.compare_digest(node.api_key_hash, wanted):
-        raise Unauthenticated("X-API-Key is not known here")
-    return node.identity
-
-
-def _same(given: str, expected: str) -> bool:
-    return hmac.compare_digest(key_hash(given), key_hash(expected))
+    _compare(services, token, expected, _address(request), "invalid registration token")
 
 
 NodeParam = Annotated[NodeIdentity, Depends(_require_node)]
 """A handler's parameter that receives the node whose key the call carries."""
 
 REGISTRATION_TOKEN_REQUIRED = Depends(_require_registration_token)
-ADMIN_REQUIRED = Depends(_require_admin)
+
+
+def _identify(
+    services: Services, key: str | None, client: str, now: datetime
+) -> NodeIdentity | Caller:
+    if key is None:
+        raise Unauthenticated("X-API-Key is missing")
+    wanted = key_hash(key)
+    with services.database.reading() as session:
+        node = session.scalars(select(Node).where(Node.api_key_hash == wanted)).one_or_none()
+        scoped = session.scalars(
+            select(ApiKey).where(or_(ApiKey.key_hash == wanted, ApiKey.previous_hash == wanted))
+        ).first()
+    if node is not None and hmac.compare_digest(node.api_key_hash, wanted):
+        return node.identity
+    if scoped is not None:
+        _check_still_holds(scoped, wanted, now)
+        return Caller(scoped.id, scoped.role, tuple(scoped.allowed_node_patterns), client)
+    _compare(services, key, services.settings.admin_key, client, "X-API-Key is not known here")
+    return Caller(ADMIN_ID, Role.ADMIN, ("*",), client)
+
+
+def _check_still_holds(key: ApiKey, wanted: str, now: datetime) -> None:
+    if not key.enabled:
+        raise Unauthenticated("the key has been revoked")
+    if key.expires_at is not None and key.expires_at <= now:
+        raise Unauthenticated("the key has expired")
+    if hmac.compare_digest(key.key_hash, wanted):
+        return
+    if key.previous_until is None or key.previous_until <= now:
+        raise Unauthenticated("the key has been rotated: use the new one")
+
+
+def _compare(services: Services, given: str, expected: str, client: str, sentence: str) -> None:
+    now = utc_now()
+    services.throttle.check(client, now)
+    if is_same(given, expected):
+        return
+    services.throttle.note_failure(client, now)
+    log.warning("a wrong credential was shown client=%s", client)
+    raise Unauthenticated(sentence)
+
+
+def _record_use(
+    services: Services, caller: Caller, permission: Permission, detail: str, now: datetime
+) -> Refused | None:
+    refusal: Refused | None = None
+    with services.database.writing() as session:
+        # By id: a row that is gone by now has nothing to limit it, and its key was good just now.
+        key = session.get(ApiKey, caller.key_id, with_for_update=True)
+        if key is not None and key.rate_limit is not None:
+            key.paid_until, wait = pay(key.paid_until, now, key.rate_limit)
+            if wait is not None:
+                return TooMany(f"the key is limited to {key.rate_limit} calls a minute", wait)
+        action = permission.value
+        if permission not in PERMISSIONS[caller.role]:
+            action = f"denied {action}"
+            refusal = NotAllowed(f"a key with the role {caller.role.value} may not do this")
+        audit.record(
+            session, now, key_id=caller.key_id, action=action, detail=detail, client=caller.client
+        )
+    return refusal
+
+
+def _address(request: Request) -> str:
+    return "" if request.client is None else request.client.host

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from orchestrator.auth import new_secret
 from orchestrator.errors import ConfigurationError
+from orchestrator.hashing import new_secret
 
 TOKEN_VARIABLE = "REGISTRATION_TOKEN"  # noqa: S105 - a variable's name, not a secret
 ADMIN_KEY_VARIABLE = "ADMIN_API_KEY"

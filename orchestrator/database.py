@@ -1,22 +1,31 @@
-"""Transactions, either for reading or for writing.
+"""Transactions, either for reading or for writing, on SQLite or on PostgreSQL.
 
-A writing transaction takes SQLite's write lock when it begins, so that what it reads cannot change
-before it writes. Within the process writers queue at a lock of our own: SQLite's waiting is by
-sleeping and asking again, which is slow and unfair.
+On SQLite a writing transaction takes the write lock when it begins, so that what it reads cannot
+change before it writes. Within the process writers queue at a lock of our own: SQLite's waiting is
+by sleeping and asking again, which is slow and unfair.
+
+On PostgreSQL writers run side by side. Whoever changes a row on account of what it says has to
+read it with `with_for_update()`, which SQLite passes over. Rows are locked in one order: keys,
+nodes, tasks, files.
 """
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, create_engine, event
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
 from orchestrator.errors import ConfigurationError
-from orchestrator.schema import Base
+from orchestrator.migrate import migrate
+
+DATABASE_NAME = "orchestrator.db"
+CONNECTIONS = 10
+"""How many connections one process has at most, where a server has to share them out."""
 
 _BUSY_TIMEOUT_S = 30
 _PRAGMAS = (
@@ -24,50 +33,108 @@ _PRAGMAS = (
     "PRAGMA synchronous=FULL",
     "PRAGMA foreign_keys=ON",
 )
+_POSTGRESQL_OPTIONS = {
+    "connect_timeout": 10,
+    "application_name": "victoria-orchestrator",
+    # A process whose machine is gone must not hold its locks for hours.
+    "keepalives_idle": 30,
+    "options": "-c lock_timeout=30s -c statement_timeout=120s"
+    " -c idle_in_transaction_session_timeout=120s",
+}
 
 
 class Database:
     """The one way to the tables."""
 
-    def __init__(self, path: Path) -> None:
-        """Open the database file, creating it and its tables as needed.
+    def __init__(self, data_dir: Path, url: str | None = None) -> None:
+        """Open the database and bring its tables up to date; without a URL it is a SQLite file.
 
         Raises ConfigurationError when that cannot be done.
         """
-        self._engine = create_engine(
-            f"sqlite:///{path}",
-            connect_args={"timeout": _BUSY_TIMEOUT_S, "check_same_thread": False},
-            pool_size=10,
-            max_overflow=30,
-            # An error's text must not show what was being stored.
-            hide_parameters=True,
-        )
-        event.listen(self._engine, "connect", _prepare_connection)
-        event.listen(self._engine, "begin", _begin)
-        self._writing_engine = self._engine.execution_options(writes=True)
-        self._write_lock = threading.Lock()
+        self.url = None if url is None else postgresql_url(url)
+        """None when it is SQLite."""
+        self._write_lock: AbstractContextManager[object]
+        self._writing_engine: Engine
+        if self.url is None:
+            self._engine = _sqlite(data_dir / DATABASE_NAME)
+            self._reading_engine: Engine = self._engine
+            self._writing_engine = self._engine.execution_options(writes=True)
+            self._write_lock = threading.Lock()
+        else:
+            self._engine = _postgresql(self.url)
+            self._reading_engine = self._engine.execution_options(
+                isolation_level="REPEATABLE READ", postgresql_readonly=True
+            )
+            self._writing_engine = self._engine
+            self._write_lock = nullcontext()
+        self._writes = sessionmaker(self._writing_engine, expire_on_commit=False)
         try:
-            Base.metadata.create_all(self._writing_engine)
+            migrate(self._writing_engine)
         except SQLAlchemyError as error:
-            reason = getattr(error, "orig", None) or error
-            raise ConfigurationError(f"cannot open database {path}: {reason}") from error
+            self.close()
+            reason = str(getattr(error, "orig", None) or error).strip()
+            place = data_dir / DATABASE_NAME if self.url is None else self.url.render_as_string()
+            raise ConfigurationError(f"cannot open database {place}: {reason}") from error
+        except ConfigurationError:
+            self.close()
+            raise
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
         """Give one consistent view; what is changed in it is forgotten."""
-        with Session(self._engine, expire_on_commit=False, autoflush=False) as session:
+        with Session(self._reading_engine, expire_on_commit=False, autoflush=False) as session:
             yield session
 
     @contextmanager
     def writing(self) -> Iterator[Session]:
         """Give one transaction; it is committed at the end and rolled back on an error."""
-        begun = sessionmaker(self._writing_engine, expire_on_commit=False).begin
-        with self._write_lock, begun() as session:
+        with self._write_lock, self._writes.begin() as session:
             yield session
 
     def close(self) -> None:
         """Close every connection."""
         self._engine.dispose()
+
+
+def postgresql_url(text: str) -> URL:
+    """Read the URL of a PostgreSQL database. Raises ConfigurationError, without repeating it."""
+    try:
+        url = make_url(text)
+    except ArgumentError:
+        raise ConfigurationError(
+            "cannot read the database URL: write it as postgresql://USER:PASSWORD@HOST/NAME"
+        ) from None
+    if url.drivername not in {"postgresql", "postgres", "postgresql+psycopg"}:
+        raise ConfigurationError(
+            f"cannot use a database of kind {url.drivername}: give a postgresql:// URL,"
+            " or none for SQLite"
+        )
+    return url.set(drivername="postgresql+psycopg")
+
+
+def _sqlite(path: Path) -> Engine:
+    engine = create_engine(
+        f"sqlite:///{path}",
+        connect_args={"timeout": _BUSY_TIMEOUT_S, "check_same_thread": False},
+        pool_size=10,
+        max_overflow=30,
+        # An error's text must not show what was being stored.
+        hide_parameters=True,
+    )
+    event.listen(engine, "connect", _prepare_connection)
+    event.listen(engine, "begin", _begin)
+    return engine
+
+
+def _postgresql(url: URL) -> Engine:
+    return create_engine(
+        url,
+        connect_args=_POSTGRESQL_OPTIONS,
+        pool_size=CONNECTIONS,
+        max_overflow=0,
+        pool_timeout=30,
+        hide_parameters=True,
+    )
 
 
 def _prepare_connection(connection: Any, _record: object) -> None:  # noqa: ANN401 - DBAPI has no type

@@ -3,16 +3,9 @@
 OrchestratorError
 ├── ConfigurationError      the server cannot start like this; the operator mends it
 └── Refused                 a call is answered with an error status and one sentence
-    ├── Unauthenticated     401
-    ├── NotAllowed          403
-    ├── NotFound            404
-    ├── Conflict            409
-    ├── TooLarge            413
-    ├── Invalid             422
-    ├── Disabled            503
-    └── OutOfSpace          507
 """
 
+from datetime import timedelta
 from typing import ClassVar
 
 
@@ -29,50 +22,55 @@ class Refused(OrchestratorError):
 
     status_code: ClassVar[int] = 400
 
+    def __init_subclass__(cls, *, status_code: int) -> None:
+        cls.status_code = status_code
 
-class Unauthenticated(Refused):
-    """The caller has shown no credential, or one that nobody knows."""
+    @property
+    def headers(self) -> dict[str, str]:
+        """What the answer's head says beside the status."""
+        return {}
 
-    status_code = 401
+
+class Unauthenticated(Refused, status_code=401):
+    """The caller has shown no credential, or one that does not hold."""
 
 
-class NotAllowed(Refused):
+class NotAllowed(Refused, status_code=403):
     """The caller is known and may not do this."""
 
-    status_code = 403
 
-
-class NotFound(Refused):
+class NotFound(Refused, status_code=404):
     """What the call names is not here, or not for this caller."""
 
-    status_code = 404
 
-
-class Conflict(Refused):
+class Conflict(Refused, status_code=409):
     """The thing is in a state in which this cannot be done."""
 
-    status_code = 409
 
-
-class TooLarge(Refused):
+class TooLarge(Refused, status_code=413):
     """The body is over its limit."""
 
-    status_code = 413
 
-
-class Invalid(Refused):
+class Invalid(Refused, status_code=422):
     """The body was understood and makes no sense."""
 
-    status_code = 422
+
+class TooMany(Refused, status_code=429):
+    """The caller asks too often; after `retry_after` it may again."""
+
+    def __init__(self, sentence: str, retry_after: timedelta) -> None:
+        super().__init__(sentence)
+        self.retry_after = retry_after
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Say in how many whole seconds the caller may come again."""
+        return {"Retry-After": str(max(1, -int(-self.retry_after.total_seconds() // 1)))}
 
 
-class Disabled(Refused):
+class Disabled(Refused, status_code=503):
     """The operator has switched this off."""
 
-    status_code = 503
 
-
-class OutOfSpace(Refused):
+class OutOfSpace(Refused, status_code=507):
     """The disk has no room for the file."""
-
-    status_code = 507

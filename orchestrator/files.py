@@ -1,42 +1,32 @@
-"""Files: in from the admin, out to the node that holds a task which names them.
+"""Files: in from whoever creates tasks, out to the node that holds a task which names them.
 
-The bytes lie in `DATA_DIR/files` under a random id. The name that a file gets in tasks is made of
-that id and what is harmless of the original name: it is unique, and nothing can climb by it.
+A file is its uploader's: nobody else can put it into a task. It goes with the last task that named
+it, or, if no task ever did, when it is old.
 """
 
-import errno
-import hashlib
-import os
-import re
-import unicodedata
 import uuid
-from contextlib import suppress
-from pathlib import Path
-from typing import BinaryIO
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import FileResponse
 
-from orchestrator.auth import ADMIN_REQUIRED, NodeParam
+from orchestrator.auth import Caller, NodeParam, allowed_to
 from orchestrator.clock import utc_now
-from orchestrator.errors import NotFound, OutOfSpace, TooLarge
+from orchestrator.errors import Invalid, NotFound
 from orchestrator.multipart import FilePart
 from orchestrator.problems import problems
+from orchestrator.roles import Permission
 from orchestrator.schema import File, Task, TaskFile
 from orchestrator.services import ServicesParam
 from orchestrator.states import HELD
+from orchestrator.storage import Incoming, harmless_name, stored_file
 from orchestrator.wire import UploadedFile
 
 MULTIPART_OVERHEAD_BYTES = 64 * 1024
 """What a body may be larger than the file in it."""
-
-_FOLDER = "files"
-_PARTIAL = ".partial"
-_WRITE_BYTES = 1024**2
-_MAX_NAME_BYTES = 180
-_MAX_SUFFIX_BYTES = 20
 
 router = APIRouter(tags=["files"])
 
@@ -58,15 +48,23 @@ _UPLOAD_SCHEMA = {
 
 @router.post(
     "/upload",
-    dependencies=[ADMIN_REQUIRED],
-    responses=problems(401, 403, 413, 422, 507),
+    responses=problems(401, 403, 413, 422, 429, 507),
     openapi_extra=_UPLOAD_SCHEMA,
 )
-async def upload_file(services: ServicesParam, request: Request) -> UploadedFile:
+async def upload_file(
+    services: ServicesParam,
+    caller: Annotated[Caller, Depends(allowed_to(Permission.UPLOAD_FILES))],
+    request: Request,
+) -> UploadedFile:
     """Store a file under a name of its own, never over another one."""
     part = FilePart(request.headers.get("content-type", ""))
     file_id = uuid.uuid4().hex
-    stored = _Incoming(services.settings.data_dir, file_id, services.settings.max_upload_bytes)
+    stored = Incoming(
+        services.settings.data_dir,
+        file_id,
+        limit_bytes=services.settings.max_upload_bytes,
+        min_free_bytes=services.settings.min_free_bytes,
+    )
     with stored:
         async for chunk in request.stream():
             stored.add(part.feed(chunk))
@@ -78,11 +76,11 @@ async def upload_file(services: ServicesParam, request: Request) -> UploadedFile
     file = File(
         id=file_id,
         filename=f"{file_id[:12]}-{harmless_name(original_name)}",
-        original_name=original_name,
+        original_name=original_name.replace("\0", ""),
         checksum=stored.checksum,
         size=stored.size,
         created_at=utc_now(),
-        created_by="admin",
+        created_by=caller.key_id,
     )
 
     def insert() -> UploadedFile:
@@ -93,7 +91,19 @@ async def upload_file(services: ServicesParam, request: Request) -> UploadedFile
     return await run_in_threadpool(insert)
 
 
-@router.get("/files/{filename}", responses=problems(401, 403, 404), response_class=FileResponse)
+_BYTES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The file's bytes.",
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
+
+
+@router.get(
+    "/files/{filename}",
+    responses={**_BYTES, **problems(401, 403, 404)},
+    response_class=FileResponse,
+)
 def download_file(services: ServicesParam, node: NodeParam, filename: str) -> FileResponse:
     """Stream a file to the node that holds a task which names it; to others it does not exist."""
     with services.database.reading() as session:
@@ -109,7 +119,7 @@ def download_file(services: ServicesParam, node: NodeParam, filename: str) -> Fi
         ).first()
     if file_id is None:
         raise NotFound("there is no such file for this node")
-    path = services.settings.data_dir / _FOLDER / file_id
+    path = stored_file(services.settings.data_dir, file_id)
     if not path.is_file():
         raise NotFound("the file's bytes are gone from the server")
     return FileResponse(
@@ -120,77 +130,12 @@ def download_file(services: ServicesParam, node: NodeParam, filename: str) -> Fi
     )
 
 
-def prepare_folder(data_dir: Path) -> None:
-    """Make the folder for files, and clear it of uploads that a crash has cut short."""
-    folder = data_dir / _FOLDER
-    folder.mkdir(mode=0o700, exist_ok=True)
-    for partial in folder.glob(f"*{_PARTIAL}"):
-        partial.unlink(missing_ok=True)
-
-
-def harmless_name(original: str) -> str:
-    """Keep of a client's name what is safe as a file's name anywhere: no folder, no control."""
-    last = re.split(r"[/\\]", unicodedata.normalize("NFC", original))[-1]
-    kept = "".join(char for char in last if unicodedata.category(char)[0] != "C")
-    name = re.sub(r'[<>:"|?*]', "_", kept).strip(" .")
-    stem, dot, suffix = name.rpartition(".")
-    if not dot or len(suffix.encode()) > _MAX_SUFFIX_BYTES:
-        stem, dot, suffix = name, "", ""
-    short = stem.encode()[: _MAX_NAME_BYTES - _MAX_SUFFIX_BYTES].decode("utf-8", "ignore")
-    return f"{short}{dot}{suffix}" or "file"
-
-
-class _Incoming:
-    """A file on its way in; unless it is kept, nothing of it stays."""
-
-    def __init__(self, data_dir: Path, file_id: str, limit_bytes: int) -> None:
-        self._final = data_dir / _FOLDER / file_id
-        self._partial = self._final.with_name(file_id + _PARTIAL)
-        self._limit_bytes = limit_bytes
-        self._sink: BinaryIO | None = None
-        self._buffer = bytearray()
-        self._digest = hashlib.sha256()
-        self.size = 0
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *_: object) -> None:
-        if self._sink is not None:
-            self._sink.close()
-        with suppress(FileNotFoundError):
-            self._partial.unlink()
-
-    @property
-    def checksum(self) -> str:
-        return self._digest.hexdigest()
-
-    @property
-    def is_due(self) -> bool:
-        return len(self._buffer) >= _WRITE_BYTES
-
-    def add(self, content: bytes) -> None:
-        self.size += len(content)
-        if self.size > self._limit_bytes:
-            raise TooLarge(f"file is over the limit of {self._limit_bytes} bytes")
-        self._buffer += content
-
-    def write(self) -> None:
-        if self._sink is None:
-            self._sink = self._partial.open("xb")
-        try:
-            self._sink.write(self._buffer)
-        except OSError as error:
-            if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
-                raise
-            raise OutOfSpace("the server's disk has no room for the file") from error
-        self._digest.update(self._buffer)
-        self._buffer.clear()
-
-    def keep(self) -> None:
-        self.write()
-        if self._sink is None:
-            raise AssertionError("write() opens the sink")
-        self._sink.flush()
-        os.fsync(self._sink.fileno())
-        self._partial.rename(self._final)
+def require_file(session: Session, filename: str, caller: Caller) -> File:
+    """Find a file that this caller may put into a task, or raise Invalid; it stays until then."""
+    wanted = select(File).where(File.filename == filename)
+    if caller.owner is not None:
+        wanted = wanted.where(File.created_by == caller.owner)
+    file = session.scalars(wanted.with_for_update(read=True, key_share=True)).one_or_none()
+    if file is None:
+        raise Invalid("files: a name is not that of a file that was uploaded with this key")
+    return file

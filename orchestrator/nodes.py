@@ -4,25 +4,22 @@ import uuid
 from datetime import datetime, timedelta
 from typing import Annotated
 
-from fastapi import APIRouter, Body
+from fastapi import APIRouter, Body, Depends
 from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
-from starlette.concurrency import run_in_threadpool
 
-from orchestrator.auth import (
-    ADMIN_REQUIRED,
-    REGISTRATION_TOKEN_REQUIRED,
-    NodeParam,
-    key_hash,
-    new_secret,
-)
+from orchestrator.auth import REGISTRATION_TOKEN_REQUIRED, NodeParam, allowed_to
 from orchestrator.clock import utc_now
 from orchestrator.errors import NotAllowed, NotFound, Unauthenticated
+from orchestrator.hashing import key_hash, new_secret
+from orchestrator.leases import silent_before
 from orchestrator.problems import problems
+from orchestrator.roles import Permission
 from orchestrator.schema import Node, Task
 from orchestrator.services import Services, ServicesParam
 from orchestrator.states import NodeStatus, TaskStatus
-from orchestrator.tasks import give_up_tasks_of
+from orchestrator.steps import take_from
+from orchestrator.waiters import Call
 from orchestrator.wire import (
     Heartbeat,
     HeartbeatAnswer,
@@ -35,11 +32,13 @@ from orchestrator.wire import (
 _UNCONFIRMED_CANCEL_FOR = timedelta(days=1)
 """How long a cancelled task is told to a node that neither holds nor confirms it."""
 
+_READING = Depends(allowed_to(Permission.READ_NODES))
+
 router = APIRouter(tags=["nodes"])
 
 
 @router.post(
-    "/register", dependencies=[REGISTRATION_TOKEN_REQUIRED], responses=problems(401, 422, 503)
+    "/register", dependencies=[REGISTRATION_TOKEN_REQUIRED], responses=problems(401, 422, 429, 503)
 )
 def register(services: ServicesParam, registration: Registration) -> RegisteredNode:
     """Register a node and show it its key, this once. The same name again is another node."""
@@ -73,7 +72,7 @@ def record_heartbeat(
         raise NotAllowed("node_id is not the node of this key")
     now = utc_now()
     with services.database.writing() as session:
-        node = session.get(Node, caller.id)
+        node = session.get(Node, caller.id, with_for_update=True)
         if node is None:
             raise Unauthenticated("the node is no longer registered")
         node.status = heartbeat.status
@@ -85,7 +84,7 @@ def record_heartbeat(
     return HeartbeatAnswer(**view.model_dump(), cancelled_task_ids=cancelled)
 
 
-@router.get("/nodes", dependencies=[ADMIN_REQUIRED], responses=problems(401, 403))
+@router.get("/nodes", dependencies=[_READING], responses=problems(401, 403, 429))
 def list_nodes(services: ServicesParam) -> list[NodeView]:
     """List every registered node, the oldest first."""
     now = utc_now()
@@ -94,30 +93,32 @@ def list_nodes(services: ServicesParam) -> list[NodeView]:
         return [_view(services, node, now) for node in nodes]
 
 
-@router.get("/nodes/{node_id}", dependencies=[ADMIN_REQUIRED], responses=problems(401, 403, 404))
+@router.get("/nodes/{node_id}", dependencies=[_READING], responses=problems(401, 403, 404, 429))
 def get_node(services: ServicesParam, node_id: str) -> NodeView:
     """Show one node."""
     with services.database.reading() as session:
         return _view(services, _require(session, node_id), utc_now())
 
 
-@router.delete("/nodes/{node_id}", dependencies=[ADMIN_REQUIRED], responses=problems(401, 403, 404))
-async def remove_node(services: ServicesParam, node_id: str) -> NodeRemoved:
+@router.delete(
+    "/nodes/{node_id}",
+    dependencies=[Depends(allowed_to(Permission.REMOVE_NODES))],
+    responses=problems(401, 403, 404, 429),
+)
+def remove_node(services: ServicesParam, node_id: str) -> NodeRemoved:
     """Forget a node: its key ends, what it has not started goes back, what it runs is lost."""
-    await run_in_threadpool(_remove, services, node_id)
-    services.waiters.wake_all()
+    with services.database.writing() as session:
+        node = _require(session, node_id, to_change=True)
+        for task in take_from(session, node.id, utc_now()):
+            services.announcer.announce(session, Call(task.id, task.target))
+        session.delete(node)
+        # Its held request has to end.
+        services.announcer.announce(session, None)
     return NodeRemoved(node_id=node_id)
 
 
-def _remove(services: Services, node_id: str) -> None:
-    with services.database.writing() as session:
-        node = _require(session, node_id)
-        give_up_tasks_of(session, node.id, utc_now())
-        session.delete(node)
-
-
-def _require(session: Session, node_id: str) -> Node:
-    node = session.get(Node, node_id)
+def _require(session: Session, node_id: str, *, to_change: bool = False) -> Node:
+    node = session.get(Node, node_id, with_for_update=to_change or None)
     if node is None:
         raise NotFound("there is no such node")
     return node
@@ -125,7 +126,7 @@ def _require(session: Session, node_id: str) -> Node:
 
 def _view(services: Services, node: Node, now: datetime) -> NodeView:
     view = NodeView.model_validate(node)
-    if node.last_heartbeat >= now - timedelta(seconds=services.settings.heartbeat_timeout_s):
+    if node.last_heartbeat >= silent_before(services.settings, now):
         return view
     return view.model_copy(update={"status": NodeStatus.OFFLINE})
 

@@ -2,7 +2,7 @@
 
 import re
 import time
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request, Response
 from starlette.concurrency import run_in_threadpool
@@ -21,13 +21,33 @@ _WAIT = re.compile(r'\s*wait\s*=\s*"?([0-9]{1,9})"?\s*', re.IGNORECASE)
 router = APIRouter(tags=["tasks"])
 
 
-@router.get("/tasks/pending", responses=problems(401, 403))
+_ANSWER: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "An assignment, or null when there is no work.",
+        "headers": {
+            "Preference-Applied": {
+                "description": "How long the server would have waited: it knows `Prefer: wait`.",
+                "schema": {"type": "string", "examples": ["wait=25"]},
+            }
+        },
+    }
+}
+
+
+@router.get("/tasks/pending", responses={**_ANSWER, **problems(401, 403)})
 async def next_task(
     services: ServicesParam,
     node: NodeParam,
     request: Request,
     response: Response,
-    prefer: Annotated[list[str] | None, Header()] = None,
+    prefer: Annotated[
+        list[str] | None,
+        Header(
+            description="`wait=25` holds the request for up to 25 seconds until there is work; 60"
+            " is the most. What cannot be read is passed over.",
+            examples=[["wait=25"]],
+        ),
+    ] = None,
 ) -> Assignment | None:
     """Give the node its next assignment, or null; wait for one as long as the node prefers."""
     wait_s = preferred_wait_s(prefer or [])
@@ -57,8 +77,6 @@ async def _claim_within(
             claim = await run_in_threadpool(
                 claim_next, services.database, services.settings, node.id
             )
-            if claim.put_back:
-                services.waiters.wake_all()
             bell.settle(heard, None if claim.task is None else claim.task.id)
             left_s = deadline - time.monotonic()
             if claim.task is not None or left_s <= 0:

@@ -1,19 +1,31 @@
 """The tables.
 
-Nothing here is SQLite's own: the same tables are to serve PostgreSQL. A task's `number` orders
-tasks that came in the same instant. Node ids in tasks are no foreign keys, since a node can be
-removed and its finished tasks stay.
+The same ones serve SQLite and PostgreSQL; `migrations` makes them, and a test holds it to this. A
+task's `number` orders tasks that came in the same instant. Node ids in tasks are no foreign keys,
+since a node can be removed and its finished tasks stay.
 """
 
 from datetime import datetime, timezone
 from enum import Enum as PythonEnum
 from typing import Any, ClassVar
 
-from sqlalchemy import JSON, BigInteger, DateTime, Enum, ForeignKey, Index, Integer, String, Text
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    DateTime,
+    Enum,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    String,
+    Text,
+)
 from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 from sqlalchemy.types import TypeDecorator
 
+from orchestrator.roles import Role
 from orchestrator.states import NodeStatus, TaskStatus
 from orchestrator.targeting import NodeIdentity, Target
 
@@ -48,6 +60,7 @@ class Base(DeclarativeBase):
         list[str]: JSON(none_as_null=True),
         TaskStatus: Enum(TaskStatus, native_enum=False, length=16, values_callable=_enum_values),
         NodeStatus: Enum(NodeStatus, native_enum=False, length=16, values_callable=_enum_values),
+        Role: Enum(Role, native_enum=False, length=16, values_callable=_enum_values),
     }
 
 
@@ -64,7 +77,7 @@ class Node(Base):
     capabilities: Mapped[list[str]]
     tags: Mapped[dict[str, str]]
     status: Mapped[NodeStatus]
-    last_heartbeat: Mapped[datetime] = mapped_column(index=True)
+    last_heartbeat: Mapped[datetime]
     current_task_id: Mapped[str | None] = mapped_column(Text)
     held_task_ids: Mapped[list[str]]
     """The tasks that the last heartbeat said the node has in hand."""
@@ -100,6 +113,8 @@ class Task(Base):
     crush_session_id: Mapped[str | None] = mapped_column(Text)
     created_at: Mapped[datetime]
     started_at: Mapped[datetime | None]
+    overdue_at: Mapped[datetime | None]
+    """When its time limit is over; None until it runs."""
     completed_at: Mapped[datetime | None]
     result: Mapped[str | None] = mapped_column(Text)
     error_message: Mapped[str | None] = mapped_column(Text)
@@ -117,6 +132,9 @@ class Task(Base):
     __table_args__ = (
         Index("ix_tasks_queue", "status", "priority", "number"),
         Index("ix_tasks_node", "assigned_node_id", "status"),
+        Index("ix_tasks_due", "status", "scheduled_for"),
+        Index("ix_tasks_overdue", "status", "overdue_at"),
+        Index("ix_tasks_completed", "completed_at"),
     )
 
     @property
@@ -167,7 +185,7 @@ class StatusEntry(Base):
     task_number: Mapped[int] = mapped_column(ForeignKey("tasks.number"), index=True)
     status: Mapped[TaskStatus]
     message: Mapped[str | None] = mapped_column(Text)
-    progress: Mapped[float | None]
+    progress: Mapped[float | None] = mapped_column(Float)
     timestamp: Mapped[datetime]
 
 
@@ -179,3 +197,43 @@ class Log(Base):
     task_number: Mapped[int] = mapped_column(ForeignKey("tasks.number"), primary_key=True)
     session: Mapped[str] = mapped_column(Text)
     received_at: Mapped[datetime]
+
+
+class ApiKey(Base):
+    """A scoped key. Of the key itself only the hash is kept, and its first characters."""
+
+    __tablename__ = "api_keys"
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    name: Mapped[str] = mapped_column(Text)
+    description: Mapped[str] = mapped_column(Text)
+    prefix: Mapped[str] = mapped_column(String(16))
+    key_hash: Mapped[str] = mapped_column(String(64), unique=True)
+    previous_hash: Mapped[str | None] = mapped_column(String(64), unique=True)
+    previous_until: Mapped[datetime | None]
+    """How long the key from before the last rotation still holds."""
+    allowed_node_patterns: Mapped[list[str]]
+    role: Mapped[Role]
+    rate_limit: Mapped[int | None]
+    """Calls a minute; None does not limit."""
+    paid_until: Mapped[datetime | None]
+    """Up to when the calls so far use up the rate; see `rate`."""
+    created_at: Mapped[datetime]
+    rotated_at: Mapped[datetime | None]
+    expires_at: Mapped[datetime | None]
+    enabled: Mapped[bool]
+
+
+class AuditEntry(Base):
+    """A use of the admin key or a scoped one, or a change to a key."""
+
+    __tablename__ = "key_audit"
+
+    number: Mapped[int] = mapped_column(
+        BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True
+    )
+    timestamp: Mapped[datetime] = mapped_column(index=True)
+    key_id: Mapped[str] = mapped_column(Text)
+    action: Mapped[str] = mapped_column(Text)
+    detail: Mapped[str] = mapped_column(Text)
+    client: Mapped[str] = mapped_column(Text)

@@ -5,8 +5,10 @@ from typing import Annotated
 
 from fastapi import Depends, FastAPI, Request
 
+from orchestrator.announcing import Announcer
 from orchestrator.database import Database
 from orchestrator.settings import Settings
+from orchestrator.throttle import Throttle
 from orchestrator.waiters import Waiters
 
 
@@ -17,6 +19,8 @@ class Services:
     settings: Settings
     database: Database
     waiters: Waiters
+    announcer: Announcer
+    throttle: Throttle
 
 
 def services_of(app: FastAPI) -> Services:

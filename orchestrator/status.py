@@ -3,6 +3,7 @@
 from datetime import datetime
 
 from fastapi import APIRouter
+from sqlalchemy.orm import Session
 
 from orchestrator.auth import NodeParam
 from orchestrator.clock import utc_now
@@ -10,7 +11,7 @@ from orchestrator.problems import problems
 from orchestrator.schema import Task
 from orchestrator.services import ServicesParam
 from orchestrator.states import TaskStatus
-from orchestrator.tasks import record_step, require_task_of
+from orchestrator.steps import begin, end, move, require_task_of
 from orchestrator.wire import Report, ReportAnswer
 
 router = APIRouter(tags=["status"])
@@ -25,12 +26,12 @@ def report_status(services: ServicesParam, node: NodeParam, report: Report) -> R
         if report.status.is_final and task.node_ended_at is None:
             task.node_ended_at = now
         if task.status.may_become(report.status):
-            _apply(task, report, now)
+            _apply(session, task, report, now)
         return ReportAnswer(task_id=task.id, job_id=task.id, status=task.status)
 
 
-def _apply(task: Task, report: Report, now: datetime) -> None:
-    record_step(
+def _apply(session: Session, task: Task, report: Report, now: datetime) -> None:
+    move(
         task,
         report.status,
         report.timestamp or now,
@@ -39,10 +40,10 @@ def _apply(task: Task, report: Report, now: datetime) -> None:
     )
     task.crush_session_id = report.crush_session_id or task.crush_session_id
     if not report.status.is_final:
-        task.started_at = task.started_at or now
+        begin(task, now)
         return
-    task.completed_at = now
     if report.status is TaskStatus.SUCCESS:
         task.result = report.message
     else:
         task.error_message = report.message
+    end(session, task, now)

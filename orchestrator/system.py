@@ -5,9 +5,11 @@ from typing import Literal
 
 from fastapi import APIRouter
 from pydantic import BaseModel
+from sqlalchemy import select
 
 from orchestrator import __version__
 from orchestrator.clock import utc_now
+from orchestrator.services import ServicesParam
 
 router = APIRouter(tags=["system"])
 
@@ -21,6 +23,8 @@ class Health(BaseModel):
 
 
 @router.get("/health")
-async def get_health() -> Health:
-    """Answer whoever asks."""
+def get_health(services: ServicesParam) -> Health:
+    """Answer whoever asks, if the database answers."""
+    with services.database.reading() as session:
+        session.execute(select(1))
     return Health(version=__version__, timestamp=utc_now())

@@ -1,123 +1,50 @@
-"""Tasks: create, list, show, cancel; and the steps that other modules take with them."""
+"""Tasks as their owners see them: create, list, show, cancel, clean up."""
 
 import uuid
-from datetime import datetime
-from typing import Literal
+from datetime import timedelta
+from typing import Annotated, Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends, Query
 from sqlalchemy import select
-from sqlalchemy.orm import Session, selectinload
-from starlette.concurrency import run_in_threadpool
+from sqlalchemy.orm import Session
 
-from orchestrator.auth import ADMIN_REQUIRED
+from orchestrator.auth import Caller, allowed_to
+from orchestrator.cleanup import delete_old_tasks, delete_unused_files, unknown_files
 from orchestrator.clock import utc_now
-from orchestrator.errors import Conflict, Invalid, NotAllowed, NotFound
+from orchestrator.errors import NotAllowed
+from orchestrator.files import require_file
 from orchestrator.problems import problems
-from orchestrator.schema import File, StatusEntry, Task, TaskFile
-from orchestrator.services import Services, ServicesParam
-from orchestrator.states import HELD, TaskStatus
-from orchestrator.targeting import NodeIdentity
+from orchestrator.recurrence import next_time
+from orchestrator.roles import Permission
+from orchestrator.schema import Node, Task, TaskFile
+from orchestrator.services import ServicesParam
+from orchestrator.states import TaskStatus
+from orchestrator.steps import end, move, require_own_task
+from orchestrator.storage import stored_before, stored_file
+from orchestrator.targeting import name_matches
 from orchestrator.waiters import Call
-from orchestrator.wire import NewTask, TaskDetail, TaskView
+from orchestrator.wire import DEFAULT_TIMEOUT_S, CleanedUp, NewTask, TaskDetail, TaskView
 
-router = APIRouter(prefix="/tasks", tags=["tasks"], dependencies=[ADMIN_REQUIRED])
+router = APIRouter(prefix="/tasks", tags=["tasks"])
 
+_A_DAY = timedelta(days=1)
+"""No upload takes longer; bytes that are older and that the database lacks are a crash's."""
 
-@router.post("", responses=problems(401, 403, 422))
-async def create_task(services: ServicesParam, new: NewTask) -> TaskView:
-    """Queue a task and wake a node that waits for one like it."""
-    task = await run_in_threadpool(_create, services, new)
-    services.waiters.wake(Call(task.id, task.target))
-    return TaskView.model_validate(task)
-
-
-@router.get("", responses=problems(401, 403, 422))
-def list_tasks(
-    services: ServicesParam, status_filter: TaskStatus | Literal[""] | None = None
-) -> list[TaskView]:
-    """List tasks, the newest first."""
-    wanted = select(Task).order_by(Task.number.desc())
-    if status_filter:
-        wanted = wanted.where(Task.status == status_filter)
-    with services.database.reading() as session:
-        return [TaskView.model_validate(task) for task in session.scalars(wanted)]
+_Creator = Annotated[Caller, Depends(allowed_to(Permission.CREATE_TASKS))]
+_Reader = Annotated[Caller, Depends(allowed_to(Permission.READ_TASKS))]
+_Canceller = Annotated[Caller, Depends(allowed_to(Permission.CANCEL_TASKS))]
 
 
-@router.get("/{task_id}", responses=problems(401, 403, 404))
-def get_task(services: ServicesParam, task_id: str) -> TaskDetail:
-    """Show one task and the steps that it took."""
-    with services.database.reading() as session:
-        return TaskDetail.model_validate(require_task(session, task_id))
+@router.post("", responses=problems(401, 403, 422, 429))
+def create_task(services: ServicesParam, caller: _Creator, new: NewTask) -> TaskView:
+    """Queue a task and wake a node that waits for one like it.
 
-
-@router.delete("/{task_id}", responses=problems(401, 403, 404, 409))
-def cancel_task(services: ServicesParam, task_id: str) -> TaskView:
-    """Cancel a task that has not ended; its node learns it from its next call."""
+    A scoped key may name only nodes that its patterns allow, and only files that came with it.
+    """
     now = utc_now()
-    with services.database.writing() as session:
-        task = require_task(session, task_id)
-        if not task.status.may_become(TaskStatus.CANCELLED):
-            raise Conflict(f"cannot cancel task: it has already ended with {task.status.value}")
-        record_step(task, TaskStatus.CANCELLED, now)
-        task.completed_at = now
-        return TaskView.model_validate(task)
-
-
-def require_task(session: Session, task_id: str) -> Task:
-    """Find a task, or raise NotFound."""
-    task = session.scalars(
-        select(Task).where(Task.id == task_id).options(selectinload(Task.history))
-    ).one_or_none()
-    if task is None:
-        raise NotFound("there is no such task")
-    return task
-
-
-def require_task_of(session: Session, task_id: str, node: NodeIdentity) -> Task:
-    """Find a task that was given to this node, or raise NotFound or NotAllowed."""
-    task = require_task(session, task_id)
-    if task.assigned_node_id != node.id:
-        raise NotAllowed("the task is not in this node's hands")
-    return task
-
-
-def record_step(
-    task: Task,
-    status: TaskStatus,
-    timestamp: datetime,
-    *,
-    message: str | None = None,
-    progress: float | None = None,
-) -> None:
-    """Move a task on and write the step into its history; the caller has asked `may_become`."""
-    task.status = status
-    task.history.append(
-        StatusEntry(status=status, message=message, progress=progress, timestamp=timestamp)
-    )
-
-
-def put_back(task: Task, now: datetime, reason: str) -> None:
-    """Return an assigned task that its node has not started to the queue."""
-    task.assigned_node_id = None
-    task.offered_at = None
-    record_step(task, TaskStatus.PENDING, now, message=reason)
-
-
-def give_up_tasks_of(session: Session, node_id: str, now: datetime) -> None:
-    """Take its tasks from a node that is being removed: it can report no more."""
-    held = select(Task).where(Task.assigned_node_id == node_id, Task.status.in_(HELD))
-    for task in session.scalars(held):
-        if task.status.may_become(TaskStatus.PENDING):
-            put_back(task, now, "its node was removed before the task was started")
-            continue
-        reason = "lost: its node was removed while the task ran"
-        record_step(task, TaskStatus.ERROR, now, message=reason)
-        task.error_message = reason
-        task.completed_at = now
-
-
-def _create(services: Services, new: NewTask) -> Task:
-    now = utc_now()
+    due = new.scheduled_for
+    if new.recurrence and due is None:
+        due = next_time(new.recurrence, now)
     task = Task(
         id=str(uuid.uuid4()),
         prompt=new.prompt,
@@ -125,24 +52,94 @@ def _create(services: Services, new: NewTask) -> Task:
         target_node_name=new.target_node_name,
         target_tags=new.target_tags,
         priority=new.priority,
-        timeout_seconds=new.timeout_seconds,
-        scheduled_for=new.scheduled_for,
+        timeout_seconds=new.timeout_seconds or DEFAULT_TIMEOUT_S,
+        scheduled_for=due,
         recurrence=new.recurrence,
         created_at=now,
-        created_by="admin",
+        created_by=caller.key_id,
     )
-    record_step(task, TaskStatus.PENDING, now)
+    move(task, TaskStatus.PENDING, now)
     with services.database.writing() as session:
+        _check_may_target(session, caller, new)
         task.file_links = [
-            TaskFile(position=position, filename=_require_file(session, filename).filename)
+            TaskFile(position=position, filename=require_file(session, filename, caller).filename)
             for position, filename in enumerate(new.files or [])
         ]
         session.add(task)
-    return task
+        services.announcer.announce(session, Call(task.id, task.target))
+    return TaskView.model_validate(task)
 
 
-def _require_file(session: Session, filename: str) -> File:
-    file = session.scalars(select(File).where(File.filename == filename)).one_or_none()
-    if file is None:
-        raise Invalid("files: a name is not that of an uploaded file")
-    return file
+@router.get("", responses=problems(401, 403, 422, 429))
+def list_tasks(
+    services: ServicesParam,
+    caller: _Reader,
+    status_filter: TaskStatus | Literal[""] | None = None,
+    limit: Annotated[int | None, Query(ge=1, le=10_000)] = None,
+) -> list[TaskView]:
+    """List tasks, the newest first; a scoped key sees those that it created."""
+    wanted = select(Task).order_by(Task.number.desc()).limit(limit)
+    if status_filter:
+        wanted = wanted.where(Task.status == status_filter)
+    if caller.owner is not None:
+        wanted = wanted.where(Task.created_by == caller.owner)
+    with services.database.reading() as session:
+        return [TaskView.model_validate(task) for task in session.scalars(wanted)]
+
+
+@router.post(
+    "/cleanup",
+    dependencies=[Depends(allowed_to(Permission.CLEAN_UP_TASKS))],
+    responses=problems(401, 403, 422, 429),
+)
+def clean_up(
+    services: ServicesParam, days: Annotated[int, Query(ge=0, le=36_500)] = 7
+) -> CleanedUp:
+    """Delete tasks that ended so many days ago, with history and logs, and files no task needs."""
+    now = utc_now()
+    before = now - timedelta(days=days)
+    with services.database.writing() as session:
+        deleted_count = delete_old_tasks(session, before)
+        deleted_ids = delete_unused_files(session, before)
+    data_dir = services.settings.data_dir
+    with services.database.reading() as session:
+        unknown_ids = unknown_files(session, stored_before(data_dir, min(before, now - _A_DAY)))
+    for file_id in {*deleted_ids, *unknown_ids}:
+        stored_file(data_dir, file_id).unlink(missing_ok=True)
+    return CleanedUp(deleted_count=deleted_count)
+
+
+@router.get("/{task_id}", responses=problems(401, 403, 404, 429))
+def get_task(services: ServicesParam, caller: _Reader, task_id: str) -> TaskDetail:
+    """Show one task and the steps that it took."""
+    with services.database.reading() as session:
+        return TaskDetail.model_validate(require_own_task(session, task_id, caller.owner))
+
+
+@router.delete("/{task_id}", responses=problems(401, 403, 404, 409, 429))
+def cancel_task(services: ServicesParam, caller: _Canceller, task_id: str) -> TaskView:
+    """Cancel a task that has not ended; its node learns it from its next call.
+
+    A repeated task is not repeated any more.
+    """
+    now = utc_now()
+    with services.database.writing() as session:
+        task = require_own_task(session, task_id, caller.owner, to_change=True)
+        move(task, TaskStatus.CANCELLED, now)
+        end(session, task, now)
+        return TaskView.model_validate(task)
+
+
+def _check_may_target(session: Session, caller: Caller, new: NewTask) -> None:
+    patterns = caller.allowed_node_patterns
+    if "*" in patterns:
+        return
+    names = [] if new.target_node_name is None else [new.target_node_name]
+    node = session.get(Node, new.target_node_id) if new.target_node_id else None
+    if node is not None:
+        names.append(node.name)
+    # A pattern lies within another if that one matches it, its own `*` taken as any character.
+    if not any(name_matches(pattern, name) for pattern in patterns for name in names):
+        raise NotAllowed(
+            f"the key may target {', '.join(patterns)} only: give a target_node_name within that"
+        )

@@ -1,53 +1,37 @@
 """The bodies that go over the wire, field by field; what does not fit is refused with 422."""
 
 import json
-from datetime import datetime, timezone
+from datetime import datetime
 from typing import Annotated, Literal
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
-    BeforeValidator,
-    ConfigDict,
     Field,
     JsonValue,
     StringConstraints,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
 
+from orchestrator.fields import (
+    MAX_INT,
+    NUMBER,
+    WITH_SOMETHING_IN_IT,
+    Moment,
+    NonBlank,
+    RequestBody,
+    ShortText,
+    Text,
+    View,
+)
+from orchestrator.recurrence import check_expression
 from orchestrator.states import NodeStatus, TaskStatus
 
 DEFAULT_TIMEOUT_S = 3600
-_MAX_INT = 2**31 - 1
-"""The largest number that an integer column holds."""
-
-NonBlank = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
-ShortText = Annotated[str, StringConstraints(max_length=255)]
 
 
-def _in_utc(moment: datetime) -> datetime:
-    if moment.tzinfo is None:
-        return moment.replace(tzinfo=timezone.utc)
-    try:
-        return moment.astimezone(timezone.utc)
-    except OverflowError:
-        raise ValueError("the time is out of range") from None
-
-
-Moment = Annotated[datetime, AfterValidator(_in_utc)]
-"""A time; one without a zone is taken as UTC."""
-
-
-class _Request(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
-
-class _View(BaseModel):
-    model_config = ConfigDict(frozen=True, from_attributes=True)
-
-
-class _AboutTask(_Request):
+class _AboutTask(RequestBody):
     """Names its task as `job_id`, as `task_id`, or as both."""
 
     job_id: NonBlank | None = None
@@ -67,17 +51,17 @@ class _AboutTask(_Request):
         return self.job_id or self.task_id or ""
 
 
-class Registration(_Request):
+class Registration(RequestBody):
     """What a node says of itself once."""
 
-    hostname: Annotated[NonBlank, StringConstraints(max_length=255)]
-    os_type: Annotated[NonBlank, StringConstraints(max_length=255)]
+    hostname: NonBlank
+    os_type: NonBlank
     name: ShortText | None = None
-    capabilities: list[ShortText] = []
-    tags: dict[ShortText, ShortText] = {}
+    capabilities: Annotated[list[ShortText], Field(default_factory=list)]
+    tags: Annotated[dict[ShortText, ShortText], Field(default_factory=dict)]
 
 
-class Heartbeat(_Request):
+class Heartbeat(RequestBody):
     """A node's sign of life; `task_ids` is for nodes that run several tasks at once."""
 
     node_id: NonBlank
@@ -92,7 +76,7 @@ class Heartbeat(_Request):
         return list(dict.fromkeys([*current, *(self.task_ids or [])]))
 
 
-class NodeView(_View):
+class NodeView(View):
     """A node as others see it."""
 
     id: str
@@ -126,29 +110,34 @@ class NodeRemoved(BaseModel):
     node_id: str
 
 
-class NewTask(_Request):
+_CRON = {"type": "string", "format": "cron", "maxLength": 255}
+_UploadedName = Annotated[
+    ShortText, WithJsonSchema({"type": "string", "format": "uploaded-file", "maxLength": 255})
+]
+
+
+class NewTask(RequestBody):
     """A task to be created. A target that is null does not restrict."""
 
-    prompt: Annotated[str, StringConstraints(pattern=r"\S")]
+    prompt: Annotated[str, StringConstraints(pattern=WITH_SOMETHING_IN_IT)]
     target_node_id: ShortText | None = None
     target_node_name: ShortText | None = None
     target_tags: dict[ShortText, ShortText] | None = None
-    priority: Annotated[int, Field(ge=-_MAX_INT, le=_MAX_INT)] = 0
-    timeout_seconds: Annotated[
-        int,
-        Field(ge=1, le=_MAX_INT),
-        BeforeValidator(lambda value: DEFAULT_TIMEOUT_S if value is None else value),
-    ] = DEFAULT_TIMEOUT_S
+    priority: Annotated[int, Field(ge=-MAX_INT, le=MAX_INT), NUMBER] = 0
+    timeout_seconds: Annotated[int, Field(ge=1, le=MAX_INT), NUMBER] | None = DEFAULT_TIMEOUT_S
     scheduled_for: Moment | None = None
-    recurrence: str | None = None
-    files: list[str] | None = None
+    recurrence: Annotated[ShortText, WithJsonSchema(_CRON)] | None = None
+    files: Annotated[list[_UploadedName], Field(json_schema_extra={"uniqueItems": True})] | None = (
+        None
+    )
 
     @field_validator("recurrence")
     @classmethod
-    def _refuse_recurrence(cls, recurrence: str | None) -> str | None:
-        if recurrence:
-            raise ValueError("this server cannot repeat tasks yet")
-        return None
+    def _refuse_what_is_no_cron(cls, recurrence: str | None) -> str | None:
+        if not recurrence:
+            return None
+        check_expression(recurrence)
+        return recurrence
 
     @field_validator("files")
     @classmethod
@@ -158,7 +147,7 @@ class NewTask(_Request):
         return files
 
 
-class HistoryEntry(_View):
+class HistoryEntry(View):
     """One step in a task's life."""
 
     status: TaskStatus
@@ -167,7 +156,7 @@ class HistoryEntry(_View):
     timestamp: datetime
 
 
-class TaskView(_View):
+class TaskView(View):
     """A task as the admin sees it."""
 
     id: str
@@ -212,9 +201,9 @@ class Report(_AboutTask):
     """What a node says of a task that it holds."""
 
     status: Literal[TaskStatus.RUNNING, TaskStatus.ANALYZING, TaskStatus.SUCCESS, TaskStatus.ERROR]
-    message: str | None = None
-    progress: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] | None = None
-    crush_session_id: str | None = None
+    message: Text | None = None
+    progress: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False), NUMBER] | None = None
+    crush_session_id: Text | None = None
     timestamp: Moment | None = None
 
 
@@ -239,10 +228,29 @@ class LogSubmission(_AboutTask):
         return session
 
 
-class UploadedFile(_View):
+class UploadedFile(View):
     """A file that a task may name by its `filename`."""
 
     filename: str
     original_name: str
     checksum: str
     size: int
+
+
+class CleanedUp(BaseModel):
+    """How many old tasks are gone."""
+
+    deleted_count: int
+
+
+class Statistics(BaseModel):
+    """The fleet in numbers; days are in UTC."""
+
+    total_nodes: int
+    active_nodes: int
+    idle_nodes: int
+    offline_nodes: int
+    pending_tasks: int
+    running_tasks: int
+    completed_tasks_today: int
+    failed_tasks_today: int

@@ -13,15 +13,19 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import httpx
 from fastapi import FastAPI
+from sqlalchemy import Update, select, update
 from typing_extensions import Self
 
 from orchestrator.app import create_app
+from orchestrator.database import Database
+from orchestrator.schema import Base, Node
 from orchestrator.server import Server, bind, url_of
 from orchestrator.settings import Settings
 
@@ -133,6 +137,30 @@ class RunningOrchestrator:
         self.stop()
         self.start()
 
+    def stored(self) -> str:
+        """Give all that the database holds, as one text."""
+        database = Database(self.settings.data_dir, self.settings.database_url)
+        with database.reading() as session:
+            rows = [
+                str(row)
+                for table in Base.metadata.sorted_tables
+                for row in session.execute(select(table))
+            ]
+        database.close()
+        return "\n".join(rows)
+
+    def change(self, statement: Update) -> None:
+        """Change its database behind its back, to play what takes hours in life."""
+        database = Database(self.settings.data_dir, self.settings.database_url)
+        with database.writing() as session:
+            session.execute(statement)
+        database.close()
+
+    def silence(self, node: RegisteredNode) -> None:
+        """Make the last heartbeat of a node a day old."""
+        yesterday = datetime.now(timezone.utc) - timedelta(days=1)
+        self.change(update(Node).where(Node.id == node.id).values(last_heartbeat=yesterday))
+
     @property
     def waiting_count(self) -> int:
         """How many requests for work are held right now."""
@@ -187,6 +215,11 @@ class RunningOrchestrator:
     def upload(self, name: str, content: bytes) -> Json:
         """Upload a file; give what the server says of it."""
         return ok(self.admin.post("/upload", files={"file": (name, content)}))
+
+    @staticmethod
+    def moment(**ahead: float) -> str:
+        """Give a moment from now on, as bodies carry it."""
+        return (datetime.now(timezone.utc) + timedelta(**ahead)).isoformat()
 
     def wait_for_task(self, task_id: str, *statuses: str) -> Json:
         """Wait until a task has one of these statuses; give it."""

@@ -37,8 +37,12 @@ def test_assignment_carries_what_the_contract_says(
     assert (assigned["status"], assigned["assigned_node_id"]) == ("assigned", node.id)
 
 
-def test_assignment_carries_the_public_url_if_one_is_set(tmp_path: Path) -> None:
-    with serve(tmp_path, public_url="https://quarterback.example.com/") as orchestrator:
+def test_assignment_carries_the_public_url_if_one_is_set(
+    tmp_path: Path, database_url: str | None
+) -> None:
+    with serve(
+        tmp_path, database_url=database_url, public_url="https://quarterback.example.com/"
+    ) as orchestrator:
         orchestrator.create_task()
         assignment = orchestrator.register().poll()
     assert assignment is not None
@@ -79,8 +83,8 @@ def test_hundred_concurrent_claims_take_each_task_once(orchestrator: RunningOrch
     assert holders == expected
 
 
-def test_unreported_assignment_is_offered_again(tmp_path: Path) -> None:
-    with serve(tmp_path, redelivery_after_s=0) as orchestrator:
+def test_unreported_assignment_is_offered_again(tmp_path: Path, database_url: str | None) -> None:
+    with serve(tmp_path, database_url=database_url, redelivery_after_s=0) as orchestrator:
         node = orchestrator.register()
         task = orchestrator.create_task()
         assert [_claimed(node) for _ in range(3)] == [task["id"]] * 3
@@ -90,8 +94,10 @@ def test_unreported_assignment_is_offered_again(tmp_path: Path) -> None:
         assert statuses == ["pending", "assigned", "running"]
 
 
-def test_unreported_assignment_is_offered_to_its_node_alone(tmp_path: Path) -> None:
-    with serve(tmp_path, redelivery_after_s=0) as orchestrator:
+def test_unreported_assignment_is_offered_to_its_node_alone(
+    tmp_path: Path, database_url: str | None
+) -> None:
+    with serve(tmp_path, database_url=database_url, redelivery_after_s=0) as orchestrator:
         node = orchestrator.register()
         orchestrator.create_task()
         node.poll()
@@ -106,15 +112,17 @@ def test_assignment_just_offered_is_not_offered_again_yet(
     assert node.poll() is None
 
 
-def test_new_work_goes_before_redelivery(tmp_path: Path) -> None:
-    with serve(tmp_path, redelivery_after_s=0) as orchestrator:
+def test_new_work_goes_before_redelivery(tmp_path: Path, database_url: str | None) -> None:
+    with serve(tmp_path, database_url=database_url, redelivery_after_s=0) as orchestrator:
         node = orchestrator.register()
         first, second = orchestrator.create_task(), orchestrator.create_task()
         assert [_claimed(node) for _ in range(3)] == [first["id"], second["id"], first["id"]]
 
 
-def test_assignment_that_a_later_heartbeat_lacks_goes_before_new_work(tmp_path: Path) -> None:
-    with serve(tmp_path, redelivery_after_s=0) as orchestrator:
+def test_assignment_that_a_later_heartbeat_lacks_goes_before_new_work(
+    tmp_path: Path, database_url: str | None
+) -> None:
+    with serve(tmp_path, database_url=database_url, redelivery_after_s=0) as orchestrator:
         node = orchestrator.register()
         lost = orchestrator.create_task()
         node.poll()
@@ -123,8 +131,10 @@ def test_assignment_that_a_later_heartbeat_lacks_goes_before_new_work(tmp_path: 
         assert _claimed(node) == lost["id"]
 
 
-def test_assignment_that_a_later_heartbeat_has_goes_after_new_work(tmp_path: Path) -> None:
-    with serve(tmp_path, redelivery_after_s=0) as orchestrator:
+def test_assignment_that_a_later_heartbeat_has_goes_after_new_work(
+    tmp_path: Path, database_url: str | None
+) -> None:
+    with serve(tmp_path, database_url=database_url, redelivery_after_s=0) as orchestrator:
         node = orchestrator.register()
         held = orchestrator.create_task()
         node.poll()
@@ -133,34 +143,36 @@ def test_assignment_that_a_later_heartbeat_has_goes_after_new_work(tmp_path: Pat
         assert _claimed(node) == new["id"]
 
 
-def test_unstarted_task_of_a_silent_node_goes_to_another(tmp_path: Path) -> None:
-    with serve(tmp_path, heartbeat_timeout_s=0.5) as orchestrator:
-        silent, other = orchestrator.register("silent"), orchestrator.register("other")
-        task = orchestrator.create_task()
-        assert _claimed(silent) == task["id"]
-        assert wait_for(lambda: _claimed(other)) == task["id"]
-        assert orchestrator.task(task["id"])["assigned_node_id"] == other.id
-        body = {"task_id": task["id"], "status": "running"}
-        assert silent.http.post("/status", json=body).status_code == 403
+def test_unstarted_task_of_a_silent_node_goes_to_another(
+    orchestrator: RunningOrchestrator,
+) -> None:
+    silent, other = orchestrator.register("silent"), orchestrator.register("other")
+    task = orchestrator.create_task()
+    assert _claimed(silent) == task["id"]
+    orchestrator.silence(silent)
+    assert wait_for(lambda: _claimed(other)) == task["id"]
+    assert orchestrator.task(task["id"])["assigned_node_id"] == other.id
+    body = {"task_id": task["id"], "status": "running"}
+    assert silent.http.post("/status", json=body).status_code == 403
 
 
-def test_started_task_of_a_silent_node_stays_with_it(tmp_path: Path) -> None:
-    with serve(tmp_path, heartbeat_timeout_s=0.2, redelivery_after_s=0) as orchestrator:
-        silent, other = orchestrator.register("silent"), orchestrator.register("other")
-        started = orchestrator.create_task()
-        silent.poll()
-        silent.report(started["id"], "running")
-        unstarted = orchestrator.create_task()
-        silent.poll()
-        assert wait_for(lambda: _claimed(other)) == unstarted["id"]
-        assert orchestrator.task(started["id"])["status"] == "running"
+def test_started_task_of_a_silent_node_stays_with_it(orchestrator: RunningOrchestrator) -> None:
+    silent, other = orchestrator.register("silent"), orchestrator.register("other")
+    started = orchestrator.create_task()
+    silent.poll()
+    silent.report(started["id"], "running")
+    unstarted = orchestrator.create_task()
+    silent.poll()
+    orchestrator.silence(silent)
+    assert wait_for(lambda: _claimed(other)) == unstarted["id"]
+    assert orchestrator.task(started["id"])["status"] == "running"
 
 
 @pytest.mark.parametrize("reported", [None, "running"])
 def test_restarted_server_knows_its_nodes_tasks_and_files(
-    tmp_path: Path, reported: str | None
+    tmp_path: Path, database_url: str | None, reported: str | None
 ) -> None:
-    with serve(tmp_path, redelivery_after_s=0) as orchestrator:
+    with serve(tmp_path, database_url=database_url, redelivery_after_s=0) as orchestrator:
         node = orchestrator.register()
         file = orchestrator.upload("a.txt", b"content")
         held = orchestrator.create_task(files=[file["filename"]])

@@ -1,11 +1,12 @@
 """Files: in whole or not at all, under safe names, out to the node that needs them and no other."""
 
+import fcntl
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 
-from orchestrator.files import harmless_name
+from orchestrator.storage import harmless_name
 from tests.orchestrator.serving import (
     RegisteredNode,
     RunningOrchestrator,
@@ -146,8 +147,10 @@ def test_path_cannot_climb(node: RegisteredNode, path: str) -> None:
 
 
 @pytest.mark.parametrize("declared", [True, False])
-def test_file_over_the_limit_is_413_and_leaves_nothing(tmp_path: Path, *, declared: bool) -> None:
-    with serve(tmp_path, max_upload_bytes=100_000) as orchestrator:
+def test_file_over_the_limit_is_413_and_leaves_nothing(
+    tmp_path: Path, database_url: str | None, *, declared: bool
+) -> None:
+    with serve(tmp_path, database_url=database_url, max_upload_bytes=100_000) as orchestrator:
         orchestrator.upload("fits.bin", b"x" * 100_000)
         request = orchestrator.admin.build_request(
             "POST", "/upload", files={"file": ("large.bin", b"x" * 3_000_000)}
@@ -161,6 +164,13 @@ def test_file_over_the_limit_is_413_and_leaves_nothing(tmp_path: Path, *, declar
         response = orchestrator.admin.post("/upload", files={"file": b"x" * 100_001})
         assert refusal(response) == (413, "file is over the limit of 100000 bytes")
         assert len(_stored(orchestrator)) == 1
+
+
+def test_file_that_would_fill_the_disk_is_507_and_leaves_nothing(tmp_path: Path) -> None:
+    with serve(tmp_path, min_free_bytes=2**62) as orchestrator:
+        response = orchestrator.admin.post("/upload", files={"file": ("a.txt", b"a")})
+        assert refusal(response) == (507, "the server's disk has no room for the file")
+        assert _stored(orchestrator) == []
 
 
 def _part(name: str, *, end: bool = True) -> bytes:
@@ -203,8 +213,23 @@ def test_other_parts_of_the_form_are_passed_over(
     assert node.http.get(f"/files/{file['filename']}").content == b"content"
 
 
-def test_start_clears_uploads_that_a_crash_cut_short(tmp_path: Path) -> None:
-    with serve(tmp_path) as orchestrator:
+def test_start_leaves_uploads_of_other_servers_alone(
+    tmp_path: Path, database_url: str | None
+) -> None:
+    with serve(tmp_path, database_url=database_url) as orchestrator:
+        partial = tmp_path / "files" / "under-way.partial"
+        with partial.open("wb") as under_way:
+            fcntl.flock(under_way, fcntl.LOCK_EX)
+            orchestrator.restart()
+            assert partial.exists()
+        orchestrator.restart()
+        assert not partial.exists()
+
+
+def test_start_clears_uploads_that_a_crash_cut_short(
+    tmp_path: Path, database_url: str | None
+) -> None:
+    with serve(tmp_path, database_url=database_url) as orchestrator:
         orchestrator.upload("kept.txt", b"kept")
         orchestrator.stop()
         (tmp_path / "files" / "cut.partial").write_bytes(b"half")

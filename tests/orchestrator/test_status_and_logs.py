@@ -1,10 +1,18 @@
 """Reports of a task's progress and end, and the agent's sessions."""
 
 import json
+import socket
 
 import pytest
 
-from tests.orchestrator.serving import Json, RegisteredNode, RunningOrchestrator, ok, refusal
+from tests.orchestrator.serving import (
+    DEADLINE_S,
+    Json,
+    RegisteredNode,
+    RunningOrchestrator,
+    ok,
+    refusal,
+)
 
 
 @pytest.fixture
@@ -205,3 +213,20 @@ def test_larger_log_is_413(
     code, _ = refusal(node.http.post("/logs", content=content, headers=headers))
     assert code == 413
     assert orchestrator.admin.get(f"/logs/{task['id']}").status_code == 404
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_larger_log_is_413_before_its_body_has_come_to_its_end(
+    orchestrator: RunningOrchestrator, node: RegisteredNode, *, declared: bool
+) -> None:
+    host, port = orchestrator.url.removeprefix("http://").split(":")
+    head = f"POST /logs HTTP/1.1\r\nHost: {host}\r\nX-API-Key: {node.api_key}\r\n"
+    with socket.create_connection((host, int(port)), timeout=DEADLINE_S) as connection:
+        if declared:
+            connection.sendall(f"{head}Content-Length: {LIMIT + 1}\r\n\r\n".encode())
+        else:
+            chunk = b"%x\r\n%s\r\n" % (LIMIT + 1, b"x" * (LIMIT + 1))
+            connection.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode() + chunk)
+        # More is announced in both cases, and never sent.
+        answer = connection.recv(4096)
+    assert answer.startswith(b"HTTP/1.1 413 ")

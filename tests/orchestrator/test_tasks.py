@@ -61,7 +61,10 @@ def test_null_timeout_means_the_default(orchestrator: RunningOrchestrator) -> No
         ("files", ["twice", "twice"]),
         ("scheduled_for", "soon"),
         ("scheduled_for", "0001-01-01T00:00:00+14:00"),
-        ("recurrence", "* * * * *"),
+        ("recurrence", "* * * *"),
+        ("recurrence", "61 * * * *"),
+        ("recurrence", "daily"),
+        ("prompt", "zero \0"),
     ],
 )
 def test_invalid_task_is_422_and_names_the_field(

@@ -64,8 +64,10 @@ def test_task_for_another_node_does_not_end_the_wait(orchestrator: RunningOrches
     assert poller.answer(0) is not None
 
 
-def test_waiting_node_gets_its_unreported_assignment_again(tmp_path: Path) -> None:
-    with serve(tmp_path, redelivery_after_s=0.3) as orchestrator:
+def test_waiting_node_gets_its_unreported_assignment_again(
+    tmp_path: Path, database_url: str | None
+) -> None:
+    with serve(tmp_path, database_url=database_url, redelivery_after_s=0.3) as orchestrator:
         node = orchestrator.register()
         first = orchestrator.create_task()
         node.poll()

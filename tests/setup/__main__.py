@@ -1,8 +1,8 @@
 """./dev: one entry point for everything that is done with a checkout.
 
 ./dev demo [--keep]        watch a task go through a real container; --keep leaves all running
-./dev test [ARGUMENTS]     lint, types and tests, on podman and docker, on Python 3.10 and 3.13;
-                           with arguments for pytest, only those tests
+./dev test [ARGUMENTS]     lint, types and tests, on podman and docker, on SQLite and PostgreSQL, on
+                           Python 3.10 and 3.13; with arguments for pytest, only those tests
 ./dev check                lint and types
 ./dev bench [ARGUMENTS]    measure
 ./dev soak [ARGUMENTS]     random tasks under random faults; --tasks N, --seed S to replay one,
@@ -21,7 +21,7 @@ import signal
 import sys
 from typing import NoReturn
 
-from tests.setup import docker, podman, pythons
+from tests.setup import docker, podman, postgres, pythons
 from tests.setup.image import Engine
 from tests.setup.packages import ensure_program, find_program
 from tests.setup.steps import ROOT, SetupError, hand_over, one_at_a_time, say
@@ -78,7 +78,7 @@ def test(arguments: list[str]) -> int:
     with contextlib.ExitStack() as stack:
         with one_at_a_time():
             python = pythons.environment()
-            environment = both_engines(stack)
+            environment = {**both_engines(stack), **database_server(stack)}
             ensure_program("systemctl", "a watchdog is tested with a real systemd")
         codes.append(hand_over([str(python), "-m", "pytest", *arguments], environment))
         if not arguments:
@@ -148,6 +148,11 @@ def rollout(_arguments: list[str]) -> int:
     """Run the Molecule scenarios, once there are any."""
     say("no scenarios yet")
     return 0
+
+
+def database_server(stack: contextlib.ExitStack) -> dict[str, str]:
+    """Start a PostgreSQL; return the environment that tells the tests."""
+    return {"VICTORIA_TEST_POSTGRESQL": stack.enter_context(postgres.postgresql())}
 
 
 def both_engines(stack: contextlib.ExitStack) -> dict[str, str]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 from functools import cache
+from pathlib import Path
 
 from tests.setup.steps import SetupError, as_root, attempt, require, say
 
@@ -16,6 +18,8 @@ APT = {
     "docker": ["--no-install-recommends", "docker-cli"],
     "mmdebstrap": ["--no-install-recommends", "mmdebstrap"],
     "systemctl": ["--no-install-recommends", "systemd"],
+    "postgres": ["--no-install-recommends", "postgresql"],
+    "chromium": ["--no-install-recommends", "chromium"],
 }
 DNF = {
     "podman": ["podman"],
@@ -23,6 +27,8 @@ DNF = {
     "docker": ["docker-cli"],
     "mmdebstrap": ["mmdebstrap", "debian-keyring"],
     "systemctl": ["systemd"],
+    "postgres": ["postgresql-server"],
+    "chromium": ["chromium"],
 }
 
 
@@ -44,7 +50,16 @@ def ensure_program(program: str, why: str) -> None:
 
 def find_program(program: str) -> str | None:
     """Look on PATH, and where daemons lie when PATH is an ordinary user's."""
-    return shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+    folders = (os.environ.get("PATH", ""), "/usr/sbin", "/sbin", *postgresql_folders())
+    return shutil.which(program, path=":".join(folders))
+
+
+def postgresql_folders() -> list[str]:
+    """Return where Debian keeps its versions of PostgreSQL, each apart, the newest first."""
+    found = Path("/usr/lib/postgresql").glob("*/bin")
+    return sorted(map(str, found), key=lambda path: [int(n) for n in re.findall(r"\d+", path)])[
+        ::-1
+    ]
 
 
 def install_with_apt(arguments: list[str], why: str) -> None:

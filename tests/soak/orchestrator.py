@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 
-from orchestrator.app import DATABASE_NAME
+from orchestrator.database import DATABASE_NAME
 from tests.orchestrator.serving import wait_for
 from tests.soak.program import DEADLINE_S, Program, read_rows
 

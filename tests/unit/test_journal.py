@@ -712,7 +712,8 @@ async def test_reader_takes_the_journal_of_a_runner_that_was_not_upgraded_yet(pa
             "INSERT INTO identities VALUES (1, 'node-1', 'key', 'https://o', '{}', 1, 0)"
         )
         earlier.execute(
-            "INSERT INTO tasks (task_id, identity, state, accepted_at) VALUES ('t-1', 1, 'ended', 1)"
+            "INSERT INTO tasks (task_id, identity, state, accepted_at)"
+            " VALUES ('t-1', 1, 'ended', 1)"
         )
 
     reader = Journal(path, read_only=True)

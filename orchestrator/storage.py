@@ -1,0 +1,144 @@
+"""Where the bytes of files lie: in `DATA_DIR/files`, each under a random id.
+
+The name that a file gets in tasks is made of that id and what is harmless of the original name: it
+is unique, and nothing can climb by it. Several server processes may share the folder.
+"""
+
+import errno
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import unicodedata
+from contextlib import suppress
+from datetime import datetime
+from io import FileIO
+from pathlib import Path
+
+from orchestrator.errors import OutOfSpace, TooLarge
+
+_FOLDER = "files"
+_PARTIAL = ".partial"
+_WRITE_BYTES = 1024**2
+_MAX_NAME_BYTES = 180
+_MAX_SUFFIX_BYTES = 20
+_NO_ROOM = "the server's disk has no room for the file"
+
+
+def prepare_folder(data_dir: Path) -> None:
+    """Make the folder for files, and clear it of uploads that a crash has cut short."""
+    folder = data_dir / _FOLDER
+    folder.mkdir(mode=0o700, exist_ok=True)
+    for partial in folder.glob(f"*{_PARTIAL}"):
+        _remove_if_abandoned(partial)
+
+
+def stored_file(data_dir: Path, file_id: str) -> Path:
+    """Say where a file's bytes lie."""
+    return data_dir / _FOLDER / file_id
+
+
+def stored_before(data_dir: Path, moment: datetime) -> list[str]:
+    """Give the ids under which bytes have lain since before that moment."""
+    paths = (data_dir / _FOLDER).iterdir()
+    return [
+        path.name
+        for path in paths
+        if not path.name.endswith(_PARTIAL) and path.stat().st_mtime < moment.timestamp()
+    ]
+
+
+def harmless_name(original: str) -> str:
+    """Keep of a client's name what is safe as a file's name anywhere: no folder, no control."""
+    last = re.split(r"[/\\]", unicodedata.normalize("NFC", original))[-1]
+    kept = "".join(char for char in last if unicodedata.category(char)[0] != "C")
+    name = re.sub(r'[<>:"|?*]', "_", kept).strip(" .")
+    stem, dot, suffix = name.rpartition(".")
+    if not dot or len(suffix.encode()) > _MAX_SUFFIX_BYTES:
+        stem, dot, suffix = name, "", ""
+    short = stem.encode()[: _MAX_NAME_BYTES - _MAX_SUFFIX_BYTES].decode("utf-8", "ignore")
+    return f"{short}{dot}{suffix}" or "file"
+
+
+class Incoming:
+    """A file on its way in; unless it is kept, nothing of it stays."""
+
+    def __init__(
+        self, data_dir: Path, file_id: str, *, limit_bytes: int, min_free_bytes: int
+    ) -> None:
+        self._final = stored_file(data_dir, file_id)
+        self._partial = self._final.with_name(file_id + _PARTIAL)
+        self._limit_bytes = limit_bytes
+        self._min_free_bytes = min_free_bytes
+        self._sink: FileIO | None = None
+        self._buffer = bytearray()
+        self._digest = hashlib.sha256()
+        self.size = 0
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *_: object) -> None:
+        if self._sink is not None:
+            self._sink.close()
+        with suppress(FileNotFoundError):
+            self._partial.unlink()
+
+    @property
+    def checksum(self) -> str:
+        """The lower-case hex SHA-256 of what was written."""
+        return self._digest.hexdigest()
+
+    @property
+    def is_due(self) -> bool:
+        """Whether enough has come to be written."""
+        return len(self._buffer) >= _WRITE_BYTES
+
+    def add(self, content: bytes) -> None:
+        """Take some bytes. Raises TooLarge."""
+        self.size += len(content)
+        if self.size > self._limit_bytes:
+            raise TooLarge(f"file is over the limit of {self._limit_bytes} bytes")
+        self._buffer += content
+
+    def write(self) -> None:
+        """Write what has come. Raises OutOfSpace."""
+        free = shutil.disk_usage(self._partial.parent).free
+        if free - len(self._buffer) < self._min_free_bytes:
+            raise OutOfSpace(_NO_ROOM)
+        try:
+            self._append()
+        except OSError as error:
+            if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+                raise
+            raise OutOfSpace(_NO_ROOM) from error
+        self._digest.update(self._buffer)
+        self._buffer.clear()
+
+    def keep(self) -> None:
+        """Write the rest and give the file its name, once it is safe on the disk."""
+        self.write()
+        if self._sink is None:
+            raise AssertionError("write() opens the sink")
+        os.fsync(self._sink.fileno())
+        self._partial.rename(self._final)
+
+    def _append(self) -> None:
+        if self._sink is None:
+            self._sink = FileIO(self._partial, "x")
+            # As long as it is held, no server that starts takes the file for abandoned.
+            fcntl.flock(self._sink, fcntl.LOCK_EX)
+        rest = memoryview(self._buffer)
+        while rest:
+            rest = rest[self._sink.write(rest) :]
+        rest.release()
+
+
+def _remove_if_abandoned(partial: Path) -> None:
+    with suppress(FileNotFoundError), partial.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        partial.unlink()

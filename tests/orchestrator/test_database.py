@@ -1,0 +1,120 @@
+"""The tables: made and brought up to date at a start, by one server at a time."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import Engine, create_engine, inspect, text
+
+from orchestrator.database import DATABASE_NAME, Database, postgresql_url
+from orchestrator.errors import ConfigurationError
+from orchestrator.migrate import FIRST, configuration
+from orchestrator.schema import Base
+from tests.orchestrator.serving import serve
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def bare_url(request: pytest.FixtureRequest) -> str | None:
+    """Give what settings say of a database without a table."""
+    if request.param == "sqlite":
+        return None
+    url: str = request.getfixturevalue("bare_postgresql_url")
+    return url
+
+
+@pytest.fixture
+def tables(tmp_path: Path, bare_url: str | None) -> Iterator[Engine]:
+    """Give an engine of the test's own for the same database."""
+    sqlite = f"sqlite:///{tmp_path / DATABASE_NAME}"
+    engine = create_engine(sqlite if bare_url is None else postgresql_url(bare_url))
+    yield engine
+    engine.dispose()
+
+
+def test_migrations_make_the_tables_that_the_code_has(
+    tmp_path: Path, bare_url: str | None, tables: Engine
+) -> None:
+    Database(tmp_path, bare_url).close()
+    with tables.connect() as connection:
+        differences = compare_metadata(MigrationContext.configure(connection), Base.metadata)
+    assert differences == []
+
+
+def test_servers_that_start_at_once_migrate_once(
+    tmp_path: Path, bare_url: str | None, tables: Engine
+) -> None:
+    def start(_: int) -> None:
+        Database(tmp_path, bare_url).close()
+
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        list(pool.map(start, range(4)))
+    with tables.connect() as connection:
+        assert connection.scalar(text("SELECT count(*) FROM alembic_version")) == 1
+
+
+def test_database_from_before_the_migrations_is_taken_over(
+    tmp_path: Path, bare_url: str | None, tables: Engine
+) -> None:
+    with tables.begin() as connection:
+        config = configuration()
+        config.attributes["connection"] = connection
+        command.upgrade(config, FIRST)
+        connection.execute(
+            text(
+                "INSERT INTO tasks (id, prompt, priority, timeout_seconds, status, created_at,"
+                " started_at, created_by) VALUES ('old', 'p', 0, 60, 'running',"
+                " '2026-01-01 00:00:00', '2026-01-01 00:01:00', 'admin')"
+            )
+        )
+        connection.execute(text("DROP TABLE alembic_version"))
+    with serve(tmp_path, database_url=bare_url, lost_after_s=10**9) as orchestrator:
+        assert orchestrator.task("old")["prompt"] == "p"
+    with tables.connect() as connection:
+        overdue_at = connection.scalar(text("SELECT overdue_at FROM tasks"))
+    assert str(overdue_at).startswith("2026-01-01 00:02:00")
+
+
+def test_database_of_a_newer_version_is_refused(
+    tmp_path: Path, bare_url: str | None, tables: Engine
+) -> None:
+    Database(tmp_path, bare_url).close()
+    with tables.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(ConfigurationError, match="a newer version of the orchestrator made it"):
+        Database(tmp_path, bare_url)
+
+
+def test_migration_that_fails_leaves_the_database_as_it_was(
+    tmp_path: Path, bare_url: str | None, tables: Engine
+) -> None:
+    with tables.begin() as connection:
+        config = configuration()
+        config.attributes["connection"] = connection
+        command.upgrade(config, FIRST)
+        # In the way of the last thing that the next step does.
+        connection.execute(text("CREATE TABLE key_audit (number INTEGER)"))
+    with pytest.raises(ConfigurationError, match="cannot open database"):
+        Database(tmp_path, bare_url)
+    with tables.connect() as connection:
+        assert not inspect(connection).has_table("api_keys")
+        assert connection.scalar(text("SELECT version_num FROM alembic_version")) == FIRST
+
+
+@pytest.mark.parametrize(
+    ("url", "sentence"),
+    [
+        ("nonsense", "cannot read the database URL"),
+        ("mysql://user@host/name", "cannot use a database of kind mysql"),
+        ("postgresql://user:the-password@127.0.0.1:1/name", "cannot open database"),
+    ],
+)
+def test_unusable_database_is_one_sentence_without_the_password(
+    tmp_path: Path, url: str, sentence: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=sentence) as caught:
+        Database(tmp_path, url)
+    assert "the-password" not in str(caught.value)

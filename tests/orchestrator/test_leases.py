@@ -1,0 +1,115 @@
+"""What becomes of the tasks of nodes that fall silent, and of those that nodes have lost."""
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+import pytest
+from sqlalchemy import update
+
+from orchestrator.schema import Task
+from tests.orchestrator.serving import Json, RegisteredNode, RunningOrchestrator, serve
+
+
+@pytest.fixture
+def orchestrator(tmp_path: Path, database_url: str | None) -> Iterator[RunningOrchestrator]:
+    """Serve with a busy sweeper."""
+    with serve(tmp_path, database_url=database_url, sweep_every_s=0.1) as running:
+        yield running
+
+
+def _running(orchestrator: RunningOrchestrator, node: RegisteredNode) -> Json:
+    task = orchestrator.create_task()
+    node.poll()
+    node.report(task["id"], "running")
+    return task
+
+
+def _age(orchestrator: RunningOrchestrator, task: Json, *, overdue: timedelta) -> None:
+    overdue_at = datetime.now(timezone.utc) - overdue
+    orchestrator.change(update(Task).where(Task.id == task["id"]).values(overdue_at=overdue_at))
+
+
+LONG_OVER, JUST_OVER = timedelta(minutes=11), timedelta(minutes=9)
+
+
+def test_unstarted_task_of_a_silent_node_returns_though_nobody_asks(
+    orchestrator: RunningOrchestrator, node: RegisteredNode
+) -> None:
+    task = orchestrator.create_task()
+    node.poll()
+    orchestrator.silence(node)
+    returned = orchestrator.wait_for_task(task["id"], "pending")
+    assert returned["assigned_node_id"] is None
+    assert "silent" in returned["history"][-1]["message"]
+
+
+def test_returned_task_wakes_a_node_that_waits(
+    orchestrator: RunningOrchestrator, node: RegisteredNode
+) -> None:
+    task = orchestrator.create_task()
+    node.poll()
+    orchestrator.silence(node)
+    # Shorter than it takes until the queue is looked at though no bell rang.
+    assignment = orchestrator.register("other").poll(wait_s=10)
+    assert assignment is not None
+    assert assignment["task_id"] == task["id"]
+
+
+def test_task_whose_time_comes_wakes_a_node_that_waits(
+    orchestrator: RunningOrchestrator, node: RegisteredNode
+) -> None:
+    task = orchestrator.create_task(scheduled_for=orchestrator.moment(seconds=1))
+    assignment = node.poll(wait_s=10)
+    assert assignment is not None
+    assert assignment["task_id"] == task["id"]
+
+
+def test_running_task_of_a_silent_node_is_lost_after_limit_and_grace(
+    orchestrator: RunningOrchestrator, node: RegisteredNode
+) -> None:
+    task = _running(orchestrator, node)
+    orchestrator.silence(node)
+    _age(orchestrator, task, overdue=LONG_OVER)
+    lost = orchestrator.wait_for_task(task["id"], "error")
+    assert lost["error_message"] == "lost: its node fell silent, and its time limit is long over"
+    assert lost["completed_at"] > lost["started_at"]
+    assert node.report(task["id"], "success")["status"] == "error"
+
+
+def test_running_task_that_its_node_has_no_more_is_lost_after_limit_and_grace(
+    orchestrator: RunningOrchestrator, node: RegisteredNode
+) -> None:
+    task = _running(orchestrator, node)
+    node.beat("idle")
+    _age(orchestrator, task, overdue=LONG_OVER)
+    lost = orchestrator.wait_for_task(task["id"], "error")
+    assert lost["error_message"] == "lost: its node has it no more, and its time limit is long over"
+
+
+def _see_the_sweeper_pass(orchestrator: RunningOrchestrator, node: RegisteredNode) -> None:
+    other = _running(orchestrator, node)
+    _age(orchestrator, other, overdue=LONG_OVER)
+    orchestrator.wait_for_task(other["id"], "error")
+
+
+@pytest.mark.parametrize("field", ["current_task_id", "task_ids"])
+def test_running_task_that_its_node_has_in_hand_is_not_lost(
+    orchestrator: RunningOrchestrator, node: RegisteredNode, field: str
+) -> None:
+    task = _running(orchestrator, node)
+    node.beat("busy", **{field: task["id"] if field == "current_task_id" else [task["id"]]})
+    _age(orchestrator, task, overdue=LONG_OVER)
+    _see_the_sweeper_pass(orchestrator, orchestrator.register("other"))
+    assert orchestrator.task(task["id"])["status"] == "running"
+
+
+def test_running_task_of_a_silent_node_is_kept_until_limit_and_grace_are_over(
+    orchestrator: RunningOrchestrator, node: RegisteredNode
+) -> None:
+    task = _running(orchestrator, node)
+    orchestrator.silence(node)
+    _age(orchestrator, task, overdue=JUST_OVER)
+    _see_the_sweeper_pass(orchestrator, orchestrator.register("other"))
+    assert orchestrator.nodes()[0]["status"] == "offline"
+    assert node.report(task["id"], "success")["status"] == "success"

@@ -1,0 +1,40 @@
+"""The server keeps to its contract, whatever it is sent."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.orchestrator.serving import serve
+
+ROOT = Path(__file__).parents[2]
+CHECKING = ("--max-examples=10", "--seed=1", "--no-shrink", "--continue-on-failure")
+
+
+@pytest.mark.timeout(900)
+def test_schemathesis_finds_nothing(tmp_path: Path, database_url: str | None) -> None:
+    with serve(
+        tmp_path / "data", database_url=database_url, failures_per_minute=10**6
+    ) as orchestrator:
+        variables = {
+            "VICTORIA_CHECKED_URL": orchestrator.url,
+            "VICTORIA_CHECKED_ADMIN_KEY": orchestrator.admin_key,
+            "VICTORIA_CHECKED_TOKEN": str(orchestrator.registration_token),
+            "SCHEMATHESIS_HOOKS": "tests.orchestrator.schemathesis_hooks",
+            "PYTHONPATH": str(ROOT),
+        }
+        program = (sys.executable, "-m", "schemathesis.cli")
+        options = (*CHECKING, "--warnings=off", "--suppress-health-check=all")
+        done = subprocess.run(
+            [*program, "run", f"{orchestrator.url}/openapi.json", *options],
+            cwd=tmp_path,
+            env={**os.environ, **variables},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for phase in ("Examples", "Coverage", "Fuzzing", "Stateful"):
+        assert f"✅ {phase}" in done.stdout
