@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -27,6 +27,7 @@ from runner.errors import (
 from runner.files import free_disk
 from runner.journal import JOURNAL_NAME, Journal
 from runner.records import Letter, Task
+from runner.register import describe
 from runner.settings import Settings
 
 _TOLERATED_SKEW_S = 60.0
@@ -47,15 +48,16 @@ class Finding:
 
 async def examine(settings: Settings, tell: Callable[[str], None], *, as_json: bool) -> int:
     """Look at everything and tell it; give the exit code: 0 if tasks can run here."""
-    tasks, letters, journal = await _read_journal(settings)
-    findings = [journal]
+    book = await _read_journal(settings)
+    tasks, letters = book.tasks, book.letters
+    findings = [book.finding]
     checks = (_engine(settings), _folders(settings), _orchestrator(settings))
     for check in checks:
         findings += [finding async for finding in check]
-    findings += [_outbox(letters)]
+    findings += [_registration(book.node_id), _outbox(letters)]
     failed = [finding for finding in findings if not finding.is_good]
     if as_json:
-        tell(json.dumps(_as_json(findings, tasks, letters), indent=2))
+        tell(json.dumps(_as_json(findings, book), indent=2))
     else:
         for finding in findings:
             tell(f"{'ok  ' if finding.is_good else 'FAIL'} {finding.what}: {finding.sentence}")
@@ -160,23 +162,41 @@ def _skew_s(about: Mapping[str, object], now: float) -> float | None:
     return None
 
 
-async def _read_journal(settings: Settings) -> tuple[list[Task], list[Letter], Finding]:
+@dataclass(frozen=True)
+class _Book:
+    """What the journal says, and whether it could be read."""
+
+    finding: Finding
+    tasks: Sequence[Task] = ()
+    letters: Sequence[Letter] = ()
+    node_id: str | None = None
+
+
+async def _read_journal(settings: Settings) -> _Book:
     path = settings.state_dir / JOURNAL_NAME
     if not path.exists():
-        return [], [], Finding("journal", is_good=True, sentence=f"none yet in {path.parent}")
+        return _Book(Finding("journal", is_good=True, sentence=f"none yet in {path.parent}"))
     try:
         journal = Journal(path, read_only=True)
         try:
             tasks, letters = await journal.open_tasks(), await journal.letters()
+            identity = await journal.identity(settings.orchestrator_url, describe(settings))
         finally:
             journal.close_file()
     except JournalError as error:
-        finding = Finding("journal", is_good=False, sentence=str(error), exit_code=EXIT_TRY_AGAIN)
-        return [], [], finding
-    return tasks, letters, Finding("journal", is_good=True, sentence=f"{len(tasks)} open tasks")
+        return _Book(
+            Finding("journal", is_good=False, sentence=str(error), exit_code=EXIT_TRY_AGAIN)
+        )
+    finding = Finding("journal", is_good=True, sentence=f"{len(tasks)} open tasks")
+    return _Book(finding, tasks, letters, identity.node_id if identity else None)
 
 
-def _outbox(letters: list[Letter]) -> Finding:
+def _registration(node_id: str | None) -> Finding:
+    sentence = f"registered as {node_id}" if node_id else "not registered with these options yet"
+    return Finding("registration", is_good=True, sentence=sentence)
+
+
+def _outbox(letters: Sequence[Letter]) -> Finding:
     parked = [letter for letter in letters if letter.parked is not None]
     if not parked:
         return Finding("outbox", is_good=True, sentence=f"{len(letters)} reports wait")
@@ -189,10 +209,11 @@ def _outbox(letters: list[Letter]) -> Finding:
     )
 
 
-def _as_json(findings: list[Finding], tasks: list[Task], letters: list[Letter]) -> object:
+def _as_json(findings: list[Finding], book: _Book) -> object:
     return {
         "version": __version__,
         "ok": all(finding.is_good for finding in findings),
+        "node_id": book.node_id,
         "checks": [
             {"what": finding.what, "ok": finding.is_good, "sentence": finding.sentence}
             for finding in findings
@@ -204,7 +225,7 @@ def _as_json(findings: list[Finding], tasks: list[Task], letters: list[Letter]) 
                 # The prompt may be confidential.
                 if key not in {"assignment", "orchestrator_url"}
             }
-            for task in tasks
+            for task in book.tasks
         ],
         "outbox": [
             {
@@ -213,6 +234,6 @@ def _as_json(findings: list[Finding], tasks: list[Task], letters: list[Letter]) 
                 "attempts": letter.attempts,
                 "parked": letter.parked,
             }
-            for letter in letters
+            for letter in book.letters
         ],
     }

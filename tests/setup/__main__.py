@@ -2,12 +2,14 @@
 
 ./dev demo [--keep]        watch a task go through a real container; --keep leaves all running
 ./dev test [ARGUMENTS]     lint, types and tests, on podman and docker, on SQLite and PostgreSQL, on
-                           Python 3.10 and 3.13; with arguments for pytest, only those tests
-./dev check                lint and types
+                           Python 3.10 and 3.13, then the scenarios; with arguments for pytest,
+                           only those tests
+./dev check                lint and types, of the Ansible role as well
 ./dev bench [ARGUMENTS]    measure
 ./dev soak [ARGUMENTS]     random tasks under random faults; --tasks N, --seed S to replay one,
                            --engine podman or docker; see docs/reliability.md
-./dev rollout              run the Molecule scenarios
+./dev rollout [ARGUMENTS]  run the Molecule scenarios of the Ansible role: all, or with arguments
+                           for pytest some, such as -k "install or upgrade"
 ./dev help                 this text
 
 It installs what is missing, says so, and leaves no daemon behind.
@@ -22,6 +24,7 @@ import sys
 from typing import NoReturn
 
 from tests.setup import docker, podman, postgres, pythons
+from tests.setup import rollout as roles
 from tests.setup.image import Engine
 from tests.setup.packages import ensure_program, find_program
 from tests.setup.steps import ROOT, SetupError, hand_over, one_at_a_time, say
@@ -83,6 +86,8 @@ def test(arguments: list[str]) -> int:
         codes.append(hand_over([str(python), "-m", "pytest", *arguments], environment))
         if not arguments:
             codes.extend(other_pythons(str(python), environment))
+    if not arguments:
+        codes.append(rollout([]) if roles.tools() else 0)
     return max(codes)
 
 
@@ -110,11 +115,13 @@ def check(arguments: list[str]) -> int:
         raise SetupError("cannot take arguments: ./dev check checks everything")
     with one_at_a_time():
         python = str(pythons.environment())
+        role = roles.lint()
     folders = [folder for folder in CHECKED if any((ROOT / folder).glob("**/*.py"))]
     return max(
         hand_over([python, "-m", "ruff", "check", "--quiet", "."]),
         hand_over([python, "-m", "ruff", "format", "--quiet", "--diff", "."]),
         hand_over([python, "-m", "mypy", *folders]),
+        *(hand_over(command) for command in role),
     )
 
 
@@ -144,10 +151,12 @@ def soak(arguments: list[str]) -> int:
         return hand_over([str(python), "-m", "tests.soak", *arguments], environment)
 
 
-def rollout(_arguments: list[str]) -> int:
-    """Run the Molecule scenarios, once there are any."""
-    say("no scenarios yet")
-    return 0
+def rollout(arguments: list[str]) -> int:
+    """Run the Molecule scenarios."""
+    with one_at_a_time():
+        python = pythons.environment()
+        environment = roles.ready()
+    return hand_over(roles.command(python, environment, arguments))
 
 
 def database_server(stack: contextlib.ExitStack) -> dict[str, str]:

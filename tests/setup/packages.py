@@ -20,6 +20,10 @@ APT = {
     "systemctl": ["--no-install-recommends", "systemd"],
     "postgres": ["--no-install-recommends", "postgresql"],
     "chromium": ["--no-install-recommends", "chromium"],
+    "ssh": ["--no-install-recommends", "openssh-client"],
+    "newuidmap": ["--no-install-recommends", "uidmap"],
+    "netavark": ["--no-install-recommends", "netavark", "iptables"],
+    "aardvark-dns": ["--no-install-recommends", "aardvark-dns"],
 }
 DNF = {
     "podman": ["podman"],
@@ -29,13 +33,32 @@ DNF = {
     "systemctl": ["systemd"],
     "postgres": ["postgresql-server"],
     "chromium": ["chromium"],
+    "ssh": ["openssh-clients"],
+    "newuidmap": ["shadow-utils"],
+    "netavark": ["netavark"],
+    "aardvark-dns": ["aardvark-dns"],
 }
+
+ENGINE_FOLDERS = ["/usr/lib/podman", "/usr/libexec/podman", "/usr/local/libexec/podman"]
 
 
 def ensure_program(program: str, why: str) -> None:
     """Install the program if this machine lacks it."""
     if find_program(program) is not None:
         return
+    install(program, why)
+    if find_program(program) is None:
+        raise SetupError(f"cannot find {program} after installing it: look at your PATH")
+
+
+def ensure_engine_part(program: str, why: str) -> None:
+    """Install what podman calls, and keeps where nobody's PATH leads."""
+    if not any(Path(folder, program).exists() for folder in ENGINE_FOLDERS):
+        install(program, why)
+
+
+def install(program: str, why: str) -> None:
+    """Install a program's packages."""
     if shutil.which("apt-get"):
         install_with_apt(APT[program], why)
     elif shutil.which("dnf"):
@@ -44,8 +67,6 @@ def ensure_program(program: str, why: str) -> None:
         raise SetupError(
             f"cannot install {program}: neither apt nor dnf is here, install it by hand"
         )
-    if find_program(program) is None:
-        raise SetupError(f"cannot find {program} after installing it: look at your PATH")
 
 
 def find_program(program: str) -> str | None:

@@ -36,12 +36,26 @@ def test_doctor_finds_everything_well_and_shows_the_task_at_work(
         "--victoria-home",
         "--state-dir",
         "orchestrator",
+        "registration",
         "outbox",
     }
     (task,) = told["tasks"]
     assert (task["task_id"], task["state"]) == (task_id, "running")
     assert "confidential" not in json.dumps(told)
     assert runner.node_key not in json.dumps(told)
+
+
+def test_doctor_tells_whether_the_node_is_registered_with_these_options(
+    runner: RunnerProcess,
+) -> None:
+    assert "ok   registration: not registered with these options yet" in (
+        runner.run("doctor").output.splitlines()
+    )
+    runner.start()
+    runner.wait_for_log("registered ")
+    told = json.loads(runner.run("doctor", "--json").output)
+    assert f"registered as {told['node_id']}" in str(told["checks"])
+    assert json.loads(runner.run("--name", "other", "doctor", "--json").output)["node_id"] is None
 
 
 def test_doctor_without_an_engine_says_so_and_ends_with_69(

@@ -1,0 +1,13 @@
+"""Each scenario of molecule/ on an Ubuntu-shaped and a Fedora-shaped host, in this order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+pytestmark = pytest.mark.timeout(1800)
+
+
+def test_bare_hosts_become_verified_runners(scenario: Callable[[str], None]) -> None:
+    scenario("install")

@@ -1,0 +1,85 @@
+"""The Ansible role knows every option of the runner, and its README is made from its specs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from runner import cli
+
+ROLE = Path(__file__).resolve().parents[2] / "ansible" / "roles" / "victoria_runner"
+README = ROLE / "README.md"
+BEGIN, END = "<!-- made from", "<!-- end -->"
+
+# A service has no use for the first; the second is what the role writes the token into instead.
+NOT_IN_THE_ROLE = {"VICTORIA_RUNNER_ONCE", "VICTORIA_RUNNER_REGISTRATION_TOKEN_FILE"}
+NOT_OF_THE_RUNNER = {"HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY"}
+
+
+def read(name: str) -> dict[str, Any]:
+    """Give a YAML file of the role."""
+    content: dict[str, Any] = yaml.safe_load((ROLE / name).read_text(encoding="utf-8"))
+    return content
+
+
+def specs() -> dict[str, dict[str, Any]]:
+    """Give the specs of the variables by their names."""
+    options: dict[str, dict[str, Any]] = read("meta/argument_specs.yml")["argument_specs"]["main"][
+        "options"
+    ]
+    return options
+
+
+def table() -> str:
+    """Give the README's table."""
+    rows = ["| Variable | Default | Meaning |", "| --- | --- | --- |"]
+    for name, spec in specs().items():
+        default = spec.get("default")
+        shown = default if isinstance(default, str) else json.dumps(default)
+        shown = "" if default is None or default == "" else f"`{shown}`"
+        rows.append(f"| `{name}` | {shown} | {' '.join(spec['description'].split())} |")
+    return "\n".join(rows)
+
+
+def test_every_option_of_the_runner_can_be_set() -> None:
+    known = {
+        f"{cli.PREFIX}_{parameter.name}".upper()
+        for parameter in cli.command.params
+        if parameter.name not in {"version", "help"}
+    }
+    written = set(read("vars/main.yml")["__victoria_runner_variables"])
+    assert written - NOT_OF_THE_RUNNER == known - NOT_IN_THE_ROLE
+
+
+def test_defaults_are_those_of_the_specs() -> None:
+    assert read("defaults/main.yml") == {
+        name: spec.get("default") for name, spec in specs().items()
+    }
+
+
+def test_variables_of_each_option_are_named_after_it() -> None:
+    for variable in set(read("vars/main.yml")["__victoria_runner_variables"]) - NOT_OF_THE_RUNNER:
+        if variable not in {"VICTORIA_RUNNER_ENV_FILE", "VICTORIA_RUNNER_CA_FILE"}:
+            assert variable.lower() in specs()
+
+
+def test_readme_has_the_table_of_the_specs() -> None:
+    text = README.read_text(encoding="utf-8")
+    shown = text[text.index(BEGIN) : text.index(END)].partition("\n")[2].strip()
+    assert shown == table(), f"it should be:\n{table()}"
+
+
+def test_unit_of_the_role_is_the_unit_of_the_readme() -> None:
+    by_hand = (ROLE.parents[2] / "README.md").read_text(encoding="utf-8")
+    template = (ROLE / "templates" / "victoria-runner.service.j2").read_text(encoding="utf-8")
+    unit = by_hand[by_hand.index("[Unit]") : by_hand.index("WantedBy=multi-user.target")]
+    kept = [
+        line
+        for line in unit.splitlines()
+        # These carry numbers and folders, which the role fills in.
+        if "1000" not in line and not line.startswith(("User=", "EnvironmentFile=", "ExecStart="))
+    ]
+    assert [line for line in kept if line not in template.splitlines()] == []
