@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-import time
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import anyio
 import anyio.to_thread
-import stamina
 
 from runner.backoff import delay_s
 from runner.errors import Refused, Unauthorised, Unavailable, Unstartable
@@ -23,9 +21,11 @@ if TYPE_CHECKING:
 
     from runner.api import Download, Identity, Orchestrator
     from runner.assignment import Assignment, TaskFile
+    from runner.clock import Clock
 
 __all__ = [
     "CONTAINER_HOME",
+    "Source",
     "fetch_files",
     "files_folder",
     "files_folder_in_container",
@@ -52,13 +52,17 @@ def files_folder_in_container(task_id: str) -> str:
     return f"{CONTAINER_HOME}/tasks/{task_id}/files"
 
 
+@dataclass(frozen=True)
+class Source:
+    """Where files come from, as whom they are asked for, and by which clock."""
+
+    orchestrator: Orchestrator
+    identity: Identity
+    clock: Clock
+
+
 async def fetch_files(
-    orchestrator: Orchestrator,
-    identity: Identity,
-    assignment: Assignment,
-    home: Path,
-    *,
-    min_free_disk: int,
+    source: Source, assignment: Assignment, home: Path, *, min_free_disk: int
 ) -> None:
     """Bring every file of a task into its folder, or none of what is not whole and right.
 
@@ -75,48 +79,50 @@ async def fetch_files(
     async with _opened(home, assignment.task_id, min_free_disk) as folder:
         with anyio.move_on_after(_LONGEST_S) as limit:
             for file in assignment.files:
-                await _fetch(orchestrator, identity, file, folder)
+                await _fetch(source, file, folder)
         if limit.cancelled_caught:
             raise Unstartable(f"cannot fetch the task's files: not done in {_LONGEST_S:g} s")
 
 
 @dataclass
 class _Patience:
-    """Decides about the next attempt at a file, as a backoff hook of stamina, and says so."""
+    """Waits for the next attempt at a file, and decides when there is none."""
 
+    clock: Clock
     file: TaskFile
     task_id: str
     failures: int = 0
     until: float = 0.0
 
-    def __call__(self, error: Exception) -> bool | float:
-        """Give the seconds to wait, or False when it is time to give up."""
-        if not isinstance(error, Unavailable):
-            return False
+    async def wait_after(self, error: Unavailable) -> None:
+        """Wait, and say so.
+
+        Raises:
+            Unstartable: it is time to give up.
+        """
         if self.failures == 0:
-            self.until = time.monotonic() + _PATIENCE_S
+            self.until = self.clock.awake_s() + _PATIENCE_S
         self.failures += 1
-        wait_s = delay_s(self.failures, at_least_s=error.retry_after_s or 0.0)
-        left_s = self.until - time.monotonic()
+        left_s = self.until - self.clock.awake_s()
         if left_s <= 0:
-            return False
-        wait_s = min(wait_s, left_s)
+            raise Unstartable(
+                f"cannot fetch the file {self.file.name!r}: {error} (attempt {self.failures})"
+            ) from error
+        wait_s = min(delay_s(self.failures, at_least_s=error.retry_after_s or 0.0), left_s)
         log.warning(
             "cannot fetch a file yet: %s",
             error,
             extra=fields(task_id=self.task_id, file=self.file.name, next_attempt_s=round(wait_s)),
         )
-        return wait_s
+        await self.clock.sleep(wait_s)
 
 
-async def _fetch(
-    orchestrator: Orchestrator, identity: Identity, file: TaskFile, folder: Folder
-) -> None:
+async def _fetch(source: Source, file: TaskFile, folder: Folder) -> None:
     with _unstartable(f"write the file {file.name!r}"):
         if file.sha256 and await _in_thread(folder.sha256_of, file.name) == file.sha256:
             return
         for _ in range(2):
-            found = await _fetch_patiently(orchestrator, identity, file, folder)
+            found = await _fetch_patiently(source, file, folder)
             if file.sha256 in {None, found}:
                 return
             log.warning(
@@ -128,25 +134,19 @@ async def _fetch(
     )
 
 
-async def _fetch_patiently(
-    orchestrator: Orchestrator, identity: Identity, file: TaskFile, folder: Folder
-) -> str:
+async def _fetch_patiently(source: Source, file: TaskFile, folder: Folder) -> str:
     """Fetch a file whatever passes meanwhile; give its checksum."""
-    patience = _Patience(file, folder.task_id)
-    try:
-        async for attempt in stamina.retry_context(on=patience, attempts=None, timeout=None):
-            with attempt:
-                async with orchestrator.download(identity, file.name) as download:
-                    return await _write(download, file, folder)
-    except Unauthorised:
-        raise
-    except Refused as error:
-        raise Unstartable(f"cannot fetch the file {file.name!r}: {error}") from error
-    except Unavailable as error:
-        raise Unstartable(
-            f"cannot fetch the file {file.name!r}: {error} (attempt {patience.failures})"
-        ) from error
-    raise AssertionError("stamina attempts at least once")
+    patience = _Patience(source.clock, file, folder.task_id)
+    while True:
+        try:
+            async with source.orchestrator.download(source.identity, file.name) as download:
+                return await _write(download, file, folder)
+        except Unauthorised:
+            raise
+        except Refused as error:
+            raise Unstartable(f"cannot fetch the file {file.name!r}: {error}") from error
+        except Unavailable as error:
+            await patience.wait_after(error)
 
 
 async def _write(download: Download, file: TaskFile, folder: Folder) -> str:

@@ -8,8 +8,6 @@ import sys
 from datetime import datetime, timezone
 from typing import Any
 
-import stamina
-
 
 def fields(**values: object) -> dict[str, Any]:
     """Give what `extra=` takes, so that the values stand behind the message as key=value."""
@@ -56,8 +54,6 @@ def set_up_logging(log_format: str, verbosity: int) -> None:
     logging.getLogger("runner").setLevel(logging.DEBUG if verbosity else logging.INFO)
     # sh logs every command line at INFO, with the task's prompt in it.
     logging.getLogger("sh").setLevel(logging.CRITICAL)
-    # Whoever retries says so with the task's id; stamina would say it again, in words of its own.
-    stamina.instrumentation.set_on_retry_hooks(())
 
 
 def _moment(record: logging.LogRecord) -> str:

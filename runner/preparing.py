@@ -13,7 +13,7 @@ from runner import backoff
 from runner.api import Identity
 from runner.engine import PULL_DEADLINE_S
 from runner.errors import EngineError, EngineSilent, Refused, Unauthorised, Unavailable, Unstartable
-from runner.files import fetch_files
+from runner.files import Source, fetch_files
 from runner.hand import Elsewhere, Hand, NotOurs
 from runner.log import fields
 from runner.states import TaskState
@@ -49,8 +49,7 @@ async def _download(hand: Hand) -> None:
         identity = await hand.identity()
         try:
             await fetch_files(
-                hand.parts.orchestrator,
-                identity,
+                Source(hand.parts.orchestrator, identity, hand.parts.clock),
                 hand.assignment,
                 hand.parts.settings.victoria_home,
                 min_free_disk=hand.parts.settings.min_free_disk,

@@ -2,19 +2,41 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import anyio
 import pytest
 
 from tests.engines import Engine, NoEngineError, check_answering, named_engines, named_image
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Coroutine, Iterator
 
+COROUTINE_DEADLINE_S = 240
 REMOVAL_TIMEOUT_S = 15
 LOOK_AGAIN_S = 0.2
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """End a coroutine that hangs by its own means, with its fixtures torn down.
+
+    pytest's own timeout comes later: it kills the process, and a signal would leave the loop stuck.
+    """
+    if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj):
+        item.obj = _within_deadline(item.obj)
+
+
+def _within_deadline(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., object]:
+    @functools.wraps(test)
+    async def run(*args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - whatever the test asks for
+        with anyio.fail_after(COROUTINE_DEADLINE_S):
+            await test(*args, **kwargs)
+
+    return run
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -13,18 +13,19 @@ from typing import TYPE_CHECKING
 import anyio
 import anyio.lowlevel
 import pytest
-import stamina
 
 from runner.api import Identity, Orchestrator
 from runner.assignment import Assignment, TaskFile
 from runner.errors import Unauthorised, Unstartable
 from runner.files import (
     CONTAINER_HOME,
+    Source,
     fetch_files,
     files_folder,
     files_folder_in_container,
     free_disk,
 )
+from tests.fakes.clock import FakeClock
 from tests.unit.scripted_server import (
     Answer,
     ScriptedServer,
@@ -38,7 +39,6 @@ from tests.unit.scripted_server import (
 from tests.unit.until import until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 pytestmark = pytest.mark.anyio
@@ -49,11 +49,13 @@ MIB = 1 << 20
 NO_LIMIT = 0
 
 
-@pytest.fixture(autouse=True)
-def _quick_retries() -> Iterator[None]:
-    """Let an outage end after three attempts without waits, as stamina offers it for tests."""
-    with stamina.set_testing(True, attempts=3):
-        yield
+class SwiftClock(FakeClock):
+    """A clock on which every sleep is over at once, and has taken its time."""
+
+    async def sleep(self, seconds: float) -> None:
+        """Let so much time pass."""
+        self._move_to(self.awake_s() + seconds)
+        await anyio.lowlevel.checkpoint()
 
 
 @pytest.fixture
@@ -80,12 +82,12 @@ class Fetch:
         self.identity = identity
         self.home = home
         self.folder = files_folder(home, TASK_ID)
+        self.clock = SwiftClock()
 
     async def __call__(self, *files: TaskFile, min_free_disk: int = NO_LIMIT) -> None:
         """Fetch these files."""
         await fetch_files(
-            self.orchestrator,
-            self.identity,
+            Source(self.orchestrator, self.identity, self.clock),
             Assignment(TASK_ID, "count", "https://o.example.com", 60, files),
             self.home,
             min_free_disk=min_free_disk,
@@ -538,13 +540,14 @@ async def test_outage_without_end_makes_the_task_unstartable(
     fetch: Fetch, server: ScriptedServer
 ) -> None:
     server.answer(told({"detail": "maintenance"}, 503))
+    begun_at = fetch.clock.awake_s()
 
     with pytest.raises(Unstartable) as caught:
         await fetch(sales())
 
-    assert (
-        str(caught.value) == "cannot fetch the file 'sales.csv': HTTP 503: maintenance (attempt 3)"
-    )
+    said = f"HTTP 503: maintenance (attempt {len(server.requests)})"
+    assert str(caught.value) == f"cannot fetch the file 'sales.csv': {said}"
+    assert fetch.clock.awake_s() - begun_at == pytest.approx(3600)
 
 
 @pytest.mark.parametrize("status", [400, 403, 404, 409, 410, 422])

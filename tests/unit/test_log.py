@@ -153,14 +153,3 @@ def test_requests_that_httpx_would_log_are_not_logged(verbosity: int) -> None:
     statements = "logging.getLogger('httpx').info('HTTP Request: GET https://o.example.com')"
 
     assert run_logging(statements, "text", verbosity) == []
-
-
-def test_retries_that_stamina_would_log_are_not_logged() -> None:
-    statements = (
-        "import stamina\n"
-        "for attempt in stamina.retry_context(on=OSError, attempts=2, wait_max=0):\n"
-        "    with attempt:\n"
-        "        if attempt.num == 1: raise OSError('hunter2')\n"
-    )
-
-    assert run_logging(statements, "text") == []

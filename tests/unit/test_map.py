@@ -29,7 +29,7 @@ DOCUMENTS = [README, ARCHITECTURE, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.m
 ROWS = (
     ("__main__",),
     ("cli",),
-    ("app", "doctor", "cleanup", "status_reporter"),
+    ("app", "doctor", "cleanup", "options", "status_reporter"),
     ("poll", "heartbeat", "deliver", "strays", "forget", "state_folder"),
     ("task",),
     ("closing", "starting", "watching"),
@@ -61,7 +61,7 @@ ROWS = (
 """The runner's modules from the top down: each imports only from rows below its own."""
 
 DOORS = {
-    "click": {"cli"},
+    "click": {"cli", "options"},
     "httpx": {"wire"},
     "mcp": {"status_reporter"},
     "sh": {"program"},
