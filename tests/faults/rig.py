@@ -15,8 +15,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
-from tests.faults.engine import FaultEngine
+from tests.faults.engine import Act, FaultEngine, Planned
 from tests.faults.journal import JournalFaults
 from tests.faults.launcher import CONSTANTS_VARIABLE, DISK_VARIABLE, JOURNAL_VARIABLE
 from tests.faults.proxy import FaultProxy
@@ -71,6 +72,32 @@ class Rig:
         """Give the runner another value for an option at its next start."""
         kept = [given for given in self.runner.options if not given.startswith(f"{option}=")]
         self.runner.options[:] = [*kept, f"{option}={text}"]
+
+    @contextmanager
+    def image_to_pull(self, image: str) -> Iterator[None]:
+        """Have the runner's image come from a registry that refuses, and be at hand as well.
+
+        The runner sees to it once at its start, which is over when this is entered; so the next
+        pull is for a task.
+        """
+        # What podman built itself is in no registry, and is not asked for.
+        engine, name = self.runner.engine, f"127.0.0.1:1/victoria-{uuid4().hex[:12]}:1"
+        engine.run("tag", image, name)
+        try:
+            self.set_option("--container-image", name)
+            self.set_option("--pull", "newer")
+            at_start = self.refuse_pull()
+            self.runner.start()
+            at_start.wait()
+            yield
+        finally:
+            self.runner.clean()
+            engine.run("rmi", name)
+
+    def refuse_pull(self, *, always: bool = False) -> Planned:
+        """Have the registry refuse at once, as nobody listens there."""
+        says = "Error: no registry answers"
+        return self.engine.plan("pull", Act.FAIL, says=says, always=always)
 
     def clear(self) -> None:
         """Let nothing more go wrong."""

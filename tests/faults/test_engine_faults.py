@@ -219,25 +219,31 @@ def test_any_call_that_hangs_is_given_up_and_the_task_goes_on(call: str, podman_
     assert hang.has_happened
 
 
-def test_no_work_is_taken_while_pull_hangs(any_rig: Rig, image: str) -> None:
+def test_no_work_is_taken_while_pull_hangs(any_rig: Rig) -> None:
     rig = any_rig
     rig.set_constants(engine__PULL_DEADLINE_S=3, program___KILL_GRACE_S=0.5)
-    name = f"127.0.0.1:1/victoria-{rig.runner.engine.name}-hangs:1"
-    rig.runner.engine.run("tag", image, name)
-    try:
-        rig.set_option("--container-image", name)
-        rig.set_option("--pull", "newer")
-        hang = rig.engine.plan("pull", Act.HANG, always=True)
+    rig.set_option("--pull", "always")
+    rig.engine.plan("pull", Act.HANG, always=True)
+    task_id = rig.orchestrator.create_task("[print-line done]")["id"]
+    rig.runner.start()
+    rig.runner.wait_for_log(f"cannot do {rig.runner.engine.name} pull: no answer within 3 s")
+    wait_for_beat(rig, "error")
+    assert rig.orchestrator.task(task_id)["status"] == "pending"
+    rig.set_option("--pull", "never")
+    rig.runner.kill()
+    rig.runner.start()
+    rig.check_ended_once(task_id)
+
+
+def test_pull_for_a_task_that_hangs_is_given_up(any_rig: Rig, image: str) -> None:
+    rig = any_rig
+    rig.set_constants(engine__PULL_DEADLINE_S=3, program___KILL_GRACE_S=0.5)
+    with rig.image_to_pull(image):
+        rig.engine.plan("pull", Act.HANG, always=True)
         task_id = rig.orchestrator.create_task("[print-line done]")["id"]
-        rig.runner.start()
-        rig.runner.wait_for_log(f"cannot do {rig.runner.engine.name} pull: no answer within 3 s")
-        wait_for_beat(rig, "error")
-        assert rig.orchestrator.task(task_id)["status"] == "pending"
-        hang.lift()
-        rig.check_ended_once(task_id)
-    finally:
-        rig.runner.clean()
-        rig.runner.engine.run("rmi", name)
+        message = end_of(rig, task_id, starts=0)["message"]
+    name = rig.runner.engine.name
+    assert message == f"unstartable: cannot do {name} pull: no answer within 3 s"
 
 
 def test_end_is_seen_although_wait_hangs(rig: Rig) -> None:
@@ -310,16 +316,14 @@ def test_task_cancelled_while_its_claim_is_held_never_starts(any_rig: Rig) -> No
     assert end_of(rig, task_id, starts=0)["message"] == "cancelled: before it started"
 
 
-def test_task_cancelled_during_the_pull_never_starts(any_rig: Rig) -> None:
+def test_task_cancelled_during_the_pull_never_starts(any_rig: Rig, image: str) -> None:
     rig = any_rig
-    rig.set_option("--container-image", "127.0.0.1:1/victoria-none:1")
-    rig.set_option("--pull", "always")
-    pull = rig.engine.plan("pull", Act.BLOCK)
-    task_id = rig.orchestrator.create_task("[hang]")["id"]
-    rig.runner.start()
-    pull.wait()
-    rig.orchestrator.cancel(task_id)
-    assert end_of(rig, task_id, starts=0)["message"] == "cancelled: before it started"
+    with rig.image_to_pull(image):
+        pull = rig.engine.plan("pull", Act.BLOCK)
+        task_id = rig.orchestrator.create_task("[hang]")["id"]
+        pull.wait()
+        rig.orchestrator.cancel(task_id)
+        assert end_of(rig, task_id, starts=0)["message"] == "cancelled: before it started"
 
 
 def test_task_cancelled_before_the_engine_has_made_its_container_never_starts(any_rig: Rig) -> None:

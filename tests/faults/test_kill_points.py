@@ -172,21 +172,13 @@ def kill_and_finish(point: KillPoint, rig: Rig) -> None:
 def test_task_ends_once_when_the_runner_is_killed_while_it_fetches_the_image(
     when: When, rig: Rig, image: str
 ) -> None:
-    # What podman built itself is in no registry, and is not asked for.
-    name = f"127.0.0.1:1/victoria-{rig.runner.engine.name}-{when.value}:1"
-    rig.runner.engine.run("tag", image, name)
-    try:
-        rig.set_option("--container-image", name)
-        rig.set_option("--pull", "newer")
+    with rig.image_to_pull(image):
         rig.engine.plan("pull", Act.KILL, when)
+        rig.refuse_pull(always=True)
         task_id = rig.orchestrator.create_task("[print-line done]")["id"]
-        rig.runner.start()
         _died(rig)
         rig.runner.start()
         rig.check_ended_once(task_id)
-    finally:
-        rig.runner.clean()
-        rig.runner.engine.run("rmi", name)
 
 
 @pytest.mark.parametrize(

@@ -230,6 +230,17 @@ async def test_heartbeat_that_fails_is_followed_by_the_next_and_not_repeated(
     assert "heartbeats arrive again" in log.text
 
 
+async def test_burst_of_changes_is_spared_an_orchestrator_in_trouble(host: Host) -> None:
+    host.orchestrator.always(BEAT, http(500))
+    for number in range(10):
+        host.orchestrator.offer(f"t-{number}")
+    async with host.runner():
+        await host.wait_for_end("t-9")
+        assert host.orchestrator.count(BEAT) == 1, "no time has gone by"
+        await host.clock.advance(1, asleep=IDLE)
+        await host.wait_for_calls(BEAT, 2)
+
+
 async def test_heartbeat_without_an_answer_holds_up_no_task(host: Host) -> None:
     host.orchestrator.always(BEAT, stalled(b""))
     host.orchestrator.offer()
