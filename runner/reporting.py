@@ -128,8 +128,8 @@ class Reporter:
         except RunnerError as error:
             later = "; it is kept, and delivered when this container has ended" if is_kept else ""
             return _failure(f"cannot report {status!r}: {error}{later}")
-        if word is not None and standing in {None, status}:
-            await self._leave(replace(self._trace, final=replace(word, is_sent=True)))
+        if word is not None:
+            await self._leave(replace(self._trace, final=self._stands(word, standing)))
         return {
             "sent": True,
             "job_id": self._job.task_id,
@@ -143,6 +143,15 @@ class Reporter:
         if self._trace.final is not None and self._trace.final.is_sent:
             return False
         return await self._leave(replace(self._trace, final=word))
+
+    def _stands(self, word: FinalWord, standing: str | None) -> FinalWord:
+        """Give the final word that stands at the orchestrator after it has taken this one."""
+        if standing in {None, word.status} or standing not in _FINAL:
+            return replace(word, is_sent=True)
+        before = self._trace.final
+        if before is not None and before.status == standing:
+            return before
+        return FinalWord(standing, None, word.session_id, is_sent=True)
 
     async def _leave(self, trace: Trace) -> bool:
         self._trace = trace
