@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
 from typing import TypeVar
@@ -19,12 +19,12 @@ import anyio.to_thread
 from runner import backoff
 from runner.api import Orchestrator
 from runner.bodies import log_body, status_body
-from runner.crush import Found, Wanted, find_sessions, read_session, session_mark
-from runner.crush_database import CrushError
+from runner.crush import session_mark
 from runner.crush_log import digest_of
 from runner.crush_message import clean
 from runner.errors import RunnerError, Unauthorised, Unavailable
 from runner.job import Job
+from runner.job_session import JobSession
 from runner.trace import MOST_MESSAGE_CHARS, FinalWord, Trace, TraceError, read_trace, write_trace
 
 log = logging.getLogger(__name__)
@@ -33,15 +33,10 @@ PATIENCE_S = 30.0
 """How long an agent can bear to wait for one answer."""
 
 _LONGEST_PAUSE_S = 5.0
-_LOOK_PATIENCE_S = 2.0
 _FINAL = frozenset({"success", "error"})
 
 Answer = dict[str, object]
 T = TypeVar("T")
-
-
-class NothingToHandIn(RunnerError):
-    """There is no session, or none that is certainly this task's."""
 
 
 class Reporter:
@@ -55,8 +50,7 @@ class Reporter:
         self._patience_s = patience_s
         self._turn = anyio.Lock()
         self._trace = _trace_of(job)
-        self._session_id: str | None = None
-        self._wanted = Wanted(job.started_at, None, job.prompt, session_mark(job.task_id))
+        self._session = JobSession(job)
 
     async def report(self, status: str, message: str | None, progress: float | None) -> Answer:
         """Tell how the task stands; a `success` or `error` is its end."""
@@ -69,7 +63,7 @@ class Reporter:
         until = self._until()
         message = self._sayable(message)
         async with self._turn:
-            session_id = await self._known_session()
+            session_id = await self._session.known_id()
             # Before the log: the container may be gone before that has been taken.
             await self._expect(FinalWord(status, message, session_id, is_sent=False))
             logs: Answer = {}
@@ -116,7 +110,7 @@ class Reporter:
     async def _report(
         self, status: str, message: str | None, progress: float | None, until: float
     ) -> Answer:
-        session_id = await self._known_session()
+        session_id = await self._session.known_id()
         word = FinalWord(status, message, session_id, is_sent=False) if status in _FINAL else None
         is_kept = word is not None and await self._expect(word)
         body = status_body(self._job.task_id, status, message, time.time())
@@ -128,8 +122,8 @@ class Reporter:
         except RunnerError as error:
             later = "; it is kept, and delivered when this container has ended" if is_kept else ""
             return _failure(f"cannot report {status!r}: {error}{later}")
-        if word is not None and standing in {None, status}:
-            await self._leave(replace(self._trace, final=replace(word, is_sent=True)))
+        if word is not None:
+            await self._leave(replace(self._trace, final=self._stands(word, standing)))
         return {
             "sent": True,
             "job_id": self._job.task_id,
@@ -143,6 +137,15 @@ class Reporter:
         if self._trace.final is not None and self._trace.final.is_sent:
             return False
         return await self._leave(replace(self._trace, final=word))
+
+    def _stands(self, word: FinalWord, standing: str | None) -> FinalWord:
+        """Give the final word that stands at the orchestrator after it has taken this one."""
+        if standing in {None, word.status} or standing not in _FINAL:
+            return replace(word, is_sent=True)
+        before = self._trace.final
+        if before is not None and before.status == standing:
+            return before
+        return FinalWord(standing, None, word.session_id, is_sent=True)
 
     async def _leave(self, trace: Trace) -> bool:
         self._trace = trace
@@ -160,7 +163,7 @@ class Reporter:
         # Should it not be taken now, then the runner has to see to it.
         await self._leave(replace(self._trace, log_digest=None))
         try:
-            session = await _within(until, partial(self._session, session_id))
+            session = await self._session.read(session_id, until)
             digest = await anyio.to_thread.run_sync(digest_of, session)
             body = log_body(self._job.task_id, session)
             await self._send(
@@ -178,44 +181,6 @@ class Reporter:
             "message_count": len(messages) if isinstance(messages, list) else 0,
             "reporter": session_mark(self._job.task_id),
         }
-
-    def _session(self, session_id: str | None) -> Mapping[str, object]:
-        """Read the session that is named, or the task's latest; in a worker thread."""
-        found = find_sessions(self._job.database, self._wanted)
-        if session_id is None:
-            session_id = self._latest(found)
-        if session_id not in found.ids:
-            raise NothingToHandIn(f"this task has no session {session_id[:80]!r}")
-        session = read_session(self._job.database, session_id)
-        if session is None:
-            raise NothingToHandIn(f"the session {session_id!r} is gone")
-        return session
-
-    def _latest(self, found: Found) -> str:
-        if not found.ids:
-            raise NothingToHandIn(f"{self._job.database} has no session of this task")
-        if not found.are_ours:
-            raise NothingToHandIn(
-                f"{len(found.ids)} sessions could be this task's; now that you have read "
-                f"{session_mark(self._job.task_id)}, call this tool again"
-            )
-        return found.ids[0]
-
-    async def _known_session(self) -> str | None:
-        """Look for the id of the agent's session until it is known; a report goes without it."""
-        if self._session_id is None:
-            look = partial(
-                find_sessions, self._job.database, self._wanted, busy_timeout_s=_LOOK_PATIENCE_S
-            )
-            try:
-                found = await _within(anyio.current_time() + _LOOK_PATIENCE_S, look)
-            except CrushError as error:
-                log.warning("%s", error)
-                return None
-            except Unavailable:
-                return None
-            self._session_id = found.ids[0] if found.are_ours else None
-        return self._session_id
 
     # The wire
 
@@ -241,15 +206,6 @@ class Reporter:
                 break
             await anyio.sleep(pause_s)
         raise failure
-
-
-async def _within(until: float, read: Callable[[], T]) -> T:
-    """Read something in a worker thread, which is left alone when the time is up."""
-    try:
-        with anyio.fail_after(max(0.0, until - anyio.current_time())):
-            return await anyio.to_thread.run_sync(read, abandon_on_cancel=True)
-    except TimeoutError:
-        raise Unavailable("reading the Crush database takes too long") from None
 
 
 def _trace_of(job: Job) -> Trace:

@@ -67,7 +67,9 @@ def server_for(reporter: Reporter) -> Server[Any]:
     async def call_tool(
         _context: object, params: types.CallToolRequestParams
     ) -> types.CallToolResult:
-        answer = await _answer(reporter, params.name, params.arguments or {})
+        # What was asked for is done, though the agent has gone away or will not wait.
+        with anyio.CancelScope(shield=True):
+            answer = await _answer(reporter, params.name, params.arguments or {})
         return types.CallToolResult(
             content=[types.TextContent(type="text", text=json.dumps(answer, ensure_ascii=False))],
             structured_content=answer,

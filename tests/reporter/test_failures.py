@@ -86,6 +86,17 @@ async def test_log_that_is_not_taken_is_told(server: ScriptedServer, home: Path,
     assert read_trace(home, TASK_ID).log_digest is None
 
 
+async def test_end_that_stands_at_the_orchestrator_is_what_is_left_for_the_runner(
+    server: ScriptedServer, home: Path
+) -> None:
+    server.answer(told({"task_id": TASK_ID, "status": "error"}))
+    async with reporting(job(server.url, home)) as reporter:
+        answer = await reporter.report("success", "yes", None)
+
+    assert answer["task_status"] == "error"
+    assert read_trace(home, TASK_ID).final == FinalWord("error", None, None, is_sent=True)
+
+
 async def test_orchestrator_that_is_away_is_told(home: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as unused:
         port = unused.getsockname()[1]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import click
 import pytest
 
-from runner import cli, engine, errors, poll, register, states
+from runner import cli, engine, errors, poll, register, states, tools
 from runner.settings import DEFAULT_IMAGE
 
 if TYPE_CHECKING:
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
-DOCUMENTS = [README, ARCHITECTURE, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+STATUS_REPORTER = ROOT / "docs" / "status-reporter.md"
+DOCUMENTS = [README, ARCHITECTURE, STATUS_REPORTER, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 
 ROWS = (
     ("__main__",),
@@ -35,8 +36,8 @@ ROWS = (
     ("closing", "starting", "watching"),
     ("last_words", "preparing"),
     ("fitness", "hand"),
-    ("parts", "ending"),
-    ("register", "reporting"),
+    ("parts", "ending", "reporting"),
+    ("register", "job_session"),
     ("engine", "journal", "files", "crush"),
     ("engine_calls", "engine_contract"),
     ("program", "crush_log", "trace"),
@@ -213,6 +214,17 @@ def test_architecture_shows_the_state_diagram_of_the_code() -> None:
 def test_architecture_names_every_reason_for_an_end() -> None:
     shown = {row[0].strip("`") for row in table_rows(ARCHITECTURE, r"`[a-z_]+`")}
     assert {reason.value for reason in states.EndReason} <= shown
+
+
+# What docs/status-reporter.md shows
+
+
+def test_every_tool_is_shown_with_its_parameters() -> None:
+    shown = {
+        row[0].strip("`"): re.findall(r"`(\w+)`", row[1])
+        for row in table_rows(STATUS_REPORTER, r"`(?:report|submit|get)_\w+`")
+    }
+    assert shown == {tool.name: list(tool.parameters) for tool in tools.TOOLS}
 
 
 # What README.md shows
