@@ -13,20 +13,20 @@ in `boot_id`.
 
 from __future__ import annotations
 
-import functools
 import json
-import sqlite3
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
-
-import anyio
-import anyio.to_thread
 
 from runner.api import Identity
 from runner.assignment import Assignment
 from runner.errors import JournalError
+from runner.journal_file import (
+    TASKS,
+    JournalFile,
+    in_writer_thread,
+    is_worth_setting_aside,
+    private,
+)
 from runner.records import End, Letter, Report, Task, body_in, letter_in, task_in
 from runner.settings import Secret
 from runner.states import EndReason, TaskState, check_transition
@@ -34,69 +34,6 @@ from runner.states import EndReason, TaskState, check_transition
 __all__ = ["JOURNAL_NAME", "End", "Journal", "Letter", "Report", "Task", "open_journal"]
 
 JOURNAL_NAME = "journal.sqlite3"
-_BUSY_TIMEOUT_S = 10.0
-
-_FIRST_SCHEMA = """
-CREATE TABLE identities (
-    id INTEGER PRIMARY KEY,
-    node_id TEXT NOT NULL,
-    api_key TEXT NOT NULL,
-    orchestrator_url TEXT NOT NULL,
-    node TEXT NOT NULL,
-    registered_at REAL NOT NULL,
-    refused INTEGER NOT NULL DEFAULT 0
-);
-CREATE TABLE tasks (
-    task_id TEXT PRIMARY KEY,
-    identity INTEGER NOT NULL REFERENCES identities (id),
-    state TEXT NOT NULL,
-    assignment TEXT,
-    accepted_at REAL NOT NULL,
-    boot_id TEXT,
-    container_id TEXT,
-    started_at REAL,
-    deadline_uptime_s REAL,
-    stop_reason TEXT,
-    stop_asked_at REAL,
-    end_reason TEXT,
-    exit_code INTEGER,
-    message TEXT,
-    ended_at REAL,
-    closed_at REAL
-);
-CREATE INDEX open_tasks ON tasks (accepted_at) WHERE state <> 'closed';
-CREATE TABLE outbox (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    task_id TEXT NOT NULL REFERENCES tasks (task_id) ON DELETE CASCADE,
-    path TEXT NOT NULL,
-    body TEXT NOT NULL,
-    created_at REAL NOT NULL,
-    attempts INTEGER NOT NULL DEFAULT 0,
-    next_attempt_at REAL NOT NULL DEFAULT 0,
-    parked TEXT
-);
-"""
-
-_ENGINE_OF_A_TASK = "ALTER TABLE tasks ADD COLUMN engine TEXT;"
-
-MIGRATIONS: tuple[str, ...] = (_FIRST_SCHEMA, _ENGINE_OF_A_TASK)
-"""Each brings the schema from its index to the next version, kept in `user_version`."""
-
-_INDICES = """
-CREATE INDEX IF NOT EXISTS letters ON outbox
-    (task_id, id, path, created_at, attempts, next_attempt_at, parked);
-"""
-"""All of a letter but its body, which may have ten megabytes and is in the way of what follows.
-
-No migration: an earlier version can do with an index that it does not know.
-"""
-
-_TABLES = frozenset({"identities", "tasks", "outbox"})
-
-_TASKS = (
-    "SELECT tasks.*, identities.orchestrator_url FROM tasks"
-    " JOIN identities ON identities.id = tasks.identity"
-)
 _SPEAKER = (
     "JOIN identities AS own ON own.id = tasks.identity"
     " JOIN identities AS speaker ON speaker.id = CASE WHEN own.refused"
@@ -108,155 +45,46 @@ _SPEAKER = (
     " ELSE own.id END"
 )
 
-P = ParamSpec("P")
-T = TypeVar("T")
 
-
-def _in_writer_thread(
-    method: Callable[Concatenate[Journal, P], T],
-) -> Callable[Concatenate[Journal, P], Coroutine[Any, Any, T]]:
-    """Run a method as one transaction in a worker thread, one at a time; a disk may be slow."""
-
-    @functools.wraps(method)
-    async def run(self: Journal, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        def transaction() -> T:
-            try:
-                with self._transaction():
-                    return method(self, *args, **kwargs)
-            except sqlite3.Error as error:
-                raise JournalError(
-                    f"cannot use the journal {self.path}: {_complaint(error)}"
-                ) from error
-
-        return await anyio.to_thread.run_sync(transaction, limiter=self._one_at_a_time)
-
-    return run
-
-
-class Journal:
+class Journal(JournalFile):
     """An open journal."""
-
-    def __init__(self, path: Path, *, read_only: bool = False) -> None:
-        """Open the journal and bring its schema up to date.
-
-        Raises:
-            JournalError: it is damaged, from a newer version, or cannot be opened.
-        """
-        self.path = path
-        self._begin = "BEGIN" if read_only else "BEGIN IMMEDIATE"
-        self._one_at_a_time = anyio.CapacityLimiter(1)
-        address = f"file:{_quoted(path)}?mode={'ro' if read_only else 'rwc'}"
-        try:
-            self._connection = sqlite3.connect(
-                address,
-                uri=True,
-                timeout=_BUSY_TIMEOUT_S,
-                check_same_thread=False,
-                isolation_level=None,  # no transaction but those begun below
-            )
-        except sqlite3.Error as error:
-            raise JournalError(f"cannot open the journal {path}: {error}") from error
-        self._connection.row_factory = sqlite3.Row
-        try:
-            self._prepare(read_only=read_only)
-        except sqlite3.Error as error:
-            self._connection.close()
-            raise JournalError(f"cannot open the journal {path}: {error}") from error
-        except JournalError:
-            self._connection.close()
-            raise
-
-    def _prepare(self, *, read_only: bool) -> None:
-        found = self._connection.execute("PRAGMA user_version").fetchone()[0]
-        if found > len(MIGRATIONS):
-            raise JournalError(
-                f"cannot use the journal {self.path}: it was written by a newer version"
-            )
-        if read_only:
-            return
-        self._check(found)
-        self._connection.execute("PRAGMA journal_mode = WAL")
-        self._connection.execute("PRAGMA synchronous = FULL")
-        self._connection.execute("PRAGMA foreign_keys = ON")
-        for version, script in enumerate(MIGRATIONS[found:], start=found + 1):
-            self._connection.executescript(
-                f"BEGIN; {script} PRAGMA user_version = {version}; COMMIT;"
-            )
-        self._connection.executescript(_INDICES)
-        self._check_tasks()
-
-    def _check(self, version: int) -> None:
-        """See that the file is a journal, or new, and whole; nothing is written for that."""
-        damage = self._connection.execute("PRAGMA quick_check(1)").fetchone()[0]
-        if damage != "ok":
-            raise JournalError(f"cannot use the journal {self.path}: it is damaged: {damage}")
-        rows = self._connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
-        tables = {row["name"] for row in rows}
-        if tables if version == 0 else not tables >= _TABLES:
-            raise JournalError(f"cannot use the journal {self.path}: it is no journal of ours")
-
-    def _check_tasks(self) -> None:
-        """See that every task can be read: a file may be whole whose text is not."""
-        try:
-            for row in self._connection.execute(_TASKS):
-                task_in(row)
-        except (JournalError, sqlite3.OperationalError) as error:
-            if isinstance(error, sqlite3.OperationalError) and "decode" not in str(error):
-                raise
-            # Without the cause, which would say that it passes.
-            raise JournalError(f"cannot use the journal {self.path}: {error}") from None
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._connection.execute(self._begin)
-        try:
-            yield
-            self._connection.execute("COMMIT")
-        finally:
-            # SQLite has rolled back by itself after some errors, such as a full disk.
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
-
-    def close_file(self) -> None:
-        """Let go of the file; the journal cannot be used after it."""
-        self._connection.close()
 
     # Who we are
 
-    @_in_writer_thread
+    @in_writer_thread
     def identity(self, orchestrator_url: str, node: Mapping[str, object]) -> Identity | None:
         """Give the identity under which this very node was registered there, if it still holds."""
-        row = self._connection.execute(
+        row = self.connection.execute(
             "SELECT node_id, api_key FROM identities"
             " WHERE orchestrator_url = ? AND node = ? AND NOT refused ORDER BY id DESC LIMIT 1",
             (orchestrator_url, _canonical(node)),
         ).fetchone()
         return Identity(row["node_id"], Secret(row["api_key"])) if row else None
 
-    @_in_writer_thread
+    @in_writer_thread
     def store_identity(
         self, identity: Identity, orchestrator_url: str, node: Mapping[str, object], now: float
     ) -> None:
         """Keep who the orchestrator says we are."""
-        self._connection.execute(
+        self.connection.execute(
             "INSERT INTO identities (node_id, api_key, orchestrator_url, node, registered_at)"
             " VALUES (?, ?, ?, ?, ?)",
             (identity.node_id, identity.api_key.reveal(), orchestrator_url, _canonical(node), now),
         )
 
-    @_in_writer_thread
+    @in_writer_thread
     def refuse_identity(self, identity: Identity) -> None:
         """Note that the orchestrator no longer knows this identity's key."""
-        self._connection.execute(
+        self.connection.execute(
             "UPDATE identities SET refused = 1 WHERE api_key = ?", (identity.api_key.reveal(),)
         )
 
     # What we have taken on
 
-    @_in_writer_thread
+    @in_writer_thread
     def accept(self, assignment: Assignment, identity: Identity, now: float) -> bool:
         """Take a task on; False when it is known already, and nothing changes then."""
-        added = self._connection.execute(
+        added = self.connection.execute(
             "INSERT INTO tasks (task_id, identity, state, assignment, accepted_at)"
             " SELECT ?, max(id), ?, ?, ? FROM identities WHERE api_key = ?"
             " ON CONFLICT DO NOTHING",
@@ -270,25 +98,25 @@ class Journal:
         )
         return added.rowcount == 1
 
-    @_in_writer_thread
+    @in_writer_thread
     def adopt(self, task: Task, identity: Identity, now: float) -> bool:
         """Take on a task that was found running, with the identity that started it.
 
         False when it is known already, and nothing changes then.
         """
         key = identity.api_key.reveal()
-        if self._connection.execute(
+        if self.connection.execute(
             "SELECT 1 FROM tasks WHERE task_id = ?", (task.task_id,)
         ).fetchone():
             return False
         # What it was registered as is not known: it speaks for its tasks, and for nothing new.
-        self._connection.execute(
+        self.connection.execute(
             "INSERT INTO identities (node_id, api_key, orchestrator_url, node, registered_at)"
             " SELECT ?, ?, ?, '', ? WHERE NOT EXISTS"
             " (SELECT 1 FROM identities WHERE api_key = ?)",
             (identity.node_id, key, task.orchestrator_url, now, key),
         )
-        self._connection.execute(
+        self.connection.execute(
             "INSERT INTO tasks (task_id, identity, state, assignment, accepted_at, boot_id,"
             " engine, container_id, started_at, deadline_uptime_s)"
             " SELECT ?, max(id), ?, ?, ?, ?, ?, ?, ?, ? FROM identities WHERE api_key = ?",
@@ -307,12 +135,12 @@ class Journal:
         )
         return True
 
-    @_in_writer_thread
+    @in_writer_thread
     def reject(
         self, task_id: str, end: End, report: Report, identity: Identity, now: float
     ) -> bool:
         """Write down a task that ended where it began; False when it is known already."""
-        added = self._connection.execute(
+        added = self.connection.execute(
             "INSERT INTO tasks (task_id, identity, state, accepted_at, ended_at, end_reason,"
             " message) SELECT ?, max(id), ?, ?, ?, ?, ? FROM identities WHERE api_key = ?"
             " ON CONFLICT DO NOTHING",
@@ -330,45 +158,45 @@ class Journal:
             self._post(task_id, [report], now)
         return added.rowcount == 1
 
-    @_in_writer_thread
+    @in_writer_thread
     def task(self, task_id: str) -> Task | None:
         """Give the task of that id, whatever its state."""
-        row = self._connection.execute(f"{_TASKS} WHERE task_id = ?", (task_id,)).fetchone()
+        row = self.connection.execute(f"{TASKS} WHERE task_id = ?", (task_id,)).fetchone()
         return task_in(row) if row else None
 
-    @_in_writer_thread
+    @in_writer_thread
     def identity_for(self, task_id: str) -> Identity:
         """Give the identity that took the task on, or what stands for it now (see `letters`)."""
-        row = self._connection.execute(
+        row = self.connection.execute(
             f"SELECT speaker.* FROM tasks {_SPEAKER} WHERE task_id = ?",  # noqa: S608 - our own text
             (task_id,),
         ).fetchone()
         return Identity(row["node_id"], Secret(row["api_key"]))
 
-    @_in_writer_thread
+    @in_writer_thread
     def speakers(self, orchestrator_url: str) -> dict[str, Identity]:
         """Give that identity for each open task of an orchestrator, by the task's id."""
-        rows = self._connection.execute(
+        rows = self.connection.execute(
             f"SELECT task_id, speaker.* FROM tasks {_SPEAKER}"  # noqa: S608 - our own text
             " WHERE state <> ? AND own.orchestrator_url = ?",
             (TaskState.CLOSED.value, orchestrator_url),
         )
         return {row["task_id"]: Identity(row["node_id"], Secret(row["api_key"])) for row in rows}
 
-    @_in_writer_thread
+    @in_writer_thread
     def open_tasks(self) -> list[Task]:
         """Give the tasks that are not closed, oldest first."""
-        rows = self._connection.execute(
-            f"{_TASKS} WHERE state <> ? ORDER BY accepted_at", (TaskState.CLOSED.value,)
+        rows = self.connection.execute(
+            f"{TASKS} WHERE state <> ? ORDER BY accepted_at", (TaskState.CLOSED.value,)
         )
         return [task_in(row) for row in rows]
 
-    @_in_writer_thread
+    @in_writer_thread
     def start(self, task_id: str, boot_id: str, engine: str) -> None:
         """Write down that this engine is about to be asked for the task's container."""
         self._move(task_id, TaskState.STARTING, boot_id=boot_id, engine=engine)
 
-    @_in_writer_thread
+    @in_writer_thread
     def run(
         self, task_id: str, container_id: str, started_at: float, deadline_uptime_s: float
     ) -> None:
@@ -381,20 +209,20 @@ class Journal:
             deadline_uptime_s=deadline_uptime_s,
         )
 
-    @_in_writer_thread
+    @in_writer_thread
     def ask_to_stop(self, task_id: str, reason: EndReason, now: float) -> EndReason:
         """Write down why the task is to be stopped; the first reason stands and is given."""
-        self._connection.execute(
+        self.connection.execute(
             "UPDATE tasks SET stop_reason = ?, stop_asked_at = ?"
             " WHERE task_id = ? AND stop_reason IS NULL",
             (reason.value, now, task_id),
         )
-        row = self._connection.execute(
+        row = self.connection.execute(
             "SELECT stop_reason FROM tasks WHERE task_id = ?", (task_id,)
         ).fetchone()
         return EndReason(row["stop_reason"])
 
-    @_in_writer_thread
+    @in_writer_thread
     def end(self, task_id: str, end: End, reports: Iterable[Report], now: float) -> None:
         """Write down the end and what is to be told about it, in one transaction."""
         self._move(
@@ -407,24 +235,24 @@ class Journal:
         )
         self._post(task_id, reports, now)
 
-    @_in_writer_thread
+    @in_writer_thread
     def report_again(self, task_id: str, report: Report, now: float) -> bool:
         """Put a finished task's report into the outbox anew, unless one waits there."""
-        waiting = self._connection.execute(
+        waiting = self.connection.execute(
             "SELECT 1 FROM outbox WHERE task_id = ? AND parked IS NULL", (task_id,)
         ).fetchone()
         if waiting is None:
             # One that was refused says the same, and would be one more with each late offer.
-            self._connection.execute(
+            self.connection.execute(
                 "DELETE FROM outbox WHERE task_id = ? AND path = ?", (task_id, report.path)
             )
             self._post(task_id, [report], now)
         return waiting is None
 
-    @_in_writer_thread
+    @in_writer_thread
     def close(self, task_id: str, now: float) -> bool:
         """Close an ended task whose reports are delivered or parked; False while one waits."""
-        waiting = self._connection.execute(
+        waiting = self.connection.execute(
             "SELECT 1 FROM outbox WHERE task_id = ? AND parked IS NULL", (task_id,)
         ).fetchone()
         if waiting is None:
@@ -432,21 +260,21 @@ class Journal:
             self._move(task_id, TaskState.CLOSED, closed_at=now, assignment=None)
         return waiting is None
 
-    @_in_writer_thread
+    @in_writer_thread
     def forget(self, task_id: str) -> None:
         """Drop a task that never had a container and is no longer ours."""
-        self._connection.execute("DELETE FROM tasks WHERE task_id = ?", (task_id,))
+        self.connection.execute("DELETE FROM tasks WHERE task_id = ?", (task_id,))
 
-    @_in_writer_thread
+    @in_writer_thread
     def forget_closed(self, before: float) -> int:
         """Drop the tasks closed before that moment; give how many."""
-        return self._connection.execute(
+        return self.connection.execute(
             "DELETE FROM tasks WHERE state = ? AND closed_at < ?", (TaskState.CLOSED.value, before)
         ).rowcount
 
     # What we still have to say
 
-    @_in_writer_thread
+    @in_writer_thread
     def letters(self) -> list[Letter]:
         """Give what is in the outbox, parked or not, in the order in which it was put there.
 
@@ -454,59 +282,59 @@ class Journal:
         the newest at the same orchestrator: no other is ever shown a key.
         """
         # The + has SQLite read the index, and none of the bodies.
-        rows = self._connection.execute(
+        rows = self.connection.execute(
             "SELECT outbox.id, outbox.task_id, path, created_at, attempts, next_attempt_at, parked,"  # noqa: S608 - our own text
             " speaker.node_id, speaker.api_key, speaker.orchestrator_url"
             f" FROM outbox JOIN tasks USING (task_id) {_SPEAKER} ORDER BY +outbox.id"
         )
         return [letter_in(row) for row in rows]
 
-    @_in_writer_thread
+    @in_writer_thread
     def body(self, row: int) -> Mapping[str, object] | None:
         """Give what a letter says; None if it is no longer there, or damaged."""
-        found = self._connection.execute("SELECT body FROM outbox WHERE id = ?", (row,)).fetchone()
+        found = self.connection.execute("SELECT body FROM outbox WHERE id = ?", (row,)).fetchone()
         return body_in(found["body"]) if found is not None else None
 
-    @_in_writer_thread
+    @in_writer_thread
     def delivered(self, row: int) -> None:
         """Take a letter out: the orchestrator has it, and so may take what waits of the same task.
 
         The failures of that are counted anew: those of an outage say nothing against it.
         """
-        self._connection.execute(
+        self.connection.execute(
             "UPDATE outbox SET attempts = 0, next_attempt_at = 0"
             " WHERE task_id = (SELECT task_id FROM outbox WHERE id = ?) AND parked IS NULL",
             (row,),
         )
-        self._connection.execute("DELETE FROM outbox WHERE id = ?", (row,))
+        self.connection.execute("DELETE FROM outbox WHERE id = ?", (row,))
 
-    @_in_writer_thread
+    @in_writer_thread
     def postpone(self, row: int, next_attempt_at: float) -> None:
         """Count a failed attempt and say when the next is due."""
-        self._connection.execute(
+        self.connection.execute(
             "UPDATE outbox SET attempts = attempts + 1, next_attempt_at = ? WHERE id = ?",
             (next_attempt_at, row),
         )
 
-    @_in_writer_thread
+    @in_writer_thread
     def park(self, row: int, why: str) -> None:
         """Stop trying a letter, and keep it with the reason for people to see."""
-        self._connection.execute("UPDATE outbox SET parked = ? WHERE id = ?", (why, row))
+        self.connection.execute("UPDATE outbox SET parked = ? WHERE id = ?", (why, row))
 
     def _move(self, task_id: str, after: TaskState, **columns: object) -> None:
-        row = self._connection.execute(
+        row = self.connection.execute(
             "SELECT state FROM tasks WHERE task_id = ?", (task_id,)
         ).fetchone()
         check_transition(TaskState(row["state"]), after)
         columns["state"] = after.value
         names = ", ".join(f"{name} = ?" for name in columns)
-        self._connection.execute(
+        self.connection.execute(
             f"UPDATE tasks SET {names} WHERE task_id = ?",  # noqa: S608 - names are keywords above
             (*columns.values(), task_id),
         )
 
     def _post(self, task_id: str, reports: Iterable[Report], now: float) -> None:
-        self._connection.executemany(
+        self.connection.executemany(
             "INSERT INTO outbox (task_id, path, body, created_at) VALUES (?, ?, ?, ?)",
             [(task_id, report.path, json.dumps(report.body), now) for report in reports],
         )
@@ -522,9 +350,9 @@ def open_journal(state_dir: Path, stamp: str) -> tuple[Journal, str | None]:
     """
     path = state_dir / JOURNAL_NAME
     try:
-        return Journal(_private(path)), None
+        return Journal(private(path)), None
     except JournalError as error:
-        if not path.exists() or not _is_worth_setting_aside(error):
+        if not path.exists() or not is_worth_setting_aside(error):
             raise
         aside = path.with_name(f"{JOURNAL_NAME}.{stamp}.unusable")
         for ending in ("", "-wal", "-shm"):
@@ -532,35 +360,7 @@ def open_journal(state_dir: Path, stamp: str) -> tuple[Journal, str | None]:
             if part.exists():
                 part.rename(f"{aside}{ending}")
         said = f"{error}; it was set aside as {aside.name} and a new one begun"
-        return Journal(_private(path)), said
-
-
-def _complaint(error: sqlite3.Error) -> str:
-    """Give SQLite's words, and what to do where an operator can do something."""
-    said = str(error)
-    return f"{said}; free some space there" if "full" in said else said
-
-
-def _is_worth_setting_aside(error: JournalError) -> bool:
-    """Tell damage and newer versions from what passes: a full disk, a lock, missing rights."""
-    cause = error.__cause__
-    return cause is None or (
-        isinstance(cause, sqlite3.DatabaseError) and not isinstance(cause, sqlite3.OperationalError)
-    )
-
-
-def _private(path: Path) -> Path:
-    """See that the file is there and nobody else's before anything is written into it."""
-    try:
-        path.touch(mode=0o600)
-        path.chmod(0o600)
-    except OSError as error:
-        raise JournalError(f"cannot write the journal {path}: {error.strerror}") from error
-    return path
-
-
-def _quoted(path: Path) -> str:
-    return str(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+        return Journal(private(path)), said
 
 
 def _canonical(node: Mapping[str, object]) -> str:

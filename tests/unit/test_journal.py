@@ -20,7 +20,6 @@ from runner.assignment import Assignment, TaskFile
 from runner.errors import JournalError
 from runner.journal import (
     JOURNAL_NAME,
-    MIGRATIONS,
     End,
     Journal,
     Letter,
@@ -28,6 +27,7 @@ from runner.journal import (
     Task,
     open_journal,
 )
+from runner.journal_file import MIGRATIONS
 from runner.settings import Secret
 from runner.states import EndReason, TaskState
 

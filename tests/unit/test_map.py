@@ -39,7 +39,7 @@ ROWS = (
     ("parts", "ending", "reporting"),
     ("register", "job_session"),
     ("engine", "journal", "files", "crush"),
-    ("engine_calls", "engine_contract"),
+    ("engine_calls", "engine_contract", "journal_file"),
     ("program", "crush_log", "trace"),
     (
         "answer",
@@ -67,7 +67,7 @@ DOORS = {
     "mcp": {"status_reporter"},
     "sh": {"program"},
     "sqlite3": {
-        "journal",
+        "journal_file",
         "crush_database",
     },  # two databases: our own, and that of the container's agent
 }
