@@ -74,6 +74,8 @@ def name_of(statement: str, parameters: Any) -> str | None:  # noqa: ANN401 - as
         if verb == "INSERT":
             return {"ended": "rejected", "running": "adopted"}.get(state or "", state)
         return "forgotten" if verb == "DELETE" else state or "stop"
+    if table == "outbox" and "SET attempts = 0" in statement:
+        return None  # goes with the letter that is delivered
     if table == "outbox":
         return {"DELETE": "delivered"}.get(verb) or ("parked" if "parked" in words else "postponed")
     return {"INSERT": "identity"}.get(verb, "refused")
