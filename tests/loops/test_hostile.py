@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.loops.host import IDLE
+from tests.loops.host import IDLE, WITH_TASK
 from tests.loops.orchestrator import POLL, sha256
 from tests.unit.scripted_server import http, raw
 from tests.unit.until import until
@@ -191,6 +191,8 @@ async def test_half_a_file_is_not_used_and_the_whole_is_fetched_anew(host: Host)
     host.orchestrator.files["a.csv"] = CONTENT
     host.orchestrator.offer("t-1", files=["a.csv"])
     async with host.runner():
+        await host.wait_for_calls("/files/a.csv")
+        await host.clock.advance(10, asleep=WITH_TASK)
         assert (await host.wait_for_end("t-1"))["status"] == "success"
 
     (only,) = (host.home / "tasks" / "t-1" / "files").iterdir()
