@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.faults.engine import Act
 from tests.faults.proxy import Fault
 from tests.faults.systemd import Systemd
 from tests.faults.test_engine_faults import wait_for_beat
@@ -56,6 +57,8 @@ class Service:
 
     def start(self) -> None:
         """Write the unit as the rig has it now, and start it."""
+        # Its engine has no image, and runs no task; without one, no work would be asked for.
+        self._rig.engine.plan("image", Act.FAIL, exit_code=0, says="", always=True)
         (self._folder / "storage.conf").write_text(STORAGE.format(self._folder))
         variables = {
             **self._rig.runner.environment,
