@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.faults.engine import Act
 from tests.faults.proxy import Fault
 from tests.faults.systemd import Systemd
 from tests.faults.test_engine_faults import wait_for_beat
@@ -56,6 +57,8 @@ class Service:
 
     def start(self) -> None:
         """Write the unit as the rig has it now, and start it."""
+        # Its engine has no image, and runs no task; without one, no work would be asked for.
+        self._rig.engine.plan("image", Act.FAIL, exit_code=0, says="", always=True)
         (self._folder / "storage.conf").write_text(STORAGE.format(self._folder))
         variables = {
             **self._rig.runner.environment,
@@ -88,8 +91,8 @@ class Service:
 
     def wait_for_restart(self) -> None:
         """Wait until systemd has ended it for the watchdog's sake, and started it again."""
-        wait_for(lambda: self.restarts == 1, DEADLINE_S)
-        wait_for(lambda: self.log.count("runner starts") == 2, DEADLINE_S)
+        wait_for(lambda: self.restarts, DEADLINE_S)
+        wait_for(lambda: self.log.count("runner starts") > 1, DEADLINE_S)
 
     def wait_for_failures(self, text: str, count: int) -> None:
         """Wait until the log has a text so often more than now."""
@@ -118,7 +121,7 @@ def test_runner_with_one_loop_that_is_stuck_is_restarted(service: Service, podma
     service.start()
     wait_for_beat(podman_rig, "idle")
     podman_rig.disks_hang.touch()
-    wait_for(lambda: service.restarts == 1, DEADLINE_S)
+    wait_for(lambda: service.restarts, DEADLINE_S)  # and again, as long as the disk hangs
     assert "a loop is stuck loops=poll" in service.log
     podman_rig.disks_hang.unlink()
     service.wait_for_restart()
@@ -130,7 +133,7 @@ def test_runner_with_one_loop_that_is_stuck_is_restarted(service: Service, podma
 
 def test_orchestrator_that_is_away_trips_no_watchdog(service: Service, podman_rig: Rig) -> None:
     rig = podman_rig
-    rig.set_constants(api__CALL_TIMEOUT_S=1.0, api__CONNECT_TIMEOUT_S=1.0, poll__WAIT_S=1)
+    rig.set_constants(api__CALL_TIMEOUT_S=1.0, wire__CONNECT_TIMEOUT_S=1.0, poll__WAIT_S=1)
     # So many attempts take at least twice the watchdog's patience.
     rig.proxy.refuse()
     service.start()
