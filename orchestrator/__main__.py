@@ -1,4 +1,7 @@
-"""The command line: `python -m orchestrator --host 127.0.0.1 --port 8000 --data-dir DIR`."""
+"""The command line: `python -m orchestrator --host 127.0.0.1 --port 8000 --data-dir DIR` serves.
+
+`python -m orchestrator check URL` tries another one against the contract.
+"""
 
 import logging
 import os
@@ -10,6 +13,7 @@ import click
 
 from orchestrator import __version__
 from orchestrator.app import create_app
+from orchestrator.check.run import check
 from orchestrator.credentials import Credentials, load_credentials
 from orchestrator.errors import ConfigurationError
 from orchestrator.server import Server, bind
@@ -25,12 +29,13 @@ _BAD_CONFIGURATION = 78
 _SECONDS = click.FloatRange(min=0, min_open=True)
 
 
-@click.command(
+@click.group(
+    invoke_without_command=True,
     context_settings={
         "auto_envvar_prefix": "VICTORIA_ORCHESTRATOR",
         "show_default": True,
         "max_content_width": 100,
-    }
+    },
 )
 @click.option("--host", default="127.0.0.1", help="Address to listen on.")
 @click.option(
@@ -88,7 +93,9 @@ _SECONDS = click.FloatRange(min=0, min_open=True)
     help="What is logged, to standard error.",
 )
 @click.version_option(__version__, prog_name="orchestrator")
+@click.pass_context
 def main(  # noqa: PLR0913 - click hands every option over as an argument
+    context: click.Context,
     *,
     host: str,
     port: int,
@@ -108,6 +115,8 @@ def main(  # noqa: PLR0913 - click hands every option over as an argument
     not set are made on first start, kept in the data folder and shown once. An empty
     REGISTRATION_TOKEN disables registration.
     """
+    if context.invoked_subcommand is not None:
+        return
     logging.basicConfig(
         level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
@@ -158,6 +167,9 @@ def _show_once(credentials: Credentials) -> None:
 def _say_where(url: str) -> None:
     click.echo(f"listening on {url}")
     sys.stdout.flush()
+
+
+main.add_command(check)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from starlette.routing import compile_path
 
 from orchestrator import (
     __version__,
+    documentation,
     files,
     keys,
     logs,
@@ -44,6 +45,9 @@ from orchestrator.throttle import Throttle
 from orchestrator.waiters import Waiters
 
 _SENTENCES = {404: "there is no such path", 405: "the path does not take this method"}
+
+# pending comes before tasks: /tasks/pending is not the task named "pending".
+_MODULES = (system, documentation, nodes, pending, tasks, files, status, logs, keys, statistics)
 
 log = logging.getLogger(__name__)
 
@@ -90,8 +94,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.add_middleware(CharacterZero)
     app.add_middleware(JsonBodies)
-    # pending comes before tasks: /tasks/pending is not the task named "pending".
-    for module in (system, nodes, pending, tasks, files, status, logs, keys, statistics):
+    for module in _MODULES:
         app.include_router(module.router)
     app.add_exception_handler(Refused, _answer_refusal)
     app.add_exception_handler(HTTPException, _answer_http_error)

@@ -35,7 +35,7 @@ _LOOK_AGAIN_S = 15
 """How often a waiting node's queue is looked at though no bell rang."""
 _LOOK_AGAIN_AT_LEAST_S = 0.05
 
-_FIRST_LOOK = 100
+_FIRST_LOOK = 20
 _LONGEST_LOOK = 5000
 """How many tasks of the queue are looked at at once; most nodes find theirs among the first."""
 

@@ -1,5 +1,7 @@
 """The fleet in numbers."""
 
+from collections import Counter
+
 from fastapi import APIRouter, Depends
 from sqlalchemy import func, select
 
@@ -34,21 +36,20 @@ def get_statistics(services: ServicesParam) -> Statistics:
         func.count().filter(is_there, is_heard),
         func.count().filter(Node.status == NodeStatus.IDLE, is_heard),
     ).select_from(Node)
-    by_status = select(Task.status, func.count()).where(
-        Task.status.in_([TaskStatus.PENDING, *_RUNNING])
-    )
-    ended_today = select(Task.status, func.count()).where(Task.completed_at >= today)
+    counted = select(Task.status, func.count()).group_by(Task.status)
+    by_status = counted.where(Task.status.in_([TaskStatus.PENDING, *_RUNNING]))
+    ended_today = counted.where(Task.completed_at >= today)
     with services.database.reading() as session:
         total, active, idle = session.execute(by_node).one()
-        waiting = dict(session.execute(by_status.group_by(Task.status)).tuples().all())
-        ended = dict(session.execute(ended_today.group_by(Task.status)).tuples().all())
+        now_in = Counter({row[0]: row[1] for row in session.execute(by_status)})
+        ended = Counter({row[0]: row[1] for row in session.execute(ended_today)})
     return Statistics(
         total_nodes=total,
         active_nodes=active,
         idle_nodes=idle,
         offline_nodes=total - active,
-        pending_tasks=waiting.get(TaskStatus.PENDING, 0),
-        running_tasks=sum(waiting.get(status, 0) for status in _RUNNING),
-        completed_tasks_today=ended.get(TaskStatus.SUCCESS, 0),
-        failed_tasks_today=ended.get(TaskStatus.ERROR, 0),
+        pending_tasks=now_in[TaskStatus.PENDING],
+        running_tasks=sum(now_in[status] for status in _RUNNING),
+        completed_tasks_today=ended[TaskStatus.SUCCESS],
+        failed_tasks_today=ended[TaskStatus.ERROR],
     )

@@ -80,6 +80,8 @@ class RunningOrchestrator:
     ) -> None:
         """Prepare a server on a free port of loopback; `settings` are fields of Settings."""
         data_dir.mkdir(parents=True, exist_ok=True)
+        # Most tests' nodes never send a heartbeat; a slow machine must not make them silent.
+        settings.setdefault("heartbeat_timeout_s", 3600)
         self.settings = Settings(
             data_dir=data_dir,
             registration_token=registration_token,

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from orchestrator import examples, key_wire, system, wire
+from orchestrator.documentation import page_of
 from tests.orchestrator.contract_file import CONTRACT, as_yaml, shown_schema
 from tests.orchestrator.serving import RunningOrchestrator, ok
 
@@ -52,3 +53,25 @@ def test_every_call_says_what_key_it_needs(schema: dict[str, Any]) -> None:
         if "security" not in operation
     }
     assert unsecured <= {"/health", "/dashboard", "/docs"}
+
+
+def test_page_for_people_shows_every_call_and_body_and_asks_nobody_else(
+    orchestrator: RunningOrchestrator, schema: dict[str, Any]
+) -> None:
+    page = orchestrator.client().get("/docs")
+    assert page.headers["Content-Security-Policy"].startswith("default-src 'none'")
+    for path, operations in schema["paths"].items():
+        assert f"<code>{path}</code>" in page.text
+        assert all(f'id="{one["operationId"]}"' in page.text for one in operations.values())
+    for name in schema["components"]["schemas"]:
+        assert f'<details id="{name}">' in page.text
+    assert "http://" not in page.text
+    assert "<script" not in page.text
+
+
+def test_page_for_people_escapes_what_it_shows() -> None:
+    hostile = "<script>alert('**no**')</script>"
+    info = {"title": hostile, "summary": hostile, "version": "1", "description": hostile}
+    page = page_of({"info": info, "tags": [], "paths": {}, "components": {"schemas": {}}})
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page

@@ -1,0 +1,29 @@
+"""A process of its own that claims tasks until there are none, one line for each.
+
+python -m tests.orchestrator.claiming DATA_DIR DATABASE_URL NODE_ID
+"""
+
+import sys
+from pathlib import Path
+
+from orchestrator.claims import claim_next
+from orchestrator.database import Database
+from orchestrator.settings import Settings
+
+
+def main(data_dir: Path, database_url: str, node_id: str) -> None:
+    """Claim, say which, and go on; a task that is not reported on stays this node's."""
+    settings = Settings(data_dir, admin_key="", registration_token=None, redelivery_after_s=10**6)
+    database = Database(data_dir, database_url)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    while True:
+        claim = claim_next(database, settings, node_id)
+        if claim.task is not None:
+            print(claim.task.id, flush=True)
+        elif claim.look_again_s > 1:
+            return
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3])

@@ -1,0 +1,214 @@
+"""`python -m orchestrator check`: ours passes, and each planted fault is found."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from orchestrator.check.run import Verdict, check_all
+from orchestrator.check.site import Site
+from tests.orchestrator.serving import Json, RunningOrchestrator
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is done to calls whose path begins so, and the rules that must find it."""
+
+    path: str
+    found_by: set[str]
+    request: Callable[[Json], Json] = lambda body: body
+    """Changes the body that comes in."""
+    answer: Callable[[int, Any], tuple[int, Any]] = lambda status, body: (status, body)
+    """Changes what goes out."""
+    method: str | None = None
+
+
+def _without(*names: str) -> Callable[[Json], Json]:
+    return lambda body: {name: value for name, value in body.items() if name not in names}
+
+
+def _for_everybody(body: Json) -> Json:
+    name = str(body.get("target_node_name") or "")
+    return {**body, "target_node_name": name.partition("client-")[0] + "*"} if "*" in name else body
+
+
+def _no_job_id(body: Json) -> Json:
+    return body if "task_id" in body else {"status": "nonsense"}
+
+
+def _overwritten(status: int, body: Any) -> tuple[int, Any]:  # noqa: ANN401 - any JSON
+    ends = [entry for entry in body.get("history", []) if entry["message"] == "first"]
+    return status, {**body, "status": "error", "result": None} if ends else body
+
+
+def _never_cancelled(status: int, body: Any) -> tuple[int, Any]:  # noqa: ANN401 - any JSON
+    body.pop("cancelled_task_ids", None)
+    return status, {**body, "status": "running"} if body.get("status") == "cancelled" else body
+
+
+FAULTS = {
+    "a wrong token is answered 200": Fault(
+        "/register",
+        {"wrong_token"},
+        answer=lambda status, body: (200, body) if status == 401 else (status, body),
+    ),
+    "an unknown key is 403": Fault(
+        "/",
+        {"key_needed", "removed_node"},
+        answer=lambda status, body: (403 if status == 401 else status, body),
+    ),
+    "no work is an empty object": Fault(
+        "/tasks/pending",
+        {"no_work", "not_before_its_time"},
+        answer=lambda status, body: (status, {} if body is None else body),
+    ),
+    "the assignment lacks its time limit": Fault(
+        "/tasks/pending",
+        {"assignment"},
+        answer=lambda status, body: (status, body and _without("timeout_seconds")(body)),
+    ),
+    "the name is taken for a prefix": Fault(
+        "/tasks", {"name_targets"}, request=_for_everybody, method="POST"
+    ),
+    "tags are passed over": Fault(
+        "/tasks",
+        {"tag_targets"},
+        request=_without("target_tags"),
+        method="POST",
+    ),
+    "priority is passed over": Fault(
+        "/tasks", {"order"}, request=_without("priority"), method="POST"
+    ),
+    "job_id is not known": Fault("/status", {"job_or_task"}, request=_no_job_id),
+    "the last end counts": Fault("/tasks/", {"first_end_wins"}, answer=_overwritten, method="GET"),
+    "nobody hears of a cancel": Fault("/status", {"cancelled"}, answer=_never_cancelled),
+    "the statistics are a list": Fault(
+        "/dashboard/stats", {"statistics"}, answer=lambda _status, _body: (200, [])
+    ),
+}
+"""By what is wrong."""
+
+
+class Planted:
+    """ASGI middleware with one fault."""
+
+    def __init__(self, app: ASGIApp, fault: Fault) -> None:
+        self._app = app
+        self._fault = fault
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Change what comes in and what goes out."""
+        fault = self._fault
+        is_meant = scope["type"] == "http" and scope["path"].startswith(fault.path)
+        heartbeat = fault.path == "/status" and scope.get("path") == "/nodes/heartbeat"
+        if not (is_meant or heartbeat) or fault.method not in {None, scope["method"]}:
+            await self._app(scope, receive, send)
+            return
+        unread = [await _whole(receive, fault.request)]
+        told: list[Message] = []
+
+        async def receive_changed() -> Message:
+            return unread.pop() if unread else await receive()
+
+        async def keep(message: Message) -> None:
+            told.append(message)
+
+        headers = [pair for pair in scope["headers"] if pair[0] != b"content-length"]
+        await self._app({**scope, "headers": headers}, receive_changed, keep)
+        await _send_changed(told, fault.answer, send)
+
+
+async def _whole(receive: Receive, change: Callable[[Json], Json]) -> Message:
+    body, more = b"", True
+    while more:
+        message = await receive()
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+    if body[:1] == b"{":
+        body = json.dumps(change(json.loads(body))).encode()
+    return {"type": "http.request", "body": body, "more_body": False}
+
+
+async def _send_changed(
+    told: list[Message], change: Callable[[int, Any], tuple[int, Any]], send: Send
+) -> None:
+    start = told[0]
+    body = b"".join(message.get("body", b"") for message in told[1:])
+    headers = [pair for pair in start["headers"] if pair[0] != b"content-length"]
+    status = start["status"]
+    if body[:1] in {b"{", b"[", b"n"}:
+        status, changed = change(status, json.loads(body))
+        body = json.dumps(changed).encode()
+    headers.append((b"content-length", str(len(body)).encode()))
+    await send({**start, "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+class FaultyOrchestrator(RunningOrchestrator):
+    """Ours, with one fault planted."""
+
+    fault: Fault
+
+    def application(self) -> FastAPI:
+        """Build it with the fault in front of it."""
+        app = super().application()
+        app.add_middleware(Planted, fault=self.fault)
+        return app
+
+
+@pytest.fixture
+def faulty(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[FaultyOrchestrator]:
+    """Serve with the fault that the test is about."""
+    orchestrator = FaultyOrchestrator(tmp_path / "data", failures_per_minute=10**6)
+    orchestrator.fault = FAULTS[request.param]
+    with orchestrator:
+        yield orchestrator
+
+
+@pytest.mark.parametrize("faulty", FAULTS, indirect=True)
+def test_planted_fault_is_found_by_its_rule_and_no_other(faulty: FaultyOrchestrator) -> None:
+    with Site(faulty.url, str(faulty.registration_token), faulty.admin_key) as site:
+        findings = [one for one in check_all(site) if one.verdict is Verdict.BROKEN]
+    assert {one.rule for one in findings} == faulty.fault.found_by, findings
+
+
+def _check(orchestrator: RunningOrchestrator, url: str) -> tuple[int, str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "orchestrator", "check", url],
+        cwd=ROOT,
+        env={
+            "REGISTRATION_TOKEN": str(orchestrator.registration_token),
+            "ADMIN_API_KEY": orchestrator.admin_key,
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_ours_holds_to_every_rule_and_nothing_is_left_behind(
+    orchestrator: RunningOrchestrator,
+) -> None:
+    code, said = _check(orchestrator, orchestrator.url)
+    assert code == 0, said
+    assert "holds   A task is given to one node only\n" in said
+    assert said.endswith("33 holds, 0 broken, 0 absent\n")
+    assert orchestrator.nodes() == []
+    assert {task["status"] for task in orchestrator.tasks()} <= {"cancelled", "success", "error"}
+
+
+def test_orchestrator_that_is_not_there_is_one_sentence(orchestrator: RunningOrchestrator) -> None:
+    code, said = _check(orchestrator, "http://127.0.0.1:1")
+    assert code == 69
+    assert said.startswith("Error: cannot reach http://127.0.0.1:1: ")
+    assert "Traceback" not in said
