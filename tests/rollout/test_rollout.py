@@ -11,3 +11,9 @@ pytestmark = pytest.mark.timeout(1800)
 
 def test_bare_hosts_become_verified_runners(scenario: Callable[[str], None]) -> None:
     scenario("install")
+
+
+def test_restart_change_upgrade_and_going_back_interrupt_no_task(
+    scenario: Callable[[str], None],
+) -> None:
+    scenario("upgrade")
