@@ -112,7 +112,7 @@ def secrets_to_blank(*known: Secret, env_file: Path | None) -> list[str]:
     """
     texts = {secret.reveal() for secret in known}
     try:
-        lines = env_file.read_text(encoding="utf-8").splitlines() if env_file else []
+        lines = env_file.read_text(encoding="utf-8").split("\n") if env_file else []
     except (OSError, UnicodeDecodeError):
         lines = []
     for line in lines:
