@@ -211,6 +211,13 @@ class Host:
         """Wait until the journal has a task in that state."""
         await until(lambda: self.state_of(task_id) == state, within_s=DEADLINE_S)
 
+    async def pass_time_until_closed(self, task_id: str, step_s: float = 10.0) -> None:
+        """Let time go by until a task is closed: a log under way is nobody who sleeps."""
+        with anyio.fail_after(DEADLINE_S):
+            while self.state_of(task_id) != "closed":
+                await self.clock.advance(step_s, asleep=IDLE)
+                await anyio.sleep(0.01)
+
     async def wait_for_end(self, task_id: str) -> dict[str, Any]:
         """Wait until a task is reported and closed; give the one final report that was taken."""
         await self.wait_for_state(task_id, "closed")

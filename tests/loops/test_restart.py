@@ -193,9 +193,7 @@ async def test_reports_left_behind_keep_their_order_though_the_first_fails(host:
     await leave_behind(host, TaskState.ENDED)
     host.orchestrator.then(LOGS, http(503))
     async with host.runner():
-        await host.wait_for_calls(LOGS)
-        await host.clock.advance(60, asleep=IDLE)
-        await host.wait_for_end("t-1")
+        await host.pass_time_until_closed("t-1")
 
     told = [call.request.target for call in host.orchestrator.calls]
     assert [path for path in told if path in {LOGS, STATUS}] == [LOGS, LOGS, STATUS]
