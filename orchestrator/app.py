@@ -19,6 +19,7 @@ from starlette.routing import compile_path
 
 from orchestrator import (
     __version__,
+    dashboard,
     documentation,
     files,
     keys,
@@ -47,7 +48,10 @@ from orchestrator.waiters import Waiters
 _SENTENCES = {404: "there is no such path", 405: "the path does not take this method"}
 
 # pending comes before tasks: /tasks/pending is not the task named "pending".
-_MODULES = (system, documentation, nodes, pending, tasks, files, status, logs, keys, statistics)
+_MODULES = (
+    *(system, documentation, nodes, pending, tasks, files, status, logs, keys, statistics),
+    dashboard,
+)
 
 log = logging.getLogger(__name__)
 

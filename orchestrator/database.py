@@ -72,7 +72,8 @@ class Database:
             migrate(self._writing_engine)
         except SQLAlchemyError as error:
             self.close()
-            reason = str(getattr(error, "orig", None) or error).strip()
+            # psycopg's have lines that say what a user of psql might do.
+            reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
             place = data_dir / DATABASE_NAME if self.url is None else self.url.render_as_string()
             raise ConfigurationError(f"cannot open database {place}: {reason}") from error
         except ConfigurationError:

@@ -30,6 +30,8 @@ class Fault:
     answer: Callable[[int, Any], tuple[int, Any]] = lambda status, body: (status, body)
     """Changes what goes out."""
     method: str | None = None
+    also: str = ""
+    """One more path."""
 
 
 def _without(*names: str) -> Callable[[Json], Json]:
@@ -46,8 +48,9 @@ def _no_job_id(body: Json) -> Json:
 
 
 def _overwritten(status: int, body: Any) -> tuple[int, Any]:  # noqa: ANN401 - any JSON
-    ends = [entry for entry in body.get("history", []) if entry["message"] == "first"]
-    return status, {**body, "status": "error", "result": None} if ends else body
+    steps = (body or {}).get("history", [])
+    is_first = any(step["message"] == "first" for step in steps)
+    return status, {**body, "status": "error", "result": None} if is_first else body
 
 
 def _never_cancelled(status: int, body: Any) -> tuple[int, Any]:  # noqa: ANN401 - any JSON
@@ -63,7 +66,7 @@ FAULTS = {
     ),
     "an unknown key is 403": Fault(
         "/",
-        {"key_needed", "removed_node"},
+        {"wrong_token", "key_needed", "removed_node"},
         answer=lambda status, body: (403 if status == 401 else status, body),
     ),
     "no work is an empty object": Fault(
@@ -90,9 +93,13 @@ FAULTS = {
     ),
     "job_id is not known": Fault("/status", {"job_or_task"}, request=_no_job_id),
     "the last end counts": Fault("/tasks/", {"first_end_wins"}, answer=_overwritten, method="GET"),
-    "nobody hears of a cancel": Fault("/status", {"cancelled"}, answer=_never_cancelled),
+    "nobody hears of a cancel": Fault(
+        "/status", {"cancelled"}, answer=_never_cancelled, also="/nodes/heartbeat"
+    ),
     "the statistics are a list": Fault(
-        "/dashboard/stats", {"statistics"}, answer=lambda _status, _body: (200, [])
+        "/dashboard/stats",
+        {"statistics"},
+        answer=lambda status, body: (status, [] if status == 200 else body),
     ),
 }
 """By what is wrong."""
@@ -109,8 +116,8 @@ class Planted:
         """Change what comes in and what goes out."""
         fault = self._fault
         is_meant = scope["type"] == "http" and scope["path"].startswith(fault.path)
-        heartbeat = fault.path == "/status" and scope.get("path") == "/nodes/heartbeat"
-        if not (is_meant or heartbeat) or fault.method not in {None, scope["method"]}:
+        is_meant = is_meant or scope.get("path") == fault.also
+        if not is_meant or fault.method not in {None, scope["method"]}:
             await self._app(scope, receive, send)
             return
         unread = [await _whole(receive, fault.request)]

@@ -160,13 +160,14 @@ def test_signal_ends_it_cleanly_though_polls_are_held(
             assert poll_answer.exception(DEADLINE_S) or poll_answer.result() is None
 
 
-def test_killed_server_loses_nothing(tmp_path: Path) -> None:
+def test_killed_server_loses_nothing(tmp_path: Path, database_url: str | None) -> None:
     data_dir = tmp_path / "data"
-    with _running(data_dir, TOKEN | ADMIN) as program:
+    place = {"VICTORIA_ORCHESTRATOR_DATABASE_URL": database_url} if database_url else {}
+    with _running(data_dir, TOKEN | ADMIN | place) as program:
         node = ok(_register(program.url, TOKEN["REGISTRATION_TOKEN"]))
         program.process.kill()
         program.end()
-    with _running(data_dir, TOKEN | ADMIN) as program:
+    with _running(data_dir, TOKEN | ADMIN | place) as program:
         shown = _admin(program.url, ADMIN["ADMIN_API_KEY"]).json()
         assert [one["id"] for one in shown] == [node["id"]]
 
@@ -208,6 +209,17 @@ def test_database_that_is_none_is_one_sentence(tmp_path: Path) -> None:
     code, sentence = _fails(tmp_path, TOKEN | ADMIN)
     assert code == 78
     assert sentence.startswith("Error: cannot open database ")
+
+
+def test_database_that_does_not_answer_is_one_sentence_without_its_password(
+    tmp_path: Path,
+) -> None:
+    url = "postgresql://user:the-password@127.0.0.1:1/name"
+    code, sentence = _fails(tmp_path, {**TOKEN, **ADMIN, "VICTORIA_ORCHESTRATOR_DATABASE_URL": url})
+    assert code == 78
+    place = "postgresql+psycopg://user:***@127.0.0.1:1/name"
+    assert sentence.startswith(f"Error: cannot open database {place}: ")
+    assert "the-password" not in sentence
 
 
 @pytest.mark.parametrize("name", ["registration-token", "admin-key"])

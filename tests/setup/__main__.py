@@ -23,7 +23,7 @@ import signal
 import sys
 from typing import NoReturn
 
-from tests.setup import docker, podman, postgres, pythons
+from tests.setup import browser, docker, podman, postgres, pythons
 from tests.setup import rollout as roles
 from tests.setup.image import Engine
 from tests.setup.packages import ensure_program, find_program
@@ -82,6 +82,7 @@ def test(arguments: list[str]) -> int:
         with one_at_a_time():
             python = pythons.environment()
             environment = {**both_engines(stack), **database_server(stack)}
+            browser.ready()
             ensure_program("systemctl", "a watchdog is tested with a real systemd")
         codes.append(hand_over([str(python), "-m", "pytest", *arguments], environment))
         if not arguments:

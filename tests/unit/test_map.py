@@ -25,7 +25,14 @@ ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
 STATUS_REPORTER = ROOT / "docs" / "status-reporter.md"
-DOCUMENTS = [README, ARCHITECTURE, STATUS_REPORTER, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+DOCUMENTS = [
+    README,
+    ARCHITECTURE,
+    STATUS_REPORTER,
+    ROOT / "docs" / "orchestrator.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
+]
 
 ROWS = (
     ("__main__",),

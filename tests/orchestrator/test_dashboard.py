@@ -1,0 +1,196 @@
+"""The page for people, in a real browser without a screen."""
+
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from tests.orchestrator.serving import DEADLINE_S, RegisteredNode, RunningOrchestrator, ok
+from tests.setup.browser import ready
+
+HOSTILE = '<img src=x onerror="window.harmed=1"><script>window.harmed=1</script>{{7*7}}"\'&'
+PHONE = {"width": 360, "height": 740}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Start Chromium once."""
+    with sync_playwright() as playwright:
+        # Its sandbox needs what containers and root do not have; it opens our own page only.
+        browser = playwright.chromium.launch(executable_path=ready(), args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def database_url() -> None:
+    """Use SQLite alone: what the page is fed with is tried on both in test_live."""
+
+
+@pytest.fixture
+def page(browser: Browser, orchestrator: RunningOrchestrator) -> Iterator[Page]:
+    """Open the page; at the end nothing must have gone elsewhere, or gone wrong in the page."""
+    context = browser.new_context()
+    context.set_default_timeout(DEADLINE_S * 1000)
+    expect.set_options(timeout=DEADLINE_S * 1000)
+    page = context.new_page()
+    asked: list[str] = []
+    errors: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(f"{orchestrator.url}/dashboard")
+    yield page
+    assert errors == []
+    assert [url for url in asked if not url.startswith(orchestrator.url)] == []
+    context.close()
+
+
+@pytest.fixture
+def fleet(page: Page, orchestrator: RunningOrchestrator) -> Page:
+    """Open the page with the admin key."""
+    _sign_in(page, orchestrator.admin_key)
+    expect(page.locator("#nodes-title")).to_be_visible()
+    return page
+
+
+def _sign_in(page: Page, key: str) -> None:
+    page.get_by_label("Admin key").fill(key)
+    page.keyboard.press("Enter")
+
+
+def test_page_needs_no_key_but_its_data_does(page: Page, orchestrator: RunningOrchestrator) -> None:
+    orchestrator.create_task("the-prompt")
+    expect(page.get_by_label("Admin key")).to_be_focused()
+    _sign_in(page, "wrong")
+    expect(page.locator("#state")).to_have_text("X-API-Key is not known here")
+    expect(page.get_by_text("the-prompt")).to_have_count(0)
+    _sign_in(page, orchestrator.admin_key)
+    expect(page.get_by_text("the-prompt")).to_be_visible()
+    page.get_by_role("button", name="Forget the key").click()
+    expect(page.get_by_text("the-prompt")).to_have_count(0)
+
+
+def test_what_happens_is_shown_without_reloading(
+    fleet: Page, orchestrator: RunningOrchestrator, node: RegisteredNode
+) -> None:
+    expect(fleet.locator("#nodes")).to_contain_text("node")
+    task = orchestrator.create_task("count the lines")
+    fleet.get_by_role("button", name="count the lines").click()
+    expect(fleet.locator("#task")).to_contain_text("pending")
+    node.poll()
+    node.report(task["id"], "running", message="half of it", progress=50)
+    expect(fleet.locator("#task")).to_contain_text("half of it")
+    expect(fleet.locator("#tasks")).to_contain_text("50 %")
+    session = {"title": "how it went", "messages": [{"role": "user", "content": "please"}]}
+    ok(node.http.post("/logs", json={"task_id": task["id"], "session": session}))
+    expect(fleet.locator("#task")).to_contain_text("how it went")
+    node.report(task["id"], "success", message="three lines")
+    expect(fleet.locator("#task")).to_contain_text("three lines")
+    expect(fleet.get_by_role("button", name="Cancel it")).to_have_count(0)
+
+
+def test_task_is_created_with_a_preview_of_its_target(
+    fleet: Page, orchestrator: RunningOrchestrator
+) -> None:
+    for name in ("client-acme-1", "client-acme-2", "client-beta-1"):
+        orchestrator.register(name, tags={"env": "test" if name.endswith("2") else "production"})
+    fleet.get_by_text("New task").click()
+    fleet.get_by_label("Prompt").fill("from the page")
+    fleet.get_by_label("Node name").fill("client-acme-*")
+    expect(fleet.locator("#matches")).to_have_text("matches 2 of 3 nodes")
+    fleet.get_by_label("Tags").fill("env=production")
+    expect(fleet.locator("#matches")).to_have_text("matches 1 of 3 nodes")
+    fleet.get_by_label("Files").set_input_files(
+        {"name": "a.txt", "mimeType": "text/plain", "buffer": b"content"}
+    )
+    fleet.get_by_role("button", name="Create task").click()
+    expect(fleet.locator("#task")).to_contain_text("from the page")
+    (task,) = orchestrator.tasks()
+    assert (task["target_node_name"], task["target_tags"], task["files"][0][-6:]) == (
+        "client-acme-*",
+        {"env": "production"},
+        "-a.txt",
+    )
+
+
+def test_task_is_cancelled_after_a_question(fleet: Page, orchestrator: RunningOrchestrator) -> None:
+    task = orchestrator.create_task("never mind")
+    fleet.get_by_role("button", name="never mind").click()
+    fleet.once("dialog", lambda dialog: dialog.dismiss())
+    fleet.get_by_role("button", name="Cancel it").click()
+    assert orchestrator.task(task["id"])["status"] == "pending"
+    fleet.once("dialog", lambda dialog: dialog.accept())
+    fleet.get_by_role("button", name="Cancel it").click()
+    expect(fleet.locator("#task")).to_contain_text("cancelled")
+    assert orchestrator.task(task["id"])["status"] == "cancelled"
+
+
+def test_key_is_made_shown_once_rotated_and_revoked(
+    fleet: Page, orchestrator: RunningOrchestrator
+) -> None:
+    fleet.get_by_label("Name", exact=True).fill("acme-ci")
+    fleet.get_by_label("What it is for").fill("builds")
+    fleet.get_by_label("Nodes it may target").fill("client-acme-*, shared-1")
+    fleet.get_by_role("button", name="Create key").click()
+    expect(fleet.locator("#new-key")).to_contain_text("vk_")
+    secret = str(fleet.locator("#new-key").text_content()).rpartition(" ")[2]
+    body = {"prompt": "p", "target_node_name": "shared-1"}
+    ok(orchestrator.client(secret).post("/tasks", json=body))
+    expect(fleet.locator("#key-list")).to_contain_text("client-acme-*, shared-1")
+    fleet.get_by_role("button", name="Rotate").click()
+    expect(fleet.locator("#new-key")).to_contain_text("The new key")
+    fleet.once("dialog", lambda dialog: dialog.accept())
+    fleet.get_by_role("button", name="Revoke").click()
+    expect(fleet.locator("#key-list")).to_contain_text("revoked")
+    assert orchestrator.client(secret).post("/tasks", json=body).status_code == 401
+
+
+def test_hostile_texts_are_shown_as_texts(fleet: Page, orchestrator: RunningOrchestrator) -> None:
+    node = orchestrator.register(HOSTILE, tags={HOSTILE: HOSTILE})
+    task = orchestrator.create_task(HOSTILE, target_node_name=HOSTILE)
+    node.poll()
+    session = {"title": HOSTILE, "messages": [{"role": HOSTILE, "content": HOSTILE}, HOSTILE]}
+    ok(node.http.post("/logs", json={"task_id": task["id"], "session": session}))
+    node.report(task["id"], "error", message=HOSTILE)
+    body = {"name": HOSTILE, "description": HOSTILE, "allowed_node_patterns": [HOSTILE]}
+    ok(orchestrator.admin.post("/keys", json=body))
+    fleet.locator("#tasks button").click()
+    expect(fleet.locator("#task pre").first).to_have_text(HOSTILE)
+    for part in ("#task", "#tasks", "#nodes", "#key-list"):
+        expect(fleet.locator(part)).to_contain_text(HOSTILE)
+        expect(fleet.locator(f"{part} img, {part} script")).to_have_count(0)
+    assert fleet.evaluate("window.harmed") is None
+
+
+def test_keyboard_is_enough(fleet: Page, orchestrator: RunningOrchestrator) -> None:
+    orchestrator.create_task("by keyboard")
+    button = fleet.get_by_role("button", name="by keyboard")
+    button.wait_for()
+    fleet.locator("body").press("Tab")
+    for _ in range(30):
+        if button.evaluate("element => element === document.activeElement"):
+            break
+        fleet.keyboard.press("Tab")
+    expect(button).to_be_focused()
+    # What is live must not take the focus away.
+    orchestrator.create_task("another")
+    fleet.get_by_role("button", name="another").wait_for()
+    expect(button).to_be_focused()
+    fleet.keyboard.press("Enter")
+    expect(fleet.locator("#task")).to_contain_text("by keyboard")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_page_fits_a_phone_by_day_and_night(
+    fleet: Page, orchestrator: RunningOrchestrator, node: RegisteredNode, scheme: str
+) -> None:
+    task = orchestrator.create_task("x" * 300, target_tags={"k" * 100: "v"})
+    orchestrator.register("n" * 200, tags={"zone": "eu"})
+    node.poll()
+    fleet.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
+    fleet.set_viewport_size({"width": PHONE["width"], "height": PHONE["height"]})
+    fleet.locator(f"#show-{task['id']}").click()
+    expect(fleet.locator("#task")).to_contain_text("x" * 300)
+    assert fleet.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    background = fleet.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert background == ("rgb(20, 23, 26)" if scheme == "dark" else "rgb(255, 255, 255)")
