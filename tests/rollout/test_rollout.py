@@ -17,3 +17,9 @@ def test_restart_change_upgrade_and_going_back_interrupt_no_task(
     scenario: Callable[[str], None],
 ) -> None:
     scenario("upgrade")
+
+
+def test_each_failure_says_its_cause_and_leaves_what_worked(
+    scenario: Callable[[str], None],
+) -> None:
+    scenario("failures")
