@@ -23,3 +23,9 @@ def test_each_failure_says_its_cause_and_leaves_what_worked(
     scenario: Callable[[str], None],
 ) -> None:
     scenario("failures")
+
+
+def test_uninstalling_leaves_nothing_and_installing_again_works_without_an_index(
+    scenario: Callable[[str], None],
+) -> None:
+    scenario("uninstall")
