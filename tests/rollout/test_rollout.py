@@ -29,3 +29,7 @@ def test_uninstalling_leaves_nothing_and_installing_again_works_without_an_index
     scenario: Callable[[str], None],
 ) -> None:
     scenario("uninstall")
+
+
+def test_docker_runs_the_tasks_as_well(scenario: Callable[[str], None]) -> None:
+    scenario("docker")
