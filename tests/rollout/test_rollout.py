@@ -17,3 +17,19 @@ def test_restart_change_upgrade_and_going_back_interrupt_no_task(
     scenario: Callable[[str], None],
 ) -> None:
     scenario("upgrade")
+
+
+def test_each_failure_says_its_cause_and_leaves_what_worked(
+    scenario: Callable[[str], None],
+) -> None:
+    scenario("failures")
+
+
+def test_uninstalling_leaves_nothing_and_installing_again_works_without_an_index(
+    scenario: Callable[[str], None],
+) -> None:
+    scenario("uninstall")
+
+
+def test_docker_runs_the_tasks_as_well(scenario: Callable[[str], None]) -> None:
+    scenario("docker")
