@@ -96,7 +96,8 @@ def ca_bundle(programs: Path) -> str | None:
 
 def command(python: Path, environment: dict[str, str], arguments: list[str]) -> list[str]:
     """Give the command that runs the scenarios; as root, for they make hosts."""
-    variables = [f"{name}={value}" for name, value in environment.items()]
+    asked = {name: value for name, value in os.environ.items() if name.startswith("VICTORIA_")}
+    variables = [f"{name}={value}" for name, value in {**asked, **environment}.items()]
     pytest = [str(python), "-m", "pytest", "tests/rollout", *arguments]
     return as_root(["env", *variables, "PYTHONDONTWRITEBYTECODE=1", *pytest])
 
