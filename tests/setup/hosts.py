@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from pathlib import Path
 from tests.setup.image import MADE_MIRROR, last_line, package_source, read_os_release
 from tests.setup.packages import ensure_program
 from tests.setup.podman import settings_to_try
-from tests.setup.steps import SetupError, as_root, attempt, require, say
+from tests.setup.steps import ROOT, SetupError, as_root, attempt, require, say
 
 SOURCES = Path(__file__).parent / "hosts"
 BUILD_TIMEOUT_S = 1200
@@ -103,13 +104,23 @@ def shaped_base(shape: Shape) -> str:
 
 
 def control_image(base: str, ca_bundle: str | None) -> str:
-    """Make the image of the control plane."""
-    files = ["Containerfile.control", "control", "requirements"]
-    trust = []
+    """Make the image of the control plane, with what the orchestrator needs."""
+    files = ["Containerfile.control", "control"]
+    needed = orchestrator_needs((ROOT / "pyproject.toml").read_text())
+    options = ["--build-arg", f"NEEDED={needed}"]
     if ca_bundle:
         inside = "/etc/controller-ca.crt"
-        trust = [f"--volume={ca_bundle}:{inside}:ro", "--build-arg", f"PIP_CERT={inside}"]
-    return build(named("rollout-control", base, files), base, files[0], *trust)
+        options += [f"--volume={ca_bundle}:{inside}:ro", "--build-arg", f"PIP_CERT={inside}"]
+    return build(named("rollout-control", f"{base} {needed}", files), base, files[0], *options)
+
+
+def orchestrator_needs(project: str) -> str:
+    """Give what .[orchestrator] asks for; no Python before 3.11 reads TOML."""
+    lists = [
+        project.partition(f"\n{name} = [")[2].partition("\n]")[0]
+        for name in ("dependencies", "orchestrator")
+    ]
+    return " ".join(re.findall(r'^ +"([^"]+)"', "\n".join(lists), re.MULTILINE))
 
 
 def build(name: str, base: str, recipe: str, *options: str) -> str:
