@@ -32,6 +32,13 @@ def begin(rig: Rig, prompt: str, **fields: object) -> str:
     return task_id
 
 
+def begin_and_see(rig: Rig, prompt: str) -> str:
+    """Start the runner and a task; give its id when the journal has it as running."""
+    task_id = begin(rig, prompt)
+    rig.runner.wait_for_log("task is running")
+    return task_id
+
+
 def end_of(rig: Rig, task_id: str, starts: int = 1) -> Json:
     """Wait for a task's end; see that it was told once and that no container is left."""
     rig.runner.wait_until_closed(task_id)
@@ -59,13 +66,13 @@ def wait_for_beat(rig: Rig, status: str) -> None:
 
 
 def test_container_removed_behind_our_back_is_lost(rig: Rig) -> None:
-    task_id = begin(rig, "[hang]")
+    task_id = begin_and_see(rig, "[hang]")
     rig.runner.engine.run("rm", "--force", container_of(task_id))
     assert end_of(rig, task_id)["message"].startswith("lost: container is gone")
 
 
 def test_container_removed_while_no_runner_lives_is_lost(rig: Rig) -> None:
-    task_id = begin(rig, "[hang]")
+    task_id = begin_and_see(rig, "[hang]")
     rig.runner.kill()
     rig.runner.engine.run("rm", "--force", container_of(task_id))
     rig.runner.start()
@@ -73,7 +80,7 @@ def test_container_removed_while_no_runner_lives_is_lost(rig: Rig) -> None:
 
 
 def test_container_killed_with_its_watcher_is_lost(podman_rig: Rig) -> None:
-    task_id = begin(podman_rig, "[hang]")
+    task_id = begin_and_see(podman_rig, "[hang]")
     state = podman_rig.runner.engine.inspect(container_of(task_id))["State"]
     for pid in (state["ConmonPid"], state["Pid"]):
         os.kill(pid, signal.SIGKILL)
@@ -81,7 +88,7 @@ def test_container_killed_with_its_watcher_is_lost(podman_rig: Rig) -> None:
 
 
 def test_container_killed_with_its_watcher_while_no_runner_lives_is_lost(podman_rig: Rig) -> None:
-    task_id = begin(podman_rig, "[hang]")
+    task_id = begin_and_see(podman_rig, "[hang]")
     podman_rig.runner.kill()
     state = podman_rig.runner.engine.inspect(container_of(task_id))["State"]
     for pid in (state["ConmonPid"], state["Pid"]):
