@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from runner import backoff
-from runner.container import Container, Phase
+from runner.container import SIGNALLED, Container, Phase
 from runner.ending import (
     LAST_LINES,
     judge,
@@ -21,11 +21,23 @@ from runner.marks import cid_file
 
 log = logging.getLogger(__name__)
 
+_REMOVAL_S = 1.0
+
 
 async def conclude(hand: Hand, container: Container | None) -> None:
     """Write down how the task ended, and what is to be told about it."""
-    end = judge(hand.task, container, await _last_output(hand, container))
+    output = await _last_output(hand, container)
+    if container is not None and _may_be_under_removal(hand, container):
+        await hand.parts.clock.sleep(_REMOVAL_S)
+        container = await hand.look()
+    end = judge(hand.task, container, output)
     await write_end(hand, end, container)
+
+
+def _may_be_under_removal(hand: Hand, container: Container) -> bool:
+    """Tell whether somebody may be about to remove it: a `rm --force` ends it by a signal first."""
+    is_by_signal = container.exit_code in SIGNALLED and not container.out_of_memory
+    return is_by_signal and hand.task.stop_reason is None
 
 
 async def write_end(hand: Hand, end: End, container: Container | None = None) -> None:

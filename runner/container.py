@@ -14,7 +14,8 @@ from typing import Any
 
 from runner.limits import Limits
 
-_KILLED = 137
+SIGNALLED = frozenset({137, 143})
+"""Exit codes of a program that KILL or TERM has ended."""
 LOG_SIZE = "10m"
 """How much of a container's output the engine keeps; older output makes way."""
 
@@ -186,8 +187,8 @@ def read_container(told: Mapping[str, Any], *, has_processes: bool) -> Container
     finished_at = _moment(state.get("FinishedAt"))
     if claims_to_run(told):
         phase = Phase.RUNNING if has_processes else Phase.VANISHED
-    elif state.get("Status") in {"removing", "dead"} and state.get("ExitCode") == _KILLED:
-        # docker's `rm --force` has ended it, and says so for as long as the removal takes.
+    elif state.get("Status") in {"removing", "dead"} and state.get("ExitCode") in SIGNALLED:
+        # `rm --force` has ended it, and says so for as long as the removal takes.
         phase = Phase.VANISHED
     elif finished_at is not None:
         # Not held against StartedAt: the clock may have been set back in between.

@@ -88,7 +88,21 @@ async def test_out_of_memory(host: Host) -> None:
 async def test_exit_code_of_a_kill_alone_is_no_want_of_memory(host: Host) -> None:
     host.orchestrator.offer("t-1", "[fail 137]")
     async with host.runner():
+        await host.pass_time_until_closed("t-1", step_s=2.0)
         assert (await host.wait_for_end("t-1"))["message"].startswith("failed: exit code 137")
+
+
+async def test_container_that_somebody_ends_in_order_to_remove_it_is_lost(host: Host) -> None:
+    host.orchestrator.offer("t-1", "[hang]")
+    async with host.runner():
+        await host.wait_for_state("t-1", "running")
+        await host.engine.stop(container_of("t-1"))
+        await until(lambda: host.engine.called["last_output"] == 1)
+        host.engine.remove_behind(container_of("t-1"))
+        await host.pass_time_until_closed("t-1", step_s=2.0)
+        end = await host.wait_for_end("t-1")
+
+    assert end["message"].startswith("lost: container is gone")
 
 
 @pytest.mark.parametrize("how", ["removed", "vanished"])
