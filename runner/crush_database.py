@@ -144,8 +144,12 @@ def _is_there(database: Path) -> bool:
         raise CrushError("cannot read the Crush database: it is no file")
     for ending in ("-journal", "-wal", "-shm"):
         beside = database.with_name(database.name + ending)
+        try:
+            mode = beside.lstat().st_mode  # asked for once: Crush may remove it at any moment
+        except FileNotFoundError:
+            continue
         # SQLite would wait for ever for the other end of a pipe.
-        if beside.is_symlink() or (beside.exists() and not beside.is_file()):
+        if not stat.S_ISREG(mode):
             raise CrushError(f"cannot read the Crush database: {beside.name} is no file")
     return True
 

@@ -483,6 +483,37 @@ def test_session_is_read_whole_while_another_process_writes_it(tmp_path: Path, w
     assert len(messages(read(crush.path))) == 2 * pairs
 
 
+COME_AND_GO = """
+import pathlib, sys
+
+path = pathlib.Path(sys.argv[1])
+print("begun", flush=True)
+while True:
+    path.touch()
+    path.unlink()
+"""
+
+
+@pytest.mark.parametrize("ending", ["-wal", "-shm"])
+def test_file_beside_the_database_that_goes_while_we_look_is_no_fault(
+    crush: Crush, ending: str
+) -> None:
+    crush.begin("s1", prompt="mine")
+    crush.close()
+
+    beside = crush.path.with_name(f"crush.db{ending}")
+    with subprocess.Popen(
+        [sys.executable, "-c", COME_AND_GO, str(beside)], stdout=subprocess.PIPE
+    ) as other:
+        try:
+            assert other.stdout is not None
+            other.stdout.readline()
+            for _ in range(1_000):
+                assert contents(read(crush.path)) == ["mine"]
+        finally:
+            other.kill()
+
+
 def test_what_a_killed_crush_left_in_its_wal_is_read(crush: Crush, tmp_path: Path) -> None:
     crush.begin("s1", prompt="in the database")
     crush.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
