@@ -37,6 +37,8 @@ async def prepare(hand: Hand) -> None:
     if hand.assignment.files:
         await _download(hand)
     await fetch_image(hand)
+    # It may have been asked for when the last one's end was near.
+    await hand.parts.workload.wait_for_slot(hand.task_id)
     await _claim(hand)
     if hand.task.state is TaskState.ACCEPTED:
         boot_id, kind = hand.parts.clock.boot_id, hand.parts.engine.kind

@@ -106,10 +106,11 @@ class TaskRun:
 
 
 def take_in_hand(task: Task, parts: Parts) -> TaskRun:
-    """Give a task its slot, if it still needs one, at once: the next poll looks at the slots."""
+    """Note that there is a task, if it still needs a slot, at once: the next poll looks at them."""
     run = TaskRun(task, parts)
     if task.state is not TaskState.ENDED:
-        parts.workload.add(task.task_id, run)
+        has_slot = task.state is not TaskState.ACCEPTED
+        parts.workload.add(task.task_id, run, has_slot=has_slot)
     return run
 
 

@@ -31,6 +31,7 @@ async def watch(hand: Hand, container: Container) -> Container | None:
         found: Container | None = container
         stops = 0
         while found is not None and found.phase is Phase.RUNNING:
+            hand.parts.workload.expect_release(hand.task_id, is_near=False)
             seen = hand.wake.count
             left_s = deadline_s - hand.parts.clock.uptime_s()
             if hand.cancelled_by is None and left_s > 0:
@@ -70,10 +71,14 @@ async def _note_running(hand: Hand, container: Container) -> float:
 
 
 async def _wait_for_end(hand: Hand) -> None:
-    """Wake the watch whenever the engine says that the container has ended."""
+    """Wake the watch whenever the engine says that the container has ended.
+
+    The next task may then be asked for while this one's end is looked at; it waits for the slot.
+    """
     while True:
         try:
             await hand.engine.wait(hand.container_name)
+            hand.parts.workload.expect_release(hand.task_id, is_near=True)
         except EngineError as error:
             log.debug("cannot wait for a container: %s", error, extra=fields(task_id=hand.task_id))
         hand.wake.notify()

@@ -62,12 +62,16 @@ class Cancellable(Protocol):
 
 
 class Workload:
-    """The tasks that occupy a slot, and the troubles that keep new ones away."""
+    """The tasks in hand, the slots that they occupy, and the troubles that keep new ones away."""
 
     def __init__(self, max_tasks: int) -> None:
         self.changes = Changes()
+        """Of what heartbeats and systemd are told."""
+        self._slots = Changes()
         self._max_tasks = max_tasks
         self._tasks: dict[str, Cancellable] = {}
+        self._with_slot: set[str] = set()
+        self._about_to_leave: set[str] = set()
         self._troubles: dict[str, str] = {}
         self._refused_starts = 0
         self.next_start_at_s = 0.0
@@ -90,15 +94,26 @@ class Workload:
         """Give what is wrong: a sentence by the name of each trouble."""
         return dict(self._troubles)
 
-    def add(self, task_id: str, task: Cancellable) -> None:
-        """Give a task a slot."""
+    def add(self, task_id: str, task: Cancellable, *, has_slot: bool) -> None:
+        """Take a task in hand; one that may run already has a slot, another waits for its own."""
         self._tasks[task_id] = task
-        self.changes.notify()
+        if has_slot:
+            self._with_slot.add(task_id)
+        self._notify()
 
     def release(self, task_id: str) -> None:
-        """Free the task's slot; it may have been freed before."""
+        """Let go of the task, and free its slot; that may have been done before."""
+        self._with_slot.discard(task_id)
+        self._about_to_leave.discard(task_id)
         if self._tasks.pop(task_id, None) is not None:
-            self.changes.notify()
+            self._notify()
+
+    def expect_release(self, task_id: str, *, is_near: bool) -> None:
+        """Note whether a slot is about to be freed, so that the next task may be asked for."""
+        noted = self._about_to_leave
+        if task_id in self._with_slot and is_near != (task_id in noted):
+            (noted.add if is_near else noted.discard)(task_id)
+            self._slots.notify()
 
     def cancel(self, task_id: str, who: str) -> None:
         """Have a task stopped, if it is in hand."""
@@ -138,9 +153,21 @@ class Workload:
         self.clear_trouble(START)
 
     async def wait_for_room(self) -> None:
-        """Return as soon as a slot is free."""
-        while len(self._tasks) >= self._max_tasks:
-            await self.changes.after(self.changes.count)
+        """Return as soon as one more task may be asked for: a slot is free, or is about to be."""
+        while len(self._tasks) - len(self._about_to_leave) >= self._max_tasks:
+            await self._slots.after(self._slots.count)
+
+    async def wait_for_slot(self, task_id: str) -> None:
+        """Return as soon as the task has a slot of its own."""
+        while task_id not in self._with_slot:
+            if len(self._with_slot) < self._max_tasks:
+                self._with_slot.add(task_id)
+            else:
+                await self._slots.after(self._slots.count)
+
+    def _notify(self) -> None:
+        self.changes.notify()
+        self._slots.notify()
 
 
 async def written(write: Callable[[], Awaitable[T]], workload: Workload, clock: Clock) -> T:

@@ -29,6 +29,8 @@ class ObstructedEngine(FakeEngine):
         """What each container was last started with."""
         self.variables: dict[str, dict[str, str]] = {}
         """What each container was last told."""
+        self.false_ends = 0
+        """How many of the next waits return though the container runs."""
         self._doors: dict[str, anyio.Event] = {}
         self._failures: defaultdict[str, deque[Exception]] = defaultdict(deque)
         self._broken: dict[str, Exception] = {}
@@ -108,6 +110,9 @@ class ObstructedEngine(FakeEngine):
     async def wait(self, name: str) -> None:
         """Wait for its end."""
         await self._enter("wait")
+        if self.false_ends:
+            self.false_ends -= 1
+            return
         await super().wait(name)
 
     async def stop(self, name: str) -> None:

@@ -11,7 +11,7 @@ from runner.errors import JournalError
 from runner.journal import Journal, Task
 from runner.poll import Answer, poll
 from tests.loops.host import IDLE, WITH_TASK
-from tests.loops.orchestrator import BEAT, POLL, SILENCE
+from tests.loops.orchestrator import BEAT, POLL, SILENCE, STATUS
 from tests.unit.scripted_server import http, told
 from tests.unit.until import until
 
@@ -162,6 +162,44 @@ async def test_nothing_is_asked_while_all_slots_are_taken(host: Host) -> None:
         host.let_go()
 
         await host.wait_for_end("t-3")
+
+
+async def test_next_task_is_taken_while_the_end_of_the_last_is_looked_at(host: Host) -> None:
+    host.orchestrator.offer("t-1", "[wait-for go]")
+    host.orchestrator.offer("t-2")
+    host.orchestrator.offer("t-3")
+    async with host.runner():
+        await host.wait_for_state("t-1", "running")
+        host.engine.shut("inspect")
+        host.let_go()
+        await host.wait_for_state("t-2", "accepted")
+        await host.clock.settle(WITH_TASK)
+        assert host.orchestrator.queue, "one is enough"
+        assert host.starts_of("t-2") == 0, "nobody has seen yet that the first has ended"
+        assert host.orchestrator.count(STATUS) == 1, "nor is it told that the second starts"
+        host.engine.open("inspect")
+        assert (await host.wait_for_end("t-1"))["status"] == "success"
+        assert (await host.wait_for_end("t-2"))["status"] == "success"
+        await host.wait_for_end("t-3")
+
+    assert host.starts_of("t-2") == 1
+
+
+async def test_task_taken_at_an_end_that_proves_to_be_none_waits_for_its_slot(host: Host) -> None:
+    host.engine.false_ends = 1
+    host.orchestrator.offer("t-1", "[wait-for go]")
+    host.orchestrator.offer("t-2")
+    host.orchestrator.offer("t-3")
+    async with host.runner():
+        await host.wait_for_state("t-2", "accepted")
+        await host.clock.advance(600, asleep=WITH_TASK)
+        assert host.state_of("t-1") == "running"
+        assert host.starts_of("t-2") == 0
+        assert host.orchestrator.queue, "no third beside them"
+        host.let_go()
+        await host.wait_for_end("t-3")
+
+    assert [host.starts_of(name) for name in ("t-1", "t-2", "t-3")] == [1, 1, 1]
 
 
 async def test_task_in_hand_that_is_offered_again_is_not_started_twice(host: Host) -> None:
