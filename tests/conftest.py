@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
-import os
+import subprocess
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 COROUTINE_DEADLINE_S = 240
 REMOVAL_TIMEOUT_S = 15
 LOOK_AGAIN_S = 0.2
+CONTAINERS_BEFORE = pytest.StashKey["dict[tuple[str, str], str]"]()
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
@@ -77,22 +79,35 @@ def image() -> str:
         pytest.fail(str(error), pytrace=False)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _no_container_left(request: pytest.FixtureRequest) -> Iterator[None]:
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Note which containers of ours are there before any test; workers leave that to their head."""
+    if not hasattr(session.config, "workerinput"):
+        session.config.stash[CONTAINERS_BEFORE] = _containers()
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
     """Fail the session when a container of ours that was not there before is there at its end."""
-    if not os.environ.get("VICTORIA_TEST_ENGINES"):
-        yield  # the tests that need an engine say so themselves
-        return
-    watched: list[Engine] = request.getfixturevalue("engines")
-    before = {engine.name: set(engine.containers()) for engine in watched}
     yield
+    if hasattr(session.config, "workerinput"):
+        return
+    before = session.config.stash.get(CONTAINERS_BEFORE, {})
     deadline = time.monotonic() + REMOVAL_TIMEOUT_S
-    while left := [
-        f"{engine.name} {name}"
-        for engine in watched
-        for container, name in engine.containers().items()
-        if container not in before[engine.name]
-    ]:
+    while left := {one: name for one, name in _containers().items() if one not in before}:
         if time.monotonic() > deadline:
-            raise AssertionError(f"containers are left behind: {', '.join(left)}")
+            names = ", ".join(f"{engine} {name}" for (engine, _), name in left.items())
+            pytest.exit(f"containers are left behind: {names}", pytest.ExitCode.TESTS_FAILED)
         time.sleep(LOOK_AGAIN_S)
+
+
+def _containers() -> dict[tuple[str, str], str]:
+    """Give the name of each container of ours, by engine and id."""
+    try:
+        watched = named_engines()
+    except NoEngineError:
+        return {}  # the tests that need an engine say so themselves
+    found = {}
+    for engine in watched:
+        with contextlib.suppress(OSError, subprocess.SubprocessError):  # it is said by the tests
+            found.update({(engine.name, one): name for one, name in engine.containers().items()})
+    return found

@@ -32,6 +32,8 @@ from tests.setup.steps import ROOT, SetupError, hand_over, one_at_a_time, say
 CHECKED = ["runner", "orchestrator", "tests", "benchmarks"]
 ON_EVERY_PYTHON = ["tests/unit", "tests/contract", "tests/reporter"]
 PYTHONS = ["3.10", "3.13"]
+# Many tests wait for deadlines, so that one worker more than there are cores keeps them at work.
+WORKERS = [f"--numprocesses={(os.cpu_count() or 1) + 1}", "--dist=worksteal"]
 
 
 def main(arguments: list[str]) -> int:
@@ -84,7 +86,8 @@ def test(arguments: list[str]) -> int:
             environment = {**both_engines(stack), **database_server(stack)}
             browser.ready()
             ensure_program("systemctl", "a watchdog is tested with a real systemd")
-        codes.append(hand_over([str(python), "-m", "pytest", *arguments], environment))
+        command = [str(python), "-m", "pytest", *(arguments or WORKERS)]
+        codes.append(hand_over(command, environment))
         if not arguments:
             codes.extend(other_pythons(str(python), environment))
     if not arguments:
@@ -106,7 +109,7 @@ def other_pythons(python: str, environment: dict[str, str]) -> list[int]:
         say(f"Python {version} is here, at {other}: testing {' and '.join(folders)} on it")
         with one_at_a_time():
             inside = pythons.environment(other, f".venv-{version}")
-        codes.append(hand_over([str(inside), "-m", "pytest", *folders], environment))
+        codes.append(hand_over([str(inside), "-m", "pytest", *WORKERS, *folders], environment))
     return codes
 
 
