@@ -168,3 +168,7 @@ class BadAssignment(TaskError):
 
 class Unstartable(TaskError):
     """The task's files, image or container cannot be had."""
+
+
+class FileRefused(Unstartable):
+    """The orchestrator will not give a file of the task to this node."""

@@ -11,7 +11,7 @@ import anyio
 import anyio.to_thread
 
 from runner.backoff import delay_s
-from runner.errors import Refused, Unauthorised, Unavailable, Unstartable
+from runner.errors import FileRefused, Refused, Unauthorised, Unavailable, Unstartable
 from runner.folder import Folder, Part, free_disk
 from runner.log import fields
 
@@ -71,6 +71,7 @@ async def fetch_files(
 
     Raises:
         Unstartable: a file cannot be had; the message says why, and what an operator can do.
+        FileRefused: the orchestrator will not give it.
         Unauthorised: the orchestrator does not know the identity.
 
     """
@@ -144,7 +145,7 @@ async def _fetch_patiently(source: Source, file: TaskFile, folder: Folder) -> st
         except Unauthorised:
             raise
         except Refused as error:
-            raise Unstartable(f"cannot fetch the file {file.name!r}: {error}") from error
+            raise FileRefused(f"cannot fetch the file {file.name!r}: {error}") from error
         except Unavailable as error:
             await patience.wait_after(error)
 

@@ -12,7 +12,15 @@ import anyio.lowlevel
 from runner import backoff
 from runner.api import Identity
 from runner.engine import PULL_DEADLINE_S
-from runner.errors import EngineError, EngineSilent, Refused, Unauthorised, Unavailable, Unstartable
+from runner.errors import (
+    EngineError,
+    EngineSilent,
+    FileRefused,
+    Refused,
+    Unauthorised,
+    Unavailable,
+    Unstartable,
+)
 from runner.files import Source, fetch_files
 from runner.hand import Elsewhere, Hand, NotOurs
 from runner.log import fields
@@ -39,7 +47,7 @@ async def prepare(hand: Hand) -> None:
     await fetch_image(hand)
     # It may have been asked for when the last one's end was near.
     await hand.parts.workload.wait_for_slot(hand.task_id)
-    await _claim(hand)
+    await _claim(hand, "container is starting")
     if hand.task.state is TaskState.ACCEPTED:
         boot_id, kind = hand.parts.clock.boot_id, hand.parts.engine.kind
         await hand.written(lambda: hand.parts.journal.start(hand.task_id, boot_id, kind))
@@ -47,6 +55,7 @@ async def prepare(hand: Hand) -> None:
 
 
 async def _download(hand: Hand) -> None:
+    has_claimed = False
     while True:
         identity = await hand.identity()
         try:
@@ -58,6 +67,13 @@ async def _download(hand: Hand) -> None:
             )
         except Unauthorised:
             await _renew(hand, identity)
+        except FileRefused:
+            if has_claimed:
+                raise
+            # Files are for the node that holds the task. Had it been taken away and not yet
+            # given to another, an end told now would be taken for the end of the task.
+            await _claim(hand, "its files are being fetched")
+            has_claimed = True
         except Unavailable as error:
             raise Unstartable(f"cannot fetch its files: {error}") from error
         else:
@@ -85,7 +101,7 @@ async def fetch_image(hand: Hand) -> None:
         return
 
 
-async def _claim(hand: Hand) -> None:
+async def _claim(hand: Hand, message: str) -> None:
     """Have the orchestrator confirm that the task is still ours, before it can do anything.
 
     This is what keeps a task from running twice when it was given to another node meanwhile.
@@ -93,7 +109,7 @@ async def _claim(hand: Hand) -> None:
     attempts = 0
     while True:
         identity = await hand.identity()
-        body = hand.status("running", "container is starting")
+        body = hand.status("running", message)
         try:
             standing = await hand.parts.orchestrator.report(identity, "status", body)
         except Unauthorised:

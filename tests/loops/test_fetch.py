@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.loops.host import WITH_TASK
-from tests.unit.scripted_server import http
+from tests.loops.host import IDLE, WITH_TASK
+from tests.loops.orchestrator import STATUS
+from tests.unit.scripted_server import http, told
+from tests.unit.until import until
 
 if TYPE_CHECKING:
     from tests.loops.host import Host
@@ -40,3 +42,43 @@ async def test_file_that_cannot_be_had_for_an_hour_makes_the_task_unstartable(ho
 
     assert end["message"].startswith("unstartable: cannot fetch the file 'a.csv': HTTP 503")
     assert host.starts_of("t-1") == 0
+
+
+@pytest.mark.parametrize("status", [403, 404, 410])
+async def test_files_that_are_refused_since_the_task_is_no_longer_ours_are_no_end_of_it(
+    host: Host, status: int
+) -> None:
+    host.orchestrator.then(FILE, http(status))
+    host.orchestrator.then(STATUS, told({"detail": "the task is not assigned to this node"}, 409))
+    host.orchestrator.files["a.csv"] = b"1,2"
+    host.orchestrator.offer("t-1", files=["a.csv"])
+    async with host.runner():
+        await host.wait_for_calls(FILE)
+        await until(lambda: not host.rows("SELECT * FROM tasks"))
+        assert not host.orchestrator.ends("t-1")
+        await host.clock.settle(IDLE)
+        host.orchestrator.offer("t-1", files=["a.csv"])
+        await host.clock.advance(34, asleep=IDLE)
+        assert (await host.wait_for_end("t-1"))["status"] == "success"
+
+    assert host.starts_of("t-1") == 1
+
+
+async def test_file_that_is_refused_although_the_task_is_ours_is_asked_for_once_more(
+    host: Host,
+) -> None:
+    host.orchestrator.then(FILE, http(404))
+    host.orchestrator.files["a.csv"] = b"1,2"
+    host.orchestrator.offer("t-1", files=["a.csv"])
+    async with host.runner():
+        assert (await host.wait_for_end("t-1"))["status"] == "success"
+
+
+async def test_file_that_is_refused_again_makes_the_task_unstartable(host: Host) -> None:
+    host.orchestrator.always(FILE, http(404))
+    host.orchestrator.offer("t-1", files=["a.csv"])
+    async with host.runner():
+        end = await host.wait_for_end("t-1")
+
+    assert end["message"].startswith("unstartable: cannot fetch the file 'a.csv': HTTP 404")
+    assert host.orchestrator.count(FILE) == 2
