@@ -3,11 +3,13 @@
 `python -m orchestrator check URL` tries another one against the contract.
 """
 
+import contextlib
 import logging
 import os
 import signal
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import click
 
@@ -15,6 +17,8 @@ from orchestrator import __version__
 from orchestrator.app import create_app
 from orchestrator.check.run import check
 from orchestrator.credentials import Credentials, load_credentials
+from orchestrator.data_folder import hold_alone
+from orchestrator.database import postgresql_url
 from orchestrator.errors import ConfigurationError
 from orchestrator.server import Server, bind
 from orchestrator.settings import (
@@ -27,6 +31,13 @@ from orchestrator.settings import (
 
 _BAD_CONFIGURATION = 78
 _SECONDS = click.FloatRange(min=0, min_open=True)
+
+
+def _web_address(_context: click.Context, _option: click.Parameter, url: str | None) -> str | None:
+    parts = urlsplit(url or "")
+    if url is None or (parts.scheme in {"http", "https"} and parts.hostname):
+        return url
+    raise click.BadParameter("write it as https://HOST or https://HOST:PORT")
 
 
 @click.group(
@@ -54,7 +65,9 @@ _SECONDS = click.FloatRange(min=0, min_open=True)
     " password is better in the variable, or where libpq looks. Default: SQLite in the folder.",
 )
 @click.option(
-    "--public-url", help="URL of this server as containers reach it. Default: as the node asked."
+    "--public-url",
+    callback=_web_address,
+    help="URL of this server as containers reach it. Default: as the node asked.",
 )
 @click.option(
     "--heartbeat-timeout",
@@ -127,6 +140,11 @@ def main(  # noqa: PLR0913 - click hands every option over as an argument
         signal.signal(number, lambda *_: sys.exit(0))
     try:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Whatever may be refused is looked at before secrets are made.
+        if database_url is not None:
+            postgresql_url(database_url)
+        lock = None if database_url is not None else hold_alone(data_dir)
+        listener = bind(host, port)
         credentials = load_credentials(data_dir, os.environ)
         _show_once(credentials)
         settings = Settings(
@@ -141,13 +159,13 @@ def main(  # noqa: PLR0913 - click hands every option over as an argument
             min_free_bytes=min_free_bytes,
             public_url=public_url,
         )
-        listener = bind(host, port)
         server = Server(create_app(settings), listener, _say_where)
     except OSError as error:
         _refuse(f"cannot use data folder {data_dir}: {error.strerror}")
     except ConfigurationError as error:
         _refuse(str(error))
-    server.serve_until_stopped()
+    with lock or contextlib.nullcontext():
+        server.serve_until_stopped()
 
 
 def _refuse(sentence: str) -> None:

@@ -62,6 +62,12 @@ class RequestBody(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
+class StrictBody(RequestBody):
+    """What comes in where a misspelt field would lift a limit: unknown ones are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
 class View(BaseModel):
     """What goes out, made of a row."""
 

@@ -5,11 +5,11 @@ from typing import Annotated, Literal
 
 from pydantic import AliasChoices, BaseModel, Field, computed_field
 
-from orchestrator.fields import MAX_INT, NUMBER, NonBlank, RequestBody, ShortText, Text, View
+from orchestrator.fields import MAX_INT, NUMBER, NonBlank, ShortText, StrictBody, Text, View
 from orchestrator.roles import PERMISSIONS, Permission, Role
 
 
-class NewKey(RequestBody):
+class NewKey(StrictBody):
     """A scoped key to be made."""
 
     name: NonBlank

@@ -22,6 +22,7 @@ from orchestrator.fields import (
     NonBlank,
     RequestBody,
     ShortText,
+    StrictBody,
     Text,
     View,
 )
@@ -116,7 +117,7 @@ _UploadedName = Annotated[
 ]
 
 
-class NewTask(RequestBody):
+class NewTask(StrictBody):
     """A task to be created. A target that is null does not restrict."""
 
     prompt: Annotated[str, StringConstraints(pattern=WITH_SOMETHING_IN_IT)]

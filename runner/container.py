@@ -78,6 +78,8 @@ class EngineFacts:
     cgroup_manager: str
     is_remote: bool = False
     """Its containers' process ids are not this host's."""
+    has_user_ids: bool = True
+    """False when a rootless engine has no user ids to give to containers."""
 
 
 def run_arguments(kind: str, spec: ContainerSpec) -> list[str]:
@@ -141,7 +143,16 @@ def read_podman_facts(about: Mapping[str, Any]) -> EngineFacts:
         is_rootless=bool(host["security"]["rootless"]),
         cgroup_manager=host["cgroupManager"],
         is_remote=bool(host.get("serviceIsRemote")),
+        has_user_ids=_has_user_ids(host),
     )
+
+
+def _has_user_ids(host: Mapping[str, Any]) -> bool:
+    """Tell whether there is more in the map than the user: what /etc/subuid and subgid grant."""
+    if not host["security"]["rootless"]:
+        return True
+    maps = host.get("idMappings") or {}
+    return all(len(maps.get(kind) or ()) != 1 for kind in ("uidmap", "gidmap"))
 
 
 def read_docker_facts(about: Mapping[str, Any], socket: str) -> EngineFacts:

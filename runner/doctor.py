@@ -9,10 +9,12 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
+from pathlib import Path
 
 from runner import __version__
 from runner.api import Orchestrator
 from runner.engine import find_engine
+from runner.engine_contract import Engine
 from runner.errors import (
     EXIT_CONFIGURATION,
     EXIT_NO_RUNTIME,
@@ -20,6 +22,7 @@ from runner.errors import (
     EXIT_TRY_AGAIN,
     ConfigurationError,
     EngineError,
+    ImageMissing,
     JournalError,
     NoContainerRuntime,
     WireError,
@@ -28,7 +31,7 @@ from runner.files import free_disk
 from runner.journal import JOURNAL_NAME, Journal
 from runner.records import Letter, Task
 from runner.register import describe
-from runner.settings import Settings
+from runner.settings import PullPolicy, Settings
 
 _TOLERATED_SKEW_S = 60.0
 
@@ -78,8 +81,18 @@ async def _engine(settings: Settings) -> AsyncIterator[Finding]:
         return
     how = "rootless" if facts.is_rootless else "as root"
     yield Finding("engine", is_good=True, sentence=f"{engine.kind} {facts.version} answers, {how}")
+    yield await _image(settings, engine)
     if engine.kind != "podman" or not facts.is_rootless:
         return
+    if not facts.has_user_ids:
+        yield Finding(
+            "user ids",
+            is_good=False,
+            sentence="this user has no user ids to give to containers; run `sudo usermod "
+            "--add-subuids 100000-165535 --add-subgids 100000-165535 USER` with numbers that are "
+            "free in /etc/subuid and /etc/subgid, then `podman system migrate` as this user",
+            exit_code=EXIT_CONFIGURATION,
+        )
     survives = facts.cgroup_manager == "systemd"
     yield Finding(
         "cgroups",
@@ -93,28 +106,47 @@ async def _engine(settings: Settings) -> AsyncIterator[Finding]:
     )
 
 
+async def _image(settings: Settings, engine: Engine) -> Finding:
+    """See whether the image is here; one that may be fetched is not fetched for this."""
+    image = settings.container_image
+    try:
+        await engine.fetch_image(image, PullPolicy.NEVER)
+    except ImageMissing as error:
+        if settings.pull is PullPolicy.NEVER:
+            return Finding("image", is_good=False, sentence=str(error), exit_code=EXIT_TRY_AGAIN)
+        sentence = f"{image} is not here yet and will be fetched at the start"
+        return Finding("image", is_good=True, sentence=sentence)
+    except EngineError as error:
+        return Finding("image", is_good=False, sentence=str(error), exit_code=EXIT_TRY_AGAIN)
+    return Finding("image", is_good=True, sentence=f"{image} is here")
+
+
 async def _folders(settings: Settings) -> AsyncIterator[Finding]:
     folders = {"--victoria-home": settings.victoria_home, "--state-dir": settings.state_dir}
     for option, folder in folders.items():
-        if not folder.is_dir():
-            yield Finding(option, is_good=True, sentence=f"{folder} will be made at the start")
-            continue
-        if not os.access(folder, os.W_OK | os.X_OK):
-            yield Finding(
-                option,
-                is_good=False,
-                sentence=f"cannot write in {folder}: run as its owner, or choose another folder",
-                exit_code=EXIT_CONFIGURATION,
-            )
-            continue
-        free, needed = free_disk(folder), settings.min_free_disk
-        yield Finding(
+        yield _folder(option, folder, settings.min_free_disk)
+
+
+def _folder(option: str, folder: Path, needed: int) -> Finding:
+    # What is still to be made will be its maker's.
+    there = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
+    if not (os.path.isdir(there) and os.access(there, os.W_OK | os.X_OK, effective_ids=True)):  # noqa: PTH112 - Path's own raises for what may not be looked at
+        return Finding(
             option,
-            is_good=free >= needed,
-            sentence=f"{folder} has {free >> 20} MiB free, {needed >> 20} MiB are to stay free"
-            + ("" if free >= needed else "; free some space there or lower --min-free-disk"),
-            exit_code=EXIT_TRY_AGAIN,
+            is_good=False,
+            sentence=f"cannot write in {there}: run as its owner, or choose another folder",
+            exit_code=EXIT_CONFIGURATION,
         )
+    if there != folder:
+        return Finding(option, is_good=True, sentence=f"{folder} will be made at the start")
+    free = free_disk(folder)
+    return Finding(
+        option,
+        is_good=free >= needed,
+        sentence=f"{folder} has {free >> 20} MiB free, {needed >> 20} MiB are to stay free"
+        + ("" if free >= needed else "; free some space there or lower --min-free-disk"),
+        exit_code=EXIT_TRY_AGAIN,
+    )
 
 
 async def _orchestrator(settings: Settings) -> AsyncIterator[Finding]:
@@ -125,7 +157,12 @@ async def _orchestrator(settings: Settings) -> AsyncIterator[Finding]:
         async with Orchestrator(settings.orchestrator_url, settings.ca_file) as orchestrator:
             asked_at = time.time()
             about = await orchestrator.health()
-    except (WireError, ConfigurationError) as error:
+    except ConfigurationError as error:
+        yield Finding(
+            "orchestrator", is_good=False, sentence=str(error), exit_code=EXIT_CONFIGURATION
+        )
+        return
+    except WireError as error:
         yield Finding(
             "orchestrator",
             is_good=False,
@@ -174,8 +211,18 @@ class _Book:
 
 async def _read_journal(settings: Settings) -> _Book:
     path = settings.state_dir / JOURNAL_NAME
-    if not path.exists():
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
         return _Book(Finding("journal", is_good=True, sentence=f"none yet in {path.parent}"))
+    except OSError as error:
+        sentence = (
+            f"cannot read {path}: {(error.strerror or str(error)).lower()}; run as the runner's "
+            "user, or give the --state-dir of your own"
+        )
+        return _Book(
+            Finding("journal", is_good=False, sentence=sentence, exit_code=EXIT_CONFIGURATION)
+        )
     try:
         journal = Journal(path, read_only=True)
         try:

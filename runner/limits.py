@@ -1,15 +1,24 @@
-"""What a task's container may use, checked once: an engine would refuse it at every start."""
+"""What a task's container may use and is started with, checked once: not at every start."""
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from runner.errors import ConfigurationError
 
 _MEMORY = re.compile(r"\d+(?:\.\d+)?(?:[bkmgtp]|[kmgtp]i?b)?", re.IGNORECASE)
 _GPUS = re.compile(r"all|[\w:.-]+(?:,[\w:.-]+)*", re.ASCII)
+
+_RUNNERS_OWN = frozenset(
+    {
+        *("--cidfile", "--conmon-pidfile", "--detach", "-d", "--name", "--pull"),
+        *("--replace", "--restart", "--rm"),
+    }
+)
+"""With --rm nobody could say how a container ended; with --restart it would run again."""
 
 
 class Limits(NamedTuple):
@@ -45,6 +54,21 @@ def check_limits(memory: str | None, cpus: str | None, gpus: str | None) -> Limi
             f"cannot use --gpus {gpus!r}: give all, or indices with commas, such as 0,1"
         )
     return Limits(memory, cpus, gpus)
+
+
+def check_run_args(arguments: Sequence[str]) -> tuple[str, ...]:
+    """Give them, or say which would take out of the runner's hands what it answers for.
+
+    Raises:
+        ConfigurationError: one of them is such.
+    """
+    for argument in arguments:
+        if argument.partition("=")[0] in _RUNNERS_OWN:
+            raise ConfigurationError(
+                f"cannot use --run-arg {argument}: the runner itself names, starts and removes the "
+                "containers; leave it out"
+            )
+    return tuple(arguments)
 
 
 def _is_positive(text: str) -> bool:

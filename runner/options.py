@@ -14,7 +14,7 @@ import click
 
 from runner import settings
 from runner.address import check_orchestrator_url
-from runner.limits import check_limits
+from runner.limits import check_limits, check_run_args
 from runner.settings import PullPolicy, Secret, Settings
 
 TOKEN_OPTION = "--registration-token"  # noqa: S105 - the option's name
@@ -74,7 +74,7 @@ class Options:
             capabilities=given["capability"],
             pull=PullPolicy(given["pull"]),
             limits=check_limits(given["memory"], given["cpus"], given["gpus"]),
-            run_args=given["run_arg"],
+            run_args=check_run_args(given["run_arg"]),
             ca_file=ca_file,
             min_free_disk=given["min_free_disk"],
             allow_images=given["allow_image"],

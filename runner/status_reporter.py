@@ -15,9 +15,18 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import anyio
-from mcp import types
-from mcp.server.lowlevel import Server
-from mcp.server.stdio import stdio_server
+
+try:
+    from mcp import types
+    from mcp.server.lowlevel import Server
+    from mcp.server.stdio import stdio_server
+except ModuleNotFoundError as error:
+    if __name__ != "__main__" or error.name != "mcp":
+        raise
+    sys.exit(
+        "victoria-status-reporter: cannot start without the package mcp: "
+        "install 'victoria-runner[reporter]' in this environment"
+    )
 
 from runner import __version__
 from runner.api import Orchestrator

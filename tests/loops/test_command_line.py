@@ -82,6 +82,12 @@ TABLE: dict[str, Bad] = {
     "image that is a flag": Bad(
         78, "it is no image name", (*USUAL, "--container-image=--privileged")
     ),
+    "run-arg that removes containers": Bad(
+        78, "cannot use --run-arg --rm: the runner itself", (*USUAL, "--run-arg=--rm")
+    ),
+    "run-arg that restarts containers": Bad(
+        78, "cannot use --run-arg --restart=always", (*USUAL, "--run-arg=--restart=always")
+    ),
     "image that policy forbids": Bad(
         78, "no --allow-image pattern matches", (*USUAL, "--allow-image", "trusted.example/*")
     ),

@@ -250,3 +250,10 @@ def test_deleted_key_is_gone(orchestrator: RunningOrchestrator) -> None:
     assert answer == {"deleted": True, "key_id": key["key_id"]}
     assert rows(orchestrator.admin.get("/keys")) == []
     assert _new_task(orchestrator.client(key["api_key"])).status_code == 401
+
+
+def test_key_with_a_misspelt_limit_is_refused(orchestrator: RunningOrchestrator) -> None:
+    body = {"name": "ci", "description": "builds", "allowed_node_pattern": ["client-acme-*"]}
+    code, sentence = refusal(orchestrator.admin.post("/keys", json=body))
+    assert code == 422
+    assert sentence.startswith("allowed_node_pattern: ")

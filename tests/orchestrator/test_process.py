@@ -189,6 +189,25 @@ def test_port_that_is_taken_is_one_sentence(tmp_path: Path) -> None:
     assert re.fullmatch(expected, sentence)
 
 
+def test_second_server_on_one_folder_refuses_in_one_sentence(tmp_path: Path) -> None:
+    with _running(tmp_path / "data", TOKEN | ADMIN):
+        code, sentence = _fails(tmp_path, TOKEN | ADMIN)
+        assert code == 78
+        assert "another orchestrator is at work with it" in sentence
+    with _running(tmp_path / "data", TOKEN | ADMIN):
+        pass  # the folder is free again
+
+
+@pytest.mark.parametrize("database_url", [None, "mysql://x"])
+def test_server_that_is_refused_makes_no_secrets(tmp_path: Path, database_url: str | None) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = f"--port={taken.getsockname()[1]}"
+        place = {"VICTORIA_ORCHESTRATOR_DATABASE_URL": database_url} if database_url else {}
+        code, _ = _fails(tmp_path, place, port)
+    assert code == 78
+    assert {path.name for path in (tmp_path / "data").iterdir()} <= {"lock"}
+
+
 def test_host_that_is_not_here_is_one_sentence(tmp_path: Path) -> None:
     code, sentence = _fails(tmp_path, TOKEN | ADMIN, "--host=192.0.2.1")
     assert code == 78
@@ -240,6 +259,8 @@ def test_empty_admin_key_is_one_sentence(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("option", ["--port=70000", "--heartbeat-timeout=0", "--unknown"])
+@pytest.mark.parametrize(
+    "option", ["--port=70000", "--heartbeat-timeout=0", "--unknown", "--public-url=foo"]
+)
 def test_bad_option_is_a_usage_error(tmp_path: Path, option: str) -> None:
     assert _fails(tmp_path, TOKEN | ADMIN, option)[0] == 2

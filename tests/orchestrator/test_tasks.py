@@ -65,6 +65,7 @@ def test_null_timeout_means_the_default(orchestrator: RunningOrchestrator) -> No
         ("recurrence", "61 * * * *"),
         ("recurrence", "daily"),
         ("prompt", "zero \0"),
+        ("target_nodename", "misspelt, it would go to any node"),
     ],
 )
 def test_invalid_task_is_422_and_names_the_field(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any
@@ -196,6 +197,27 @@ def test_without_a_task_it_says_so_and_exits_with_0(
     assert (done.returncode, done.stdout) == (0, "")
     assert done.stderr == (
         f"victoria-status-reporter: {named} is not set: there is nobody to report to\n"
+    )
+
+
+def test_environment_without_the_sdk_is_told_in_one_line(nobody: dict[str, str]) -> None:
+    program = (
+        "import runpy, sys; sys.modules['mcp'] = None; "
+        "runpy.run_module('runner.status_reporter', run_name='__main__')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, **nobody},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "victoria-status-reporter: cannot start without the package mcp: "
+        "install 'victoria-runner[reporter]' in this environment\n"
     )
 
 

@@ -33,6 +33,7 @@ def test_doctor_finds_everything_well_and_shows_the_task_at_work(
     assert {check["what"] for check in told["checks"]} >= {
         "journal",
         "engine",
+        "image",
         "--victoria-home",
         "--state-dir",
         "orchestrator",
@@ -78,6 +79,13 @@ def test_doctor_without_enough_disk_says_so_and_ends_with_75(any_runner: RunnerP
     any_runner.home.mkdir()
     complaint = "are to stay free; free some space there or lower --min-free-disk"
     assert_doctor_complains(any_runner, ["--min-free-disk=1000T"], complaint, exit_code=75)
+
+
+def test_doctor_misses_an_image_that_is_not_to_be_fetched(any_runner: RunnerProcess) -> None:
+    image = "localhost/victoria-nowhere:1"
+    options = [f"--container-image={image}", "--pull=never"]
+    complaint = f"FAIL image: cannot find the image {image} on this host"
+    assert_doctor_complains(any_runner, options, complaint, exit_code=75)
 
 
 def test_cleanup_removes_what_finished_tasks_left_and_nothing_of_a_running_one(

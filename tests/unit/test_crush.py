@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -22,6 +22,7 @@ from runner.crush import Found, Wanted, find_session, find_sessions, read_sessio
 from runner.crush_database import CrushError
 from runner.crush_log import LOG_LIMIT_BYTES, wire_size
 from tests.fakes.crush import DURING, SCHEMA, Crush, text
+from tests.unit.another_user import as_another_user
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,7 +31,6 @@ TASK_ID = "11111111-2222-4333-8444-555555555555"
 STARTED_AT = 1_700_000_000.7
 ENDED_AT = 1_700_000_100.2
 LIMIT = 20_000
-NOBODY = 65534
 MIB = 1 << 20
 
 OLD_SCHEMA = """
@@ -521,19 +521,6 @@ def test_what_a_killed_crush_left_in_its_wal_is_read(crush: Crush, tmp_path: Pat
     shutil.copytree(crush.path.parent, tmp_path / "left")
 
     assert contents(read(tmp_path / "left" / "crush.db")) == ["in the database", "in the WAL"]
-
-
-@contextmanager
-def as_another_user() -> Iterator[None]:
-    """Give up root's rights, if we have them, so that permissions count."""
-    if os.geteuid() != 0:
-        yield
-        return
-    os.seteuid(NOBODY)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
 
 
 @pytest.mark.parametrize("is_running", [True, False], ids=["running", "ended"])

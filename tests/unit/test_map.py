@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = Path(__file__).resolve().parents[2]
+UNIT_OF_THE_ROLE = ROOT / "ansible/roles/victoria_runner/templates/victoria-runner.service.j2"
 README = ROOT / "README.md"
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
 STATUS_REPORTER = ROOT / "docs" / "status-reporter.md"
@@ -249,10 +250,11 @@ def test_readme_shows_every_exit_code() -> None:
     assert {int(row[0]) for row in table_rows(README, r"\d+")} == wanted
 
 
-def test_unit_in_readme_is_not_restarted_where_a_restart_mends_nothing() -> None:
-    codes = f"{errors.EXIT_REGISTRATION_REFUSED} {errors.EXIT_CONFIGURATION}"
-    lines = README.read_text(encoding="utf-8").splitlines()
-    assert f"RestartPreventExitStatus={codes}" in lines
+def test_units_are_not_restarted_where_a_restart_mends_nothing() -> None:
+    codes = (errors.EXIT_USAGE, errors.EXIT_REGISTRATION_REFUSED, errors.EXIT_CONFIGURATION)
+    wanted = f"RestartPreventExitStatus={' '.join(map(str, codes))}"
+    for unit in (README, UNIT_OF_THE_ROLE):
+        assert wanted in unit.read_text(encoding="utf-8").splitlines()
 
 
 @pytest.mark.parametrize(

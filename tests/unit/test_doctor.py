@@ -1,0 +1,87 @@
+"""What the doctor says where it is in no position to look."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import anyio
+import pytest
+
+from runner.container import read_podman_facts
+from runner.doctor import examine
+from runner.errors import EXIT_CONFIGURATION
+from runner.settings import Secret, Settings
+from tests.unit.another_user import as_another_user
+
+SOMEWHERE = Path(tempfile.gettempdir())
+
+
+@pytest.fixture
+def closed() -> Iterator[Path]:
+    """Give a folder that nobody may enter, root apart."""
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made) / "closed"
+        folder.mkdir(mode=0o000)
+        Path(made).chmod(0o755)
+        yield folder
+        folder.chmod(0o700)
+
+
+def examined(settings: Settings) -> tuple[int, list[str]]:
+    """Give the exit code, and the lines."""
+    lines: list[str] = []
+    with as_another_user():
+        code = anyio.run(partial(examine, settings, lines.append, as_json=False))
+    return code, lines
+
+
+def test_state_folder_that_may_not_be_entered_is_one_sentence(closed: Path) -> None:
+    code, lines = examined(settings_with(state_dir=closed / "state"))
+
+    assert code == EXIT_CONFIGURATION
+    journal = f"FAIL journal: cannot read {closed}/state/journal.sqlite3: permission denied; run as"
+    assert any(line.startswith(journal) for line in lines)
+    assert f"FAIL --state-dir: cannot write in {closed}: run as its owner" in "\n".join(lines)
+
+
+def test_home_that_may_not_be_made_is_one_sentence(closed: Path, tmp_path: Path) -> None:
+    _, lines = examined(settings_with(victoria_home=closed / "home", state_dir=tmp_path))
+
+    assert f"FAIL --victoria-home: cannot write in {closed}: run as its owner" in "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("is_rootless", "granted", "has_user_ids"),
+    [(True, 1, False), (True, 2, True), (False, 0, True)],
+    ids=["none granted", "granted", "as root"],
+)
+def test_rootless_podman_without_user_ids_is_told_from_one_with_them(
+    is_rootless: bool,  # noqa: FBT001 - pytest passes it
+    granted: int,
+    has_user_ids: bool,  # noqa: FBT001 - pytest passes it
+) -> None:
+    map_ = [{"container_id": 0, "host_id": 1000, "size": 1}] * granted or None
+    about = {
+        "version": {"Version": "5.0.0"},
+        "host": {
+            "security": {"rootless": is_rootless},
+            "cgroupManager": "systemd",
+            "idMappings": {"uidmap": map_, "gidmap": map_},
+        },
+    }
+
+    assert read_podman_facts(about).has_user_ids is has_user_ids
+
+
+def settings_with(*, state_dir: Path, victoria_home: Path = SOMEWHERE) -> Settings:
+    """Give settings that name no orchestrator."""
+    return Settings(
+        orchestrator_url="",
+        name="n",
+        registration_token=Secret(""),
+        victoria_home=victoria_home,
+        state_dir=state_dir,
+    )
