@@ -178,11 +178,13 @@ async def _orchestrator(settings: Settings) -> AsyncIterator[Finding]:
         sentence=f"{settings.orchestrator_url} answers, version {version}",
     )
     skew_s = _skew_s(about, asked_at)
-    if skew_s is not None and abs(skew_s) > _TOLERATED_SKEW_S:
+    if skew_s is not None:
+        is_near = abs(skew_s) <= _TOLERATED_SKEW_S
         yield Finding(
             "clock",
-            is_good=False,
-            sentence=f"this host's clock is {skew_s:+.0f} s off the orchestrator's; set it by NTP",
+            is_good=is_near,
+            sentence=f"this host's clock is {skew_s:+.0f} s off the orchestrator's"
+            + ("" if is_near else "; set it by NTP"),
             exit_code=EXIT_CONFIGURATION,
         )
 

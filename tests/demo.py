@@ -139,8 +139,12 @@ Both go on running. In another terminal:
   curl -s -H {key} -H 'Content-Type: application/json' \\
       -d '{{"prompt": "hello [sleep 5]", "target_node_name": "{TARGET}"}}' {url}/tasks
 
-  # see all tasks
+  # see all tasks; cancel one
   curl -s -H {key} {url}/tasks
+  curl -s -H {key} -X DELETE {url}/tasks/TASK_ID
+
+  # or in a browser, with the key {admin_key}
+  {url}/dashboard
 
   # the runner's log
   tail -f {folder / "runner.log"}
@@ -153,7 +157,7 @@ def wait_for_ctrl_c() -> None:
     """Return at an interrupt or a polite request to end."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     signal.sigwait({signal.SIGINT, signal.SIGTERM})
-    print()
+    print("\nstopping both, and removing what they had")
 
 
 @contextmanager

@@ -37,6 +37,7 @@ def test_doctor_finds_everything_well_and_shows_the_task_at_work(
         "--victoria-home",
         "--state-dir",
         "orchestrator",
+        "clock",
         "registration",
         "outbox",
     }
