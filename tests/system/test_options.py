@@ -88,8 +88,9 @@ def test_option_poll_interval_is_how_often_an_orchestrator_that_holds_nothing_is
     any_runner.kill()
 
     before = len(orchestrator.calls_of("GET", "/tasks/pending"))
-    beats = len(orchestrator.calls_of("POST", "/nodes/heartbeat"))
     any_runner.start("--poll-interval=3600", "--heartbeat-interval=0.3")
+    wait_for(lambda: len(orchestrator.calls_of("GET", "/tasks/pending")) > before)
+    beats = len(orchestrator.calls_of("POST", "/nodes/heartbeat"))
     wait_for(lambda: len(orchestrator.calls_of("POST", "/nodes/heartbeat")) >= beats + 5)
     assert len(orchestrator.calls_of("GET", "/tasks/pending")) == before + 1
 
