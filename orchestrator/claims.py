@@ -17,10 +17,10 @@ for; on SQLite there is one writer at a time.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import chain
 
 from sqlalchemy import ColumnElement, and_, or_, select
 from sqlalchemy.orm import Session
-from sqlalchemy.sql.selectable import ForUpdateParameter
 
 from orchestrator.clock import utc_now
 from orchestrator.database import Database
@@ -39,8 +39,7 @@ _FIRST_LOOK = 20
 _LONGEST_LOOK = 5000
 """How many tasks of the queue are looked at at once; most nodes find theirs among the first."""
 
-
-_AGAINST_REMOVAL: ForUpdateParameter = {"read": True, "key_share": True}
+_REMOVED = "the node is no longer registered"
 
 
 @dataclass(frozen=True)
@@ -51,6 +50,15 @@ class Claim:
     look_again_s: float = _LOOK_AGAIN_S
 
 
+@dataclass(frozen=True)
+class _Offer:
+    """An assignment that its node has not reported on, and when it last went out."""
+
+    number: int
+    task_id: str
+    at: datetime
+
+
 def claim_next(database: Database, settings: Settings, node_id: str) -> Claim:
     """Give the node its next task, which is assigned to it from now on.
 
@@ -59,34 +67,47 @@ def claim_next(database: Database, settings: Settings, node_id: str) -> Claim:
     """
     now = utc_now()
     with database.reading() as session:
-        node = _require(session.get(Node, node_id))
-        if not any(_candidates(session, settings, node, now)):
-            return Claim(look_again_s=_until_redelivery(session, settings, node, now))
+        node = session.get(Node, node_id)
+        if node is None:
+            raise Unauthenticated(_REMOVED)
+        offer = _oldest_offer(session, node_id)
+        seen = next(_candidates(session, settings, node, offer, now), None)
+    if seen is None:
+        return Claim(look_again_s=_until_redelivery(settings, offer, now))
 
     with database.writing() as session:
-        # So that it cannot be removed before its task is assigned.
-        node = _require(session.get(Node, node_id, with_for_update=_AGAINST_REMOVAL))
-        for numbers in _candidates(session, settings, node, now):
+        _hold(session, node_id)
+        # Mostly one of those that were seen is still to be had. If not, all others are looked at.
+        for numbers in chain([seen], _candidates(session, settings, node, offer, now)):
             task = _take_first(session, settings, numbers, node, now)
             if task is not None:
                 return Claim(task)
     return Claim(look_again_s=_LOOK_AGAIN_AT_LEAST_S)
 
 
-def _require(node: Node | None) -> Node:
-    if node is None:
-        raise Unauthenticated("the node is no longer registered")
-    return node
+def _hold(session: Session, node_id: str) -> None:
+    # So that it cannot be removed before its task is assigned.
+    held = select(Node.id).where(Node.id == node_id).with_for_update(read=True, key_share=True)
+    if session.scalar(held) is None:
+        raise Unauthenticated(_REMOVED)
+
+
+def _oldest_offer(session: Session, node_id: str) -> _Offer | None:
+    oldest = (
+        select(Task.number, Task.id, Task.offered_at)
+        .where(_unreported(node_id))
+        .order_by(Task.offered_at)
+        .limit(1)
+    )
+    for number, task_id, at in session.execute(oldest):
+        return None if at is None else _Offer(number, task_id, at)
+    return None
 
 
 def _candidates(
-    session: Session, settings: Settings, node: Node, now: datetime
+    session: Session, settings: Settings, node: Node, offer: _Offer | None, now: datetime
 ) -> Iterator[list[int]]:
-    due = session.scalars(
-        select(Task)
-        .where(_unreported(node), Task.offered_at <= _due_before(settings, now))
-        .order_by(Task.offered_at)
-    ).first()
+    due = None if offer is None or offer.at > _due_before(settings, now) else offer
     if due is not None and _has_lost(node, due):
         yield [due.number]
     yield from _new_work(session, node, now)
@@ -128,26 +149,22 @@ def _new_work(session: Session, node: Node, now: datetime) -> Iterator[list[int]
         rows = session.execute(queue.where(later).limit(length)).all()
 
 
-def _unreported(node: Node) -> ColumnElement[bool]:
-    return and_(Task.assigned_node_id == node.id, Task.status == TaskStatus.ASSIGNED)
+def _unreported(node_id: str) -> ColumnElement[bool]:
+    return and_(Task.assigned_node_id == node_id, Task.status == TaskStatus.ASSIGNED)
 
 
 def _due_before(settings: Settings, now: datetime) -> datetime:
     return now - timedelta(seconds=settings.redelivery_after_s)
 
 
-def _has_lost(node: Node, task: Task) -> bool:
-    return (
-        task.offered_at is not None
-        and node.last_heartbeat > task.offered_at
-        and task.id not in node.held_task_ids
-    )
+def _has_lost(node: Node, offer: _Offer) -> bool:
+    return node.last_heartbeat > offer.at and offer.task_id not in node.held_task_ids
 
 
 def _take_first(
     session: Session, settings: Settings, numbers: list[int], node: Node, now: datetime
 ) -> Task | None:
-    redelivered = and_(_unreported(node), Task.offered_at <= _due_before(settings, now))
+    redelivered = and_(_unreported(node.id), Task.offered_at <= _due_before(settings, now))
     task = session.scalars(
         select(Task)
         .where(Task.number.in_(numbers), or_(Task.status == TaskStatus.PENDING, redelivered))
@@ -164,9 +181,8 @@ def _take_first(
     return task
 
 
-def _until_redelivery(session: Session, settings: Settings, node: Node, now: datetime) -> float:
-    first = session.scalars(select(Task).where(_unreported(node)).order_by(Task.offered_at)).first()
-    if first is None or first.offered_at is None:
+def _until_redelivery(settings: Settings, offer: _Offer | None, now: datetime) -> float:
+    if offer is None:
         return _LOOK_AGAIN_S
-    due_in_s = settings.redelivery_after_s - (now - first.offered_at).total_seconds()
+    due_in_s = settings.redelivery_after_s - (now - offer.at).total_seconds()
     return min(max(due_in_s, _LOOK_AGAIN_AT_LEAST_S), _LOOK_AGAIN_S)

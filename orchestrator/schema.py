@@ -22,7 +22,7 @@ from sqlalchemy import (
     Text,
 )
 from sqlalchemy.engine import Dialect
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+from sqlalchemy.orm import DeclarativeBase, Mapped, WriteOnlyMapped, mapped_column, relationship
 from sqlalchemy.types import TypeDecorator
 
 from orchestrator.roles import Role
@@ -102,7 +102,7 @@ class Task(Base):
     target_node_id: Mapped[str | None] = mapped_column(Text)
     target_node_name: Mapped[str | None] = mapped_column(Text)
     target_tags: Mapped[dict[str, str] | None]
-    priority: Mapped[int]
+    priority: Mapped[int] = mapped_column()
     timeout_seconds: Mapped[int]
     status: Mapped[TaskStatus]
     assigned_node_id: Mapped[str | None] = mapped_column(String(36))
@@ -126,11 +126,14 @@ class Task(Base):
         order_by="TaskFile.position", lazy="selectin", cascade="all, delete-orphan"
     )
     history: Mapped[list["StatusEntry"]] = relationship(
-        order_by="StatusEntry.number", cascade="all, delete-orphan"
+        order_by="StatusEntry.number", viewonly=True
     )
+    further_steps: WriteOnlyMapped["StatusEntry"] = relationship()
+    """Where a step is added to the history without reading it: it may be long."""
 
     __table_args__ = (
-        Index("ix_tasks_queue", "status", "priority", "number"),
+        # In the order in which tasks are given out, so that a long queue need not be sorted.
+        Index("ix_tasks_queue", "status", priority.desc(), "number"),
         Index("ix_tasks_node", "assigned_node_id", "status"),
         Index("ix_tasks_due", "status", "scheduled_for"),
         Index("ix_tasks_overdue", "status", "overdue_at"),

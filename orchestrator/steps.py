@@ -28,7 +28,7 @@ def move(
     if task.status is not None and not task.status.may_become(status):
         raise Conflict(f"cannot make the task {status.value}: it is {task.status.value} already")
     task.status = status
-    task.history.append(
+    task.further_steps.add(
         StatusEntry(status=status, message=message, progress=progress, timestamp=timestamp)
     )
 
