@@ -1,6 +1,10 @@
 """`./dev bench`: throughput against bare engine calls; what an idle runner and a reporter cost.
 
     python -m benchmarks [throughput|idle|reporter] [--tasks N] [--rounds N] [--idle-seconds S]
+    python -m benchmarks claims
+    python -m benchmarks fleet [--nodes N ...] [--rate TASKS_PER_SECOND ...] [--seconds S]
+
+The last two are about the orchestrator: claims from a long queue, and a simulated fleet.
 
 Figures are medians of rounds that alternate between the two sides, so that a slow moment of the
 machine hits both.
@@ -20,6 +24,8 @@ from pathlib import Path
 
 import httpx
 
+from benchmarks.claims import claims
+from benchmarks.fleet import fleet
 from benchmarks.reporter import reporter
 from benchmarks.system import System, engine_seconds, spent, started
 
@@ -33,9 +39,16 @@ def main() -> int:
     parser.add_argument("--tasks", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--idle-seconds", type=float, default=60.0)
+    parser.add_argument("--nodes", type=int, nargs="+", default=[2000])
+    parser.add_argument("--rate", type=float, nargs="+", default=[10.0])
+    parser.add_argument("--seconds", type=float, default=60.0)
     arguments = parser.parse_args()
     if "reporter" in arguments.what:
         reporter(arguments.rounds)
+    if "claims" in arguments.what:
+        claims()
+    if "fleet" in arguments.what:
+        fleet(arguments.nodes, arguments.rate, arguments.seconds)
     if not {"throughput", "idle"} & set(arguments.what):
         return 0
     engines = os.environ["VICTORIA_TEST_ENGINES"].split(",")

@@ -8,7 +8,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,8 +77,8 @@ def started(
         timing = _timing(folder, engine, calls_log)
         environment["PATH"] = f"{timing}:{environment['PATH']}"
     data_dir, log = folder / "orchestrator", folder / "orchestrator.log"
-    with _running(["orchestrator", "--port", "0", "--data-dir", str(data_dir)], log, environment):
-        url = _line(log, "listening on ").split("listening on ")[1].strip()
+    with running(["orchestrator", "--port", "0", "--data-dir", str(data_dir)], log, environment):
+        url = line_of(log, "listening on ").split("listening on ")[1].strip()
         options = [
             f"--orchestrator-url={url}",
             f"--registration-token-file={data_dir / 'registration-token'}",
@@ -93,10 +93,10 @@ def started(
         runner_log = folder / "runner.log"
         key = (data_dir / "admin-key").read_text().strip()
         with (
-            _running(["runner", *options], runner_log, environment) as runner,
+            running(["runner", *options], runner_log, environment) as runner,
             httpx.Client(base_url=url, headers={"X-API-Key": key}, trust_env=False) as admin,
         ):
-            _line(runner_log, "registered ")
+            line_of(runner_log, "registered ")
             yield System(admin, runner.pid, data_dir / DATABASE_NAME, calls_log)
 
 
@@ -129,23 +129,22 @@ def spent(pid: int) -> Spent:
     )
 
 
-def _timing(folder: Path, engine: str, calls_log: Path) -> Path:
-    real = next(
-        str(Path(place) / engine)
-        for place in os.environ["PATH"].split(":")
-        if (Path(place) / engine).exists()
-    )
-    script = folder / "bin" / engine
-    script.parent.mkdir()
-    script.write_text(_TIMER.format(engine=real, log=calls_log))
-    script.chmod(script.stat().st_mode | stat.S_IXUSR)
-    return script.parent
+def parent_of(pid: int) -> int:
+    """Give the id of a process's parent."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def children_of(pid: int) -> list[int]:
+    """Give the ids of the processes whose parent this one is."""
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(child) for child in text.split()]
 
 
 @contextmanager
-def _running(
-    arguments: list[str], log: Path, environment: dict[str, str]
+def running(
+    arguments: list[str], log: Path, environment: Mapping[str, str]
 ) -> Iterator[subprocess.Popen[bytes]]:
+    """Run one of our programs for as long as the block lasts."""
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", *arguments],
@@ -161,7 +160,8 @@ def _running(
         process.wait(_DEADLINE_S)
 
 
-def _line(log: Path, text: str) -> str:
+def line_of(log: Path, text: str) -> str:
+    """Wait for a line with this text in a program's log; give it."""
     until = time.monotonic() + _DEADLINE_S
     while time.monotonic() < until:
         for line in log.read_text().splitlines():
@@ -169,3 +169,16 @@ def _line(log: Path, text: str) -> str:
                 return line
         time.sleep(0.02)
     raise SystemExit(f"bench: {log.stem} did not start:\n{log.read_text()}")
+
+
+def _timing(folder: Path, engine: str, calls_log: Path) -> Path:
+    real = next(
+        str(Path(place) / engine)
+        for place in os.environ["PATH"].split(":")
+        if (Path(place) / engine).exists()
+    )
+    script = folder / "bin" / engine
+    script.parent.mkdir()
+    script.write_text(_TIMER.format(engine=real, log=calls_log))
+    script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    return script.parent

@@ -5,7 +5,7 @@
                            Python 3.10 and 3.13, then the scenarios; with arguments for pytest,
                            only those tests
 ./dev check                lint and types, of the Ansible role as well
-./dev bench [ARGUMENTS]    measure
+./dev bench [ARGUMENTS]    measure; "claims" and "fleet" are the orchestrator's
 ./dev soak [ARGUMENTS]     random tasks under random faults; --tasks N, --seed S to replay one,
                            --engine podman or docker; see docs/reliability.md
 ./dev rollout [ARGUMENTS]  run the Molecule scenarios of the Ansible role: all, or with arguments
@@ -34,6 +34,8 @@ ON_EVERY_PYTHON = ["tests/unit", "tests/contract", "tests/reporter"]
 PYTHONS = ["3.10", "3.13"]
 # Many tests wait for deadlines, so that one worker more than there are cores keeps them at work.
 WORKERS = [f"--numprocesses={(os.cpu_count() or 1) + 1}", "--dist=worksteal"]
+OF_THE_ORCHESTRATOR = {"claims", "fleet"}
+"""Benchmarks that need a database and no engine."""
 
 
 def main(arguments: list[str]) -> int:
@@ -130,11 +132,15 @@ def check(arguments: list[str]) -> int:
 
 
 def bench(arguments: list[str]) -> int:
-    """Run the benchmarks on the engines that the tests run on."""
+    """Run the benchmarks on the engines that the tests run on, or on a PostgreSQL."""
     with contextlib.ExitStack() as stack:
         with one_at_a_time():
             python = pythons.environment()
-            environment = both_engines(stack)
+            if OF_THE_ORCHESTRATOR & set(arguments):
+                # Unlike the tests' it waits for the disk.
+                environment = database_server(stack, settings=())
+            else:
+                environment = both_engines(stack)
         return hand_over([str(python), "-m", "benchmarks", *arguments], environment)
 
 
@@ -163,9 +169,11 @@ def rollout(arguments: list[str]) -> int:
     return hand_over(roles.command(python, environment, arguments))
 
 
-def database_server(stack: contextlib.ExitStack) -> dict[str, str]:
+def database_server(
+    stack: contextlib.ExitStack, settings: tuple[str, ...] = postgres.UNSAFE_AND_FAST
+) -> dict[str, str]:
     """Start a PostgreSQL; return the environment that tells the tests."""
-    return {"VICTORIA_TEST_POSTGRESQL": stack.enter_context(postgres.postgresql())}
+    return {"VICTORIA_TEST_POSTGRESQL": stack.enter_context(postgres.postgresql(settings))}
 
 
 def both_engines(stack: contextlib.ExitStack) -> dict[str, str]:
