@@ -20,6 +20,7 @@ from orchestrator.credentials import Credentials, load_credentials
 from orchestrator.data_folder import hold_alone
 from orchestrator.database import postgresql_url
 from orchestrator.errors import ConfigurationError
+from orchestrator.open_files import open_as_many_as_allowed
 from orchestrator.server import Server, bind
 from orchestrator.settings import (
     DEFAULT_HEARTBEAT_TIMEOUT_S,
@@ -133,6 +134,7 @@ def main(  # noqa: PLR0913 - click hands every option over as an argument
     logging.basicConfig(
         level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
+    open_as_many_as_allowed()
     # Whatever the server writes is its owner's alone.
     os.umask(0o077)
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -2,6 +2,7 @@
 
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -170,6 +171,26 @@ def test_killed_server_loses_nothing(tmp_path: Path, database_url: str | None) -
     with _running(data_dir, TOKEN | ADMIN | place) as program:
         shown = _admin(program.url, ADMIN["ADMIN_API_KEY"]).json()
         assert [one["id"] for one in shown] == [node["id"]]
+
+
+def test_as_many_files_may_be_open_as_the_system_allows(tmp_path: Path) -> None:
+    _, allowed = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with _running(tmp_path / "data", TOKEN | ADMIN) as program:
+        taken = resource.prlimit(program.process.pid, resource.RLIMIT_NOFILE)
+    assert taken == (allowed, allowed)
+
+
+def test_few_open_files_are_one_sentence_that_says_for_how_many_nodes_they_do() -> None:
+    call = "from orchestrator.open_files import open_as_many_as_allowed as o; o()"
+    done = subprocess.run(
+        ["bash", "-c", f"ulimit -n 500; exec {sys.executable} -c '{call}'"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=True,
+    )
+    assert done.stderr.startswith("at most 200 nodes can be connected: this process may have 500")
 
 
 def _fails(tmp_path: Path, environment: Mapping[str, str], *options: str) -> tuple[int, str]:
