@@ -112,7 +112,7 @@ def _identify(
     if key is None:
         raise Unauthenticated("X-API-Key is missing")
     wanted = key_hash(key)
-    with services.database.reading() as session:
+    with services.database.asking() as session:
         # Nodes first: nearly every call is theirs.
         node = session.scalars(select(Node).where(Node.api_key_hash == wanted)).one_or_none()
         if node is not None and hmac.compare_digest(node.api_key_hash, wanted):

@@ -31,8 +31,11 @@ from orchestrator.states import TaskStatus
 from orchestrator.steps import move
 from orchestrator.targeting import Target, matches
 
-_LOOK_AGAIN_S = 15
-"""How often a waiting node's queue is looked at though no bell rang."""
+_LOOK_AGAIN_S = 30
+"""How often a waiting node's queue is looked at though no bell rang.
+
+Longer than our runner waits, whose next request looks anyway: thousands of looks add up.
+"""
 _LOOK_AGAIN_AT_LEAST_S = 0.05
 
 _FIRST_LOOK = 20

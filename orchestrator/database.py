@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
@@ -30,7 +30,6 @@ CONNECTIONS = 10
 _BUSY_TIMEOUT_S = 30
 _PRAGMAS = (
     "PRAGMA journal_mode=WAL",
-    "PRAGMA synchronous=FULL",
     "PRAGMA foreign_keys=ON",
 )
 _POSTGRESQL_OPTIONS = {
@@ -55,19 +54,25 @@ class Database:
         """None when it is SQLite."""
         self._write_lock: AbstractContextManager[object]
         self._writing_engine: Engine
+        self._noting_engine: Engine
         if self.url is None:
             self._engine = _sqlite(data_dir / DATABASE_NAME)
             self._reading_engine: Engine = self._engine
+            self._asking_engine: Engine = self._engine
             self._writing_engine = self._engine.execution_options(writes=True)
+            self._noting_engine = self._writing_engine.execution_options(waits_for_disk=False)
             self._write_lock = threading.Lock()
         else:
             self._engine = _postgresql(self.url)
             self._reading_engine = self._engine.execution_options(
                 isolation_level="REPEATABLE READ", postgresql_readonly=True
             )
+            self._asking_engine = self._engine.execution_options(isolation_level="AUTOCOMMIT")
             self._writing_engine = self._engine
+            self._noting_engine = self._engine
             self._write_lock = nullcontext()
         self._writes = sessionmaker(self._writing_engine, expire_on_commit=False)
+        self._notes = sessionmaker(self._noting_engine, expire_on_commit=False)
         try:
             migrate(self._writing_engine)
         except SQLAlchemyError as error:
@@ -87,9 +92,27 @@ class Database:
             yield session
 
     @contextmanager
+    def asking(self) -> Iterator[Session]:
+        """Give what answers each question by itself: for one question, which is the cheapest."""
+        with Session(self._asking_engine, expire_on_commit=False, autoflush=False) as session:
+            yield session
+
+    @contextmanager
     def writing(self) -> Iterator[Session]:
         """Give one transaction; it is committed at the end and rolled back on an error."""
         with self._write_lock, self._writes.begin() as session:
+            yield session
+
+    @contextmanager
+    def noting(self) -> Iterator[Session]:
+        """Give one transaction for what will be said again: its end does not wait for the disk.
+
+        A power cut can take the last moments of it, as if they had not been said. Nothing else
+        is touched by that: a transaction of `writing` after it takes it to the disk as well.
+        """
+        with self._write_lock, self._notes.begin() as session:
+            if self.url is not None:
+                session.execute(text("SET LOCAL synchronous_commit = off"))
             yield session
 
     def close(self) -> None:
@@ -148,5 +171,10 @@ def _prepare_connection(connection: Any, _record: object) -> None:  # noqa: ANN4
 
 
 def _begin(connection: Connection) -> None:
-    writes = connection.get_execution_options().get("writes", False)
+    options = connection.get_execution_options()
+    writes = options.get("writes", False)
+    if writes:
+        # The same connection serves both kinds in turn.
+        level = "FULL" if options.get("waits_for_disk", True) else "NORMAL"
+        connection.exec_driver_sql(f"PRAGMA synchronous={level}")
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Depends
-from sqlalchemy import or_, select
+from sqlalchemy import or_, select, update
 from sqlalchemy.orm import Session
 
 from orchestrator.auth import REGISTRATION_TOKEN_REQUIRED, NodeParam, allowed_to
@@ -71,14 +71,17 @@ def record_heartbeat(
     if heartbeat.node_id != caller.id:
         raise NotAllowed("node_id is not the node of this key")
     now = utc_now()
-    with services.database.writing() as session:
-        node = session.get(Node, caller.id, with_for_update=True)
+    said = {
+        "status": heartbeat.status,
+        "current_task_id": heartbeat.current_task_id,
+        "held_task_ids": heartbeat.held_task_ids,
+        "last_heartbeat": now,
+    }
+    with services.database.noting() as session:
+        noted = update(Node).where(Node.id == caller.id).values(said).returning(Node)
+        node = session.scalars(noted).one_or_none()
         if node is None:
             raise Unauthenticated("the node is no longer registered")
-        node.status = heartbeat.status
-        node.current_task_id = heartbeat.current_task_id
-        node.held_task_ids = heartbeat.held_task_ids
-        node.last_heartbeat = now
         cancelled = _cancelled_task_ids(session, node, now)
         view = NodeView.model_validate(node)
     return HeartbeatAnswer(**view.model_dump(), cancelled_task_ids=cancelled)

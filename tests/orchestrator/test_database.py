@@ -118,3 +118,19 @@ def test_unusable_database_is_one_sentence_without_the_password(
     with pytest.raises(ConfigurationError, match=sentence) as caught:
         Database(tmp_path, url)
     assert "the-password" not in str(caught.value)
+
+
+def test_only_notes_do_not_wait_for_the_disk(tmp_path: Path, database_url: str | None) -> None:
+    database = Database(tmp_path, database_url)
+    asked = "PRAGMA synchronous" if database_url is None else "SHOW synchronous_commit"
+    with database.writing() as session:
+        before = session.scalar(text(asked))
+    with database.noting() as session:
+        noting = session.scalar(text(asked))
+    with database.writing() as session:
+        after = session.scalar(text(asked))
+    database.close()
+    full, normal = 2, 1
+    assert noting == (normal if database_url is None else "off")
+    # The tests' PostgreSQL never waits; what it was told to do is what counts.
+    assert before == after == (full if database_url is None else before)
