@@ -36,8 +36,10 @@ class Tally:
     """From the call that creates a task to the first assignment of it."""
     nodes: dict[str, set[str]] = field(default_factory=dict)
     """Which nodes were given a task."""
-    given: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when one was."""
+    ended: set[str] = field(default_factory=set)
+    """Tasks whose end a node has reported."""
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when a task was given or has ended."""
 
     @property
     def missing(self) -> set[str]:
@@ -52,7 +54,7 @@ class Tally:
     def forget(self) -> None:
         """Begin anew; no task may be under way."""
         self.calls = 0
-        for kept in (self.failures, self.created_at, self.latencies_s, self.nodes):
+        for kept in (self.failures, self.created_at, self.latencies_s, self.nodes, self.ended):
             kept.clear()
 
     def note_given(self, prompt: str, node_id: str) -> None:
@@ -60,7 +62,12 @@ class Tally:
         self.nodes.setdefault(prompt, set()).add(node_id)
         if prompt in self.created_at:
             self.latencies_s.setdefault(prompt, time.monotonic() - self.created_at[prompt])
-        self.given.set()
+        self.changed.set()
+
+    def note_ended(self, prompt: str) -> None:
+        """Note a task whose end was reported."""
+        self.ended.add(prompt)
+        self.changed.set()
 
 
 class Node:
@@ -115,6 +122,7 @@ class Node:
         self._tally.note_given(task["prompt"], self.id)
         for status in ("running", "success"):
             await self._tell("/status", {"task_id": task["task_id"], "status": status})
+        self._tally.note_ended(task["prompt"])
 
     async def _tell(self, path: str, body: object) -> None:
         connection = self._waiting if path == "/status" else self._telling
@@ -184,13 +192,14 @@ class Fleet:
             creating.append(asyncio.create_task(self._create(next(self._numbers))))
         await asyncio.gather(*creating)
 
-    async def all_given(self, within_s: float) -> bool:
-        """Wait until every created task has been given to a node; say whether that came about."""
+    async def await_ends(self, within_s: float) -> bool:
+        """Wait until every created task was given to a node and its end reported, if that comes."""
         with anyio.move_on_after(within_s):
-            while self.tally.missing:
-                self.tally.given.clear()
-                await self.tally.given.wait()
-        return not self.tally.missing
+            while not self.tally.ended >= set(self.tally.created_at):
+                self.tally.changed.clear()
+                await self.tally.changed.wait()
+            return True
+        return False
 
     async def _create(self, number: int) -> None:
         node = random.choice(self.nodes)  # noqa: S311 - no secret hangs on it

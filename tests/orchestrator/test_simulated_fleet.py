@@ -1,0 +1,102 @@
+"""The simulated fleet of the benchmarks: at one server, and at two of which one is killed."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, cast
+
+import anyio
+
+from benchmarks.connection import Connection
+from benchmarks.fleet import Measured, measure
+from benchmarks.servers import Servers, served
+from benchmarks.simulated_fleet import Fleet
+
+ROOT = Path(__file__).parents[2]
+WITHIN_S = 60
+"""How long what must happen may take, on the slowest machine."""
+
+
+def _fleet(servers: Servers, size: int) -> Fleet:
+    return Fleet(size, servers.urls, servers.token, servers.admin_key)
+
+
+async def _measured(servers: Servers) -> Measured:
+    fleet = _fleet(servers, 50)
+    await fleet.register()
+    async with fleet.at_work():
+        return await measure(fleet, servers, rate=10, seconds=3)
+
+
+def test_every_task_arrives_at_one_node_and_no_call_fails(tmp_path: Path) -> None:
+    with served(tmp_path, None, 1) as servers:
+        found = asyncio.run(_measured(servers))
+    assert found.failures == []
+    assert (found.lost, found.twice, len(found.latencies_s)) == (0, 0, 30)
+    assert found.quantile_ms(0.5) <= found.quantile_ms(1)
+    assert found.calls_per_s > 0
+
+
+def test_too_few_open_files_are_one_sentence() -> None:
+    done = subprocess.run(
+        ["bash", "-c", f"ulimit -n 300; exec {sys.executable} -m benchmarks fleet --nodes 1000"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=WITHIN_S,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "bench: cannot simulate 1000 nodes: they need 2200 open files and the limit is 300:"
+        " raise it with 'ulimit -Hn 2200' as root\n"
+    )
+
+
+async def _claim_while_one_is_killed(servers: Servers) -> list[dict[str, Any]]:
+    fleet = _fleet(servers, 20)
+    tally = fleet.tally
+    await fleet.register()
+    await fleet.create_tasks(per_s=100, seconds=2)
+    assert tally.failures == []
+    admin = Connection(servers.urls[1:], 0, {"X-API-Key": servers.admin_key})
+    async with fleet.at_work():
+        with anyio.fail_after(WITHIN_S):
+            while len(tally.nodes) < len(tally.created_at) // 4:
+                tally.changed.clear()
+                await tally.changed.wait()
+        os.kill(servers.pids[0], signal.SIGKILL)
+        assert tally.missing
+        # For those that were at the killed server: they have to come to the other.
+        for node in fleet.nodes[::2]:
+            prompt = f"afterwards {node.id}"
+            tally.created_at[prompt] = time.monotonic()
+            await admin.call("POST", "/tasks", {"prompt": prompt, "target_node_id": node.id})
+        assert await fleet.await_ends(WITHIN_S)
+    assert tally.failures
+    assert tally.doubles == set()
+    listed = cast("list[dict[str, Any]]", await admin.call("GET", "/tasks"))
+    tasks = [await admin.call("GET", f"/tasks/{task['id']}") for task in listed]
+    admin.close()
+    found = cast("list[dict[str, Any]]", tasks)
+    assert {task["prompt"]: {task["assigned_node_id"]} for task in found} == tally.nodes
+    return found
+
+
+def test_killed_server_loses_no_task_and_none_goes_to_two_nodes(
+    tmp_path: Path, postgresql_server: str
+) -> None:
+    with served(tmp_path, postgresql_server, 2) as servers:
+        tasks = asyncio.run(_claim_while_one_is_killed(servers))
+    assert len(tasks) == 210
+    for task in tasks:
+        steps = [step["status"] for step in task["history"]]
+        assert steps[:2] == ["pending", "assigned"]
+        # A report may have been noted though its answer was lost; then it came again.
+        assert set(steps[2:]) == {"running", "success"}
+        assert steps.count("success") == 1
+        assert task["status"] == "success"
