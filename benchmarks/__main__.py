@@ -2,7 +2,8 @@
 
     python -m benchmarks [throughput|idle|reporter] [--tasks N] [--rounds N] [--idle-seconds S]
     python -m benchmarks claims
-    python -m benchmarks fleet [--nodes N ...] [--rate TASKS_PER_SECOND ...] [--seconds S]
+    python -m benchmarks fleet [--nodes N ...] [--rate TASKS_PER_SECOND ...]
+                               [--seconds S] [--heartbeat-seconds S]
 
 The last two are about the orchestrator: claims from a long queue, and a simulated fleet.
 
@@ -27,6 +28,7 @@ import httpx
 from benchmarks.claims import claims
 from benchmarks.fleet import fleet
 from benchmarks.reporter import reporter
+from benchmarks.simulated_fleet import HEARTBEAT_S
 from benchmarks.system import System, engine_seconds, spent, started
 
 PROMPT = "no-op"
@@ -41,6 +43,7 @@ def main() -> int:
     parser.add_argument("--idle-seconds", type=float, default=60.0)
     parser.add_argument("--nodes", type=int, nargs="+", default=[2000])
     parser.add_argument("--rate", type=float, nargs="+", default=[10.0])
+    parser.add_argument("--heartbeat-seconds", type=float, default=HEARTBEAT_S)
     parser.add_argument("--seconds", type=float, default=60.0)
     arguments = parser.parse_args()
     if "reporter" in arguments.what:
@@ -48,7 +51,7 @@ def main() -> int:
     if "claims" in arguments.what:
         claims()
     if "fleet" in arguments.what:
-        fleet(arguments.nodes, arguments.rate, arguments.seconds)
+        fleet(arguments.nodes, arguments.rate, arguments.seconds, arguments.heartbeat_seconds)
     if not {"throughput", "idle"} & set(arguments.what):
         return 0
     engines = os.environ["VICTORIA_TEST_ENGINES"].split(",")

@@ -48,7 +48,7 @@ class Measured:
         return latencies[min(int(part * len(latencies)), len(latencies) - 1)] * 1000
 
 
-def fleet(sizes: Sequence[int], rates: Sequence[float], seconds: float) -> None:
+def fleet(sizes: Sequence[int], rates: Sequence[float], seconds: float, heartbeat_s: float) -> None:
     """Put each size of fleet before SQLite, PostgreSQL, and two servers on PostgreSQL."""
     allow_open_files(max(sizes))
     url = os.environ.get(POSTGRESQL_VARIABLE)
@@ -57,7 +57,10 @@ def fleet(sizes: Sequence[int], rates: Sequence[float], seconds: float) -> None:
         print(f"{POSTGRESQL_VARIABLE} is not set: on SQLite only")
     else:
         setups += [("PostgreSQL", url, 1), ("PostgreSQL, 2 servers", url, 2)]
-    print(f"fleet: each row {seconds:.0f} s; CPU in cores, of {os.cpu_count()}; {time.ctime()}")
+    print(
+        f"fleet: each row {seconds:.0f} s; a heartbeat every {heartbeat_s:.0f} s; CPU in cores, of"
+        f" {os.cpu_count()}; load {os.getloadavg()[0]:.1f} before; {time.ctime()}"
+    )
     print(_HEAD)
     for name, database_url, count in setups:
         for size in sizes:
@@ -65,7 +68,8 @@ def fleet(sizes: Sequence[int], rates: Sequence[float], seconds: float) -> None:
                 tempfile.TemporaryDirectory(prefix="victoria-bench-") as folder,
                 served(Path(folder), database_url, count) as servers,
             ):
-                asyncio.run(_print_rows(f"{name:<22}{size:5}", servers, size, rates, seconds))
+                nodes = Fleet(size, servers.urls, servers.token, servers.admin_key, heartbeat_s)
+                asyncio.run(_print_rows(f"{name:<22}{size:5}", servers, nodes, rates, seconds))
 
 
 async def measure(nodes: Fleet, servers: Servers, rate: float, seconds: float) -> Measured:
@@ -92,14 +96,13 @@ async def measure(nodes: Fleet, servers: Servers, rate: float, seconds: float) -
 
 
 async def _print_rows(
-    name: str, servers: Servers, size: int, rates: Sequence[float], seconds: float
+    name: str, servers: Servers, nodes: Fleet, rates: Sequence[float], seconds: float
 ) -> None:
-    nodes = Fleet(size, servers.urls, servers.token, servers.admin_key)
     await nodes.register()
     registered_mib = _resident_mib(servers)
     async with nodes.at_work():
         await asyncio.sleep(_SETTLE_S)
-        a_node_kib = (_resident_mib(servers) - registered_mib) * 1024 / size
+        a_node_kib = (_resident_mib(servers) - registered_mib) * 1024 / len(nodes.nodes)
         for rate in rates:
             found = await measure(nodes, servers, rate, seconds)
             print(

@@ -73,8 +73,9 @@ class Tally:
 class Node:
     """A simulated runner: one connection for waiting, one for the rest, as the real one has."""
 
-    def __init__(self, number: int, urls: Sequence[str], tally: Tally) -> None:
+    def __init__(self, number: int, urls: Sequence[str], tally: Tally, heartbeat_s: float) -> None:
         """Prepare a node that begins at one of the servers."""
+        self._heartbeat_s = heartbeat_s
         self.group = f"node-{number % _GROUPS:02}-"
         self.name = f"{self.group}{number:05}"
         self.id = ""
@@ -108,10 +109,10 @@ class Node:
     async def beat(self) -> None:
         """Send heartbeats; ends by being cancelled."""
         # Spread from the first on, as those of hosts are that were started at different times.
-        await asyncio.sleep(random.uniform(0, HEARTBEAT_S))  # noqa: S311 - no secret hangs on it
+        await asyncio.sleep(random.uniform(0, self._heartbeat_s))  # noqa: S311 - no secret hangs on it
         while True:
             await self._tell("/nodes/heartbeat", {"node_id": self.id, "status": "idle"})
-            await asyncio.sleep(HEARTBEAT_S)
+            await asyncio.sleep(self._heartbeat_s)
 
     def close(self) -> None:
         """Hang up."""
@@ -145,10 +146,17 @@ class Node:
 class Fleet:
     """So many nodes, spread over the servers, and somebody who creates tasks for them."""
 
-    def __init__(self, size: int, urls: Sequence[str], token: str, admin_key: str) -> None:
+    def __init__(
+        self,
+        size: int,
+        urls: Sequence[str],
+        token: str,
+        admin_key: str,
+        heartbeat_s: float = HEARTBEAT_S,
+    ) -> None:
         """Prepare a fleet that is not registered yet."""
         self.tally = Tally()
-        self.nodes = [Node(number, urls, self.tally) for number in range(size)]
+        self.nodes = [Node(number, urls, self.tally, heartbeat_s) for number in range(size)]
         self._urls = urls
         self._token = token
         self._admin = {"X-API-Key": admin_key}

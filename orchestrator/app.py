@@ -8,6 +8,7 @@ from http import HTTPStatus
 from typing import Any
 
 import anyio
+from anyio import to_thread
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from sqlalchemy.exc import InterfaceError, OperationalError
@@ -35,7 +36,7 @@ from orchestrator.announcing import Announcer, ThroughPostgresql, WithinProcess
 from orchestrator.body_limit import BodyLimit
 from orchestrator.character_zero import CharacterZero
 from orchestrator.contract import schema_of
-from orchestrator.database import Database
+from orchestrator.database import CONNECTIONS, Database
 from orchestrator.errors import ConfigurationError, Refused
 from orchestrator.json_bodies import JsonBodies
 from orchestrator.services import Services
@@ -70,6 +71,8 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        # More threads than there are connections would only wait for one, and for Python's lock.
+        to_thread.current_default_thread_limiter().total_tokens = CONNECTIONS
         async with anyio.create_task_group() as background:
             background.start_soon(services.announcer.listen)
             background.start_soon(sweep, services)
