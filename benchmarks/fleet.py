@@ -62,11 +62,13 @@ def fleet(sizes: Sequence[int], rates: Sequence[float], seconds: float, heartbea
         f" {os.cpu_count()}; load {os.getloadavg()[0]:.1f} before; {time.ctime()}"
     )
     print(_HEAD)
+    # Three heartbeats, as the server has it by itself for the runner's.
+    silent_after = f"--heartbeat-timeout={3 * heartbeat_s}"
     for name, database_url, count in setups:
         for size in sizes:
             with (
                 tempfile.TemporaryDirectory(prefix="victoria-bench-") as folder,
-                served(Path(folder), database_url, count) as servers,
+                served(Path(folder), database_url, count, silent_after) as servers,
             ):
                 nodes = Fleet(size, servers.urls, servers.token, servers.admin_key, heartbeat_s)
                 asyncio.run(_print_rows(f"{name:<22}{size:5}", servers, nodes, rates, seconds))

@@ -34,7 +34,7 @@ class Servers:
 
 
 @contextlib.contextmanager
-def served(folder: Path, server_url: str | None, count: int) -> Iterator[Servers]:
+def served(folder: Path, server_url: str | None, count: int, *options: str) -> Iterator[Servers]:
     """Run servers on a new database, SQLite without a URL, for as long as the block lasts."""
     with contextlib.ExitStack() as stack:
         token, admin_key = secrets.token_hex(16), secrets.token_hex(16)
@@ -44,7 +44,7 @@ def served(folder: Path, server_url: str | None, count: int) -> Iterator[Servers
             database_url, database_pid = stack.enter_context(new_database(server_url))
             environment["VICTORIA_ORCHESTRATOR_DATABASE_URL"] = database_url
         logs = [folder / f"orchestrator-{number}.log" for number in range(count)]
-        arguments = ["orchestrator", "--port=0", f"--data-dir={folder / 'data'}"]
+        arguments = ["orchestrator", "--port=0", f"--data-dir={folder / 'data'}", *options]
         processes = [stack.enter_context(running(arguments, log, environment)) for log in logs]
         urls = [line_of(log, "listening on ").rpartition(" ")[2].strip() for log in logs]
         pids = [process.pid for process in processes]

@@ -31,6 +31,7 @@ DOCUMENTS = [
     ARCHITECTURE,
     STATUS_REPORTER,
     ROOT / "docs" / "orchestrator.md",
+    ROOT / "docs" / "scaling.md",
     ROOT / "CONTRIBUTING.md",
     ROOT / "CHANGELOG.md",
 ]
