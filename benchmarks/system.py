@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sqlite3
 import stat
 import subprocess
@@ -98,6 +99,9 @@ def started(
         ):
             line_of(runner_log, "registered ")
             yield System(admin, runner.pid, data_dir / DATABASE_NAME, calls_log)
+            # It may be removing its last container.
+            runner.send_signal(signal.SIGINT)
+            runner.wait(_DEADLINE_S)
 
 
 def engine_seconds(calls_log: Path) -> float:
