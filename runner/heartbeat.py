@@ -27,6 +27,7 @@ async def heartbeat(parts: Parts) -> None:
     failures = 0
     while True:
         seen = parts.workload.changes.count
+        told: str | None = parts.workload.status
         parts.pulse.rest("heartbeat")
         try:
             current = await parts.node.identity()
@@ -41,6 +42,7 @@ async def heartbeat(parts: Parts) -> None:
             continue
         except WireError as error:
             failures += 1
+            told = None
             level = logging.WARNING if failures == 1 else logging.DEBUG
             log.log(level, "cannot send a heartbeat: %s", error)
             # Changes come in bursts; an orchestrator in trouble is spared them.
@@ -50,6 +52,18 @@ async def heartbeat(parts: Parts) -> None:
                 log.info("heartbeats arrive again")
             failures = 0
         await parts.workload.changes.after_or(seen, interval_s, parts.clock)
+        if parts.workload.changes.count > seen:
+            await _let_tasks_follow(parts, told)
+
+
+async def _let_tasks_follow(parts: Parts, told: str | None) -> None:
+    """Give tasks a moment to follow one another: only a change of the status is told at once."""
+    ends_at_s = parts.clock.awake_s() + _SHORTEST_PAUSE_S
+    while parts.workload.status == told:
+        left_s = ends_at_s - parts.clock.awake_s()
+        if left_s <= 0:
+            return
+        await parts.workload.changes.after_or(parts.workload.changes.count, left_s, parts.clock)
 
 
 async def say_offline(parts: Parts) -> None:

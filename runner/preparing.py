@@ -29,6 +29,8 @@ from runner.states import TaskState
 log = logging.getLogger(__name__)
 
 _NOT_OURS = frozenset({403, 404, 409, 410})
+_STARTING = "container is starting"
+_CLAIM_HOLDS_S = 5.0
 _FINAL = frozenset({"success", "error", "cancelled"})
 
 
@@ -45,13 +47,23 @@ async def prepare(hand: Hand) -> None:
     if hand.assignment.files:
         await _download(hand)
     await fetch_image(hand)
-    # It may have been asked for when the last one's end was near.
-    await hand.parts.workload.wait_for_slot(hand.task_id)
-    await _claim(hand, "container is starting")
+    await _claim(hand, _STARTING)
+    await _have_slot(hand)
     if hand.task.state is TaskState.ACCEPTED:
         boot_id, kind = hand.parts.clock.boot_id, hand.parts.engine.kind
         await hand.written(lambda: hand.parts.journal.start(hand.task_id, boot_id, kind))
         await hand.reload()
+
+
+async def _have_slot(hand: Hand) -> None:
+    """Wait for the slot of a task that was asked for when the last one's end was near.
+
+    Mostly it is free by now. If not, the claim is made anew when it is.
+    """
+    asked_at_s = hand.parts.clock.uptime_s()
+    await hand.parts.workload.wait_for_slot(hand.task_id)
+    if hand.parts.clock.uptime_s() - asked_at_s > _CLAIM_HOLDS_S:
+        await _claim(hand, _STARTING)
 
 
 async def _download(hand: Hand) -> None:

@@ -230,6 +230,27 @@ async def test_heartbeat_that_fails_is_followed_by_the_next_and_not_repeated(
     assert "heartbeats arrive again" in log.text
 
 
+async def test_tasks_that_follow_one_another_are_no_news_at_once(host: Host) -> None:
+    host.orchestrator.holds = True
+    async with host.runner(heartbeat_interval_s=10_000.0):
+        await host.clock.settle(IDLE - 1)
+        host.orchestrator.offer("t-1", "[wait-for go]")
+        host.orchestrator.offer("t-2", "[wait-for further]")
+        await until(lambda: host.orchestrator.beats() == ["idle", "busy"])
+        host.engine.shut("inspect")
+        host.let_go()
+        await host.wait_for_state("t-2", "accepted")
+        host.engine.open("inspect")
+        await host.wait_for_state("t-2", "running")
+        await host.clock.settle(WITH_TASK)
+        assert host.orchestrator.count(BEAT) == 2
+        await host.clock.advance(1, asleep=WITH_TASK)
+        await host.wait_for_calls(BEAT, 3)
+        assert host.orchestrator.called(BEAT)[2].body["current_task_id"] == "t-2"
+        host.let_go("further")
+        await until(lambda: host.orchestrator.beats()[3:] == ["idle"])
+
+
 async def test_burst_of_changes_is_spared_an_orchestrator_in_trouble(host: Host) -> None:
     host.orchestrator.always(BEAT, http(500))
     for number in range(10):
