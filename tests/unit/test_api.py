@@ -201,7 +201,11 @@ async def test_assignment_comes_as_it_was_sent(
     assert offer.assignment == {"task_id": "t-1", "unheard": [1]}
 
 
-@pytest.mark.parametrize("answer", [told(None), http(200), http(204), http(200, b" \n")], ids=str)
+@pytest.mark.parametrize(
+    "answer",
+    [told(None), http(200), http(204), http(200, b" \n")],
+    ids=["null", "empty", "no content", "blank"],
+)
 async def test_null_or_nothing_is_no_work(
     orchestrator: Orchestrator, identity: Identity, server: ScriptedServer, answer: Answer
 ) -> None:
