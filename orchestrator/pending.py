@@ -5,6 +5,7 @@ import time
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request, Response
+from pydantic import WithJsonSchema
 from starlette.concurrency import run_in_threadpool
 
 from orchestrator.auth import NodeParam
@@ -41,11 +42,12 @@ async def next_task(
     request: Request,
     response: Response,
     prefer: Annotated[
-        list[str] | None,
+        # There may be several; each is any text.
+        Annotated[list[str], WithJsonSchema({"type": "string"})] | None,
         Header(
             description="`wait=25` holds the request for up to 25 seconds until there is work; 60"
             " is the most. What cannot be read is passed over.",
-            examples=[["wait=25"]],
+            examples=["wait=25"],
         ),
     ] = None,
 ) -> Assignment | None:

@@ -20,6 +20,7 @@
     └── TaskError                   this task cannot be run; it ends with the reason named
         ├── BadAssignment           the assignment cannot be obeyed
         └── Unstartable             its files, image or container cannot be had
+            └── FileRefused         the orchestrator will not give a file to this node
 
 Messages read "cannot <verb> <thing>: <reason>", in lower case, without a full stop.
 """

@@ -74,14 +74,19 @@ def test_one_task_runs_at_a_time_unless_more_are_allowed(
 def test_max_tasks_of_2_runs_two_at_once(
     any_runner: RunnerProcess, orchestrator: RecordingOrchestrator
 ) -> None:
-    # Neither ends before the other has begun.
-    one = orchestrator.create_task("[write one x] [wait-for two]")["id"]
-    two = orchestrator.create_task("[write two x] [wait-for one]")["id"]
+    # Neither ends before the other has begun, and both are told.
+    one = orchestrator.create_task("[write one x] [wait-for two] [wait-for go]")["id"]
+    two = orchestrator.create_task("[write two x] [wait-for one] [wait-for go]")["id"]
+
+    def told() -> list[set[str]]:
+        beats = [call.json() for call in orchestrator.calls_of("POST", "/nodes/heartbeat")]
+        return [set(beat["task_ids"]) for beat in beats]
+
     any_runner.start("--max-tasks=2")
+    wait_for(lambda: {one, two} in told())
+    any_runner.let_go("go")
     assert orchestrator.end_of(one)["status"] == "success"
     assert orchestrator.end_of(two)["status"] == "success"
-    beats = [call.json() for call in orchestrator.calls_of("POST", "/nodes/heartbeat")]
-    assert any(set(beat["task_ids"]) == {one, two} for beat in beats)
 
 
 def test_second_runner_with_the_same_state_folder_ends_with_75_and_says_why(
