@@ -21,7 +21,7 @@ from tests.unit.scripted_server import ScriptedServer, raw, serving, stalled, to
 pytestmark = pytest.mark.anyio
 
 TASK_ID = "t-1"
-SHORT_S = 1.0
+SHORT_S = 4.0
 """How long the reporter tries in tests whose orchestrator never comes back."""
 
 WORSE = {
