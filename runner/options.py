@@ -155,7 +155,7 @@ _OPTIONS = [
         default=settings.DEFAULT_HEARTBEAT_INTERVAL_S,
         callback=positive,
         metavar="SECONDS",
-        help="How often to say that this node lives; changes are told at once.  [default: 15]",
+        help="How often to say that this node lives; a new status is told at once.  [default: 15]",
     ),
     _option(
         "--container-image",

@@ -82,8 +82,8 @@ async def _download(hand: Hand) -> None:
         except FileRefused:
             if has_claimed:
                 raise
-            # Files are for the node that holds the task. Had it been taken away and not yet
-            # given to another, an end told now would be taken for the end of the task.
+            # Files are for the node that holds the task. Had it been taken away, and were it given
+            # to this node again meanwhile, an end told now would be taken for its end.
             await _claim(hand, "its files are being fetched")
             has_claimed = True
         except Unavailable as error:
