@@ -173,8 +173,13 @@ def claims_to_run(told: Mapping[str, Any]) -> bool:
 
 def process_ids(told: Mapping[str, Any]) -> list[int]:
     """Give the ids that `inspect` names: the container's first process, then what watches it."""
-    pids = (told["State"].get("Pid"), told["State"].get("ConmonPid"))
+    pids = (told["State"].get("Pid"), watcher_id(told))
     return [pid for pid in pids if pid]
+
+
+def watcher_id(told: Mapping[str, Any]) -> int | None:
+    """Give the id that `inspect` names of the process that watches the container."""
+    return told["State"].get("ConmonPid")
 
 
 def just_started(container_id: str, name: str, now: float) -> Container:

@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -25,8 +25,10 @@ from runner.container import (
     read_docker_facts,
     read_podman_facts,
     run_arguments,
+    watcher_id,
 )
 from runner.engine_calls import ANSWER_DEADLINE_S, RUN_DEADLINE_S, STOP_GRACE_S, EngineCalls
+from runner.engine_contract import ignored
 from runner.errors import (
     EngineError,
     EngineSilent,
@@ -212,14 +214,16 @@ class CliEngine:
         """Tell whether the process ids that the engine names are no business of ours."""
         return self.kind == "docker" or (self._facts or await self.facts()).is_remote
 
-    async def wait(self, name: str) -> None:
-        """Return some time after the container has ended.
+    async def wait(self, name: str, on_exit: Callable[[], None] = ignored) -> None:
+        """Return some time after the container has ended; call `on_exit` before, if it is seen.
 
         podman's own `wait` asks four times a second, and hangs when conmon was killed; so the
         kernel is asked, where it can be.
         """
         if not await self._is_far():
             pid, container_id = self._watchers.pop(name, (0, ""))
+            if pid and await processes.wait_for_watched(pid, container_id):
+                on_exit()
             if pid and await processes.wait_for_all([pid], container_id):
                 return
             told = await self._inspect(name)
@@ -227,9 +231,13 @@ class CliEngine:
                 raise NoSuchContainer(f"cannot wait for {name}: no such container")
             if not claims_to_run(told):
                 return
+            pid = watcher_id(told)
+            if pid and await processes.wait_for_watched(pid, told["Id"]):
+                on_exit()
             if await processes.wait_for_all(process_ids(told), told["Id"]):
                 return
         await self._calls.ask("wait", name, deadline_s=math.inf)
+        on_exit()
 
     async def stop(self, name: str) -> None:
         """Send TERM, after ten seconds KILL."""

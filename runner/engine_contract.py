@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from runner.container import Container, ContainerSpec, EngineFacts
 from runner.settings import PullPolicy
+
+
+def ignored() -> None:
+    """Do nothing, where a moment is of no interest."""
 
 
 class Engine(Protocol):
@@ -31,8 +36,12 @@ class Engine(Protocol):
     async def inspect(self, name: str) -> Container | None:
         """Say what is true of the container; None when the engine knows no such one."""
 
-    async def wait(self, name: str) -> None:
-        """Return some time after the container has ended. Neither promptness nor truth is sure."""
+    async def wait(self, name: str, on_exit: Callable[[], None] = ignored) -> None:
+        """Return some time after the container has ended. Neither promptness nor truth is sure.
+
+        `on_exit` is sure: it is called when the container's own process is gone, though the engine
+        may still be noting how. Where that cannot be told it is not called.
+        """
 
     async def stop(self, name: str) -> None:
         """Send TERM, after ten seconds KILL. Nothing happens to one that is not there."""

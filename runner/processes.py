@@ -47,6 +47,28 @@ async def wait_for_all(pids: Iterable[int], container_id: str) -> bool:
     return True
 
 
+async def wait_for_watched(watcher: int, container_id: str) -> bool:
+    """Return when the process that watches the container has lost the one that it watches.
+
+    False says that this host cannot tell, and that nothing was waited for.
+    """
+    if not _belongs(watcher, container_id):
+        return False
+    for pid in _children(watcher):
+        try:
+            descriptor = os.pidfd_open(pid)
+        except OSError:
+            continue
+        try:
+            # Looked at while it is held, so that the id cannot change hands in between.
+            if pid in _children(watcher):
+                await anyio.wait_readable(descriptor)
+                return True
+        finally:
+            os.close(descriptor)
+    return False
+
+
 def end_starts(cid_folder: Path, names: Collection[str]) -> list[int]:
     """See that no engine call by which a killed runner was starting a container is under way.
 
@@ -82,6 +104,15 @@ def _starts(cid_folder: Path, names: Collection[str]) -> Iterator[int]:
             for before, after in pairwise(arguments)
         ):
             yield int(folder.name)
+
+
+def _children(pid: int) -> list[int]:
+    """Give the processes that one has started, where the kernel tells."""
+    try:
+        text = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii")
+    except OSError:
+        return []
+    return [int(child) for child in text.split()]
 
 
 def _belongs(pid: int, container_id: str) -> bool:

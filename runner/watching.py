@@ -31,7 +31,7 @@ async def watch(hand: Hand, container: Container) -> Container | None:
         found: Container | None = container
         stops = 0
         while found is not None and found.phase is Phase.RUNNING:
-            hand.parts.workload.expect_release(hand.task_id, is_near=False)
+            hand.parts.workload.keep_slot(hand.task_id)
             seen = hand.wake.count
             left_s = deadline_s - hand.parts.clock.uptime_s()
             if hand.cancelled_by is None and left_s > 0:
@@ -73,12 +73,16 @@ async def _note_running(hand: Hand, container: Container) -> float:
 async def _wait_for_end(hand: Hand) -> None:
     """Wake the watch whenever the engine says that the container has ended.
 
-    The next task may then be asked for while this one's end is looked at; it waits for the slot.
+    While this one's end is looked at, the next task may be asked for; it has the slot when it is
+    sure that this container is over.
     """
+    workload = hand.parts.workload
     while True:
         try:
-            await hand.engine.wait(hand.container_name)
-            hand.parts.workload.expect_release(hand.task_id, is_near=True)
+            await hand.engine.wait(
+                hand.container_name, on_exit=lambda: workload.free_slot(hand.task_id)
+            )
+            workload.expect_release(hand.task_id)
         except EngineError as error:
             log.debug("cannot wait for a container: %s", error, extra=fields(task_id=hand.task_id))
         hand.wake.notify()

@@ -108,11 +108,23 @@ class Workload:
         if self._tasks.pop(task_id, None) is not None:
             self._notify()
 
-    def expect_release(self, task_id: str, *, is_near: bool) -> None:
-        """Note whether a slot is about to be freed, so that the next task may be asked for."""
-        noted = self._about_to_leave
-        if task_id in self._with_slot and is_near != (task_id in noted):
-            (noted.add if is_near else noted.discard)(task_id)
+    def expect_release(self, task_id: str) -> None:
+        """Note that a slot is about to be freed, so that the next task may be asked for."""
+        if task_id in self._with_slot:
+            self._about_to_leave.add(task_id)
+            self._slots.notify()
+
+    def free_slot(self, task_id: str) -> None:
+        """Free the slot of a task whose container is over, while its end is looked at."""
+        self.expect_release(task_id)
+        self._with_slot.discard(task_id)
+        self._slots.notify()
+
+    def keep_slot(self, task_id: str) -> None:
+        """Note that a task in hand needs its slot, whatever was expected."""
+        self._with_slot.add(task_id)
+        if task_id in self._about_to_leave:
+            self._about_to_leave.discard(task_id)
             self._slots.notify()
 
     def cancel(self, task_id: str, who: str) -> None:
@@ -154,7 +166,7 @@ class Workload:
 
     async def wait_for_room(self) -> None:
         """Return as soon as one more task may be asked for: a slot is free, or is about to be."""
-        while len(self._tasks) - len(self._about_to_leave) >= self._max_tasks:
+        while len(self._tasks) - self._count_leaving() >= self._max_tasks:
             await self._slots.after(self._slots.count)
 
     async def wait_for_slot(self, task_id: str) -> None:
@@ -164,6 +176,10 @@ class Workload:
                 self._with_slot.add(task_id)
             else:
                 await self._slots.after(self._slots.count)
+
+    def _count_leaving(self) -> int:
+        """Count no more than there are slots: an engine that tells no ends is given no more."""
+        return min(len(self._about_to_leave), self._max_tasks)
 
     def _notify(self) -> None:
         self.changes.notify()

@@ -101,6 +101,16 @@ async def test_wait_lasts_while_the_container_runs(subject: Subject) -> None:
     assert 0.5 < time.monotonic() - started < DEADLINE_S
 
 
+async def test_wait_tells_of_the_exit_when_it_has_come_and_not_before(subject: Subject) -> None:
+    heard: list[float] = []
+    await subject.start("[sleep 1]")
+    started = time.monotonic()
+    await subject.engine.wait(subject.name, lambda: heard.append(time.monotonic()))
+    assert len(heard) == 1
+    assert 0.5 < heard[0] - started < DEADLINE_S
+    assert (await subject.look()).phase is Phase.EXITED
+
+
 async def test_wait_for_a_container_that_has_ended_returns_at_once(subject: Subject) -> None:
     await subject.finish("nothing to do")
     with anyio.fail_after(DEADLINE_S):

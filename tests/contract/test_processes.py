@@ -269,6 +269,21 @@ async def test_container_killed_together_with_its_watcher_has_vanished(podman: S
     assert (await podman.look()).phase is Phase.VANISHED
 
 
+async def test_watcher_that_was_killed_is_no_exit(podman: Subject) -> None:
+    heard: list[str] = []
+    await podman.start("[hang]")
+    with anyio.fail_after(DEADLINE_S):
+        async with anyio.create_task_group() as group:
+            group.start_soon(podman.engine.wait, podman.name, lambda: heard.append("exit"))
+            await anyio.sleep(0.5)
+            conmon, process = conmon_and_process(podman)
+            os.kill(conmon, signal.SIGKILL)
+            await anyio.sleep(0.5)
+            assert not heard
+            os.kill(process, signal.SIGKILL)
+    assert heard == ["exit"]
+
+
 async def test_container_without_its_watcher_runs_and_then_has_vanished(podman: Subject) -> None:
     await podman.start("[hang]")
     conmon, process = conmon_and_process(podman)

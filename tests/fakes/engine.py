@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from runner.container import Container, ContainerSpec, EngineFacts, Phase
+from runner.engine_contract import ignored
 from runner.errors import EngineError, EngineSilent, ImageMissing, NameInUse, NoSuchContainer
 from runner.settings import PullPolicy, parse_size
 from tests.image.victoria_stand_in import PROMPT_SHOWN, find_directives
@@ -180,11 +181,12 @@ class FakeEngine:
             variables=container.variables,
         )
 
-    async def wait(self, name: str) -> None:
+    async def wait(self, name: str, on_exit: Callable[[], None] = ignored) -> None:
         """Return when the container is over."""
         container = await self._named(name)
         if container.phase is Phase.RUNNING:
             await container.over.wait()
+        on_exit()
 
     async def stop(self, name: str) -> None:
         """End the program: by TERM if it lets itself, by KILL after the grace."""
