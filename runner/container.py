@@ -179,7 +179,8 @@ def process_ids(told: Mapping[str, Any]) -> list[int]:
 
 def watcher_id(told: Mapping[str, Any]) -> int | None:
     """Give the id that `inspect` names of the process that watches the container."""
-    return told["State"].get("ConmonPid")
+    watcher: int | None = told["State"].get("ConmonPid")
+    return watcher
 
 
 def just_started(container_id: str, name: str, now: float) -> Container:

@@ -231,8 +231,8 @@ class CliEngine:
                 raise NoSuchContainer(f"cannot wait for {name}: no such container")
             if not claims_to_run(told):
                 return
-            pid = watcher_id(told)
-            if pid and await processes.wait_for_watched(pid, told["Id"]):
+            watcher = watcher_id(told)
+            if watcher and await processes.wait_for_watched(watcher, told["Id"]):
                 on_exit()
             if await processes.wait_for_all(process_ids(told), told["Id"]):
                 return
