@@ -14,6 +14,7 @@ from tests.setup.steps import SetupError, as_root, attempt, require, say
 # For each program, its packages. Podman's recommended packages are what makes it work without root.
 APT = {
     "podman": ["--install-recommends", "podman"],
+    "runc": ["--no-install-recommends", "runc"],
     "dockerd": ["--no-install-recommends", "docker.io"],
     "docker": ["--no-install-recommends", "docker-cli"],
     "mmdebstrap": ["--no-install-recommends", "mmdebstrap"],
@@ -27,6 +28,7 @@ APT = {
 }
 DNF = {
     "podman": ["podman"],
+    "runc": ["runc"],
     "dockerd": ["moby-engine"],
     "docker": ["docker-cli"],
     "mmdebstrap": ["mmdebstrap", "debian-keyring"],

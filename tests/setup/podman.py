@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.setup.image import Engine, find_or_build, last_line, try_out
-from tests.setup.packages import ensure_program, find_program
+from tests.setup.packages import ensure_program
 from tests.setup.steps import SetupError, say
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 HEADER = "# Written by ./dev of victoria-runner, because podman could not start a container here."
 # Each with its reason, from the mildest on; the first that helps is kept.
@@ -40,21 +44,28 @@ def make_it_run(engine: Engine, image: str) -> None:
     runs, output = engine.runs(image)
     if runs:
         return
-    reason = last_line(output)
+    setting = setting_that_helps(engine, image)
+    if setting is not None:
+        keep(setting, last_line(output))
+
+
+def setting_that_helps(engine: Engine, image: str) -> str | None:
+    """Return the first setting with which a container starts, or nothing if none does."""
     for setting in settings_to_try():
         with tempfile.NamedTemporaryFile("w", suffix=".conf") as trial:
             trial.write(setting)
             trial.flush()
-            if Engine("podman", {"CONTAINERS_CONF": trial.name}).runs(image)[0]:
-                keep(setting, reason)
-                return
+            if Engine(engine.name, {"CONTAINERS_CONF": trial.name}).runs(image)[0]:
+                return setting
+    return None
 
 
-def settings_to_try() -> list[str]:
-    """Return the contents of a containers.conf that may help."""
-    if find_program("runc") is None:
-        return [NO_ULIMITS]
-    return [NO_ULIMITS, RUNC, f"{NO_ULIMITS}{RUNC}"]
+def settings_to_try() -> Iterator[str]:
+    """Yield the contents of a containers.conf that may help; install what the later ones need."""
+    yield NO_ULIMITS
+    ensure_program("runc", "another runtime, for podman's own starts no container here")
+    yield RUNC
+    yield f"{NO_ULIMITS}{RUNC}"
 
 
 def keep(setting: str, reason: str) -> None:
