@@ -3,7 +3,7 @@
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from functools import cache
+from functools import cache, partial
 from http import HTTPStatus
 from typing import Any
 
@@ -33,11 +33,15 @@ from orchestrator import (
     tasks,
 )
 from orchestrator.announcing import Announcer, ThroughPostgresql, WithinProcess
+from orchestrator.batch import Batch
 from orchestrator.body_limit import BodyLimit
 from orchestrator.character_zero import CharacterZero
+from orchestrator.claims import look_for
 from orchestrator.contract import schema_of
 from orchestrator.database import CONNECTIONS, Database
 from orchestrator.errors import ConfigurationError, Refused
+from orchestrator.heartbeats import note_all
+from orchestrator.identities import Identities
 from orchestrator.json_bodies import JsonBodies
 from orchestrator.services import Services
 from orchestrator.settings import Settings
@@ -119,7 +123,16 @@ def _services(settings: Settings) -> Services:
     announcer: Announcer = WithinProcess(waiters)
     if database.url is not None:
         announcer = ThroughPostgresql(database.url, waiters)
-    return Services(settings, database, waiters, announcer, Throttle(settings.failures_per_minute))
+    return Services(
+        settings,
+        database,
+        waiters,
+        announcer,
+        Throttle(settings.failures_per_minute),
+        Identities(),
+        heartbeats=Batch(partial(note_all, database)),
+        looks=Batch(partial(look_for, database, settings)),
+    )
 
 
 async def _answer_refusal(_: Request, error: Exception) -> JSONResponse:

@@ -14,22 +14,23 @@ holds is passed over (SKIP LOCKED), and a row that somebody has taken no longer 
 for; on SQLite there is one writer at a time.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import chain
 
-from sqlalchemy import ColumnElement, and_, or_, select
+from sqlalchemy import and_, bindparam, or_, select
 from sqlalchemy.orm import Session
 
 from orchestrator.clock import utc_now
 from orchestrator.database import Database
 from orchestrator.errors import Unauthenticated
+from orchestrator.queue import pages
 from orchestrator.schema import Node, Task
 from orchestrator.settings import Settings
 from orchestrator.states import TaskStatus
 from orchestrator.steps import move
-from orchestrator.targeting import Target, matches
+from orchestrator.targeting import NodeIdentity, matches
 
 _LOOK_AGAIN_S = 30
 """How often a waiting node's queue is looked at though no bell rang.
@@ -38,16 +39,26 @@ Longer than our runner waits, whose next request looks anyway: thousands of look
 """
 _LOOK_AGAIN_AT_LEAST_S = 0.05
 
-_FIRST_LOOK = 20
-_LONGEST_LOOK = 5000
-"""How many tasks of the queue are looked at at once; most nodes find theirs among the first."""
+REMOVED = "the node is no longer registered"
 
-_REMOVED = "the node is no longer registered"
+# Statements are made once: to make one costs more than to run it.
+_ASKING = select(Node.id, Node.name, Node.tags, Node.last_heartbeat, Node.held_task_ids).where(
+    Node.id.in_(bindparam("node_ids", expanding=True))
+)
+_OFFERS = (
+    select(Task.number, Task.id, Task.assigned_node_id, Task.offered_at)
+    .where(
+        Task.assigned_node_id.in_(bindparam("node_ids", expanding=True)),
+        Task.status == TaskStatus.ASSIGNED,
+        Task.offered_at.is_not(None),
+    )
+    .order_by(Task.offered_at)
+)
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What a look at the queue gave."""
+    """What a node gets, or when to look again."""
 
     task: Task | None = None
     look_again_s: float = _LOOK_AGAIN_S
@@ -62,112 +73,139 @@ class _Offer:
     at: datetime
 
 
+@dataclass(frozen=True)
+class _Asking:
+    """A node that asks for work: who it is, and what it said and was offered last."""
+
+    identity: NodeIdentity
+    last_heartbeat: datetime
+    held_task_ids: list[str]
+    due: _Offer | None
+    """Its oldest assignment that is unreported and due for redelivery."""
+
+    @property
+    def lost(self) -> _Offer | None:
+        """What it has demonstrably lost: a heartbeat after the offer lacks it."""
+        if self.due is None or self.due.task_id in self.held_task_ids:
+            return None
+        return self.due if self.last_heartbeat > self.due.at else None
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was seen for one node: tasks that it might take, or when to look again."""
+
+    asking: _Asking
+    seen: list[int]
+    look_again_s: float = _LOOK_AGAIN_S
+
+
 def claim_next(database: Database, settings: Settings, node_id: str) -> Claim:
     """Give the node its next task, which is assigned to it from now on.
 
     Looks first and begins to write only if there is something to take. Raises Unauthenticated when
     the node has been removed meanwhile.
     """
-    now = utc_now()
-    with database.reading() as session:
-        node = session.get(Node, node_id)
-        if node is None:
-            raise Unauthenticated(_REMOVED)
-        offer = _oldest_offer(session, node_id)
-        seen = next(_candidates(session, settings, node, offer, now), None)
-    if seen is None:
-        return Claim(look_again_s=_until_redelivery(settings, offer, now))
+    (look,) = look_for(database, settings, [node_id])
+    if look is None:
+        raise Unauthenticated(REMOVED)
+    if not look.seen:
+        return Claim(look_again_s=look.look_again_s)
+    return take(database, settings, look)
 
+
+def look_for(database: Database, settings: Settings, node_ids: Sequence[str]) -> list[Look | None]:
+    """Look at the queue once for all these nodes; the answer is None for one that was removed."""
+    now = utc_now()
+    asked = {"node_ids": sorted(set(node_ids))}
+    with database.reading() as session:
+        offers: dict[str, _Offer] = {}
+        for number, task_id, node_id, at in session.execute(_OFFERS, asked):
+            if node_id is not None and at is not None:
+                offers.setdefault(node_id, _Offer(number, task_id, at))
+        due_before = _due_before(settings, now)
+        asking = [
+            _Asking(
+                NodeIdentity(node_id, name, tags),
+                last_heartbeat,
+                held,
+                offers[node_id] if node_id in offers and offers[node_id].at <= due_before else None,
+            )
+            for node_id, name, tags, last_heartbeat, held in session.execute(_ASKING, asked)
+        ]
+        seen = _seen(session, asking, now)
+    looks = {
+        one.identity.id: Look(
+            one,
+            seen.get(one.identity.id, []),
+            _until_redelivery(settings, offers.get(one.identity.id), now),
+        )
+        for one in asking
+    }
+    return [looks.get(node_id) for node_id in node_ids]
+
+
+def take(database: Database, settings: Settings, look: Look) -> Claim:
+    """Give the node one of the tasks that were seen, or another if they are in other hands by now.
+
+    Raises Unauthenticated when the node has been removed meanwhile.
+    """
+    now = utc_now()
+    asking = look.asking
     with database.writing() as session:
-        _hold(session, node_id)
+        _hold(session, asking.identity.id)
         # Mostly one of those that were seen is still to be had. If not, all others are looked at.
-        for numbers in chain([seen], _candidates(session, settings, node, offer, now)):
-            task = _take_first(session, settings, numbers, node, now)
+        for numbers in chain([look.seen], _candidates(session, asking, now)):
+            task = _take_first(session, settings, numbers, asking.identity.id, now)
             if task is not None:
                 return Claim(task)
     return Claim(look_again_s=_LOOK_AGAIN_AT_LEAST_S)
+
+
+def _seen(session: Session, asking: Sequence[_Asking], now: datetime) -> dict[str, list[int]]:
+    seen = {one.identity.id: [one.lost.number] for one in asking if one.lost is not None}
+    looking = [one for one in asking if one.identity.id not in seen]
+    for page in pages(session, [one.identity.id for one in looking], now) if looking else ():
+        for one in looking:
+            suitable = [number for number, target in page if matches(target, one.identity)]
+            if suitable:
+                seen[one.identity.id] = suitable
+        looking = [one for one in looking if one.identity.id not in seen]
+        if not looking:
+            break
+    return seen | {one.identity.id: [one.due.number] for one in looking if one.due is not None}
 
 
 def _hold(session: Session, node_id: str) -> None:
     # So that it cannot be removed before its task is assigned.
     held = select(Node.id).where(Node.id == node_id).with_for_update(read=True, key_share=True)
     if session.scalar(held) is None:
-        raise Unauthenticated(_REMOVED)
+        raise Unauthenticated(REMOVED)
 
 
-def _oldest_offer(session: Session, node_id: str) -> _Offer | None:
-    oldest = (
-        select(Task.number, Task.id, Task.offered_at)
-        .where(_unreported(node_id))
-        .order_by(Task.offered_at)
-        .limit(1)
-    )
-    for number, task_id, at in session.execute(oldest):
-        return None if at is None else _Offer(number, task_id, at)
-    return None
-
-
-def _candidates(
-    session: Session, settings: Settings, node: Node, offer: _Offer | None, now: datetime
-) -> Iterator[list[int]]:
-    due = None if offer is None or offer.at > _due_before(settings, now) else offer
-    if due is not None and _has_lost(node, due):
-        yield [due.number]
-    yield from _new_work(session, node, now)
-    if due is not None:
-        yield [due.number]
-
-
-def _new_work(session: Session, node: Node, now: datetime) -> Iterator[list[int]]:
-    queue = (
-        select(
-            Task.priority,
-            Task.number,
-            Task.target_node_id,
-            Task.target_node_name,
-            Task.target_tags,
-        )
-        .where(
-            Task.status == TaskStatus.PENDING,
-            or_(Task.target_node_id.is_(None), Task.target_node_id == node.id),
-            or_(Task.scheduled_for.is_(None), Task.scheduled_for <= now),
-        )
-        .order_by(Task.priority.desc(), Task.number)
-    )
-    length = _FIRST_LOOK
-    rows = session.execute(queue.limit(length)).all()
-    while rows:
-        suitable = [
-            number
-            for _, number, node_id, node_name, tags in rows
-            if matches(Target(node_id, node_name, tags), node.identity)
-        ]
+def _candidates(session: Session, asking: _Asking, now: datetime) -> Iterator[list[int]]:
+    if asking.lost is not None:
+        yield [asking.lost.number]
+    for page in pages(session, [asking.identity.id], now):
+        suitable = [number for number, target in page if matches(target, asking.identity)]
         if suitable:
             yield suitable
-        if len(rows) < length:
-            return
-        priority, number = rows[-1][:2]
-        later = or_(Task.priority < priority, and_(Task.priority == priority, Task.number > number))
-        length = min(4 * length, _LONGEST_LOOK)
-        rows = session.execute(queue.where(later).limit(length)).all()
-
-
-def _unreported(node_id: str) -> ColumnElement[bool]:
-    return and_(Task.assigned_node_id == node_id, Task.status == TaskStatus.ASSIGNED)
+    if asking.due is not None:
+        yield [asking.due.number]
 
 
 def _due_before(settings: Settings, now: datetime) -> datetime:
     return now - timedelta(seconds=settings.redelivery_after_s)
 
 
-def _has_lost(node: Node, offer: _Offer) -> bool:
-    return node.last_heartbeat > offer.at and offer.task_id not in node.held_task_ids
-
-
 def _take_first(
-    session: Session, settings: Settings, numbers: list[int], node: Node, now: datetime
+    session: Session, settings: Settings, numbers: list[int], node_id: str, now: datetime
 ) -> Task | None:
-    redelivered = and_(_unreported(node.id), Task.offered_at <= _due_before(settings, now))
+    redelivered = and_(
+        Task.assigned_node_id == node_id,
+        Task.status == TaskStatus.ASSIGNED,
+        Task.offered_at <= _due_before(settings, now),
+    )
     task = session.scalars(
         select(Task)
         .where(Task.number.in_(numbers), or_(Task.status == TaskStatus.PENDING, redelivered))
@@ -179,7 +217,7 @@ def _take_first(
         return None
     task.offered_at = now
     if task.status is TaskStatus.PENDING:
-        task.assigned_node_id = node.id
+        task.assigned_node_id = node_id
         move(task, TaskStatus.ASSIGNED, now)
     return task
 

@@ -1,23 +1,24 @@
 """Nodes: registration, heartbeat, and the admin's view of them."""
 
 import uuid
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Depends
-from sqlalchemy import or_, select, update
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from orchestrator.auth import REGISTRATION_TOKEN_REQUIRED, NodeParam, allowed_to
+from orchestrator.auth import REGISTRATION_TOKEN_REQUIRED, KnownNodeParam, allowed_to
 from orchestrator.clock import utc_now
 from orchestrator.errors import NotAllowed, NotFound, Unauthenticated
 from orchestrator.hashing import key_hash, new_secret
+from orchestrator.heartbeats import Beat
 from orchestrator.leases import silent_before
 from orchestrator.problems import problems
 from orchestrator.roles import Permission
-from orchestrator.schema import Node, Task
+from orchestrator.schema import Node
 from orchestrator.services import Services, ServicesParam
-from orchestrator.states import NodeStatus, TaskStatus
+from orchestrator.states import NodeStatus
 from orchestrator.steps import take_from
 from orchestrator.waiters import Call
 from orchestrator.wire import (
@@ -28,9 +29,6 @@ from orchestrator.wire import (
     RegisteredNode,
     Registration,
 )
-
-_UNCONFIRMED_CANCEL_FOR = timedelta(days=1)
-"""How long a cancelled task is told to a node that neither holds nor confirms it."""
 
 _READING = Depends(allowed_to(Permission.READ_NODES))
 
@@ -64,27 +62,17 @@ def register(services: ServicesParam, registration: Registration) -> RegisteredN
 
 
 @router.post("/nodes/heartbeat", responses=problems(401, 403, 422))
-def record_heartbeat(
-    services: ServicesParam, caller: NodeParam, heartbeat: Annotated[Heartbeat, Body()]
+async def record_heartbeat(
+    services: ServicesParam, caller: KnownNodeParam, heartbeat: Annotated[Heartbeat, Body()]
 ) -> HeartbeatAnswer:
     """Record a node's sign of life and tell it which tasks to stop."""
     if heartbeat.node_id != caller.id:
         raise NotAllowed("node_id is not the node of this key")
-    now = utc_now()
-    said = {
-        "status": heartbeat.status,
-        "current_task_id": heartbeat.current_task_id,
-        "held_task_ids": heartbeat.held_task_ids,
-        "last_heartbeat": now,
-    }
-    with services.database.noting() as session:
-        noted = update(Node).where(Node.id == caller.id).values(said).returning(Node)
-        node = session.scalars(noted).one_or_none()
-        if node is None:
-            raise Unauthenticated("the node is no longer registered")
-        cancelled = _cancelled_task_ids(session, node, now)
-        view = NodeView.model_validate(node)
-    return HeartbeatAnswer(**view.model_dump(), cancelled_task_ids=cancelled)
+    beat = Beat(caller.id, heartbeat.status, heartbeat.current_task_id, heartbeat.held_task_ids)
+    answer = await services.heartbeats.ask(beat)
+    if answer is None:
+        raise Unauthenticated("the node is no longer registered")
+    return answer
 
 
 @router.get("/nodes", dependencies=[_READING], responses=problems(401, 403, 429))
@@ -117,6 +105,7 @@ def remove_node(services: ServicesParam, node_id: str) -> NodeRemoved:
         session.delete(node)
         # Its held request has to end.
         services.announcer.announce(session, None)
+    services.identities.forget_all()
     return NodeRemoved(node_id=node_id)
 
 
@@ -132,18 +121,3 @@ def _view(services: Services, node: Node, now: datetime) -> NodeView:
     if node.last_heartbeat >= silent_before(services.settings, now):
         return view
     return view.model_copy(update={"status": NodeStatus.OFFLINE})
-
-
-def _cancelled_task_ids(session: Session, node: Node, now: datetime) -> list[str]:
-    unconfirmed = Task.node_ended_at.is_(None) & (Task.completed_at > now - _UNCONFIRMED_CANCEL_FOR)
-    return list(
-        session.scalars(
-            select(Task.id)
-            .where(
-                Task.assigned_node_id == node.id,
-                Task.status == TaskStatus.CANCELLED,
-                or_(unconfirmed, Task.id.in_(node.held_task_ids)),
-            )
-            .order_by(Task.number)
-        )
-    )

@@ -8,8 +8,9 @@ from fastapi import APIRouter, Header, Request, Response
 from pydantic import WithJsonSchema
 from starlette.concurrency import run_in_threadpool
 
-from orchestrator.auth import NodeParam
-from orchestrator.claims import claim_next
+from orchestrator.auth import KnownNodeParam
+from orchestrator.claims import REMOVED, Claim, take
+from orchestrator.errors import Unauthenticated
 from orchestrator.problems import problems
 from orchestrator.schema import Task
 from orchestrator.services import Services, ServicesParam
@@ -38,7 +39,7 @@ _ANSWER: dict[int | str, dict[str, Any]] = {
 @router.get("/tasks/pending", responses={**_ANSWER, **problems(401, 403)})
 async def next_task(
     services: ServicesParam,
-    node: NodeParam,
+    node: KnownNodeParam,
     request: Request,
     response: Response,
     prefer: Annotated[
@@ -76,15 +77,22 @@ async def _claim_within(
         # Whoever has hung up takes no task; if they do so after this, redelivery makes it good.
         while not services.waiters.closed and not await request.is_disconnected():
             heard = list(bell.calls)
-            claim = await run_in_threadpool(
-                claim_next, services.database, services.settings, node.id
-            )
+            claim = await _claim(services, node)
             bell.settle(heard, None if claim.task is None else claim.task.id)
             left_s = deadline - time.monotonic()
             if claim.task is not None or left_s <= 0:
                 return claim.task
             await bell.wait(min(left_s, claim.look_again_s))
     return None
+
+
+async def _claim(services: Services, node: NodeIdentity) -> Claim:
+    look = await services.looks.ask(node.id)
+    if look is None:
+        raise Unauthenticated(REMOVED)
+    if not look.seen:
+        return Claim(look_again_s=look.look_again_s)
+    return await run_in_threadpool(take, services.database, services.settings, look)
 
 
 def _assignment(services: Services, request: Request, task: Task) -> Assignment:

@@ -6,10 +6,15 @@ from typing import Annotated
 from fastapi import Depends, FastAPI, Request
 
 from orchestrator.announcing import Announcer
+from orchestrator.batch import Batch
+from orchestrator.claims import Look
 from orchestrator.database import Database
+from orchestrator.heartbeats import Beat
+from orchestrator.identities import Identities
 from orchestrator.settings import Settings
 from orchestrator.throttle import Throttle
 from orchestrator.waiters import Waiters
+from orchestrator.wire import HeartbeatAnswer
 
 
 @dataclass(frozen=True)
@@ -21,6 +26,10 @@ class Services:
     waiters: Waiters
     announcer: Announcer
     throttle: Throttle
+    identities: Identities
+    heartbeats: Batch[Beat, HeartbeatAnswer | None]
+    looks: Batch[str, Look | None]
+    """Looks at the queue, each for the node of this id; None where it is no longer registered."""
 
 
 def services_of(app: FastAPI) -> Services:

@@ -115,3 +115,18 @@ def test_lost_connection_is_503_once_and_then_mended(tmp_path: Path, postgresql_
         assert refusal(response) == (503, "the database does not answer: try again")
         assert response.headers["Retry-After"] == "1"
         assert orchestrator.nodes() == []
+
+
+def test_node_removed_at_one_server_is_refused_by_the_other_that_knows_it(
+    pair: list[RunningOrchestrator],
+) -> None:
+    one, other = pair
+    node = other.register()
+    node.beat()
+    assert node.poll() is None
+    ok(one.admin.delete(f"/nodes/{node.id}"))
+    beat = {"node_id": node.id, "status": "idle"}
+    assert refusal(node.http.post("/nodes/heartbeat", json=beat))[0] == 401
+    assert refusal(node.http.get("/tasks/pending"))[0] == 401
+    status = {"task_id": "any", "status": "running"}
+    assert refusal(node.http.post("/status", json=status))[0] == 401
