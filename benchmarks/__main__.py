@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -22,6 +23,7 @@ import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from typing import NoReturn
 
 import httpx
 
@@ -134,8 +136,16 @@ def idle(engine: str, image: str, seconds: float) -> None:
     print(f"  CPU                                    {an_hour:7.1f} s per hour")
 
 
+def end(*_: object) -> NoReturn:
+    """End on TERM as on Ctrl-C: what was started is stopped."""
+    raise KeyboardInterrupt
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, end)
     try:
         sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("bench: stopped")
     except httpx.HTTPError as error:
         sys.exit(f"bench: the orchestrator did not answer: {error}")
