@@ -13,73 +13,25 @@ in `boot_id`.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 from runner.api import Identity
 from runner.assignment import Assignment
 from runner.errors import JournalError
-from runner.journal_file import (
-    TASKS,
-    JournalFile,
-    in_writer_thread,
-    is_worth_setting_aside,
-    private,
-)
-from runner.records import End, Letter, Report, Task, body_in, letter_in, task_in
-from runner.settings import Secret
+from runner.identities import Identities
+from runner.journal_file import TASKS, in_writer_thread, is_worth_setting_aside, private
+from runner.outbox import Outbox
+from runner.records import End, Letter, Report, Task, task_in
 from runner.states import EndReason, TaskState, check_transition
 
 __all__ = ["JOURNAL_NAME", "End", "Journal", "Letter", "Report", "Task", "open_journal"]
 
 JOURNAL_NAME = "journal.sqlite3"
-_SPEAKER = (
-    "JOIN identities AS own ON own.id = tasks.identity"
-    " JOIN identities AS speaker ON speaker.id = CASE WHEN own.refused"
-    # One that was found with a container is older than what was registered since.
-    " THEN coalesce((SELECT max(id) FROM identities"
-    " WHERE orchestrator_url = own.orchestrator_url AND node <> '' AND NOT refused),"
-    " (SELECT max(id) FROM identities"
-    " WHERE orchestrator_url = own.orchestrator_url AND node <> ''), own.id)"
-    " ELSE own.id END"
-)
 
 
-class Journal(JournalFile):
-    """An open journal."""
-
-    # Who we are
-
-    @in_writer_thread
-    def identity(self, orchestrator_url: str, node: Mapping[str, object]) -> Identity | None:
-        """Give the identity under which this very node was registered there, if it still holds."""
-        row = self.connection.execute(
-            "SELECT node_id, api_key FROM identities"
-            " WHERE orchestrator_url = ? AND node = ? AND NOT refused ORDER BY id DESC LIMIT 1",
-            (orchestrator_url, _canonical(node)),
-        ).fetchone()
-        return Identity(row["node_id"], Secret(row["api_key"])) if row else None
-
-    @in_writer_thread
-    def store_identity(
-        self, identity: Identity, orchestrator_url: str, node: Mapping[str, object], now: float
-    ) -> None:
-        """Keep who the orchestrator says we are."""
-        self.connection.execute(
-            "INSERT INTO identities (node_id, api_key, orchestrator_url, node, registered_at)"
-            " VALUES (?, ?, ?, ?, ?)",
-            (identity.node_id, identity.api_key.reveal(), orchestrator_url, _canonical(node), now),
-        )
-
-    @in_writer_thread
-    def refuse_identity(self, identity: Identity) -> None:
-        """Note that the orchestrator no longer knows this identity's key."""
-        self.connection.execute(
-            "UPDATE identities SET refused = 1 WHERE api_key = ?", (identity.api_key.reveal(),)
-        )
-
-    # What we have taken on
+class Journal(Identities, Outbox):
+    """An open journal: the tasks, and with them who we are and what we still have to say."""
 
     @in_writer_thread
     def accept(self, assignment: Assignment, identity: Identity, now: float) -> bool:
@@ -155,7 +107,7 @@ class Journal(JournalFile):
             ),
         )
         if added.rowcount == 1:
-            self._post(task_id, [report], now)
+            self.post(task_id, [report], now)
         return added.rowcount == 1
 
     @in_writer_thread
@@ -163,25 +115,6 @@ class Journal(JournalFile):
         """Give the task of that id, whatever its state."""
         row = self.connection.execute(f"{TASKS} WHERE task_id = ?", (task_id,)).fetchone()
         return task_in(row) if row else None
-
-    @in_writer_thread
-    def identity_for(self, task_id: str) -> Identity:
-        """Give the identity that took the task on, or what stands for it now (see `letters`)."""
-        row = self.connection.execute(
-            f"SELECT speaker.* FROM tasks {_SPEAKER} WHERE task_id = ?",  # noqa: S608 - our own text
-            (task_id,),
-        ).fetchone()
-        return Identity(row["node_id"], Secret(row["api_key"]))
-
-    @in_writer_thread
-    def speakers(self, orchestrator_url: str) -> dict[str, Identity]:
-        """Give that identity for each open task of an orchestrator, by the task's id."""
-        rows = self.connection.execute(
-            f"SELECT task_id, speaker.* FROM tasks {_SPEAKER}"  # noqa: S608 - our own text
-            " WHERE state <> ? AND own.orchestrator_url = ?",
-            (TaskState.CLOSED.value, orchestrator_url),
-        )
-        return {row["task_id"]: Identity(row["node_id"], Secret(row["api_key"])) for row in rows}
 
     @in_writer_thread
     def open_tasks(self) -> list[Task]:
@@ -233,7 +166,7 @@ class Journal(JournalFile):
             exit_code=end.exit_code,
             ended_at=now,
         )
-        self._post(task_id, reports, now)
+        self.post(task_id, reports, now)
 
     @in_writer_thread
     def report_again(self, task_id: str, report: Report, now: float) -> bool:
@@ -246,7 +179,7 @@ class Journal(JournalFile):
             self.connection.execute(
                 "DELETE FROM outbox WHERE task_id = ? AND path = ?", (task_id, report.path)
             )
-            self._post(task_id, [report], now)
+            self.post(task_id, [report], now)
         return waiting is None
 
     @in_writer_thread
@@ -272,55 +205,6 @@ class Journal(JournalFile):
             "DELETE FROM tasks WHERE state = ? AND closed_at < ?", (TaskState.CLOSED.value, before)
         ).rowcount
 
-    # What we still have to say
-
-    @in_writer_thread
-    def letters(self) -> list[Letter]:
-        """Give what is in the outbox, parked or not, in the order in which it was put there.
-
-        A letter goes out under the identity that took the task on while that holds, else under
-        the newest at the same orchestrator: no other is ever shown a key.
-        """
-        # The + has SQLite read the index, and none of the bodies.
-        rows = self.connection.execute(
-            "SELECT outbox.id, outbox.task_id, path, created_at, attempts, next_attempt_at, parked,"  # noqa: S608 - our own text
-            " speaker.node_id, speaker.api_key, speaker.orchestrator_url"
-            f" FROM outbox JOIN tasks USING (task_id) {_SPEAKER} ORDER BY +outbox.id"
-        )
-        return [letter_in(row) for row in rows]
-
-    @in_writer_thread
-    def body(self, row: int) -> Mapping[str, object] | None:
-        """Give what a letter says; None if it is no longer there, or damaged."""
-        found = self.connection.execute("SELECT body FROM outbox WHERE id = ?", (row,)).fetchone()
-        return body_in(found["body"]) if found is not None else None
-
-    @in_writer_thread
-    def delivered(self, row: int) -> None:
-        """Take a letter out: the orchestrator has it, and so may take what waits of the same task.
-
-        The failures of that are counted anew: those of an outage say nothing against it.
-        """
-        self.connection.execute(
-            "UPDATE outbox SET attempts = 0, next_attempt_at = 0"
-            " WHERE task_id = (SELECT task_id FROM outbox WHERE id = ?) AND parked IS NULL",
-            (row,),
-        )
-        self.connection.execute("DELETE FROM outbox WHERE id = ?", (row,))
-
-    @in_writer_thread
-    def postpone(self, row: int, next_attempt_at: float) -> None:
-        """Count a failed attempt and say when the next is due."""
-        self.connection.execute(
-            "UPDATE outbox SET attempts = attempts + 1, next_attempt_at = ? WHERE id = ?",
-            (next_attempt_at, row),
-        )
-
-    @in_writer_thread
-    def park(self, row: int, why: str) -> None:
-        """Stop trying a letter, and keep it with the reason for people to see."""
-        self.connection.execute("UPDATE outbox SET parked = ? WHERE id = ?", (why, row))
-
     def _move(self, task_id: str, after: TaskState, **columns: object) -> None:
         row = self.connection.execute(
             "SELECT state FROM tasks WHERE task_id = ?", (task_id,)
@@ -331,12 +215,6 @@ class Journal(JournalFile):
         self.connection.execute(
             f"UPDATE tasks SET {names} WHERE task_id = ?",  # noqa: S608 - names are keywords above
             (*columns.values(), task_id),
-        )
-
-    def _post(self, task_id: str, reports: Iterable[Report], now: float) -> None:
-        self.connection.executemany(
-            "INSERT INTO outbox (task_id, path, body, created_at) VALUES (?, ?, ?, ?)",
-            [(task_id, report.path, json.dumps(report.body), now) for report in reports],
         )
 
 
@@ -361,7 +239,3 @@ def open_journal(state_dir: Path, stamp: str) -> tuple[Journal, str | None]:
                 part.rename(f"{aside}{ending}")
         said = f"{error}; it was set aside as {aside.name} and a new one begun"
         return Journal(private(path)), said
-
-
-def _canonical(node: Mapping[str, object]) -> str:
-    return json.dumps(node, sort_keys=True)

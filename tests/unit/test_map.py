@@ -48,8 +48,9 @@ ROWS = (
     ("parts", "ending", "reporting"),
     ("register", "job_session"),
     ("engine", "journal", "files", "crush"),
-    ("engine_calls", "engine_contract", "journal_file"),
-    ("program", "crush_log", "trace"),
+    ("engine_calls", "engine_contract", "outbox"),
+    ("program", "crush_log", "trace", "identities"),
+    ("journal_file",),
     (
         "answer",
         "container",
