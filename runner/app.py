@@ -222,12 +222,12 @@ class _Runner:
         return [task for task in await self._open_tasks() if task.orchestrator_url == url]
 
     async def _open_tasks(self) -> list[Task]:
-        try:
-            return await self._parts.journal.open_tasks()
-        except JournalError as error:
-            log.error(str(error))
-            await self._parts.clock.sleep(1)
-            return await self._open_tasks()
+        while True:
+            try:
+                return await self._parts.journal.open_tasks()
+            except JournalError as error:
+                log.error(str(error))
+                await self._parts.clock.sleep(1)
 
     async def _next_change(self) -> None:
         """Return when something happened to a task or a report, and every few seconds."""

@@ -23,7 +23,7 @@ from runner.errors import (
 from runner.journal import JOURNAL_NAME, Journal
 from runner.marks import LABEL_RUNNER, container_name
 from runner.settings import Settings
-from runner.state_folder import RUNNER_ID_NAME
+from runner.state_folder import RUNNER_ID_NAME, known_runner_id
 from runner.task_folders import TaskFolders
 
 _DAY_S = 24 * 3600
@@ -46,9 +46,15 @@ async def clean_up(settings: Settings, scope: Scope, tell: Callable[[str], None]
     """
     _check_state_dir(settings.state_dir)
     engine: Engine | None
+    runner_id = known_runner_id(settings.state_dir)
+    if runner_id is None:
+        raise ConfigurationError(
+            f"cannot read {settings.state_dir / RUNNER_ID_NAME}, which says whose the containers "
+            "are: it is damaged; start the runner once, which makes a new one"
+        )
     try:
         engine = find_engine(settings.container_runtime)
-        labelled = await _labelled(engine, settings)
+        labelled = await engine.labelled(LABEL_RUNNER, runner_id)
     except (EngineError, NoContainerRuntime) as error:
         tell(f"containers are left alone: {error}")
         engine, labelled = None, []
@@ -74,11 +80,6 @@ def _check_state_dir(state_dir: Path) -> None:
                 f"{(error.strerror or str(error)).lower()}; give the --state-dir of the runner, "
                 "and run as its user"
             ) from error
-
-
-async def _labelled(engine: Engine, settings: Settings) -> list[str]:
-    path = settings.state_dir / RUNNER_ID_NAME
-    return await engine.labelled(LABEL_RUNNER, path.read_text(encoding="ascii").strip())
 
 
 async def _open_task_ids(settings: Settings) -> set[str]:

@@ -28,6 +28,9 @@ _LOG_GOES_FIRST_S = 600.0
 _LOG_GOES_FIRST_ATTEMPTS = 2
 _LOG_ATTEMPTS = 16
 _LOG_CEILING_S = 3600.0
+_UNEXPLAINED_ATTEMPTS = 120
+"""About an hour: until then a refusal that has no word of the orchestrator's is taken for a page
+of the proxy before it, as such show one while what is behind them is replaced."""
 _HAS_ITS_END = frozenset({409, 410})
 
 
@@ -162,6 +165,8 @@ async def _attempt(parts: Parts, loop: str, letter: Letter, *, is_last: bool) ->
         if error.status in _HAS_ITS_END:
             log.info("the task has its end already; a report is dropped: %s", error, extra=ids)
             await parts.journal.delivered(letter.row)
+        elif error.detail is None and letter.attempts + 1 < _most_unexplained(letter):
+            return await _postpone(parts, letter, error)
         else:
             log.error("the orchestrator refuses a report; it is parked: %s", error, extra=ids)
             await parts.journal.park(letter.row, str(error))
@@ -172,8 +177,12 @@ async def _attempt(parts: Parts, loop: str, letter: Letter, *, is_last: bool) ->
     return 0
 
 
+def _most_unexplained(letter: Letter) -> int:
+    return _LOG_ATTEMPTS if letter.is_log else _UNEXPLAINED_ATTEMPTS
+
+
 async def _postpone(
-    parts: Parts, letter: Letter, error: Unauthorised | Unavailable, *, is_at_once: bool = False
+    parts: Parts, letter: Letter, error: Refused | Unavailable, *, is_at_once: bool = False
 ) -> float:
     """Set the next attempt; give the seconds until then."""
     attempts = letter.attempts + 1

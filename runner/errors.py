@@ -93,19 +93,21 @@ class WireError(RunnerError):
 class Refused(WireError):
     """The orchestrator answered 4xx: the same request would be refused again.
 
-    `status` is the HTTP status code.
+    `status` is the HTTP status code, `detail` its own JSON explanation: without one the answer may
+    be the page of a proxy before it.
     """
 
-    def __init__(self, message: str, status: int) -> None:
+    def __init__(self, message: str, status: int, detail: str | None = None) -> None:
         super().__init__(message)
         self.status = status
+        self.detail = detail
 
 
 class Unauthorised(Refused):
     """The orchestrator does not know the key or token that was sent (401)."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message, 401)
+    def __init__(self, message: str, detail: str | None = None) -> None:
+        super().__init__(message, 401, detail)
 
 
 class Unavailable(WireError):

@@ -39,6 +39,9 @@ CONTAINER_HOME = "/workspace/Victoria"
 
 _PATIENCE_S = 3600.0
 _LONGEST_S = 24 * 3600.0
+_UNEXPLAINED_ATTEMPTS = 6
+"""Until then a refusal that has no word of the orchestrator's is taken for a page of the proxy
+before it, as such show one while what is behind them is replaced."""
 _BLOCK_BYTES = 1 << 20
 
 
@@ -95,7 +98,7 @@ class _Patience:
     failures: int = 0
     until: float = 0.0
 
-    async def wait_after(self, error: Unavailable) -> None:
+    async def wait_after(self, error: Refused | Unavailable) -> None:
         """Wait, and say so.
 
         Raises:
@@ -109,7 +112,8 @@ class _Patience:
             raise Unstartable(
                 f"cannot fetch the file {self.file.name!r}: {error} (attempt {self.failures})"
             ) from error
-        wait_s = min(delay_s(self.failures, at_least_s=error.retry_after_s or 0.0), left_s)
+        asked_s = (error.retry_after_s or 0.0) if isinstance(error, Unavailable) else 0.0
+        wait_s = min(delay_s(self.failures, at_least_s=asked_s), left_s)
         log.warning(
             "cannot fetch a file yet: %s",
             error,
@@ -145,6 +149,9 @@ async def _fetch_patiently(source: Source, file: TaskFile, folder: Folder) -> st
         except Unauthorised:
             raise
         except Refused as error:
+            if error.detail is None and patience.failures + 1 < _UNEXPLAINED_ATTEMPTS:
+                await patience.wait_after(error)
+                continue
             raise FileRefused(f"cannot fetch the file {file.name!r}: {error}") from error
         except Unavailable as error:
             await patience.wait_after(error)

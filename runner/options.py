@@ -55,7 +55,7 @@ class Options:
         tags = settings.check_tags(given["tag"])
         name = settings.check_name(given["name"] or settings.default_name())
         if is_for_running:
-            home = settings.check_mountable(home.resolve(), "--victoria-home")
+            home = settings.check_mountable(home, "--victoria-home")
             home = settings.make_folder(home, "--victoria-home")
             state_dir = settings.make_folder(state_dir, "--state-dir")
         return Settings(
@@ -125,6 +125,9 @@ class _InHome(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        if not os.fspath(value):
+            # To pathlib nothing is the current folder, which nobody has meant.
+            raise click.BadParameter("it is empty: give a path.", ctx=ctx, param=param)
         return settings.in_home(path, param.opts[-1] if param else "the path")
 
 

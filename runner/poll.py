@@ -116,6 +116,12 @@ async def _take(
         assignment = parse_assignment(offer.assignment, orchestrator_url=parts.orchestrator.url)
     except BadAssignment as error:
         return await _reject(parts, error, identity, begin)
+    if parts.workload.was_just_dropped(assignment.task_id, parts.clock.uptime_s()):
+        # An orchestrator that offers what it then refuses is not asked without end.
+        log.info(
+            "task is offered again; it is not taken yet", extra=fields(task_id=assignment.task_id)
+        )
+        return False
     if await parts.journal.accept(assignment, identity, now):
         log.info("task accepted", extra=fields(task_id=assignment.task_id))
         # Not read back: from here on it must begin, or it would be left lying until a restart.

@@ -243,11 +243,17 @@ def make_folder(path: Path, option: str) -> Path:
 
 
 def check_mountable(path: Path, option: str) -> Path:
-    """Give a folder that the engines can be told to mount.
+    """Give the absolute path of a folder that the engines can be told to mount.
 
     Raises:
-        ConfigurationError: it has a colon in it, where the engines divide a volume's words.
+        ConfigurationError: it leads nowhere, or has a colon in it, where the engines divide a
+            volume's words.
     """
+    try:
+        path = path.resolve()
+    except (OSError, RuntimeError) as error:
+        # A link to itself is the latter to Python before 3.13.
+        raise ConfigurationError(f"cannot use {option} {path}: {_reason(error)}") from error
     if ":" in str(path):
         raise ConfigurationError(
             f"cannot use {option} {path}: no engine mounts a path with a colon; choose another"

@@ -39,19 +39,33 @@ def locked(state_dir: Path) -> Iterator[None]:
 
 def lay_out(state_dir: Path) -> str:
     """Lay out the state folder; give the id made at its first use, older than any journal in it."""
-    path, starting = state_dir / RUNNER_ID_NAME, run_folder(state_dir)
+    starting = run_folder(state_dir)
     try:
         starting.mkdir(mode=0o700, exist_ok=True)
         for left_over in (*starting.glob("*.env"), *starting.glob("*.watcher")):
             left_over.unlink(missing_ok=True)
-        known = path.read_bytes().decode(errors="replace").strip() if path.exists() else ""
-        # A power cut leaves such a file empty, or full of zeros.
-        if not _RUNNER_ID.fullmatch(known):
+        known = known_runner_id(state_dir)
+        if known is None:
             known = str(uuid.uuid4())
-            path.write_text(known + "\n", encoding="ascii")
+            (state_dir / RUNNER_ID_NAME).write_text(known + "\n", encoding="ascii")
     except OSError as error:
         raise _unusable(state_dir, error) from error
     return known
+
+
+def known_runner_id(state_dir: Path) -> str | None:
+    """Give the id that was made before; None if there is none, or none that can be read.
+
+    A power cut leaves such a file empty, or full of zeros.
+
+    Raises:
+        OSError: the file cannot be opened.
+    """
+    try:
+        known = (state_dir / RUNNER_ID_NAME).read_bytes().decode(errors="replace").strip()
+    except FileNotFoundError:
+        return None
+    return known if _RUNNER_ID.fullmatch(known) else None
 
 
 def _unusable(state_dir: Path, error: OSError) -> TryAgain:

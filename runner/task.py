@@ -54,6 +54,7 @@ class TaskRun:
         except NotOurs as error:
             log.warning("task is dropped: %s", error, extra=fields(task_id=hand.task_id))
             await hand.written(lambda: hand.parts.journal.forget(hand.task_id))
+            hand.parts.workload.note_dropped(hand.task_id, hand.parts.clock.uptime_s())
             self._leave_slot()
             return
         except Elsewhere:

@@ -260,9 +260,9 @@ def _failure(response: httpx.Response, detail: str | None) -> Refused | Unavaila
     status = response.status_code
     said = f"HTTP {status}" + (f": {detail}" if detail else "")
     if status == httpx.codes.UNAUTHORIZED:
-        return Unauthorised(said)
+        return Unauthorised(said, detail)
     if response.is_client_error and status not in _OTHER_PATIENCE:
-        return Refused(said, status)
+        return Refused(said, status, detail)
     if response.is_redirect:
         said += ", a redirect, which is not followed; give its final address as --orchestrator-url"
     return Unavailable(

@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 _WRITE_AGAIN_S = 5.0
 _START_AGAIN_S = 5.0
 _LONGEST_START_AGAIN_S = 300.0
+_DROPPED_FOR_S = 10.0
 START = "start"
 """The trouble that containers cannot be started here."""
 
@@ -73,6 +74,7 @@ class Workload:
         self._with_slot: set[str] = set()
         self._about_to_leave: set[str] = set()
         self._troubles: dict[str, str] = {}
+        self._dropped_at_s: dict[str, float] = {}
         self._refused_starts = 0
         self.next_start_at_s = 0.0
         """The uptime in seconds before which no container is started after refusals."""
@@ -157,6 +159,19 @@ class Workload:
         doubled_s = _START_AGAIN_S * 2.0 ** min(self._refused_starts - 1, 30)
         self.next_start_at_s = uptime_s + min(doubled_s, _LONGEST_START_AGAIN_S)
         self.set_trouble(START, f"few new tasks are taken until a container starts: {sentence}")
+
+    def note_dropped(self, task_id: str, uptime_s: float) -> None:
+        """Note that a task was dropped, for the orchestrator did not want it to begin."""
+        self._dropped_at_s[task_id] = uptime_s
+
+    def was_just_dropped(self, task_id: str, uptime_s: float) -> bool:
+        """Say whether a task was dropped a moment ago: taken at once it would be so again."""
+        self._dropped_at_s = {
+            dropped: at_s
+            for dropped, at_s in self._dropped_at_s.items()
+            if uptime_s - at_s < _DROPPED_FOR_S
+        }
+        return task_id in self._dropped_at_s
 
     def note_start(self) -> None:
         """Note that containers do start here."""
