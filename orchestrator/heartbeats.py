@@ -16,6 +16,9 @@ from orchestrator.wire import HeartbeatAnswer, NodeView
 _UNCONFIRMED_CANCEL_FOR = timedelta(days=1)
 """How long a cancelled task is told to a node that neither holds nor confirms it."""
 
+_HELD_AT_ONCE = 5000
+"""How many task ids one statement asks about."""
+
 # Statements are made once: to make one costs more than to run it.
 _NODES = Base.metadata.tables[Node.__tablename__]
 _NOTE = (
@@ -100,14 +103,20 @@ def _note(session: Session, beats: Sequence[Beat], now: datetime) -> None:
 def _cancelled(session: Session, beats: Sequence[Beat], now: datetime) -> list[list[str]]:
     asked: Mapping[str, object] = {
         "node_ids": sorted({beat.node_id for beat in beats}),
-        "held": sorted({task_id for beat in beats for task_id in beat.held_task_ids}),
         "unconfirmed_since": now - _UNCONFIRMED_CANCEL_FOR,
     }
-    found = session.execute(_CANCELLED, asked).all()
+    held = sorted({task_id for beat in beats for task_id in beat.held_task_ids})
+    # One node may say that it holds any number, which must not be too many for all.
+    pieces = [held[start : start + _HELD_AT_ONCE] for start in range(0, len(held), _HELD_AT_ONCE)]
+    found = {
+        row.id: row
+        for piece in pieces or [[]]
+        for row in session.execute(_CANCELLED, {**asked, "held": piece})
+    }
     return [
         [
             row.id
-            for row in found
+            for row in found.values()
             if row.assigned_node_id == beat.node_id
             and (row.is_unconfirmed or row.id in beat.held_task_ids)
         ]

@@ -22,6 +22,7 @@ from runner.marks import cid_file
 log = logging.getLogger(__name__)
 
 _REMOVAL_S = 1.0
+_JUST_BACK_S = 30.0
 
 
 async def conclude(hand: Hand, container: Container | None) -> None:
@@ -30,8 +31,16 @@ async def conclude(hand: Hand, container: Container | None) -> None:
     if container is not None and _may_be_under_removal(hand, container):
         await hand.parts.clock.sleep(_REMOVAL_S)
         container = await hand.look()
-    end = judge(hand.task, container, output)
+    end = judge(hand.task, container, output, was_daemon_away=_was_daemon_away(hand))
     await write_end(hand, end, container)
+
+
+def _was_daemon_away(hand: Hand) -> bool:
+    """Tell whether docker's daemon has come back just now: it ends containers as it goes."""
+    silent_at_s = hand.engine_silent_at_s
+    if hand.engine.kind != "docker" or silent_at_s is None:
+        return False
+    return hand.parts.clock.uptime_s() - silent_at_s < _JUST_BACK_S
 
 
 def _may_be_under_removal(hand: Hand, container: Container) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from runner.bodies import log_body, status_body
-from runner.container import Container, Phase
+from runner.container import SIGNALLED, Container, Phase
 from runner.journal import End, Report, Task
 from runner.settings import Secret
 from runner.states import EndReason
@@ -19,10 +19,14 @@ _UNRECORDED = -1
 _EXIT_BY_SIGNAL = frozenset({_UNRECORDED, 137, 143, 255})
 
 
-def judge(task: Task, container: Container | None, output: str = "") -> End:
+def judge(
+    task: Task, container: Container | None, output: str = "", *, was_daemon_away: bool = False
+) -> End:
     """Say why a task ended whose container ran, or may have run, and runs no more.
 
-    `output` is the last of what the container wrote, free of secrets.
+    `output` is the last of what the container wrote, free of secrets. With `was_daemon_away` the
+    engine's daemon was not there around the end: one that goes takes its containers along, by a
+    signal, and later tells the exit code that this made.
     """
     asked = task.stop_reason
     if container is None or container.phase is not Phase.EXITED:
@@ -33,6 +37,9 @@ def judge(task: Task, container: Container | None, output: str = "") -> End:
         )
     reason = _reason(task, container)
     code = container.exit_code
+    if reason is EndReason.FAILED and was_daemon_away and code in SIGNALLED:
+        why = f"the engine's daemon was away as it ended by a signal (exit code {code})"
+        return End(EndReason.LOST, _sentence(EndReason.LOST, why, output), code)
     lasted = _lasted_s(container)
     after = f" after {lasted:.0f} s" if lasted is not None else ""
     limit = f" of {task.assignment.timeout_s:g} s" if task.assignment is not None else ""

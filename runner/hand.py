@@ -47,6 +47,8 @@ class Hand:
         self.wake = Changes()
         """Told when the container should be looked at, or stopped, now."""
         self.cancelled_by: str | None = None
+        self.engine_silent_at_s: float | None = None
+        """The uptime at which the engine last did not answer about the container."""
         self.preparation = anyio.CancelScope()
         """What comes before the container; cancelling the task cuts it short."""
 
@@ -84,6 +86,7 @@ class Hand:
                 container = await self.engine.inspect(self.container_name)
             except EngineError as error:
                 await self.wait_for_engine(error)
+                self.engine_silent_at_s = self.parts.clock.uptime_s()
             else:
                 self.engine_answers()
                 return container

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 import anyio
 import pytest
 
-from runner.app import run
+from runner.app import _Runner, run
 from runner.errors import JournalError, StateFolderInUse
 from runner.forget import forget
-from runner.journal import open_journal
+from runner.journal import Journal, Task, open_journal
 from runner.systemd import Notifier, Pulse, feed_watchdog
-from tests.loops.host import IDLE, WITH_TASK, HeardNotifier
+from tests.loops.host import DEADLINE_S, IDLE, WITH_TASK, HeardNotifier
 from tests.loops.orchestrator import BEAT, POLL
 from tests.orchestrator.serving import serve
 from tests.unit.until import until
@@ -107,6 +107,36 @@ async def test_journal_that_fails_at_the_start_ends_the_runner_with_a_sentence(h
         await run(host.settings(), host.engine, Notifier({}), host.clock)
 
     assert caught.value.exit_code == 75
+
+
+class BrokenFor20MinutesJournal(Journal):
+    """Cannot be read 1,200 times, as where a disk has gone for twenty minutes."""
+
+    failures = 1200
+
+    async def open_tasks(self) -> list[Task]:
+        """Fail, then work."""
+        if self.failures:
+            self.failures -= 1
+            raise JournalError("cannot use the journal: disk I/O error")
+        return []
+
+
+async def test_drain_outlives_a_journal_that_cannot_be_read_for_twenty_minutes(host: Host) -> None:
+    journal = BrokenFor20MinutesJournal(host.state_dir / "journal.sqlite3")
+    async with host.parts(journal) as parts, anyio.create_task_group() as group:
+        drained = anyio.Event()
+
+        async def drain() -> None:
+            await _Runner(parts, Notifier({}))._drain()  # noqa: SLF001 - the whole would not start
+            drained.set()
+
+        group.start_soon(drain)
+        await host.clock.advance(BrokenFor20MinutesJournal.failures - 0.5, asleep=1)
+        await host.clock.advance(1, asleep=0)
+        with anyio.fail_after(DEADLINE_S):
+            await drained.wait()
+    journal.close_file()
 
 
 async def test_task_goes_its_way_through_the_reference_orchestrator(host: Host) -> None:

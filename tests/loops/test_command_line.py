@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from runner.journal import Journal
+
 ROOT = Path(__file__).parents[2]
 URL = ("--orchestrator-url", "http://127.0.0.1:9")
 AWAY = ("--orchestrator-url", "https://orchestrator.example.com")
@@ -126,6 +128,21 @@ TABLE: dict[str, Bad] = {
             "all_proxy": f"carrier-pigeon://{SECRET}",
         }.items()
     },
+    "home that is a link to itself": Bad(
+        78, "cannot use --victoria-home", (*USUAL, "--victoria-home", "{folder}/loop")
+    ),
+    **{
+        f"{option} of nothing": Bad(2, "it is empty: give a path", (*USUAL, option, ""))
+        for option in ("--state-dir", "--victoria-home", "--ca-file", "--env-file")
+    },
+    **{
+        f"cleanup with {what}": Bad(
+            78,
+            "it is damaged; start the runner once",
+            ("--state-dir", f"{{folder}}/{what}", "cleanup"),
+        )
+        for what in ("half an id", "an id of zeros")
+    },
     "state folder below a file": Bad(
         78, "cannot make --state-dir", (*USUAL, "--state-dir", "{folder}/env/state")
     ),
@@ -136,6 +153,12 @@ TABLE: dict[str, Bad] = {
 def test_bad_command_line_ends_in_a_sentence(tmp_path: Path, bad: Bad) -> None:
     (tmp_path / "token").write_text("the-token\n")
     (tmp_path / "env").write_text(f"GOOD=1\n{SECRET}\n")
+    (tmp_path / "loop").symlink_to("loop")
+    # As power cuts leave them.
+    for name, left in (("half an id", b"\xff\xfe"), ("an id of zeros", bytes(37))):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "runner-id").write_bytes(left)
+        Journal(tmp_path / name / "journal.sqlite3").close_file()
     podman = tmp_path / "bin" / "podman"
     podman.parent.mkdir()
     podman.write_text("#!/bin/sh\nexit 1\n")
@@ -168,3 +191,23 @@ def test_bad_command_line_ends_in_a_sentence(tmp_path: Path, bad: Bad) -> None:
     made = set(tmp_path.rglob("*")) - before
     ours = (tmp_path / "home", tmp_path / "state")
     assert all(any(folder == path or folder in path.parents for folder in ours) for path in made)
+
+
+def test_home_below_a_folder_that_is_gone_ends_in_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("the-token\n")
+    gone = tmp_path / "gone"
+    script = f'cd {gone} && rmdir {gone} && exec "$@"'
+    options = [*URL, f"--registration-token-file={tmp_path}/token", f"--state-dir={tmp_path}/state"]
+    runner = [sys.executable, "-m", "runner", "--once", *options, "--victoria-home=here"]
+    gone.mkdir()
+    done = subprocess.run(
+        ["/bin/sh", "-c", script, "sh", *runner],
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 78, done.stderr
+    assert "Traceback" not in done.stderr

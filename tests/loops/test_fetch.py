@@ -48,7 +48,7 @@ async def test_file_that_cannot_be_had_for_an_hour_makes_the_task_unstartable(ho
 async def test_files_that_are_refused_since_the_task_is_no_longer_ours_are_no_end_of_it(
     host: Host, status: int
 ) -> None:
-    host.orchestrator.then(FILE, http(status))
+    host.orchestrator.then(FILE, told({"detail": "not this node's task"}, status))
     host.orchestrator.then(STATUS, told({"detail": "the task is not assigned to this node"}, 409))
     host.orchestrator.files["a.csv"] = b"1,2"
     host.orchestrator.offer("t-1", files=["a.csv"])
@@ -67,7 +67,7 @@ async def test_files_that_are_refused_since_the_task_is_no_longer_ours_are_no_en
 async def test_file_that_is_refused_although_the_task_is_ours_is_asked_for_once_more(
     host: Host,
 ) -> None:
-    host.orchestrator.then(FILE, http(404))
+    host.orchestrator.then(FILE, told({"detail": "no such file"}, 404))
     host.orchestrator.files["a.csv"] = b"1,2"
     host.orchestrator.offer("t-1", files=["a.csv"])
     async with host.runner():
@@ -75,7 +75,7 @@ async def test_file_that_is_refused_although_the_task_is_ours_is_asked_for_once_
 
 
 async def test_file_that_is_refused_again_makes_the_task_unstartable(host: Host) -> None:
-    host.orchestrator.always(FILE, http(404))
+    host.orchestrator.always(FILE, told({"detail": "no such file"}, 404))
     host.orchestrator.offer("t-1", files=["a.csv"])
     async with host.runner():
         end = await host.wait_for_end("t-1")

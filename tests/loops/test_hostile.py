@@ -9,7 +9,7 @@ import pytest
 
 from tests.loops.host import IDLE, WITH_TASK
 from tests.loops.orchestrator import POLL, sha256
-from tests.unit.scripted_server import http, raw
+from tests.unit.scripted_server import http, raw, serving, told
 from tests.unit.until import until
 
 if TYPE_CHECKING:
@@ -101,7 +101,9 @@ UNSTARTABLE: dict[str, Bad] = {
         {"a": raw(b"HTTP/1.1 200 OK\r\nContent-Length: 999999999999999999\r\n\r\nxxxx")},
     ),
     "file that is refused": Bad(
-        "cannot fetch the file 'a': HTTP 403", {"files": ["a"]}, {"a": http(403)}
+        "cannot fetch the file 'a': HTTP 403: not yours",
+        {"files": ["a"]},
+        {"a": told({"detail": "not yours"}, 403)},
     ),
 }
 
@@ -242,6 +244,18 @@ async def test_key_goes_to_no_other_address_than_the_configured_one(host: Host) 
     assert [call.key for call in host.orchestrator.calls[1:]] == ["node-key-1"] * (
         len(host.orchestrator.calls) - 1
     )
+
+
+async def test_key_is_not_shown_to_whoever_listens_at_the_address_of_an_assignment(
+    host: Host,
+) -> None:
+    host.orchestrator.files["a.csv"] = CONTENT
+    async with serving() as decoy:
+        decoy.answer(told({}))
+        host.orchestrator.offer("t-1", files=["a.csv"], orchestrator_url=decoy.url)
+        async with host.runner():
+            assert (await host.wait_for_end("t-1"))["status"] == "success"
+        assert decoy.requests == []
 
 
 async def test_redirect_is_not_followed(host: Host, log: pytest.LogCaptureFixture) -> None:

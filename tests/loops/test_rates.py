@@ -116,3 +116,26 @@ async def test_registration_that_finds_nobody_is_tried_with_growing_pauses(host:
 
     assert {call.request.target for call in host.orchestrator.calls} == {REGISTER}
     check_pauses(host.orchestrator.called(REGISTER))
+
+
+@pytest.mark.parametrize("status", [403, 404, 409])
+async def test_task_whose_claim_is_refused_and_that_is_offered_on_and_on_makes_no_flood(
+    host: Host, status: int
+) -> None:
+    host.orchestrator.always(STATUS, told({"detail": "not this node's task"}, status))
+    host.orchestrator.always(POLL, told({"task_id": "t-1", "prompt": "do it"}))
+    async with host.runner():
+        await host.wait_for_calls(POLL)
+        await host.clock.settle(IDLE)  # its next question waits for the interval
+        await host.clock.advance(600, asleep=IDLE)
+        assert 15 <= host.orchestrator.count(POLL) <= 50
+
+
+async def test_task_that_has_its_end_and_is_offered_on_and_on_makes_no_flood(host: Host) -> None:
+    host.orchestrator.standing["t-1"] = "error"
+    host.orchestrator.always(POLL, told({"task_id": "t-1", "prompt": "do it"}))
+    async with host.runner():
+        await host.wait_for_calls(POLL)
+        await host.clock.settle(IDLE)
+        await host.clock.advance(600, asleep=IDLE)
+        assert 15 <= host.orchestrator.count(POLL) <= 50

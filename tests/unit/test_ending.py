@@ -4,11 +4,32 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from runner.ending import secrets_to_blank, without_secrets
+import pytest
+
+from runner.container import Container, Phase
+from runner.ending import judge, secrets_to_blank, without_secrets
+from runner.journal import Task
 from runner.settings import Secret
+from runner.states import EndReason, TaskState
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+TASK = Task("t-1", TaskState.RUNNING, "https://orchestrator.example.com", None, accepted_at=1.0)
+
+
+def ended(exit_code: int) -> Container:
+    """Give a container that has ended so."""
+    return Container(
+        "c0ffee",
+        "victoria-t-1",
+        Phase.EXITED,
+        exit_code,
+        out_of_memory=False,
+        started_at=1.0,
+        finished_at=5.0,
+        labels={},
+    )
 
 
 def test_value_with_a_line_separator_in_it_is_blanked_whole(tmp_path: Path) -> None:
@@ -17,3 +38,15 @@ def test_value_with_a_line_separator_in_it_is_blanked_whole(tmp_path: Path) -> N
     known = secrets_to_blank(Secret("registration-token"), env_file=env_file)
     said = "registration-token first-half\u2028second-half second-half not-a-secret"
     assert without_secrets(said, known) == "*** *** second-half not-a-secret"
+
+
+@pytest.mark.parametrize("code", [137, 143])
+def test_end_by_a_signal_while_the_daemon_was_away_is_lost_and_not_failed(code: int) -> None:
+    assert judge(TASK, ended(code), was_daemon_away=True).reason is EndReason.LOST
+    assert judge(TASK, ended(code)).reason is EndReason.FAILED
+
+
+@pytest.mark.parametrize("code", [0, 1, 42])
+def test_end_by_itself_while_the_daemon_was_away_is_what_it_is(code: int) -> None:
+    reason = EndReason.FAILED if code else EndReason.COMPLETED
+    assert judge(TASK, ended(code), was_daemon_away=True).reason is reason

@@ -136,6 +136,12 @@ async def test_new_journal_knows_nobody(journal: Journal) -> None:
     assert await journal.identity(URL, NODE) is None
 
 
+async def test_what_is_written_waits_for_the_disk(journal: Journal) -> None:
+    (synchronous,) = journal.connection.execute("PRAGMA synchronous").fetchone()
+    (mode,) = journal.connection.execute("PRAGMA journal_mode").fetchone()
+    assert (synchronous, mode) == (2, "wal"), "FULL: a power cut takes nothing that was said"
+
+
 async def test_identity_is_kept(registered: Journal) -> None:
     assert await registered.identity(URL, NODE) == FIRST
 

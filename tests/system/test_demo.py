@@ -1,0 +1,44 @@
+"""`./dev demo`, a newcomer's first command: one task, its outcome on the screen, nothing left."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tests.system.runner_process import container_of, containers
+
+if TYPE_CHECKING:
+    from tests.engines import Engine
+
+ROOT = Path(__file__).parents[2]
+DEADLINE_S = 200
+
+
+def test_demo_shows_a_task_that_succeeds_and_leaves_nothing_behind(
+    engine: Engine, image: str, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.demo"],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "VICTORIA_DEMO_ENGINE": engine.name,
+            "VICTORIA_DEMO_IMAGE": image,
+            "TMPDIR": str(tmp_path),
+        },
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for said in ("running", "success", "it has 3 lines", "--keep"):
+        assert said in done.stdout
+    assert list(tmp_path.iterdir()) == []
+    (task_id,) = re.findall(r"^task +(\S+)", done.stdout, re.MULTILINE)
+    assert container_of(task_id) not in containers(engine)
