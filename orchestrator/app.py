@@ -33,6 +33,7 @@ from orchestrator import (
     tasks,
 )
 from orchestrator.announcing import Announcer, ThroughPostgresql, WithinProcess
+from orchestrator.auth import check_key
 from orchestrator.batch import Batch
 from orchestrator.body_limit import BodyLimit
 from orchestrator.character_zero import CharacterZero
@@ -43,6 +44,7 @@ from orchestrator.errors import ConfigurationError, Refused
 from orchestrator.heartbeats import note_all
 from orchestrator.identities import Identities
 from orchestrator.json_bodies import JsonBodies
+from orchestrator.key_first import KeyFirst
 from orchestrator.services import Services
 from orchestrator.settings import Settings
 from orchestrator.storage import prepare_folder
@@ -96,6 +98,9 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.services = services
     # FastAPI's way to a schema of one's own: it is made when it is first asked for, and kept.
     app.openapi = cache(lambda: schema_of(app))  # type: ignore[method-assign]
+    app.add_middleware(
+        KeyFirst, paths=frozenset({"/logs"}), check=lambda call: check_key(services, call)
+    )
     app.add_middleware(
         BodyLimit,
         limits={

@@ -88,6 +88,17 @@ def _require_node(services: ServicesParam, request: Request, key: _KeyHeader) ->
     raise NotAllowed("only a node may do this")
 
 
+async def check_key(services: Services, request: Request) -> None:
+    """See that the call carries a key that is known here, whatever it may do.
+
+    Raises:
+        Refused: it does not.
+    """
+    key = request.headers.get("X-API-Key")
+    if key is None or services.identities.find(key_hash(key)) is None:
+        await run_in_threadpool(_identify, services, key, _address(request), utc_now())
+
+
 async def _require_known_node(
     services: ServicesParam, request: Request, key: _KeyHeader
 ) -> NodeIdentity:

@@ -119,3 +119,24 @@ async def test_heartbeats_at_the_same_time_are_each_answered_as_their_own(
         answer = answers[node.id]
         assert (answer["id"], answer["current_task_id"]) == (node.id, f"held by {index}")
         assert answer["cancelled_task_ids"] == cancelled[node.id]
+
+
+async def test_node_that_says_it_holds_any_number_of_tasks_spoils_no_others_heartbeat(
+    orchestrator: RunningOrchestrator,
+) -> None:
+    greedy, other = orchestrator.register("greedy"), orchestrator.register("other")
+    many = [f"t-{number}" for number in range(70_000)]  # PostgreSQL takes 65,535 parameters
+    codes: list[int] = []
+
+    def beat(body: dict[str, object]) -> None:
+        node = greedy if "task_ids" in body else other
+        codes.append(node.http.post("/nodes/heartbeat", json=body).status_code)
+
+    async with anyio.create_task_group() as group:
+        for _ in range(3):
+            told: dict[str, object] = {"node_id": greedy.id, "status": "busy", "task_ids": many}
+            group.start_soon(anyio.to_thread.run_sync, beat, told)
+            for _ in range(5):
+                heard: dict[str, object] = {"node_id": other.id, "status": "idle"}
+                group.start_soon(anyio.to_thread.run_sync, beat, heard)
+    assert codes == [200] * 18
