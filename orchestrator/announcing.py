@@ -80,6 +80,9 @@ class ThroughPostgresql:
                 await self._listen_once()
             except psycopg.OperationalError as error:
                 log.warning("cannot hear of new work, trying again: %s", str(error).strip())
+            except Exception:
+                # Whatever it is, nodes that wait would not hear of anything any more.
+                log.exception("hearing of new work failed, trying again")
             await anyio.sleep(_CONNECT_AGAIN_S)
 
     async def _listen_once(self) -> None:

@@ -42,6 +42,9 @@ async def sweep(services: Services) -> None:
                 forgotten_at = now
         except SQLAlchemyError as error:
             log.warning("cannot sweep, trying again: %s", getattr(error, "orig", error))
+        except Exception:
+            # One whole sweep: a defect in it, or a row that makes no sense, must not be the last.
+            log.exception("a sweep failed, trying again")
 
 
 def _end_leases(services: Services, now: datetime) -> None:

@@ -107,6 +107,24 @@ def test_server_that_was_cut_off_hears_again_and_has_missed_nothing(
         assert assignment["task_id"] == task["id"]
 
 
+def test_server_that_was_told_nonsense_is_told_again(
+    tmp_path: Path, postgresql_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with serve(tmp_path, database_url=postgresql_url) as orchestrator:
+        node = orchestrator.register()
+        wait_for(lambda: _listeners(postgresql_url) == 1)
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            answer = pool.submit(node.poll, WAIT_S)
+            wait_for(lambda: orchestrator.waiting_count == 1)
+            with psycopg.connect(postgresql_url, autocommit=True) as connection:
+                connection.execute("NOTIFY victoria_work, 'nonsense'")
+            wait_for(lambda: "hearing of new work failed" in caplog.text)
+            task = orchestrator.create_task()
+            assignment = answer.result(DEADLINE_S)
+        assert assignment is not None
+        assert assignment["task_id"] == task["id"]
+
+
 def test_lost_connection_is_503_once_and_then_mended(tmp_path: Path, postgresql_url: str) -> None:
     with serve(tmp_path, database_url=postgresql_url, sweep_every_s=3600) as orchestrator:
         orchestrator.nodes()

@@ -1,6 +1,7 @@
 """What becomes of the tasks of nodes that fall silent, and of those that nodes have lost."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
@@ -8,7 +9,14 @@ import pytest
 from sqlalchemy import update
 
 from orchestrator.schema import Task
-from tests.orchestrator.serving import Json, RegisteredNode, RunningOrchestrator, serve
+from tests.orchestrator.serving import (
+    DEADLINE_S,
+    Json,
+    RegisteredNode,
+    RunningOrchestrator,
+    serve,
+    wait_for,
+)
 
 
 @pytest.fixture
@@ -61,6 +69,25 @@ def test_task_whose_time_comes_wakes_a_node_that_waits(
 ) -> None:
     task = orchestrator.create_task(scheduled_for=orchestrator.moment(seconds=1))
     assignment = node.poll(wait_s=10)
+    assert assignment is not None
+    assert assignment["task_id"] == task["id"]
+
+
+def test_sweep_that_fails_is_logged_and_the_next_does_its_work(
+    orchestrator: RunningOrchestrator, node: RegisteredNode, caplog: pytest.LogCaptureFixture
+) -> None:
+    due = orchestrator.moment(seconds=1)
+    task = orchestrator.create_task(target_tags={"a": "b"}, scheduled_for=due)
+    tags = update(Task).where(Task.id == task["id"])
+    # Nothing of ours writes this, and nothing of ours can read it.
+    orchestrator.change(tags.values(target_tags=["no", "pairs"]))
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        # Shorter than it takes until the queue is looked at though no bell rang.
+        answer = pool.submit(node.poll, 10)
+        wait_for(lambda: "a sweep failed" in caplog.text)
+        assert "AttributeError" in caplog.text
+        orchestrator.change(tags.values(target_tags={}))
+        assignment = answer.result(DEADLINE_S)
     assert assignment is not None
     assert assignment["task_id"] == task["id"]
 
