@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from orchestrator import audit
 from orchestrator.auth import Caller, allowed_to
 from orchestrator.clock import utc_now
-from orchestrator.errors import Conflict, NotFound
+from orchestrator.errors import Conflict, NotAllowed, NotFound
 from orchestrator.hashing import key_hash, new_secret
 from orchestrator.key_wire import (
     AuditLog,
@@ -26,6 +26,7 @@ from orchestrator.problems import problems
 from orchestrator.roles import Permission
 from orchestrator.schema import ApiKey, AuditEntry
 from orchestrator.services import ServicesParam
+from orchestrator.targeting import lies_within
 
 _MARK = "vk_"
 """What every scoped key begins with, so that one that leaked is known for what it is."""
@@ -38,7 +39,11 @@ router = APIRouter(prefix="/keys", tags=["keys"])
 
 @router.post("", responses=problems(401, 403, 422, 429))
 def create_key(services: ServicesParam, caller: _Admin, new: NewKey) -> ShownKey:
-    """Make a scoped key and show it, this once."""
+    """Make a scoped key and show it, this once.
+
+    A scoped key manages only keys whose patterns lie within its own.
+    """
+    _check_may_give(caller, new.allowed_node_patterns)
     now = utc_now()
     secret = _MARK + new_secret()
     days = new.expires_in_days
@@ -111,7 +116,7 @@ def rotate_key(
     now = utc_now()
     secret = _MARK + new_secret()
     with services.database.writing() as session:
-        key = _require(session, key_id, to_change=True)
+        key = _require_to_change(session, caller, key_id)
         if not key.enabled:
             raise Conflict("cannot rotate the key: it has been revoked")
         key.previous_hash = key.key_hash
@@ -128,7 +133,7 @@ def rotate_key(
 def revoke_key(services: ServicesParam, caller: _Admin, key_id: str) -> KeyView:
     """End a key at once, the one before its rotation too; it stays on the list."""
     with services.database.writing() as session:
-        key = _require(session, key_id, to_change=True)
+        key = _require_to_change(session, caller, key_id)
         key.enabled = False
         _note(session, caller, key, "revoked")
         return _view(key)
@@ -138,7 +143,7 @@ def revoke_key(services: ServicesParam, caller: _Admin, key_id: str) -> KeyView:
 def delete_key(services: ServicesParam, caller: _Admin, key_id: str) -> KeyDeleted:
     """End a key at once and forget it; its tasks and its audit stay."""
     with services.database.writing() as session:
-        key = _require(session, key_id, to_change=True)
+        key = _require_to_change(session, caller, key_id)
         _note(session, caller, key, "deleted")
         session.delete(key)
     return KeyDeleted(key_id=key_id)
@@ -149,6 +154,21 @@ def _require(session: Session, key_id: str, *, to_change: bool = False) -> ApiKe
     if key is None:
         raise NotFound("there is no such key")
     return key
+
+
+def _require_to_change(session: Session, caller: Caller, key_id: str) -> ApiKey:
+    key = _require(session, key_id, to_change=True)
+    _check_may_give(caller, key.allowed_node_patterns)
+    return key
+
+
+def _check_may_give(caller: Caller, patterns: list[str]) -> None:
+    # Else whoever holds a key for some nodes would make himself one for all of them.
+    own = caller.allowed_node_patterns
+    if not all(lies_within(pattern, own) for pattern in patterns):
+        raise NotAllowed(
+            f"the key may manage keys for {', '.join(own)} only: allowed_node_patterns goes beyond"
+        )
 
 
 def _view(key: ApiKey) -> KeyView:

@@ -1,6 +1,6 @@
 """Whether a task is meant for a node: every condition that the task gives must hold."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -38,3 +38,11 @@ def name_matches(pattern: str, name: str) -> bool:
     fnmatch also gives `?` and `[` a meaning. They are neutralised: a node name may hold them.
     """
     return fnmatchcase(name, pattern.replace("[", "[[]").replace("?", "[?]"))
+
+
+def lies_within(pattern: str, allowed: Iterable[str]) -> bool:
+    """Say whether whatever a pattern matches is matched by one of those that are allowed.
+
+    It is if that one matches the pattern itself, whose `*` is a character like any other then.
+    """
+    return any(name_matches(one, pattern) for one in allowed)

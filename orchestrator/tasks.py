@@ -21,7 +21,7 @@ from orchestrator.services import ServicesParam
 from orchestrator.states import TaskStatus
 from orchestrator.steps import end, move, require_own_task
 from orchestrator.storage import stored_before, stored_file
-from orchestrator.targeting import name_matches
+from orchestrator.targeting import lies_within
 from orchestrator.waiters import Call
 from orchestrator.wire import DEFAULT_TIMEOUT_S, CleanedUp, NewTask, TaskDetail, TaskView
 
@@ -138,8 +138,7 @@ def _check_may_target(session: Session, caller: Caller, new: NewTask) -> None:
     node = session.get(Node, new.target_node_id) if new.target_node_id else None
     if node is not None:
         names.append(node.name)
-    # A pattern lies within another if that one matches it, its own `*` taken as any character.
-    if not any(name_matches(pattern, name) for pattern in patterns for name in names):
+    if not any(lies_within(name, patterns) for name in names):
         raise NotAllowed(
             f"the key may target {', '.join(patterns)} only: give a target_node_name within that"
         )

@@ -170,6 +170,48 @@ def test_patterns_hold_for_a_node_named_by_its_id(orchestrator: RunningOrchestra
     assert other.poll() is None
 
 
+@pytest.mark.parametrize(
+    ("patterns", "code"),
+    [
+        (["client-acme-*"], 200),
+        (["client-acme-prod-*", "shared-1"], 200),
+        (["client-acme-1"], 200),
+        (None, 403),
+        (["*"], 403),
+        (["client-*"], 403),
+        (["shared-*"], 403),
+        (["client-acme-*", "client-beta-*"], 403),
+    ],
+)
+def test_key_gives_no_more_nodes_than_it_has(
+    orchestrator: RunningOrchestrator, patterns: list[str] | None, code: int
+) -> None:
+    own = ["client-acme-*", "shared-1"]
+    holder = _holder(orchestrator, role="admin", allowed_node_patterns=own)
+    body: Json = {"name": "n", "description": "d", "role": "admin"}
+    if patterns is not None:
+        body["allowed_node_patterns"] = patterns
+    assert holder.post("/keys", json=body).status_code == code
+    assert len(rows(orchestrator.admin.get("/keys"))) == 1 + (code == 200)
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("POST", "/keys/{}/rotate"), ("POST", "/keys/{}/revoke"), ("DELETE", "/keys/{}")],
+)
+def test_key_changes_only_keys_for_nodes_that_it_has(
+    orchestrator: RunningOrchestrator, method: str, path: str
+) -> None:
+    holder = _holder(orchestrator, role="admin", allowed_node_patterns=["client-acme-*"])
+    within = _create(orchestrator, allowed_node_patterns=["client-acme-prod-*"])["key_id"]
+    beyond = _create(orchestrator, allowed_node_patterns=["client-*"])
+    code, sentence = refusal(holder.request(method, path.format(beyond["key_id"])))
+    assert code == 403
+    assert sentence.startswith("the key may manage keys for client-acme-* only")
+    assert _new_task(orchestrator.client(beyond["api_key"]), target_node_name="client-1").is_success
+    ok(holder.request(method, path.format(within)))
+
+
 def test_file_is_its_uploaders_alone(orchestrator: RunningOrchestrator) -> None:
     one, other = _holder(orchestrator), _holder(orchestrator)
     file = ok(one.post("/upload", files={"file": ("a.txt", b"a")}))["filename"]
