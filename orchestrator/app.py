@@ -40,6 +40,7 @@ from orchestrator.character_zero import CharacterZero
 from orchestrator.claims import look_for
 from orchestrator.contract import schema_of
 from orchestrator.database import CONNECTIONS, Database
+from orchestrator.denials import Denials
 from orchestrator.errors import ConfigurationError, Refused
 from orchestrator.heartbeats import note_all
 from orchestrator.identities import Identities
@@ -134,6 +135,7 @@ def _services(settings: Settings) -> Services:
         waiters,
         announcer,
         Throttle(settings.failures_per_minute),
+        Denials(),
         Identities(),
         heartbeats=Batch(partial(note_all, database)),
         looks=Batch(partial(look_for, database, settings)),

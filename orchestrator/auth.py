@@ -1,7 +1,8 @@
 """Who calls: the admin, a scoped key, a node, or someone who holds the registration token.
 
 Keys are looked up by their SHA-256 and compared in constant time; no key itself is stored. Each
-call by the admin or a scoped key is written into the audit before it is carried out.
+call by the admin or a scoped key is written into the audit before it is carried out; of those over
+a key's rate, or with a key that holds no more, one a minute.
 """
 
 import hmac
@@ -14,6 +15,7 @@ from typing import Annotated
 from fastapi import Depends, Request, Security
 from fastapi.security import APIKeyHeader
 from sqlalchemy import or_, select
+from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from orchestrator import audit
@@ -28,6 +30,9 @@ from orchestrator.targeting import NodeIdentity
 
 ADMIN_ID = "admin"
 """What stands where a scoped key's id would, when the admin key was used."""
+
+_OF_NODES = "node"
+"""What stands where a permission would, when somebody else does what only nodes may."""
 
 _API_KEY = APIKeyHeader(
     name="X-API-Key",
@@ -63,17 +68,25 @@ class Caller:
         return None if self.role is Role.ADMIN else self.key_id
 
 
+@dataclass(frozen=True)
+class _Call:
+    """One call, as the audit has it."""
+
+    action: str
+    detail: str
+    client: str
+    at: datetime
+
+
 def allowed_to(permission: Permission) -> Callable[..., Caller]:
     """Make a dependency that lets the admin in, and scoped keys whose role permits this."""
 
     def require(services: ServicesParam, request: Request, key: _KeyHeader) -> Caller:
-        client = _address(request)
-        now = utc_now()
-        found = _identify(services, key, client, now)
+        call = _call(request, permission.value)
+        found = _identify(services, key, call)
         if isinstance(found, NodeIdentity):
             raise NotAllowed("a node key may not do this")
-        detail = f"{request.method} {request.url.path}"
-        refusal = _record_use(services, found, permission, detail, now)
+        refusal = _record_use(services, found, permission, call)
         if refusal is not None:
             raise refusal
         return found
@@ -82,10 +95,13 @@ def allowed_to(permission: Permission) -> Callable[..., Caller]:
 
 
 def _require_node(services: ServicesParam, request: Request, key: _KeyHeader) -> NodeIdentity:
-    found = _identify(services, key, _address(request), utc_now())
+    call = _call(request, _OF_NODES)
+    found = _identify(services, key, call)
     if isinstance(found, NodeIdentity):
         return found
-    raise NotAllowed("only a node may do this")
+    sentence = "only a node may do this"
+    _record_denial(services, found.key_id, call, sentence)
+    raise NotAllowed(sentence)
 
 
 async def check_key(services: Services, request: Request) -> None:
@@ -136,9 +152,7 @@ Nearly all calls are heartbeats and requests for work, and these do.
 REGISTRATION_TOKEN_REQUIRED = Depends(_require_registration_token)
 
 
-def _identify(
-    services: Services, key: str | None, client: str, now: datetime
-) -> NodeIdentity | Caller:
+def _identify(services: Services, key: str | None, call: _Call) -> NodeIdentity | Caller:
     if key is None:
         raise Unauthenticated("X-API-Key is missing")
     wanted = key_hash(key)
@@ -150,22 +164,27 @@ def _identify(
         scoped = session.scalars(
             select(ApiKey).where(or_(ApiKey.key_hash == wanted, ApiKey.previous_hash == wanted))
         ).first()
-    if scoped is not None:
-        _check_still_holds(scoped, wanted, now)
-        return Caller(scoped.id, scoped.role, tuple(scoped.allowed_node_patterns), client)
-    _compare(services, key, services.settings.admin_key, client, "X-API-Key is not known here")
-    return Caller(ADMIN_ID, Role.ADMIN, ("*",), client)
+    if scoped is None:
+        sentence = "X-API-Key is not known here"
+        _compare(services, key, services.settings.admin_key, call.client, sentence)
+        return Caller(ADMIN_ID, Role.ADMIN, ("*",), call.client)
+    ended = _why_it_holds_no_more(scoped, wanted, call.at)
+    if ended is not None:
+        _record_denial(services, scoped.id, call, ended)
+        raise Unauthenticated(ended)
+    return Caller(scoped.id, scoped.role, tuple(scoped.allowed_node_patterns), call.client)
 
 
-def _check_still_holds(key: ApiKey, wanted: str, now: datetime) -> None:
+def _why_it_holds_no_more(key: ApiKey, wanted: str, now: datetime) -> str | None:
     if not key.enabled:
-        raise Unauthenticated("the key has been revoked")
+        return "the key has been revoked"
     if key.expires_at is not None and key.expires_at <= now:
-        raise Unauthenticated("the key has expired")
+        return "the key has expired"
     if hmac.compare_digest(key.key_hash, wanted):
-        return
+        return None
     if key.previous_until is None or key.previous_until <= now:
-        raise Unauthenticated("the key has been rotated: use the new one")
+        return "the key has been rotated: use the new one"
+    return None
 
 
 def _compare(services: Services, given: str, expected: str, client: str, sentence: str) -> None:
@@ -179,24 +198,42 @@ def _compare(services: Services, given: str, expected: str, client: str, sentenc
 
 
 def _record_use(
-    services: Services, caller: Caller, permission: Permission, detail: str, now: datetime
+    services: Services, caller: Caller, permission: Permission, call: _Call
 ) -> Refused | None:
-    refusal: Refused | None = None
     with services.database.writing() as session:
         # By id: a row that is gone by now has nothing to limit it, and its key was good just now.
         key = session.get(ApiKey, caller.key_id, with_for_update=True)
         if key is not None and key.rate_limit is not None:
-            key.paid_until, wait = pay(key.paid_until, now, key.rate_limit)
+            key.paid_until, wait = pay(key.paid_until, call.at, key.rate_limit)
             if wait is not None:
-                return TooMany(f"the key is limited to {key.rate_limit} calls a minute", wait)
-        action = permission.value
+                sentence = f"the key is limited to {key.rate_limit} calls a minute"
+                if services.denials.is_due(key.id, sentence, call.at):
+                    _record(session, key.id, call, sentence)
+                return TooMany(sentence, wait)
         if permission not in PERMISSIONS[caller.role]:
-            action = f"denied {action}"
-            refusal = NotAllowed(f"a key with the role {caller.role.value} may not do this")
-        audit.record(
-            session, now, key_id=caller.key_id, action=action, detail=detail, client=caller.client
-        )
-    return refusal
+            sentence = f"a key with the role {caller.role.value} may not do this"
+            _record(session, caller.key_id, call, sentence)
+            return NotAllowed(sentence)
+        _record(session, caller.key_id, call)
+    return None
+
+
+def _record_denial(services: Services, key_id: str, call: _Call, cause: str) -> None:
+    # Asked first: a flood of them does not write at all.
+    if services.denials.is_due(key_id, cause, call.at):
+        with services.database.writing() as session:
+            _record(session, key_id, call, cause)
+
+
+def _record(session: Session, key_id: str, call: _Call, denied_for: str | None = None) -> None:
+    action, detail = call.action, call.detail
+    if denied_for is not None:
+        action, detail = f"denied {action}", f"{detail}: {denied_for}"
+    audit.record(session, call.at, key_id=key_id, action=action, detail=detail, client=call.client)
+
+
+def _call(request: Request, action: str) -> _Call:
+    return _Call(action, f"{request.method} {request.url.path}", _address(request), utc_now())
 
 
 def _address(request: Request) -> str:

@@ -9,6 +9,7 @@ from orchestrator.announcing import Announcer
 from orchestrator.batch import Batch
 from orchestrator.claims import Look
 from orchestrator.database import Database
+from orchestrator.denials import Denials
 from orchestrator.heartbeats import Beat
 from orchestrator.identities import Identities
 from orchestrator.settings import Settings
@@ -26,6 +27,7 @@ class Services:
     waiters: Waiters
     announcer: Announcer
     throttle: Throttle
+    denials: Denials
     identities: Identities
     heartbeats: Batch[Beat, HeartbeatAnswer | None]
     looks: Batch[str, Look | None]
