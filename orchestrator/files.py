@@ -12,6 +12,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import FileResponse
+from starlette.types import Receive, Scope, Send
 
 from orchestrator.auth import Caller, NodeParam, allowed_to
 from orchestrator.clock import utc_now
@@ -91,6 +92,19 @@ async def upload_file(
     return await run_in_threadpool(insert)
 
 
+class _WholeFile(FileResponse):
+    """Answers with all of the file, whatever part is asked for.
+
+    The contract knows no parts, RFC 9110 lets a server pass over Range, and Starlette answers one
+    that it does not like in plain text.
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer as if no part was asked for."""
+        headers = [pair for pair in scope["headers"] if pair[0] != b"range"]
+        await super().__call__({**scope, "headers": headers}, receive, send)
+
+
 _BYTES: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The file's bytes.",
@@ -104,7 +118,7 @@ _BYTES: dict[int | str, dict[str, Any]] = {
     responses={**_BYTES, **problems(401, 403, 404)},
     response_class=FileResponse,
 )
-def download_file(services: ServicesParam, node: NodeParam, filename: str) -> FileResponse:
+def download_file(services: ServicesParam, node: NodeParam, filename: str) -> _WholeFile:
     """Stream a file to the node that holds a task which names it; to others it does not exist."""
     with services.database.reading() as session:
         file_id = session.scalars(
@@ -122,11 +136,11 @@ def download_file(services: ServicesParam, node: NodeParam, filename: str) -> Fi
     path = stored_file(services.settings.data_dir, file_id)
     if not path.is_file():
         raise NotFound("the file's bytes are gone from the server")
-    return FileResponse(
+    return _WholeFile(
         path,
         media_type="application/octet-stream",
         filename=filename,
-        headers={"X-Content-Type-Options": "nosniff"},
+        headers={"X-Content-Type-Options": "nosniff", "Accept-Ranges": "none"},
     )
 
 

@@ -58,6 +58,18 @@ def test_holder_reads_the_file_whole(
     assert response.headers["Content-Length"] == str(len(CONTENT))
 
 
+@pytest.mark.parametrize("span", ["bytes=0-0", "bytes=100-200", "bytes=abc", "lines=1", "nonsense"])
+def test_file_is_answered_whole_whatever_part_is_asked_for(
+    orchestrator: RunningOrchestrator, node: RegisteredNode, span: str
+) -> None:
+    file = orchestrator.upload("a.txt", b"abc")
+    orchestrator.create_task(files=[file["filename"]])
+    node.poll()
+    response = node.http.get(f"/files/{file['filename']}", headers={"Range": span})
+    assert (response.status_code, response.content) == (200, b"abc")
+    assert response.headers["Accept-Ranges"] == "none"
+
+
 def test_file_is_404_for_all_but_the_holder(
     orchestrator: RunningOrchestrator, node: RegisteredNode
 ) -> None:
