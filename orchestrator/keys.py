@@ -112,13 +112,24 @@ def rotate_key(
     key_id: str,
     grace_period_hours: Annotated[int, Query(ge=0, le=100_000)] = 24,
 ) -> RotatedKey:
-    """Make the key anew and show it, this once; the one before still works for the grace period."""
+    """Make the key anew and show it, this once; the one before still works for the grace period.
+
+    Until that is over it is rotated again only with `grace_period_hours=0`, which ends all but the
+    new one.
+    """
     now = utc_now()
     secret = _MARK + new_secret()
     with services.database.writing() as session:
         key = _require_to_change(session, caller, key_id)
         if not key.enabled:
             raise Conflict("cannot rotate the key: it has been revoked")
+        if grace_period_hours and key.previous_until is not None and key.previous_until > now:
+            # Only one before is kept: it would end long before what its holder was told.
+            raise Conflict(
+                "cannot rotate the key: the one before its last rotation holds until"
+                f" {key.previous_until:%Y-%m-%d %H:%M} UTC: wait until then, or rotate with"
+                " grace_period_hours=0, which ends all but the new one at once"
+            )
         key.previous_hash = key.key_hash
         key.previous_until = now + timedelta(hours=grace_period_hours)
         key.key_hash = key_hash(secret)

@@ -273,6 +273,36 @@ def test_rotation_without_grace_ends_the_old_key_at_once(
     assert _new_task(orchestrator.client(rotated["api_key"])).status_code == 200
 
 
+def test_second_rotation_within_the_grace_is_409_and_both_keys_go_on(
+    orchestrator: RunningOrchestrator,
+) -> None:
+    key = _create(orchestrator)
+    path = f"/keys/{key['key_id']}/rotate"
+    rotated = ok(orchestrator.admin.post(path))
+    code, sentence = refusal(orchestrator.admin.post(path))
+    assert code == 409
+    assert "grace_period_hours=0" in sentence
+    old, new = orchestrator.client(key["api_key"]), orchestrator.client(rotated["api_key"])
+    assert (_new_task(old).status_code, _new_task(new).status_code) == (200, 200)
+    _change(orchestrator, key, {"previous_until": ApiKey.created_at})
+    assert ok(orchestrator.admin.post(path))["key_id"] == key["key_id"]
+    assert (_new_task(old).status_code, _new_task(new).status_code) == (401, 200)
+
+
+def test_second_rotation_without_grace_ends_all_but_the_new_key(
+    orchestrator: RunningOrchestrator,
+) -> None:
+    key = _create(orchestrator)
+    path = f"/keys/{key['key_id']}/rotate"
+    second = ok(orchestrator.admin.post(path))
+    third = ok(orchestrator.admin.post(path, params={"grace_period_hours": 0}))
+    secrets = [made["api_key"] for made in (key, second, third)]
+    codes = [_new_task(orchestrator.client(secret)).status_code for secret in secrets]
+    assert codes == [401, 401, 200]
+    # Nothing is left that a further rotation would end too early.
+    ok(orchestrator.admin.post(path))
+
+
 def test_revoked_key_is_401_and_stays_on_the_list(orchestrator: RunningOrchestrator) -> None:
     key = _create(orchestrator)
     rotated = ok(orchestrator.admin.post(f"/keys/{key['key_id']}/rotate"))
