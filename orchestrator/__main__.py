@@ -73,6 +73,13 @@ def _web_address(_context: click.Context, _option: click.Parameter, url: str | N
     help="URL of this server as containers reach it. Default: as the node asked.",
 )
 @click.option(
+    "--forwarded-allow-ips",
+    envvar=["FORWARDED_ALLOW_IPS", "VICTORIA_ORCHESTRATOR_FORWARDED_ALLOW_IPS"],
+    metavar="ADDRESSES",
+    help="Proxies, with commas between, whose X-Forwarded-For and X-Forwarded-Proto are believed;"
+    " 127.0.0.1 for one on this machine. Default: nobody's.",
+)
+@click.option(
     "--heartbeat-timeout",
     type=_SECONDS,
     default=DEFAULT_HEARTBEAT_TIMEOUT_S,
@@ -118,6 +125,7 @@ def main(  # noqa: PLR0913 - click hands every option over as an argument
     data_dir: Path,
     database_url: str | None,
     public_url: str | None,
+    forwarded_allow_ips: str | None,
     heartbeat_timeout: float,
     lost_after: float,
     redelivery_after: float,
@@ -162,6 +170,7 @@ def main(  # noqa: PLR0913 - click hands every option over as an argument
             max_upload_bytes=max_upload_bytes,
             min_free_bytes=min_free_bytes,
             public_url=public_url,
+            trusted_proxies=forwarded_allow_ips,
         )
         server = Server(create_app(settings), listener, _say_where)
     except OSError as error:

@@ -23,9 +23,14 @@ class Server(uvicorn.Server):
         self, app: FastAPI, listener: socket.socket, on_listening: Callable[[str], None]
     ) -> None:
         """Serve the application on the listener; `on_listening` gets the URL."""
+        services = services_of(app)
+        proxies = services.settings.trusted_proxies
         super().__init__(
             uvicorn.Config(
                 app,
+                # By itself uvicorn trusts whatever runs on the same machine.
+                proxy_headers=bool(proxies),
+                forwarded_allow_ips=proxies or "",
                 log_config=None,
                 access_log=False,
                 server_header=False,
@@ -33,7 +38,7 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=_STOP_WITHIN_S,
             )
         )
-        self._waiters = services_of(app).waiters
+        self._waiters = services.waiters
         self._listener = listener
         self._on_listening = on_listening
 

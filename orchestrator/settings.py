@@ -36,5 +36,10 @@ class Settings:
     """Uploads are refused where they would leave less of the disk."""
     failures_per_minute: int = 20
     """How many wrong credentials one address may show."""
+    trusted_proxies: str | None = None
+    """Addresses, with commas between, that may tell clients' own in X-Forwarded-For; None: nobody.
+
+    Whoever may chooses what the throttle and the audit see.
+    """
     public_url: str | None = None
     """The address that assignments carry; None means the one that the node asked at."""

@@ -151,6 +151,12 @@ def test_every_admin_call_there_is_is_in_the_audit(orchestrator: RunningOrchestr
     assert {f"{method} {path}" for method, path in calls} - seen == set()
 
 
+def test_audit_has_the_address_that_a_call_came_from(orchestrator: RunningOrchestrator) -> None:
+    orchestrator.admin.get("/nodes", headers={"X-Forwarded-For": "203.0.113.9"})
+    entries = _audit(orchestrator)["entries"]
+    assert {entry["client"] for entry in entries} == {"127.0.0.1"}
+
+
 def test_audit_is_filtered_and_cut(orchestrator: RunningOrchestrator) -> None:
     for _ in range(3):
         orchestrator.create_task()

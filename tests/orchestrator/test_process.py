@@ -137,6 +137,53 @@ def test_log_holds_no_secret_and_no_prompt(tmp_path: Path) -> None:
         assert secret not in log
 
 
+@pytest.mark.parametrize(
+    ("environment", "client", "scheme"),
+    [
+        ({}, "127.0.0.1", "http"),
+        ({"FORWARDED_ALLOW_IPS": ""}, "127.0.0.1", "http"),
+        ({"FORWARDED_ALLOW_IPS": "192.0.2.1"}, "127.0.0.1", "http"),
+        ({"FORWARDED_ALLOW_IPS": "192.0.2.1,127.0.0.1"}, "203.0.113.9", "https"),
+        ({"VICTORIA_ORCHESTRATOR_FORWARDED_ALLOW_IPS": "127.0.0.1"}, "203.0.113.9", "https"),
+    ],
+)
+def test_only_a_proxy_that_is_named_tells_who_calls(
+    tmp_path: Path, environment: dict[str, str], client: str, scheme: str
+) -> None:
+    with _running(tmp_path / "data", TOKEN | ADMIN | environment) as program:
+        key = ok(_register(program.url, TOKEN["REGISTRATION_TOKEN"]))["api_key"]
+        forwarded = {"X-Forwarded-For": "203.0.113.9", "X-Forwarded-Proto": "https"}
+        admin = {"X-API-Key": ADMIN["ADMIN_API_KEY"], **forwarded}
+        node = {"X-API-Key": key, **forwarded}
+        with httpx.Client(base_url=program.url, trust_env=False) as http:
+            ok(http.post("/tasks", json={"prompt": "p"}, headers=admin))
+            assignment = ok(http.get("/tasks/pending", headers=node))
+            entries = ok(http.get("/keys/audit", headers=admin))["entries"]
+    assert assignment["orchestrator_url"].partition(":")[0] == scheme
+    assert {entry["client"] for entry in entries} == {client}
+
+
+def test_log_holds_no_key_though_it_is_made_used_and_rotated(tmp_path: Path) -> None:
+    with _running(tmp_path / "data", TOKEN | ADMIN, "--log-level=debug") as program:
+        headers = {"X-API-Key": ADMIN["ADMIN_API_KEY"]}
+        with httpx.Client(base_url=program.url, headers=headers, trust_env=False) as admin:
+            made = ok(admin.post("/keys", json={"name": "n", "description": "d", "rate_limit": 1}))
+            path = f"/keys/{made['key_id']}"
+            rotated = ok(admin.post(f"{path}/rotate"))
+            secrets = [made["api_key"], rotated["api_key"]]
+            codes = [_admin(program.url, secret).status_code for secret in secrets]
+            ok(admin.post(f"{path}/revoke"))
+            codes += [_admin(program.url, secret).status_code for secret in secrets]
+            ok(admin.delete(path))
+            codes += [_admin(program.url, secret).status_code for secret in secrets]
+        program.process.terminate()
+        _, log = program.end()
+    assert codes == [403, 429, 401, 401, 401, 401]
+    assert "Started server process" in log
+    for secret in (*secrets, *TOKEN.values(), *ADMIN.values()):
+        assert secret not in log
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_ends_it_cleanly_though_polls_are_held(
     tmp_path: Path, number: signal.Signals

@@ -67,6 +67,18 @@ def test_guessing_is_429_even_if_it_guesses_right(tmp_path: Path) -> None:
         assert node.beat()["status"] == "idle"
 
 
+def test_guesser_cannot_choose_his_address(tmp_path: Path) -> None:
+    with serve(tmp_path, failures_per_minute=3) as orchestrator:
+        codes = [_guess(orchestrator, f"203.0.113.{number}") for number in range(5)]
+    assert codes == [401, 401, 401, 429, 429]
+
+
+def test_proxy_that_is_trusted_tells_who_guesses(tmp_path: Path) -> None:
+    with serve(tmp_path, failures_per_minute=1, trusted_proxies="127.0.0.1") as orchestrator:
+        codes = [_guess(orchestrator, address) for address in ("192.0.2.1", "192.0.2.1", "::1")]
+    assert codes == [401, 429, 401]
+
+
 def test_guessing_the_registration_token_is_slowed_too(tmp_path: Path) -> None:
     with serve(tmp_path, failures_per_minute=2) as orchestrator:
         codes = [_register(orchestrator, "guess") for _ in range(3)]
@@ -79,6 +91,11 @@ def test_right_keys_are_never_slowed(tmp_path: Path) -> None:
             orchestrator.register()
             orchestrator.nodes()
         assert len(orchestrator.nodes()) == 5
+
+
+def _guess(orchestrator: RunningOrchestrator, address: str) -> int:
+    headers = {"X-Forwarded-For": address}
+    return orchestrator.client("guess").get("/nodes", headers=headers).status_code
 
 
 def _register(orchestrator: RunningOrchestrator, token: str | None = None) -> int:
