@@ -1,11 +1,16 @@
 """Files: in whole or not at all, under safe names, out to the node that needs them and no other."""
 
+import errno
 import fcntl
+import os
+import shutil
+from io import FileIO
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 
+from orchestrator import storage
 from orchestrator.storage import harmless_name
 from tests.orchestrator.serving import (
     RegisteredNode,
@@ -178,8 +183,50 @@ def test_file_over_the_limit_is_413_and_leaves_nothing(
         assert len(_stored(orchestrator)) == 1
 
 
+def test_file_that_is_too_large_after_some_megabytes_leaves_nothing(
+    tmp_path: Path, database_url: str | None
+) -> None:
+    with serve(tmp_path, database_url=database_url, max_upload_bytes=2_500_000) as orchestrator:
+        # Small enough for the whole body to be let in, and large enough for much to be written.
+        response = orchestrator.admin.post("/upload", files={"file": ("a", b"x" * 2_550_000)})
+        assert refusal(response) == (413, "file is over the limit of 2500000 bytes")
+        assert _stored(orchestrator) == []
+
+
 def test_file_that_would_fill_the_disk_is_507_and_leaves_nothing(tmp_path: Path) -> None:
     with serve(tmp_path, min_free_bytes=2**62) as orchestrator:
+        response = orchestrator.admin.post("/upload", files={"file": ("a.txt", b"a")})
+        assert refusal(response) == (507, "the server's disk has no room for the file")
+        assert _stored(orchestrator) == []
+
+
+# No test fills a disk, so these two stand in for one: what it says of itself, and its end.
+
+
+def test_disk_that_fills_while_a_file_comes_is_507_and_leaves_nothing(
+    tmp_path: Path, database_url: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = shutil.disk_usage(tmp_path)
+    left = iter([disk.total, disk.total, 10])
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: disk._replace(free=next(left)))
+    with serve(tmp_path, database_url=database_url, min_free_bytes=0) as orchestrator:
+        content = b"x" * 5_000_000
+        response = orchestrator.admin.post("/upload", files={"file": ("a.txt", content)})
+        assert refusal(response) == (507, "the server's disk has no room for the file")
+        assert next(left, None) is None
+        assert _stored(orchestrator) == []
+
+
+class _FullDisk(FileIO):
+    def write(self, _: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_disk_that_is_full_is_507_and_leaves_nothing(
+    tmp_path: Path, database_url: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "FileIO", _FullDisk)
+    with serve(tmp_path, database_url=database_url) as orchestrator:
         response = orchestrator.admin.post("/upload", files={"file": ("a.txt", b"a")})
         assert refusal(response) == (507, "the server's disk has no room for the file")
         assert _stored(orchestrator) == []

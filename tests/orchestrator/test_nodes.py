@@ -1,10 +1,15 @@
 """Registration, heartbeats, and the admin's view of nodes."""
 
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
+from orchestrator.schema import Node
+from orchestrator.settings import Settings
+from runner.settings import DEFAULT_HEARTBEAT_INTERVAL_S
 from tests.orchestrator.serving import (
     RegisteredNode,
     RunningOrchestrator,
@@ -129,6 +134,20 @@ def test_silent_node_is_shown_offline_until_its_next_heartbeat(
     assert orchestrator.nodes()[0]["status"] == "offline"
     assert node.beat("busy")["status"] == "busy"
     assert orchestrator.nodes()[0]["status"] == "busy"
+
+
+def test_node_is_offline_after_three_missed_heartbeats(
+    tmp_path: Path, database_url: str | None
+) -> None:
+    timeout_s = Settings(tmp_path, "", None).heartbeat_timeout_s
+    assert timeout_s == 45 == 3 * DEFAULT_HEARTBEAT_INTERVAL_S
+    with serve(tmp_path, database_url=database_url, heartbeat_timeout_s=timeout_s) as orchestrator:
+        node = orchestrator.register()
+        own = update(Node).where(Node.id == node.id)
+        for silent_s, status in ((25, "idle"), (46, "offline")):
+            heard = datetime.now(timezone.utc) - timedelta(seconds=silent_s)
+            orchestrator.change(own.values(last_heartbeat=heard))
+            assert orchestrator.nodes()[0]["status"] == status
 
 
 def test_unknown_node_is_404(orchestrator: RunningOrchestrator) -> None:
