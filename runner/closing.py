@@ -6,16 +6,11 @@ import logging
 
 from runner import backoff
 from runner.container import SIGNALLED, Container, Phase
-from runner.ending import (
-    LAST_LINES,
-    judge,
-    secrets_to_blank,
-    without_secrets,
-)
+from runner.ending import LAST_LINES, judge, without_secrets
 from runner.errors import EngineError
 from runner.hand import Hand
 from runner.journal import End
-from runner.last_words import last_reports
+from runner.last_words import last_reports, secrets_of
 from runner.log import fields
 from runner.marks import cid_file
 
@@ -82,12 +77,7 @@ async def _last_output(hand: Hand, container: Container | None) -> str:
         output = await hand.engine.last_output(hand.container_name, LAST_LINES)
     except EngineError as error:
         return f"(its output cannot be read: {error})"
-    settings = hand.parts.settings
-    identity = await hand.identity()
-    known = secrets_to_blank(
-        settings.registration_token, identity.api_key, env_file=settings.env_file
-    )
-    return without_secrets(output, known)
+    return without_secrets(output, await secrets_of(hand.task_id, hand.parts, container))
 
 
 async def _remove(hand: Hand) -> None:

@@ -7,12 +7,15 @@ it is trusted.
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from runner.blanking import forms_of
 from runner.crush_database import BUSY_TIMEOUT_S, ask, check_tables
 from runner.crush_log import LOG_LIMIT_BYTES, session_within
+from runner.crush_mark import first_mark, is_mark
 from runner.crush_message import clean, read_content
 
 if TYPE_CHECKING:
@@ -32,6 +35,14 @@ class Wanted:
     prompt: str | None = None
     mark: str | None = None
     """See `session_mark`."""
+    others: tuple[str | None, ...] = ()
+    """The prompts of the tasks that ran beside it in the same home; None where not known."""
+
+
+class _Asked(NamedTuple):
+    session_id: str
+    said: str
+    """The first message of the user; empty when it does not matter."""
 
 
 class Found(NamedTuple):
@@ -40,11 +51,6 @@ class Found(NamedTuple):
     ids: list[str]
     are_ours: bool
     """Whether they do; if not, some may be another task's or a user's."""
-
-
-def session_mark(task_id: str) -> str:
-    """Give the text that is only in a task's own session: the reporter told it to the agent."""
-    return f"victoria-reporter/{task_id}"
 
 
 def find_session(
@@ -68,8 +74,9 @@ def find_sessions(
 
     They were begun while the task's container ran and are no sub-agent's. Where the prompt is
     known, the first user message must be it, or, when none is, contain it; white space does not
-    count. When that leaves one, it is the task's. When it does not, those are that have the mark
-    somewhere in them.
+    count. Those whose first mark is the task's are the task's, and those with another's never
+    are. Without a mark one is the task's when it is the only one, and cannot have been begun by
+    any of the others.
 
     Raises:
         CrushError: the database cannot be read.
@@ -82,12 +89,21 @@ def find_sessions(
             math.inf if wanted.ended_at is None else wanted.ended_at,
         )
         begun = _begun(connection, window)
-        asked = begun if wanted.prompt is None else _asked(connection, begun, wanted.prompt)
-        if len(asked) == 1:
-            return Found(asked, are_ours=True)
-        mark = wanted.mark
-        marked = [] if mark is None else _marked(connection, asked or begun, mark)
-        return Found(marked or asked, are_ours=bool(marked))
+        prompt = None if wanted.prompt is None else _squeezed(clean(wanted.prompt))
+        asked = _asked(connection, begun, prompt)
+        ours, unmarked = _by_mark(connection, [found.session_id for found in asked], wanted.mark)
+        if not ours and not unmarked:
+            ours, _ = _by_mark(connection, begun, wanted.mark)
+        if ours:
+            return Found(ours, are_ours=True)
+        others = [other if other is None else _squeezed(clean(other)) for other in wanted.others]
+        certain = [
+            found.session_id
+            for found in asked
+            if found.session_id in unmarked and not _may_be_anothers(found.said, prompt, others)
+        ]
+        is_certain = len(certain) == 1
+        return Found(certain if is_certain else unmarked, are_ours=is_certain)
 
     return ask(database, question, busy_timeout_s) or Found([], are_ours=False)
 
@@ -96,6 +112,7 @@ def read_session(
     database: Path,
     session_id: str,
     *,
+    secrets: Collection[str] = (),
     limit_bytes: int = LOG_LIMIT_BYTES,
     busy_timeout_s: float = BUSY_TIMEOUT_S,
 ) -> dict[str, object] | None:
@@ -103,6 +120,7 @@ def read_session(
 
     Posted to `/logs` it takes at most `limit_bytes`, for which some 10,000 are the least.
     What was cut is marked: by a first message of the role `system`, and at the head of a content.
+    The secrets are blanked, in whatever text they are, before it is cut.
     Sessions of sub-agents are left out; what they answered is in the messages of their parent.
     With Python 3.10, SQLite loads a message whole, however long it is, before it is cut.
 
@@ -111,21 +129,23 @@ def read_session(
     """
 
     def question(connection: sqlite3.Connection) -> dict[str, object] | None:
-        return session_within(connection, session_id, limit_bytes)
+        return session_within(connection, session_id, limit_bytes, forms_of(secrets))
 
     if session_id != clean(session_id):
         return None  # SQLite could not even be asked
     return ask(database, question, busy_timeout_s)
 
 
-def session_of_task(database: Path, wanted: Wanted) -> dict[str, object] | None:
+def session_of_task(
+    database: Path, wanted: Wanted, secrets: Collection[str] = ()
+) -> dict[str, object] | None:
     """Give the session that a task's agent left, as `POST /logs` takes it; None if it left none.
 
     Raises:
         CrushError: the database cannot be read.
     """
     session_id = find_session(database, wanted)
-    return None if session_id is None else read_session(database, session_id)
+    return None if session_id is None else read_session(database, session_id, secrets=secrets)
 
 
 def _begun(connection: sqlite3.Connection, window: tuple[float, float]) -> list[str]:
@@ -139,18 +159,28 @@ def _begun(connection: sqlite3.Connection, window: tuple[float, float]) -> list[
     return [session_id for (session_id,) in rows if isinstance(session_id, str)]
 
 
-def _marked(connection: sqlite3.Connection, session_ids: list[str], mark: str) -> list[str]:
-    having = "SELECT 1 FROM messages WHERE session_id = ? AND instr(parts, ?) LIMIT 1"
-    return [
-        session_id
-        for session_id in session_ids
-        if connection.execute(having, (session_id, mark)).fetchone()
-    ]
+def _by_mark(
+    connection: sqlite3.Connection, session_ids: list[str], mark: str | None
+) -> tuple[list[str], list[str]]:
+    """Give the sessions with our mark and those with none; not those with another's."""
+    if mark is None:
+        return [], session_ids
+    ours, unmarked = [], []
+    for session_id in session_ids:
+        found = first_mark(connection, session_id)
+        if found is None:
+            unmarked.append(session_id)
+        elif is_mark(found, mark):
+            ours.append(session_id)
+    return ours, unmarked
 
 
-def _asked(connection: sqlite3.Connection, session_ids: list[str], prompt: str) -> list[str]:
+def _asked(
+    connection: sqlite3.Connection, session_ids: list[str], prompt: str | None
+) -> list[_Asked]:
     """Give the sessions that begin with the prompt, or else those that begin with more than it."""
-    wanted = _squeezed(clean(prompt))
+    if prompt is None:
+        return [_Asked(session_id, "") for session_id in session_ids]
     # In the order of their writing, which the index has: by time, each message would be read.
     alike, containing = [], []
     for session_id in session_ids:
@@ -162,11 +192,26 @@ def _asked(connection: sqlite3.Connection, session_ids: list[str], prompt: str) 
         said = (
             _squeezed(read_content(connection, row[0], _LONGEST_PROMPT_BYTES).text) if row else ""
         )
-        if said == wanted:
-            alike.append(session_id)
-        elif wanted in said:
-            containing.append(session_id)
+        if said == prompt:
+            alike.append(_Asked(session_id, said))
+        elif prompt in said:
+            containing.append(_Asked(session_id, said))
     return alike or containing
+
+
+def _may_be_anothers(said: str, prompt: str | None, others: list[str | None]) -> bool:
+    """Tell whether a session that has no mark can have been begun by one of the other tasks.
+
+    One whose prompt is a part of ours would have said less.
+    """
+    if prompt is None:
+        return bool(others)
+    return any(
+        said != prompt
+        if other is None
+        else other in said and (other == prompt or other not in prompt)
+        for other in others
+    )
 
 
 def _squeezed(text: str) -> str:

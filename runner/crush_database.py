@@ -13,8 +13,8 @@ import sqlite3
 import stat
 import sys
 import time
-from collections.abc import Callable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -105,7 +105,34 @@ def end_of_parts(connection: sqlite3.Connection, row: int, most_bytes: int) -> t
     return _end_of_value(connection, row, most_bytes) if kind in {"text", "blob"} else (b"", 0)
 
 
+def rows_to_search(
+    connection: sqlite3.Connection, session_id: str, pattern: str, most_bytes: int
+) -> list[int]:
+    """Give the first message of a session whose parts match a pattern of GLOB, if there is one.
+
+    When there is one before it that has more than `most_bytes`, give all messages: SQLite would
+    load it whole to look.
+    """
+    listed = "SELECT rowid FROM messages WHERE session_id = ?"
+    try:
+        with _values_up_to(connection, most_bytes):
+            rows = connection.execute(
+                f"{listed} AND parts GLOB ? ORDER BY rowid LIMIT 1", (session_id, pattern)
+            ).fetchall()
+    except sqlite3.DataError:
+        rows = connection.execute(f"{listed} ORDER BY rowid", (session_id,)).fetchall()
+    return [row for (row,) in rows]
+
+
 if sys.version_info >= (3, 11):
+
+    @contextmanager
+    def _values_up_to(connection: sqlite3.Connection, most_bytes: int) -> Iterator[None]:
+        before = connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, most_bytes)
+        try:
+            yield
+        finally:
+            connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, before)
 
     def _end_of_value(
         connection: sqlite3.Connection, row: int, most_bytes: int
@@ -117,6 +144,10 @@ if sys.version_info >= (3, 11):
             return blob.read(), size
 
 else:
+
+    @contextmanager
+    def _values_up_to(_connection: sqlite3.Connection, _most_bytes: int) -> Iterator[None]:
+        yield
 
     def _end_of_value(
         connection: sqlite3.Connection, row: int, most_bytes: int

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from runner.crush_database import check_tables, chosen
@@ -34,8 +34,10 @@ _MARK_BYTES = 60
 _BLOCK_CHARS = 1 << 16
 _WIRE = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
+_LONGEST_TITLE_CHARS = 300
 _SESSION_COLUMNS = {
-    "title": "substr(title, 1, 300)",
+    # More than is kept of it: a secret that is cut in two would not be known.
+    "title": "substr(title, 1, 10000)",
     "prompt_tokens": "prompt_tokens",
     "completion_tokens": "completion_tokens",
     "cost": "cost",
@@ -45,9 +47,12 @@ _SESSION_COLUMNS = {
 
 
 def session_within(
-    connection: sqlite3.Connection, session_id: str, limit_bytes: int
+    connection: sqlite3.Connection, session_id: str, limit_bytes: int, forms: Sequence[str] = ()
 ) -> dict[str, object] | None:
-    """Give a session that takes at most `limit_bytes` when posted; None if there is none."""
+    """Give a session that takes at most `limit_bytes` when posted; None if there is none.
+
+    `forms` are those of secrets, as `forms_of` gives them.
+    """
     known = check_tables(connection)
     row = connection.execute(
         f"SELECT {chosen(_SESSION_COLUMNS, known['sessions'])} FROM sessions WHERE id = ?",  # noqa: S608 - constants
@@ -58,7 +63,7 @@ def session_within(
     fields = dict(zip(_SESSION_COLUMNS, row, strict=True))
     session: dict[str, object] = {
         "id": session_id,
-        "title": name_in(fields["title"]) or "",
+        "title": (name_in(fields["title"], forms) or "")[:_LONGEST_TITLE_CHARS],
         "prompt_tokens": whole_in(fields["prompt_tokens"]) or 0,
         "completion_tokens": whole_in(fields["completion_tokens"]) or 0,
         "cost": finite_in(fields["cost"]) or 0.0,
@@ -68,7 +73,7 @@ def session_within(
     }
     columns = chosen(MESSAGE_COLUMNS, known["messages"])
     room = limit_bytes - _WRAPPER_BYTES - wire_size(session)
-    session["messages"] = _newest(connection, session_id, columns, room)
+    session["messages"] = _newest(connection, session_id, columns, room, forms)
     return session
 
 
@@ -86,7 +91,11 @@ def wire_size(body: object) -> int:
 
 
 def _newest(
-    connection: sqlite3.Connection, session_id: str, columns: str, room: int
+    connection: sqlite3.Connection,
+    session_id: str,
+    columns: str,
+    room: int,
+    forms: Sequence[str],
 ) -> list[dict[str, object]]:
     """Give the newest messages that fit into `room` bytes on the wire, the oldest first."""
     (count,) = connection.execute(
@@ -96,15 +105,18 @@ def _newest(
     worth_cutting = room // 10
     kept: list[dict[str, object]] = []
     for row in _rows(connection, session_id, longest_content):
-        message = read_message(connection, row, columns)
+        message = read_message(connection, row, columns, forms)
         left = room - wire_size(message) - 1
-        content = read_content(connection, row, longest_content)
+        content = read_content(connection, row, longest_content, forms)
         start, room = _start_within(content.text, left)
         is_whole = not start and not content.unread_bytes
         if not is_whole:
             if left < (worth_cutting if kept else _MARK_BYTES):
                 break
             start, _ = _start_within(content.text, left - _MARK_BYTES)
+            if content.unread_bytes and forms:
+                # What was read may begin in the middle of a secret.
+                start = max(start, min(len(forms[0]), len(content.text)))
         mark = "" if is_whole else _head_was_cut(content, start)
         text = content.text[start:]
         del content  # which may be long: two of the three suffice at a time

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from runner.blanking import BLANK, blanked
 from runner.crush_database import end_of_parts, one_row
 from runner.crush_parts import shown_part
 
@@ -33,23 +35,37 @@ class Content(NamedTuple):
     unread_bytes: int = 0
 
 
-def read_message(connection: sqlite3.Connection, row: int, columns: str) -> dict[str, object]:
+def read_message(
+    connection: sqlite3.Connection, row: int, columns: str, forms: Sequence[str] = ()
+) -> dict[str, object]:
     """Give a message without its content."""
     found = one_row(connection, f"SELECT {columns} FROM messages WHERE rowid = ?", row)  # noqa: S608 - constants
     fields = dict(zip(MESSAGE_COLUMNS, found, strict=True))
     return {
-        "id": name_in(fields["id"]) or "",
-        "role": name_in(fields["role"]) or "",
+        "id": name_in(fields["id"], forms) or "",
+        "role": name_in(fields["role"], forms) or "",
         "content": "",
-        "model": name_in(fields["model"]),
-        "provider": name_in(fields["provider"]),
+        "model": name_in(fields["model"], forms),
+        "provider": name_in(fields["provider"], forms),
         "created_at": whole_in(fields["created_at"]) or 0,
         "finished_at": whole_in(fields["finished_at"]),
     }
 
 
-def read_content(connection: sqlite3.Connection, row: int, most_bytes: int) -> Content:
-    """Render the parts of a message; what is no list of parts is shown as it is."""
+def read_content(
+    connection: sqlite3.Connection, row: int, most_bytes: int, forms: Sequence[str] = ()
+) -> Content:
+    """Render the parts of a message, without the forms of secrets that `forms_of` gives.
+
+    What is no list of parts is shown as it is.
+    """
+    text, unread = _content(connection, row, most_bytes)
+    for form in forms:  # here: whoever called another function would hold one more copy
+        text = text.replace(form, BLANK)
+    return Content(text, unread)
+
+
+def _content(connection: sqlite3.Connection, row: int, most_bytes: int) -> Content:
     raw, size = end_of_parts(connection, row, most_bytes)
     unread = size - len(raw)
     if raw.startswith(_ZSTD) and not unread:
@@ -82,9 +98,9 @@ def clean(text: str) -> str:
     return text
 
 
-def name_in(found: object) -> str | None:
-    """Read a name from a column, in characters that can be sent."""
-    return None if found is None else clean(str(found))
+def name_in(found: object, forms: Sequence[str] = ()) -> str | None:
+    """Read a name from a column, in characters that can be sent, and without secrets."""
+    return None if found is None else blanked(clean(str(found)), forms)
 
 
 def whole_in(found: object) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from runner.blanking import blanked, forms_of, is_worth_blanking, variables_in
 from runner.bodies import log_body, status_body
 from runner.container import SIGNALLED, Container, Phase
 from runner.journal import End, Report, Task
@@ -13,7 +14,6 @@ from runner.states import EndReason
 
 LAST_LINES = 20
 _MAX_OUTPUT_CHARS = 4000
-_SHORTEST_SECRET = 8
 # How podman says that nobody saw the exit code: after its own `--timeout`, and after an accident.
 _UNRECORDED = -1
 _EXIT_BY_SIGNAL = frozenset({_UNRECORDED, 137, 143, 255})
@@ -106,24 +106,16 @@ def log_report(task_id: str, session: Mapping[str, object]) -> Report:
 
 def without_secrets(text: str, secrets: list[str]) -> str:
     """Blank every known secret, and keep the end of what is then too long."""
-    for secret in sorted(secrets, key=len, reverse=True):
-        text = text.replace(secret, "***")
-    text = text.replace("\x00", "").strip()
+    text = blanked(text, forms_of(secrets)).replace("\x00", "").strip()
     return text if len(text) <= _MAX_OUTPUT_CHARS else "…" + text[-_MAX_OUTPUT_CHARS:]
 
 
 def secrets_to_blank(*known: Secret, env_file: Path | None) -> list[str]:
-    """Give the texts that no message may carry: ours, and the values in the container's env file.
+    """Give the texts that nothing may carry: ours, and the values in the container's env file.
 
     Values shorter than eight characters are left alone: they would blank half of the output.
     """
     texts = {secret.reveal() for secret in known}
-    try:
-        lines = env_file.read_text(encoding="utf-8").split("\n") if env_file else []
-    except (OSError, UnicodeDecodeError):
-        lines = []
-    for line in lines:
-        if not line.lstrip().startswith("#"):
-            text = line.partition("=")[2].strip()
-            texts |= {text, text.strip("\"'")}
-    return [text for text in texts if len(text) >= _SHORTEST_SECRET]
+    for _, text in variables_in(env_file):
+        texts |= {text, text.strip("\"'")}
+    return [text for text in texts if is_worth_blanking(text)]

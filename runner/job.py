@@ -12,6 +12,7 @@ from pathlib import Path
 from runner.api import Identity
 from runner.assignment import is_task_id
 from runner.errors import ConfigurationError
+from runner.marks import SECRETS_VARIABLE
 from runner.settings import Secret
 
 DEFAULT_HOME = "/workspace/Victoria"
@@ -34,6 +35,15 @@ class Job:
     """When the container started, in seconds since the epoch."""
     prompt: str | None
     """What the agent was asked, where it can still be seen."""
+    named_secrets: tuple[Secret, ...] = ()
+    """The values of those variables that the runner's operator gave to the container."""
+
+    @property
+    def secrets(self) -> list[str]:
+        """Give the texts that nothing that is told of the task may carry."""
+        texts = [secret.reveal() for secret in (self.identity.api_key, *self.named_secrets)]
+        # The engines keep the quotes of a value; who prints it may not.
+        return [*texts, *(text.strip("\"'") for text in texts)]
 
     @property
     def database(self) -> Path:
@@ -70,6 +80,11 @@ def job_in(variables: Mapping[str, str], processes: Path = _PROCESSES) -> Job:
         home=Path(variables.get("VICTORIA_HOME") or DEFAULT_HOME),
         started_at=_started_at(processes),
         prompt=_prompt(processes),
+        named_secrets=tuple(
+            Secret(variables[name])
+            for name in variables.get(SECRETS_VARIABLE, "").split()
+            if name in variables
+        ),
     )
 
 

@@ -10,8 +10,9 @@ from typing import TypeVar
 import anyio
 import anyio.to_thread
 
-from runner.crush import Found, Wanted, find_sessions, read_session, session_mark
+from runner.crush import Found, Wanted, find_sessions, read_session
 from runner.crush_database import CrushError
+from runner.crush_mark import session_mark
 from runner.errors import RunnerError, Unavailable
 from runner.job import Job
 
@@ -66,7 +67,7 @@ class JobSession:
             session_id = self._latest(found)
         if session_id not in found.ids:
             raise NothingToHandIn(f"this task has no session {session_id[:80]!r}")
-        session = read_session(self._job.database, session_id)
+        session = read_session(self._job.database, session_id, secrets=self._job.secrets)
         if session is None:
             raise NothingToHandIn(f"the session {session_id!r} is gone")
         return session

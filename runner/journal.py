@@ -125,6 +125,19 @@ class Journal(Identities, Outbox):
         return [task_in(row) for row in rows]
 
     @in_writer_thread
+    def tasks_beside(self, task_id: str, started_at: float, ended_at: float) -> list[Task]:
+        """Give the other tasks whose containers ran, or may have run, at some time within these.
+
+        Of those that are closed the prompts are not known any more.
+        """
+        rows = self.connection.execute(
+            f"{TASKS} WHERE task_id <> ? AND (ended_at IS NULL OR ended_at >= ?)"
+            " AND (started_at <= ? OR started_at IS NULL AND state = ?)",
+            (task_id, started_at, ended_at, TaskState.STARTING.value),
+        )
+        return [task_in(row) for row in rows]
+
+    @in_writer_thread
     def start(self, task_id: str, boot_id: str, engine: str) -> None:
         """Write down that this engine is about to be asked for the task's container."""
         self._move(task_id, TaskState.STARTING, boot_id=boot_id, engine=engine)

@@ -16,16 +16,21 @@ from typing import TypeVar
 import anyio
 import anyio.to_thread
 
+from runner.blanking import blanked, forms_of
 from runner.container import Container
-from runner.crush import Wanted, session_mark, session_of_task
+from runner.crush import Wanted, session_of_task
 from runner.crush_log import digest_of
-from runner.ending import final_report, log_report
+from runner.crush_mark import session_mark
+from runner.ending import final_report, log_report, secrets_to_blank
 from runner.errors import RunnerError
 from runner.log import fields
+from runner.marks import KEY_VARIABLE
 from runner.parts import Parts
 from runner.records import End, Report, Task
+from runner.settings import Secret
 from runner.states import EndReason
 from runner.trace import FinalWord, Trace, read_trace
+from runner.workload import written
 
 log = logging.getLogger(__name__)
 
@@ -41,17 +46,31 @@ async def last_reports(
     now = parts.clock.wall_s()
     if not _may_have_run(task, end, container):
         return [final_report(task.task_id, end, now)]
+    secrets = await secrets_of(task.task_id, parts, container)
     home = parts.settings.victoria_home
     trace = await _read(task, partial(read_trace, home, task.task_id)) or Trace()
-    session = await _session_to_hand_in(task, parts, container, trace)
+    session = await _session_to_hand_in(task, parts, container, trace, secrets)
     word = trace.final
     session_id = trace.log_session_id or (word and word.session_id)
     if session is not None:
         session_id = str(session["id"])
     report = final_report(task.task_id, end, now, session_id)
     if word is not None:
-        report = _repeated(report, end, word)
+        report = _repeated(report, end, word, secrets)
     return [report] if session is None else [log_report(task.task_id, session), report]
+
+
+async def secrets_of(task_id: str, parts: Parts, container: Container | None) -> list[str]:
+    """Give the texts that nothing that is told of a task may carry."""
+    settings = parts.settings
+    identity = await written(
+        lambda: parts.journal.identity_for(task_id), parts.workload, parts.clock
+    )
+    # The node may have another key by now than the container was given.
+    given = Secret(container.variables.get(KEY_VARIABLE, "") if container is not None else "")
+    return secrets_to_blank(
+        settings.registration_token, identity.api_key, given, env_file=settings.env_file
+    )
 
 
 def _may_have_run(task: Task, end: End, container: Container | None) -> bool:
@@ -59,9 +78,9 @@ def _may_have_run(task: Task, end: End, container: Container | None) -> bool:
     return task.started_at is not None or container is not None or end.reason is EndReason.LOST
 
 
-def _repeated(report: Report, end: End, word: FinalWord) -> Report:
+def _repeated(report: Report, end: End, word: FinalWord, secrets: list[str]) -> Report:
     """Say what the agent has said, and beside it what became of the container if that differs."""
-    told = word.message
+    told = word.message and blanked(word.message, forms_of(secrets))
     if word.status != end.reason.status:
         told = f"{told or word.status}\n\nIts container, after that: {end.message}"
     body = {**report.body, "status": word.status, "message": told or end.message}
@@ -72,7 +91,7 @@ def _repeated(report: Report, end: End, word: FinalWord) -> Report:
 
 
 async def _session_to_hand_in(
-    task: Task, parts: Parts, container: Container | None, trace: Trace
+    task: Task, parts: Parts, container: Container | None, trace: Trace, secrets: list[str]
 ) -> Mapping[str, object] | None:
     """Read the session that the agent left, if it is not at the orchestrator already."""
     if trace.log_digest is not None and trace.final is not None:
@@ -82,15 +101,25 @@ async def _session_to_hand_in(
         started_at = container.started_at
     if started_at is None or task.assignment is None:
         return None
+    ended_at = parts.clock.wall_s()
+    # An earlier end than the start is told when the clock was set back in between.
+    if container is not None and (container.finished_at or 0) >= started_at:
+        ended_at = container.finished_at or ended_at
+    beside = await written(
+        lambda: parts.journal.tasks_beside(task.task_id, started_at, ended_at),
+        parts.workload,
+        parts.clock,
+    )
     wanted = Wanted(
         started_at,
-        parts.clock.wall_s(),
+        ended_at,
         # An adopted task's prompt is not known.
         task.assignment.prompt or None,
         session_mark(task.task_id),
+        tuple((other.assignment and other.assignment.prompt) or None for other in beside),
     )
     database = parts.settings.victoria_home / ".crush" / "crush.db"
-    session = await _read(task, partial(session_of_task, database, wanted))
+    session = await _read(task, partial(session_of_task, database, wanted, secrets))
     if session is not None and digest_of(session) == trace.log_digest:
         return None
     return session

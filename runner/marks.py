@@ -14,6 +14,8 @@ LABEL_ORCHESTRATOR = "victoria-runner.orchestrator-url"
 LABEL_TIMEOUT = "victoria-runner.timeout-s"
 LABEL_BOOT = "victoria-runner.boot-id"
 KEY_VARIABLE = "NODE_API_KEY"
+SECRETS_VARIABLE = "VICTORIA_SECRETS"
+"""Names the variables of the operator's env file whose values the reporter blanks as we do."""
 
 
 def container_name(task_id: str) -> str:

@@ -18,9 +18,10 @@ import anyio.to_thread
 
 from runner import backoff
 from runner.api import Orchestrator
+from runner.blanking import blanked, forms_of
 from runner.bodies import log_body, status_body
-from runner.crush import session_mark
 from runner.crush_log import digest_of
+from runner.crush_mark import session_mark
 from runner.crush_message import clean
 from runner.errors import RunnerError, Unauthorised, Unavailable
 from runner.job import Job
@@ -51,6 +52,7 @@ class Reporter:
         self._turn = anyio.Lock()
         self._trace = _trace_of(job)
         self._session = JobSession(job)
+        self._forms = forms_of(job.secrets)
 
     async def report(self, status: str, message: str | None, progress: float | None) -> Answer:
         """Tell how the task stands; a `success` or `error` is its end."""
@@ -98,9 +100,7 @@ class Reporter:
         """Give a message without what must not or cannot be sent."""
         if message is None:
             return None
-        message = clean(message)
-        if key := self._job.identity.api_key.reveal():
-            message = message.replace(key, "***")
+        message = blanked(clean(message), self._forms)
         cut = " [… cut]"
         too_long = len(message) > MOST_MESSAGE_CHARS
         return message[: MOST_MESSAGE_CHARS - len(cut)] + cut if too_long else message

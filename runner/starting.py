@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 
 from runner.api import Identity
+from runner.blanking import is_worth_blanking, variables_in
 from runner.container import Container, ContainerSpec, Phase, just_started
 from runner.engine import PULL_DEADLINE_S
 from runner.errors import (
@@ -32,6 +33,7 @@ from runner.marks import (
     LABEL_RUNNER,
     LABEL_TASK,
     LABEL_TIMEOUT,
+    SECRETS_VARIABLE,
     cid_file,
     env_file,
     watcher_file,
@@ -209,6 +211,14 @@ def _write_env_file(hand: Hand, identity: Identity) -> None:
     }
     if hand.assignment.files:
         variables["TASK_FILES_DIR"] = files_folder_in_container(hand.task_id)
+    # Those that are so short are blanked nowhere; none at all leaves the variable out.
+    secrets = [
+        name
+        for name, value in variables_in(hand.parts.settings.env_file)
+        if is_worth_blanking(value)
+    ]
+    if secrets:
+        variables[SECRETS_VARIABLE] = " ".join(secrets)
     text = "".join(f"{name}={value}\n" for name, value in variables.items())
     settings = hand.parts.settings
     path: Path = env_file(settings.state_dir, hand.task_id)

@@ -6,14 +6,16 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import pytest
 
 from runner.bodies import log_body
-from runner.crush import read_session, session_mark
+from runner.crush import read_session
 from runner.crush_log import digest_of
+from runner.crush_mark import session_mark
 from runner.trace import FinalWord, Trace, write_trace
 from tests.fakes.crush import Crush, text
-from tests.loops.host import IDLE, container_of
+from tests.loops.host import DEADLINE_S, IDLE, container_of
 from tests.loops.orchestrator import LOGS, STATUS
 from tests.unit.scripted_server import told
 
@@ -236,3 +238,78 @@ async def test_of_two_tasks_with_one_prompt_each_has_the_session_that_it_marked(
     await ended(host)
 
     assert [body["session"]["id"] for body in logs(host)] == ["s1"]
+
+
+async def test_task_whose_agent_began_no_session_is_not_given_the_one_of_its_twin(
+    host: Host, crush: Crush
+) -> None:
+    # s1 is the session of t-2, which runs in the same home with the same prompt.
+    crush.say("s1", text(f"It says {session_mark('t-2')}."))
+    await ended(host)
+
+    assert logs(host) == []
+
+
+@pytest.mark.parametrize(
+    ("other", "said", "count"),
+    [
+        (PROMPT, PROMPT, 0),
+        (f"{PROMPT} [hang]", f"{PROMPT} [hang]", 0),
+        ("Draw the map [hang]", PROMPT, 1),
+    ],
+    ids=["the same prompt", "a prompt that contains ours", "another prompt"],
+)
+async def test_session_without_a_mark_is_handed_in_if_no_task_beside_can_have_begun_it(
+    host: Host, crush: Crush, other: str, said: str, count: int
+) -> None:
+    crush.begin("s2", prompt=said)
+    crush.connection.execute("DELETE FROM sessions WHERE id = 's1'")
+    host.orchestrator.offer("t-1", PROMPT)
+    host.orchestrator.offer("t-2", other)
+    async with host.runner(max_tasks=2):
+        await host.wait_for_state("t-1", "running")
+        await host.wait_for_state("t-2", "running")
+        host.let_go()
+        await host.wait_for_end("t-1")
+
+    assert len(logs(host)) == count
+
+
+async def test_session_that_was_begun_after_the_container_had_ended_is_not_the_tasks(
+    host: Host, crush: Crush
+) -> None:
+    crush.connection.execute("DELETE FROM sessions")
+    host.orchestrator.offer("t-1", PROMPT)
+    async with host.runner():
+        await host.wait_for_state("t-1", "running")
+    host.let_go()
+    with anyio.fail_after(DEADLINE_S):
+        await host.engine.wait(container_of("t-1"))
+    host.clock.suspend(60)
+    crush.begin("s2", int(host.clock.wall_s()), prompt=PROMPT)
+    async with host.runner():
+        await host.wait_for_end("t-1")
+
+    assert logs(host) == []
+
+
+async def test_what_is_secret_leaves_neither_in_the_log_nor_in_the_agents_word(
+    host: Host, crush: Crush
+) -> None:
+    env_file = host.folder / "env"
+    env_file.write_text("API_PASSWORD=hunter2-hunter2\n")
+    host.orchestrator.offer("t-1", PROMPT)
+    async with host.runner(env_file=env_file):
+        await host.wait_for_state("t-1", "running")
+        variables = host.engine.variables[container_of("t-1")]
+        key = variables["NODE_API_KEY"]
+        crush.say("s1", text(f"NODE_API_KEY={key} API_PASSWORD=hunter2-hunter2"))
+        word = FinalWord("success", f"I found {key}!", None, is_sent=False)
+        write_trace(host.home, "t-1", Trace(final=word))
+        host.let_go()
+        end = await host.wait_for_end("t-1")
+
+    (log,) = logs(host)
+    assert log["session"]["messages"][-1]["content"] == "NODE_API_KEY=*** API_PASSWORD=***"
+    assert end["message"] == "I found ***!"
+    assert variables["VICTORIA_SECRETS"] == "API_PASSWORD"

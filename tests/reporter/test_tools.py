@@ -166,3 +166,20 @@ async def test_of_two_sessions_the_agent_is_asked_to_read_the_mark_and_call_agai
     assert refused["sent"] is False
     assert "2 sessions could be this task's" in refused["error"]
     assert (answer["sent"], answer["session_id"]) == (True, "s1")
+
+
+async def test_secrets_do_not_leave_in_the_log(held: Held, crush: Crush) -> None:
+    printed = f"NODE_API_KEY={held.api_key}\nAPI_PASSWORD='hunter2-hunter2'\nLANG=a-language"
+    crush.say("s1", [{"type": "tool_result", "data": {"name": "bash", "content": printed}}])
+    given = {
+        "API_PASSWORD": "hunter2-hunter2",
+        "LANG": "a-language",
+        "VICTORIA_SECRETS": "API_PASSWORD NOT_SET",
+    }
+    async with connected({**held.variables, **given}) as agent:
+        await agent.call("report_complete", message="It is hunter2-hunter2.")
+
+    assert held.log["messages"][-1]["content"] == (
+        "[tool result: bash]\nNODE_API_KEY=***\nAPI_PASSWORD='***'\nLANG=a-language"
+    )
+    assert held.task["result"] == "It is ***."

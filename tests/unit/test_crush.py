@@ -18,9 +18,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from runner.bodies import log_body
-from runner.crush import Found, Wanted, find_session, find_sessions, read_session, session_mark
+from runner.crush import Found, Wanted, find_session, find_sessions, read_session
 from runner.crush_database import CrushError
 from runner.crush_log import LOG_LIMIT_BYTES, wire_size
+from runner.crush_mark import session_mark
 from tests.fakes.crush import DURING, SCHEMA, Crush, text
 from tests.unit.another_user import as_another_user
 
@@ -69,8 +70,9 @@ def find(
     prompt: str | None = None,
     mark: str | None = None,
     ended_at: float | None = ENDED_AT,
+    others: tuple[str | None, ...] = (),
 ) -> str | None:
-    return find_session(database, Wanted(STARTED_AT, ended_at, prompt, mark))
+    return find_session(database, Wanted(STARTED_AT, ended_at, prompt, mark, others))
 
 
 # Reading
@@ -671,12 +673,171 @@ def test_session_that_has_the_mark_is_ours_though_its_prompt_was_put_otherwise(
     assert find(crush.path, prompt="Count the sales", mark=session_mark(TASK_ID)) == "s1"
 
 
+def marked(crush: Crush, session_id: str, *task_ids: str) -> None:
+    for task_id in task_ids:
+        told = {"content": json.dumps({"sent": True, "reporter": session_mark(task_id)})}
+        crush.say(session_id, [{"type": "tool_result", "data": told}])
+
+
+@pytest.mark.parametrize(
+    ("said", "prompt"),
+    [
+        ("Count the sales", "Count the sales"),
+        ("Count the sales of the south", "Count the sales"),
+        ("Draw the map", None),
+    ],
+    ids=["the same prompt", "a prompt that contains ours", "our prompt not known"],
+)
+def test_only_session_is_not_ours_when_another_task_has_marked_it(
+    crush: Crush, said: str, prompt: str | None
+) -> None:
+    crush.begin("s1", prompt=said)
+    marked(crush, "s1", "another-task")
+
+    assert find(crush.path, prompt=prompt, mark=session_mark(TASK_ID)) is None
+    found = find_sessions(crush.path, Wanted(STARTED_AT, None, prompt, session_mark(TASK_ID)))
+    assert found == Found([], are_ours=False)
+
+
+def test_mark_that_only_begins_like_ours_is_anothers(crush: Crush) -> None:
+    crush.begin("s1", prompt="Count the sales")
+    marked(crush, "s1", "t-10")
+
+    assert find(crush.path, prompt="Count the sales", mark=session_mark("t-1")) is None
+    assert find(crush.path, prompt="Count the sales", mark=session_mark("t-10")) == "s1"
+
+
+def test_mark_is_found_behind_a_message_that_is_too_long_to_search(crush: Crush) -> None:
+    crush.begin("s1", prompt="Count the sales")
+    crush.say("s1", text("x" * 3_000_000))
+    marked(crush, "s1", "another-task")
+
+    assert find(crush.path, prompt="Count the sales", mark=session_mark(TASK_ID)) is None
+    assert find(crush.path, prompt="Count the sales", mark=session_mark("another-task")) == "s1"
+
+
+def test_session_is_the_tasks_whose_mark_came_first_in_it(crush: Crush) -> None:
+    crush.begin("s1", prompt="Count the sales")
+    marked(crush, "s1", TASK_ID, "another-task")
+
+    assert find(crush.path, prompt="Count the sales", mark=session_mark(TASK_ID)) == "s1"
+    assert find(crush.path, prompt="Count the sales", mark=session_mark("another-task")) is None
+
+
+def test_unmarked_session_is_ours_when_the_others_are_marked_by_other_tasks(crush: Crush) -> None:
+    crush.begin("s1", prompt="Count the sales")
+    crush.begin("s2", prompt="Count the sales")
+    marked(crush, "s2", "another-task")
+
+    assert find(crush.path, prompt="Count the sales", mark=session_mark(TASK_ID)) == "s1"
+
+
+@pytest.mark.parametrize(
+    ("said", "prompt", "others", "is_ours"),
+    [
+        ("Count", "Count", (), True),
+        ("Count", "Count", ("Draw",), True),
+        ("Count", "Count", ("Count",), False),
+        ("Count", "Count", ("Count it all",), True),
+        ("Count", "Count", (None,), True),
+        ("You: Count. Now", "Count", ("Draw",), True),
+        ("You: Count. Now", "Count", ("Count. Now",), False),
+        ("You: Count. Now", "Count", (None,), False),
+        ("You: Count all", "Count all", ("Count",), True),
+        ("You: Count all", "Count", ("all",), False),
+        ("Count", None, (), True),
+        ("Count", None, ("Draw",), False),
+    ],
+)
+def test_session_without_a_mark_is_ours_unless_a_task_beside_can_have_begun_it(
+    crush: Crush,
+    *,
+    said: str,
+    prompt: str | None,
+    others: tuple[str | None, ...],
+    is_ours: bool,
+) -> None:
+    crush.begin("s1", prompt=said)
+
+    found = find(crush.path, prompt=prompt, mark=session_mark(TASK_ID), others=others)
+    assert found == ("s1" if is_ours else None)
+
+
 def test_of_a_tasks_own_sessions_the_newest_is_given(crush: Crush) -> None:
     for number in (1, 2):
         crush.begin(f"s{number}", DURING + number, prompt="Count the sales")
         crush.say(f"s{number}", text(session_mark(TASK_ID)))
 
     assert find(crush.path, prompt="Count the sales", mark=session_mark(TASK_ID)) == "s2"
+
+
+# Secrets
+
+KEPT = 'key-"0<1>2ü'
+"""One that JSON, and Go's more than others, writes otherwise."""
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [{"type": "tool_result", "data": {"name": "bash", "content": f"KEY={KEPT}"}}],
+        [{"type": "tool_call", "data": {"name": "b", "input": json.dumps({"command": KEPT})}}],
+        [{"type": "novelty", "data": KEPT}],
+        [{"type": "novelty", "data": {"input": json.dumps(KEPT)}}],
+        KEPT,
+        "[" + json.dumps(KEPT, ensure_ascii=False),
+        "[" + json.dumps(KEPT, ensure_ascii=False).replace("<", "\\u003c").replace(">", "\\u003e"),
+    ],
+    ids=["result", "call", "unknown", "unknown call", "no JSON", "half of a list", "Go's"],
+)
+def test_secret_is_blanked_in_whatever_the_agent_wrote(crush: Crush, parts: object) -> None:
+    crush.begin("s1")
+    crush.say("s1", parts)
+
+    session = read_session(crush.path, "s1", secrets=[KEPT])
+    assert session is not None
+    (content,) = contents(session)
+    assert "***" in content
+    assert not any(piece in content for piece in ("key-", "0<1>2", "003c"))
+
+
+def test_secret_is_blanked_in_the_title_and_in_names(crush: Crush) -> None:
+    crush.begin("s1", prompt="mine")
+    title = "x" * 295 + KEPT
+    crush.connection.execute("UPDATE sessions SET title = ?", (title,))
+    crush.connection.execute("UPDATE messages SET model = ?", (f"a-model of {KEPT}",))
+
+    session = read_session(crush.path, "s1", secrets=[KEPT])
+
+    assert session is not None
+    assert session["title"] == "x" * 295 + "***"
+    assert messages(session)[0]["model"] == "a-model of ***"
+
+
+def test_secret_that_contains_another_is_blanked_whole_and_short_ones_are_left(
+    crush: Crush,
+) -> None:
+    crush.begin("s1", prompt="key-12345678-and-more, key-12345678, 1234567")
+
+    session = read_session(
+        crush.path, "s1", secrets=["key-12345678", "key-12345678-and-more", "1234567", ""]
+    )
+
+    assert session is not None
+    assert contents(session) == ["***, ***, 1234567"]
+
+
+@pytest.mark.parametrize("length", range(17_950, 18_150, 7))
+def test_no_part_of_a_secret_is_left_where_a_content_is_cut(crush: Crush, length: int) -> None:
+    secret = "".join(f"<{number:02d}>" for number in range(25))
+    crush.begin("s1")
+    crush.say("s1", "x" * 50_000 + secret + "x" * length)
+
+    session = read_session(crush.path, "s1", secrets=[secret], limit_bytes=LIMIT)
+
+    assert session is not None
+    (content,) = contents(session)
+    assert not any(f"{number:02d}>" in content for number in range(25))
 
 
 # Cutting
@@ -789,7 +950,7 @@ def test_no_session_is_ever_larger_than_the_limit(
 MEASURE = """
 import sys, time
 from pathlib import Path
-from runner.crush import read_session
+from runner.crush import Wanted, find_session, read_session
 
 def peak_kib():
     # Of this program alone; what getrusage says is handed down from whoever started it.
@@ -797,7 +958,10 @@ def peak_kib():
     return int(status.partition("VmHWM:")[2].split()[0])
 
 before, began = peak_kib(), time.monotonic()
-session = read_session(Path(sys.argv[1]), "s1")
+wanted = Wanted(0, None, None, "a-mark")
+found = find_session(Path(sys.argv[1]), wanted)
+session = read_session(Path(sys.argv[1]), found, secrets=["a-secret-at-the-end"])
+assert "a-secret" not in session["messages"][-1]["content"]
 print((peak_kib() - before) * 1024, time.monotonic() - began, len(session["messages"]))
 """
 
@@ -823,7 +987,7 @@ def test_reading_100_mb_takes_memory_by_the_limit_and_little_time(
     crush.connection.execute("PRAGMA synchronous = OFF")
     crush.connection.execute("BEGIN")
     for _ in range(count):
-        crush.say("s1", text("x" * size))
+        crush.say("s1", text("x" * size + "a-secret-at-the-end"))
     crush.connection.execute("COMMIT")
 
     measured = subprocess.run(

@@ -59,6 +59,7 @@ ROWS = (
         "inherited",
         "processes",
         "records",
+        "crush_mark",
         "crush_message",
         "job",
     ),
@@ -67,7 +68,7 @@ ROWS = (
     ("assignment", "settings", "tools", "wire"),
     ("address", "limits"),
     ("errors",),
-    ("backoff", "bodies", "clock", "log", "marks", "states"),
+    ("backoff", "blanking", "bodies", "clock", "log", "marks", "states"),
 )
 """The runner's modules from the top down: each imports only from rows below its own."""
 
