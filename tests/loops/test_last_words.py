@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
 
+from runner.api import Orchestrator
 from runner.bodies import log_body
 from runner.crush import read_session
 from runner.crush_log import digest_of
 from runner.crush_mark import session_mark
+from runner.job import job_in
+from runner.reporting import Reporter
 from runner.trace import FinalWord, Trace, write_trace
 from tests.fakes.crush import Crush, text
 from tests.loops.host import DEADLINE_S, IDLE, container_of
@@ -142,6 +146,34 @@ async def test_word_that_was_planted_for_a_task_that_never_started_is_not_believ
 
     assert end["status"] == "error"
     assert end["message"].startswith("unstartable: ")
+
+
+@pytest.mark.parametrize("status", [401, 413, 500])
+async def test_word_and_log_that_the_reporter_could_not_send_are_delivered_at_the_end(
+    host: Host, crush: Crush, status: int
+) -> None:
+    crush.say("s1", text("There are 12."))
+    host.orchestrator.offer("t-1", PROMPT)
+    async with host.runner():
+        await host.wait_for_state("t-1", "running")
+        for path in (STATUS, LOGS):
+            host.orchestrator.always(path, told({"detail": "not now"}, status))
+        given = host.engine.variables[container_of("t-1")]
+        job = replace(job_in({**given, "VICTORIA_HOME": str(host.home)}), prompt=PROMPT)
+        async with Orchestrator(job.orchestrator_url) as orchestrator:
+            reporter = Reporter(job, orchestrator, patience_s=2)
+            answer = await reporter.finish("error", "12 sales are too few", submit_logs=True)
+        for path in (STATUS, LOGS):
+            host.orchestrator.always(path, None)
+        host.let_go()
+        end = await host.wait_for_end("t-1")
+        await host.wait_for_state("t-1", "closed")
+
+    assert str(answer["error"]).startswith(f"cannot report 'error': HTTP {status}: not now")
+    assert (end["status"], end["crush_session_id"]) == ("error", "s1")
+    assert end["message"].startswith("12 sales are too few\n\nIts container, after that: completed")
+    assert logs(host)[-1]["session"]["messages"][-1]["content"] == "There are 12."
+    assert host.rows("SELECT * FROM outbox") == []
 
 
 # What is no trace

@@ -9,13 +9,16 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from mcp import Client
 
 from runner.api import Identity, Orchestrator
 from runner.job import Job
 from runner.reporting import Answer, Reporter
 from runner.settings import Secret
+from runner.status_reporter import server_for
 from runner.trace import FinalWord, Trace, read_trace
 from tests.fakes.crush import Crush
+from tests.reporter.held import Agent
 from tests.unit.scripted_server import ScriptedServer, raw, serving, stalled, told, trickle
 
 pytestmark = pytest.mark.anyio
@@ -270,3 +273,25 @@ async def test_session_of_another_prompt_is_not_handed_in_though_it_is_named(
 
     assert failure(answer) == "cannot submit the log: this task has no session 's1'"
     assert not server.requests
+
+
+# What nobody has thought of
+
+
+class Defective(Reporter):
+    """A reporter that has a defect."""
+
+    async def report(self, status: str, message: str | None, progress: float | None) -> Answer:
+        """Fail in a way that is no failure."""
+        raise ZeroDivisionError(f"{status} {message} {progress}")
+
+
+async def test_defect_of_the_reporter_is_answered_in_one_sentence(home: Path) -> None:
+    found = job("http://127.0.0.1:1", home)
+    async with (
+        Orchestrator(found.orchestrator_url) as orchestrator,
+        Client(server_for(Defective(found, orchestrator))) as client,
+    ):
+        answer = await Agent(client).call("report_status", status="running")
+
+    assert failure(answer) == "a defect of the status reporter: ZeroDivisionError"
