@@ -16,17 +16,21 @@ async function call(method, path, body) {
   return told;
 }
 
-function show(html) {
+const shown = new Map();
+
+function show(part, html) {
+  if (shown.get(part) === html) return;
+  shown.set(part, html);
   const focused = document.activeElement && document.activeElement.id;
-  const parts = document.createElement("template");
-  parts.innerHTML = html;
-  for (const part of parts.content.children) {
-    const place = by(part.id);
-    if (place.dataset.shown === part.innerHTML) continue;
-    place.dataset.shown = part.innerHTML;
-    place.replaceChildren(...part.childNodes);
-  }
-  if (focused && document.activeElement === document.body && by(focused)) by(focused).focus();
+  const parsed = document.createElement("template");
+  parsed.innerHTML = html;
+  by(part).replaceChildren(parsed.content);
+  if (focused && document.activeElement === document.body && by(focused)) by(focused).focus({ preventScroll: true });
+}
+
+function take(event) {
+  say("");
+  show(event.part, event.html);
 }
 
 async function read(answer) {
@@ -37,7 +41,7 @@ async function read(answer) {
     if (done) return;
     const events = (rest + value).split("\n\n");
     rest = events.pop();
-    for (const event of events) if (event.startsWith("data: ")) { say(""); show(JSON.parse(event.slice(6))); }
+    for (const event of events) if (event.startsWith("data: ")) take(JSON.parse(event.slice(6)));
   }
 }
 
@@ -70,7 +74,8 @@ function signOut(why) {
   if (watching) watching.abort();
   sessionStorage.removeItem("key");
   key = null;
-  for (const id of ["numbers", "task", "tasks", "nodes", "key-list"]) { by(id).replaceChildren(); by(id).dataset.shown = ""; }
+  for (const part of shown.keys()) by(part).replaceChildren();
+  shown.clear();
   by("new-key").textContent = "";
   by("sign-in").hidden = false;
   by("fleet").hidden = by("sign-out").hidden = true;
