@@ -4,16 +4,45 @@ let key = sessionStorage.getItem("key");
 let selected = "";
 let watching = null;
 
-function say(text) { by("state").textContent = text; }
+// How the connection stands goes by itself; what was refused stays until it is dismissed or tried again.
+const told = { connection: "", refusal: "" };
+let refusedAt = null;
+
+function say(about, text) {
+  if (told[about] === text) return;
+  told[about] = text;
+  const sentence = [told.connection, told.refusal].filter(Boolean).join(" ");
+  by("state").textContent = sentence;
+  by("notice").classList.toggle("tells", sentence !== "");
+  by("dismiss").hidden = !told.refusal;
+}
+
+function refuse(text) {
+  refusedAt = document.activeElement;
+  say("refusal", text);
+}
+
+by("dismiss").addEventListener("click", () => {
+  say("refusal", "");
+  // What is live may have put another element in its place.
+  const place = refusedAt.isConnected ? refusedAt : by(refusedAt.id) || by("tasks");
+  place.focus({ preventScroll: true });
+});
 
 async function call(method, path, body) {
   const headers = { "X-API-Key": key };
   const isForm = body instanceof FormData;
   if (body && !isForm) headers["Content-Type"] = "application/json";
-  const answer = await fetch(path, { method, headers, body: body && !isForm ? JSON.stringify(body) : body });
-  const told = await answer.json();
-  if (!answer.ok) throw new Error(told.detail);
-  return told;
+  const sent = { method, headers, body: body && !isForm ? JSON.stringify(body) : body };
+  const answer = await fetch(path, sent).catch(() => { throw new Error("The server does not answer."); });
+  if (!answer.ok) throw new Error(await reason(answer));
+  return answer.json();
+}
+
+async function reason(answer) {
+  const text = await answer.text();
+  // What stands between may answer in its own way.
+  try { return JSON.parse(text).detail || text; } catch { return `the server answers ${answer.status}`; }
 }
 
 const shown = new Map();
@@ -29,7 +58,11 @@ function show(part, html) {
 }
 
 function take(event) {
-  say("");
+  say("connection", "");
+  if (by("fleet").hidden) {
+    by("fleet").hidden = false;
+    preview();
+  }
   show(event.part, event.html);
 }
 
@@ -50,24 +83,34 @@ async function watch() {
   if (watching) watching.abort();
   watching = mine;
   while (!mine.signal.aborted) {
+    let wait_s = 1;
     try {
       const query = new URLSearchParams({ task_id: selected });
       const answer = await fetch(`dashboard/live?${query}`, { headers: { "X-API-Key": key }, signal: mine.signal });
-      if (answer.status === 401 || answer.status === 403) return signOut((await answer.json()).detail);
       if (answer.ok) await read(answer);
+      else {
+        const why = await reason(answer);
+        if (answer.status === 401 || answer.status === 403) return signOut(why);
+        wait_s = Math.min(Math.max(Number(answer.headers.get("Retry-After")) || 1, 1), 60);
+        say("connection", `${why}; trying again in ${wait_s} s.`);
+      }
     } catch (error) {
-      if (!mine.signal.aborted) say("The server does not answer; trying again.");
+      if (!mine.signal.aborted) say("connection", "The server does not answer; trying again.");
     }
-    await new Promise((resume) => setTimeout(resume, 1000));
+    await new Promise((resume) => setTimeout(resume, wait_s * 1000));
   }
+}
+
+function canBeSent(text) {
+  try { return Boolean(new Headers({ "X-API-Key": text })); } catch { return false; }
 }
 
 function signIn() {
   by("sign-in").hidden = true;
-  by("fleet").hidden = by("sign-out").hidden = false;
-  say("");
+  by("sign-out").hidden = false;
+  say("refusal", "");
+  say("connection", "Connecting.");
   watch();
-  preview();
 }
 
 function signOut(why) {
@@ -79,8 +122,10 @@ function signOut(why) {
   by("new-key").textContent = "";
   by("sign-in").hidden = false;
   by("fleet").hidden = by("sign-out").hidden = true;
-  say(why || "");
+  say("connection", "");
+  say("refusal", "");
   by("key").focus();
+  if (why) refuse(why);
 }
 
 function tags() {
@@ -100,13 +145,15 @@ async function preview() {
 }
 
 async function trying(work) {
-  try { await work(); } catch (error) { say(error.message); }
+  say("refusal", "");
+  try { await work(); } catch (error) { refuse(error.message); }
 }
 
 by("sign-in").addEventListener("submit", (event) => {
   event.preventDefault();
   key = by("key").value;
   by("key").value = "";
+  if (!canBeSent(key)) return signOut("That cannot be a key: it has a character that no key has. Copy it once more.");
   sessionStorage.setItem("key", key);
   signIn();
 });

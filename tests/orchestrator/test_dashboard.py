@@ -1,11 +1,12 @@
 """The page for people, in a real browser without a screen."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from tests.orchestrator.serving import DEADLINE_S, RegisteredNode, RunningOrchestrator, ok
+from tests.orchestrator.serving import DEADLINE_S, RegisteredNode, RunningOrchestrator, ok, serve
 from tests.setup.browser import ready
 
 HOSTILE = '<img src=x onerror="window.harmed=1"><script>window.harmed=1</script>{{7*7}}"\'&'
@@ -143,6 +144,90 @@ def test_key_is_made_shown_once_rotated_and_revoked(
     fleet.get_by_role("button", name="Revoke").click()
     expect(fleet.locator("#key-list")).to_contain_text("revoked")
     assert orchestrator.client(secret).post("/tasks", json=body).status_code == 401
+
+
+def test_refusal_stays_in_sight_though_the_fleet_lives(
+    fleet: Page, orchestrator: RunningOrchestrator
+) -> None:
+    fleet.set_viewport_size({"width": PHONE["width"], "height": PHONE["height"]})
+    fleet.get_by_text("New task").click()
+    fleet.get_by_label("Prompt").fill("p")
+    fleet.get_by_label("Repeated").fill("nonsense")
+    fleet.get_by_role("button", name="Create task").click()
+    expect(fleet.locator("#state")).to_contain_text("cron")
+    expect(fleet.locator("#state")).to_be_in_viewport()
+    orchestrator.register("comes-later")
+    expect(fleet.locator("#nodes")).to_contain_text("comes-later")
+    expect(fleet.locator("#state")).to_contain_text("cron")
+    fleet.get_by_role("button", name="Dismiss").press("Enter")
+    expect(fleet.locator("#state")).to_have_text("")
+    expect(fleet.get_by_role("button", name="Create task")).to_be_focused()
+
+
+def test_refusal_goes_when_the_next_try_works(
+    fleet: Page, orchestrator: RunningOrchestrator
+) -> None:
+    fleet.get_by_text("New task").click()
+    fleet.get_by_label("Prompt").fill("at last")
+    fleet.get_by_label("Repeated").fill("nonsense")
+    fleet.get_by_role("button", name="Create task").click()
+    expect(fleet.locator("#state")).to_contain_text("cron")
+    fleet.get_by_label("Repeated").fill("0 8 * * mon")
+    fleet.get_by_role("button", name="Create task").click()
+    expect(fleet.locator("#task")).to_contain_text("at last")
+    expect(fleet.locator("#state")).to_have_text("")
+    assert len(orchestrator.tasks()) == 1
+
+
+def test_server_that_is_gone_is_told_until_it_is_back(
+    fleet: Page, orchestrator: RunningOrchestrator
+) -> None:
+    orchestrator.stop()
+    expect(fleet.locator("#state")).to_contain_text("does not answer")
+    orchestrator.start()
+    orchestrator.register("comes-later")
+    expect(fleet.locator("#nodes")).to_contain_text("comes-later")
+    expect(fleet.locator("#state")).to_have_text("")
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        ('{"detail": "the database does not answer: try again"}', "the database does not answer"),
+        ("<html>a proxy's own page</html>", "the server answers 503"),
+    ],
+)
+def test_server_in_trouble_is_told_until_it_is_over(
+    page: Page, orchestrator: RunningOrchestrator, body: str, sentence: str
+) -> None:
+    page.route("**/dashboard/live*", lambda route: route.fulfill(status=503, body=body))
+    _sign_in(page, orchestrator.admin_key)
+    expect(page.locator("#state")).to_contain_text(sentence)
+    page.unroute("**/dashboard/live*")
+    expect(page.locator("#nodes-title")).to_be_visible()
+    expect(page.locator("#state")).to_have_text("")
+
+
+def test_who_guessed_too_often_is_told(browser: Browser, tmp_path: Path) -> None:
+    with serve(tmp_path, failures_per_minute=2) as strict:
+        page = browser.new_page()
+        page.goto(f"{strict.url}/dashboard")
+        # Each wrong key counts once, though the page has more than one call to make.
+        for number in range(2):
+            _sign_in(page, f"wrong {number}")
+            expect(page.locator("#state")).to_have_text("X-API-Key is not known here")
+            expect(page.locator("#sign-in")).to_be_visible()
+        _sign_in(page, "wrong again")
+        expect(page.locator("#state")).to_contain_text("too many wrong credentials")
+        expect(page.locator("#state")).to_contain_text("trying again in")
+        expect(page.locator("#fleet")).to_be_hidden()
+        page.close()
+
+
+def test_key_that_no_header_takes_is_told(page: Page) -> None:
+    _sign_in(page, "schlüssel→")
+    expect(page.locator("#state")).to_contain_text("cannot be a key")
+    expect(page.get_by_label("Admin key")).to_be_focused()
 
 
 def test_hostile_texts_are_shown_as_texts(fleet: Page, orchestrator: RunningOrchestrator) -> None:
