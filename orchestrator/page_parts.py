@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any
 
 from jinja2 import Environment, PackageLoader
-from sqlalchemy import ColumnElement, Row, Select, func, select
+from sqlalchemy import ColumnElement, Row, Select, case, func, select
 from sqlalchemy.orm import Session
 
 from orchestrator.clock import utc_now
@@ -17,7 +17,7 @@ from orchestrator.leases import silent_before
 from orchestrator.schema import ApiKey, Log, Node, StatusEntry, Task
 from orchestrator.services import Services
 from orchestrator.shown_log import shown_log
-from orchestrator.states import NodeStatus
+from orchestrator.states import HELD, NodeStatus
 from orchestrator.statistics import get_statistics
 
 _TASKS_SHOWN = 100
@@ -58,13 +58,13 @@ class Viewer:
                 "log": self._log(session, task),
                 "tasks": _part(
                     "tasks",
-                    tasks=[_row(row) for row in rows[:_TASKS_SHOWN]],
+                    tasks=[_row(nodes, row) for row in rows[:_TASKS_SHOWN]],
                     are_more=len(rows) > _TASKS_SHOWN,
                 ),
                 "nodes": _part(
                     "nodes", nodes=[_node(self._services, node, now) for node in nodes.values()]
                 ),
-                "key-list": _part("keys", keys=[_key(key) for key in keys]),
+                "key-list": _part("keys", keys=[_key(key, now) for key in keys]),
             }
         changed = {name: html for name, html in parts.items() if self._shown.get(name) != html}
         self._shown = parts
@@ -94,6 +94,8 @@ def _newest_tasks() -> Select[Any]:
             Task.target_node_name,
             Task.target_tags,
             Task.created_at,
+            Task.scheduled_for,
+            Task.recurrence,
         )
         .order_by(Task.number.desc())
         # One more than is shown, to know if there are more.
@@ -102,13 +104,15 @@ def _newest_tasks() -> Select[Any]:
 
 
 def _progress() -> ColumnElement[float | None]:
-    return (
+    told = (
         select(StatusEntry.progress)
         .where(StatusEntry.task_number == Task.number, StatusEntry.progress.is_not(None))
         .order_by(StatusEntry.number.desc())
         .limit(1)
         .scalar_subquery()
     )
+    # What has ended is not half done, and what is in the queue again begins anew.
+    return case((Task.status.in_(HELD), told))
 
 
 def _node(services: Services, node: Node, now: datetime) -> Json:
@@ -121,7 +125,7 @@ def _node(services: Services, node: Node, now: datetime) -> Json:
     }
 
 
-def _row(row: Row[Any]) -> Json:
+def _row(nodes: dict[str, Node], row: Row[Any]) -> Json:
     prompt = row.prompt.strip()
     is_long = len(prompt) > _SHOWN_OF_A_PROMPT or len(row.prompt) == _BEGINNING
     return {
@@ -129,8 +133,10 @@ def _row(row: Row[Any]) -> Json:
         "prompt": prompt[:_SHOWN_OF_A_PROMPT] + "…" * is_long,
         "status": row.status.value,
         "progress": row.progress,
-        "target": _target(row),
+        "target": _target(nodes, row),
         "at": _shown(row.created_at),
+        "due": row.scheduled_for and _shown(row.scheduled_for),
+        "recurrence": row.recurrence,
     }
 
 
@@ -143,8 +149,10 @@ def _task(session: Session, nodes: dict[str, Node], task: Task) -> Json:
         "prompt": task.prompt[:_SHOWN_OF_A_TEXT],
         "status": task.status.value,
         "is_open": not task.status.is_final,
-        "target": _target(task),
+        "target": _target(nodes, task),
         "node": task.assigned_node_id if node is None else node.name,
+        "at": _shown(task.created_at),
+        "due": task.scheduled_for and _shown(task.scheduled_for),
         "recurrence": task.recurrence,
         "files": task.files,
         "outcome": outcome[:_SHOWN_OF_A_TEXT],
@@ -179,20 +187,25 @@ def _step(step: Row[Any]) -> Json:
     }
 
 
-def _key(key: ApiKey) -> Json:
+def _key(key: ApiKey, now: datetime) -> Json:
+    is_over = key.expires_at is not None and key.expires_at <= now
     return {
         "id": key.id,
         "name": key.name,
+        "description": key.description,
         "prefix": key.prefix,
         "patterns": key.allowed_node_patterns,
-        "role": key.role.value,
+        "role": "revoked" if not key.enabled else "expired" if is_over else key.role.value,
+        "expires": key.expires_at and _shown(key.expires_at),
+        "rate_limit": key.rate_limit,
         "enabled": key.enabled,
     }
 
 
-def _target(task: Task | Row[Any]) -> str:
+def _target(nodes: dict[str, Node], task: Task | Row[Any]) -> str:
+    node = nodes.get(task.target_node_id or "")
     tags = [f"{key}={value}" for key, value in (task.target_tags or {}).items()]
-    given = [task.target_node_id, task.target_node_name, *tags]
+    given = [node.name if node else task.target_node_id, task.target_node_name, *tags]
     return ", ".join(one for one in given if one) or "any node"
 
 

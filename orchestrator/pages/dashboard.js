@@ -190,6 +190,7 @@ by("create-key").addEventListener("submit", (event) => {
     const made = await call("POST", "keys", {
       name: by("key-name").value, description: by("key-description").value,
       allowed_node_patterns: patterns, role: by("key-role").value,
+      expires_in_days: Number(by("key-days").value) || null, rate_limit: Number(by("key-rate").value) || null,
     });
     by("create-key").reset();
     by("new-key").textContent = `The key, shown this once: ${made.api_key}`;

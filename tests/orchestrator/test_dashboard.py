@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from tests.orchestrator.serving import DEADLINE_S, RegisteredNode, RunningOrchestrator, ok, serve
+from tests.orchestrator.serving import (
+    DEADLINE_S,
+    RegisteredNode,
+    RunningOrchestrator,
+    ok,
+    rows,
+    serve,
+)
 from tests.setup.browser import ready
 
 HOSTILE = '<img src=x onerror="window.harmed=1"><script>window.harmed=1</script>{{7*7}}"\'&'
@@ -87,6 +94,8 @@ def test_what_happens_is_shown_without_reloading(
     expect(fleet.locator("#log")).to_contain_text("how it went")
     node.report(task["id"], "success", message="three lines")
     expect(fleet.locator("#task")).to_contain_text("three lines")
+    # What has ended is not half done.
+    expect(fleet.locator("#tasks")).not_to_contain_text("50 %")
     expect(fleet.get_by_role("button", name="Cancel it")).to_have_count(0)
 
 
@@ -132,8 +141,15 @@ def test_key_is_made_shown_once_rotated_and_revoked(
     fleet.get_by_label("Name", exact=True).fill("acme-ci")
     fleet.get_by_label("What it is for").fill("builds")
     fleet.get_by_label("Nodes it may target").fill("client-acme-*, shared-1")
+    fleet.get_by_label("Ends after so many days").fill("30")
+    fleet.get_by_label("Calls a minute").fill("60")
     fleet.get_by_role("button", name="Create key").click()
     expect(fleet.locator("#new-key")).to_contain_text("vk_")
+    (key,) = rows(orchestrator.admin.get("/keys"))
+    assert key["rate_limit"] == 60
+    assert key["expires_at"] is not None
+    for shown in ("builds", f"{key['expires_at'][:10]}", "60"):
+        expect(fleet.locator("#key-list")).to_contain_text(shown)
     secret = str(fleet.locator("#new-key").text_content()).rpartition(" ")[2]
     body = {"prompt": "p", "target_node_name": "shared-1"}
     ok(orchestrator.client(secret).post("/tasks", json=body))

@@ -4,12 +4,13 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
-from sqlalchemy import insert, select
+from sqlalchemy import insert, select, update
 
 from orchestrator.clock import utc_now
 from orchestrator.database import Database
-from orchestrator.schema import StatusEntry, Task
+from orchestrator.schema import ApiKey, StatusEntry, Task
 from orchestrator.states import TaskStatus
 from tests.orchestrator.serving import RegisteredNode, RunningOrchestrator, ok, refusal
 
@@ -176,6 +177,53 @@ def test_page_needs_no_key_and_allows_nothing_from_elsewhere(
     # The nonce is good for one answer.
     assert policy != second.headers["Content-Security-Policy"]
     assert "http" not in first.text.replace(orchestrator.url, "")
+
+
+def test_due_time_repetition_and_the_name_of_the_node_are_shown(
+    orchestrator: RunningOrchestrator, node: RegisteredNode
+) -> None:
+    fields = {"target_node_id": node.id, "scheduled_for": "2099-01-02T03:04:05Z"}
+    task = orchestrator.create_task(recurrence="0 8 * * mon", **fields)
+    parts = _first_look(orchestrator, task["id"])
+    for part in ("task", "tasks"):
+        for text in ("2099-01-02 03:04:05 UTC", "0 8 * * mon", node.name):
+            assert text in parts[part], (part, text)
+        assert node.id not in parts[part]
+
+
+def test_what_has_ended_has_no_progress(
+    orchestrator: RunningOrchestrator, node: RegisteredNode
+) -> None:
+    task = orchestrator.create_task()
+    node.poll()
+    node.report(task["id"], "running", progress=50)
+    assert "50&nbsp;%" in _first_look(orchestrator)["tasks"]
+    node.report(task["id"], "success")
+    assert "50&nbsp;%" not in _first_look(orchestrator)["tasks"]
+
+
+def test_keys_are_shown_with_their_limits(orchestrator: RunningOrchestrator) -> None:
+    body = {"name": "a", "description": "what it is for", "rate_limit": 7, "expires_in_days": 1}
+    key = ok(orchestrator.admin.post("/keys", json=body))
+    shown = _first_look(orchestrator)["key-list"]
+    for text in ("what it is for", ">7<", key["expires_at"][:10], "submitter"):
+        assert text in shown
+    past = utc_now() - timedelta(days=1)
+    orchestrator.change(update(ApiKey).values(expires_at=past))
+    shown = _first_look(orchestrator)["key-list"]
+    assert "expired" in shown
+    assert "submitter" not in shown
+
+
+def test_list_says_that_there_are_more_tasks(orchestrator: RunningOrchestrator) -> None:
+    for _ in range(100):
+        orchestrator.create_task()
+    assert "GET /tasks" not in _first_look(orchestrator)["tasks"]
+    orchestrator.create_task("the newest")
+    shown = _first_look(orchestrator)["tasks"]
+    assert "GET /tasks" in shown
+    assert "the newest" in shown
+    assert shown.count("data-select") == 100
 
 
 def _send_log(node: RegisteredNode, task_id: str, *messages: object) -> None:
