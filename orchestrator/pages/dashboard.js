@@ -64,6 +64,25 @@ function take(event) {
     preview();
   }
   show(event.part, event.html);
+  if (event.part === "task" && left !== null) reveal();
+}
+
+// The task that was chosen before, from the choice until it is in sight.
+let left = null;
+
+function choose(id) {
+  left = selected;
+  selected = id;
+  watch();
+}
+
+function reveal() {
+  const title = by("task-title");
+  if (title) {
+    by("task").scrollIntoView();
+    title.focus({ preventScroll: true });
+  } else (by(`show-${left}`) || by("tasks")).focus();
+  left = null;
 }
 
 async function read(answer) {
@@ -116,7 +135,8 @@ function signIn() {
 function signOut(why) {
   if (watching) watching.abort();
   sessionStorage.removeItem("key");
-  key = null;
+  key = left = null;
+  selected = "";
   for (const part of shown.keys()) by(part).replaceChildren();
   shown.clear();
   by("new-key").textContent = "";
@@ -178,8 +198,7 @@ by("create").addEventListener("submit", (event) => {
     });
     by("create").reset();
     by("new-task").open = false;
-    selected = task.id;
-    watch();
+    choose(task.id);
   });
 });
 
@@ -201,7 +220,7 @@ document.addEventListener("click", (event) => {
   const button = event.target.closest("button");
   if (!button) return;
   const { select, cancel, rotate, revoke, delete: remove } = button.dataset;
-  if (select !== undefined) { selected = select; watch(); }
+  if (select !== undefined) choose(select);
   if (cancel && confirm("Cancel this task?")) trying(() => call("DELETE", `tasks/${cancel}`));
   if (revoke && confirm("Revoke this key?")) trying(() => call("POST", `keys/${revoke}/revoke`));
   if (remove && confirm("Delete this key?")) trying(() => call("DELETE", `keys/${remove}`));

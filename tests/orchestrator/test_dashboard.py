@@ -295,3 +295,82 @@ def test_page_fits_a_phone_by_day_and_night(
     assert fleet.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
     background = fleet.evaluate("getComputedStyle(document.body).backgroundColor")
     assert background == ("rgb(20, 23, 26)" if scheme == "dark" else "rgb(255, 255, 255)")
+
+
+@pytest.mark.parametrize("width", [PHONE["width"], 1280])
+@pytest.mark.parametrize("what", ["message", "title", "role"])
+def test_long_word_of_an_agent_does_not_widen_the_page(
+    fleet: Page, orchestrator: RunningOrchestrator, node: RegisteredNode, what: str, width: int
+) -> None:
+    task = orchestrator.create_task("p")
+    node.poll()
+    words = {"message": "m", "title": "t", "role": "r", what: "y" * 300}
+    messages = [{"role": words["role"], "content": "c"}]
+    session = {"title": words["title"], "messages": messages}
+    ok(node.http.post("/logs", json={"task_id": task["id"], "session": session}))
+    node.report(task["id"], "running", message=words["message"])
+    fleet.set_viewport_size({"width": width, "height": PHONE["height"]})
+    fleet.locator(f"#show-{task['id']}").click()
+    expect(fleet.locator("#log")).to_contain_text(words["role"])
+    expect(fleet.locator("#fleet")).to_contain_text("y" * 300)
+    assert fleet.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_long_names_leave_room_for_what_stands_beside_them(
+    fleet: Page, orchestrator: RunningOrchestrator
+) -> None:
+    orchestrator.register("n" * 200, tags={"k" * 200: "v" * 200})
+    orchestrator.create_task("x" * 300, target_node_name="n" * 200)
+    body = {
+        "name": "k" * 200,
+        "description": "d" * 200,
+        "allowed_node_patterns": ["p" * 200],
+    }
+    ok(orchestrator.admin.post("/keys", json=body))
+    for width in (1280, 1040, 800):
+        fleet.set_viewport_size({"width": width, "height": 800})
+        for text in ("pending", "submitter", "Rotate", "Revoke"):
+            place = fleet.get_by_text(text, exact=True).and_(fleet.locator("table *"))
+            place.wait_for()
+            # The ranges of a text are as many as its lines.
+            lines = place.evaluate(
+                "element => { const range = document.createRange();"
+                " range.selectNodeContents(element); return range.getClientRects().length; }"
+            )
+            assert lines == 1, (width, text)
+        assert fleet.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.parametrize("width", [PHONE["width"], 1280])
+def test_chosen_task_comes_into_sight_and_gives_the_place_back(
+    fleet: Page, orchestrator: RunningOrchestrator, width: int
+) -> None:
+    for number in range(60):
+        orchestrator.create_task(f"task number {number}.")
+    fleet.set_viewport_size({"width": width, "height": PHONE["height"]})
+    button = fleet.get_by_role("button", name="task number 0.")
+    button.press("Enter")
+    expect(fleet.locator("#task h2")).to_be_in_viewport()
+    expect(fleet.locator("#task h2")).to_be_focused()
+    fleet.get_by_role("button", name="Close").press("Enter")
+    expect(fleet.locator("#task")).to_be_empty()
+    expect(button).to_be_focused()
+    expect(button).to_be_in_viewport()
+
+
+def test_report_of_the_chosen_task_does_not_move_the_page(
+    fleet: Page, orchestrator: RunningOrchestrator, node: RegisteredNode
+) -> None:
+    task = orchestrator.create_task("the chosen one")
+    for number in range(60):
+        orchestrator.create_task(f"task number {number}.")
+    node.poll()
+    fleet.get_by_role("button", name="the chosen one").click()
+    expect(fleet.locator("#task h2")).to_be_focused()
+    last = fleet.get_by_role("button", name="task number 0.")
+    last.focus()
+    expect(last).to_be_in_viewport()
+    node.report(task["id"], "running", message="on its way")
+    expect(fleet.locator("#task")).to_contain_text("on its way")
+    expect(last).to_be_focused()
+    expect(last).to_be_in_viewport()
