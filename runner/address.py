@@ -77,6 +77,11 @@ def proxy_to(url: str) -> str | None:
     return proxy
 
 
+def without_password(proxy: str) -> str:
+    """Give what may be shown of a proxy: its host, and its port if it has one."""
+    return urlsplit(proxy).netloc.rpartition("@")[2]
+
+
 def _is_http(proxy: str) -> bool:
     try:
         parts = urlsplit(proxy)

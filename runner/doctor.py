@@ -10,8 +10,10 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from runner import __version__
+from runner.address import proxy_to, without_password
 from runner.api import Orchestrator
 from runner.engine import find_engine
 from runner.engine_contract import Engine
@@ -166,8 +168,7 @@ async def _orchestrator(settings: Settings) -> AsyncIterator[Finding]:
         yield Finding(
             "orchestrator",
             is_good=False,
-            sentence=f"{settings.orchestrator_url} does not answer: {error}; check the address, "
-            "that it runs, and that outbound connections are allowed",
+            sentence=_no_answer(settings.orchestrator_url, error),
             exit_code=EXIT_TRY_AGAIN,
         )
         return
@@ -187,6 +188,16 @@ async def _orchestrator(settings: Settings) -> AsyncIterator[Finding]:
             + ("" if is_near else "; set it by NTP"),
             exit_code=EXIT_CONFIGURATION,
         )
+
+
+def _no_answer(url: str, error: WireError) -> str:
+    proxy = proxy_to(url)
+    through = f" through the proxy {without_password(proxy)}" if proxy else ""
+    way_round = f"the proxy, or name {urlsplit(url).hostname} in NO_PROXY; check " if proxy else ""
+    return (
+        f"{url} does not answer{through}: {error}; check {way_round}the address, that it runs, "
+        "and that outbound connections are allowed"
+    )
 
 
 def _skew_s(about: Mapping[str, object], now: float) -> float | None:

@@ -76,6 +76,20 @@ def test_doctor_without_an_orchestrator_says_so_and_ends_with_75(
     assert_doctor_complains(any_runner, [], complaint, exit_code=75)
 
 
+def test_doctor_names_the_proxy_through_which_nothing_answers_and_no_password(
+    any_runner: RunnerProcess,
+) -> None:
+    any_runner.environment["HTTPS_PROXY"] = "http://me:secret-of-the-proxy@127.0.0.1:9"
+    url = "https://orchestrator.example.com"
+    complaint = (
+        f"FAIL orchestrator: {url} does not answer through the proxy 127.0.0.1:9: "
+        "Connection refused; check the proxy, or name orchestrator.example.com in NO_PROXY"
+    )
+    options = ["--orchestrator-url", url]
+    assert_doctor_complains(any_runner, options, complaint, exit_code=75)
+    assert "secret-of-the-proxy" not in any_runner.run(*options, "doctor").output
+
+
 def test_doctor_without_enough_disk_says_so_and_ends_with_75(any_runner: RunnerProcess) -> None:
     any_runner.home.mkdir()
     complaint = "are to stay free; free some space there or lower --min-free-disk"
