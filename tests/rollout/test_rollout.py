@@ -19,6 +19,12 @@ def test_restart_change_upgrade_and_going_back_interrupt_no_task(
     scenario("upgrade")
 
 
+def test_a_proxy_is_the_only_way_out_and_a_wrong_one_changes_nothing(
+    scenario: Callable[[str], None],
+) -> None:
+    scenario("proxy")
+
+
 def test_each_failure_says_its_cause_and_leaves_what_worked(
     scenario: Callable[[str], None],
 ) -> None:
