@@ -164,8 +164,9 @@ def soak(arguments: list[str]) -> int:
 def rollout(arguments: list[str]) -> int:
     """Run the Molecule scenarios."""
     with one_at_a_time():
-        python = pythons.environment()
+        # First what this machine may have no Python for: it is told at once.
         environment = roles.ready()
+        python = pythons.environment()
     return hand_over(roles.command(python, environment, arguments))
 
 
