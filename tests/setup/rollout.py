@@ -20,6 +20,10 @@ NO_PYTHON = (
     "cannot run Ansible: it needs Python 3.12 or later, and none is here; "
     "install one, for example with 'uv python install 3.13' or pyenv"
 )
+NO_ROOT = (
+    "cannot make hosts: that takes root, and sudo does not give it to this account; "
+    "let it use sudo, or run ./dev rollout as root"
+)
 
 
 def tools() -> Path | None:
@@ -53,6 +57,7 @@ def ready() -> dict[str, str]:
     programs = tools()
     if programs is None:
         raise SetupError(NO_PYTHON)
+    require(as_root(["true"]), NO_ROOT, stdin=None)
     ensure_program("ssh", "the way to the scenarios' hosts")
     ensure_program("newuidmap", "containers without root")
     ensure_engine_part("netavark", "the network of the scenarios' hosts")
@@ -63,7 +68,7 @@ def ready() -> dict[str, str]:
     folder = cache_folder() / "rollout"
     folder.mkdir(mode=0o700, exist_ok=True)
     return {
-        "PATH": f"{programs}:{os.environ['PATH']}",
+        "PATH": path_for_root(programs),
         "CONTAINERS_CONF": str(hosts.settings(named["UBUNTU"], folder)),
         "VICTORIA_TEST_IMAGE": in_roots_podman(stand_in),
         "VICTORIA_ROLLOUT_FOLDER": str(folder),
@@ -73,6 +78,11 @@ def ready() -> dict[str, str]:
         "NO_COLOR": "1",
         "ANSIBLE_NOCOLOR": "1",
     }
+
+
+def path_for_root(programs: Path) -> str:
+    """Give a PATH with Ansible's programs, and with those of root, which podman's network calls."""
+    return f"{programs}:{os.environ['PATH']}:/usr/sbin:/sbin"
 
 
 def in_roots_podman(image: str) -> str:

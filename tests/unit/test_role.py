@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from runner import cli
+from runner.journal import JOURNAL_NAME
 
 ROLE = Path(__file__).resolve().parents[2] / "ansible" / "roles" / "victoria_runner"
 README = ROLE / "README.md"
@@ -52,6 +53,11 @@ def test_every_option_of_the_runner_can_be_set() -> None:
     }
     written = set(read("vars/main.yml")["__victoria_runner_variables"])
     assert written - NOT_OF_THE_RUNNER == known - NOT_IN_THE_ROLE
+
+
+def test_removal_looks_for_the_journal_by_its_name() -> None:
+    drain = (ROLE / "tasks" / "drain.yml").read_text(encoding="utf-8")
+    assert f'/{JOURNAL_NAME}"' in drain
 
 
 def test_defaults_are_those_of_the_specs() -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from tests.setup.image import Engine
 from tests.setup.packages import find_program
 from tests.setup.podman import setting_that_helps
+from tests.setup.rollout import path_for_root
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,3 +47,12 @@ def test_another_runtime_is_installed_where_the_default_one_starts_nothing(
     assert setting is not None
     assert 'runtime = "runc"' in setting
     assert find_program("runc") is not None
+
+
+def test_an_account_that_does_not_know_roots_programs_makes_hosts_that_have_a_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/usr/local/bin:/usr/bin:/bin")
+    folders = path_for_root(tmp_path).split(":")
+    assert folders[0] == str(tmp_path)
+    assert {"/usr/sbin", "/sbin"} <= set(folders)
