@@ -108,7 +108,8 @@ def command(python: Path, environment: dict[str, str], arguments: list[str]) -> 
     """Give the command that runs the scenarios; as root, for they make hosts."""
     asked = {name: value for name, value in os.environ.items() if name.startswith("VICTORIA_")}
     variables = [f"{name}={value}" for name, value in {**asked, **environment}.items()]
-    pytest = [str(python), "-m", "pytest", "tests/rollout", *arguments]
+    # Root's pytest leaves nothing in the checkout that its owner could not write to afterwards.
+    pytest = [str(python), "-m", "pytest", "-p", "no:cacheprovider", "tests/rollout", *arguments]
     return as_root(["env", *variables, "PYTHONDONTWRITEBYTECODE=1", *pytest])
 
 
