@@ -112,7 +112,7 @@ async def check_key(services: Services, request: Request) -> None:
     """
     key = request.headers.get("X-API-Key")
     if key is None or services.identities.find(key_hash(key)) is None:
-        await run_in_threadpool(_identify, services, key, _address(request), utc_now())
+        await run_in_threadpool(_identify, services, key, _call(request, _OF_NODES))
 
 
 async def _require_known_node(
