@@ -54,7 +54,7 @@ class Viewer:
                 "numbers": _part(
                     "numbers", numbers=[(name.replace("_", " "), n) for name, n in numbers.items()]
                 ),
-                "task": _part("task", task=task and _task(session, nodes, task)),
+                "chosen": _part("chosen", task=task and _task(session, nodes, task)),
                 "log": self._log(session, task),
                 "tasks": _part(
                     "tasks",

@@ -64,7 +64,7 @@ function take(event) {
     preview();
   }
   show(event.part, event.html);
-  if (event.part === "task" && left !== null) reveal();
+  if (event.part === "chosen" && left !== null) reveal();
 }
 
 // The task that was chosen before, from the choice until it is in sight.

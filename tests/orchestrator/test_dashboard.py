@@ -91,7 +91,7 @@ def test_what_happens_is_shown_without_reloading(
     expect(fleet.locator("#tasks")).to_contain_text("50 %")
     session = {"title": "how it went", "messages": [{"role": "user", "content": "please"}]}
     ok(node.http.post("/logs", json={"task_id": task["id"], "session": session}))
-    expect(fleet.locator("#log")).to_contain_text("how it went")
+    expect(fleet.locator("#task")).to_contain_text("how it went")
     node.report(task["id"], "success", message="three lines")
     expect(fleet.locator("#task")).to_contain_text("three lines")
     # What has ended is not half done.
@@ -257,7 +257,7 @@ def test_hostile_texts_are_shown_as_texts(fleet: Page, orchestrator: RunningOrch
     ok(orchestrator.admin.post("/keys", json=body))
     fleet.locator("#tasks button").click()
     expect(fleet.locator("#task pre").first).to_have_text(HOSTILE)
-    for part in ("#task", "#log", "#tasks", "#nodes", "#key-list"):
+    for part in ("#chosen", "#log", "#tasks", "#nodes", "#key-list"):
         expect(fleet.locator(part)).to_contain_text(HOSTILE)
         expect(fleet.locator(f"{part} img, {part} script")).to_have_count(0)
     assert fleet.evaluate("window.harmed") is None
@@ -353,7 +353,7 @@ def test_chosen_task_comes_into_sight_and_gives_the_place_back(
     expect(fleet.locator("#task h2")).to_be_in_viewport()
     expect(fleet.locator("#task h2")).to_be_focused()
     fleet.get_by_role("button", name="Close").press("Enter")
-    expect(fleet.locator("#task")).to_be_empty()
+    expect(fleet.locator("#chosen")).to_be_empty()
     expect(button).to_be_focused()
     expect(button).to_be_in_viewport()
 

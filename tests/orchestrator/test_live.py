@@ -67,7 +67,7 @@ def test_only_what_has_changed_is_sent_again(
     _send_log(node, task["id"], {"role": "user", "content": "first log"})
     with _live(orchestrator, task["id"]) as events:
         parts = _first_parts(events)
-        assert list(parts) == ["numbers", "task", "log", "tasks", "nodes", "key-list"]
+        assert list(parts) == ["numbers", "chosen", "log", "tasks", "nodes", "key-list"]
         assert "first log" in parts["log"]
         orchestrator.register("another")
         assert [next(events)[0] for _ in range(2)] == ["numbers", "nodes"]
@@ -91,10 +91,10 @@ def test_look_costs_little_though_a_task_reports_much(
             parts = _first_parts(events)
             assert time.process_time() - began < 0.5
         assert "33&nbsp;%" in parts["tasks"]
-    assert "the last of many" in parts["task"]
-    assert "the first of many" not in parts["task"]
-    assert parts["task"].count("<li>") == 200
-    assert f"GET /tasks/{task['id']}" in parts["task"]
+    assert "the last of many" in parts["chosen"]
+    assert "the first of many" not in parts["chosen"]
+    assert parts["chosen"].count("<li>") == 200
+    assert f"GET /tasks/{task['id']}" in parts["chosen"]
 
 
 def test_end_of_a_long_log_is_shown_and_where_the_whole_is(
@@ -136,8 +136,8 @@ def test_long_texts_of_a_task_are_cut_and_said_so(
     node.poll()
     node.report(task["id"], "success", message="m" * 500_000)
     parts = _first_look(orchestrator, task["id"])
-    assert len(parts["task"]) < 50_000
-    assert f"GET /tasks/{task['id']}" in parts["task"]
+    assert len(parts["chosen"]) < 50_000
+    assert f"GET /tasks/{task['id']}" in parts["chosen"]
 
 
 def test_stream_ends_when_the_server_stops(orchestrator: RunningOrchestrator) -> None:
@@ -185,7 +185,7 @@ def test_due_time_repetition_and_the_name_of_the_node_are_shown(
     fields = {"target_node_id": node.id, "scheduled_for": "2099-01-02T03:04:05Z"}
     task = orchestrator.create_task(recurrence="0 8 * * mon", **fields)
     parts = _first_look(orchestrator, task["id"])
-    for part in ("task", "tasks"):
+    for part in ("chosen", "tasks"):
         for text in ("2099-01-02 03:04:05 UTC", "0 8 * * mon", node.name):
             assert text in parts[part], (part, text)
         assert node.id not in parts[part]
