@@ -1,27 +1,31 @@
 """Rules about what nodes see: registration, work, reports, files and logs."""
 
 import hashlib
+import time
 from datetime import datetime, timedelta, timezone
 from urllib.parse import quote
 
 from orchestrator.check.site import (
+    NODE_FIELDS,
     Absent,
     Broken,
     Rule,
     Site,
     assigned_id,
     expect_equal,
+    expect_fields,
     expect_refusal,
     fields_of,
     unique,
 )
 
 _LOG_LIMIT = 10 * 1024**2
+_LOOK_AGAIN_S = 0.5
 
 
 def registration(site: Site) -> None:
-    """A registration answers the node's id and key."""
-    site.register()
+    """A registration answers the node, with its id and its key."""
+    expect_fields("the answer", site.register().registered, *NODE_FIELDS)
 
 
 def wrong_token(site: Site) -> None:
@@ -45,9 +49,9 @@ def assignment(site: Site) -> None:
     node = site.register()
     task = site.create_task(target_node_id=node.id, timeout_seconds=77)
     found = node.poll() or {}
-    for name in ("task_id", "prompt", "orchestrator_url", "timeout_seconds"):
-        if name not in found:
-            raise Broken(f"the assignment lacks {name}")
+    site.unreported.append((node, str(task["id"])))
+    fields = ("task_id", "prompt", "orchestrator_url", "timeout_seconds")
+    expect_fields("the assignment", found, *fields)
     expect_equal("task_id", found["task_id"], task["id"])
     expect_equal("timeout_seconds", found["timeout_seconds"], 77)
 
@@ -102,6 +106,15 @@ def unknown_status(site: Site) -> None:
         expect_refusal(f"the status {status}", response, 400, 403, 409, 422)
 
 
+def bad_progress(site: Site) -> None:
+    """A progress that is not from 0 to 100 is refused with 422."""
+    node = site.register()
+    task_id = site.task_of(node)
+    for progress in (-1, 1000, "half"):
+        response = node.report(task_id, "running", progress=progress)
+        expect_refusal(f"the progress {progress}", response, 400, 422)
+
+
 def tasks_of_others(site: Site) -> None:
     """A node cannot report on the task of another."""
     holder, other = site.register(), site.register()
@@ -144,7 +157,7 @@ def files(site: Site) -> None:
     """The node that holds a task reads its files, whatever their names, and no other node does."""
     content = bytes(range(256))
     response = site.admin.post("/upload", files={"file": ("sales Übersicht.csv", content)})
-    file = fields_of(response, "filename", "checksum", "size")
+    file = fields_of(response, "filename", "original_name", "checksum", "size")
     checksum = hashlib.sha256(content).hexdigest()
     expect_equal("the checksum", file["checksum"], checksum)
     node, other = site.register(), site.register()
@@ -176,6 +189,19 @@ def not_before_its_time(site: Site) -> None:
     expect_equal("the answer", node.poll(), None)
 
 
+def redelivery(site: Site) -> None:
+    """An assignment that its node does not report on is offered to it again."""
+    # By the rule about assignments, so that the time until then is not waited for here.
+    if not site.unreported:
+        raise Broken("no assignment was given at all")
+    node, task_id = site.unreported[0]
+    until = time.monotonic() + site.redelivery_within_s
+    while assigned_id(node) != task_id:
+        if time.monotonic() > until:
+            raise Broken("it is not, so one whose answer was lost is never done")
+        time.sleep(_LOOK_AGAIN_S)
+
+
 NODE_RULES: tuple[Rule, ...] = (
     registration,
     wrong_token,
@@ -189,9 +215,12 @@ NODE_RULES: tuple[Rule, ...] = (
     reports,
     first_end_wins,
     unknown_status,
+    bad_progress,
     tasks_of_others,
     cancelled,
     logs,
     large_logs,
     files,
 )
+LAST_RULES: tuple[Rule, ...] = (redelivery,)
+"""Those about what takes its time."""

@@ -9,8 +9,12 @@ import click
 import httpx
 
 from orchestrator.check.admin_rules import ADMIN_RULES
-from orchestrator.check.node_rules import NODE_RULES
-from orchestrator.check.site import Absent, Broken, Rule, Site
+from orchestrator.check.key_rules import KEY_RULES
+from orchestrator.check.node_rules import LAST_RULES, NODE_RULES
+from orchestrator.check.site import Absent, Broken, Rule, Site, is_sendable
+from orchestrator.check.task_rules import TASK_RULES
+
+_RULES = (*NODE_RULES, *TASK_RULES, *ADMIN_RULES, *KEY_RULES, *LAST_RULES)
 
 
 class Verdict(str, Enum):
@@ -34,20 +38,28 @@ class Finding:
 
 def check_all(site: Site) -> Iterator[Finding]:
     """Try every rule."""
-    for rule in (*NODE_RULES, *ADMIN_RULES):
+    for rule in _RULES:
         yield _try(rule, site)
+
+
+def _sendable(_context: click.Context, _option: click.Parameter, credential: str) -> str:
+    if not is_sendable(credential):
+        raise click.BadParameter("it has characters that no header can carry")
+    return credential
 
 
 @click.command(name="check")
 @click.argument("url")
 @click.option(
     "--registration-token",
+    callback=_sendable,
     envvar="REGISTRATION_TOKEN",
     required=True,
     help="What a node registers with; from REGISTRATION_TOKEN it stays off the command line.",
 )
 @click.option(
     "--admin-key",
+    callback=_sendable,
     envvar="ADMIN_API_KEY",
     required=True,
     help="The admin key; from ADMIN_API_KEY it stays off the command line.",
@@ -55,8 +67,8 @@ def check_all(site: Site) -> Iterator[Finding]:
 def check(url: str, registration_token: str, admin_key: str) -> None:
     """Run the contract against the orchestrator at URL, whosever it is.
 
-    It registers nodes of its own, creates tasks for them alone, and removes both at the end. Ends
-    with 1 if anything does not hold.
+    It registers nodes of its own, creates keys, and tasks for its nodes alone, and removes them at
+    the end. Ends with 1 if anything does not hold.
     """
     counts = dict.fromkeys(Verdict, 0)
     with Site(url, registration_token, admin_key) as site:
@@ -83,9 +95,9 @@ def _try(rule: Rule, site: Site) -> Finding:
         return Finding(name, claim, Verdict.BROKEN, str(error))
     except Absent as error:
         return Finding(name, claim, Verdict.ABSENT, str(error))
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         return Finding(name, claim, Verdict.BROKEN, f"no answer: {error}")
-    except (AttributeError, KeyError, TypeError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
         # Whatever else an orchestrator may answer, the check itself goes on.
         reason = f"an answer has not the form that it has to have: {error!r}"
         return Finding(name, claim, Verdict.BROKEN, reason)

@@ -13,6 +13,18 @@ from typing_extensions import Self
 Json = dict[str, Any]
 
 CALL_TIMEOUT_S = 60
+REDELIVERY_WITHIN_S = 30
+"""How long an assignment may stay with a node that does not report on it."""
+NODE_FIELDS = (
+    "id",
+    "hostname",
+    "name",
+    "os_type",
+    "status",
+    "last_heartbeat",
+    "current_task_id",
+    "registered_at",
+)
 _OK = 200
 
 
@@ -31,6 +43,8 @@ class Node:
     id: str
     api_key: str
     http: httpx.Client
+    registered: Json
+    """What its registration was answered with."""
 
     def poll(self, **headers: str) -> Json | None:
         """Ask for work."""
@@ -54,13 +68,26 @@ class Node:
 class Site:
     """Calls the orchestrator in every role; a context manager removes what it has made there."""
 
-    def __init__(self, url: str, registration_token: str, admin_key: str) -> None:
+    def __init__(
+        self,
+        url: str,
+        registration_token: str,
+        admin_key: str,
+        *,
+        redelivery_within_s: float = REDELIVERY_WITHIN_S,
+    ) -> None:
         self.url = url.rstrip("/")
         self.registration_token = registration_token
+        self.redelivery_within_s = redelivery_within_s
+        self.unreported: list[tuple[Node, str]] = []
+        """Nodes with the task that each was given and does not report on, to be looked at last."""
         self._stack = ExitStack()
+        # Made once: httpx would load the system's certificates anew for every client.
+        self._tls = httpx.create_ssl_context()
+        self._nobody = self.client()
         self.admin = self.client(admin_key)
-        self._task_ids: list[str] = []
-        self._node_ids: list[str] = []
+        self._made: list[str] = []
+        """The paths of tasks, nodes and keys."""
 
     def __enter__(self) -> Self:
         return self
@@ -71,38 +98,51 @@ class Site:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        with suppress(httpx.HTTPError):
-            for task_id in self._task_ids:
-                self.admin.delete(f"/tasks/{task_id}")
-            for node_id in self._node_ids:
-                self.admin.delete(f"/nodes/{node_id}")
+        # Tasks before their nodes and keys: each was made after those.
+        for path in reversed(self._made):
+            with suppress(httpx.HTTPError, httpx.InvalidURL):
+                self.admin.delete(path)
         self._stack.close()
 
     def client(self, api_key: str | None = None) -> httpx.Client:
-        """Give a client that calls with this key, or with none."""
+        """Give a client that calls with this key, or with none. Raises Broken if none can."""
         headers = {} if api_key is None else {"X-API-Key": api_key}
-        client = httpx.Client(base_url=self.url, headers=headers, timeout=CALL_TIMEOUT_S)
+        if api_key is not None and not is_sendable(api_key):
+            raise Broken("a key has characters that no header can carry")
+        client = httpx.Client(
+            base_url=self.url, headers=headers, timeout=CALL_TIMEOUT_S, verify=self._tls
+        )
         return self._stack.enter_context(client)
 
     def register(self, name: str | None = None, tags: dict[str, str] | None = None) -> Node:
         """Register a node of a name that no task of others is for."""
         response = self.try_to_register(self.registration_token, name or unique("node"), tags or {})
         node = fields_of(response, "id", "api_key")
-        self._node_ids.append(node["id"])
-        return Node(node["id"], node["api_key"], self.client(node["api_key"]))
+        self._made.append(f"/nodes/{node['id']}")
+        return Node(node["id"], node["api_key"], self.client(node["api_key"]), node)
 
     def try_to_register(self, token: str, name: str, tags: dict[str, str]) -> httpx.Response:
         """Ask for a registration."""
         body = {"hostname": "conformance.example", "os_type": "linux", "name": name, "tags": tags}
-        with httpx.Client(base_url=self.url, timeout=CALL_TIMEOUT_S) as client:
-            return client.post("/register", json=body, headers={"X-Registration-Token": token})
+        return self._nobody.post("/register", json=body, headers={"X-Registration-Token": token})
 
-    def create_task(self, **fields: object) -> Json:
-        """Create a task; whoever calls sees to it that it is for no other node."""
-        response = self.admin.post("/tasks", json={"prompt": "conformance check", **fields})
-        task = fields_of(response, "id", "status")
-        self._task_ids.append(task["id"])
-        return task
+    def create_task(self, by: httpx.Client | None = None, /, **fields: object) -> Json:
+        """Create a task, as the admin if nobody is named; give it."""
+        return fields_of(self.try_to_create(by, **fields), "id", "status")
+
+    def try_to_create(self, by: httpx.Client | None = None, /, **fields: object) -> httpx.Response:
+        """Ask for a task; whoever calls sees to it that it is for no other node."""
+        response = (by or self.admin).post("/tasks", json={"prompt": "conformance check", **fields})
+        if response.is_success:
+            self._made.append(f"/tasks/{fields_of(response, 'id')['id']}")
+        return response
+
+    def create_key(self, **fields: object) -> Json:
+        """Create a scoped key; give it as it is shown this once."""
+        body = {"name": unique("key"), "description": "conformance check", **fields}
+        key = fields_of(self.admin.post("/keys", json=body), "key_id", "api_key")
+        self._made.append(f"/keys/{key['key_id']}")
+        return key
 
     def task_of(self, node: Node, **fields: object) -> str:
         """Create a task for a node and have the node take it; give its id."""
@@ -118,6 +158,11 @@ class Site:
 def unique(word: str) -> str:
     """Make a name that nothing else has."""
     return f"conformance-{word}-{secrets.token_hex(6)}"
+
+
+def is_sendable(credential: str) -> bool:
+    """Say whether a header can carry it."""
+    return credential.isascii() and credential.isprintable()
 
 
 def assigned_id(node: Node) -> str | None:
@@ -143,10 +188,15 @@ def fields_of(response: httpx.Response, *names: str) -> Json:
     what = f"{response.request.method} {response.request.url.path}"
     if not isinstance(found, dict):
         raise Broken(f"{what} is not answered with an object")
+    expect_fields(f"the answer to {what}", found, *names)
+    return found
+
+
+def expect_fields(what: str, found: Json, *names: str) -> None:
+    """See that something has these fields."""
     missing = [name for name in names if name not in found]
     if missing:
-        raise Broken(f"the answer to {what} lacks {', '.join(missing)}")
-    return found
+        raise Broken(f"{what} lacks {', '.join(missing)}")
 
 
 def expect_refusal(what: str, response: httpx.Response, *codes: int) -> None:

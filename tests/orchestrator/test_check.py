@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orchestrator.check.run import Verdict, check_all
 from orchestrator.check.site import Site
-from tests.orchestrator.serving import Json, RunningOrchestrator
+from tests.orchestrator.serving import Json, RunningOrchestrator, rows
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,6 +29,8 @@ class Fault:
     """Changes the body that comes in."""
     answer: Callable[[int, Any], tuple[int, Any]] = lambda status, body: (status, body)
     """Changes what goes out."""
+    lost_header: bytes = b""
+    """Leaves this out of what goes out."""
     method: str | None = None
     also: str = ""
     """One more path."""
@@ -58,6 +60,38 @@ def _never_cancelled(status: int, body: Any) -> tuple[int, Any]:  # noqa: ANN401
     return status, {**body, "status": "running"} if body.get("status") == "cancelled" else body
 
 
+def _few_task_fields(status: int, body: Any) -> tuple[int, Any]:  # noqa: ANN401 - any JSON
+    kept = {"id", "status", "result", "detail", "history", "deleted_count"}
+    if not isinstance(body, dict) or "task_id" in body:
+        return status, body
+    return status, {name: value for name, value in body.items() if name in kept}
+
+
+def _lists_nothing(status: int, body: Any) -> tuple[int, Any]:  # noqa: ANN401 - any JSON
+    return status, [] if isinstance(body, list) else body
+
+
+def _no_rotation(status: int, body: Any) -> tuple[int, Any]:  # noqa: ANN401 - any JSON
+    is_rotated = isinstance(body, dict) and "grace_period_hours" in body
+    return (500, {"detail": "no"}) if is_rotated else (status, body)
+
+
+class _Once:
+    """Gives each task out once."""
+
+    def __init__(self) -> None:
+        self._given: set[str] = set()
+
+    def __call__(self, status: int, body: Any) -> tuple[int, Any]:  # noqa: ANN401 - any JSON
+        """Answer null for one that was given before."""
+        if status != 200 or not body:
+            return status, body
+        if body["task_id"] in self._given:
+            return status, None
+        self._given.add(body["task_id"])
+        return status, body
+
+
 FAULTS = {
     "a wrong token is answered 200": Fault(
         "/register",
@@ -66,7 +100,7 @@ FAULTS = {
     ),
     "an unknown key is 403": Fault(
         "/",
-        {"wrong_token", "key_needed", "removed_node"},
+        {"wrong_token", "key_needed", "removed_node", "key_deletion"},
         answer=lambda status, body: (403 if status == 401 else status, body),
     ),
     "no work is an empty object": Fault(
@@ -84,12 +118,12 @@ FAULTS = {
     ),
     "tags are passed over": Fault(
         "/tasks",
-        {"tag_targets"},
+        {"tag_targets", "task_fields"},
         request=_without("target_tags"),
         method="POST",
     ),
     "priority is passed over": Fault(
-        "/tasks", {"order"}, request=_without("priority"), method="POST"
+        "/tasks", {"order", "task_fields"}, request=_without("priority"), method="POST"
     ),
     "job_id is not known": Fault("/status", {"job_or_task"}, request=_no_job_id),
     "the last end counts": Fault("/tasks/", {"first_end_wins"}, answer=_overwritten, method="GET"),
@@ -100,6 +134,46 @@ FAULTS = {
         "/dashboard/stats",
         {"statistics"},
         answer=lambda status, body: (status, [] if status == 200 else body),
+    ),
+    "the list of nodes is empty": Fault(
+        "/nodes", {"nodes_listed"}, answer=_lists_nothing, method="GET"
+    ),
+    "tasks lack most fields": Fault(
+        "/tasks", {"task_fields", "recurrence"}, answer=_few_task_fields
+    ),
+    "recurrence is passed over": Fault(
+        "/tasks", {"recurrence"}, request=_without("recurrence"), method="POST"
+    ),
+    "any progress is taken": Fault(
+        "/status",
+        {"bad_progress"},
+        request=lambda body: {**body, "progress": 50} if "progress" in body else body,
+    ),
+    "an assignment goes out once": Fault("/tasks/pending", {"redelivery"}, answer=_Once()),
+    "keys lack their limits": Fault(
+        "/keys",
+        {"key_fields"},
+        answer=lambda status, body: (
+            status,
+            _without("permissions", "rate_limit", "expires_at", "enabled")(body),
+        ),
+        method="POST",
+    ),
+    "a key's rate is passed over": Fault(
+        "/keys", {"key_fields", "rate_limit"}, request=_without("rate_limit"), method="POST"
+    ),
+    "nobody hears when to try again": Fault("/tasks", {"rate_limit"}, lost_header=b"retry-after"),
+    "keys are not rotated": Fault("/keys/", {"rotation"}, answer=_no_rotation),
+    "keys are not deleted": Fault(
+        "/keys/",
+        {"key_deletion"},
+        answer=lambda *_: (405, {"detail": "no"}),
+        method="DELETE",
+    ),
+    "the audit is empty": Fault(
+        "/keys/audit",
+        {"audit"},
+        answer=lambda status, body: (status, {**body, "entries": [], "total": 0}),
     ),
 }
 """By what is wrong."""
@@ -131,7 +205,7 @@ class Planted:
 
         headers = [pair for pair in scope["headers"] if pair[0] != b"content-length"]
         await self._app({**scope, "headers": headers}, receive_changed, keep)
-        await _send_changed(told, fault.answer, send)
+        await _send_changed(told, fault, send)
 
 
 async def _whole(receive: Receive, change: Callable[[Json], Json]) -> Message:
@@ -145,15 +219,14 @@ async def _whole(receive: Receive, change: Callable[[Json], Json]) -> Message:
     return {"type": "http.request", "body": body, "more_body": False}
 
 
-async def _send_changed(
-    told: list[Message], change: Callable[[int, Any], tuple[int, Any]], send: Send
-) -> None:
+async def _send_changed(told: list[Message], fault: Fault, send: Send) -> None:
     start = told[0]
     body = b"".join(message.get("body", b"") for message in told[1:])
-    headers = [pair for pair in start["headers"] if pair[0] != b"content-length"]
+    left_out = {b"content-length", fault.lost_header}
+    headers = [pair for pair in start["headers"] if pair[0] not in left_out]
     status = start["status"]
     if body[:1] in {b"{", b"[", b"n"}:
-        status, changed = change(status, json.loads(body))
+        status, changed = fault.answer(status, json.loads(body))
         body = json.dumps(changed).encode()
     headers.append((b"content-length", str(len(body)).encode()))
     await send({**start, "status": status, "headers": headers})
@@ -183,18 +256,46 @@ def faulty(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[FaultyOrc
 
 @pytest.mark.parametrize("faulty", FAULTS, indirect=True)
 def test_planted_fault_is_found_by_its_rule_and_no_other(faulty: FaultyOrchestrator) -> None:
-    with Site(faulty.url, str(faulty.registration_token), faulty.admin_key) as site:
+    token = str(faulty.registration_token)
+    # As long as ours takes; the rest of the run is part of it.
+    with Site(faulty.url, token, faulty.admin_key, redelivery_within_s=6) as site:
         findings = [one for one in check_all(site) if one.verdict is Verdict.BROKEN]
     assert {one.rule for one in findings} == faulty.fault.found_by, findings
 
 
-def _check(orchestrator: RunningOrchestrator, url: str) -> tuple[int, str]:
+def test_check_goes_on_though_keys_cannot_be_sent(tmp_path: Path) -> None:
+    orchestrator = FaultyOrchestrator(tmp_path / "data", failures_per_minute=10**6)
+    orchestrator.fault = Fault(
+        "/register",
+        set(),
+        answer=lambda status, body: (status, {**body, "api_key": "schlüssel"}),
+    )
+    with orchestrator:
+        token = str(orchestrator.registration_token)
+        with Site(orchestrator.url, token, orchestrator.admin_key) as site:
+            findings = {one.rule: one for one in check_all(site)}
+        assert orchestrator.nodes() == []
+    assert findings["registration"].reason == "a key has characters that no header can carry"
+    assert findings["health"].verdict is Verdict.HOLDS
+
+
+def test_key_of_ones_own_that_cannot_be_sent_is_a_usage_error(
+    orchestrator: RunningOrchestrator,
+) -> None:
+    code, said = _check(orchestrator, orchestrator.url, ADMIN_API_KEY="schlüssel")
+    assert code == 2
+    assert "--admin-key" in said
+    assert "Traceback" not in said
+
+
+def _check(orchestrator: RunningOrchestrator, url: str, **variables: str) -> tuple[int, str]:
     done = subprocess.run(
         [sys.executable, "-m", "orchestrator", "check", url],
         cwd=ROOT,
         env={
             "REGISTRATION_TOKEN": str(orchestrator.registration_token),
             "ADMIN_API_KEY": orchestrator.admin_key,
+            **variables,
         },
         capture_output=True,
         text=True,
@@ -209,8 +310,8 @@ def test_ours_holds_to_every_rule_and_nothing_is_left_behind(
     code, said = _check(orchestrator, orchestrator.url)
     assert code == 0, said
     assert "holds   A task is given to one node only\n" in said
-    assert said.endswith("33 holds, 0 broken, 0 absent\n")
-    assert orchestrator.nodes() == []
+    assert said.endswith("43 holds, 0 broken, 0 absent\n")
+    assert orchestrator.nodes() == rows(orchestrator.admin.get("/keys")) == []
     assert {task["status"] for task in orchestrator.tasks()} <= {"cancelled", "success", "error"}
 
 
