@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,7 @@ _WRAPPER_BYTES = 1_000  # of the body around it, and of the message that says wh
 _SMALLEST_MESSAGE_BYTES = 90
 _MARK_BYTES = 60
 _BLOCK_CHARS = 1 << 16
+_OLDER_WERE_CUT = re.compile(r"\[… (\d{1,9}) older messages cut …\]")
 _WIRE = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 _LONGEST_TITLE_CHARS = 300
@@ -77,6 +79,24 @@ def session_within(
     return session
 
 
+def shortened(session: Mapping[str, object], limit_bytes: int) -> dict[str, object] | None:
+    """Give a session, as `session_within` gave it, cut further; None when it is short enough."""
+    size = sum(len(piece.encode()) for piece in _WIRE.iterencode(session))
+    messages = session["messages"]
+    if size + _WRAPPER_BYTES <= limit_bytes or not isinstance(messages, list):
+        return None
+    older = 0
+    if messages and (mark := _OLDER_WERE_CUT.fullmatch(str(messages[0]["content"]))):
+        older, messages = int(mark[1]), messages[1:]
+    room = limit_bytes - _WRAPPER_BYTES - wire_size({**session, "messages": []})
+    found = (
+        ({**message, "content": ""}, Content(message["content"])) for message in messages[::-1]
+    )
+    kept = _fitting(found, room)
+    older += len(messages) - len(kept)
+    return {**session, "messages": [_older_were_cut(older, kept), *kept] if older else kept}
+
+
 def digest_of(session: Mapping[str, object]) -> str:
     """Tell this session, as it stands, from what it becomes when the agent goes on."""
     digest = hashlib.sha256()
@@ -102,21 +122,35 @@ def _newest(
         "SELECT count(*) FROM messages WHERE session_id = ?", (session_id,)
     ).fetchone()
     longest_content = max(room, 0)
+    found = (
+        (
+            read_message(connection, row, columns, forms),
+            read_content(connection, row, longest_content, forms),
+        )
+        for row in _rows(connection, session_id, longest_content)
+    )
+    kept = _fitting(found, room, longest_secret=len(forms[0]) if forms else 0)
+    older = count - len(kept)
+    return [_older_were_cut(older, kept), *kept] if older else kept
+
+
+def _fitting(
+    found: Iterator[tuple[dict[str, object], Content]], room: int, longest_secret: int = 0
+) -> list[dict[str, object]]:
+    """Give as many of the messages, which come newest first, as fit; the oldest first."""
     worth_cutting = room // 10
     kept: list[dict[str, object]] = []
-    for row in _rows(connection, session_id, longest_content):
-        message = read_message(connection, row, columns, forms)
+    for message, content in found:
         left = room - wire_size(message) - 1
-        content = read_content(connection, row, longest_content, forms)
         start, room = _start_within(content.text, left)
         is_whole = not start and not content.unread_bytes
         if not is_whole:
             if left < (worth_cutting if kept else _MARK_BYTES):
                 break
             start, _ = _start_within(content.text, left - _MARK_BYTES)
-            if content.unread_bytes and forms:
+            if content.unread_bytes:
                 # What was read may begin in the middle of a secret.
-                start = max(start, min(len(forms[0]), len(content.text)))
+                start = max(start, min(longest_secret, len(content.text)))
         mark = "" if is_whole else _head_was_cut(content, start)
         text = content.text[start:]
         del content  # which may be long: two of the three suffice at a time
@@ -126,8 +160,7 @@ def _newest(
             break
     kept.reverse()
     kept.sort(key=_moment)
-    older = count - len(kept)
-    return [_older_were_cut(older, kept), *kept] if older else kept
+    return kept
 
 
 def _rows(connection: sqlite3.Connection, session_id: str, room: int) -> Iterator[int]:

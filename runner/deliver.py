@@ -18,12 +18,14 @@ from runner.errors import JournalError, Refused, RegistrationRefused, Unauthoris
 from runner.journal import Letter
 from runner.log import fields
 from runner.parts import Parts
+from runner.too_long import hand_in_log
 from runner.wire import CALL_TIMEOUT_S, SLOWEST_UPLOAD_BYTES_PER_S
 
 log = logging.getLogger(__name__)
 
 _QUIET_CHECK_S = 60.0
-_LONGEST_CALL_S = CALL_TIMEOUT_S + (12 << 20) / SLOWEST_UPLOAD_BYTES_PER_S
+_LONGEST_CALL_S = 3 * CALL_TIMEOUT_S + (18 << 20) / SLOWEST_UPLOAD_BYTES_PER_S
+"""Three for a log that is refused as too long: it is sent whole, then ever shorter."""
 _LOG_GOES_FIRST_S = 600.0
 _LOG_GOES_FIRST_ATTEMPTS = 2
 _LOG_ATTEMPTS = 16
@@ -147,7 +149,10 @@ async def _attempt(parts: Parts, loop: str, letter: Letter, *, is_last: bool) ->
         return 0
     parts.pulse.beat(loop, next_within_s=_QUIET_CHECK_S + _LONGEST_CALL_S)
     try:
-        await parts.orchestrator.hand_in(letter.identity, letter.path, body)
+        if letter.is_log:
+            await hand_in_log(parts.orchestrator, letter.identity, body)
+        else:
+            await parts.orchestrator.hand_in(letter.identity, letter.path, body)
     except Unauthorised as error:
         parts.pulse.rest(loop)
         await parts.node.renew(letter.identity)

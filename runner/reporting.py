@@ -26,6 +26,7 @@ from runner.crush_message import clean
 from runner.errors import RunnerError, Unauthorised, Unavailable
 from runner.job import Job
 from runner.job_session import JobSession
+from runner.too_long import hand_in_log
 from runner.trace import MOST_MESSAGE_CHARS, FinalWord, Trace, TraceError, read_trace, write_trace
 
 log = logging.getLogger(__name__)
@@ -166,14 +167,14 @@ class Reporter:
             session = await self._session.read(session_id, until)
             digest = await anyio.to_thread.run_sync(digest_of, session)
             body = log_body(self._job.task_id, session)
-            await self._send(
-                partial(self._orchestrator.hand_in, self._job.identity, "logs", body), until
+            taken = await self._send(
+                partial(hand_in_log, self._orchestrator, self._job.identity, body), until
             )
         except RunnerError as error:
             return _failure(f"cannot submit the log: {error}")
         sent_id = str(session["id"])
         await self._leave(replace(self._trace, log_digest=digest, log_session_id=sent_id))
-        messages = session["messages"]
+        messages = taken["messages"]
         return {
             "sent": True,
             "job_id": self._job.task_id,

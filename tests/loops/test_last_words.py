@@ -24,6 +24,8 @@ from tests.loops.orchestrator import LOGS, STATUS
 from tests.unit.scripted_server import told
 
 if TYPE_CHECKING:
+    from anyio.abc import ByteStream
+
     from tests.loops.host import Host
 
 pytestmark = pytest.mark.anyio
@@ -345,3 +347,29 @@ async def test_what_is_secret_leaves_neither_in_the_log_nor_in_the_agents_word(
     assert log["session"]["messages"][-1]["content"] == "NODE_API_KEY=*** API_PASSWORD=***"
     assert end["message"] == "I found ***!"
     assert variables["VICTORIA_SECRETS"] == "API_PASSWORD"
+
+
+def refusing_over(most_bytes: int, host: Host) -> Callable[[], object]:
+    """Give what has the orchestrator take only short logs from then on."""
+
+    async def answer(stream: ByteStream) -> None:
+        size = int(host.orchestrator.calls[-1].request.headers["content-length"])
+        is_taken = size <= most_bytes
+        await (told({}) if is_taken else told({"detail": "too long"}, 413))(stream)
+
+    return lambda: host.orchestrator.always(LOGS, answer)
+
+
+@pytest.mark.parametrize("most_bytes", [6_000_000, 1 << 20])
+async def test_log_that_is_refused_as_too_long_is_cut_and_handed_in(
+    host: Host, crush: Crush, most_bytes: int
+) -> None:
+    for number in range(80):
+        crush.say("s1", text(f"{number} " + "x" * 100_000))
+    await ended(host, "", refusing_over(most_bytes, host))
+
+    taken = logs(host)[-1]["session"]["messages"]
+    assert taken[0]["content"].endswith("older messages cut …]")
+    assert taken[-1]["content"].startswith("79 x")
+    assert len(str(taken)) > most_bytes * 0.8
+    assert host.rows("SELECT * FROM outbox") == []

@@ -12,12 +12,14 @@ import pytest
 from mcp import Client
 
 from runner.api import Identity, Orchestrator
+from runner.crush import read_session
+from runner.crush_log import digest_of
 from runner.job import Job
 from runner.reporting import Answer, Reporter
 from runner.settings import Secret
 from runner.status_reporter import server_for
 from runner.trace import FinalWord, Trace, read_trace
-from tests.fakes.crush import Crush
+from tests.fakes.crush import Crush, text
 from tests.reporter.held import Agent
 from tests.unit.scripted_server import ScriptedServer, raw, serving, stalled, told, trickle
 
@@ -120,6 +122,25 @@ async def test_end_is_told_though_its_log_is_refused(server: ScriptedServer, hom
     assert [request.target for request in server.requests] == ["/logs", "/status"]
     left = read_trace(home, TASK_ID)
     assert (left.log_digest, left.final) == (None, FinalWord("error", "no", "s1", is_sent=True))
+
+
+async def test_log_that_is_refused_as_too_long_is_cut_and_handed_in(
+    server: ScriptedServer, home: Path, crush: Crush
+) -> None:
+    for _ in range(30):
+        crush.say("s1", text("x" * 100_000))
+    server.answer(told({"detail": "too long"}, 413), TAKEN)
+    async with reporting(job(server.url, home)) as reporter:
+        answer = await reporter.hand_in(None)
+
+    first, second = server.requests
+    assert len(first.body) > 3_000_000
+    # What is shorter than 5 MB is cut to 1 MB at once.
+    assert len(second.body) <= 1_000_000
+    assert answer["sent"] is True
+    whole = read_session(crush.path, "s1")
+    assert whole is not None
+    assert read_trace(home, TASK_ID).log_digest == digest_of(whole)
 
 
 @pytest.mark.usefixtures("crush")

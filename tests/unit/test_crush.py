@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from runner.bodies import log_body
 from runner.crush import Found, Wanted, find_session, find_sessions, read_session
 from runner.crush_database import CrushError
-from runner.crush_log import LOG_LIMIT_BYTES, wire_size
+from runner.crush_log import LOG_LIMIT_BYTES, shortened, wire_size
 from runner.crush_mark import session_mark
 from tests.fakes.crush import DURING, SCHEMA, Crush, text
 from tests.unit.another_user import as_another_user
@@ -891,6 +891,17 @@ def test_long_content_loses_its_head_and_what_is_newer_stays(crush: Crush) -> No
     assert long.endswith(end)
     assert last == newest
     assert wire_size(log_body(TASK_ID, session)) > LIMIT * 0.9
+
+
+def test_session_that_is_cut_further_is_as_if_it_had_been_cut_so_at_once(crush: Crush) -> None:
+    crush.begin("s1")
+    for number in range(300):
+        crush.say("s1", text(f"{number} " + "x" * 500), at=DURING + number)
+
+    whole = read(crush.path, 100_000)
+    assert shortened(whole, 110_000) is None
+    assert shortened(whole, LIMIT) == read(crush.path, LIMIT)
+    assert messages(whole)[0]["id"] == "cut"
 
 
 def test_message_that_is_longer_than_the_limit_is_kept_by_its_end(crush: Crush) -> None:

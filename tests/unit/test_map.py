@@ -48,7 +48,7 @@ ROWS = (
     ("parts", "ending", "reporting"),
     ("register", "job_session"),
     ("engine", "journal", "files", "crush"),
-    ("engine_calls", "engine_contract", "outbox"),
+    ("engine_calls", "engine_contract", "outbox", "too_long"),
     ("program", "crush_log", "trace", "identities"),
     ("journal_file",),
     (
