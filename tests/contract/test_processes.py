@@ -275,7 +275,7 @@ async def test_watcher_that_was_killed_is_no_exit(podman: Subject) -> None:
     with anyio.fail_after(DEADLINE_S):
         async with anyio.create_task_group() as group:
             group.start_soon(podman.engine.wait, podman.name, lambda: heard.append("exit"))
-            await anyio.sleep(0.5)
+            await anyio.sleep(2)  # nothing shows that the wait is under way
             conmon, process = conmon_and_process(podman)
             os.kill(conmon, signal.SIGKILL)
             await anyio.sleep(0.5)

@@ -237,9 +237,11 @@ async def test_tasks_that_follow_one_another_are_no_news_at_once(host: Host) -> 
         host.orchestrator.offer("t-1", "[wait-for go]")
         host.orchestrator.offer("t-2", "[wait-for further]")
         await until(lambda: host.orchestrator.beats() == ["idle", "busy"])
+        # Busy from when it was accepted: its start may need the engine yet.
+        await host.wait_for_state("t-1", "running")
         host.engine.shut("inspect")
         host.let_go()
-        await host.wait_for_state("t-2", "accepted")
+        await until(lambda: host.state_of("t-2") is not None)
         host.engine.open("inspect")
         await host.wait_for_state("t-2", "running")
         await host.clock.settle(WITH_TASK)
