@@ -172,6 +172,10 @@ class _Held:
     over: asyncio.Event = field(default_factory=asyncio.Event)
 
 
+_TURNS_UNTIL_SERVED = 10
+"""Of the event loop: one that was accepted just now is in nobody's hands before."""
+
+
 class FaultProxy:
     """Listens on loopback from `start` to `stop`; a context manager does both."""
 
@@ -300,6 +304,8 @@ class FaultProxy:
         server, self._server = self._server, None
         if server is not None:
             server.close()
+        for _ in range(_TURNS_UNTIL_SERVED):
+            await asyncio.sleep(0)
         open_now = [task for task in self._connections if task is not asyncio.current_task()]
         for task in open_now:
             task.cancel()
