@@ -203,6 +203,27 @@ def test_log_of_10_mb_is_taken(node: RegisteredNode, task: Json) -> None:
     ok(node.http.post("/logs", content=_log_body(task, LIMIT), headers=headers))
 
 
+@pytest.mark.parametrize("depth", [100, 252, 253, 254, 255, 256, 300, 1000, 5000])
+@pytest.mark.parametrize(("opened", "inside", "closed"), [("[", "", "]"), ('{"a":', "1", "}")])
+def test_log_that_is_nested_ever_so_deep_is_kept_whole_or_refused(  # noqa: PLR0913, PLR0917 - the cases
+    orchestrator: RunningOrchestrator,
+    task: Json,
+    node: RegisteredNode,
+    depth: int,
+    opened: str,
+    inside: str,
+    closed: str,
+) -> None:
+    nested, task_id = opened * depth + inside + closed * depth, task["id"]
+    answer = node.http.post(
+        "/logs",
+        content=f'{{"task_id": "{task_id}", "session": {{"deep": {nested}}}}}',
+        headers={"Content-Type": "application/json"},
+    )
+    shown = orchestrator.admin.get(f"/logs/{task_id}")
+    assert (answer.status_code, shown.status_code) in {(200, 200), (422, 404), (400, 404)}
+
+
 @pytest.mark.parametrize("declared", [True, False])
 def test_larger_log_is_413(
     orchestrator: RunningOrchestrator, node: RegisteredNode, task: Json, *, declared: bool
