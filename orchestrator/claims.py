@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import chain
 
-from sqlalchemy import and_, bindparam, or_, select
+from sqlalchemy import and_, bindparam, func, or_, select
 from sqlalchemy.orm import Session
 
 from orchestrator.clock import utc_now
@@ -45,14 +45,23 @@ REMOVED = "the node is no longer registered"
 _ASKING = select(Node.id, Node.name, Node.tags, Node.last_heartbeat, Node.held_task_ids).where(
     Node.id.in_(bindparam("node_ids", expanding=True))
 )
-_OFFERS = (
-    select(Task.number, Task.id, Task.assigned_node_id, Task.offered_at)
+_OLDEST = (
+    select(Task.assigned_node_id.label("node_id"), func.min(Task.offered_at).label("at"))
     .where(
         Task.assigned_node_id.in_(bindparam("node_ids", expanding=True)),
         Task.status == TaskStatus.ASSIGNED,
-        Task.offered_at.is_not(None),
     )
-    .order_by(Task.offered_at)
+    .group_by(Task.assigned_node_id)
+    .subquery()
+)
+_OFFERS = (
+    select(Task.number, Task.id, Task.assigned_node_id, Task.offered_at)
+    .join(
+        _OLDEST,
+        and_(Task.assigned_node_id == _OLDEST.c.node_id, Task.offered_at == _OLDEST.c.at),
+    )
+    .where(Task.status == TaskStatus.ASSIGNED)
+    .order_by(Task.number)
 )
 
 
