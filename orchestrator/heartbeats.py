@@ -32,21 +32,15 @@ _NOTE = (
     )
 )
 _SHOW = select(_NODES).where(_NODES.c.id.in_(bindparam("node_ids", expanding=True)))
+_UNCONFIRMED = and_(
+    Task.node_ended_at.is_(None), Task.completed_at > bindparam("unconfirmed_since")
+)
 _CANCELLED = (
-    select(
-        Task.id,
-        Task.assigned_node_id,
-        and_(
-            Task.node_ended_at.is_(None), Task.completed_at > bindparam("unconfirmed_since")
-        ).label("is_unconfirmed"),
-    )
+    select(Task.id, Task.assigned_node_id, _UNCONFIRMED.label("is_unconfirmed"))
     .where(
         Task.assigned_node_id.in_(bindparam("node_ids", expanding=True)),
         Task.status == TaskStatus.CANCELLED,
-        or_(
-            and_(Task.node_ended_at.is_(None), Task.completed_at > bindparam("unconfirmed_since")),
-            Task.id.in_(bindparam("held", expanding=True)),
-        ),
+        or_(_UNCONFIRMED, Task.id.in_(bindparam("held", expanding=True))),
     )
     .order_by(Task.number)
 )
