@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import uuid
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import pytest
 
 from runner.container import Container, ContainerSpec
@@ -18,12 +20,13 @@ from tests.engines import ADVICE, NoEngineError, named_engines, named_image
 from tests.fakes.engine import FakeEngine
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
 FAKE_IMAGE = "localhost/victoria-fake:1"
 NO_ENGINE = "no-engine"
 
 FAKE_GRACE_S = 2.0
+WAITED_FOR_WITHIN_S = 60
 
 
 @dataclass
@@ -66,10 +69,48 @@ class Subject:
         await self.engine.wait(self.name)
         return await self.look()
 
+    async def until_waited_for(self) -> None:
+        """Come back when a wait for the end of the container is under way."""
+        with anyio.fail_after(WAITED_FOR_WITHIN_S):
+            while not self._is_waited_for():  # noqa: ASYNC110 - the kernel's tables have no events
+                await anyio.sleep(0.02)
+
+    def _is_waited_for(self) -> bool:
+        if isinstance(self.engine, FakeEngine):
+            return True  # it tells of every end
+        if self.engine.kind == "podman":
+            return any(parent_of(pid) not in {0, os.getpid()} for pid in held_processes())
+        return any({b"wait", self.name.encode()} <= call for call in calls_under_way())
+
     async def clean_up(self) -> None:
         """Remove what the test made."""
         for name in {self.name, *self.names}:
             await self.engine.remove(name)
+
+
+def held_processes() -> Iterator[int]:
+    """Give the ids of the processes of which this one holds a descriptor; -1 where it is over."""
+    for entry in Path("/proc/self/fdinfo").iterdir():
+        with suppress(FileNotFoundError):
+            for line in entry.read_text().splitlines():
+                if line.startswith("Pid:"):
+                    yield int(line.removeprefix("Pid:"))
+
+
+def parent_of(pid: int) -> int:
+    """Give the id of the process that has started one; 0 where it is over."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[1])
+    except OSError:
+        return 0
+
+
+def calls_under_way() -> Iterator[set[bytes]]:
+    """Give the arguments of each process that this one has started."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if parent_of(int(folder.name)) == os.getpid():
+                yield set((folder / "cmdline").read_bytes().split(b"\0"))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -109,7 +109,7 @@ async def test_wait_tells_of_the_exit_when_it_has_come_and_not_before(
     with anyio.fail_after(DEADLINE_S):
         async with anyio.create_task_group() as group:
             group.start_soon(subject.engine.wait, subject.name, lambda: heard.append("exit"))
-            await anyio.sleep(2)  # nothing shows that the wait is under way
+            await subject.until_waited_for()
             assert not heard
             (tmp_path / "go").touch()
     assert heard == ["exit"]

@@ -263,7 +263,7 @@ async def test_container_killed_together_with_its_watcher_has_vanished(podman: S
     with anyio.fail_after(DEADLINE_S):
         async with anyio.create_task_group() as group:
             group.start_soon(podman.engine.wait, podman.name)
-            await anyio.sleep(0.5)
+            await podman.until_waited_for()
             for pid in conmon_and_process(podman):
                 os.kill(pid, signal.SIGKILL)
     assert (await podman.look()).phase is Phase.VANISHED
@@ -275,7 +275,7 @@ async def test_watcher_that_was_killed_is_no_exit(podman: Subject) -> None:
     with anyio.fail_after(DEADLINE_S):
         async with anyio.create_task_group() as group:
             group.start_soon(podman.engine.wait, podman.name, lambda: heard.append("exit"))
-            await anyio.sleep(2)  # nothing shows that the wait is under way
+            await podman.until_waited_for()
             conmon, process = conmon_and_process(podman)
             os.kill(conmon, signal.SIGKILL)
             await anyio.sleep(0.5)
