@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from tests.rollout.molecule import run
+
+
+def pytest_sessionstart() -> None:
+    """Take TERM for Ctrl-C: the hosts are removed."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

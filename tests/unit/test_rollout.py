@@ -1,0 +1,23 @@
+"""What runs the scenarios leaves nothing running when it is broken off."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+
+from tests.rollout.molecule import ending_with_all_it_started
+
+STUBBORN = "trap '' TERM; sleep 1000 & echo begun; wait"
+
+
+def test_plays_end_with_the_scenario_that_is_broken_off() -> None:
+    with subprocess.Popen(
+        ["sh", "-c", STUBBORN], stdout=subprocess.PIPE, start_new_session=True
+    ) as molecule:
+        assert molecule.stdout is not None
+        assert molecule.stdout.readline() == b"begun\n"
+        with pytest.raises(KeyboardInterrupt), ending_with_all_it_started(molecule, patience_s=1):
+            raise KeyboardInterrupt
+        # The end of its output comes when nothing that it started lives any more.
+        assert molecule.stdout.read() == b""
