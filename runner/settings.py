@@ -6,6 +6,7 @@ import os
 import re
 import socket
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from fnmatch import fnmatchcase
@@ -251,8 +252,10 @@ def check_mountable(path: Path, option: str) -> Path:
     """
     try:
         path = path.resolve()
+        # Of a link to itself Python 3.13 says nothing before this, older ones say RuntimeError.
+        with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+            path.stat()
     except (OSError, RuntimeError) as error:
-        # A link to itself is the latter to Python before 3.13.
         raise ConfigurationError(f"cannot use {option} {path}: {_reason(error)}") from error
     if ":" in str(path):
         raise ConfigurationError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -34,11 +34,12 @@ PROMPT = "Count the sales [wait-for go]"
 
 
 @pytest.fixture
-def crush(host: Host) -> Crush:
+def crush(host: Host) -> Iterator[Crush]:
     """Run a Crush with the session of the task that the host is offered."""
-    crush = Crush(host.home / ".crush" / "crush.db", now=int(host.clock.wall_s()))
-    crush.begin("s1", prompt=PROMPT)
-    return crush
+    running = Crush(host.home / ".crush" / "crush.db", now=int(host.clock.wall_s()))
+    running.begin("s1", prompt=PROMPT)
+    yield running
+    running.close()
 
 
 async def ended(
