@@ -18,10 +18,10 @@ from runner.systemd import Notifier, Pulse
 from runner.workload import Changes, Workload
 from tests.loops.engine import ObstructedEngine
 from tests.loops.orchestrator import BEAT, FINAL, TOKEN
-from tests.unit.until import until
+from tests.unit.until import DEADLINE_S, until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
     from anyio.abc import TaskGroup
@@ -35,8 +35,6 @@ IDLE = 5
 """Who sleeps on the clock of an idle runner: poll, heartbeat, deliver, forget and the watchdog."""
 WITH_TASK = IDLE
 """The same while the only slot is taken: poll waits for the slot, the task for its container."""
-DEADLINE_S = 90.0
-"""How long anything that must happen may take, on the slowest machine."""
 
 
 class HeardNotifier(Notifier):
@@ -209,14 +207,20 @@ class Host:
 
     async def wait_for_state(self, task_id: str, state: str) -> None:
         """Wait until the journal has a task in that state."""
-        await until(lambda: self.state_of(task_id) == state, within_s=DEADLINE_S)
+        await until(lambda: self.state_of(task_id) == state)
+
+    async def pass_time_until(
+        self, condition: Callable[[], bool], step_s: float = 10.0, asleep: int = IDLE
+    ) -> None:
+        """Let time go by until the condition holds, where more may be at work than are counted."""
+        with anyio.fail_after(DEADLINE_S):
+            while not condition():
+                await self.clock.advance(step_s, asleep=asleep)
+                await anyio.sleep(0.01)
 
     async def pass_time_until_closed(self, task_id: str, step_s: float = 10.0) -> None:
         """Let time go by until a task is closed: a log under way is nobody who sleeps."""
-        with anyio.fail_after(DEADLINE_S):
-            while self.state_of(task_id) != "closed":
-                await self.clock.advance(step_s, asleep=IDLE)
-                await anyio.sleep(0.01)
+        await self.pass_time_until(lambda: self.state_of(task_id) == "closed", step_s)
 
     async def wait_for_end(self, task_id: str) -> dict[str, Any]:
         """Wait until a task is reported and closed; give the one final report that was taken."""
@@ -227,12 +231,12 @@ class Host:
 
     async def wait_for_calls(self, path: str, count: int = 1) -> None:
         """Wait until the orchestrator was called so often."""
-        await until(lambda: self.orchestrator.count(path) >= count, within_s=DEADLINE_S)
+        await until(lambda: self.orchestrator.count(path) >= count)
 
     async def wait_for_beat(self, status: str) -> None:
         """Wait for a heartbeat, from now on, with that word."""
         seen = self.orchestrator.count(BEAT)
-        await until(lambda: status in self.orchestrator.beats()[seen:], within_s=DEADLINE_S)
+        await until(lambda: status in self.orchestrator.beats()[seen:])
 
 
 @asynccontextmanager

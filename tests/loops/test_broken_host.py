@@ -47,9 +47,11 @@ async def test_image_that_is_gone_costs_one_task_and_not_the_queue(host: Host) -
         await host.clock.advance(100, asleep=IDLE)
         assert host.state_of("t-2") is None
         host.engine.image = IMAGE
-        await host.clock.advance(400, asleep=IDLE - 1)
+        await host.pass_time_until(lambda: host.state_of("t-2") is not None, asleep=IDLE - 1)
         assert (await host.wait_for_end("t-2"))["status"] == "success"
-        await until(lambda: host.orchestrator.beats()[-1] == "idle")
+        await host.pass_time_until(
+            lambda: host.orchestrator.beats()[-1] == "idle", 1.0, asleep=IDLE - 1
+        )
 
 
 async def test_image_that_went_between_two_looks_is_fetched_again(host: Host) -> None:
@@ -78,7 +80,7 @@ async def test_engine_that_refuses_every_start_is_given_fewer_and_fewer_tasks(ho
         host.engine.mend()
         await host.clock.advance(400, asleep=IDLE)
         assert (await host.wait_for_end("t-49"))["status"] == "success"
-        await until(lambda: host.orchestrator.beats()[-1] == "idle")
+        await host.pass_time_until(lambda: host.orchestrator.beats()[-1] == "idle", 1.0)
 
 
 async def test_name_in_use_by_what_cannot_be_seen_is_freed_without_haste(host: Host) -> None:

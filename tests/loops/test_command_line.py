@@ -178,7 +178,7 @@ def test_bad_command_line_ends_in_a_sentence(tmp_path: Path, bad: Bad) -> None:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=90,
         check=False,
     )
 
@@ -206,7 +206,7 @@ def test_home_below_a_folder_that_is_gone_ends_in_a_sentence(tmp_path: Path) -> 
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=90,
         check=False,
     )
     assert done.returncode == 78, done.stderr

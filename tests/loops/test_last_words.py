@@ -19,9 +19,10 @@ from runner.job import job_in
 from runner.reporting import Reporter
 from runner.trace import FinalWord, Trace, write_trace
 from tests.fakes.crush import Crush, text
-from tests.loops.host import DEADLINE_S, IDLE, container_of
+from tests.loops.host import IDLE, container_of
 from tests.loops.orchestrator import LOGS, STATUS
 from tests.unit.scripted_server import told
+from tests.unit.until import DEADLINE_S
 
 if TYPE_CHECKING:
     from anyio.abc import ByteStream
@@ -164,7 +165,7 @@ async def test_word_and_log_that_the_reporter_could_not_send_are_delivered_at_th
         given = host.engine.variables[container_of("t-1")]
         job = replace(job_in({**given, "VICTORIA_HOME": str(host.home)}), prompt=PROMPT)
         async with Orchestrator(job.orchestrator_url) as orchestrator:
-            reporter = Reporter(job, orchestrator, patience_s=2)
+            reporter = Reporter(job, orchestrator, patience_s=16)
             answer = await reporter.finish("error", "12 sales are too few", submit_logs=True)
         for path in (STATUS, LOGS):
             host.orchestrator.always(path, None)
@@ -245,23 +246,21 @@ async def test_log_without_a_final_word_is_handed_in_again_if_it_has_grown(
     assert len(logs(host)) == (1 if goes_on else 0)
 
 
-async def test_log_is_handed_in_though_the_agent_told_its_end_without(
-    host: Host, crush: Crush
-) -> None:
+@pytest.mark.usefixtures("crush")
+async def test_log_is_handed_in_though_the_agent_told_its_end_without(host: Host) -> None:
     await ended(host, "", leaving(host, Trace(final=said("success", is_sent=True))))
 
     assert [body["session"]["id"] for body in logs(host)] == ["s1"]
-    crush.close()
 
 
-async def test_end_is_told_though_the_log_is_refused(host: Host, crush: Crush) -> None:
+@pytest.mark.usefixtures("crush")
+async def test_end_is_told_though_the_log_is_refused(host: Host) -> None:
     host.orchestrator.always(LOGS, told({"detail": "too long"}, 413))
     end = await ended(host)
 
     assert end["status"] == "success"
     (parked,) = host.rows("SELECT path, parked FROM outbox")
     assert parked == {"path": "logs", "parked": "HTTP 413: too long"}
-    crush.close()
 
 
 async def test_of_two_tasks_with_one_prompt_each_has_the_session_that_it_marked(

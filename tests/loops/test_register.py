@@ -41,6 +41,7 @@ async def test_identity_is_used_again_after_a_restart(host: Host) -> None:
     for count in (1, 2, 3):
         async with host.runner():
             await host.wait_for_calls(POLL, count)
+            await host.wait_for_calls(BEAT, count)
 
     assert host.orchestrator.count(REGISTER) == 1
     assert {call.body["node_id"] for call in host.orchestrator.called(BEAT)} == {"node-1"}

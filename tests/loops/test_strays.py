@@ -70,7 +70,9 @@ async def test_task_that_comes_within_the_five_minutes_keeps_its_container(host:
     async with host.runner(max_tasks=2):
         await host.clock.advance(100, asleep=IDLE + 1)
         host.orchestrator.offer("t-1", "[hang]")
-        await host.clock.advance(400, asleep=IDLE + 1)
+        await host.clock.advance(34, asleep=IDLE + 1)
+        await host.wait_for_state("t-1", "running")
+        await host.clock.advance(366, asleep=IDLE + 1)
         assert await host.engine.inspect("victoria-t-1") is not None
 
         assert host.state_of("t-1") == "running"
@@ -82,5 +84,6 @@ async def test_silent_engine_is_asked_for_strays_later(host: Host) -> None:
     async with host.runner():
         await host.clock.advance(200, asleep=IDLE + 1)
         host.engine.silent = False
-        await host.clock.advance(361, asleep=IDLE)
+        await host.clock.advance(61, asleep=IDLE + 1)
+        await host.clock.advance(300, asleep=IDLE)
         await until(lambda: "victoria-unknown" not in host.engine.names)

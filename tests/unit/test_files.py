@@ -36,7 +36,7 @@ from tests.unit.scripted_server import (
     told,
     zeros,
 )
-from tests.unit.until import until
+from tests.unit.until import DEADLINE_S, until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -364,7 +364,7 @@ async def test_pipe_in_place_of_the_file_holds_nobody_up(
     os.mkfifo(fetch.folder / "sales.csv")
     server.answer(http(200, CONTENT))
 
-    with anyio.fail_after(10):
+    with anyio.fail_after(DEADLINE_S):
         await fetch(sales())
 
     assert (fetch.folder / "sales.csv").read_bytes() == CONTENT

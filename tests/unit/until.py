@@ -9,14 +9,17 @@ import anyio
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+DEADLINE_S = 90.0
+"""How long anything that must happen may take, on the slowest machine."""
 
-async def until(condition: Callable[[], bool], *, within_s: float = 10.0) -> None:
+
+async def until(condition: Callable[[], bool]) -> None:
     """Come back when the condition holds.
 
     Raises:
         TimeoutError: it did not come to that.
 
     """
-    with anyio.fail_after(within_s):
+    with anyio.fail_after(DEADLINE_S):
         while not condition():  # noqa: ASYNC110 - conditions on disks and in threads have no events
             await anyio.sleep(0.01)
