@@ -14,7 +14,7 @@ import pytest
 
 from tests.reporter.held import COMMAND, ROOT, Held, Json
 
-DEADLINE_S = 60
+DEADLINE_S = 90
 
 
 class Typist:
@@ -210,7 +210,7 @@ def test_environment_without_the_sdk_is_told_in_one_line(nobody: dict[str, str])
         env={**os.environ, **nobody},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=DEADLINE_S,
         check=False,
     )
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
+import anyio
 import pytest
 from mcp import Client
 
@@ -20,25 +21,48 @@ from runner.settings import Secret
 from runner.status_reporter import server_for
 from runner.trace import FinalWord, Trace, read_trace
 from tests.fakes.crush import Crush, text
+from tests.fakes.loop import FORWARD, put_forward
 from tests.reporter.held import Agent
-from tests.unit.scripted_server import ScriptedServer, raw, serving, stalled, told, trickle
+from tests.unit.scripted_server import (
+    ScriptedServer,
+    nobody_listening,
+    raw,
+    serving,
+    stalled,
+    told,
+    trickle,
+)
+from tests.unit.until import until
 
 pytestmark = pytest.mark.anyio
 
 TASK_ID = "t-1"
-SHORT_S = 4.0
-"""How long the reporter tries in tests whose orchestrator never comes back."""
+PATIENCE_S = 60.0
+"""How long the reporter tries, unless the test puts the time forward."""
+WAITED_OUT_S = 12.0
+"""How long it tries where nothing shows that it has."""
 
 WORSE = {
-    "silent": (raw(), "Server disconnected"),
-    "slow": (stalled(b""), "no answer"),
-    "trickling": (trickle(), "no answer"),
-    "401": (told({"detail": "unknown key"}, 401), "HTTP 401: unknown key"),
-    "413": (told({"detail": "too long"}, 413), "HTTP 413: too long"),
-    "500": (told({"detail": "oh no"}, 500), "HTTP 500: oh no"),
-    "nonsense": (raw(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n<p>"), "its answer is no JSON"),
+    "silent": (raw(), "Server disconnected", 2),
+    "slow": (stalled(b""), "no answer", 1),
+    "trickling": (trickle(), "no answer", 1),
+    "401": (told({"detail": "unknown key"}, 401), "HTTP 401: unknown key", None),
+    "413": (told({"detail": "too long"}, 413), "HTTP 413: too long", None),
+    "500": (told({"detail": "oh no"}, 500), "HTTP 500: oh no", 2),
+    "nonsense": (
+        raw(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n<p>"),
+        "its answer is no JSON",
+        2,
+    ),
 }
+"""How it is answered, what is said of that, and how often it asks before its patience ends."""
 TAKEN = told({"task_id": TASK_ID, "status": "running"})
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, Mapping[str, Any]]:
+    """Name the event loop that these tests use."""
+    return FORWARD
 
 
 @pytest.fixture
@@ -53,9 +77,25 @@ def job(url: str, home: Path, key: str = "node-key-1234", prompt: str | None = N
 
 
 @asynccontextmanager
-async def reporting(found: Job, patience_s: float = SHORT_S) -> AsyncIterator[Reporter]:
+async def reporting(found: Job) -> AsyncIterator[Reporter]:
     async with Orchestrator(found.orchestrator_url) as orchestrator:
-        yield Reporter(found, orchestrator, patience_s=patience_s)
+        yield Reporter(found, orchestrator, patience_s=PATIENCE_S)
+
+
+@asynccontextmanager
+async def time_passing(
+    server: ScriptedServer, after: int | None, seconds: float = PATIENCE_S
+) -> AsyncIterator[None]:
+    """Put the time forward when the server has been asked so often; None for never."""
+
+    async def pass_time() -> None:
+        await until(lambda: after is not None and len(server.requests) >= after)
+        put_forward(seconds)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(pass_time)
+        yield
+        group.cancel_scope.cancel()
 
 
 def failure(answer: Answer) -> str:
@@ -68,9 +108,9 @@ def failure(answer: Answer) -> str:
 async def test_final_word_that_is_not_taken_is_told_and_kept(
     server: ScriptedServer, home: Path, how: str
 ) -> None:
-    said, reason = WORSE[how]
+    said, reason, asked_count = WORSE[how]
     server.answer(said)
-    async with reporting(job(server.url, home)) as reporter:
+    async with reporting(job(server.url, home)) as reporter, time_passing(server, asked_count):
         answer = await reporter.report("success", "12 sales", None)
 
     assert failure(answer).startswith(f"cannot report 'success': {reason}")
@@ -82,9 +122,9 @@ async def test_final_word_that_is_not_taken_is_told_and_kept(
 @pytest.mark.usefixtures("crush")
 @pytest.mark.parametrize("how", WORSE)
 async def test_log_that_is_not_taken_is_told(server: ScriptedServer, home: Path, how: str) -> None:
-    said, reason = WORSE[how]
+    said, reason, asked_count = WORSE[how]
     server.answer(said)
-    async with reporting(job(server.url, home)) as reporter:
+    async with reporting(job(server.url, home)) as reporter, time_passing(server, asked_count):
         answer = await reporter.hand_in(None)
 
     assert failure(answer).startswith(f"cannot submit the log: {reason}")
@@ -103,10 +143,11 @@ async def test_end_that_stands_at_the_orchestrator_is_what_is_left_for_the_runne
 
 
 async def test_orchestrator_that_is_away_is_told(home: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as unused:
-        port = unused.getsockname()[1]
-    async with reporting(job(f"http://127.0.0.1:{port}", home)) as reporter:
-        answer = await reporter.report("running", None, 5)
+    with nobody_listening() as port:
+        found = job(f"http://127.0.0.1:{port}", home)
+        async with Orchestrator(found.orchestrator_url) as orchestrator:
+            reporter = Reporter(found, orchestrator, patience_s=WAITED_OUT_S)
+            answer = await reporter.report("running", None, 5)
 
     assert failure(answer) == "cannot report 'running': Connection refused"
 
@@ -148,7 +189,11 @@ async def test_end_is_told_though_its_log_takes_too_long(
     server: ScriptedServer, home: Path
 ) -> None:
     server.answer(stalled(b""), TAKEN)
-    async with reporting(job(server.url, home), patience_s=4) as reporter:
+    more_than_half_s = PATIENCE_S / 2 + 1
+    async with (
+        reporting(job(server.url, home)) as reporter,
+        time_passing(server, 1, more_than_half_s),
+    ):
         answer = await reporter.finish("error", "no", submit_logs=True)
 
     assert answer["sent"] is True
@@ -159,7 +204,7 @@ async def test_orchestrator_that_comes_back_in_time_is_told(
     server: ScriptedServer, home: Path
 ) -> None:
     server.answer(raw(), told({}, 503), TAKEN)
-    async with reporting(job(server.url, home), patience_s=20) as reporter:
+    async with reporting(job(server.url, home)) as reporter:
         answer = await reporter.report("success", None, 100)
 
     assert answer["sent"] is True
@@ -169,7 +214,7 @@ async def test_orchestrator_that_comes_back_in_time_is_told(
 
 async def test_refusal_is_not_repeated(server: ScriptedServer, home: Path) -> None:
     server.answer(told({"detail": "no such task"}, 404))
-    async with reporting(job(server.url, home), patience_s=20) as reporter:
+    async with reporting(job(server.url, home)) as reporter:
         await reporter.report("running", None, None)
 
     assert len(server.requests) == 1
@@ -245,7 +290,7 @@ def database(home: Path, content: bytes) -> Path:
 
 async def asked(server: ScriptedServer, home: Path) -> str:
     """Ask for the log to be handed in; give the failure, which must not reach the server."""
-    async with reporting(job(server.url, home), patience_s=20) as reporter:
+    async with reporting(job(server.url, home)) as reporter:
         answer = await reporter.hand_in(None)
     assert not server.requests
     return failure(answer)

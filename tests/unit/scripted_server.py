@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -15,7 +16,7 @@ from anyio.streams.tls import TLSListener
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Iterator, Mapping
 
 Answer: TypeAlias = Callable[[ByteStream], Awaitable[None]]
 
@@ -77,6 +78,15 @@ async def serving(tls: ssl.SSLContext | None = None) -> AsyncIterator[ScriptedSe
         tasks.start_soon(listener.serve, server.serve)
         yield server
         tasks.cancel_scope.cancel()
+
+
+@contextmanager
+def nobody_listening() -> Iterator[int]:
+    """Keep a port to ourselves, so that nobody else comes to listen at it."""
+    with socket.socket() as kept:
+        kept.bind(("127.0.0.1", 0))
+        port: int = kept.getsockname()[1]
+        yield port
 
 
 def raw(*parts: bytes) -> Answer:
