@@ -15,7 +15,12 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 # On a busy machine an example takes as long as it takes; pytest's own timeout ends what hangs.
-hypothesis.settings.register_profile("unit", hypothesis.settings(), deadline=None)
+hypothesis.settings.register_profile(
+    "unit",
+    hypothesis.settings(),
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
 hypothesis.settings.load_profile("unit")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import socket
 import ssl
 import subprocess
 from collections.abc import Awaitable, Callable
@@ -28,6 +27,7 @@ from tests.unit.scripted_server import (
     ScriptedServer,
     endless,
     http,
+    nobody_listening,
     raw,
     serving,
     stalled,
@@ -68,13 +68,6 @@ every_json_call = pytest.mark.parametrize(
     [CALLS["register"], CALLS["heartbeat"], CALLS["pending"], CALLS["status"]],
     ids=["register", "heartbeat", "pending", "status"],
 )
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port: int = taken.getsockname()[1]
-        return port
 
 
 # What is asked
@@ -571,9 +564,10 @@ async def test_broken_connection_is_unavailable(
 
 
 async def test_refused_connection_is_called_by_its_name(identity: Identity) -> None:
-    async with Orchestrator(f"http://127.0.0.1:{free_port()}") as wire:
-        with pytest.raises(Unavailable) as caught:
-            await wire.pending(identity, 25)
+    with nobody_listening() as port:
+        async with Orchestrator(f"http://127.0.0.1:{port}") as wire:
+            with pytest.raises(Unavailable) as caught:
+                await wire.pending(identity, 25)
 
     assert str(caught.value) == "Connection refused"
 
@@ -581,9 +575,10 @@ async def test_refused_connection_is_called_by_its_name(identity: Identity) -> N
 async def test_refused_connection_is_called_by_its_name_where_a_host_has_two_addresses(
     identity: Identity,
 ) -> None:
-    async with Orchestrator(f"http://localhost:{free_port()}") as wire:
-        with pytest.raises(Unavailable) as caught:
-            await wire.pending(identity, 25)
+    with nobody_listening() as port:
+        async with Orchestrator(f"http://localhost:{port}") as wire:
+            with pytest.raises(Unavailable) as caught:
+                await wire.pending(identity, 25)
 
     assert str(caught.value) == "Connection refused"
 
@@ -607,11 +602,9 @@ async def test_deadline_grows_with_what_is_sent(server: ScriptedServer) -> None:
         await told({})(stream)
 
     server.answer(answer_late)
-    ten_seconds = "x" * 10 * SLOWEST_UPLOAD_BYTES_PER_S
+    a_minute = "x" * 60 * SLOWEST_UPLOAD_BYTES_PER_S
     async with Wire(server.url) as wire:
-        async with wire.request(
-            "POST", "logs", {}, {"session": ten_seconds}, timeout_s=0.1
-        ) as said:
+        async with wire.request("POST", "logs", {}, {"session": a_minute}, timeout_s=0.1) as said:
             assert await said.decoded() == {}
 
         with pytest.raises(Unavailable, match="no answer within"):

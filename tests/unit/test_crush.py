@@ -447,11 +447,11 @@ WRITE = """
 import sqlite3, sys
 
 path, pairs, stays = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "stays"
-connection = sqlite3.connect(path, isolation_level=None)
+connection = sqlite3.connect(path, timeout=90, isolation_level=None)
 for number in range(pairs):
     if not stays:
         connection.close()
-        connection = sqlite3.connect(path, isolation_level=None)
+        connection = sqlite3.connect(path, timeout=90, isolation_level=None)
     # Who sees one of the two without the other has seen half a write.
     connection.execute("BEGIN")
     for name in (f"a{number}", f"b{number}"):
@@ -968,12 +968,12 @@ def peak_kib():
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0])
 
-before, began = peak_kib(), time.monotonic()
+before, began_s = peak_kib(), time.process_time()
 wanted = Wanted(0, None, None, "a-mark")
 found = find_session(Path(sys.argv[1]), wanted)
 session = read_session(Path(sys.argv[1]), found, secrets=["a-secret-at-the-end"])
 assert "a-secret" not in session["messages"][-1]["content"]
-print((peak_kib() - before) * 1024, time.monotonic() - began, len(session["messages"]))
+print((peak_kib() - before) * 1024, time.process_time() - began_s, len(session["messages"]))
 """
 
 
@@ -1006,11 +1006,11 @@ def test_reading_100_mb_takes_memory_by_the_limit_and_little_time(
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=200,
         check=True,
     )
 
-    growth, took_s, kept = (float(number) for number in measured.stdout.split())
+    growth, cpu_s, kept = (float(number) for number in measured.stdout.split())
     assert growth < 30 * MIB
-    assert took_s < 5
+    assert cpu_s < 5
     assert 1 <= kept <= count
