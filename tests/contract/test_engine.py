@@ -105,7 +105,8 @@ async def test_wait_lasts_while_the_container_runs(subject: Subject, tmp_path: P
     with anyio.fail_after(DEADLINE_S):
         async with anyio.create_task_group() as group:
             group.start_soon(wait)
-            await anyio.sleep(1)  # one that does not last is over by then, mostly
+            await subject.until_waited_for()
+            await anyio.sleep(0.5)
             assert not is_over.is_set()
             (tmp_path / "go").touch()
 
@@ -148,7 +149,7 @@ async def test_wait_ends_when_the_container_is_removed_behind_our_back(subject: 
     with anyio.fail_after(DEADLINE_S):
         async with anyio.create_task_group() as group:
             group.start_soon(wait)
-            await anyio.sleep(0.3)
+            await subject.until_waited_for()
             await subject.engine.remove(subject.name)
     assert await subject.engine.inspect(subject.name) is None
 

@@ -212,7 +212,7 @@ async def test_waiting_costs_no_time_of_the_processor(real: Subject) -> None:
     await real.start("[hang]")
     async with anyio.create_task_group() as group:
         group.start_soon(real.engine.wait, real.name)
-        await anyio.sleep(2)  # its beginning may cost something
+        await real.until_waited_for()
         before = time.process_time()
         await anyio.sleep(3)
         assert time.process_time() - before < 0.2

@@ -41,7 +41,7 @@ async def test_page_in_place_of_the_last_answer_loses_no_end(
 
 async def test_page_that_stays_for_hours_parks_the_report(host: Host) -> None:
     host.orchestrator.offer("t-1", "[wait-for go]")
-    async with host.runner():
+    async with host.runner(heartbeat_interval_s=300.0):
         await host.wait_for_state("t-1", "running")
         await host.clock.settle(IDLE)
         host.orchestrator.always(STATUS, http(404, *PAGES["html"]))
