@@ -32,6 +32,8 @@ TASK_ID = "11111111-2222-4333-8444-555555555555"
 STARTED_AT = 1_700_000_000.7
 ENDED_AT = 1_700_000_100.2
 LIMIT = 20_000
+LONGEST_WRITE_S = 60.0
+"""How long another process may be at a disk that others use."""
 MIB = 1 << 20
 
 OLD_SCHEMA = """
@@ -50,7 +52,7 @@ def crush(tmp_path: Path) -> Iterator[Crush]:
 
 
 def read(database: Path, limit_bytes: int = LOG_LIMIT_BYTES) -> dict[str, object]:
-    session = read_session(database, "s1", limit_bytes=limit_bytes)
+    session = read_session(database, "s1", limit_bytes=limit_bytes, busy_timeout_s=LONGEST_WRITE_S)
     assert session is not None
     assert wire_size(log_body(TASK_ID, session)) <= limit_bytes
     return session
