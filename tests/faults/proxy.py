@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import socket
 import ssl
 import threading
 import time
@@ -32,13 +33,15 @@ from urllib.parse import urlsplit
 
 from typing_extensions import Self
 
+from tests.ports import kept_port
+
 if TYPE_CHECKING:
     from tests.faults.certificates import Certificate
 
 MAX_HEAD_BYTES = 1 << 16
 HTML = b"<!DOCTYPE html><html><body><h1>Welcome to the guest network</h1></body></html>"
 _BLOCK_BYTES = 1 << 16
-_CALL_DEADLINE_S = 20.0
+_CALL_DEADLINE_S = 60.0
 
 T = TypeVar("T")
 
@@ -184,6 +187,7 @@ class FaultProxy:
         parts = urlsplit(upstream)
         self._upstream = (parts.hostname or "", parts.port or 80)
         self._certificate = certificate
+        self._keeper: socket.socket | None = None
         self._port = 0
         self._lock = threading.Lock()
         self._plans: deque[_Planned] = deque()
@@ -217,6 +221,7 @@ class FaultProxy:
 
     def start(self) -> None:
         """Begin to listen."""
+        self._keeper, self._port = kept_port()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
         self._call(self._listen())
@@ -230,6 +235,8 @@ class FaultProxy:
         self._thread.join(_CALL_DEADLINE_S)
         self._loop.close()
         self._thread = None
+        if self._keeper is not None:
+            self._keeper.close()
 
     def refuse(self) -> None:
         """Close the listener and cut what is open: connections are refused until `accept`."""
@@ -298,7 +305,6 @@ class FaultProxy:
         self._server = await asyncio.start_server(
             self._serve, "127.0.0.1", self._port, ssl=context, limit=MAX_HEAD_BYTES
         )
-        self._port = self._server.sockets[0].getsockname()[1]
 
     async def _close(self) -> None:
         server, self._server = self._server, None

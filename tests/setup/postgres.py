@@ -12,13 +12,13 @@ import pwd
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tests.ports import kept_port
 from tests.setup.packages import ensure_program, find_program
 from tests.setup.steps import SetupError, attempt, require
 
@@ -50,8 +50,15 @@ def postgresql(settings: tuple[str, ...] = UNSAFE_AND_FAST) -> Iterator[str]:
 @contextlib.contextmanager
 def _running(folder: Path, settings: tuple[str, ...]) -> Iterator[str]:
     password = secrets.token_hex(16)
-    port = _free_port()
-    _make_cluster(folder, password)
+    keeper, port = kept_port()
+    with keeper:
+        _make_cluster(folder, password)
+        with _listening(folder, port, settings):
+            yield f"postgresql://{USER}:{password}@127.0.0.1:{port}/postgres"
+
+
+@contextlib.contextmanager
+def _listening(folder: Path, port: int, settings: tuple[str, ...]) -> Iterator[None]:
     options = (f"port={port}", "listen_addresses=127.0.0.1", f"unix_socket_directories={folder}")
     log = folder / "log"
     with log.open("wb") as output:
@@ -69,7 +76,7 @@ def _running(folder: Path, settings: tuple[str, ...]) -> Iterator[str]:
         )
     try:
         _await_answer(server, port, log)
-        yield f"postgresql://{USER}:{password}@127.0.0.1:{port}/postgres"
+        yield
     finally:
         _stop(server)
 
@@ -120,8 +127,3 @@ def _stop(server: subprocess.Popen[bytes]) -> None:
 
 def _program(name: str) -> str:
     return find_program(name) or name
-
-
-def _free_port() -> int:
-    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as listener:
-        return int(listener.getsockname()[1])

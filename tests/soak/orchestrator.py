@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import signal
-import socket
 import sys
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import httpx
 
 from orchestrator.database import DATABASE_NAME
 from tests.orchestrator.serving import wait_for
+from tests.ports import kept_port
 from tests.soak.program import DEADLINE_S, Program, read_rows
 
 
@@ -27,7 +26,7 @@ class OrchestratorProcess:
         self.registration_token = secrets.token_hex(16)
         self._admin_key = secrets.token_hex(16)
         self._data_dir = folder / "data"
-        port = _free_port()
+        self._keeper, port = kept_port()
         self.url = f"http://127.0.0.1:{port}"
         command = [sys.executable, "-m", "orchestrator", f"--port={port}"]
         command += [f"--data-dir={self._data_dir}", "--redelivery-after=1"]
@@ -67,6 +66,7 @@ class OrchestratorProcess:
         """End it for good."""
         self.program.end()
         self._http.close()
+        self._keeper.close()
 
     def upload(self, name: str, content: bytes) -> str:
         """Store a file; give the name that tasks call it by."""
@@ -88,8 +88,3 @@ class OrchestratorProcess:
     def rows(self, query: str) -> list[dict[str, Any]]:
         """Read its database, without asking it."""
         return read_rows(self._data_dir / DATABASE_NAME, query)
-
-
-def _free_port() -> int:
-    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
-        return int(listener.getsockname()[1])

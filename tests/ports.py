@@ -1,0 +1,17 @@
+"""A port of loopback that stays a test's own while nobody listens on it."""
+
+from __future__ import annotations
+
+import socket
+
+
+def kept_port() -> tuple[socket.socket, int]:
+    """Take a free port for as long as the socket given with it is open, and give both.
+
+    The socket is bound and never listens: whoever connects is refused, nobody else is given the
+    port as a free one, and servers that set SO_REUSEADDR, as all here do, may listen on it.
+    """
+    keeper = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    keeper.bind(("127.0.0.1", 0))
+    return keeper, int(keeper.getsockname()[1])
