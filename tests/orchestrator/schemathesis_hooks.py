@@ -13,13 +13,16 @@ from hypothesis import strategies
 URL = os.environ["VICTORIA_CHECKED_URL"]
 ADMIN_KEY = os.environ["VICTORIA_CHECKED_ADMIN_KEY"]
 TOKEN = os.environ["VICTORIA_CHECKED_TOKEN"]
+TIMEOUT_S = 60
 FOR_NODES = {"record_heartbeat", "next_task", "download_file", "report_status", "store_log"}
 
 
 def _new_node_key() -> str:
     body = {"hostname": "checked.example", "os_type": "linux"}
     headers = {"X-Registration-Token": TOKEN}
-    answer = httpx.post(f"{URL}/register", json=body, headers=headers, trust_env=False)
+    answer = httpx.post(
+        f"{URL}/register", json=body, headers=headers, timeout=TIMEOUT_S, trust_env=False
+    )
     return str(answer.json()["api_key"])
 
 
@@ -55,6 +58,7 @@ def _uploaded() -> str:
         f"{URL}/upload",
         files={"file": ("checked.txt", b"content")},
         headers={"X-API-Key": ADMIN_KEY},
+        timeout=TIMEOUT_S,
         trust_env=False,
     )
     return str(answer.json()["filename"])

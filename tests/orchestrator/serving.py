@@ -7,6 +7,7 @@ It can be stopped and started again on the same port with the same data, to play
 """
 
 import hashlib
+import socket
 import ssl
 import threading
 import time
@@ -28,10 +29,11 @@ from orchestrator.database import Database
 from orchestrator.schema import Base, Node
 from orchestrator.server import Server, bind, url_of
 from orchestrator.settings import Settings
+from tests.ports import kept_port
 
 REGISTRATION_TOKEN = "the-registration-token"  # noqa: S105 - opens nothing but test servers
 ADMIN_KEY = "the-admin-key"
-DEADLINE_S = 20
+DEADLINE_S = 60
 """How long anything that must happen may take, on the slowest machine."""
 
 _NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -82,6 +84,8 @@ class RunningOrchestrator:
         data_dir.mkdir(parents=True, exist_ok=True)
         # Most tests' nodes never send a heartbeat; a slow machine must not make them silent.
         settings.setdefault("heartbeat_timeout_s", 3600)
+        # Nor offer again what a test has just been given.
+        settings.setdefault("redelivery_after_s", 3600)
         self.settings = Settings(
             data_dir=data_dir,
             registration_token=registration_token,
@@ -92,6 +96,7 @@ class RunningOrchestrator:
         self.admin_key = admin_key
         self.url = ""
         """Where it listens; stays the same over a stop and a start."""
+        self._keeper: socket.socket | None = None
         self._port = 0
         self._server: Server | None = None
         self._thread: threading.Thread | None = None
@@ -107,11 +112,14 @@ class RunningOrchestrator:
         for client in self._clients:
             client.close()
         self.stop()
+        if self._keeper is not None:
+            self._keeper.close()
 
     def start(self) -> None:
         """Listen, on the port of the last time if there was one."""
+        if self._keeper is None:
+            self._keeper, self._port = kept_port()
         listener = bind("127.0.0.1", self._port)
-        self._port = listener.getsockname()[1]
         self.url = url_of(listener)
         listening = threading.Event()
         self._server = Server(self.application(), listener, lambda _: listening.set())

@@ -25,7 +25,9 @@ def browser() -> Iterator[Browser]:
     """Start Chromium once."""
     with sync_playwright() as playwright:
         # Its sandbox needs what containers and root do not have; it opens our own page only.
-        browser = playwright.chromium.launch(executable_path=ready(), args=["--no-sandbox"])
+        browser = playwright.chromium.launch(
+            executable_path=ready(), args=["--no-sandbox"], timeout=DEADLINE_S * 1000
+        )
         yield browser
         browser.close()
 
@@ -36,12 +38,19 @@ def database_url() -> None:
 
 
 @pytest.fixture
-def page(browser: Browser, orchestrator: RunningOrchestrator) -> Iterator[Page]:
-    """Open the page; at the end nothing must have gone elsewhere, or gone wrong in the page."""
+def new_page(browser: Browser) -> Iterator[Page]:
+    """Give an empty page, as patient as all that is expected of one."""
     context = browser.new_context()
     context.set_default_timeout(DEADLINE_S * 1000)
     expect.set_options(timeout=DEADLINE_S * 1000)
-    page = context.new_page()
+    yield context.new_page()
+    context.close()
+
+
+@pytest.fixture
+def page(orchestrator: RunningOrchestrator, new_page: Page) -> Iterator[Page]:
+    """Open the page; at the end nothing must have gone elsewhere, or gone wrong in the page."""
+    page = new_page
     asked: list[str] = []
     errors: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
@@ -50,7 +59,6 @@ def page(browser: Browser, orchestrator: RunningOrchestrator) -> Iterator[Page]:
     yield page
     assert errors == []
     assert [url for url in asked if not url.startswith(orchestrator.url)] == []
-    context.close()
 
 
 @pytest.fixture
@@ -224,9 +232,9 @@ def test_server_in_trouble_is_told_until_it_is_over(
     expect(page.locator("#state")).to_have_text("")
 
 
-def test_who_guessed_too_often_is_told(browser: Browser, tmp_path: Path) -> None:
+def test_who_guessed_too_often_is_told(new_page: Page, tmp_path: Path) -> None:
+    page = new_page
     with serve(tmp_path, failures_per_minute=2) as strict:
-        page = browser.new_page()
         page.goto(f"{strict.url}/dashboard")
         # Each wrong key counts once, though the page has more than one call to make.
         for number in range(2):
@@ -237,7 +245,6 @@ def test_who_guessed_too_often_is_told(browser: Browser, tmp_path: Path) -> None
         expect(page.locator("#state")).to_contain_text("too many wrong credentials")
         expect(page.locator("#state")).to_contain_text("trying again in")
         expect(page.locator("#fleet")).to_be_hidden()
-        page.close()
 
 
 def test_key_that_no_header_takes_is_told(page: Page) -> None:
@@ -348,6 +355,8 @@ def test_chosen_task_comes_into_sight_and_gives_the_place_back(
     for number in range(60):
         orchestrator.create_task(f"task number {number}.")
     fleet.set_viewport_size({"width": width, "height": PHONE["height"]})
+    # What comes later would move the others.
+    fleet.get_by_role("button", name="task number 59.").wait_for()
     button = fleet.get_by_role("button", name="task number 0.")
     button.press("Enter")
     expect(fleet.locator("#task h2")).to_be_in_viewport()
@@ -365,6 +374,8 @@ def test_report_of_the_chosen_task_does_not_move_the_page(
     for number in range(60):
         orchestrator.create_task(f"task number {number}.")
     node.poll()
+    # What comes later would move the others.
+    fleet.get_by_role("button", name="task number 59.").wait_for()
     fleet.get_by_role("button", name="the chosen one").click()
     expect(fleet.locator("#task h2")).to_be_focused()
     last = fleet.get_by_role("button", name="task number 0.")

@@ -9,7 +9,7 @@ import pytest
 
 from tests.orchestrator.serving import DEADLINE_S, RunningOrchestrator, ok, refusal, serve, wait_for
 
-WAIT_S = 10
+WAIT_S = 25
 """Shorter than it takes until a waiting node's queue is looked at though no bell rang."""
 
 

@@ -38,6 +38,8 @@ def _age(orchestrator: RunningOrchestrator, task: Json, *, overdue: timedelta) -
     orchestrator.change(update(Task).where(Task.id == task["id"]).values(overdue_at=overdue_at))
 
 
+WAIT_S = 25
+"""Shorter than it takes until a waiting node's queue is looked at though no bell rang."""
 LONG_OVER, JUST_OVER = timedelta(minutes=11), timedelta(minutes=9)
 
 
@@ -58,8 +60,7 @@ def test_returned_task_wakes_a_node_that_waits(
     task = orchestrator.create_task()
     node.poll()
     orchestrator.silence(node)
-    # Shorter than it takes until the queue is looked at though no bell rang.
-    assignment = orchestrator.register("other").poll(wait_s=10)
+    assignment = orchestrator.register("other").poll(WAIT_S)
     assert assignment is not None
     assert assignment["task_id"] == task["id"]
 
@@ -68,7 +69,7 @@ def test_task_whose_time_comes_wakes_a_node_that_waits(
     orchestrator: RunningOrchestrator, node: RegisteredNode
 ) -> None:
     task = orchestrator.create_task(scheduled_for=orchestrator.moment(seconds=1))
-    assignment = node.poll(wait_s=10)
+    assignment = node.poll(WAIT_S)
     assert assignment is not None
     assert assignment["task_id"] == task["id"]
 
@@ -76,17 +77,18 @@ def test_task_whose_time_comes_wakes_a_node_that_waits(
 def test_sweep_that_fails_is_logged_and_the_next_does_its_work(
     orchestrator: RunningOrchestrator, node: RegisteredNode, caplog: pytest.LogCaptureFixture
 ) -> None:
-    due = orchestrator.moment(seconds=1)
-    task = orchestrator.create_task(target_tags={"a": "b"}, scheduled_for=due)
-    tags = update(Task).where(Task.id == task["id"])
-    # Nothing of ours writes this, and nothing of ours can read it.
-    orchestrator.change(tags.values(target_tags=["no", "pairs"]))
+    later = orchestrator.moment(hours=1)
+    task = orchestrator.create_task(target_tags={"a": "b"}, scheduled_for=later)
+    own = update(Task).where(Task.id == task["id"])
     with ThreadPoolExecutor(max_workers=1) as pool:
-        # Shorter than it takes until the queue is looked at though no bell rang.
-        answer = pool.submit(node.poll, 10)
+        answer = pool.submit(node.poll, WAIT_S)
+        wait_for(lambda: orchestrator.waiting_count == 1)
+        # Nothing of ours writes this, and nothing of ours can read it. Its time comes after that.
+        due = datetime.now(timezone.utc) + timedelta(seconds=5)
+        orchestrator.change(own.values(target_tags=["no", "pairs"], scheduled_for=due))
         wait_for(lambda: "a sweep failed" in caplog.text)
         assert "AttributeError" in caplog.text
-        orchestrator.change(tags.values(target_tags={}))
+        orchestrator.change(own.values(target_tags={}))
         assignment = answer.result(DEADLINE_S)
     assert assignment is not None
     assert assignment["task_id"] == task["id"]

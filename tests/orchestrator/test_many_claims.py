@@ -106,7 +106,7 @@ def test_each_task_is_claimed_once(
             _say(process)
         for victim in range(killed):
             # In the middle: it has claimed some, and is about to claim the next.
-            for _ in range(TASKS // PROCESSES // 4):
+            for _ in range(TASKS // PROCESSES // 10):
                 next(lines[victim])
             processes[victim].kill()
         claimed = [list(said) for said in lines[killed:]]

@@ -78,12 +78,18 @@ def _register(url: str, token: str) -> httpx.Response:
         f"{url}/register",
         headers={"X-Registration-Token": token},
         json={"hostname": "h", "os_type": "linux"},
+        timeout=DEADLINE_S,
         trust_env=False,
     )
 
 
 def _admin(url: str, key: str, path: str = "/nodes") -> httpx.Response:
-    return httpx.get(f"{url}{path}", headers={"X-API-Key": key}, trust_env=False)
+    headers = {"X-API-Key": key}
+    return httpx.get(f"{url}{path}", headers=headers, timeout=DEADLINE_S, trust_env=False)
+
+
+def _client(url: str, headers: Mapping[str, str] | None = None) -> httpx.Client:
+    return httpx.Client(base_url=url, headers=headers, timeout=DEADLINE_S, trust_env=False)
 
 
 def _mode(path: Path) -> int:
@@ -128,8 +134,8 @@ def test_log_holds_no_secret_and_no_prompt(tmp_path: Path) -> None:
         node_key = ok(_register(program.url, token))["api_key"]
         _register(program.url, "a-wrong-token")
         _admin(program.url, "a-wrong-key")
-        body = {"prompt": "the-prompt"}
-        httpx.post(f"{program.url}/tasks", headers={"X-API-Key": key}, json=body, trust_env=False)
+        with _client(program.url, {"X-API-Key": key}) as admin:
+            admin.post("/tasks", json={"prompt": "the-prompt"})
         program.process.terminate()
         _, log = program.end()
     assert "Started server process" in log
@@ -155,7 +161,7 @@ def test_only_a_proxy_that_is_named_tells_who_calls(
         forwarded = {"X-Forwarded-For": "203.0.113.9", "X-Forwarded-Proto": "https"}
         admin = {"X-API-Key": ADMIN["ADMIN_API_KEY"], **forwarded}
         node = {"X-API-Key": key, **forwarded}
-        with httpx.Client(base_url=program.url, trust_env=False) as http:
+        with _client(program.url) as http:
             ok(http.post("/tasks", json={"prompt": "p"}, headers=admin))
             assignment = ok(http.get("/tasks/pending", headers=node))
             entries = ok(http.get("/keys/audit", headers=admin))["entries"]
@@ -165,8 +171,7 @@ def test_only_a_proxy_that_is_named_tells_who_calls(
 
 def test_log_holds_no_key_though_it_is_made_used_and_rotated(tmp_path: Path) -> None:
     with _running(tmp_path / "data", TOKEN | ADMIN, "--log-level=debug") as program:
-        headers = {"X-API-Key": ADMIN["ADMIN_API_KEY"]}
-        with httpx.Client(base_url=program.url, headers=headers, trust_env=False) as admin:
+        with _client(program.url, {"X-API-Key": ADMIN["ADMIN_API_KEY"]}) as admin:
             made = ok(admin.post("/keys", json={"name": "n", "description": "d", "rate_limit": 1}))
             path = f"/keys/{made['key_id']}"
             rotated = ok(admin.post(f"{path}/rotate"))

@@ -100,7 +100,7 @@ def test_occurrences_come_by_themselves(tmp_path: Path, database_url: str | None
         # Six fields: the last ones are seconds.
         task = orchestrator.create_task(recurrence="* * * * * *")
         for _ in range(2):
-            assignment = node.poll(wait_s=10)
+            assignment = node.poll(wait_s=60)
             assert assignment is not None
             node.report(assignment["task_id"], "success")
         ends = [one for one in orchestrator.tasks() if one["status"] == "success"]

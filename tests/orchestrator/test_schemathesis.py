@@ -11,6 +11,8 @@ from tests.orchestrator.serving import serve
 
 ROOT = Path(__file__).parents[2]
 CHECKING = ("--max-examples=10", "--seed=1", "--no-shrink", "--continue-on-failure")
+# By itself it takes ten seconds without an answer for a fault of the server.
+PATIENCE = "--request-timeout=120"
 
 # DELETE cancels a task, which stays to be seen.
 EXCEPTION = """
@@ -20,7 +22,7 @@ checks.use_after_free.enabled = false
 """
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_schemathesis_finds_nothing(tmp_path: Path, database_url: str | None) -> None:
     with serve(
         tmp_path / "data", database_url=database_url, failures_per_minute=10**6
@@ -34,7 +36,7 @@ def test_schemathesis_finds_nothing(tmp_path: Path, database_url: str | None) ->
         }
         (tmp_path / "schemathesis.toml").write_text(EXCEPTION)
         program = (sys.executable, "-m", "schemathesis.cli")
-        options = (*CHECKING, "--warnings=off", "--suppress-health-check=all")
+        options = (*CHECKING, PATIENCE, "--warnings=off", "--suppress-health-check=all")
         done = subprocess.run(
             [*program, "run", f"{orchestrator.url}/openapi.json", *options],
             cwd=tmp_path,
