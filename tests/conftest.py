@@ -17,8 +17,8 @@ from tests.engines import Engine, NoEngineError, check_answering, named_engines,
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
 
-COROUTINE_DEADLINE_S = 240
-REMOVAL_TIMEOUT_S = 15
+COROUTINE_DEADLINE_S = 540
+REMOVAL_TIMEOUT_S = 60
 LOOK_AGAIN_S = 0.2
 CONTAINERS_BEFORE = pytest.StashKey["dict[tuple[str, str], str]"]()
 

@@ -29,7 +29,7 @@ PROMPT = "Count the lines of the file that came with this task. [print-line it h
 FILE = ("sales figures.csv", b"region,units\nnorth,12\nsouth,30\n")
 FINAL = frozenset({"success", "error", "cancelled"})
 DEADLINE_S = 180.0
-END_S = 20.0
+END_S = 90.0
 
 
 class DemoError(Exception):
@@ -47,7 +47,10 @@ def main() -> int:
             url, admin_key = start_orchestrator(stack, folder)
             start_runner(stack, folder, url)
             with httpx.Client(
-                base_url=url, headers={"X-API-Key": admin_key}, trust_env=False
+                base_url=url,
+                headers={"X-API-Key": admin_key},
+                timeout=DEADLINE_S,
+                trust_env=False,
             ) as admin:
                 task = show_task(admin, folder)
             if keep:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 ADVICE = "run ./dev test, or set VICTORIA_TEST_ENGINES and VICTORIA_TEST_IMAGE"
-CALL_TIMEOUT_S = 60
+CALL_TIMEOUT_S = 120
 
 
 class NoEngineError(Exception):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tests.engines import Engine
 
 RUN = ["run", "--rm", "--network", "host"]
-START_TIMEOUT_S = 30
+START_TIMEOUT_S = 60
 
 
 def wait_for(path: Path) -> None:

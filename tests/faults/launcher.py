@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+LAUNCHER = (sys.executable, "-m", "tests.faults.launcher")
 JOURNAL_VARIABLE = "VICTORIA_FAULTS_JOURNAL"
 DISK_VARIABLE = "VICTORIA_FAULTS_DISK"
 CONSTANTS_VARIABLE = "VICTORIA_FAULTS_CONSTANTS"

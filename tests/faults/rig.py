@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from uuid import uuid4
 
 from tests.faults.engine import Act, FaultEngine, Planned
 from tests.faults.journal import JournalFaults
-from tests.faults.launcher import CONSTANTS_VARIABLE, DISK_VARIABLE, JOURNAL_VARIABLE
+from tests.faults.launcher import CONSTANTS_VARIABLE, DISK_VARIABLE, JOURNAL_VARIABLE, LAUNCHER
 from tests.faults.proxy import FaultProxy
 from tests.orchestrator.serving import wait_for
 from tests.system.recording import RecordingOrchestrator
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
 
     from tests.engines import Engine
 
-LAUNCHER = (sys.executable, "-m", "tests.faults.launcher")
 IMPATIENT: Mapping[str, float] = {
     "runner.backoff.FIRST_S": 0.2,
     "runner.backoff.SHORTEST_S": 0.1,

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.faults.launcher import CONSTANTS_VARIABLE, JOURNAL_VARIABLE
-from tests.faults.rig import LAUNCHER
+from tests.faults.launcher import CONSTANTS_VARIABLE, JOURNAL_VARIABLE, LAUNCHER
 from tests.soak.program import Program, read_rows
 
 IMPATIENT: Mapping[str, float] = {

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import anyio
+
 from orchestrator.database import DATABASE_NAME
 from tests.orchestrator.serving import DEADLINE_S, RunningOrchestrator, wait_for
 
@@ -23,7 +25,8 @@ if TYPE_CHECKING:
 Json = dict[str, Any]
 
 MIB = 1 << 20
-LONGEST_TASK_S = 120
+LOOK_AGAIN_S = 0.02
+LONGEST_TASK_S = 180
 """How long a test's task may take from its creation to its end, on the slowest machine."""
 
 
@@ -49,6 +52,7 @@ class RecordingOrchestrator(RunningOrchestrator):
     def __init__(self, folder: Path, **settings: Any) -> None:  # noqa: ANN401 - as the base class
         """Prepare it; `settings` are fields of the orchestrator's Settings."""
         settings.setdefault("registration_token", f"token-{secrets.token_hex(12)}")
+        settings.setdefault("redelivery_after_s", 5)
         super().__init__(folder, admin_key=f"admin-{secrets.token_hex(12)}", **settings)
         self.calls: list[Call] = []
         self.task_ids: list[str] = []
@@ -56,12 +60,21 @@ class RecordingOrchestrator(RunningOrchestrator):
         """Whether it knows `Prefer: wait`; an older orchestrator does not."""
         self.edit_assignment: Callable[[Json], None] | None = None
         """What another orchestrator would have said instead."""
+        self.holds_files = False
+        """Whether files stop after their first bytes, until this is taken back."""
+        self.files_held = 0
+        """How many have come to that."""
 
     def application(self) -> FastAPI:
         """Build the application, listened in on."""
         app = super().application()
         app.add_middleware(_ListeningIn, book=self)
         return app
+
+    def stop(self) -> None:
+        """Stop, with nothing held."""
+        self.holds_files = False
+        super().stop()
 
     def create_task(self, prompt: str = "do it", **fields: object) -> Json:
         """Queue a task and remember it for the tidying up."""
@@ -150,7 +163,24 @@ class _ListeningIn:
                 scope = {**scope, "headers": kept}
             if self._book.edit_assignment is not None:
                 send = _Editor(send, self._book.edit_assignment).send
+        if scope["path"].startswith("/files/") and self._book.holds_files:
+            send = _Holder(send, self._book).send
         await self._app(scope, again, send)
+
+
+class _Holder:
+    """Holds a file's answer after the first bytes of its body."""
+
+    def __init__(self, send: Send, book: RecordingOrchestrator) -> None:
+        self._send = send
+        self._book = book
+
+    async def send(self, message: Message) -> None:
+        await self._send(message)
+        if message.get("body") and self._book.holds_files:
+            self._book.files_held += 1
+            while self._book.holds_files:  # noqa: ASYNC110 - it is the test's thread that ends it
+                await anyio.sleep(LOOK_AGAIN_S)
 
 
 class _Editor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import signal
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tests.faults.launcher import CONSTANTS_VARIABLE, LAUNCHER
 from tests.orchestrator.serving import wait_for
 from tests.system.recording import LONGEST_TASK_S, RecordingOrchestrator
 
@@ -22,7 +24,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 COMMAND = (sys.executable, "-m", "runner")
-DEADLINE_S = 60
+LAST_WORD_S = 20.0
+DEADLINE_S = 120
 """How long a process may take for what it does at once, on a machine with other work."""
 
 
@@ -83,6 +86,12 @@ class RunnerProcess:
                 stdout=log if terminal is None else terminal,
                 stderr=log if terminal is None else terminal,
             )
+
+    def take_time_for_its_last_word(self) -> None:
+        """Give it more than a second to say that it goes: on a busy machine that is little."""
+        self.command = LAUNCHER
+        constants = {"runner.heartbeat._LAST_WORD_S": LAST_WORD_S}
+        self.environment[CONSTANTS_VARIABLE] = json.dumps(constants)
 
     def run(self, *arguments: str, environment: Mapping[str, str] | None = None) -> Answer:
         """Run to the end, beside the process that was started or instead of it."""
@@ -188,7 +197,7 @@ class RunnerProcess:
         path = self.state_dir / "journal.sqlite3"
         if not path.exists():
             return []
-        journal = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+        journal = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=DEADLINE_S)
         journal.row_factory = sqlite3.Row
         try:
             # Of one that is being made there is nothing to read yet.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tests.engines import Engine
 
 ROOT = Path(__file__).parents[2]
-DEADLINE_S = 200
+DEADLINE_S = 280
 
 
 def test_demo_shows_a_task_that_succeeds_and_leaves_nothing_behind(

@@ -49,10 +49,11 @@ def test_task_without_timeout_may_take_3600_seconds(
 def test_task_cancelled_before_its_container_starts_never_starts(
     any_runner: RunnerProcess, orchestrator: RecordingOrchestrator
 ) -> None:
-    name = orchestrator.upload_zeros("large.bin", 1024 * MIB)
+    name = orchestrator.upload_zeros("large.bin", 8 * MIB)
     task_id = orchestrator.create_task("[hang]", files=[name])["id"]
+    orchestrator.holds_files = True
     any_runner.start()
-    orchestrator.wait_for_call("GET", f"/files/{name}")
+    wait_for(lambda: orchestrator.files_held)
     orchestrator.cancel(task_id)
     any_runner.wait_until_closed(task_id)
     (report,) = orchestrator.reports_of(task_id)
@@ -113,6 +114,7 @@ def test_usr1_waits_for_the_task_and_ends_with_0(
     any_runner: RunnerProcess, orchestrator: RecordingOrchestrator
 ) -> None:
     task_id = orchestrator.create_task("[wait-for go]")["id"]
+    any_runner.take_time_for_its_last_word()
     any_runner.start()
     any_runner.wait_for_start_of(task_id)
     any_runner.send(signal.SIGUSR1)

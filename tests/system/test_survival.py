@@ -9,8 +9,9 @@ from tests.orchestrator.serving import wait_for
 from tests.system.recording import MIB, RecordingOrchestrator
 from tests.system.runner_process import RunnerProcess, container_of, containers, is_running
 
-TERM_DEADLINE_S = 5
-"""Generous: two seconds are promised, on a machine that is not busy with tests."""
+TERM_DEADLINE_S = 25
+"""Two seconds are promised, on a machine that is not busy with tests; nothing else that a runner
+waits for at its end is over sooner than this."""
 
 
 def test_killed_runner_leaves_its_task_to_the_next_which_reports_it_once(
@@ -58,12 +59,14 @@ def test_task_that_ends_while_no_runner_lives_is_reported_by_the_next(
 def test_runner_killed_during_a_download_begins_again_and_runs_the_task_once(
     any_runner: RunnerProcess, orchestrator: RecordingOrchestrator
 ) -> None:
-    name = orchestrator.upload_zeros("large.bin", 256 * MIB)
+    name = orchestrator.upload_zeros("large.bin", 8 * MIB)
     task_id = orchestrator.create_task("[print-line it ran]", files=[name])["id"]
+    orchestrator.holds_files = True
     any_runner.start()
-    orchestrator.wait_for_call("GET", f"/files/{name}")
+    wait_for(lambda: orchestrator.files_held)
     any_runner.kill()
     assert any_runner.state_of(task_id) == "accepted"
+    orchestrator.holds_files = False
     any_runner.start()
     assert orchestrator.end_of(task_id)["status"] == "success"
     assert any_runner.starts_of(task_id) == 1
@@ -75,6 +78,7 @@ def test_term_returns_at_once_and_leaves_the_container_to_the_next_runner(
     runner: RunnerProcess, orchestrator: RecordingOrchestrator
 ) -> None:
     task_id = orchestrator.create_task("[wait-for go]")["id"]
+    runner.take_time_for_its_last_word()
     runner.start()
     runner.wait_for_start_of(task_id)
     asked_at = time.monotonic()
@@ -175,7 +179,8 @@ def test_task_cancelled_while_no_runner_lives_is_stopped_by_the_next(
 def test_time_limit_goes_on_while_no_runner_lives(
     any_runner: RunnerProcess, orchestrator: RecordingOrchestrator
 ) -> None:
-    task_id = orchestrator.create_task("[hang]", timeout_seconds=3)["id"]
+    # So long that the runner is killed before.
+    task_id = orchestrator.create_task("[hang]", timeout_seconds=20)["id"]
     any_runner.start()
     any_runner.wait_for_start_of(task_id)
     any_runner.kill()

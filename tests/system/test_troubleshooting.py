@@ -42,7 +42,7 @@ def test_registration_failed_because_it_is_disabled_goes_on_when_it_is_enabled(
     orchestrator.stop()
     orchestrator.settings = enabled
     orchestrator.start()
-    wait_for(orchestrator.nodes, 60)
+    wait_for(orchestrator.nodes)
 
 
 def test_connection_refused(any_runner: RunnerProcess, orchestrator: RecordingOrchestrator) -> None:
