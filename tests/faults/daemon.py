@@ -14,7 +14,7 @@ from tests.setup.steps import as_root
 if TYPE_CHECKING:
     from tests.engines import Engine
 
-START_DEADLINE_S = 60.0
+START_DEADLINE_S = 120.0
 # What works on a machine that allows little, too.
 _FLAGS = (
     *("--iptables=false", "--bridge=none", "--host-gateway-ip=127.0.0.1"),

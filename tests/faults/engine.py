@@ -26,7 +26,7 @@ from pathlib import Path
 
 from tests.orchestrator.serving import wait_for
 
-DEADLINE_S = 60.0
+DEADLINE_S = 120.0
 _HANDLER = Path(__file__).with_name("engine_call.py")
 # A shell, since every call of every test passes here; Python is asked only if something is planned.
 _SCRIPT = """\

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-DEADLINE_S = 60.0
+DEADLINE_S = 120.0
 # systemd wants control groups of its own, where it may write.
 _BOOT = """\
 umount -R /sys/fs/cgroup

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import signal
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from tests.faults.rig import Rig
 
 NAME = "victoria-runner.service"
-WATCHDOG_S = 2
+WATCHDOG_S = 6
 UNIT = """\
 [Unit]
 DefaultDependencies=no
@@ -43,6 +44,7 @@ StandardOutput=append:{folder}/service.log
 StandardError=inherit
 """
 STORAGE = '[storage]\ndriver = "overlay"\ngraphroot = "{0}/graph"\nrunroot = "/run/containers"\n'
+FAILURES = 3
 REGISTERING, POLLING = "cannot register: ", "Error polling for tasks: "
 
 
@@ -94,15 +96,20 @@ class Service:
         wait_for(lambda: self.restarts, DEADLINE_S)
         wait_for(lambda: self.log.count("runner starts") > 1, DEADLINE_S)
 
-    def wait_for_failures(self, text: str, count: int) -> None:
-        """Wait until the log has a text so often more than now."""
+    def wait_through_failures(self, text: str) -> None:
+        """Wait until the log has a text some more times, and the watchdog could have bitten."""
         seen = self.log.count(text)
-        wait_for(lambda: self.log.count(text) >= seen + count, DEADLINE_S)
+        until = time.monotonic() + 2 * WATCHDOG_S
+
+        def has_been_patient() -> bool:
+            return time.monotonic() > until and self.log.count(text) >= seen + FAILURES
+
+        wait_for(has_been_patient, 2 * WATCHDOG_S + DEADLINE_S)
 
 
 @pytest.fixture
 def service(podman_rig: Rig, tmp_path: Path) -> Iterator[Service]:
-    """Give the rig's runner as a service that is fed every two seconds, or restarted."""
+    """Give the rig's runner as a service that is fed every six seconds, or restarted."""
     with Systemd(tmp_path) as systemd:
         yield Service(podman_rig, systemd, tmp_path)
 
@@ -133,18 +140,17 @@ def test_runner_with_one_loop_that_is_stuck_is_restarted(service: Service, podma
 
 def test_orchestrator_that_is_away_trips_no_watchdog(service: Service, podman_rig: Rig) -> None:
     rig = podman_rig
-    rig.set_constants(api__CALL_TIMEOUT_S=1.0, wire__CONNECT_TIMEOUT_S=1.0, poll__WAIT_S=1)
-    # So many attempts take at least twice the watchdog's patience.
+    rig.set_constants(api__CALL_TIMEOUT_S=4.0, wire__CONNECT_TIMEOUT_S=4.0, poll__WAIT_S=1)
     rig.proxy.refuse()
     service.start()
-    service.wait_for_failures(REGISTERING, 5)
+    service.wait_through_failures(REGISTERING)
     rig.proxy.accept()
     wait_for_beat(rig, "idle")
     rig.proxy.refuse()
-    service.wait_for_failures(POLLING, 15)
+    service.wait_through_failures(POLLING)
     rig.proxy.plan("*", "*", *[Fault.hold_request()] * 100)
     rig.proxy.accept()
-    service.wait_for_failures(POLLING, 3)
+    service.wait_through_failures(POLLING)
     rig.proxy.clear()
     wait_for_beat(rig, "idle")
     assert service.restarts == 0
