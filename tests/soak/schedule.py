@@ -16,7 +16,8 @@ from tests.faults.proxy import Fault
 
 LONG_TIMEOUT_S = 900
 """A time limit that no task of a soak reaches."""
-SHORT_TIMEOUT_S = 2
+SHORT_TIMEOUT_S = 5
+"""Long enough for a container to leave its start mark, on a busy machine."""
 REFUSED = "Error: the fault engine refuses"
 UNREACHABLE = "Error: unable to connect to Podman socket: the fault engine says so"
 """What both kinds of engine are understood by as: not there now, and nothing is known."""

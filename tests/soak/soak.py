@@ -38,7 +38,7 @@ TICK_S = 0.1
 QUEUE = 16
 """How many tasks are made ahead of those that have ended."""
 QUIET_DEADLINE_S = 240.0
-STALL_S = 120.0
+STALL_S = 300.0
 """How long it may take until one more task has ended, before no more is waited for."""
 SAY_EVERY_S = 15.0
 ENGINE_TRIES = 5

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tests.soak.program import Program
 
-TERM_DEADLINE_S = 30.0
+TERM_DEADLINE_S = 60.0
 LONGEST_PAUSE_S = 0.8
 
 
