@@ -83,7 +83,10 @@ def name_of(statement: str, parameters: Any) -> str | None:  # noqa: ANN401 - as
 
 
 def set_constants(wanted: dict[str, float]) -> None:
-    """Give constants of the runner another value, wherever it was taken on import."""
+    """Give constants of the runner another value, wherever it was taken on import.
+
+    They are known by identity, and an int may be any constant's: what is set had better be a float.
+    """
     for name, number in wanted.items():
         module_name, _, constant = name.rpartition(".")
         before = getattr(importlib.import_module(module_name), constant)

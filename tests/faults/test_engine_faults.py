@@ -116,9 +116,9 @@ def test_exit_code_137_alone_is_no_want_of_memory(rig: Rig) -> None:
 # An engine that does not answer
 
 
-ANSWER_S = 10
+ANSWER_S = 10.0
 """Long enough for an engine that does answer, on a busy machine."""
-START_S = 20
+START_S = 20.0
 
 
 def shorten_deadlines(rig: Rig) -> None:
@@ -135,7 +135,7 @@ def test_task_is_unknown_while_inspect_hangs_and_then_ends_truly(any_rig: Rig) -
     hang = rig.engine.plan("inspect", Act.HANG, always=True)
     rig.runner.let_go("go")
     rig.runner.wait_for_log(f"task {task_id} is unknown until {rig.runner.engine.name} answers")
-    assert f"no answer within {ANSWER_S} s" in rig.runner.log
+    assert f"no answer within {ANSWER_S:g} s" in rig.runner.log
     wait_for_beat(rig, "error")
     assert rig.orchestrator.reports_of(task_id, "success", "error") == []
     hang.lift()
@@ -179,7 +179,7 @@ def start_although_run_hangs(rig: Rig, when: When) -> None:
     rig.runner.wait_for_start_of(task_id)
     rig.runner.let_go("go")
     rig.check_ended_once(task_id)
-    assert f"no answer within {START_S} s" in rig.runner.log
+    assert f"no answer within {START_S:g} s" in rig.runner.log
 
 
 def test_cancelled_task_goes_on_until_stop_hangs_no_more(any_rig: Rig) -> None:
@@ -206,7 +206,7 @@ def test_end_is_told_although_rm_hangs_and_the_container_goes_later(any_rig: Rig
     task_id = rig.orchestrator.create_task("[print-line done]")["id"]
     rig.runner.start()
     assert rig.orchestrator.end_of(task_id)["status"] == "success"
-    rig.runner.wait_for_log(f"no answer within {ANSWER_S + 1} s")
+    rig.runner.wait_for_log(f"no answer within {ANSWER_S + 1:g} s")
     assert rig.runner.state_of(task_id) == "ended"
     hang.lift()
     rig.check_ended_once(task_id)
@@ -220,7 +220,7 @@ def test_no_work_is_taken_while_info_hangs_at_the_start(any_rig: Rig) -> None:
     rig.runner.start()
     wait_for_beat(rig, "error")
     hangs[0].wait()
-    assert f"no answer within {ANSWER_S} s" in rig.runner.log
+    assert f"no answer within {ANSWER_S:g} s" in rig.runner.log
     for hang in hangs:
         hang.lift()
     rig.check_ended_once(task_id)
@@ -265,7 +265,7 @@ def test_pull_for_a_task_that_hangs_is_given_up(any_rig: Rig, image: str) -> Non
         task_id = rig.orchestrator.create_task("[print-line done]")["id"]
         message = end_of(rig, task_id, starts=0)["message"]
     name = rig.runner.engine.name
-    assert message == f"unstartable: cannot do {name} pull: no answer within {ANSWER_S} s"
+    assert message == f"unstartable: cannot do {name} pull: no answer within {ANSWER_S:g} s"
 
 
 def test_end_is_seen_although_wait_hangs(rig: Rig) -> None:

@@ -182,7 +182,7 @@ def test_container_that_is_removed_before_the_engine_has_said_that_it_runs_is_lo
     starting = rig.engine.plan("run", Act.BLOCK, When.AFTER)
     unknown = rig.engine.plan("inspect", Act.FAIL, says=says, always=True)
     # Long enough for the engine to do it, on a busy machine.
-    rig.set_constants(engine__RUN_DEADLINE_S=20)
+    rig.set_constants(engine__RUN_DEADLINE_S=20.0)
     rig.runner.start()
     starting.wait()
     wait_for(lambda: unknown.has_happened, DEADLINE_S)  # the start has met its deadline
