@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -13,6 +12,8 @@ import anyio
 from anyio.abc import ByteStream, SocketAttribute
 from anyio.streams.buffered import BufferedByteReceiveStream
 from anyio.streams.tls import TLSListener
+
+from tests.ports import kept_port
 
 if TYPE_CHECKING:
     import ssl
@@ -83,9 +84,8 @@ async def serving(tls: ssl.SSLContext | None = None) -> AsyncIterator[ScriptedSe
 @contextmanager
 def nobody_listening() -> Iterator[int]:
     """Keep a port to ourselves, so that nobody else comes to listen at it."""
-    with socket.socket() as kept:
-        kept.bind(("127.0.0.1", 0))
-        port: int = kept.getsockname()[1]
+    keeper, port = kept_port()
+    with keeper:
         yield port
 
 
