@@ -9,7 +9,7 @@
 ./dev soak [ARGUMENTS]     random tasks under random faults; --tasks N, --seed S to replay one,
                            --engine podman or docker; see docs/reliability.md
 ./dev rollout [ARGUMENTS]  run the Molecule scenarios of the Ansible role: all, or with arguments
-                           for pytest some, such as -k "bare or upgrade"
+                           for pytest some, on bare hosts first: -k "bare or upgrade"
 ./dev help                 this text
 
 It installs what is missing, says so, and leaves no daemon behind.
