@@ -1,5 +1,6 @@
 """The server's story: bind, say where it listens, serve, send the waiting home, stop."""
 
+import asyncio
 import os
 import socket
 from collections.abc import Callable
@@ -35,7 +36,7 @@ class Server(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 timeout_keep_alive=_KEEP_ALIVE_S,
-                timeout_graceful_shutdown=_STOP_WITHIN_S,
+                timeout_graceful_shutdown=2 * _STOP_WITHIN_S,
             )
         )
         self._waiters = services.waiters
@@ -58,9 +59,19 @@ class Server(uvicorn.Server):
             self._on_listening(url_of(self._listener))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Answer the held requests first: uvicorn would wait for them."""
+        """Answer the held requests first: uvicorn would wait for them. Cut off the slow ones."""
         self._waiters.close()
+        # A download whose client is gone ends by itself; a cancelled one leaves its file open.
+        due = asyncio.get_running_loop().call_later(_STOP_WITHIN_S, self._cut_off)
         await super().shutdown(sockets)
+        due.cancel()
+        self._cut_off()
+        await asyncio.sleep(0)  # the loop closes them in its next turn
+
+    def _cut_off(self) -> None:
+        for connection in list(self.server_state.connections):
+            if isinstance(connection.transport, asyncio.WriteTransport):
+                connection.transport.abort()
 
 
 def bind(host: str, port: int) -> socket.socket:
