@@ -14,6 +14,8 @@ from orchestrator.services import services_of
 _KEEP_ALIVE_S = 75
 _STOP_WITHIN_S = 5
 """How long a download may go on after the server was told to stop."""
+_TURNS_UNTIL_MET = 10
+"""Of the event loop: whoever was accepted is known to uvicorn by then."""
 _BACKLOG = 2048
 
 
@@ -60,9 +62,16 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Answer the held requests first: uvicorn would wait for them. Cut off the slow ones."""
+        loop = asyncio.get_running_loop()
+        # asyncio forgets to close who was accepted by a server that has closed since.
+        for server in self.servers:
+            for listener in server.sockets:
+                loop.remove_reader(listener.fileno())
+        for _ in range(_TURNS_UNTIL_MET):
+            await asyncio.sleep(0)
         self._waiters.close()
         # A download whose client is gone ends by itself; a cancelled one leaves its file open.
-        due = asyncio.get_running_loop().call_later(_STOP_WITHIN_S, self._cut_off)
+        due = loop.call_later(_STOP_WITHIN_S, self._cut_off)
         await super().shutdown(sockets)
         due.cancel()
         self._cut_off()

@@ -309,9 +309,12 @@ class FaultProxy:
     async def _close(self) -> None:
         server, self._server = self._server, None
         if server is not None:
+            # In this order: asyncio forgets to close who was accepted by a server that has closed.
+            for listener in server.sockets:
+                self._loop.remove_reader(listener.fileno())
+            for _ in range(_TURNS_UNTIL_SERVED):
+                await asyncio.sleep(0)
             server.close()
-        for _ in range(_TURNS_UNTIL_SERVED):
-            await asyncio.sleep(0)
         open_now = [task for task in self._connections if task is not asyncio.current_task()]
         for task in open_now:
             task.cancel()
