@@ -13,7 +13,7 @@ from orchestrator.services import services_of
 
 _KEEP_ALIVE_S = 75
 _STOP_WITHIN_S = 5
-"""How long a download may go on after the server was told to stop; uvicorn cancels at the double."""
+"""How long a download may go on once the server is to stop; after twice that uvicorn cancels."""
 _TURNS_UNTIL_MET = 10
 """Of the event loop: whoever was accepted is known to uvicorn by then."""
 _BACKLOG = 2048
