@@ -113,6 +113,8 @@ class _Runner:
             JournalError: it cannot be read or written at the start.
         """
         tasks = await self._parts.journal.open_tasks()
+        # Whoever starts a runner may have mended what held its reports up.
+        await self._parts.journal.hurry()
         await self._end_left_calls(tasks)
         async with anyio.create_task_group() as group:
             with anyio.open_signal_receiver(*_SIGNALS) as signals:
@@ -196,6 +198,7 @@ class _Runner:
             await self._next_change()
         if parts.node.refusal is not None:
             return
+        await self._hurry()
         ends_at_s = parts.clock.awake_s() + _LAST_DELIVERY_S
         while (waiting := await self._deliverable()) and parts.clock.awake_s() < ends_at_s:
             await self._next_change()
@@ -205,6 +208,14 @@ class _Runner:
             )
             if parts.settings.once:
                 self._exit_code = EXIT_TRY_AGAIN
+
+    async def _hurry(self) -> None:
+        """Have each report tried once more at once: its next attempt may be an hour away."""
+        try:
+            await self._parts.journal.hurry()
+        except JournalError as error:
+            log.error(str(error))
+        self._parts.outbox.notify()
 
     def _is_awaited(self, task: Task) -> bool:
         """Tell whether a task is to end first; one that can no longer begin will not."""

@@ -56,6 +56,11 @@ class Outbox(JournalFile):
         )
 
     @in_writer_thread
+    def hurry(self) -> None:
+        """Make everything due at once that waits for its next attempt; parked letters stay so."""
+        self.connection.execute("UPDATE outbox SET next_attempt_at = 0 WHERE parked IS NULL")
+
+    @in_writer_thread
     def park(self, row: int, why: str) -> None:
         """Stop trying a letter, and keep it with the reason for people to see."""
         self.connection.execute("UPDATE outbox SET parked = ? WHERE id = ?", (why, row))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from datetime import datetime
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -175,6 +177,27 @@ async def test_retry_after_is_obeyed(host: Host) -> None:
 
     first, second = host.orchestrator.called(STATUS)[1:]
     assert 700 <= second.at_s - first.at_s <= 770
+
+
+async def test_runner_that_starts_tries_at_once_what_waits(host: Host) -> None:
+    host.orchestrator.then(STATUS, RUNNING, http(503, headers={"Retry-After": "700"}))
+    host.orchestrator.offer()
+    async with host.runner():
+        await until(lambda: host.rows("SELECT * FROM outbox WHERE attempts = 1") != [])
+    async with host.runner():
+        await until(lambda: host.state_of("t-1") == "closed")
+
+
+async def test_runner_that_drains_tries_at_once_what_waits(host: Host) -> None:
+    host.orchestrator.then(STATUS, RUNNING, http(503, headers={"Retry-After": "700"}))
+    host.orchestrator.offer()
+    async with host.runner() as run:
+        await until(lambda: host.rows("SELECT * FROM outbox WHERE attempts = 1") != [])
+        await host.clock.settle(IDLE)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert await run.end() == 0
+
+    assert host.state_of("t-1") == "closed"
 
 
 async def test_report_is_not_held_back_by_a_clock_that_was_set_back(host: Host) -> None:
