@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +58,8 @@ def test_every_option_of_the_runner_can_be_set() -> None:
 
 
 def test_removal_looks_for_the_journal_by_its_name() -> None:
-    drain = (ROLE / "tasks" / "drain.yml").read_text(encoding="utf-8")
-    assert f'/{JOURNAL_NAME}"' in drain
+    look = (ROLE / "files" / "look.sh").read_text(encoding="utf-8")
+    assert f'/{JOURNAL_NAME}"' in look
 
 
 def test_defaults_are_those_of_the_specs() -> None:
@@ -89,3 +91,28 @@ def test_unit_of_the_role_is_the_unit_of_the_readme() -> None:
         if "1000" not in line and not line.startswith(("User=", "EnvironmentFile=", "ExecStart="))
     ]
     assert [line for line in kept if line not in template.splitlines()] == []
+
+
+def fingerprint(*places: Path) -> str:
+    """Run the role's program that names a release."""
+    program = [sys.executable, str(ROLE / "files" / "fingerprint.py")]
+    named = [str(place) for place in places]
+    return subprocess.run([*program, *named], check=True, capture_output=True, text=True).stdout
+
+
+def test_fingerprint_is_that_of_the_content_wherever_it_lies(tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    for folder in (one, other):
+        (folder / "inside").mkdir(parents=True)
+        (folder / "inside" / "a.py").write_text("a = 1\n")
+        (folder / "pins").write_text("httpx==0.28.1\n")
+    (other / "inside" / "a.pyc").write_text("made anew by each Python")
+
+    known = fingerprint(one, one / "pins")
+    assert fingerprint(other, other / "pins") == known
+
+    (other / "inside" / "a.py").rename(other / "inside" / "b.py")
+    assert fingerprint(other, other / "pins") != known
+    (other / "inside" / "b.py").rename(other / "inside" / "a.py")
+    (other / "pins").write_text("httpx==0.28.0\n")
+    assert fingerprint(other, other / "pins") != known

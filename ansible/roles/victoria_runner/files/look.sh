@@ -1,0 +1,61 @@
+# Looks at the host once, for all that the role goes by; prints NAME=VALUE lines.
+# USER HOME PREFIX STATE_DIR CONFIG_DIR CA_FILE COMMAND UNIT_FILE DROP_IN PACKAGE_MANAGER [PACKAGE...]
+user=$1 home=$2 prefix=$3 state=$4 config=$5
+shift 5
+ca=$1 command=$2 unit=$3 drop_in=$4 manager=$5
+shift 5
+
+free_mib() {
+    folder=$1
+    while [ ! -d "$folder" ]; do folder=$(dirname "$folder"); done
+    df --block-size=1M --output=avail "$folder" | tail -n 1 | tr -d ' '
+}
+# Owner, group and mode of a folder; nothing where there is none.
+folder() {
+    [ ! -d "$1" ] || stat --dereference --format='%U:%G %a' "$1"
+}
+# The same and the hash of a file that anybody may read.
+file() {
+    [ ! -f "$1" ] || echo "$(stat --format='%U:%G %a' "$1") $(sha256sum < "$1" | cut -d ' ' -f 1)"
+}
+is_installed() {
+    if [ "$manager" = apt ]; then
+        dpkg-query --show --showformat='${db:Status-Status}\n' "$1" 2>/dev/null | grep -qx installed
+    else
+        rpm --query --quiet --whatprovides "$1"
+    fi
+}
+say_if() {
+    name=$1
+    shift
+    if "$@" >/dev/null 2>&1; then echo "$name=yes"; else echo "$name="; fi
+}
+
+echo "cgroup=$(stat --file-system --format=%T /sys/fs/cgroup)"
+echo "free=$(free_mib "$prefix") $(free_mib "$state") $(free_mib "$home")"
+
+account=$(getent passwd "$user")
+uid=$(echo "$account" | cut -d : -f 3)
+echo "account=$account"
+echo "groups=$(id --groups --name "$user" 2>/dev/null)"
+say_if has_subids sh -c 'grep "^$1:" /etc/subuid && grep "^$1:" /etc/subgid' sh "$user"
+say_if lingers test -e "/var/lib/systemd/linger/$user"
+say_if has_systemd test -S "/run/user/${uid:-none}/bus"
+
+echo "home=$(folder "$home")"
+echo "state_dir=$(folder "$state")"
+echo "config_dir=$(folder "$config")"
+say_if has_journal test -e "$state/journal.sqlite3"
+echo "ca=$(file "$ca")"
+echo "command=$(file "$command")"
+echo "unit=$(file "$unit")"
+say_if has_unit test -e "$unit"
+say_if is_drained test -e "$drop_in/drain.conf"
+echo "current=$(readlink "$prefix/current")"
+echo "releases=$(cd "$prefix/releases" 2>/dev/null && for mark in */.complete; do dirname "$mark"; done | tr '\n' ' ')"
+
+missing=
+for package in "$@"; do
+    is_installed "$package" || missing="$missing $package"
+done
+echo "missing=$missing"
