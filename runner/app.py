@@ -114,7 +114,7 @@ class _Runner:
         """
         tasks = await self._parts.journal.open_tasks()
         # Whoever starts a runner may have mended what held its reports up.
-        await self._parts.journal.hurry()
+        await self._hurry()
         await self._end_left_calls(tasks)
         async with anyio.create_task_group() as group:
             with anyio.open_signal_receiver(*_SIGNALS) as signals:
@@ -210,7 +210,7 @@ class _Runner:
                 self._exit_code = EXIT_TRY_AGAIN
 
     async def _hurry(self) -> None:
-        """Have each report tried once more at once: its next attempt may be an hour away."""
+        """Have every report tried at once: its next attempt may be an hour away."""
         try:
             await self._parts.journal.hurry()
         except JournalError as error:

@@ -57,8 +57,14 @@ class Outbox(JournalFile):
 
     @in_writer_thread
     def hurry(self) -> None:
-        """Make everything due at once that waits for its next attempt; parked letters stay so."""
-        self.connection.execute("UPDATE outbox SET next_attempt_at = 0 WHERE parked IS NULL")
+        """Make everything due at once that has failed, and count its failures anew.
+
+        What is parked stays so.
+        """
+        self.connection.execute(
+            "UPDATE outbox SET attempts = 0, next_attempt_at = 0"
+            " WHERE attempts > 0 AND parked IS NULL"
+        )
 
     @in_writer_thread
     def park(self, row: int, why: str) -> None:

@@ -114,6 +114,21 @@ async def test_journal_that_fails_at_the_start_ends_the_runner_with_a_sentence(h
     assert caught.value.exit_code == 75
 
 
+async def test_runner_starts_and_drains_where_the_disk_of_the_journal_is_full(
+    host: Host, log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def hurry(_journal: Journal) -> None:
+        raise JournalError("cannot use the journal: database or disk is full")
+
+    monkeypatch.setattr(Journal, "hurry", hurry)
+    host.orchestrator.offer()
+    async with host.runner(once=True) as life:
+        assert await life.end() == 0
+
+    assert host.state_of("t-1") == "closed"
+    assert log.text.count("database or disk is full") == 2
+
+
 class BrokenFor20MinutesJournal(Journal):
     """Cannot be read 1,200 times, as where a disk has gone for twenty minutes."""
 

@@ -188,6 +188,22 @@ async def test_runner_that_starts_tries_at_once_what_waits(host: Host) -> None:
         await until(lambda: host.state_of("t-1") == "closed")
 
 
+async def test_runner_that_starts_counts_failures_anew(host: Host) -> None:
+    host.orchestrator.then(STATUS, RUNNING)
+    host.orchestrator.always(STATUS, http(503))
+    host.orchestrator.offer()
+    async with host.runner():
+        await host.wait_for_state("t-1", "ended")
+        await host.clock.advance(600, asleep=IDLE)
+    (letter,) = host.rows("SELECT attempts FROM outbox")
+    assert letter["attempts"] > 5
+    async with host.runner():
+        await until(lambda: host.rows("SELECT * FROM outbox WHERE attempts = 1") != [])
+        host.orchestrator.always(STATUS, None)
+        await host.clock.advance(2.1, asleep=IDLE)
+        await until(lambda: host.state_of("t-1") == "closed")
+
+
 async def test_runner_that_drains_tries_at_once_what_waits(host: Host) -> None:
     host.orchestrator.then(STATUS, RUNNING, http(503, headers={"Retry-After": "700"}))
     host.orchestrator.offer()

@@ -1,9 +1,9 @@
-# Looks at the host once, for all that the role goes by; prints NAME=VALUE lines.
-# USER HOME PREFIX STATE_DIR CONFIG_DIR CA_FILE COMMAND UNIT_FILE DROP_IN PACKAGE_MANAGER [PACKAGE...]
+# Looks at the host once, for all that the role goes by; prints NAME=VALUE lines. Arguments:
+# USER HOME PREFIX STATE_DIR CONFIG_DIR COMMAND UNIT_FILE DROP_IN PACKAGE_MANAGER [PACKAGE...]
 user=$1 home=$2 prefix=$3 state=$4 config=$5
 shift 5
-ca=$1 command=$2 unit=$3 drop_in=$4 manager=$5
-shift 5
+command=$1 unit=$2 drop_in=$3 manager=$4
+shift 4
 
 free_mib() {
     folder=$1
@@ -18,9 +18,14 @@ folder() {
 file() {
     [ ! -f "$1" ] || echo "$(stat --format='%U:%G %a' "$1") $(sha256sum < "$1" | cut -d ' ' -f 1)"
 }
+# Then apt removes it with that one; naming it to apt changes that. A stanza has three lines.
+came_with_another() {
+    grep -s -F -x -A 2 "Package: $1" /var/lib/apt/extended_states | grep -qx 'Auto-Installed: 1'
+}
 is_installed() {
     if [ "$manager" = apt ]; then
-        dpkg-query --show --showformat='${db:Status-Status}\n' "$1" 2>/dev/null | grep -qx installed
+        dpkg-query --show --showformat='${db:Status-Status}\n' "$1" 2>/dev/null | grep -qx installed \
+            && ! came_with_another "$1"
     else
         rpm --query --quiet --whatprovides "$1"
     fi
@@ -46,13 +51,19 @@ echo "home=$(folder "$home")"
 echo "state_dir=$(folder "$state")"
 echo "config_dir=$(folder "$config")"
 say_if has_journal test -e "$state/journal.sqlite3"
-echo "ca=$(file "$ca")"
 echo "command=$(file "$command")"
 echo "unit=$(file "$unit")"
 say_if has_unit test -e "$unit"
+echo "runs=$(systemctl show "$(basename "$unit")" --property=MainPID --value 2>/dev/null | grep -vx 0)"
 say_if is_drained test -e "$drop_in/drain.conf"
 echo "current=$(readlink "$prefix/current")"
 echo "releases=$(cd "$prefix/releases" 2>/dev/null && for mark in */.complete; do dirname "$mark"; done | tr '\n' ' ')"
+
+ours=
+for path in "$unit" "$drop_in" "$state" "$command" "$config" "$prefix"; do
+    [ ! -e "$path" ] && [ ! -L "$path" ] || ours="$ours $path"
+done
+echo "ours=${ours# }"
 
 missing=
 for package in "$@"; do
