@@ -55,8 +55,9 @@ echo "command=$(file "$command")"
 echo "unit=$(file "$unit")"
 say_if has_unit test -e "$unit"
 echo "runs=$(systemctl show "$(basename "$unit")" --property=MainPID --value 2>/dev/null | grep -vx 0)"
-say_if is_drained test -e "$drop_in/drain.conf"
+say_if has_drain test -e "$drop_in/drain.conf"
 echo "current=$(readlink "$prefix/current")"
+echo "previous=$(readlink "$prefix/previous")"
 echo "releases=$(cd "$prefix/releases" 2>/dev/null && for mark in */.complete; do dirname "$mark"; done | tr '\n' ' ')"
 
 ours=
