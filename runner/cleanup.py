@@ -11,8 +11,8 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from runner.engine import find_engine
-from runner.engine_contract import Engine
+from runner.engine.base import LABEL_RUNNER, Engine, container_name
+from runner.engine.cli import find_engine
 from runner.errors import (
     EXIT_OK,
     EXIT_TRY_AGAIN,
@@ -20,11 +20,10 @@ from runner.errors import (
     EngineError,
     NoContainerRuntime,
 )
-from runner.journal import JOURNAL_NAME, Journal
-from runner.marks import LABEL_RUNNER, container_name
+from runner.journal.journal import JOURNAL_NAME, Journal
 from runner.settings import Settings
-from runner.state_folder import RUNNER_ID_NAME, known_runner_id
-from runner.task_folders import TaskFolders
+from runner.state_dir import RUNNER_ID_NAME, known_runner_id
+from runner.workspace.folders import TaskFolders
 
 _DAY_S = 24 * 3600
 

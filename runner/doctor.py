@@ -13,10 +13,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from runner import __version__
-from runner.address import proxy_to, without_password
-from runner.api import Orchestrator
-from runner.engine import find_engine
-from runner.engine_contract import Engine
+from runner.api.address import proxy_to, without_password
+from runner.api.client import Orchestrator
+from runner.engine.base import Engine
+from runner.engine.cli import find_engine
 from runner.errors import (
     EXIT_CONFIGURATION,
     EXIT_NO_RUNTIME,
@@ -29,11 +29,11 @@ from runner.errors import (
     NoContainerRuntime,
     WireError,
 )
-from runner.files import free_disk
-from runner.journal import JOURNAL_NAME, Journal
-from runner.records import Letter, Task
-from runner.register import describe
-from runner.settings import PullPolicy, Settings
+from runner.journal.journal import JOURNAL_NAME, Journal
+from runner.model import Letter, PullPolicy, Task
+from runner.node import describe
+from runner.settings import Settings
+from runner.workspace.folders import free_disk
 
 _TOLERATED_SKEW_S = 60.0
 

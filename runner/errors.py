@@ -27,7 +27,7 @@ Messages read "cannot <verb> <thing>: <reason>", in lower case, without a full s
 
 from __future__ import annotations
 
-from runner.states import EndReason
+from runner.model import EndReason
 
 EXIT_OK = 0
 EXIT_DEFECT = 1

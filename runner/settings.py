@@ -2,69 +2,38 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from enum import Enum
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from runner.errors import ConfigurationError
-from runner.limits import UNLIMITED, Limits
+from runner.model import UNLIMITED, Limits, PullPolicy
+from runner.redaction import Secret
 
 DEFAULT_IMAGE = "ghcr.io/elcanotek/victoria-terminal:latest"
 DEFAULT_VICTORIA_HOME = "~/Victoria"
 DEFAULT_POLL_INTERVAL_S = 30.0
 DEFAULT_HEARTBEAT_INTERVAL_S = 15.0
 DEFAULT_MIN_FREE_DISK = 1 << 30
-
 _ENV_NAME = re.compile(r"[^\s=#\ufeff][^\s=]*")
 _SIZE = re.compile(r"(\d+)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
 _PRINTABLE_ENOUGH = re.compile(r"[^\x00-\x1f\x7f]*")
 _HEADER_SAFE = re.compile(r"[\x21-\x7e]+")
-
-
-class Secret:
-    """A text that shows itself to nobody unless `reveal` is called."""
-
-    __slots__ = ("_text",)
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-
-    def reveal(self) -> str:
-        """Give the text itself."""
-        return self._text
-
-    def __bool__(self) -> bool:
-        return bool(self._text)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Secret) and other._text == self._text
-
-    def __hash__(self) -> int:
-        return hash(self._text)
-
-    def __repr__(self) -> str:
-        return "Secret(***)" if self._text else "Secret()"
-
-    __str__ = __repr__
-
-
-class PullPolicy(str, Enum):
-    """When the image is fetched before a task, in the engines' own words."""
-
-    NEWER = "newer"
-    """Ask the registry each time; go on with the image at hand when it does not answer."""
-    MISSING = "missing"
-    """Fetch only what is not on this host."""
-    ALWAYS = "always"
-    """Fetch each time; without an answer the task does not start."""
-    NEVER = "never"
-    """Use only what is on this host."""
+_MEMORY = re.compile(r"\d+(?:\.\d+)?(?:[bkmgtp]|[kmgtp]i?b)?", re.IGNORECASE)
+_GPUS = re.compile(r"all|[\w:.-]+(?:,[\w:.-]+)*", re.ASCII)
+_RUNNERS_OWN = frozenset(
+    {
+        *("--cidfile", "--conmon-pidfile", "--detach", "-d", "--name", "--pull"),
+        *("--replace", "--restart", "--rm"),
+    }
+)
+"""With --rm nobody could say how a container ended; with --restart it would run again."""
 
 
 @dataclass(frozen=True)
@@ -300,3 +269,47 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     return "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else str(error)
+
+
+def check_limits(memory: str | None, cpus: str | None, gpus: str | None) -> Limits:
+    """Give the limits, or say which of them no engine takes.
+
+    Raises:
+        ConfigurationError: one is no limit.
+    """
+    if memory is not None and not (_MEMORY.fullmatch(memory) and memory.lower().strip("0.bkmgtpi")):
+        raise ConfigurationError(
+            f"cannot use --memory {memory!r}: give a number with k, m or g, such as 8g"
+        )
+    if cpus is not None and not _is_positive(cpus):
+        raise ConfigurationError(
+            f"cannot use --cpus {cpus!r}: give a number of cores, such as 2 or 0.5"
+        )
+    if gpus is not None and not _GPUS.fullmatch(gpus):
+        raise ConfigurationError(
+            f"cannot use --gpus {gpus!r}: give all, or indices with commas, such as 0,1"
+        )
+    return Limits(memory, cpus, gpus)
+
+
+def check_run_args(arguments: Sequence[str]) -> tuple[str, ...]:
+    """Give them, or say which would take out of the runner's hands what it answers for.
+
+    Raises:
+        ConfigurationError: one of them is such.
+    """
+    for argument in arguments:
+        if argument.partition("=")[0] in _RUNNERS_OWN:
+            raise ConfigurationError(
+                f"cannot use --run-arg {argument}: the runner itself names, starts and removes the "
+                "containers; leave it out"
+            )
+    return tuple(arguments)
+
+
+def _is_positive(text: str) -> bool:
+    try:
+        number = float(text)
+    except ValueError:
+        return False
+    return math.isfinite(number) and number > 0

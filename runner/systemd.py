@@ -7,11 +7,10 @@ import os
 import socket
 from collections.abc import MutableMapping
 
-from runner.clock import Clock
 from runner.log import fields
+from runner.timing import Clock
 
 log = logging.getLogger(__name__)
-
 _IDLE_CHECK_S = 30.0
 
 

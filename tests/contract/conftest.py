@@ -12,10 +12,8 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 
-from runner.container import Container, ContainerSpec
-from runner.engine import find_engine
-from runner.engine_calls import STOP_GRACE_S
-from runner.engine_contract import Engine
+from runner.engine.base import Container, ContainerSpec, Engine
+from runner.engine.cli import STOP_GRACE_S, find_engine
 from tests.engines import ADVICE, NoEngineError, named_engines, named_image
 from tests.fakes.engine import FakeEngine
 

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 import anyio
 import pytest
 
-from runner.container import Phase
-from runner.engine_calls import STOP_GRACE_S
+from runner.engine.base import Phase
+from runner.engine.cli import STOP_GRACE_S
 from runner.errors import EngineError, ImageMissing, NameInUse, NoSuchContainer
-from runner.limits import Limits
-from runner.settings import PullPolicy
+from runner.model import Limits, PullPolicy
 from tests.unit.until import DEADLINE_S, until
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from runner.container import ContainerSpec
-from runner.engine import find_engine
+from runner.engine.base import ContainerSpec
+from runner.engine.cli import find_engine
 
 if TYPE_CHECKING:
     from pathlib import Path

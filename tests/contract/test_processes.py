@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 import anyio
 import pytest
 
-from runner import processes
-from runner.container import Phase
-from runner.engine import CliEngine, find_engine
+from runner.engine import processes
+from runner.engine.base import Phase
+from runner.engine.cli import CliEngine, find_engine
 from runner.errors import EngineSilent, NoContainerRuntime
-from runner.settings import PullPolicy
+from runner.model import PullPolicy
 from tests.engines import Engine as Command
 from tests.fakes.loop import FORWARD, put_forward
 from tests.unit.until import DEADLINE_S, until

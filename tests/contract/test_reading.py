@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 
-from runner.answer import Answer
-from runner.container import ContainerSpec, Phase, read_container, run_arguments
+from runner.engine.arguments import run_arguments
+from runner.engine.base import ContainerSpec, Phase
+from runner.engine.call import Answer
+from runner.engine.inspect import read_container
 from runner.errors import EngineError, EngineSilent, ImageMissing, NameInUse, NoSuchContainer
-from runner.limits import Limits
+from runner.model import Limits
 
 NEVER = "0001-01-01T00:00:00Z"
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from runner.container import Container, ContainerSpec, EngineFacts, Phase
-from runner.engine_contract import ignored
+from runner.engine.base import Container, ContainerSpec, EngineFacts, Phase, ignored
 from runner.errors import EngineError, EngineSilent, ImageMissing, NameInUse, NoSuchContainer
-from runner.settings import PullPolicy, parse_size
+from runner.model import PullPolicy
+from runner.settings import parse_size
 from tests.image.victoria_stand_in import PROMPT_SHOWN, find_directives
 
 if TYPE_CHECKING:

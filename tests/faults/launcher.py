@@ -3,7 +3,7 @@
 VICTORIA_FAULTS_JOURNAL     a folder of `JournalFaults`: where a write is planned to be met, the
                             process kills itself before or after its commit
 VICTORIA_FAULTS_DISK        a file: while it is there, no disk answers how much room it has
-VICTORIA_FAULTS_CONSTANTS   JSON, such as {"runner.engine_calls.ANSWER_DEADLINE_S": 2}
+VICTORIA_FAULTS_CONSTANTS   JSON, such as {"runner.engine.cli.ANSWER_DEADLINE_S": 2}
 
 Everything else is the runner as it is: the same code, the same command line, the same SQLite.
 """

@@ -36,14 +36,14 @@ if TYPE_CHECKING:
     from tests.engines import Engine
 
 IMPATIENT: Mapping[str, float] = {
-    "runner.backoff.FIRST_S": 0.2,
-    "runner.backoff.SHORTEST_S": 0.1,
-    "runner.backoff.CEILING_S": 0.5,
-    "runner.register._SPACING_S": 0.2,
-    "runner.workload._WRITE_AGAIN_S": 0.2,
-    "runner.workload._START_AGAIN_S": 0.2,
-    "runner.workload._LONGEST_START_AGAIN_S": 0.5,
-    "runner.hand.WAIT_AGAIN_S": 0.2,
+    "runner.timing.FIRST_S": 0.2,
+    "runner.timing.SHORTEST_S": 0.1,
+    "runner.timing.CEILING_S": 0.5,
+    "runner.node._SPACING_S": 0.2,
+    "runner.node._WRITE_AGAIN_S": 0.2,
+    "runner.node._START_AGAIN_S": 0.2,
+    "runner.node._LONGEST_START_AGAIN_S": 0.5,
+    "runner.tasks.context.WAIT_AGAIN_S": 0.2,
 }
 """Pauses between attempts, so short that tests do not wait for them. No deadline is among them."""
 
@@ -63,7 +63,7 @@ class Rig:
     def set_constants(self, **constants: float) -> None:
         """Give constants of the runner other values at its next start: `engine__RUN_DEADLINE_S`."""
         known = json.loads(self.runner.environment.get(CONSTANTS_VARIABLE, "{}"))
-        named = {f"runner.{name.replace('__', '.', 1)}": text for name, text in constants.items()}
+        named = {f"runner.{name.replace('__', '.')}": text for name, text in constants.items()}
         self.runner.environment[CONSTANTS_VARIABLE] = json.dumps({**known, **named})
 
     def set_option(self, option: str, text: str) -> None:

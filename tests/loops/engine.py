@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from runner.engine_contract import ignored
+from runner.engine.base import ignored
 from tests.fakes.engine import FakeEngine
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from runner.container import Container, ContainerSpec, EngineFacts
-    from runner.settings import PullPolicy
+    from runner.engine.base import Container, ContainerSpec, EngineFacts
+    from runner.model import PullPolicy
 
 
 class ObstructedEngine(FakeEngine):

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from runner.api import Orchestrator
-from runner.app import run
-from runner.parts import Parts
-from runner.register import Node
-from runner.settings import PullPolicy, Secret, Settings
+from runner.api.client import Orchestrator
+from runner.daemon import run
+from runner.model import PullPolicy
+from runner.node import Node, Workload
+from runner.redaction import Secret
+from runner.settings import Settings
 from runner.systemd import Notifier, Pulse
-from runner.workload import Changes, Workload
+from runner.tasks.context import Parts
+from runner.timing import Changes
 from tests.loops.engine import ObstructedEngine
 from tests.loops.orchestrator import BEAT, FINAL, TOKEN
 from tests.unit.until import DEADLINE_S, until
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
     from anyio.abc import TaskGroup
 
-    from runner.journal import Journal
+    from runner.journal.journal import Journal
     from tests.fakes.clock import FakeClock
     from tests.loops.orchestrator import ScriptedOrchestrator
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from runner.api import Identity
-from runner.assignment import Assignment
-from runner.ending import final_report
-from runner.journal import End, Report, open_journal
-from runner.register import describe
-from runner.settings import Secret
-from runner.states import EndReason
+from runner.journal.journal import open_journal
+from runner.model import Assignment, End, EndReason, Identity, Report
+from runner.node import describe
+from runner.redaction import Secret
+from runner.tasks.outcome import final_report
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

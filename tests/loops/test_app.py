@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 import anyio
 import pytest
 
-from runner.app import _Runner, run
+from runner.daemon import _Runner, run
 from runner.errors import JournalError, StateFolderInUse
-from runner.forget import forget
-from runner.journal import Journal, Task, open_journal
+from runner.journal.journal import Journal, open_journal
+from runner.loops.housekeeping import forget
+from runner.model import Task
 from runner.systemd import Notifier, Pulse, feed_watchdog
 from tests.loops.host import IDLE, WITH_TASK, HeardNotifier
 from tests.loops.orchestrator import BEAT, POLL

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.journal import Journal
+from runner.journal.journal import Journal
 
 ROOT = Path(__file__).parents[2]
 URL = ("--orchestrator-url", "http://127.0.0.1:9")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from runner.errors import EngineError, EngineSilent
-from runner.limits import Limits
+from runner.model import Limits
 from tests.loops.host import IDLE, IMAGE, WITH_TASK, container_of
 from tests.loops.orchestrator import POLL, TOKEN
 from tests.unit.until import until

@@ -16,7 +16,7 @@ import anyio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from runner.assignment import is_task_id
+from runner.model import is_task_id
 from tests.fakes.clock import FakeClock
 from tests.loops.host import IDLE, hosting
 from tests.loops.orchestrator import orchestrating

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from runner.wire import MAX_ANSWER_BYTES
+from runner.api.http import MAX_ANSWER_BYTES
 from tests.loops.host import IDLE
 from tests.loops.orchestrator import BEAT, POLL, REGISTER, STATUS
 from tests.unit.scripted_server import endless, http, told

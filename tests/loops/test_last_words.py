@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 
-from runner.api import Orchestrator
-from runner.bodies import log_body
-from runner.crush import read_session
-from runner.crush_log import digest_of
-from runner.crush_mark import session_mark
-from runner.job import job_in
-from runner.reporting import Reporter
-from runner.trace import FinalWord, Trace, write_trace
+from runner.api.client import Orchestrator
+from runner.crush.log import digest_of
+from runner.crush.sessions import read_session, session_mark
+from runner.model import log_body
+from runner.reporter.job import job_in
+from runner.reporter.reporter import Reporter
+from runner.workspace.handover import FinalWord, Trace, write_trace
 from tests.fakes.crush import Crush, text
 from tests.loops.host import IDLE, container_of
 from tests.loops.orchestrator import LOGS, STATUS

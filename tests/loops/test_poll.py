@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from runner.errors import JournalError
-from runner.journal import Journal, Task
-from runner.poll import Answer, poll
+from runner.journal.journal import Journal
+from runner.loops.poll import Answer, poll
+from runner.model import Task
 from tests.loops.host import IDLE, WITH_TASK
 from tests.loops.orchestrator import BEAT, POLL, SILENCE, STATUS
 from tests.unit.scripted_server import http, told

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from runner.settings import Secret
+from runner.redaction import Secret
 from tests.loops.host import IDLE, WITH_TASK
 from tests.loops.orchestrator import BEAT, POLL, REGISTER, STATUS, TOKEN
 from tests.unit.scripted_server import http, told

@@ -7,18 +7,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from runner.api import Identity
-from runner.assignment import Assignment
-from runner.container import ContainerSpec
-from runner.ending import final_report
+from runner.engine.base import ContainerSpec
 from runner.errors import EngineError
-from runner.files import CONTAINER_HOME
-from runner.journal import End, Report, open_journal
-from runner.limits import Limits
-from runner.marks import run_folder
-from runner.register import describe
-from runner.settings import Secret
-from runner.states import EndReason, TaskState
+from runner.journal.journal import open_journal
+from runner.model import Assignment, End, EndReason, Identity, Limits, Report, TaskState
+from runner.node import describe
+from runner.redaction import Secret
+from runner.state_dir import run_folder
+from runner.tasks.outcome import final_report
+from runner.workspace.download import CONTAINER_HOME
 from tests.loops.engine import ObstructedEngine
 from tests.loops.host import IDLE, IMAGE, WITH_TASK, container_of
 from tests.loops.orchestrator import LOGS, POLL, STATUS

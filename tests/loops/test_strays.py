@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from runner.container import ContainerSpec
-from runner.marks import LABEL_RUNNER
+from runner.engine.base import LABEL_RUNNER, ContainerSpec
 from tests.loops.host import IDLE, IMAGE
 from tests.loops.orchestrator import POLL
 from tests.unit.until import until

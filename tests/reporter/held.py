@@ -11,7 +11,7 @@ from typing import Any
 
 from mcp import Client, StdioServerParameters
 
-from runner.trace import Trace, read_trace
+from runner.workspace.handover import Trace, read_trace
 from tests.orchestrator.serving import RunningOrchestrator
 
 ROOT = Path(__file__).parents[2]

@@ -12,14 +12,15 @@ import anyio
 import pytest
 from mcp import Client
 
-from runner.api import Identity, Orchestrator
-from runner.crush import read_session
-from runner.crush_log import digest_of
-from runner.job import Job
-from runner.reporting import Answer, Reporter
-from runner.settings import Secret
-from runner.status_reporter import server_for
-from runner.trace import FinalWord, Trace, read_trace
+from runner.api.client import Orchestrator
+from runner.crush.log import digest_of
+from runner.crush.sessions import read_session
+from runner.model import Identity
+from runner.redaction import Secret
+from runner.reporter.job import Job
+from runner.reporter.reporter import Answer, Reporter
+from runner.reporter.server import server_for
+from runner.workspace.handover import FinalWord, Trace, read_trace
 from tests.fakes.crush import Crush, text
 from tests.fakes.loop import FORWARD, put_forward
 from tests.reporter.held import Agent

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.crush_log import LOG_LIMIT_BYTES
+from runner.crush.log import LOG_LIMIT_BYTES
 from tests.fakes.crush import Crush
 from tests.reporter.held import ROOT, Held
 
@@ -18,10 +18,11 @@ PARTS = '[{"type": "text", "data": {"text": "' + "🚀 " * 460 + '"}}]'
 HAND_IN = """
 import sys, time, anyio
 from pathlib import Path
-from runner.api import Identity, Orchestrator
-from runner.job import Job
-from runner.reporting import Reporter
-from runner.settings import Secret
+from runner.api.client import Orchestrator
+from runner.model import Identity
+from runner.reporter.job import Job
+from runner.reporter.reporter import Reporter
+from runner.redaction import Secret
 
 url, task_id, key, home = sys.argv[1:]
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 
-from runner.api import Orchestrator
-from runner.reporting import Reporter
+from runner.api.client import Orchestrator
+from runner.reporter.reporter import Reporter
 from tests.fakes.loop import JUMPING
 from tests.reporter.test_failures import job
 from tests.unit.scripted_server import raw, serving, stalled, told

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from runner.trace import FinalWord
+from runner.workspace.handover import FinalWord
 from tests.fakes.crush import Crush, text
 from tests.reporter.held import Held, connected
 

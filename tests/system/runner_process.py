@@ -90,7 +90,7 @@ class RunnerProcess:
     def take_time_for_its_last_word(self) -> None:
         """Give it more than a second to say that it goes: on a busy machine that is little."""
         self.command = LAUNCHER
-        constants = {"runner.heartbeat._LAST_WORD_S": LAST_WORD_S}
+        constants = {"runner.loops.heartbeat._LAST_WORD_S": LAST_WORD_S}
         self.environment[CONSTANTS_VARIABLE] = json.dumps(constants)
 
     def run(self, *arguments: str, environment: Mapping[str, str] | None = None) -> Answer:

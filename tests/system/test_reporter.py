@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.trace import read_trace
+from runner.workspace.handover import read_trace
 from tests.engines import Engine
 from tests.orchestrator.serving import wait_for
 from tests.setup import agent, image, steps

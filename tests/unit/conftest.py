@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import hypothesis
 import pytest
 
-from runner.api import Identity, Orchestrator
-from runner.settings import Secret
+from runner.api.client import Orchestrator
+from runner.model import Identity
+from runner.redaction import Secret
 from tests.unit.scripted_server import ScriptedServer, serving
 
 if TYPE_CHECKING:

@@ -11,11 +11,9 @@ from pathlib import Path
 
 import anyio
 
-from runner.api import Identity
-from runner.assignment import Assignment
-from runner.journal import End, Journal, Report, open_journal
-from runner.settings import Secret
-from runner.states import EndReason
+from runner.journal.journal import Journal, open_journal
+from runner.model import Assignment, End, EndReason, Identity, Report
+from runner.redaction import Secret
 
 NODE: dict[str, object] = {"name": "n-1"}
 URL = "https://o.example.com"

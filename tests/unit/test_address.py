@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from runner.address import proxy_to
+from runner.api.address import proxy_to
 from runner.errors import ConfigurationError
 
 AWAY = "https://orchestrator.example.com"

@@ -17,11 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runner import __version__
-from runner.address import check_orchestrator_url
-from runner.api import Identity, Orchestrator
+from runner.api.address import check_orchestrator_url
+from runner.api.client import Orchestrator
+from runner.api.http import CALL_TIMEOUT_S, MAX_ANSWER_BYTES, SLOWEST_UPLOAD_BYTES_PER_S, Wire
 from runner.errors import ConfigurationError, Refused, Unauthorised, Unavailable
-from runner.settings import Secret
-from runner.wire import CALL_TIMEOUT_S, MAX_ANSWER_BYTES, SLOWEST_UPLOAD_BYTES_PER_S, Wire
+from runner.model import Identity
+from runner.redaction import Secret
 from tests.unit.scripted_server import (
     Answer,
     ScriptedServer,

@@ -8,17 +8,15 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from runner.assignment import (
+from runner.api.assignment import (
     DEFAULT_TIMEOUT_S,
     MAX_FILES,
     MAX_PROMPT_BYTES,
     MAX_TIMEOUT_S,
-    Assignment,
-    TaskFile,
     parse_assignment,
 )
 from runner.errors import BadAssignment
-from runner.states import EndReason
+from runner.model import Assignment, EndReason, TaskFile
 
 TASK_ID = "11111111-2222-4333-8444-555555555555"
 URL = "https://orchestrator.example.com"

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.backoff import CEILING_S, SHORTEST_S, delay_s, jittered_s
+from runner.timing import CEILING_S, SHORTEST_S, delay_s, jittered_s
 
 attempts = st.integers(1, 10**9)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from runner.clock import HostClock
+from runner.timing import HostClock
 
 
 def told_by_the_kernel() -> float:

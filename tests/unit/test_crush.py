@@ -17,11 +17,17 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from runner.bodies import log_body
-from runner.crush import Found, Wanted, find_session, find_sessions, read_session
-from runner.crush_database import CrushError
-from runner.crush_log import LOG_LIMIT_BYTES, shortened, wire_size
-from runner.crush_mark import session_mark
+from runner.crush.database import CrushError
+from runner.crush.log import LOG_LIMIT_BYTES, shortened, wire_size
+from runner.crush.sessions import (
+    Found,
+    Wanted,
+    find_session,
+    find_sessions,
+    read_session,
+    session_mark,
+)
+from runner.model import log_body
 from tests.fakes.crush import DURING, SCHEMA, Crush, text
 from tests.unit.another_user import as_another_user
 
@@ -963,7 +969,7 @@ def test_no_session_is_ever_larger_than_the_limit(
 MEASURE = """
 import sys, time
 from pathlib import Path
-from runner.crush import Wanted, find_session, read_session
+from runner.crush.sessions import Wanted, find_session, read_session
 
 def peak_kib():
     # Of this program alone; what getrusage says is handed down from whoever started it.

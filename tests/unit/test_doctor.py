@@ -10,10 +10,11 @@ from pathlib import Path
 import anyio
 import pytest
 
-from runner.container import read_podman_facts
 from runner.doctor import examine
+from runner.engine.inspect import read_podman_facts
 from runner.errors import EXIT_CONFIGURATION
-from runner.settings import Secret, Settings
+from runner.redaction import Secret
+from runner.settings import Settings
 from tests.unit.another_user import as_another_user
 
 SOMEWHERE = Path(tempfile.gettempdir())

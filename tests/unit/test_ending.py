@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from runner.container import Container, Phase
-from runner.ending import judge, secrets_to_blank, without_secrets
-from runner.journal import Task
-from runner.settings import Secret
-from runner.states import EndReason, TaskState
+from runner.engine.base import Container, Phase
+from runner.model import EndReason, Task, TaskState
+from runner.redaction import Secret, secrets_to_blank, without_secrets
+from runner.tasks.outcome import judge
 
 if TYPE_CHECKING:
     from pathlib import Path

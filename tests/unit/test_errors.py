@@ -24,7 +24,7 @@ from runner.errors import (
     Unstartable,
     WireError,
 )
-from runner.states import EndReason
+from runner.model import EndReason
 
 
 def drawn_tree() -> dict[str, str | None]:

@@ -14,17 +14,17 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from runner.api import Identity, Orchestrator
-from runner.assignment import Assignment, TaskFile
+from runner.api.client import Orchestrator
 from runner.errors import Unauthorised, Unstartable
-from runner.files import (
+from runner.model import Assignment, Identity, TaskFile
+from runner.workspace.download import (
     CONTAINER_HOME,
     Source,
     fetch_files,
     files_folder,
     files_folder_in_container,
-    free_disk,
 )
+from runner.workspace.folders import free_disk
 from tests.fakes.clock import FakeClock
 from tests.unit.scripted_server import (
     Answer,
@@ -113,7 +113,7 @@ def sales(content: bytes = CONTENT) -> TaskFile:
 
 
 def next_attempts_s(caplog: pytest.LogCaptureFixture) -> list[int]:
-    records = [record for record in caplog.records if record.name == "runner.files"]
+    records = [record for record in caplog.records if record.name == "runner.workspace.download"]
     return [vars(record)["fields"]["next_attempt_s"] for record in records]
 
 
@@ -509,7 +509,7 @@ async def test_outage_while_files_are_fetched_is_waited_out(
         await fetch(sales())
 
     assert (fetch.folder / "sales.csv").read_bytes() == CONTENT
-    assert [record.levelname for record in caplog.records if record.name == "runner.files"] == [
+    assert [record.levelname for record in caplog.records if "workspace" in record.name] == [
         "WARNING"
     ]
 

@@ -15,21 +15,21 @@ from typing import TYPE_CHECKING
 import anyio
 import pytest
 
-from runner.api import Identity
-from runner.assignment import Assignment, TaskFile
 from runner.errors import JournalError
-from runner.journal import (
-    JOURNAL_NAME,
+from runner.journal.journal import JOURNAL_NAME, Journal, open_journal
+from runner.journal.schema import MIGRATIONS
+from runner.model import (
+    Assignment,
     End,
-    Journal,
+    EndReason,
+    Identity,
     Letter,
     Report,
     Task,
-    open_journal,
+    TaskFile,
+    TaskState,
 )
-from runner.journal_file import MIGRATIONS
-from runner.settings import Secret
-from runner.states import EndReason, TaskState
+from runner.redaction import Secret
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -1,21 +1,21 @@
-"""What the documents say of the code is true, and the code keeps to the map.
-
-`ROWS` is the one table of who may import whom. docs/architecture.md shows it to people.
-"""
+"""What the documents say of the code is true. Layers and doors are held by import-linter."""
 
 from __future__ import annotations
 
 import ast
 import re
 from fnmatch import fnmatchcase
-from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 import pytest
 
-from runner import cli, engine, errors, poll, register, states, tools
+from runner import cli, errors, node
+from runner.engine.cli import NO_RUNTIME
+from runner.loops import poll
+from runner.model import EndReason, state_diagram
+from runner.reporter.tools import TOOLS
 from runner.settings import DEFAULT_IMAGE
 
 if TYPE_CHECKING:
@@ -35,83 +35,6 @@ DOCUMENTS = [
     ROOT / "CONTRIBUTING.md",
     ROOT / "CHANGELOG.md",
 ]
-
-ROWS = (
-    ("__main__",),
-    ("cli",),
-    ("app", "doctor", "cleanup", "options", "status_reporter"),
-    ("poll", "heartbeat", "deliver", "strays", "forget", "state_folder"),
-    ("task",),
-    ("closing", "starting", "watching"),
-    ("last_words", "preparing"),
-    ("fitness", "hand"),
-    ("parts", "ending", "reporting"),
-    ("register", "job_session"),
-    ("engine", "journal", "files", "crush"),
-    ("engine_calls", "engine_contract", "outbox", "too_long"),
-    ("program", "crush_log", "trace", "identities"),
-    ("journal_file",),
-    (
-        "answer",
-        "container",
-        "folder",
-        "task_folders",
-        "inherited",
-        "processes",
-        "records",
-        "crush_mark",
-        "crush_message",
-        "job",
-    ),
-    ("crush_database", "crush_parts"),
-    ("api", "systemd", "workload"),
-    ("assignment", "settings", "tools", "wire"),
-    ("address", "limits"),
-    ("errors",),
-    ("backoff", "blanking", "bodies", "clock", "log", "marks", "states"),
-)
-"""The runner's modules from the top down: each imports only from rows below its own."""
-
-DOORS = {
-    "click": {"cli", "options"},
-    "httpx": {"wire"},
-    "mcp": {"status_reporter"},
-    "sh": {"program"},
-    "sqlite3": {
-        "journal_file",
-        "crush_database",
-    },  # two databases: our own, and that of the container's agent
-}
-"""Which modules may use a library that leads out of the process; others may name its types."""
-
-ROW_OF = {module: number for number, row in enumerate(ROWS) for module in row}
-MODULES = sorted(path.stem for path in (ROOT / "runner").glob("*.py") if path.stem != "__init__")
-
-
-def imports_of(path: Path, *, types_too: bool) -> set[str]:
-    """Give the dotted names that a file imports anywhere in it."""
-    return set(_imports_in(ast.parse(path.read_text(encoding="utf-8")), types_too=types_too))
-
-
-def _imports_in(node: ast.AST, *, types_too: bool) -> Iterator[str]:
-    if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test) and not types_too:
-        return
-    if isinstance(node, ast.Import):
-        yield from (alias.name for alias in node.names)
-    if isinstance(node, ast.ImportFrom):
-        # Which of these are modules and which are names in one is not known here: both are given.
-        yield str(node.module)
-        yield from (f"{node.module}.{alias.name}" for alias in node.names)
-    for child in ast.iter_child_nodes(node):
-        yield from _imports_in(child, types_too=types_too)
-
-
-def neighbours_of(path: Path) -> set[str]:
-    """Give the modules of its own package that a file imports, types included."""
-    package = path.parent.name
-    modules = {other.stem for other in path.parent.glob("*.py")} - {"__init__"}
-    found = imports_of(path, types_too=True)
-    return {name for name in modules if f"{package}.{name}" in found}
 
 
 def table_rows(document: Path, first_cell: str) -> list[list[str]]:
@@ -159,72 +82,17 @@ def default_of(option: click.Option) -> str:
     return str(default) if default not in {None, ()} else "none"
 
 
-# The import rules
-
-
-def test_every_module_has_one_place_on_the_map() -> None:
-    placed = [module for row in ROWS for module in row]
-    missing = set(MODULES) - set(placed)
-    assert not missing, f"give {missing} a row, here and in docs/architecture.md"
-    assert len(placed) == len(set(placed))
-
-
-@pytest.mark.parametrize("module", MODULES)
-def test_imports_lead_downward_only(module: str) -> None:
-    upward = {
-        other
-        for other in neighbours_of(ROOT / "runner" / f"{module}.py")
-        if ROW_OF[other] <= ROW_OF[module]
-    }
-    assert not upward, f"runner/{module}.py may not import {', '.join(sorted(upward))}"
-
-
-@pytest.mark.parametrize(
-    ("package", "other"), [("runner", "orchestrator"), ("orchestrator", "runner")]
-)
-def test_runner_and_orchestrator_do_not_know_each_other(package: str, other: str) -> None:
-    for path in (ROOT / package).rglob("*.py"):
-        found = {name.partition(".")[0] for name in imports_of(path, types_too=True)}
-        assert other not in found, f"{path.relative_to(ROOT)} imports {other}"
-
-
-def test_orchestrator_has_no_import_cycle() -> None:
-    paths = [path for path in (ROOT / "orchestrator").glob("*.py") if path.stem != "__init__"]
-    # Raises CycleError, which names the cycle.
-    TopologicalSorter({path.stem: neighbours_of(path) for path in paths}).prepare()
-
-
-@pytest.mark.parametrize(("library", "doors"), DOORS.items())
-def test_each_library_that_leads_out_has_its_door(library: str, doors: set[str]) -> None:
-    users = {
-        module
-        for module in MODULES
-        if library
-        in {
-            name.partition(".")[0]
-            for name in imports_of(ROOT / "runner" / f"{module}.py", types_too=False)
-        }
-    }
-    assert users
-    assert users <= doors, f"{library} may be used in {', '.join(sorted(doors))} only"
-
-
 # What docs/architecture.md shows
 
 
-def test_architecture_shows_the_rows() -> None:
-    shown = [re.findall(r"`(\w+)`", row[1]) for row in table_rows(ARCHITECTURE, r"\d+")]
-    assert shown == [list(row) for row in ROWS]
-
-
 def test_architecture_shows_the_state_diagram_of_the_code() -> None:
-    wanted = f"```mermaid\n{states.state_diagram()}\n```"
+    wanted = f"```mermaid\n{state_diagram()}\n```"
     assert wanted in ARCHITECTURE.read_text(encoding="utf-8"), f"it is now:\n\n{wanted}"
 
 
 def test_architecture_names_every_reason_for_an_end() -> None:
     shown = {row[0].strip("`") for row in table_rows(ARCHITECTURE, r"`[a-z_]+`")}
-    assert {reason.value for reason in states.EndReason} <= shown
+    assert {reason.value for reason in EndReason} <= shown
 
 
 # What docs/status-reporter.md shows
@@ -235,7 +103,7 @@ def test_every_tool_is_shown_with_its_parameters() -> None:
         row[0].strip("`"): re.findall(r"`(\w+)`", row[1])
         for row in table_rows(STATUS_REPORTER, r"`(?:report|submit|get)_\w+`")
     }
-    assert shown == {tool.name: list(tool.parameters) for tool in tools.TOOLS}
+    assert shown == {tool.name: list(tool.parameters) for tool in TOOLS}
 
 
 # What README.md shows
@@ -263,9 +131,9 @@ def test_units_are_not_restarted_where_a_restart_mends_nothing() -> None:
 @pytest.mark.parametrize(
     "sentence",
     [
-        f"RuntimeError: {engine.NO_RUNTIME}",
-        register.INVALID_TOKEN,
-        register.DISABLED,
+        f"RuntimeError: {NO_RUNTIME}",
+        node.INVALID_TOKEN,
+        node.DISABLED,
         "Error polling for tasks: Connection refused",
     ],
 )

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from runner import cli
-from runner.journal import JOURNAL_NAME
+from runner.journal.journal import JOURNAL_NAME
 
 ROLE = Path(__file__).resolve().parents[2] / "ansible" / "roles" / "victoria_runner"
 README = ROLE / "README.md"

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from runner.address import check_orchestrator_url
+from runner.api.address import check_orchestrator_url
 from runner.errors import EXIT_CONFIGURATION, ConfigurationError
-from runner.limits import Limits, check_limits
+from runner.model import Limits, PullPolicy
+from runner.redaction import Secret
 from runner.settings import (
-    PullPolicy,
-    Secret,
     Settings,
     check_env_file,
     check_image,
+    check_limits,
     check_mountable,
     check_name,
     check_readable,

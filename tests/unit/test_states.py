@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from runner.states import TRANSITIONS, EndReason, TaskState, check_transition, state_diagram
+from runner.model import TRANSITIONS, EndReason, TaskState, check_transition, state_diagram
 
 ALLOWED = [
     (TaskState.ACCEPTED, TaskState.STARTING),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from runner.task_folders import TaskFolders
+from runner.workspace.folders import TaskFolders
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.trace import FinalWord, Trace, TraceError, read_trace, write_trace
+from runner.workspace.handover import FinalWord, Trace, TraceError, read_trace, write_trace
 
 WORD = {"status": "success", "message": "done", "session_id": "s1", "is_sent": False}
 

@@ -1,0 +1,1 @@
+"""The agent's session in Crush's database: nothing in it is trusted."""

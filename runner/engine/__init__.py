@@ -1,0 +1,1 @@
+"""podman and docker: what is true of a container, whatever the engine says."""

@@ -1,0 +1,64 @@
+"""The arguments of the engine's `run`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from runner.engine.base import ContainerSpec
+from runner.model import Limits
+
+LOG_SIZE = "10m"
+"""How much of a container's output the engine keeps; older output makes way."""
+
+
+def run_arguments(kind: str, spec: ContainerSpec) -> list[str]:
+    """Write out the command that starts the container: podman's or docker's, without its name."""
+    arguments = ["run", "--detach", "--pull", "never", "--name", spec.name]
+    for key, value in spec.labels.items():
+        arguments += ["--label", f"{key}={value}"]
+    for path in spec.env_files:
+        arguments += ["--env-file", str(path)]
+    for source, target in spec.volumes.items():
+        arguments += ["--volume", f"{source}:{target}:z"]
+    if spec.cid_file is not None:
+        arguments += ["--cidfile", str(spec.cid_file)]
+    arguments += ["--log-opt", f"max-size={LOG_SIZE}"]
+    if kind == "podman":
+        if spec.watcher_file is not None:
+            arguments += ["--conmon-pidfile", str(spec.watcher_file)]
+        arguments += ["--log-driver", "k8s-file"]
+        if spec.timeout_s is not None:
+            arguments += ["--timeout", str(max(1, round(spec.timeout_s)))]
+    else:
+        arguments += ["--log-driver", "json-file", "--log-opt", "max-file=1"]
+        if not _uses_host_network(spec.run_args):
+            arguments += ["--add-host", "host.containers.internal:host-gateway"]
+    arguments += _limit_arguments(kind, spec.limits)
+    return [*arguments, *spec.run_args, spec.image, *spec.arguments]
+
+
+def has_memory_limit(spec: ContainerSpec) -> bool:
+    """Tell whether the container may be ended for its use of memory."""
+    given = [argument.partition("=")[0] for argument in spec.run_args]
+    return spec.limits.memory is not None or "--memory" in given or "-m" in given
+
+
+def _limit_arguments(kind: str, limits: Limits) -> list[str]:
+    arguments: list[str] = []
+    if limits.memory is not None:
+        arguments += ["--memory", limits.memory]
+    if limits.cpus is not None:
+        arguments += ["--cpus", limits.cpus]
+    if limits.gpus is None:
+        return arguments
+    if kind == "docker":
+        devices = "all" if limits.gpus == "all" else f'"device={limits.gpus}"'
+        return [*arguments, "--gpus", devices]
+    for device in limits.gpus.split(","):
+        arguments += ["--device", f"nvidia.com/gpu={device}"]
+    return arguments
+
+
+def _uses_host_network(run_args: Sequence[str]) -> bool:
+    joined = " ".join(run_args)
+    return any(words in joined for words in ("--network=host", "--network host", "--net=host"))

@@ -1,0 +1,230 @@
+"""One command of an engine: its environment, its call with a deadline, and its result.
+
+The only file that imports sh. Calls run in the background with their output in descriptors, are
+waited for in worker threads, and are ended with their whole process group when nobody waits for
+them any more.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import signal
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import anyio
+import anyio.to_thread
+import sh
+
+from runner.errors import EngineError, EngineSilent, ImageMissing, NameInUse, NoSuchContainer
+
+_MAX_OUTPUT_BYTES = 1 << 20
+_MAX_ARGUMENT_PAGES = 32  # MAX_ARG_STRLEN in linux/binfmts.h
+_KILL_GRACE_S = 2.0
+_ANY_EXIT_CODE = tuple(range(-64, 256))
+# Each as podman 4.3 to 5.8 and docker 20.10 to 28 say it. The first that is found holds.
+_MEANINGS: tuple[tuple[re.Pattern[str], type[EngineError]], ...] = (
+    (
+        re.compile(
+            r"cannot connect to (?:the docker daemon|podman)|unable to connect to podman|"
+            r"error during connect|while trying to connect to the docker"
+        ),
+        EngineSilent,
+    ),
+    (re.compile(r"no such container|no container with name or id"), NoSuchContainer),
+    (re.compile(r"container name \S+ is already in use"), NameInUse),
+    (re.compile(r"image not known|no such image|unable to find image"), ImageMissing),
+)
+_CHATTER = re.compile(r"time=\"\S+\" level=(?:debug|info|warning) |Usage: |(?:See|Run) '")
+_PREFIXES = ("docker: ", "Error: ", "Error response from daemon: ")
+_MAX_COMPLAINT = 500
+_VARIABLE_NAMES = frozenset(
+    {
+        *("PATH", "HOME", "USER", "LOGNAME", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR"),
+        *("REGISTRY_AUTH_FILE", "STORAGE_DRIVER", "STORAGE_OPTS"),
+        *("XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "DBUS_SESSION_BUS_ADDRESS"),
+        *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY"),
+        *("http_proxy", "https_proxy", "no_proxy", "all_proxy"),
+    }
+)
+_NAME_PREFIXES = ("CONTAINER_", "CONTAINERS_", "DOCKER_", "PODMAN_")
+
+
+class Program:
+    """A program at a path, always started with the same environment and nothing else."""
+
+    def __init__(self, path: str, environment: Mapping[str, str]) -> None:
+        self._path = path
+        self._name = Path(path).name
+        self._environment = dict(environment)
+        # One thread waits for each call; it does nothing meanwhile.
+        self._threads = anyio.CapacityLimiter(10_000)
+        # sh logs every command line, with the task's prompt in it.
+        logging.getLogger("sh").setLevel(logging.CRITICAL)
+
+    async def call(
+        self,
+        arguments: Sequence[str],
+        deadline_s: float,
+        *,
+        is_one_stream: bool = False,
+        folder: str | None = None,
+        patience_s: float = 0.0,
+    ) -> Answer:
+        """Call it; a folder is where it is started, which matters to what conmon drops there.
+
+        When nobody waits for it any more, it is given so many seconds to end by itself.
+
+        Raises:
+            EngineSilent: it did not end before the deadline, or could not be started now.
+            EngineError: no such call can be made at all.
+        """
+        what = f"cannot do {self._name} {arguments[0]}"
+        self._check(arguments, what)
+        try:
+            with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+                outputs = (output, output if is_one_stream else errors)
+                process = await self._start(arguments, outputs, folder)
+                await self._wait_for(process, deadline_s, patience_s, what)
+                return Answer(process.exit_code, _tail(output), _tail(errors))
+        except (OSError, sh.ForkException) as error:
+            reason = getattr(error, "strerror", None) or str(error).strip().rpartition("\n")[2]
+            raise EngineSilent(f"{what}: {reason.strip()}") from error
+
+    def _check(self, arguments: Sequence[str], what: str) -> None:
+        """Refuse what sh would only find out after its fork, where it leaves a zombie behind."""
+        limit = _MAX_ARGUMENT_PAGES * os.sysconf("SC_PAGE_SIZE")
+        for argument in arguments:
+            try:
+                size = len(argument.encode())
+            except UnicodeEncodeError as error:
+                raise EngineError(f"{what}: an argument is no valid text") from error
+            if size >= limit:
+                raise EngineError(f"{what}: an argument has {size} bytes, at most {limit - 1} fit")
+            if "\0" in argument:
+                raise EngineError(f"{what}: an argument has a NUL character in it")
+        if not os.access(self._path, os.X_OK):
+            raise EngineSilent(f"{what}: {self._path} is not there")
+
+    async def _start(
+        self, arguments: Sequence[str], outputs: tuple[IO[bytes], IO[bytes]], folder: str | None
+    ) -> sh.RunningCommand:
+        """Start the engine, in a scope of its own, so that no cancellation can lose the process."""
+
+        def start() -> sh.RunningCommand:
+            with Path(os.devnull).open("rb") as nothing:
+                return sh.Command(self._path)(
+                    *arguments,
+                    _bg=True,
+                    _bg_exc=False,
+                    _tty_out=False,
+                    _new_group=True,
+                    _in=nothing,
+                    _out=outputs[0],
+                    _err=outputs[1],
+                    _env=self._environment,
+                    # conmon drops a note where it was started, when the host is short of memory.
+                    _cwd=folder or "/",
+                    _encoding="utf-8",
+                    _ok_code=_ANY_EXIT_CODE,
+                    _return_cmd=True,
+                )
+
+        with anyio.CancelScope(shield=True):
+            process = await anyio.to_thread.run_sync(start, limiter=self._threads)
+        return process  # noqa: RET504 - a scope may swallow an exception, says its type
+
+    async def _wait_for(
+        self, process: sh.RunningCommand, deadline_s: float, patience_s: float, what: str
+    ) -> None:
+        try:
+            with anyio.fail_after(deadline_s):
+                await self._ended(process)
+        except TimeoutError as error:
+            await self._end(process)
+            raise EngineSilent(f"{what}: no answer within {deadline_s:g} s") from error
+        except BaseException:
+            with anyio.move_on_after(patience_s, shield=True) as waiting:
+                await self._ended(process)
+            if waiting.cancelled_caught:
+                await self._end(process)
+            raise
+
+    async def _ended(self, process: sh.RunningCommand) -> None:
+        await anyio.to_thread.run_sync(process.wait, abandon_on_cancel=True, limiter=self._threads)
+
+    async def _end(self, process: sh.RunningCommand) -> None:
+        """End a call's process group: TERM, then KILL; the container is none of its members."""
+        with anyio.CancelScope(shield=True):
+            for how in (signal.SIGTERM, signal.SIGKILL):
+                # KILL even when the first process obeyed: its children may not have.
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, how)
+                with anyio.move_on_after(_KILL_GRACE_S):
+                    await self._ended(process)
+
+
+def _tail(file: IO[bytes]) -> str:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - _MAX_OUTPUT_BYTES))
+    return file.read().decode("utf-8", errors="replace")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How a command of the engine ended; a negative exit code is the signal that ended it."""
+
+    exit_code: int
+    output: str
+    errors: str
+
+    @property
+    def is_good(self) -> bool:
+        """Tell whether the engine did what it was told."""
+        return self.exit_code == 0
+
+    @property
+    def asks_for_migration(self) -> bool:
+        """Tell whether podman refuses every command until it is mended."""
+        return not self.is_good and "podman system migrate" in self.errors
+
+    @property
+    def complaint(self) -> str:
+        """Give the engine's last words on one line, without its own prefixes and advice."""
+        if self.exit_code < 0:
+            return f"it was ended by signal {-self.exit_code}"
+        lines = [line.strip() for line in (self.errors or self.output).splitlines()]
+        lines = [line for line in lines if line and not _CHATTER.match(line)]
+        words = next((line for line in reversed(lines) if "rror" in line), (lines or [""])[-1])
+        for prefix in _PREFIXES:
+            words = words.removeprefix(prefix)
+        return words[:_MAX_COMPLAINT] or f"exit code {self.exit_code}"
+
+    @property
+    def meaning(self) -> type[EngineError]:
+        """Say which of our errors the complaint is."""
+        if self.exit_code < 0:
+            return EngineSilent
+        said = (self.errors or self.output).lower()
+        return next((error for words, error in _MEANINGS if words.search(said)), EngineError)
+
+
+def engine_environment(ours: Mapping[str, str]) -> dict[str, str]:
+    """Choose what the engine is started with; the rest may be secret, or NOTIFY_SOCKET."""
+    chosen = {
+        name: value
+        for name, value in ours.items()
+        if name in _VARIABLE_NAMES or name.startswith(_NAME_PREFIXES)
+    }
+    runtime_dir = Path(f"/run/user/{os.getuid()}")
+    if os.getuid() != 0 and runtime_dir.is_dir():
+        chosen.setdefault("XDG_RUNTIME_DIR", str(runtime_dir))
+        chosen.setdefault("DBUS_SESSION_BUS_ADDRESS", f"unix:path={runtime_dir}/bus")
+    # Its complaints are read: they are to be in English.
+    return {**chosen, "LC_ALL": "C"}

@@ -1,0 +1,351 @@
+"""podman and docker: one thin function a command, every call with a deadline."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from runner.engine import processes
+from runner.engine.arguments import has_memory_limit, run_arguments
+from runner.engine.base import Container, ContainerSpec, EngineFacts, ignored
+from runner.engine.call import Answer, Program, engine_environment
+from runner.engine.inspect import (
+    claims_to_run,
+    process_ids,
+    read_container,
+    read_docker_facts,
+    read_podman_facts,
+    watcher_id,
+)
+from runner.errors import (
+    EngineError,
+    EngineSilent,
+    ImageMissing,
+    NoContainerRuntime,
+    NoSuchContainer,
+)
+from runner.log import fields
+from runner.model import PullPolicy
+
+log = logging.getLogger(__name__)
+ANSWER_DEADLINE_S = 30.0
+RUN_DEADLINE_S = 120.0
+STOP_GRACE_S = 10
+START_PATIENCE_S = 20.0
+"""For how long a start under way is waited for when the runner ends, or its task is cancelled.
+
+An engine that is killed as it starts a container does not know afterwards that it ran.
+"""
+PULL_DEADLINE_S = 3600.0
+NO_RUNTIME = "No container runtime found. Install podman or docker."
+
+
+class EngineCalls:
+    """podman's or docker's program, as it is called."""
+
+    def __init__(
+        self, kind: str, path: str, environment: Mapping[str, str], deadline_s: float
+    ) -> None:
+        """Start it with `environment` and nothing else; `deadline_s` is for what is quick."""
+        self._kind = kind
+        self._deadline_s = deadline_s
+        self._program = Program(path, environment)
+        self._has_migrated = False
+
+    async def ask(
+        self,
+        *arguments: str,
+        deadline_s: float | None = None,
+        is_one_stream: bool = False,
+    ) -> Answer:
+        """Call, and raise what the engine complains of."""
+        answer = await self.call(*arguments, deadline_s=deadline_s, is_one_stream=is_one_stream)
+        if answer.is_good:
+            return answer
+        raise answer.meaning(f"cannot do {self._kind} {arguments[0]}: {answer.complaint}")
+
+    async def call(
+        self,
+        *arguments: str,
+        deadline_s: float | None = None,
+        is_one_stream: bool = False,
+        folder: str | None = None,
+        patience_s: float = 0.0,
+    ) -> Answer:
+        """Run the engine once, or twice when podman asks to be mended in between.
+
+        Raises:
+            EngineSilent: there is no answer, or none that says what is true.
+            EngineError: the command cannot be given at all.
+        """
+        if deadline_s is None:
+            deadline_s = self._deadline_s
+        call_once = partial(
+            self._program.call,
+            arguments,
+            deadline_s,
+            is_one_stream=is_one_stream,
+            folder=folder,
+            patience_s=patience_s,
+        )
+        answer = await call_once()
+        if answer.asks_for_migration and not self._has_migrated:
+            self._has_migrated = True
+            log.error("podman refuses to work; `podman system migrate` stops all its containers")
+            await self._program.call(("system", "migrate"), RUN_DEADLINE_S)
+            answer = await call_once()
+        if not answer.is_good and answer.meaning is EngineSilent:
+            raise EngineSilent(f"cannot do {self._kind} {arguments[0]}: {answer.complaint}")
+        return answer
+
+    async def insist(self, *arguments: str) -> None:
+        """Call twice if need be: after an accident the first call fails and the second works."""
+        deadline_s = self._deadline_s + STOP_GRACE_S
+        answer = await self.call(*arguments, deadline_s=deadline_s)
+        if not answer.is_good and answer.meaning is not NoSuchContainer:
+            with suppress(NoSuchContainer):
+                await self.ask(*arguments, deadline_s=deadline_s)
+
+
+class CliEngine:
+    """podman or docker by its command line."""
+
+    def __init__(
+        self,
+        kind: str,
+        path: str,
+        environment: Mapping[str, str],
+        *,
+        deadline_s: float = ANSWER_DEADLINE_S,
+    ) -> None:
+        """Use the program at `path`, started with `environment` and nothing else.
+
+        `deadline_s` is for what is answered at once; fetching, starting and stopping have more.
+        """
+        self.kind = kind
+        self._calls = EngineCalls(kind, path, environment, deadline_s)
+        self._environment = environment
+        self._facts: EngineFacts | None = None
+        self._seen_images: set[str] = set()
+        self._watchers: dict[str, tuple[int, str]] = {}
+        """Of containers just started: the process that watches each, and the container's id."""
+
+    async def facts(self) -> EngineFacts:
+        """Ask the engine about itself."""
+        answer = await self._calls.ask("info", "--format", "{{json .}}")
+        try:
+            about = json.loads(answer.output)
+            if self.kind == "docker":
+                socket = self._environment.get("DOCKER_HOST", "unix:")
+                self._facts = read_docker_facts(about, socket)
+            else:
+                self._facts = read_podman_facts(about)
+        except (ValueError, LookupError, TypeError) as error:
+            raise EngineError(f"cannot understand what {self.kind} says of itself") from error
+        return self._facts
+
+    async def fetch_image(self, image: str, policy: PullPolicy) -> None:
+        """See that the image is on this host, as the policy says."""
+        # What podman builds itself is named so, and is in no registry.
+        is_local_build = self.kind == "podman" and image.startswith("localhost/")
+        is_local = policy is PullPolicy.NEVER or (policy is PullPolicy.NEWER and is_local_build)
+        if (is_local or policy is PullPolicy.MISSING) and await self._has_seen(image):
+            return
+        if is_local:
+            raise ImageMissing(
+                f"cannot find the image {image} on this host, and it is not to be fetched "
+                f"(--pull {policy.value})"
+            )
+        answer = await self._calls.call("pull", "--quiet", image, deadline_s=PULL_DEADLINE_S)
+        if answer.is_good:
+            return
+        if policy is PullPolicy.NEWER and await self._has_image(image):
+            log.warning(
+                "cannot ask for a newer image, the one at hand is used: %s",
+                answer.complaint,
+                extra=fields(image=image),
+            )
+            return
+        raise ImageMissing(f"cannot fetch the image {image}: {answer.complaint}")
+
+    async def _has_seen(self, image: str) -> bool:
+        """Look for an image once; should it be gone later, `run` tells, and it is forgotten."""
+        if image not in self._seen_images and await self._has_image(image):
+            self._seen_images.add(image)
+        return image in self._seen_images
+
+    async def _has_image(self, image: str) -> bool:
+        answer = await self._calls.call("image", "inspect", "--format", "{{.Id}}", image)
+        return answer.is_good
+
+    async def run(self, spec: ContainerSpec) -> str:
+        """Start a container that outlives us and give its id."""
+        if spec.watcher_file is not None and await self._is_far():
+            spec = replace(spec, watcher_file=None)
+        if await self._loses_sight_of_memory(spec):
+            answer = await self._create_and_start(spec)
+        else:
+            answer = await self._calls.call(
+                *run_arguments(self.kind, spec),
+                deadline_s=RUN_DEADLINE_S,
+                patience_s=START_PATIENCE_S,
+            )
+        if answer.is_good:
+            container_id = answer.output.strip()[-64:]
+            self._note_watcher(spec, container_id)
+            return container_id
+        if answer.meaning is ImageMissing:
+            self._seen_images.discard(spec.image)
+            raise ImageMissing(f"cannot find the image {spec.image} on this host")
+        raise answer.meaning(f"cannot start the container: {answer.complaint}")
+
+    def _note_watcher(self, spec: ContainerSpec, container_id: str) -> None:
+        """Keep who watches the container, so that `wait` need not ask the engine for it."""
+        if spec.watcher_file is None:
+            return
+        with suppress(OSError, ValueError):
+            self._watchers[spec.name] = (int(spec.watcher_file.read_text()), container_id)
+        spec.watcher_file.unlink(missing_ok=True)
+
+    async def _loses_sight_of_memory(self, spec: ContainerSpec) -> bool:
+        """Tell whether the end for want of memory would not be seen.
+
+        conmon notes it in the folder that it is started in, and podman before 5.0 looks for the
+        note in the container's own. To be removed with the support of podman 4.
+        """
+        if not has_memory_limit(spec) or await self._is_far():
+            return False
+        return int((self._facts or await self.facts()).version.partition(".")[0]) < 5  # noqa: PLR2004 - said above
+
+    async def _create_and_start(self, spec: ContainerSpec) -> Answer:
+        """Do what `run` does in two steps, the second from within the container's own folder."""
+        _, _, *options = run_arguments(self.kind, spec)
+        created = await self._calls.call("create", *options, deadline_s=RUN_DEADLINE_S)
+        if not created.is_good:
+            return created
+        try:
+            told = await self._inspect(spec.name)
+        except EngineError as error:
+            # It was made: whoever calls must look for it before the task is given up.
+            raise EngineSilent(str(error)) from error
+        folder = None if told is None else told.get("StaticDir")
+        started = await self._calls.call(
+            "start",
+            spec.name,
+            deadline_s=RUN_DEADLINE_S,
+            folder=folder,
+            patience_s=START_PATIENCE_S,
+        )
+        return created if started.is_good else started
+
+    async def inspect(self, name: str) -> Container | None:
+        """Say what is true of the container; None when the engine knows no such one."""
+        told = await self._inspect(name)
+        if told is not None and claims_to_run(told) and not await self._has_processes(told):
+            # It may have ended between the engine's answer and our look.
+            told = await self._inspect(name)
+        if told is None:
+            return None
+        return read_container(told, has_processes=await self._has_processes(told))
+
+    async def _inspect(self, name: str) -> Mapping[str, Any] | None:
+        try:
+            answer = await self._calls.ask("container", "inspect", name)
+        except NoSuchContainer:
+            return None
+        try:
+            told: dict[str, Any] = json.loads(answer.output)[0]
+            read_container(told, has_processes=True)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise EngineError(f"cannot understand what {self.kind} says of {name}") from error
+        return told
+
+    async def _has_processes(self, told: Mapping[str, Any]) -> bool:
+        """Look for the processes that podman names; docker's daemon watches its own."""
+        if await self._is_far():
+            return claims_to_run(told)
+        return processes.any_exists(process_ids(told), told["Id"])
+
+    async def _is_far(self) -> bool:
+        """Tell whether the process ids that the engine names are no business of ours."""
+        return self.kind == "docker" or (self._facts or await self.facts()).is_remote
+
+    async def wait(self, name: str, on_exit: Callable[[], None] = ignored) -> None:
+        """Return some time after the container has ended; call `on_exit` before, if it is seen.
+
+        podman's own `wait` asks four times a second, and hangs when conmon was killed; so the
+        kernel is asked, where it can be.
+        """
+        if not await self._is_far():
+            pid, container_id = self._watchers.pop(name, (0, ""))
+            if pid and await processes.wait_for_watched(pid, container_id):
+                on_exit()
+            if pid and await processes.wait_for_all([pid], container_id):
+                return
+            told = await self._inspect(name)
+            if told is None:
+                raise NoSuchContainer(f"cannot wait for {name}: no such container")
+            if not claims_to_run(told):
+                return
+            watcher = watcher_id(told)
+            if watcher and await processes.wait_for_watched(watcher, told["Id"]):
+                on_exit()
+            if await processes.wait_for_all(process_ids(told), told["Id"]):
+                return
+        await self._calls.ask("wait", name, deadline_s=math.inf)
+        on_exit()
+
+    async def stop(self, name: str) -> None:
+        """Send TERM, after ten seconds KILL."""
+        await self._calls.insist("stop", "-t", str(STOP_GRACE_S), name)
+
+    async def remove(self, name: str) -> None:
+        """Remove the container, running or not."""
+        await self._calls.insist("rm", "--force", "--volumes", name)
+
+    async def remove_stopped(self, name: str) -> None:
+        """Remove the container unless it runs."""
+        with suppress(NoSuchContainer):
+            await self._calls.ask("rm", "--volumes", name)
+
+    async def labelled(self, label: str, value: str) -> list[str]:
+        """Give the names of all containers, running or not, that carry the label."""
+        answer = await self._calls.ask(
+            "ps", "--all", "--filter", f"label={label}={value}", "--format", "{{.Names}}"
+        )
+        return answer.output.split()
+
+    async def last_output(self, name: str, lines: int) -> str:
+        """Give the last lines that the container wrote."""
+        answer = await self._calls.ask("logs", "--tail", str(lines), name, is_one_stream=True)
+        return answer.output
+
+
+def engine_of_kind(kind: str) -> CliEngine:
+    """Give podman or docker, whether or not it is there: one that is not does not answer."""
+    try:
+        return find_engine(kind)
+    except NoContainerRuntime:
+        return CliEngine(kind, kind, engine_environment(os.environ))
+
+
+def find_engine(runtime: str, environment: Mapping[str, str] | None = None) -> CliEngine:
+    """Find the engine on PATH: podman or docker, `auto` for the first of them that is there.
+
+    Raises:
+        NoContainerRuntime: it is not there.
+    """
+    chosen = engine_environment(os.environ if environment is None else environment)
+    for kind in ("podman", "docker") if runtime == "auto" else (runtime,):
+        path = shutil.which(kind, path=chosen.get("PATH"))
+        if path is not None:
+            return CliEngine(kind, path, chosen)
+    raise NoContainerRuntime(NO_RUNTIME)

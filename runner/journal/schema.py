@@ -1,0 +1,280 @@
+"""The journal's file: its schema, its opening, and one transaction at a time.
+
+Written with WAL and synchronous=FULL: what it says survives `kill -9` and a power cut.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sqlite3
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import anyio
+import anyio.to_thread
+
+from runner.errors import JournalError
+from runner.model import Assignment, EndReason, Identity, Letter, Task, TaskState
+from runner.redaction import Secret
+
+_BUSY_TIMEOUT_S = 10.0
+_FIRST_SCHEMA = """
+CREATE TABLE identities (
+    id INTEGER PRIMARY KEY,
+    node_id TEXT NOT NULL,
+    api_key TEXT NOT NULL,
+    orchestrator_url TEXT NOT NULL,
+    node TEXT NOT NULL,
+    registered_at REAL NOT NULL,
+    refused INTEGER NOT NULL DEFAULT 0
+);
+CREATE TABLE tasks (
+    task_id TEXT PRIMARY KEY,
+    identity INTEGER NOT NULL REFERENCES identities (id),
+    state TEXT NOT NULL,
+    assignment TEXT,
+    accepted_at REAL NOT NULL,
+    boot_id TEXT,
+    container_id TEXT,
+    started_at REAL,
+    deadline_uptime_s REAL,
+    stop_reason TEXT,
+    stop_asked_at REAL,
+    end_reason TEXT,
+    exit_code INTEGER,
+    message TEXT,
+    ended_at REAL,
+    closed_at REAL
+);
+CREATE INDEX open_tasks ON tasks (accepted_at) WHERE state <> 'closed';
+CREATE TABLE outbox (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    task_id TEXT NOT NULL REFERENCES tasks (task_id) ON DELETE CASCADE,
+    path TEXT NOT NULL,
+    body TEXT NOT NULL,
+    created_at REAL NOT NULL,
+    attempts INTEGER NOT NULL DEFAULT 0,
+    next_attempt_at REAL NOT NULL DEFAULT 0,
+    parked TEXT
+);
+"""
+_ENGINE_OF_A_TASK = "ALTER TABLE tasks ADD COLUMN engine TEXT;"
+MIGRATIONS: tuple[str, ...] = (_FIRST_SCHEMA, _ENGINE_OF_A_TASK)
+"""Each brings the schema from its index to the next version, kept in `user_version`."""
+_INDICES = """
+CREATE INDEX IF NOT EXISTS letters ON outbox
+    (task_id, id, path, created_at, attempts, next_attempt_at, parked);
+"""
+"""All of a letter but its body, which may have ten megabytes and is in the way of what follows.
+
+No migration: an earlier version can do with an index that it does not know.
+"""
+_TABLES = frozenset({"identities", "tasks", "outbox"})
+TASKS = (
+    "SELECT tasks.*, identities.orchestrator_url FROM tasks"
+    " JOIN identities ON identities.id = tasks.identity"
+)
+F = TypeVar("F", bound="JournalFile")
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def in_writer_thread(
+    method: Callable[Concatenate[F, P], T],
+) -> Callable[Concatenate[F, P], Coroutine[Any, Any, T]]:
+    """Run a method as one transaction in a worker thread, one at a time; a disk may be slow."""
+
+    @functools.wraps(method)
+    async def run(self: F, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        def transaction() -> T:
+            try:
+                with self.transaction():
+                    return method(self, *args, **kwargs)
+            except sqlite3.Error as error:
+                raise JournalError(
+                    f"cannot use the journal {self.path}: {_complaint(error)}"
+                ) from error
+
+        return await anyio.to_thread.run_sync(transaction, limiter=self.one_at_a_time)
+
+    return run
+
+
+class JournalFile:
+    """An open file, and the connection to it."""
+
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        """Open the journal and bring its schema up to date.
+
+        Raises:
+            JournalError: it is damaged, from a newer version, or cannot be opened.
+        """
+        self.path = path
+        self._begin = "BEGIN" if read_only else "BEGIN IMMEDIATE"
+        self.one_at_a_time = anyio.CapacityLimiter(1)
+        address = f"file:{_quoted(path)}?mode={'ro' if read_only else 'rwc'}"
+        try:
+            self.connection = sqlite3.connect(
+                address,
+                uri=True,
+                timeout=_BUSY_TIMEOUT_S,
+                check_same_thread=False,
+                isolation_level=None,  # no transaction but those begun below
+            )
+        except sqlite3.Error as error:
+            raise JournalError(f"cannot open the journal {path}: {error}") from error
+        self.connection.row_factory = sqlite3.Row
+        try:
+            self._prepare(read_only=read_only)
+        except sqlite3.Error as error:
+            self.connection.close()
+            raise JournalError(f"cannot open the journal {path}: {error}") from error
+        except JournalError:
+            self.connection.close()
+            raise
+
+    def _prepare(self, *, read_only: bool) -> None:
+        found = self.connection.execute("PRAGMA user_version").fetchone()[0]
+        if found > len(MIGRATIONS):
+            raise JournalError(
+                f"cannot use the journal {self.path}: it was written by a newer version"
+            )
+        if read_only:
+            return
+        self._check(found)
+        self.connection.execute("PRAGMA journal_mode = WAL")
+        self.connection.execute("PRAGMA synchronous = FULL")
+        self.connection.execute("PRAGMA foreign_keys = ON")
+        for version, script in enumerate(MIGRATIONS[found:], start=found + 1):
+            self.connection.executescript(
+                f"BEGIN; {script} PRAGMA user_version = {version}; COMMIT;"
+            )
+        self.connection.executescript(_INDICES)
+        self._check_tasks()
+
+    def _check(self, version: int) -> None:
+        """See that the file is a journal, or new, and whole; nothing is written for that."""
+        damage = self.connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if damage != "ok":
+            raise JournalError(f"cannot use the journal {self.path}: it is damaged: {damage}")
+        rows = self.connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+        tables = {row["name"] for row in rows}
+        if tables if version == 0 else not tables >= _TABLES:
+            raise JournalError(f"cannot use the journal {self.path}: it is no journal of ours")
+
+    def _check_tasks(self) -> None:
+        """See that every task can be read: a file may be whole whose text is not."""
+        try:
+            for row in self.connection.execute(TASKS):
+                task_in(row)
+        except (JournalError, sqlite3.OperationalError) as error:
+            if isinstance(error, sqlite3.OperationalError) and "decode" not in str(error):
+                raise
+            # Without the cause, which would say that it passes.
+            raise JournalError(f"cannot use the journal {self.path}: {error}") from None
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Begin, and commit or undo all of it."""
+        self.connection.execute(self._begin)
+        try:
+            yield
+            self.connection.execute("COMMIT")
+        finally:
+            # SQLite has rolled back by itself after some errors, such as a full disk.
+            if self.connection.in_transaction:
+                self.connection.execute("ROLLBACK")
+
+    def close_file(self) -> None:
+        """Let go of the file; the journal cannot be used after it."""
+        self.connection.close()
+
+
+def _complaint(error: sqlite3.Error) -> str:
+    """Give SQLite's words, and what to do where an operator can do something."""
+    said = str(error)
+    return f"{said}; free some space there" if "full" in said else said
+
+
+def is_worth_setting_aside(error: JournalError) -> bool:
+    """Tell damage and newer versions from what passes: a full disk, a lock, missing rights."""
+    cause = error.__cause__
+    return cause is None or (
+        isinstance(cause, sqlite3.DatabaseError) and not isinstance(cause, sqlite3.OperationalError)
+    )
+
+
+def private(path: Path) -> Path:
+    """See that the file is there and nobody else's before anything is written into it."""
+    try:
+        path.touch(mode=0o600)
+        path.chmod(0o600)
+    except OSError as error:
+        raise JournalError(f"cannot write the journal {path}: {error.strerror}") from error
+    return path
+
+
+def _quoted(path: Path) -> str:
+    return str(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+
+
+def task_in(row: sqlite3.Row) -> Task:
+    """Read a row of the table `tasks`.
+
+    Raises:
+        JournalError: there is something in it that nobody wrote.
+    """
+    written = row["assignment"]
+    try:
+        return Task(
+            task_id=row["task_id"],
+            state=TaskState(row["state"]),
+            orchestrator_url=row["orchestrator_url"],
+            assignment=Assignment.from_json(written) if written else None,
+            accepted_at=row["accepted_at"],
+            boot_id=row["boot_id"],
+            # A reader may come before the runner that brings the schema up to date.
+            engine=row["engine"] if "engine" in row.keys() else None,  # noqa: SIM118 - no mapping
+            container_id=row["container_id"],
+            started_at=row["started_at"],
+            deadline_uptime_s=row["deadline_uptime_s"],
+            stop_reason=_reason(row["stop_reason"]),
+            stop_asked_at=row["stop_asked_at"],
+            end_reason=_reason(row["end_reason"]),
+            exit_code=row["exit_code"],
+            message=row["message"],
+            ended_at=row["ended_at"],
+        )
+    except (ValueError, TypeError, KeyError) as error:
+        raise JournalError(f"the text of task {row['task_id']!r} is damaged") from error
+
+
+def letter_in(row: sqlite3.Row) -> Letter:
+    """Read a row of the table `outbox` and, in it, the identity under which it goes out."""
+    return Letter(
+        row=row["id"],
+        task_id=row["task_id"],
+        path=row["path"],
+        identity=Identity(row["node_id"], Secret(row["api_key"])),
+        orchestrator_url=row["orchestrator_url"],
+        created_at=row["created_at"],
+        attempts=row["attempts"],
+        next_attempt_at=row["next_attempt_at"],
+        parked=row["parked"],
+    )
+
+
+def body_in(written: object) -> Mapping[str, object] | None:
+    """Read the body of a letter; None when it is damaged."""
+    try:
+        body = json.loads(written) if isinstance(written, str) else None
+    except ValueError:
+        return None
+    return body if isinstance(body, dict) else None
+
+
+def _reason(word: str | None) -> EndReason | None:
+    return None if word is None else EndReason(word)

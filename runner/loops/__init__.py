@@ -1,0 +1,1 @@
+"""What runs as long as the runner does: one loop a file."""

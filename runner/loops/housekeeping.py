@@ -1,0 +1,158 @@
+"""Orphaned containers are adopted or removed; tasks closed a month ago are pruned.
+
+An orphan carries this runner's label and is not in its journal. One that has run is a task of a
+journal that was set aside: it is written down again, from what the container carries, and goes on
+as after a restart. One that never ran, or does not say enough, is removed after five minutes, in
+case its task is on its way.
+
+Orphans: ends after one round. Pruning: ends only by being cancelled.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import anyio
+
+from runner.engine.base import (
+    KEY_VARIABLE,
+    LABEL_BOOT,
+    LABEL_NODE,
+    LABEL_ORCHESTRATOR,
+    LABEL_RUNNER,
+    LABEL_TASK,
+    LABEL_TIMEOUT,
+    Container,
+    Phase,
+    container_name,
+)
+from runner.errors import EngineError, JournalError
+from runner.log import fields
+from runner.model import Assignment, Identity, Task, TaskState, is_task_id
+from runner.redaction import Secret
+from runner.tasks.context import Parts
+
+log = logging.getLogger(__name__)
+_PATIENCE_S = 300.0
+_NEXT_TRY_S = 60.0
+T = TypeVar("T")
+_DAY_S = 24 * 3600.0
+_REMEMBERED_S = 30 * _DAY_S
+
+
+async def settle_strays(parts: Parts, begin: Callable[[Task], None], looked: anyio.Event) -> None:
+    """Adopt the tasks that run without a page in the journal; remove what an accident left behind.
+
+    `looked` is set when that is done, or must wait for engine or journal.
+    """
+    strays = await _patiently(parts, looked, lambda: _strays(parts))
+    left = {
+        name
+        for name in strays
+        if not await _patiently(parts, looked, _settling(parts, name, begin))
+    }
+    looked.set()
+    if not left:
+        return
+    log.warning(
+        "containers of this runner that its journal does not know are removed in 5 minutes",
+        extra=fields(containers=",".join(sorted(left))),
+    )
+    await parts.clock.sleep(_PATIENCE_S)
+    for name in left & await _patiently(parts, looked, lambda: _strays(parts)):
+        try:
+            await parts.engine.remove(name)
+        except EngineError as error:
+            log.warning("cannot remove a container: %s", error, extra=fields(container=name))
+        else:
+            log.warning("container removed", extra=fields(container=name))
+
+
+async def _patiently(parts: Parts, looked: anyio.Event, ask: Callable[[], Awaitable[T]]) -> T:
+    """Ask until engine and journal answer; whoever waits for the first look waits no longer."""
+    while True:
+        try:
+            return await ask()
+        except (EngineError, JournalError) as error:
+            log.debug("cannot look for strays: %s", error)
+        looked.set()
+        await parts.clock.sleep(_NEXT_TRY_S)
+
+
+async def _strays(parts: Parts) -> set[str]:
+    # In this order: whatever container the engine names was in the journal before it was made.
+    labelled = await parts.engine.labelled(LABEL_RUNNER, parts.runner_id)
+    known = {container_name(task.task_id) for task in await parts.journal.open_tasks()}
+    return set(labelled) - known
+
+
+def _settling(
+    parts: Parts, name: str, begin: Callable[[Task], None]
+) -> Callable[[], Awaitable[bool]]:
+    async def settle() -> bool:
+        """Write the container's task down and begin it; False if it is none to adopt."""
+        container = await parts.engine.inspect(name)
+        if container is None:
+            return True  # its task was closed a moment ago
+        found = _task_of(container, parts)
+        if found is None:
+            return False
+        task, identity = found
+        if not await parts.journal.adopt(task, identity, parts.clock.wall_s()):
+            return False
+        log.warning(
+            "task is adopted from its container; the journal did not know it",
+            extra=fields(task_id=task.task_id, container=container.container_id[:12]),
+        )
+        begin(task)
+        return True
+
+    return settle
+
+
+def _task_of(container: Container, parts: Parts) -> tuple[Task, Identity] | None:
+    """Read off a container what the journal would say of its task, and who took it on.
+
+    The prompt is not needed any more, and the key is the one that the container was given.
+    """
+    labels, key = container.labels, container.variables.get(KEY_VARIABLE, "")
+    task_id, node_id = labels.get(LABEL_TASK, ""), labels.get(LABEL_NODE, "")
+    orchestrator_url = labels.get(LABEL_ORCHESTRATOR, "")
+    try:
+        timeout_s = float(labels.get(LABEL_TIMEOUT, ""))
+    except ValueError:
+        return None
+    if container.phase is Phase.CREATED or container.name != container_name(task_id):
+        return None
+    is_said = all(text.isascii() and text.isprintable() for text in (key, node_id))
+    if not (is_task_id(task_id) and key and node_id and orchestrator_url and is_said):
+        return None
+    now = parts.clock.wall_s()
+    started_at = container.started_at or now
+    task = Task(
+        task_id=task_id,
+        state=TaskState.RUNNING,
+        orchestrator_url=orchestrator_url,
+        assignment=Assignment(task_id, "", orchestrator_url, timeout_s),
+        accepted_at=started_at,
+        boot_id=labels.get(LABEL_BOOT),
+        engine=parts.engine.kind,
+        container_id=container.container_id,
+        started_at=started_at,
+        deadline_uptime_s=parts.clock.uptime_s() - max(0.0, now - started_at) + timeout_s,
+    )
+    return task, Identity(node_id, Secret(key))
+
+
+async def forget(parts: Parts) -> None:
+    """Drop the pages of tasks that were closed a month ago; until then a late offer is known."""
+    while True:
+        try:
+            count = await parts.journal.forget_closed(parts.clock.wall_s() - _REMEMBERED_S)
+        except JournalError as error:
+            log.warning("cannot forget what is long over: %s", error)
+        else:
+            log.debug("what is long over is forgotten", extra=fields(tasks=count))
+        await parts.clock.sleep(_DAY_S)

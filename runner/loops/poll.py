@@ -1,0 +1,267 @@
+"""Ask for the next task while this host can take one.
+
+Ends when the registration is refused, when it is cancelled, or after one question with `--once`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from enum import Enum
+
+import anyio
+import anyio.to_thread
+
+from runner import timing
+from runner.api.assignment import parse_assignment
+from runner.api.client import Offer
+from runner.api.http import CALL_TIMEOUT_S
+from runner.errors import (
+    BadAssignment,
+    EngineError,
+    JournalError,
+    RegistrationRefused,
+    Unauthorised,
+    Unavailable,
+    WireError,
+)
+from runner.log import fields
+from runner.model import Identity, Task, TaskState
+from runner.node import START
+from runner.tasks.context import Parts
+from runner.tasks.outcome import final_report, said_as
+from runner.workspace.folders import free_disk
+
+log = logging.getLogger(__name__)
+_ENGINE = "engine"
+_LONGEST_LOOK_S = 300.0
+"""More than the engine may take to say nothing; a disk has no deadline of its own."""
+WAIT_S = 25
+"""For how long the orchestrator is asked to hold a request, in seconds (RFC 7240)."""
+_SHORTEST_HOLD_S = 1.0
+
+
+async def is_fit(parts: Parts) -> bool:
+    """Say whether a new task may be taken on now, and note as a trouble what forbids it."""
+    parts.pulse.beat("poll", next_within_s=_LONGEST_LOOK_S)
+    if not await _has_room(parts):
+        return False
+    troubles = parts.workload.troubles
+    if any(name.startswith(f"{_ENGINE}/") for name in troubles):
+        return False  # a task in hand waits for the engine, and will tell
+    if _ENGINE in troubles and not await _engine_answers(parts):
+        return False
+    return START not in troubles or await _may_start(parts)
+
+
+async def meet_engine(parts: Parts) -> None:
+    """Ask the engine about itself and for the image, before the first task; say what will hurt."""
+    if await _engine_answers(parts):
+        await _may_start(parts)
+
+
+async def _has_room(parts: Parts) -> bool:
+    settings = parts.settings
+    for folder in (settings.victoria_home, settings.state_dir):
+        name = f"disk/{folder}"
+        try:
+            free = await anyio.to_thread.run_sync(free_disk, folder)
+        except OSError as error:
+            parts.workload.set_trouble(name, f"cannot use {folder}: {error.strerror}")
+            return False
+        if free < settings.min_free_disk:
+            parts.workload.set_trouble(
+                name,
+                f"no new task is taken: {folder} has {free >> 20} MiB free and "
+                f"{settings.min_free_disk >> 20} MiB are to stay free; free some space there or "
+                "lower --min-free-disk",
+            )
+            return False
+        parts.workload.clear_trouble(name)
+    return True
+
+
+async def _engine_answers(parts: Parts) -> bool:
+    engine = parts.engine
+    try:
+        facts = await engine.facts()
+    except EngineError as error:
+        parts.workload.set_trouble(_ENGINE, f"no new task is taken: {error}")
+        return False
+    parts.workload.clear_trouble(_ENGINE)
+    log.info(
+        "engine answers",
+        extra=fields(
+            engine=engine.kind,
+            version=facts.version,
+            rootless=facts.is_rootless,
+            cgroup_manager=facts.cgroup_manager,
+        ),
+    )
+    if engine.kind == "podman" and facts.is_rootless and facts.cgroup_manager != "systemd":
+        log.error(
+            "podman does not use systemd's cgroups here: a stop of this service would end the "
+            "containers with it; run `loginctl enable-linger` for this user and set "
+            "XDG_RUNTIME_DIR and DBUS_SESSION_BUS_ADDRESS"
+        )
+    return True
+
+
+async def _may_start(parts: Parts) -> bool:
+    """See to the image again, and after a while try whatever else an engine may have refused."""
+    workload, settings = parts.workload, parts.settings
+    if parts.clock.uptime_s() < workload.next_start_at_s:
+        return False
+    parts.pulse.rest("poll")  # an image may be large, and its fetching has a deadline of its own
+    try:
+        await parts.engine.fetch_image(settings.container_image, settings.pull)
+    except EngineError as error:
+        workload.note_refused_start(str(error), parts.clock.uptime_s())
+        return False
+    return True
+
+
+class Answer(Enum):
+    """What came of a question."""
+
+    TASK = "task"
+    """A task was taken on: ask again at once."""
+    HELD = "held"
+    """There was no work all the while that the orchestrator held the request: ask again at once."""
+    NOTHING = "nothing"
+    """There is no work now."""
+    FAILED = "failed"
+    """The question found no answer."""
+
+
+async def poll(parts: Parts, begin: Callable[[Task], None]) -> Answer:
+    """Ask for work and begin it; give what came of the last question."""
+    failures = 0
+    while True:
+        parts.pulse.rest("poll")
+        await parts.workload.wait_for_room()
+        try:
+            identity = await parts.node.identity()
+        except RegistrationRefused:
+            return Answer.FAILED
+        answer, asked_to_wait_s = Answer.FAILED, 0.0
+        if await is_fit(parts):
+            parts.pulse.beat("poll", next_within_s=2 * CALL_TIMEOUT_S + WAIT_S)
+            answer, asked_to_wait_s = await _ask(parts, identity, begin)
+        if parts.settings.once:
+            return answer
+        failures = failures + 1 if answer is Answer.FAILED else 0
+        if answer in {Answer.TASK, Answer.HELD}:
+            continue
+        wait_s = timing.jittered_s(parts.settings.poll_interval_s)
+        if failures:
+            ceiling_s = max(timing.CEILING_S, parts.settings.poll_interval_s)
+            wait_s = timing.delay_s(failures, ceiling_s=ceiling_s, at_least_s=asked_to_wait_s)
+        parts.pulse.beat("poll", next_within_s=wait_s + CALL_TIMEOUT_S)
+        await parts.clock.sleep(wait_s)
+
+
+async def _ask(
+    parts: Parts, identity: Identity, begin: Callable[[Task], None]
+) -> tuple[Answer, float]:
+    """Ask once; give what came of it and the wait in seconds that was asked for."""
+    asked_at = parts.clock.awake_s()
+    try:
+        offer = await parts.orchestrator.pending(identity, 0 if parts.settings.once else WAIT_S)
+        if offer.assignment is not None and offer.was_held and not await is_fit(parts):
+            # A disk has filled up meanwhile. Who can hold a request can offer a task again.
+            log.warning("a task was offered and is not taken now")
+            return Answer.NOTHING, 0
+        if offer.assignment is not None:
+            # What is written down must be begun: a drain may cancel the poll at any moment.
+            with anyio.CancelScope(shield=True):
+                is_taken = await _take(parts, offer, identity, begin)
+            if is_taken:
+                return Answer.TASK, 0
+    except Unauthorised:
+        parts.pulse.rest("poll")
+        await parts.node.renew(identity)
+        return Answer.FAILED, 0
+    except (WireError, JournalError) as error:
+        log.warning("Error polling for tasks: %s", error)
+        return Answer.FAILED, (error.retry_after_s or 0) if isinstance(error, Unavailable) else 0
+    # An orchestrator that says it waits, and does not, is not asked without end.
+    was_held = offer.was_held and parts.clock.awake_s() - asked_at >= _SHORTEST_HOLD_S
+    is_empty = offer.assignment is None
+    return (Answer.HELD if was_held and is_empty else Answer.NOTHING), 0
+
+
+async def _take(
+    parts: Parts, offer: Offer, identity: Identity, begin: Callable[[Task], None]
+) -> bool:
+    """Write a new task down and begin it; False for one that is known or cannot be obeyed."""
+    now = parts.clock.wall_s()
+    try:
+        assignment = parse_assignment(offer.assignment, orchestrator_url=parts.orchestrator.url)
+    except BadAssignment as error:
+        return await _reject(parts, error, identity, begin)
+    if parts.workload.was_just_dropped(assignment.task_id, parts.clock.uptime_s()):
+        # An orchestrator that offers what it then refuses is not asked without end.
+        log.info(
+            "task is offered again; it is not taken yet", extra=fields(task_id=assignment.task_id)
+        )
+        return False
+    if await parts.journal.accept(assignment, identity, now):
+        log.info("task accepted", extra=fields(task_id=assignment.task_id))
+        # Not read back: from here on it must begin, or it would be left lying until a restart.
+        begin(
+            Task(
+                assignment.task_id,
+                TaskState.ACCEPTED,
+                parts.orchestrator.url,
+                assignment,
+                accepted_at=now,
+            )
+        )
+        return True
+    await _answer_redelivery(parts, assignment.task_id)
+    return False
+
+
+async def _reject(
+    parts: Parts, error: BadAssignment, identity: Identity, begin: Callable[[Task], None]
+) -> bool:
+    """Report what cannot be obeyed, where the orchestrator can be told which task it was."""
+    log.error("assignment rejected: %s", error, extra=fields(task_id=error.task_id or "unusable"))
+    if error.task_id is None:
+        return False
+    now = parts.clock.wall_s()
+    end = said_as(error.reason, error)
+    report = final_report(error.task_id, end, now)
+    if not await parts.journal.reject(error.task_id, end, report, identity, now):
+        await _answer_redelivery(parts, error.task_id)
+        return False
+    parts.outbox.notify()
+    begin(
+        Task(
+            error.task_id,
+            TaskState.ENDED,
+            parts.orchestrator.url,
+            None,
+            accepted_at=now,
+            end_reason=end.reason,
+            message=end.message,
+            ended_at=now,
+        )
+    )
+    return True
+
+
+async def _answer_redelivery(parts: Parts, task_id: str) -> None:
+    """Leave a task in hand alone; tell the end of a finished one again."""
+    task = await parts.journal.task(task_id)
+    if task is None or task.end_reason is None or task.state is not TaskState.CLOSED:
+        log.debug("task is offered again; it is in hand", extra=fields(task_id=task_id))
+        return
+    log.info("task is offered again; its end is reported again", extra=fields(task_id=task_id))
+    now = parts.clock.wall_s()
+    end = task.end
+    if end is not None and await parts.journal.report_again(
+        task_id, final_report(task_id, end, now), now
+    ):
+        parts.outbox.notify()

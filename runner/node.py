@@ -1,0 +1,356 @@
+"""What the orchestrator knows of this host: its identity, its tasks and slots, and its problems."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import anyio
+
+from runner import timing
+from runner.api.client import Orchestrator
+from runner.errors import (
+    JournalError,
+    Refused,
+    RegistrationPostponed,
+    RegistrationRefused,
+    Unauthorised,
+    Unavailable,
+)
+from runner.journal.journal import Journal
+from runner.log import fields
+from runner.model import Identity
+from runner.settings import Settings
+from runner.systemd import Pulse
+from runner.timing import Changes, Clock
+
+log = logging.getLogger(__name__)
+INVALID_TOKEN = "Registration failed - invalid registration token"  # noqa: S105 - what users read
+DISABLED = "Registration failed - orchestrator has registration disabled"
+_SERVICE_UNAVAILABLE = 503
+_NOT_ALLOWED = frozenset({401, 403})
+_CHECK_ADDRESS, _CHECK_NODE = "check --orchestrator-url", "check --name, --tag and --capability"
+_ADVICE = {404: _CHECK_ADDRESS, 405: _CHECK_ADDRESS, 400: _CHECK_NODE, 422: _CHECK_NODE}
+_ASK = "ask the orchestrator's administrator"
+_LONGEST_ATTEMPT_S = 60.0
+_LONGEST_WAIT_S = 300.0
+_SPACING_S = 30.0
+_WRITE_AGAIN_S = 5.0
+_START_AGAIN_S = 5.0
+_LONGEST_START_AGAIN_S = 300.0
+_DROPPED_FOR_S = 10.0
+START = "start"
+"""The trouble that containers cannot be started here."""
+T = TypeVar("T")
+
+
+class Node:
+    """The host's identity, for whoever needs it."""
+
+    def __init__(  # noqa: PLR0913, PLR0917 - the parts that it is put together from
+        self,
+        settings: Settings,
+        orchestrator: Orchestrator,
+        journal: Journal,
+        clock: Clock,
+        pulse: Pulse,
+        workload: Workload,
+    ) -> None:
+        self.refusal: RegistrationRefused | None = None
+        """Why there is no identity and will be none: nothing more can be asked for."""
+        self._settings = settings
+        self._orchestrator = orchestrator
+        self._journal = journal
+        self._clock = clock
+        self._pulse = pulse
+        self._workload = workload
+        self._description = describe(settings)
+        self._identity: Identity | None = None
+        self._lock = anyio.Lock()
+        self._registrations = 0
+
+    @property
+    def known_identity(self) -> Identity | None:
+        """Give the identity if there is one now; nothing is asked for."""
+        return self._identity
+
+    async def identity(self) -> Identity:
+        """Give the identity, registering first if there is none; waits through any outage.
+
+        Raises:
+            RegistrationRefused: the orchestrator does not take the registration token, or, with
+                `--once`, does not answer.
+        """
+        async with self._lock:
+            if self.refusal is not None:
+                raise self.refusal
+            if self._identity is None:
+                self._identity = await written(
+                    lambda: self._journal.identity(self._orchestrator.url, self._description),
+                    self._workload,
+                    self._clock,
+                )
+            if self._identity is None:
+                self._identity = await self._register()
+            return self._identity
+
+    async def renew(self, refused: Identity) -> None:
+        """Note that the orchestrator no longer knows this identity; the next call registers."""
+        async with self._lock:
+            await self._written(lambda: self._journal.refuse_identity(refused))
+            if self._identity == refused:
+                log.warning(
+                    "the orchestrator no longer knows this node; registering anew",
+                    extra=fields(node_id=refused.node_id),
+                )
+                self._identity = None
+
+    async def _register(self) -> Identity:
+        if self._registrations:
+            # One that is refused as soon as it is given must not turn into a flood.
+            wait_s = _SPACING_S + timing.delay_s(self._registrations)
+            self._pulse.beat("register", next_within_s=wait_s + _LONGEST_ATTEMPT_S)
+            await self._clock.sleep(wait_s if self._registrations > 1 else 0)
+        self._registrations += 1
+        try:
+            identity = await self._ask_for_identity()
+        except RegistrationRefused as refusal:
+            self.refusal = refusal
+            raise
+        finally:
+            self._pulse.rest("register")
+        now = self._clock.wall_s()
+        await self._written(
+            lambda: self._journal.store_identity(
+                identity, self._orchestrator.url, self._description, now
+            )
+        )
+        log.info(
+            "registered",
+            extra=fields(node_id=identity.node_id, name=self._settings.name),
+        )
+        return identity
+
+    async def _written(self, write: Callable[[], Awaitable[None]]) -> None:
+        self._pulse.rest("register")
+        await written(write, self._workload, self._clock)
+
+    async def _ask_for_identity(self) -> Identity:
+        failures = 0
+        while True:
+            self._pulse.beat("register", next_within_s=_LONGEST_ATTEMPT_S)
+            try:
+                return await self._orchestrator.register(
+                    self._settings.registration_token, self._description
+                )
+            except (Refused, Unavailable) as error:
+                _tell(error)
+                if isinstance(error, Refused) and error.status in _NOT_ALLOWED:
+                    raise RegistrationRefused(str(error)) from error
+                if self._settings.once:
+                    raise RegistrationPostponed(f"cannot register: {error}") from error
+                failures += 1
+                asked_s = (error.retry_after_s or 0) if isinstance(error, Unavailable) else 0
+                wait_s = min(timing.delay_s(failures, at_least_s=asked_s), _LONGEST_WAIT_S)
+            self._pulse.beat("register", next_within_s=wait_s + _LONGEST_ATTEMPT_S)
+            await self._clock.sleep(wait_s)
+
+
+def _tell(error: Refused | Unavailable) -> None:
+    """Say why there is no registration, and what an operator can do where that is known."""
+    if isinstance(error, Unauthorised):
+        log.error(INVALID_TOKEN)
+    elif isinstance(error, Refused) and error.status in _NOT_ALLOWED:
+        log.error("Registration failed - %s", error)
+    elif isinstance(error, Refused):
+        log.error("cannot register: %s; %s", error, _ADVICE.get(error.status, _ASK))
+    elif error.status == _SERVICE_UNAVAILABLE and error.detail is not None:
+        log.error(DISABLED)
+    else:
+        log.warning("cannot register: %s", error)
+
+
+def describe(settings: Settings) -> dict[str, object]:
+    """Describe this host in the fields that `POST /register` takes."""
+    return {
+        "hostname": socket.gethostname(),
+        "name": settings.name,
+        "os_type": os_type(),
+        "capabilities": list(settings.capabilities),
+        "tags": dict(settings.tags),
+    }
+
+
+def os_type(os_release: Path = Path("/etc/os-release")) -> str:
+    """Give the distribution's ID, such as fedora or ubuntu (os-release(5)); linux if unknown."""
+    try:
+        lines = os_release.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return "linux"
+    for line in lines:
+        name, _, text = line.partition("=")
+        if name == "ID":
+            return text.strip().strip("\"'") or "linux"
+    return "linux"
+
+
+class Cancellable(Protocol):
+    """A task in hand, as far as the workload knows it."""
+
+    def cancel(self, who: str) -> None:
+        """Have it stopped; `who` is named in its final message."""
+
+
+class Workload:
+    """The tasks in hand, the slots that they occupy, and the troubles that keep new ones away."""
+
+    def __init__(self, max_tasks: int) -> None:
+        self.changes = Changes()
+        """Of what heartbeats and systemd are told."""
+        self._slots = Changes()
+        self._max_tasks = max_tasks
+        self._tasks: dict[str, Cancellable] = {}
+        self._with_slot: set[str] = set()
+        self._about_to_leave: set[str] = set()
+        self._troubles: dict[str, str] = {}
+        self._dropped_at_s: dict[str, float] = {}
+        self._refused_starts = 0
+        self.next_start_at_s = 0.0
+        """The uptime in seconds before which no container is started after refusals."""
+
+    @property
+    def task_ids(self) -> tuple[str, ...]:
+        """Give the ids of the tasks in hand, oldest first."""
+        return tuple(self._tasks)
+
+    @property
+    def status(self) -> str:
+        """Give the word for a heartbeat: idle, busy or error."""
+        if self._troubles:
+            return "error"
+        return "busy" if self._tasks else "idle"
+
+    @property
+    def troubles(self) -> dict[str, str]:
+        """Give what is wrong: a sentence by the name of each trouble."""
+        return dict(self._troubles)
+
+    def add(self, task_id: str, task: Cancellable, *, has_slot: bool) -> None:
+        """Take a task in hand; one that may run already has a slot, another waits for its own."""
+        self._tasks[task_id] = task
+        if has_slot:
+            self._with_slot.add(task_id)
+        self._notify()
+
+    def release(self, task_id: str) -> None:
+        """Let go of the task, and free its slot; that may have been done before."""
+        self._with_slot.discard(task_id)
+        self._about_to_leave.discard(task_id)
+        if self._tasks.pop(task_id, None) is not None:
+            self._notify()
+
+    def expect_release(self, task_id: str) -> None:
+        """Note that a slot is about to be freed, so that the next task may be asked for."""
+        if task_id in self._with_slot:
+            self._about_to_leave.add(task_id)
+            self._slots.notify()
+
+    def free_slot(self, task_id: str) -> None:
+        """Free the slot of a task whose container is over, while its end is looked at."""
+        self.expect_release(task_id)
+        self._with_slot.discard(task_id)
+        self._slots.notify()
+
+    def keep_slot(self, task_id: str) -> None:
+        """Note that a task in hand needs its slot, whatever was expected."""
+        self._with_slot.add(task_id)
+        if task_id in self._about_to_leave:
+            self._about_to_leave.discard(task_id)
+            self._slots.notify()
+
+    def cancel(self, task_id: str, who: str) -> None:
+        """Have a task stopped, if it is in hand."""
+        task = self._tasks.get(task_id)
+        if task is not None:
+            task.cancel(who)
+
+    def set_trouble(self, name: str, sentence: str) -> None:
+        """Note what is wrong and log it, once until it changes."""
+        before = self._troubles.get(name)
+        self._troubles[name] = sentence
+        if before is None:
+            log.error(sentence)
+            self.changes.notify()
+
+    def clear_trouble(self, name: str) -> None:
+        """Note that it is over."""
+        if self._troubles.pop(name, None) is not None:
+            log.info("trouble is over", extra=fields(trouble=name))
+            self.changes.notify()
+
+    def note_refused_start(self, sentence: str, uptime_s: float) -> None:
+        """Note that a container could not be started for what the next would meet as well.
+
+        Each time in a row doubles the wait before the next task: a broken host does not eat up
+        the queue.
+        """
+        self._refused_starts += 1
+        doubled_s = _START_AGAIN_S * 2.0 ** min(self._refused_starts - 1, 30)
+        self.next_start_at_s = uptime_s + min(doubled_s, _LONGEST_START_AGAIN_S)
+        self.set_trouble(START, f"few new tasks are taken until a container starts: {sentence}")
+
+    def note_dropped(self, task_id: str, uptime_s: float) -> None:
+        """Note that a task was dropped, for the orchestrator did not want it to begin."""
+        self._dropped_at_s[task_id] = uptime_s
+
+    def was_just_dropped(self, task_id: str, uptime_s: float) -> bool:
+        """Say whether a task was dropped a moment ago: taken at once it would be so again."""
+        self._dropped_at_s = {
+            dropped: at_s
+            for dropped, at_s in self._dropped_at_s.items()
+            if uptime_s - at_s < _DROPPED_FOR_S
+        }
+        return task_id in self._dropped_at_s
+
+    def note_start(self) -> None:
+        """Note that containers do start here."""
+        self._refused_starts = 0
+        self.next_start_at_s = 0.0
+        self.clear_trouble(START)
+
+    async def wait_for_room(self) -> None:
+        """Return as soon as one more task may be asked for: a slot is free, or is about to be."""
+        while len(self._tasks) - self._count_leaving() >= self._max_tasks:
+            await self._slots.after(self._slots.count)
+
+    async def wait_for_slot(self, task_id: str) -> None:
+        """Return as soon as the task has a slot of its own."""
+        while task_id not in self._with_slot:
+            if len(self._with_slot) < self._max_tasks:
+                self._with_slot.add(task_id)
+            else:
+                await self._slots.after(self._slots.count)
+
+    def _count_leaving(self) -> int:
+        """Count no more than there are slots: an engine that tells no ends is given no more."""
+        return min(len(self._about_to_leave), self._max_tasks)
+
+    def _notify(self) -> None:
+        self.changes.notify()
+        self._slots.notify()
+
+
+async def written(write: Callable[[], Awaitable[T]], workload: Workload, clock: Clock) -> T:
+    """Write to the journal, however long the disk is full: what happened must not be forgotten."""
+    while True:
+        try:
+            done = await write()
+        except JournalError as error:
+            workload.set_trouble("journal", str(error))
+            await clock.sleep(_WRITE_AGAIN_S)
+        else:
+            workload.clear_trouble("journal")
+            return done

@@ -1,0 +1,1 @@
+"""The MCP server inside the container, by which an agent reports."""

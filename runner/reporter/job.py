@@ -1,0 +1,189 @@
+"""The task that a container works on, as the reporter inside finds it, and its agent's session."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import anyio
+import anyio.to_thread
+
+from runner.crush.database import CrushError
+from runner.crush.sessions import Found, Wanted, find_sessions, read_session, session_mark
+from runner.engine.base import SECRETS_VARIABLE
+from runner.errors import ConfigurationError, RunnerError, Unavailable
+from runner.model import Identity, is_task_id
+from runner.redaction import Secret
+
+DEFAULT_HOME = "/workspace/Victoria"
+_PROCESSES = Path("/proc")
+_MOST_BYTES = 1 << 20
+_HEADER_SAFE = re.compile(r"[\x21-\x7e]*")
+log = logging.getLogger(__name__)
+_LOOK_PATIENCE_S = 2.0
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the reporter knows of its task."""
+
+    task_id: str
+    orchestrator_url: str
+    identity: Identity
+    """The node that the container may speak for; its key is empty where none was given."""
+    home: Path
+    started_at: float
+    """When the container started, in seconds since the epoch."""
+    prompt: str | None
+    """What the agent was asked, where it can still be seen."""
+    named_secrets: tuple[Secret, ...] = ()
+    """The values of those variables that the runner's operator gave to the container."""
+
+    @property
+    def secrets(self) -> list[str]:
+        """Give the texts that nothing that is told of the task may carry."""
+        texts = [secret.reveal() for secret in (self.identity.api_key, *self.named_secrets)]
+        # The engines keep the quotes of a value; who prints it may not.
+        return [*texts, *(text.strip("\"'") for text in texts)]
+
+    @property
+    def database(self) -> Path:
+        """Where Crush keeps its sessions."""
+        return self.home / ".crush" / "crush.db"
+
+
+def missing_in(variables: Mapping[str, str]) -> str | None:
+    """Name what is not set and without which there is nobody to report to."""
+    if not variables.get("ORCHESTRATOR_URL"):
+        return "ORCHESTRATOR_URL"
+    return None if variables.get("JOB_ID") or variables.get("TASK_ID") else "JOB_ID"
+
+
+def job_in(variables: Mapping[str, str], processes: Path = _PROCESSES) -> Job:
+    """Read the job, of which nothing is missing.
+
+    Raises:
+        ConfigurationError: a variable cannot be used.
+    """
+    task_id = variables.get("JOB_ID") or variables["TASK_ID"]
+    if not is_task_id(task_id):
+        raise ConfigurationError(f"cannot use JOB_ID {task_id[:80]!r}: it is no task's id")
+    url = variables["ORCHESTRATOR_URL"].rstrip("/")
+    if not url.startswith(("http://", "https://")):
+        raise ConfigurationError(f"cannot use ORCHESTRATOR_URL {url[:80]!r}: it is no http URL")
+    key = variables.get("NODE_API_KEY", "")
+    if not _HEADER_SAFE.fullmatch(key):
+        raise ConfigurationError("cannot use NODE_API_KEY: it has characters that no key has")
+    return Job(
+        task_id=task_id,
+        orchestrator_url=url,
+        identity=Identity("", Secret(key)),
+        home=Path(variables.get("VICTORIA_HOME") or DEFAULT_HOME),
+        started_at=_started_at(processes),
+        prompt=_prompt(processes),
+        named_secrets=tuple(
+            Secret(variables[name])
+            for name in variables.get(SECRETS_VARIABLE, "").split()
+            if name in variables
+        ),
+    )
+
+
+def _started_at(processes: Path) -> float:
+    """Tell when process 1 began, which is the container's start; or else this process."""
+    for process in ("1", "self"):
+        try:
+            told = (processes / process / "stat").read_text(encoding="utf-8", errors="replace")
+            ticks = int(told.rpartition(")")[2].split()[19])  # starttime, proc(5)
+        except (OSError, ValueError, IndexError):
+            continue
+        lived_s = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+        return time.time() - lived_s
+    return time.time()
+
+
+def _prompt(processes: Path) -> str | None:
+    """Read what follows `--task` in the arguments of process 1."""
+    try:
+        with (processes / "1" / "cmdline").open("rb") as file:
+            arguments = file.read(_MOST_BYTES).split(b"\0")
+        return arguments[arguments.index(b"--task") + 1].decode("utf-8", "replace") or None
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+class NothingToHandIn(RunnerError):
+    """There is no session, or none that is certainly this task's."""
+
+
+class JobSession:
+    """Looked for whenever it is needed, until it is known."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._wanted = Wanted(job.started_at, None, job.prompt, session_mark(job.task_id))
+        self._id: str | None = None
+
+    async def known_id(self) -> str | None:
+        """Give its id if that is known now, or soon: a report goes out without it as well."""
+        if self._id is None:
+            look = partial(
+                find_sessions, self._job.database, self._wanted, busy_timeout_s=_LOOK_PATIENCE_S
+            )
+            try:
+                found = await _within(anyio.current_time() + _LOOK_PATIENCE_S, look)
+            except CrushError as error:
+                log.warning("%s", error)
+                return None
+            except Unavailable:
+                return None
+            self._id = found.ids[0] if found.are_ours else None
+        return self._id
+
+    async def read(self, session_id: str | None, until: float) -> Mapping[str, object]:
+        """Read the task's latest session, or the one that is named, as `POST /logs` takes it.
+
+        Raises:
+            NothingToHandIn: there is none that may be handed in.
+            CrushError: the database cannot be read.
+            Unavailable: that takes longer than `until`, a moment on the event loop's clock.
+        """
+        return await _within(until, partial(self._read, session_id))
+
+    def _read(self, session_id: str | None) -> Mapping[str, object]:
+        found = find_sessions(self._job.database, self._wanted)
+        if session_id is None:
+            session_id = self._latest(found)
+        if session_id not in found.ids:
+            raise NothingToHandIn(f"this task has no session {session_id[:80]!r}")
+        session = read_session(self._job.database, session_id, secrets=self._job.secrets)
+        if session is None:
+            raise NothingToHandIn(f"the session {session_id!r} is gone")
+        return session
+
+    def _latest(self, found: Found) -> str:
+        if not found.ids:
+            raise NothingToHandIn(f"{self._job.database} has no session of this task")
+        if not found.are_ours:
+            raise NothingToHandIn(
+                f"{len(found.ids)} sessions could be this task's; now that you have read "
+                f"{session_mark(self._job.task_id)}, call this tool again"
+            )
+        return found.ids[0]
+
+
+async def _within(until: float, read: Callable[[], T]) -> T:
+    """Read something in a worker thread, which is left alone when the time is up."""
+    try:
+        with anyio.fail_after(max(0.0, until - anyio.current_time())):
+            return await anyio.to_thread.run_sync(read, abandon_on_cancel=True)
+    except TimeoutError:
+        raise Unavailable("reading the Crush database takes too long") from None

@@ -1,0 +1,1 @@
+"""The Victoria home, where containers may have written: no link is followed."""
