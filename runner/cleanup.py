@@ -33,7 +33,7 @@ class Scope:
     """What to remove: task folders untouched for so many days; nothing at all in a rehearsal."""
 
     older_than_days: float
-    is_rehearsal: bool
+    dry_run: bool
 
 
 async def clean_up(settings: Settings, scope: Scope, tell: Callable[[str], None]) -> int:
@@ -92,7 +92,7 @@ async def _open_task_ids(settings: Settings) -> set[str]:
 async def _remove_container(
     engine: Engine, name: str, scope: Scope, tell: Callable[[str], None]
 ) -> bool:
-    if scope.is_rehearsal:
+    if scope.dry_run:
         tell(f"would remove container {name}")
         return True
     try:
@@ -129,10 +129,10 @@ def _remove_folder(
         size, newest = folders.extent_of(task_id)
         if newest > time.time() - scope.older_than_days * _DAY_S:
             return True
-        if not scope.is_rehearsal:
+        if not scope.dry_run:
             folders.remove(task_id)
     except OSError as error:
         tell(f"cannot remove {path}: {error.strerror}")
         return False
-    tell(f"{'would remove' if scope.is_rehearsal else 'removed'} {path} ({size >> 20} MiB)")
+    tell(f"{'would remove' if scope.dry_run else 'removed'} {path} ({size >> 20} MiB)")
     return True

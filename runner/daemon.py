@@ -17,25 +17,25 @@ import anyio
 import anyio.to_thread
 from anyio.abc import TaskGroup
 
-from runner.api.client import Orchestrator
+from runner.api.client import OrchestratorClient
 from runner.engine.base import Engine, container_name
 from runner.engine.cli import engine_of_kind
-from runner.engine.processes import end_starts
+from runner.engine.processes import kill_leftover_starts
 from runner.errors import EXIT_OK, EXIT_TRY_AGAIN, JournalError
 from runner.journal.journal import open_journal
 from runner.log import fields
 from runner.loops.deliver import deliver
-from runner.loops.heartbeat import heartbeat, say_offline
-from runner.loops.housekeeping import forget, settle_strays
-from runner.loops.poll import Answer, meet_engine, poll
+from runner.loops.heartbeat import heartbeat, send_offline
+from runner.loops.housekeeping import adopt_or_remove_orphans, prune_closed_tasks
+from runner.loops.poll import PollResult, check_engine, poll
 from runner.model import Task, TaskState
 from runner.node import Node, Workload
 from runner.settings import Settings
-from runner.state_dir import lay_out, locked, run_folder
-from runner.systemd import Notifier, Pulse, feed_watchdog
-from runner.tasks.context import Parts
-from runner.tasks.run import live, take_in_hand
-from runner.timing import Changes, Clock, HostClock
+from runner.state_dir import lock_state_dir, prepare_state_dir, run_folder
+from runner.systemd import Notifier, Watchdog, feed_watchdog
+from runner.tasks.context import RunnerContext
+from runner.tasks.run import run_task, track
+from runner.timing import ChangeSignal, Clock, HostClock
 
 log = logging.getLogger(__name__)
 _LAST_DELIVERY_S = 30.0
@@ -59,30 +59,32 @@ async def run(
         ConfigurationError: the CA file holds no certificate.
     """
     clock = clock or HostClock()
-    with locked(settings.state_dir):
-        runner_id = lay_out(settings.state_dir)
+    with lock_state_dir(settings.state_dir):
+        runner_id = prepare_state_dir(settings.state_dir)
         journal, set_aside = open_journal(
             settings.state_dir, time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(clock.wall_s()))
         )
         if set_aside is not None:
             log.error(set_aside)
-        pulse, workload = Pulse(clock), Workload(settings.max_tasks)
+        watchdog, workload = Watchdog(clock), Workload(settings.max_tasks)
         try:
-            async with Orchestrator(settings.orchestrator_url, settings.ca_file) as orchestrator:
-                parts = Parts(
+            async with OrchestratorClient(
+                settings.orchestrator_url, settings.ca_file
+            ) as orchestrator:
+                runner = RunnerContext(
                     settings=settings,
                     clock=clock,
                     engine=engine,
                     other_engine=other_engine,
                     orchestrator=orchestrator,
                     journal=journal,
-                    node=Node(settings, orchestrator, journal, clock, pulse, workload),
+                    node=Node(settings, orchestrator, journal, clock, watchdog, workload),
                     workload=workload,
-                    outbox=Changes(),
-                    pulse=pulse,
+                    outbox=ChangeSignal(),
+                    watchdog=watchdog,
                     runner_id=runner_id,
                 )
-                return await _Runner(parts, notifier).run()
+                return await _Runner(runner, notifier).run()
         finally:
             journal.close_file()
 
@@ -90,8 +92,8 @@ async def run(
 class _Runner:
     """One run, from READY to the exit code."""
 
-    def __init__(self, parts: Parts, notifier: Notifier) -> None:
-        self._parts = parts
+    def __init__(self, runner: RunnerContext, notifier: Notifier) -> None:
+        self._runner = runner
         self._notifier = notifier
         self._polling = anyio.CancelScope()
         self._exit_code: int | None = None
@@ -103,7 +105,7 @@ class _Runner:
         Raises:
             JournalError: it cannot be read or written at the start.
         """
-        tasks = await self._parts.journal.open_tasks()
+        tasks = await self._runner.journal.open_tasks()
         # Whoever starts a runner may have mended what held its reports up.
         await self._hurry()
         await self._end_left_calls(tasks)
@@ -116,31 +118,31 @@ class _Runner:
                 group.cancel_scope.cancel()
         with anyio.CancelScope(shield=True):
             self._notifier.tell("STOPPING=1")
-            await say_offline(self._parts)
+            await send_offline(self._runner)
         return EXIT_OK if self._exit_code is None else self._exit_code
 
     async def _end_left_calls(self, tasks: list[Task]) -> None:
         """See that no engine call of a runner that was killed starts anything from now on."""
-        folder = run_folder(self._parts.settings.state_dir)
+        folder = run_folder(self._runner.settings.state_dir)
         names = {container_name(task.task_id) for task in tasks}
-        pids = await anyio.to_thread.run_sync(end_starts, folder, names)
+        pids = await anyio.to_thread.run_sync(kill_leftover_starts, folder, names)
         if pids:
             log.warning("stuck calls of an earlier runner were killed", extra=fields(pids=pids))
 
     def _begin(self, group: TaskGroup, tasks: list[Task]) -> None:
         """Take over what is there, then start the loops."""
-        parts = self._parts
+        runner = self._runner
         log.info(
             "runner starts",
             extra=fields(
-                name=parts.settings.name,
-                orchestrator=parts.settings.orchestrator_url,
-                engine=parts.engine.kind,
+                name=runner.settings.name,
+                orchestrator=runner.settings.orchestrator_url,
+                engine=runner.engine.kind,
                 tasks_in_journal=len(tasks),
             ),
         )
         for task in tasks:
-            if task.orchestrator_url != parts.orchestrator.url:
+            if task.orchestrator_url != runner.orchestrator.url:
                 log.warning(
                     "task belongs to another orchestrator; what is left of it waits until this "
                     "runner is started for that one again",
@@ -150,16 +152,16 @@ class _Runner:
                 "task is taken over", extra=fields(task_id=task.task_id, state=task.state.value)
             )
             self._start_task(group, task)
-        group.start_soon(heartbeat, parts)
-        group.start_soon(deliver, parts)
-        group.start_soon(forget, parts)
-        group.start_soon(feed_watchdog, self._notifier, parts.pulse, parts.clock)
+        group.start_soon(heartbeat, runner)
+        group.start_soon(deliver, runner)
+        group.start_soon(prune_closed_tasks, runner)
+        group.start_soon(feed_watchdog, self._notifier, runner.watchdog, runner.clock)
         group.start_soon(self._tell_status)
         self._notifier.tell("READY=1")
 
     def _start_task(self, group: TaskGroup, task: Task) -> None:
-        run = take_in_hand(task, self._parts)
-        group.start_soon(live, run, task, self._parts)
+        run = track(task, self._runner)
+        group.start_soon(run_task, run, task, self._runner)
 
     async def _poll(self, group: TaskGroup) -> None:
         """Ask for work until draining begins, the registration is refused, or once is enough."""
@@ -170,76 +172,76 @@ class _Runner:
 
         with self._polling:
             looked = anyio.Event()
-            group.start_soon(settle_strays, self._parts, begin, looked)
-            await meet_engine(self._parts)
+            group.start_soon(adopt_or_remove_orphans, self._runner, begin, looked)
+            await check_engine(self._runner)
             # What runs already may need the slot that new work would be given.
             await looked.wait()
-            answer = await poll(self._parts, begin)
-        refusal = self._parts.node.refusal
+            answer = await poll(self._runner, begin)
+        refusal = self._runner.node.refusal
         if refusal is not None:
             self._exit_code = refusal.exit_code
-        elif answer is Answer.FAILED:
+        elif answer is PollResult.FAILED:
             self._exit_code = EXIT_TRY_AGAIN
 
     async def _drain(self) -> None:
         """Wait for the tasks in hand, then for a while for their reports to be delivered."""
-        parts = self._parts
-        parts.pulse.rest("poll")
+        runner = self._runner
+        runner.watchdog.suspend("poll")
         while any(self._is_awaited(task) for task in await self._open_tasks()):
             await self._next_change()
-        if parts.node.refusal is not None:
+        if runner.node.refusal is not None:
             return
         await self._hurry()
-        ends_at_s = parts.clock.awake_s() + _LAST_DELIVERY_S
-        while (waiting := await self._deliverable()) and parts.clock.awake_s() < ends_at_s:
+        ends_at_s = runner.clock.awake_s() + _LAST_DELIVERY_S
+        while (waiting := await self._deliverable()) and runner.clock.awake_s() < ends_at_s:
             await self._next_change()
         if waiting:
             log.warning(
                 "reports wait in the journal for the next start", extra=fields(tasks=len(waiting))
             )
-            if parts.settings.once:
+            if runner.settings.once:
                 self._exit_code = EXIT_TRY_AGAIN
 
     async def _hurry(self) -> None:
         """Have every report tried at once: its next attempt may be an hour away."""
         try:
-            await self._parts.journal.hurry()
+            await self._runner.journal.retry_all_now()
         except JournalError as error:
             log.error(str(error))
-        self._parts.outbox.notify()
+        self._runner.outbox.notify()
 
     def _is_awaited(self, task: Task) -> bool:
         """Tell whether a task is to end first; one that can no longer begin will not."""
         if task.state in {TaskState.ENDED, TaskState.RUNNING}:
             return task.state is TaskState.RUNNING
         can_begin = (
-            self._parts.node.refusal is None
-            and task.orchestrator_url == self._parts.orchestrator.url
+            self._runner.node.refusal is None
+            and task.orchestrator_url == self._runner.orchestrator.url
         )
-        return can_begin or task.task_id in self._parts.workload.task_ids
+        return can_begin or task.task_id in self._runner.workload.task_ids
 
     async def _deliverable(self) -> list[Task]:
         """Give the open tasks whose reports can go out: not those of another orchestrator."""
-        url = self._parts.orchestrator.url
+        url = self._runner.orchestrator.url
         return [task for task in await self._open_tasks() if task.orchestrator_url == url]
 
     async def _open_tasks(self) -> list[Task]:
         while True:
             try:
-                return await self._parts.journal.open_tasks()
+                return await self._runner.journal.open_tasks()
             except JournalError as error:
                 log.error(str(error))
-                await self._parts.clock.sleep(1)
+                await self._runner.clock.sleep(1)
 
     async def _next_change(self) -> None:
         """Return when something happened to a task or a report, and every few seconds."""
-        seen = self._parts.outbox.count
-        await self._parts.outbox.after_or(seen, 1, self._parts.clock)
+        seen = self._runner.outbox.count
+        await self._runner.outbox.after_or(seen, 1, self._runner.clock)
 
     async def _obey(self, signals: object, group: TaskGroup) -> None:
         """Act on signals; see the head of this file."""
         async for number in signals:  # type: ignore[attr-defined]
-            in_hand = self._parts.workload.task_ids
+            in_hand = self._runner.workload.task_ids
             if number == signal.SIGTERM or self._interrupts > 1:
                 log.info(
                     "stopping at once; containers go on for the next runner",
@@ -253,7 +255,7 @@ class _Runner:
             if self._interrupts > 1:
                 log.info("stopping the tasks in hand", extra=fields(tasks=len(in_hand)))
                 for task_id in in_hand:
-                    self._parts.workload.cancel(task_id, "the operator")
+                    self._runner.workload.cancel(task_id, "the operator")
             else:
                 log.info(
                     "draining: no new task is taken; exit follows when those in hand have ended",
@@ -263,10 +265,10 @@ class _Runner:
 
     async def _tell_status(self) -> None:
         """Keep the line that `systemctl status` shows."""
-        workload = self._parts.workload
+        workload = self._runner.workload
         while True:
             seen = workload.changes.count
-            troubles = "; ".join(workload.troubles.values())
-            in_hand = f"{len(workload.task_ids)} of {self._parts.settings.max_tasks} tasks running"
-            self._notifier.tell(f"STATUS={troubles or in_hand}")
+            problems = "; ".join(workload.problems.values())
+            in_hand = f"{len(workload.task_ids)} of {self._runner.settings.max_tasks} tasks running"
+            self._notifier.tell(f"STATUS={problems or in_hand}")
             await workload.changes.after(seen)

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from runner import __version__
 from runner.api.address import proxy_to, without_password
-from runner.api.client import Orchestrator
+from runner.api.client import OrchestratorClient
 from runner.engine.base import Engine
 from runner.engine.cli import find_engine
 from runner.errors import (
@@ -30,8 +30,8 @@ from runner.errors import (
     WireError,
 )
 from runner.journal.journal import JOURNAL_NAME, Journal
-from runner.model import Letter, PullPolicy, Task
-from runner.node import describe
+from runner.model import OutboxEntry, PullPolicy, Task
+from runner.node import node_description
 from runner.settings import Settings
 from runner.workspace.folders import free_disk
 
@@ -54,12 +54,12 @@ class Finding:
 async def examine(settings: Settings, tell: Callable[[str], None], *, as_json: bool) -> int:
     """Look at everything and tell it; give the exit code: 0 if tasks can run here."""
     book = await _read_journal(settings)
-    tasks, letters = book.tasks, book.letters
+    tasks, entries = book.tasks, book.entries
     findings = [book.finding]
     checks = (_engine(settings), _folders(settings), _orchestrator(settings))
     for check in checks:
         findings += [finding async for finding in check]
-    findings += [_registration(book.node_id), _outbox(letters)]
+    findings += [_registration(book.node_id), _outbox(entries)]
     failed = [finding for finding in findings if not finding.is_good]
     if as_json:
         tell(json.dumps(_as_json(findings, book), indent=2))
@@ -156,7 +156,7 @@ async def _orchestrator(settings: Settings) -> AsyncIterator[Finding]:
         yield Finding("orchestrator", is_good=True, sentence="not asked: no --orchestrator-url")
         return
     try:
-        async with Orchestrator(settings.orchestrator_url, settings.ca_file) as orchestrator:
+        async with OrchestratorClient(settings.orchestrator_url, settings.ca_file) as orchestrator:
             asked_at = time.time()
             about = await orchestrator.health()
     except ConfigurationError as error:
@@ -218,7 +218,7 @@ class _Book:
 
     finding: Finding
     tasks: Sequence[Task] = ()
-    letters: Sequence[Letter] = ()
+    entries: Sequence[OutboxEntry] = ()
     node_id: str | None = None
 
 
@@ -239,8 +239,8 @@ async def _read_journal(settings: Settings) -> _Book:
     try:
         journal = Journal(path, read_only=True)
         try:
-            tasks, letters = await journal.open_tasks(), await journal.letters()
-            identity = await journal.identity(settings.orchestrator_url, describe(settings))
+            tasks, entries = await journal.open_tasks(), await journal.entries()
+            identity = await journal.identity(settings.orchestrator_url, node_description(settings))
         finally:
             journal.close_file()
     except JournalError as error:
@@ -248,7 +248,7 @@ async def _read_journal(settings: Settings) -> _Book:
             Finding("journal", is_good=False, sentence=str(error), exit_code=EXIT_TRY_AGAIN)
         )
     finding = Finding("journal", is_good=True, sentence=f"{len(tasks)} open tasks")
-    return _Book(finding, tasks, letters, identity.node_id if identity else None)
+    return _Book(finding, tasks, entries, identity.node_id if identity else None)
 
 
 def _registration(node_id: str | None) -> Finding:
@@ -256,10 +256,10 @@ def _registration(node_id: str | None) -> Finding:
     return Finding("registration", is_good=True, sentence=sentence)
 
 
-def _outbox(letters: Sequence[Letter]) -> Finding:
-    parked = [letter for letter in letters if letter.parked is not None]
+def _outbox(entries: Sequence[OutboxEntry]) -> Finding:
+    parked = [entry for entry in entries if entry.parked is not None]
     if not parked:
-        return Finding("outbox", is_good=True, sentence=f"{len(letters)} reports wait")
+        return Finding("outbox", is_good=True, sentence=f"{len(entries)} reports wait")
     return Finding(
         "outbox",
         is_good=False,
@@ -289,11 +289,11 @@ def _as_json(findings: list[Finding], book: _Book) -> object:
         ],
         "outbox": [
             {
-                "task_id": letter.task_id,
-                "report": letter.path,
-                "attempts": letter.attempts,
-                "parked": letter.parked,
+                "task_id": entry.task_id,
+                "report": entry.path,
+                "attempts": entry.attempts,
+                "parked": entry.parked,
             }
-            for letter in book.letters
+            for entry in book.entries
         ],
     }

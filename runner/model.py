@@ -207,11 +207,11 @@ class Task:
     ended_at: float | None = None
 
     @property
-    def end(self) -> End | None:
+    def outcome(self) -> Outcome | None:
         """Give how it ended, if it has."""
         if self.end_reason is None:
             return None
-        return End(self.end_reason, self.message or "", self.exit_code)
+        return Outcome(self.end_reason, self.message or "", self.exit_code)
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,7 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Letter:
+class OutboxEntry:
     """A report in the outbox, with the identity it goes out under; its body may be long."""
 
     row: int
@@ -243,7 +243,7 @@ class Letter:
 
 
 @dataclass(frozen=True)
-class End:
+class Outcome:
     """How a task ended; `message` is what the operator and the orchestrator are told."""
 
     reason: EndReason

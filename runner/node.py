@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 import anyio
 
 from runner import timing
-from runner.api.client import Orchestrator
+from runner.api.client import OrchestratorClient
 from runner.errors import (
     JournalError,
     Refused,
@@ -24,8 +24,8 @@ from runner.journal.journal import Journal
 from runner.log import fields
 from runner.model import Identity
 from runner.settings import Settings
-from runner.systemd import Pulse
-from runner.timing import Changes, Clock
+from runner.systemd import Watchdog
+from runner.timing import ChangeSignal, Clock
 
 log = logging.getLogger(__name__)
 INVALID_TOKEN = "Registration failed - invalid registration token"  # noqa: S105 - what users read
@@ -53,10 +53,10 @@ class Node:
     def __init__(  # noqa: PLR0913, PLR0917 - the parts that it is put together from
         self,
         settings: Settings,
-        orchestrator: Orchestrator,
+        orchestrator: OrchestratorClient,
         journal: Journal,
         clock: Clock,
-        pulse: Pulse,
+        watchdog: Watchdog,
         workload: Workload,
     ) -> None:
         self.refusal: RegistrationRefused | None = None
@@ -65,9 +65,9 @@ class Node:
         self._orchestrator = orchestrator
         self._journal = journal
         self._clock = clock
-        self._pulse = pulse
+        self._watchdog = watchdog
         self._workload = workload
-        self._description = describe(settings)
+        self._description = node_description(settings)
         self._identity: Identity | None = None
         self._lock = anyio.Lock()
         self._registrations = 0
@@ -88,7 +88,7 @@ class Node:
             if self.refusal is not None:
                 raise self.refusal
             if self._identity is None:
-                self._identity = await written(
+                self._identity = await persist(
                     lambda: self._journal.identity(self._orchestrator.url, self._description),
                     self._workload,
                     self._clock,
@@ -97,7 +97,7 @@ class Node:
                 self._identity = await self._register()
             return self._identity
 
-    async def renew(self, refused: Identity) -> None:
+    async def forget_identity(self, refused: Identity) -> None:
         """Note that the orchestrator no longer knows this identity; the next call registers."""
         async with self._lock:
             await self._written(lambda: self._journal.refuse_identity(refused))
@@ -112,7 +112,7 @@ class Node:
         if self._registrations:
             # One that is refused as soon as it is given must not turn into a flood.
             wait_s = _SPACING_S + timing.delay_s(self._registrations)
-            self._pulse.beat("register", next_within_s=wait_s + _LONGEST_ATTEMPT_S)
+            self._watchdog.expect("register", next_within_s=wait_s + _LONGEST_ATTEMPT_S)
             await self._clock.sleep(wait_s if self._registrations > 1 else 0)
         self._registrations += 1
         try:
@@ -121,7 +121,7 @@ class Node:
             self.refusal = refusal
             raise
         finally:
-            self._pulse.rest("register")
+            self._watchdog.suspend("register")
         now = self._clock.wall_s()
         await self._written(
             lambda: self._journal.store_identity(
@@ -135,13 +135,13 @@ class Node:
         return identity
 
     async def _written(self, write: Callable[[], Awaitable[None]]) -> None:
-        self._pulse.rest("register")
-        await written(write, self._workload, self._clock)
+        self._watchdog.suspend("register")
+        await persist(write, self._workload, self._clock)
 
     async def _ask_for_identity(self) -> Identity:
         failures = 0
         while True:
-            self._pulse.beat("register", next_within_s=_LONGEST_ATTEMPT_S)
+            self._watchdog.expect("register", next_within_s=_LONGEST_ATTEMPT_S)
             try:
                 return await self._orchestrator.register(
                     self._settings.registration_token, self._description
@@ -155,7 +155,7 @@ class Node:
                 failures += 1
                 asked_s = (error.retry_after_s or 0) if isinstance(error, Unavailable) else 0
                 wait_s = min(timing.delay_s(failures, at_least_s=asked_s), _LONGEST_WAIT_S)
-            self._pulse.beat("register", next_within_s=wait_s + _LONGEST_ATTEMPT_S)
+            self._watchdog.expect("register", next_within_s=wait_s + _LONGEST_ATTEMPT_S)
             await self._clock.sleep(wait_s)
 
 
@@ -173,7 +173,7 @@ def _tell(error: Refused | Unavailable) -> None:
         log.warning("cannot register: %s", error)
 
 
-def describe(settings: Settings) -> dict[str, object]:
+def node_description(settings: Settings) -> dict[str, object]:
     """Describe this host in the fields that `POST /register` takes."""
     return {
         "hostname": socket.gethostname(),
@@ -205,17 +205,17 @@ class Cancellable(Protocol):
 
 
 class Workload:
-    """The tasks in hand, the slots that they occupy, and the troubles that keep new ones away."""
+    """The tasks in hand, the slots that they occupy, and the problems that keep new ones away."""
 
     def __init__(self, max_tasks: int) -> None:
-        self.changes = Changes()
+        self.changes = ChangeSignal()
         """Of what heartbeats and systemd are told."""
-        self._slots = Changes()
+        self._slots = ChangeSignal()
         self._max_tasks = max_tasks
         self._tasks: dict[str, Cancellable] = {}
         self._with_slot: set[str] = set()
         self._about_to_leave: set[str] = set()
-        self._troubles: dict[str, str] = {}
+        self._problems: dict[str, str] = {}
         self._dropped_at_s: dict[str, float] = {}
         self._refused_starts = 0
         self.next_start_at_s = 0.0
@@ -229,14 +229,14 @@ class Workload:
     @property
     def status(self) -> str:
         """Give the word for a heartbeat: idle, busy or error."""
-        if self._troubles:
+        if self._problems:
             return "error"
         return "busy" if self._tasks else "idle"
 
     @property
-    def troubles(self) -> dict[str, str]:
+    def problems(self) -> dict[str, str]:
         """Give what is wrong: a sentence by the name of each trouble."""
-        return dict(self._troubles)
+        return dict(self._problems)
 
     def add(self, task_id: str, task: Cancellable, *, has_slot: bool) -> None:
         """Take a task in hand; one that may run already has a slot, another waits for its own."""
@@ -277,21 +277,21 @@ class Workload:
         if task is not None:
             task.cancel(who)
 
-    def set_trouble(self, name: str, sentence: str) -> None:
+    def set_problem(self, name: str, sentence: str) -> None:
         """Note what is wrong and log it, once until it changes."""
-        before = self._troubles.get(name)
-        self._troubles[name] = sentence
+        before = self._problems.get(name)
+        self._problems[name] = sentence
         if before is None:
             log.error(sentence)
             self.changes.notify()
 
-    def clear_trouble(self, name: str) -> None:
+    def clear_problem(self, name: str) -> None:
         """Note that it is over."""
-        if self._troubles.pop(name, None) is not None:
+        if self._problems.pop(name, None) is not None:
             log.info("trouble is over", extra=fields(trouble=name))
             self.changes.notify()
 
-    def note_refused_start(self, sentence: str, uptime_s: float) -> None:
+    def start_failed(self, sentence: str, uptime_s: float) -> None:
         """Note that a container could not be started for what the next would meet as well.
 
         Each time in a row doubles the wait before the next task: a broken host does not eat up
@@ -300,7 +300,7 @@ class Workload:
         self._refused_starts += 1
         doubled_s = _START_AGAIN_S * 2.0 ** min(self._refused_starts - 1, 30)
         self.next_start_at_s = uptime_s + min(doubled_s, _LONGEST_START_AGAIN_S)
-        self.set_trouble(START, f"few new tasks are taken until a container starts: {sentence}")
+        self.set_problem(START, f"few new tasks are taken until a container starts: {sentence}")
 
     def note_dropped(self, task_id: str, uptime_s: float) -> None:
         """Note that a task was dropped, for the orchestrator did not want it to begin."""
@@ -319,7 +319,7 @@ class Workload:
         """Note that containers do start here."""
         self._refused_starts = 0
         self.next_start_at_s = 0.0
-        self.clear_trouble(START)
+        self.clear_problem(START)
 
     async def wait_for_room(self) -> None:
         """Return as soon as one more task may be asked for: a slot is free, or is about to be."""
@@ -343,14 +343,14 @@ class Workload:
         self._slots.notify()
 
 
-async def written(write: Callable[[], Awaitable[T]], workload: Workload, clock: Clock) -> T:
+async def persist(write: Callable[[], Awaitable[T]], workload: Workload, clock: Clock) -> T:
     """Write to the journal, however long the disk is full: what happened must not be forgotten."""
     while True:
         try:
             done = await write()
         except JournalError as error:
-            workload.set_trouble("journal", str(error))
+            workload.set_problem("journal", str(error))
             await clock.sleep(_WRITE_AGAIN_S)
         else:
-            workload.clear_trouble("journal")
+            workload.clear_problem("journal")
             return done

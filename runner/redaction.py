@@ -6,32 +6,32 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-BLANK = "***"
+MASK = "***"
 _SHORTEST_CHARS = 8
 _ESCAPED_BY_GO = {ord(char): f"\\u{ord(char):04x}" for char in "<>&"}
 _MAX_OUTPUT_CHARS = 4000
 
 
-def blanked(text: str, forms: Sequence[str]) -> str:
-    """Give a text without the forms of secrets that `forms_of` gives."""
+def redact(text: str, forms: Sequence[str]) -> str:
+    """Give a text without the forms of secrets that `encoded_forms` gives."""
     for form in forms:
-        text = text.replace(form, BLANK)
+        text = text.replace(form, MASK)
     return text
 
 
-def is_worth_blanking(secret: str) -> bool:
+def is_redactable(secret: str) -> bool:
     """Tell whether a text is long enough: without shorter ones half of a text would be gone."""
     return len(secret) >= _SHORTEST_CHARS
 
 
-def forms_of(secrets: Iterable[str]) -> tuple[str, ...]:
+def encoded_forms(secrets: Iterable[str]) -> tuple[str, ...]:
     """Give every form in which these secrets are looked for, the longest first.
 
     Beside the text itself these are its forms in JSON, and in JSON within JSON: so a call of a
     tool is kept by the agent, which is written in Go.
     """
     forms: set[str] = set()
-    for secret in filter(is_worth_blanking, secrets):
+    for secret in filter(is_redactable, secrets):
         forms |= {secret, *_escaped(secret)}
         forms.update(twice for once in _escaped(secret) for twice in _escaped(once))
     return tuple(sorted(forms, key=lambda form: (-len(form), form)))
@@ -81,13 +81,13 @@ class Secret:
     __str__ = __repr__
 
 
-def without_secrets(text: str, secrets: list[str]) -> str:
+def redact_output(text: str, secrets: list[str]) -> str:
     """Blank every known secret, and keep the end of what is then too long."""
-    text = blanked(text, forms_of(secrets)).replace("\x00", "").strip()
+    text = redact(text, encoded_forms(secrets)).replace("\x00", "").strip()
     return text if len(text) <= _MAX_OUTPUT_CHARS else "…" + text[-_MAX_OUTPUT_CHARS:]
 
 
-def secrets_to_blank(*known: Secret, env_file: Path | None) -> list[str]:
+def known_secrets(*known: Secret, env_file: Path | None) -> list[str]:
     """Give the texts that nothing may carry: ours, and the values in the container's env file.
 
     Values shorter than eight characters are left alone: they would blank half of the output.
@@ -95,4 +95,4 @@ def secrets_to_blank(*known: Secret, env_file: Path | None) -> list[str]:
     texts = {secret.reveal() for secret in known}
     for _, text in variables_in(env_file):
         texts |= {text, text.strip("\"'")}
-    return [text for text in texts if is_worth_blanking(text)]
+    return [text for text in texts if is_redactable(text)]

@@ -17,7 +17,7 @@ _RUNNER_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 @contextmanager
-def locked(state_dir: Path) -> Iterator[None]:
+def lock_state_dir(state_dir: Path) -> Iterator[None]:
     """Hold the state folder, which two runners must not share."""
     try:
         handle = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -36,7 +36,7 @@ def locked(state_dir: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def lay_out(state_dir: Path) -> str:
+def prepare_state_dir(state_dir: Path) -> str:
     """Lay out the state folder; give the id made at its first use, older than any journal in it."""
     starting = run_folder(state_dir)
     try:

@@ -40,18 +40,18 @@ class Notifier:
             log.debug("cannot notify systemd: %s", error)
 
 
-class Pulse:
+class Watchdog:
     """The loops' promises to show up again in time."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._due: dict[str, float] = {}
 
-    def beat(self, loop: str, *, next_within_s: float) -> None:
+    def expect(self, loop: str, *, next_within_s: float) -> None:
         """Promise that this loop will call again within so many seconds."""
         self._due[loop] = self._clock.awake_s() + next_within_s
 
-    def rest(self, loop: str) -> None:
+    def suspend(self, loop: str) -> None:
         """Withdraw the promise: the loop waits for something that need not come."""
         self._due.pop(loop, None)
 
@@ -61,12 +61,12 @@ class Pulse:
         return [loop for loop, due in self._due.items() if due < now]
 
 
-async def feed_watchdog(notifier: Notifier, pulse: Pulse, clock: Clock) -> None:
+async def feed_watchdog(notifier: Notifier, watchdog: Watchdog, clock: Clock) -> None:
     """Feed the watchdog while no loop is overdue. Ends only by being cancelled."""
     watchdog_s = notifier.watchdog_s
     interval_s = watchdog_s / 3 if watchdog_s else _IDLE_CHECK_S
     while True:
-        overdue = pulse.overdue()
+        overdue = watchdog.overdue()
         if overdue:
             log.error("a loop is stuck", extra=fields(loops=",".join(overdue)))
         elif watchdog_s:

@@ -85,7 +85,7 @@ def jittered_s(interval_s: float) -> float:
     return interval_s * random.uniform(0.9, 1.1)  # noqa: S311 - as above
 
 
-class Changes:
+class ChangeSignal:
     """A counter that can be waited on: no change is missed between looking and waiting."""
 
     def __init__(self) -> None:

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, TypeGuard, final
 from urllib.parse import quote
 
-from runner.api.http import CALL_TIMEOUT_S, Wire
+from runner.api.http import CALL_TIMEOUT_S, HttpClient
 from runner.errors import Unavailable
 from runner.model import Identity
 from runner.redaction import Secret
@@ -42,7 +42,7 @@ class Download:
 
 
 @final
-class Orchestrator:
+class OrchestratorClient:
     """A connection to one orchestrator; use it as an async context manager."""
 
     def __init__(self, url: str, ca_file: Path | None = None) -> None:
@@ -52,9 +52,9 @@ class Orchestrator:
             ConfigurationError: `url` cannot be asked, or `ca_file` holds no certificate.
         """
         self.url = url
-        self._wire = Wire(url, ca_file)
+        self._wire = HttpClient(url, ca_file)
 
-    async def __aenter__(self) -> Orchestrator:
+    async def __aenter__(self) -> OrchestratorClient:
         await self._wire.__aenter__()
         return self
 
@@ -95,7 +95,7 @@ class Orchestrator:
             return frozenset()
         return frozenset(task_id for task_id in cancelled if isinstance(task_id, str))
 
-    async def pending(self, identity: Identity, wait_s: int) -> Offer:
+    async def next_task(self, identity: Identity, wait_s: int) -> Offer:
         """Ask for work; the orchestrator may hold the request for `wait_s` seconds (RFC 7240)."""
         headers = {**_key(identity), "Prefer": f"wait={wait_s}"}
         async with self._wire.request(

@@ -76,7 +76,7 @@ class Response:
 
 
 @final
-class Wire:
+class HttpClient:
     """A connection to one origin; use it as an async context manager."""
 
     def __init__(self, url: str, ca_file: Path | None = None) -> None:
@@ -108,7 +108,7 @@ class Wire:
             proxy=proxy,
         )
 
-    async def __aenter__(self) -> Wire:
+    async def __aenter__(self) -> HttpClient:
         await self._client.__aenter__()
         return self
 
@@ -149,7 +149,7 @@ class Wire:
         within_s = upload_s + (STALL_TIMEOUT_S if timeout_s is None else timeout_s)
         # The last of a body is sent from the socket's buffer while httpx reads.
         request.extensions["timeout"] = httpx.Timeout(within_s, connect=CONNECT_TIMEOUT_S).as_dict()
-        with _classified(within_s):
+        with _classify_errors(within_s):
             # Beside httpx's own limits, which a body of one byte a second never reaches.
             with anyio.fail_after(None if timeout_s is None else within_s):
                 response = await self._client.send(request, stream=True)
@@ -192,7 +192,7 @@ def _tls(url: str, ca_file: Path | None) -> ssl.SSLContext:
 
 
 @contextmanager
-def _classified(timeout_s: float) -> Iterator[None]:
+def _classify_errors(timeout_s: float) -> Iterator[None]:
     try:
         yield
     except httpx.ConnectTimeout as error:

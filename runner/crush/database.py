@@ -32,7 +32,7 @@ class CrushError(RunnerError):
     """The database is there and cannot be read: locked, damaged, or not as Crush makes it."""
 
 
-def ask(
+def query_database(
     database: Path, question: Callable[[sqlite3.Connection], T], busy_timeout_s: float
 ) -> T | None:
     """Put a question to the database within one snapshot of it; None when there is none."""

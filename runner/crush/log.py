@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import anyio.to_thread
 
-from runner.api.client import Orchestrator
+from runner.api.client import OrchestratorClient
 from runner.crush.database import check_tables, chosen
 from runner.crush.messages import (
     MESSAGE_COLUMNS,
@@ -56,12 +56,12 @@ _SMALLER_BYTES = (5_000_000, 1_000_000)
 _TOO_LONG = 413
 
 
-def session_within(
+def read_log(
     connection: sqlite3.Connection, session_id: str, limit_bytes: int, forms: Sequence[str] = ()
 ) -> dict[str, object] | None:
     """Give a session that takes at most `limit_bytes` when posted; None if there is none.
 
-    `forms` are those of secrets, as `forms_of` gives them.
+    `forms` are those of secrets, as `encoded_forms` gives them.
     """
     known = check_tables(connection)
     row = connection.execute(
@@ -87,8 +87,8 @@ def session_within(
     return session
 
 
-def shortened(session: Mapping[str, object], limit_bytes: int) -> dict[str, object] | None:
-    """Give a session, as `session_within` gave it, cut further; None when it is short enough."""
+def truncate(session: Mapping[str, object], limit_bytes: int) -> dict[str, object] | None:
+    """Give a session, as `read_log` gave it, cut further; None when it is short enough."""
     size = sum(len(piece.encode()) for piece in _WIRE.iterencode(session))
     messages = session["messages"]
     if size + _WRAPPER_BYTES <= limit_bytes or not isinstance(messages, list):
@@ -228,7 +228,7 @@ def _start_within(text: str, room: int) -> tuple[int, int]:
 
 
 async def hand_in_log(
-    orchestrator: Orchestrator, identity: Identity, body: Mapping[str, object]
+    orchestrator: OrchestratorClient, identity: Identity, body: Mapping[str, object]
 ) -> Mapping[str, object]:
     """Hand in what `log_body` gives, shorter where that must be; give the session that was taken.
 
@@ -249,7 +249,7 @@ async def hand_in_log(
                 limit_bytes = next(smaller, None)
                 if limit_bytes is None:
                     raise
-                cut = await anyio.to_thread.run_sync(partial(shortened, session, limit_bytes))
+                cut = await anyio.to_thread.run_sync(partial(truncate, session, limit_bytes))
             if cut is None:
                 raise
             body = {**body, "session": cut}

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from runner.crush.database import end_of_parts, one_row
-from runner.redaction import BLANK, blanked
+from runner.redaction import MASK, redact
 
 if TYPE_CHECKING:
     import sqlite3
@@ -58,13 +58,13 @@ def read_message(
 def read_content(
     connection: sqlite3.Connection, row: int, most_bytes: int, forms: Sequence[str] = ()
 ) -> Content:
-    """Render the parts of a message, without the forms of secrets that `forms_of` gives.
+    """Render the parts of a message, without the forms of secrets that `encoded_forms` gives.
 
     What is no list of parts is shown as it is.
     """
     text, unread = _content(connection, row, most_bytes)
     for form in forms:  # here: whoever called another function would hold one more copy
-        text = text.replace(form, BLANK)
+        text = text.replace(form, MASK)
     return Content(text, unread)
 
 
@@ -78,18 +78,18 @@ def _content(connection: sqlite3.Connection, row: int, most_bytes: int) -> Conte
     text = raw.decode("utf-8", "replace")
     del raw
     if unread or is_too_nested:
-        return Content(clean(text), unread)
+        return Content(to_valid_unicode(text), unread)
     try:
         parts = json.loads(text) if text else []
     except (ValueError, RecursionError):
-        return Content(clean(text))
+        return Content(to_valid_unicode(text))
     if not isinstance(parts, list):
-        return Content(clean(text))
+        return Content(to_valid_unicode(text))
     del text
-    return Content(clean("\n\n".join(filter(None, map(shown_part, parts)))))
+    return Content(to_valid_unicode("\n\n".join(filter(None, map(shown_part, parts)))))
 
 
-def clean(text: str) -> str:
+def to_valid_unicode(text: str) -> str:
     """Replace what cannot be sent: halves of characters, and NUL, which few stores take."""
     if "\x00" in text:
         text = text.replace("\x00", "\ufffd")
@@ -103,7 +103,7 @@ def clean(text: str) -> str:
 
 def name_in(found: object, forms: Sequence[str] = ()) -> str | None:
     """Read a name from a column, in characters that can be sent, and without secrets."""
-    return None if found is None else blanked(clean(str(found)), forms)
+    return None if found is None else redact(to_valid_unicode(str(found)), forms)
 
 
 def whole_in(found: object) -> int | None:

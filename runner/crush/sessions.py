@@ -13,10 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from runner.crush.database import BUSY_TIMEOUT_S, ask, check_tables, end_of_parts, rows_to_search
-from runner.crush.log import LOG_LIMIT_BYTES, session_within
-from runner.crush.messages import clean, read_content
-from runner.redaction import forms_of
+from runner.crush.database import (
+    BUSY_TIMEOUT_S,
+    check_tables,
+    end_of_parts,
+    query_database,
+    rows_to_search,
+)
+from runner.crush.log import LOG_LIMIT_BYTES, read_log
+from runner.crush.messages import read_content, to_valid_unicode
+from runner.redaction import encoded_forms
 
 if TYPE_CHECKING:
     import sqlite3
@@ -30,7 +36,7 @@ _MOST_BYTES = 2_000_000
 
 
 @dataclass(frozen=True)
-class Wanted:
+class SessionQuery:
     """What is known of a task's session before it is found."""
 
     started_at: float
@@ -50,16 +56,16 @@ class _Asked(NamedTuple):
     """The first message of the user; empty when it does not matter."""
 
 
-class Found(NamedTuple):
+class Candidates(NamedTuple):
     """The sessions that can belong to a task, the newest first."""
 
     ids: list[str]
-    are_ours: bool
+    certain: bool
     """Whether they do; if not, some may be another task's or a user's."""
 
 
 def find_session(
-    database: Path, wanted: Wanted, *, busy_timeout_s: float = BUSY_TIMEOUT_S
+    database: Path, query: SessionQuery, *, busy_timeout_s: float = BUSY_TIMEOUT_S
 ) -> str | None:
     """Give the id of the newest session that certainly belongs to a task, or None.
 
@@ -68,13 +74,13 @@ def find_session(
     Raises:
         CrushError: the database cannot be read.
     """
-    found = find_sessions(database, wanted, busy_timeout_s=busy_timeout_s)
-    return found.ids[0] if found.are_ours else None
+    found = find_sessions(database, query, busy_timeout_s=busy_timeout_s)
+    return found.ids[0] if found.certain else None
 
 
 def find_sessions(
-    database: Path, wanted: Wanted, *, busy_timeout_s: float = BUSY_TIMEOUT_S
-) -> Found:
+    database: Path, query: SessionQuery, *, busy_timeout_s: float = BUSY_TIMEOUT_S
+) -> Candidates:
     """Find the sessions that can belong to a task.
 
     They were begun while the task's container ran and are no sub-agent's. Where the prompt is
@@ -87,30 +93,32 @@ def find_sessions(
         CrushError: the database cannot be read.
     """
 
-    def question(connection: sqlite3.Connection) -> Found:
+    def question(connection: sqlite3.Connection) -> Candidates:
         # Crush keeps whole seconds: what began in the second of our start may be ours.
         window = (
-            math.floor(wanted.started_at),
-            math.inf if wanted.ended_at is None else wanted.ended_at,
+            math.floor(query.started_at),
+            math.inf if query.ended_at is None else query.ended_at,
         )
         begun = _begun(connection, window)
-        prompt = None if wanted.prompt is None else _squeezed(clean(wanted.prompt))
+        prompt = None if query.prompt is None else _squeezed(to_valid_unicode(query.prompt))
         asked = _asked(connection, begun, prompt)
-        ours, unmarked = _by_mark(connection, [found.session_id for found in asked], wanted.mark)
+        ours, unmarked = _by_mark(connection, [found.session_id for found in asked], query.mark)
         if not ours and not unmarked:
-            ours, _ = _by_mark(connection, begun, wanted.mark)
+            ours, _ = _by_mark(connection, begun, query.mark)
         if ours:
-            return Found(ours, are_ours=True)
-        others = [other if other is None else _squeezed(clean(other)) for other in wanted.others]
+            return Candidates(ours, certain=True)
+        others = [
+            other if other is None else _squeezed(to_valid_unicode(other)) for other in query.others
+        ]
         certain = [
             found.session_id
             for found in asked
             if found.session_id in unmarked and not _may_be_anothers(found.said, prompt, others)
         ]
         is_certain = len(certain) == 1
-        return Found(certain if is_certain else unmarked, are_ours=is_certain)
+        return Candidates(certain if is_certain else unmarked, certain=is_certain)
 
-    return ask(database, question, busy_timeout_s) or Found([], are_ours=False)
+    return query_database(database, question, busy_timeout_s) or Candidates([], certain=False)
 
 
 def read_session(
@@ -134,22 +142,22 @@ def read_session(
     """
 
     def question(connection: sqlite3.Connection) -> dict[str, object] | None:
-        return session_within(connection, session_id, limit_bytes, forms_of(secrets))
+        return read_log(connection, session_id, limit_bytes, encoded_forms(secrets))
 
-    if session_id != clean(session_id):
+    if session_id != to_valid_unicode(session_id):
         return None  # SQLite could not even be asked
-    return ask(database, question, busy_timeout_s)
+    return query_database(database, question, busy_timeout_s)
 
 
 def session_of_task(
-    database: Path, wanted: Wanted, secrets: Collection[str] = ()
+    database: Path, query: SessionQuery, secrets: Collection[str] = ()
 ) -> dict[str, object] | None:
     """Give the session that a task's agent left, as `POST /logs` takes it; None if it left none.
 
     Raises:
         CrushError: the database cannot be read.
     """
-    session_id = find_session(database, wanted)
+    session_id = find_session(database, query)
     return None if session_id is None else read_session(database, session_id, secrets=secrets)
 
 

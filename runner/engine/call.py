@@ -76,7 +76,7 @@ class Program:
         is_one_stream: bool = False,
         folder: str | None = None,
         patience_s: float = 0.0,
-    ) -> Answer:
+    ) -> CommandResult:
         """Call it; a folder is where it is started, which matters to what conmon drops there.
 
         When nobody waits for it any more, it is given so many seconds to end by itself.
@@ -92,7 +92,7 @@ class Program:
                 outputs = (output, output if is_one_stream else errors)
                 process = await self._start(arguments, outputs, folder)
                 await self._wait_for(process, deadline_s, patience_s, what)
-                return Answer(process.exit_code, _tail(output), _tail(errors))
+                return CommandResult(process.exit_code, _tail(output), _tail(errors))
         except (OSError, sh.ForkException) as error:
             reason = getattr(error, "strerror", None) or str(error).strip().rpartition("\n")[2]
             raise EngineSilent(f"{what}: {reason.strip()}") from error
@@ -177,7 +177,7 @@ def _tail(file: IO[bytes]) -> str:
 
 
 @dataclass(frozen=True)
-class Answer:
+class CommandResult:
     """How a command of the engine ended; a negative exit code is the signal that ended it."""
 
     exit_code: int
@@ -185,17 +185,17 @@ class Answer:
     errors: str
 
     @property
-    def is_good(self) -> bool:
+    def ok(self) -> bool:
         """Tell whether the engine did what it was told."""
         return self.exit_code == 0
 
     @property
     def asks_for_migration(self) -> bool:
         """Tell whether podman refuses every command until it is mended."""
-        return not self.is_good and "podman system migrate" in self.errors
+        return not self.ok and "podman system migrate" in self.errors
 
     @property
-    def complaint(self) -> str:
+    def error_text(self) -> str:
         """Give the engine's last words on one line, without its own prefixes and advice."""
         if self.exit_code < 0:
             return f"it was ended by signal {-self.exit_code}"
@@ -207,7 +207,7 @@ class Answer:
         return words[:_MAX_COMPLAINT] or f"exit code {self.exit_code}"
 
     @property
-    def meaning(self) -> type[EngineError]:
+    def error_type(self) -> type[EngineError]:
         """Say which of our errors the complaint is."""
         if self.exit_code < 0:
             return EngineSilent

@@ -16,13 +16,13 @@ from typing import Any
 from runner.engine import processes
 from runner.engine.arguments import has_memory_limit, run_arguments
 from runner.engine.base import Container, ContainerSpec, EngineFacts, ignored
-from runner.engine.call import Answer, Program, engine_environment
+from runner.engine.call import CommandResult, Program, engine_environment
 from runner.engine.inspect import (
-    claims_to_run,
     process_ids,
     read_container,
     read_docker_facts,
     read_podman_facts,
+    says_running,
     watcher_id,
 )
 from runner.errors import (
@@ -60,17 +60,17 @@ class EngineCalls:
         self._program = Program(path, environment)
         self._has_migrated = False
 
-    async def ask(
+    async def check_call(
         self,
         *arguments: str,
         deadline_s: float | None = None,
         is_one_stream: bool = False,
-    ) -> Answer:
+    ) -> CommandResult:
         """Call, and raise what the engine complains of."""
         answer = await self.call(*arguments, deadline_s=deadline_s, is_one_stream=is_one_stream)
-        if answer.is_good:
+        if answer.ok:
             return answer
-        raise answer.meaning(f"cannot do {self._kind} {arguments[0]}: {answer.complaint}")
+        raise answer.error_type(f"cannot do {self._kind} {arguments[0]}: {answer.error_text}")
 
     async def call(
         self,
@@ -79,7 +79,7 @@ class EngineCalls:
         is_one_stream: bool = False,
         folder: str | None = None,
         patience_s: float = 0.0,
-    ) -> Answer:
+    ) -> CommandResult:
         """Run the engine once, or twice when podman asks to be mended in between.
 
         Raises:
@@ -102,17 +102,17 @@ class EngineCalls:
             log.error("podman refuses to work; `podman system migrate` stops all its containers")
             await self._program.call(("system", "migrate"), RUN_DEADLINE_S)
             answer = await call_once()
-        if not answer.is_good and answer.meaning is EngineSilent:
-            raise EngineSilent(f"cannot do {self._kind} {arguments[0]}: {answer.complaint}")
+        if not answer.ok and answer.error_type is EngineSilent:
+            raise EngineSilent(f"cannot do {self._kind} {arguments[0]}: {answer.error_text}")
         return answer
 
-    async def insist(self, *arguments: str) -> None:
+    async def call_twice(self, *arguments: str) -> None:
         """Call twice if need be: after an accident the first call fails and the second works."""
         deadline_s = self._deadline_s + STOP_GRACE_S
         answer = await self.call(*arguments, deadline_s=deadline_s)
-        if not answer.is_good and answer.meaning is not NoSuchContainer:
+        if not answer.ok and answer.error_type is not NoSuchContainer:
             with suppress(NoSuchContainer):
-                await self.ask(*arguments, deadline_s=deadline_s)
+                await self.check_call(*arguments, deadline_s=deadline_s)
 
 
 class CliEngine:
@@ -140,7 +140,7 @@ class CliEngine:
 
     async def facts(self) -> EngineFacts:
         """Ask the engine about itself."""
-        answer = await self._calls.ask("info", "--format", "{{json .}}")
+        answer = await self._calls.check_call("info", "--format", "{{json .}}")
         try:
             about = json.loads(answer.output)
             if self.kind == "docker":
@@ -165,16 +165,16 @@ class CliEngine:
                 f"(--pull {policy.value})"
             )
         answer = await self._calls.call("pull", "--quiet", image, deadline_s=PULL_DEADLINE_S)
-        if answer.is_good:
+        if answer.ok:
             return
         if policy is PullPolicy.NEWER and await self._has_image(image):
             log.warning(
                 "cannot ask for a newer image, the one at hand is used: %s",
-                answer.complaint,
+                answer.error_text,
                 extra=fields(image=image),
             )
             return
-        raise ImageMissing(f"cannot fetch the image {image}: {answer.complaint}")
+        raise ImageMissing(f"cannot fetch the image {image}: {answer.error_text}")
 
     async def _has_seen(self, image: str) -> bool:
         """Look for an image once; should it be gone later, `run` tells, and it is forgotten."""
@@ -184,13 +184,13 @@ class CliEngine:
 
     async def _has_image(self, image: str) -> bool:
         answer = await self._calls.call("image", "inspect", "--format", "{{.Id}}", image)
-        return answer.is_good
+        return answer.ok
 
     async def run(self, spec: ContainerSpec) -> str:
         """Start a container that outlives us and give its id."""
-        if spec.watcher_file is not None and await self._is_far():
+        if spec.watcher_file is not None and await self._is_remote():
             spec = replace(spec, watcher_file=None)
-        if await self._loses_sight_of_memory(spec):
+        if await self._needs_podman4_oom_workaround(spec):
             answer = await self._create_and_start(spec)
         else:
             answer = await self._calls.call(
@@ -198,14 +198,14 @@ class CliEngine:
                 deadline_s=RUN_DEADLINE_S,
                 patience_s=START_PATIENCE_S,
             )
-        if answer.is_good:
+        if answer.ok:
             container_id = answer.output.strip()[-64:]
             self._note_watcher(spec, container_id)
             return container_id
-        if answer.meaning is ImageMissing:
+        if answer.error_type is ImageMissing:
             self._seen_images.discard(spec.image)
             raise ImageMissing(f"cannot find the image {spec.image} on this host")
-        raise answer.meaning(f"cannot start the container: {answer.complaint}")
+        raise answer.error_type(f"cannot start the container: {answer.error_text}")
 
     def _note_watcher(self, spec: ContainerSpec, container_id: str) -> None:
         """Keep who watches the container, so that `wait` need not ask the engine for it."""
@@ -215,28 +215,28 @@ class CliEngine:
             self._watchers[spec.name] = (int(spec.watcher_file.read_text()), container_id)
         spec.watcher_file.unlink(missing_ok=True)
 
-    async def _loses_sight_of_memory(self, spec: ContainerSpec) -> bool:
+    async def _needs_podman4_oom_workaround(self, spec: ContainerSpec) -> bool:
         """Tell whether the end for want of memory would not be seen.
 
         conmon notes it in the folder that it is started in, and podman before 5.0 looks for the
         note in the container's own. To be removed with the support of podman 4.
         """
-        if not has_memory_limit(spec) or await self._is_far():
+        if not has_memory_limit(spec) or await self._is_remote():
             return False
         return int((self._facts or await self.facts()).version.partition(".")[0]) < 5  # noqa: PLR2004 - said above
 
-    async def _create_and_start(self, spec: ContainerSpec) -> Answer:
+    async def _create_and_start(self, spec: ContainerSpec) -> CommandResult:
         """Do what `run` does in two steps, the second from within the container's own folder."""
         _, _, *options = run_arguments(self.kind, spec)
         created = await self._calls.call("create", *options, deadline_s=RUN_DEADLINE_S)
-        if not created.is_good:
+        if not created.ok:
             return created
         try:
-            told = await self._inspect(spec.name)
+            inspected = await self._inspect(spec.name)
         except EngineError as error:
             # It was made: whoever calls must look for it before the task is given up.
             raise EngineSilent(str(error)) from error
-        folder = None if told is None else told.get("StaticDir")
+        folder = None if inspected is None else inspected.get("StaticDir")
         started = await self._calls.call(
             "start",
             spec.name,
@@ -244,37 +244,41 @@ class CliEngine:
             folder=folder,
             patience_s=START_PATIENCE_S,
         )
-        return created if started.is_good else started
+        return created if started.ok else started
 
     async def inspect(self, name: str) -> Container | None:
         """Say what is true of the container; None when the engine knows no such one."""
-        told = await self._inspect(name)
-        if told is not None and claims_to_run(told) and not await self._has_processes(told):
+        inspected = await self._inspect(name)
+        if (
+            inspected is not None
+            and says_running(inspected)
+            and not await self._has_processes(inspected)
+        ):
             # It may have ended between the engine's answer and our look.
-            told = await self._inspect(name)
-        if told is None:
+            inspected = await self._inspect(name)
+        if inspected is None:
             return None
-        return read_container(told, has_processes=await self._has_processes(told))
+        return read_container(inspected, has_processes=await self._has_processes(inspected))
 
     async def _inspect(self, name: str) -> Mapping[str, Any] | None:
         try:
-            answer = await self._calls.ask("container", "inspect", name)
+            answer = await self._calls.check_call("container", "inspect", name)
         except NoSuchContainer:
             return None
         try:
-            told: dict[str, Any] = json.loads(answer.output)[0]
-            read_container(told, has_processes=True)
+            inspected: dict[str, Any] = json.loads(answer.output)[0]
+            read_container(inspected, has_processes=True)
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise EngineError(f"cannot understand what {self.kind} says of {name}") from error
-        return told
+        return inspected
 
-    async def _has_processes(self, told: Mapping[str, Any]) -> bool:
+    async def _has_processes(self, inspected: Mapping[str, Any]) -> bool:
         """Look for the processes that podman names; docker's daemon watches its own."""
-        if await self._is_far():
-            return claims_to_run(told)
-        return processes.any_exists(process_ids(told), told["Id"])
+        if await self._is_remote():
+            return says_running(inspected)
+        return processes.any_exists(process_ids(inspected), inspected["Id"])
 
-    async def _is_far(self) -> bool:
+    async def _is_remote(self) -> bool:
         """Tell whether the process ids that the engine names are no business of ours."""
         return self.kind == "docker" or (self._facts or await self.facts()).is_remote
 
@@ -284,48 +288,50 @@ class CliEngine:
         podman's own `wait` asks four times a second, and hangs when conmon was killed; so the
         kernel is asked, where it can be.
         """
-        if not await self._is_far():
+        if not await self._is_remote():
             pid, container_id = self._watchers.pop(name, (0, ""))
             if pid and await processes.wait_for_watched(pid, container_id):
                 on_exit()
             if pid and await processes.wait_for_all([pid], container_id):
                 return
-            told = await self._inspect(name)
-            if told is None:
+            inspected = await self._inspect(name)
+            if inspected is None:
                 raise NoSuchContainer(f"cannot wait for {name}: no such container")
-            if not claims_to_run(told):
+            if not says_running(inspected):
                 return
-            watcher = watcher_id(told)
-            if watcher and await processes.wait_for_watched(watcher, told["Id"]):
+            watcher = watcher_id(inspected)
+            if watcher and await processes.wait_for_watched(watcher, inspected["Id"]):
                 on_exit()
-            if await processes.wait_for_all(process_ids(told), told["Id"]):
+            if await processes.wait_for_all(process_ids(inspected), inspected["Id"]):
                 return
-        await self._calls.ask("wait", name, deadline_s=math.inf)
+        await self._calls.check_call("wait", name, deadline_s=math.inf)
         on_exit()
 
     async def stop(self, name: str) -> None:
         """Send TERM, after ten seconds KILL."""
-        await self._calls.insist("stop", "-t", str(STOP_GRACE_S), name)
+        await self._calls.call_twice("stop", "-t", str(STOP_GRACE_S), name)
 
     async def remove(self, name: str) -> None:
         """Remove the container, running or not."""
-        await self._calls.insist("rm", "--force", "--volumes", name)
+        await self._calls.call_twice("rm", "--force", "--volumes", name)
 
     async def remove_stopped(self, name: str) -> None:
         """Remove the container unless it runs."""
         with suppress(NoSuchContainer):
-            await self._calls.ask("rm", "--volumes", name)
+            await self._calls.check_call("rm", "--volumes", name)
 
     async def labelled(self, label: str, value: str) -> list[str]:
         """Give the names of all containers, running or not, that carry the label."""
-        answer = await self._calls.ask(
+        answer = await self._calls.check_call(
             "ps", "--all", "--filter", f"label={label}={value}", "--format", "{{.Names}}"
         )
         return answer.output.split()
 
     async def last_output(self, name: str, lines: int) -> str:
         """Give the last lines that the container wrote."""
-        answer = await self._calls.ask("logs", "--tail", str(lines), name, is_one_stream=True)
+        answer = await self._calls.check_call(
+            "logs", "--tail", str(lines), name, is_one_stream=True
+        )
         return answer.output
 
 

@@ -39,21 +39,21 @@ def read_docker_facts(about: Mapping[str, Any], socket: str) -> EngineFacts:
     )
 
 
-def claims_to_run(told: Mapping[str, Any]) -> bool:
+def says_running(inspected: Mapping[str, Any]) -> bool:
     """Tell whether the engine says, in its `inspect`, that the container runs."""
-    status = told["State"].get("Status")
-    return bool(told["State"].get("Running")) or status in {"running", "paused", "stopping"}
+    status = inspected["State"].get("Status")
+    return bool(inspected["State"].get("Running")) or status in {"running", "paused", "stopping"}
 
 
-def process_ids(told: Mapping[str, Any]) -> list[int]:
+def process_ids(inspected: Mapping[str, Any]) -> list[int]:
     """Give the ids that `inspect` names: the container's first process, then what watches it."""
-    pids = (told["State"].get("Pid"), watcher_id(told))
+    pids = (inspected["State"].get("Pid"), watcher_id(inspected))
     return [pid for pid in pids if pid]
 
 
-def watcher_id(told: Mapping[str, Any]) -> int | None:
+def watcher_id(inspected: Mapping[str, Any]) -> int | None:
     """Give the id that `inspect` names of the process that watches the container."""
-    watcher: int | None = told["State"].get("ConmonPid")
+    watcher: int | None = inspected["State"].get("ConmonPid")
     return watcher
 
 
@@ -71,12 +71,12 @@ def just_started(container_id: str, name: str, now: float) -> Container:
     )
 
 
-def read_container(told: Mapping[str, Any], *, has_processes: bool) -> Container:
+def read_container(inspected: Mapping[str, Any], *, has_processes: bool) -> Container:
     """Say what is true of a container, by the engine's `inspect` and a look for its processes."""
-    state = told["State"]
+    state = inspected["State"]
     started_at = _moment(state.get("StartedAt"))
     finished_at = _moment(state.get("FinishedAt"))
-    if claims_to_run(told):
+    if says_running(inspected):
         phase = Phase.RUNNING if has_processes else Phase.VANISHED
     elif state.get("Status") in {"removing", "dead"} and state.get("ExitCode") in SIGNALLED:
         # `rm --force` has ended it, and says so for as long as the removal takes.
@@ -84,21 +84,21 @@ def read_container(told: Mapping[str, Any], *, has_processes: bool) -> Container
     elif finished_at is not None:
         # Not held against StartedAt: the clock may have been set back in between.
         phase = Phase.EXITED
-    elif started_at is None and process_ids(told):
+    elif started_at is None and process_ids(inspected):
         # podman was killed before it wrote down that it had started it.
         phase = Phase.RUNNING if has_processes else Phase.VANISHED
     else:
         phase = Phase.CREATED if started_at is None else Phase.VANISHED
     return Container(
-        container_id=told["Id"],
-        name=told["Name"].removeprefix("/"),
+        container_id=inspected["Id"],
+        name=inspected["Name"].removeprefix("/"),
         phase=phase,
         exit_code=int(state.get("ExitCode") or 0),
         out_of_memory=bool(state.get("OOMKilled")),
         started_at=started_at,
         finished_at=finished_at,
-        labels=told.get("Config", {}).get("Labels") or {},
-        variables=_variables(told.get("Config", {}).get("Env") or []),
+        labels=inspected.get("Config", {}).get("Labels") or {},
+        variables=_variables(inspected.get("Config", {}).get("Env") or []),
     )
 
 

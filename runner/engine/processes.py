@@ -69,7 +69,7 @@ async def wait_for_watched(watcher: int, container_id: str) -> bool:
     return False
 
 
-def end_starts(cid_folder: Path, names: Collection[str]) -> list[int]:
+def kill_leftover_starts(cid_folder: Path, names: Collection[str]) -> list[int]:
     """See that no engine call by which a killed runner was starting a container is under way.
 
     Where no service manager ends it, such a call lives on. If it got stuck, it would start the

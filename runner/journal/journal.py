@@ -20,20 +20,20 @@ from pathlib import Path
 from runner.errors import JournalError
 from runner.journal.schema import (
     TASKS,
-    JournalFile,
-    body_in,
-    in_writer_thread,
+    Database,
+    body_from_row,
+    entry_from_row,
     is_worth_setting_aside,
-    letter_in,
     private,
-    task_in,
+    task_from_row,
+    transaction,
 )
 from runner.model import (
     Assignment,
-    End,
     EndReason,
     Identity,
-    Letter,
+    OutboxEntry,
+    Outcome,
     Report,
     Task,
     TaskState,
@@ -55,10 +55,10 @@ SPEAKER = (
 JOURNAL_NAME = "journal.sqlite3"
 
 
-class Identities(JournalFile):
+class Identities(Database):
     """The table of identities."""
 
-    @in_writer_thread
+    @transaction
     def identity(self, orchestrator_url: str, node: Mapping[str, object]) -> Identity | None:
         """Give the identity under which this very node was registered there, if it still holds."""
         row = self.connection.execute(
@@ -68,7 +68,7 @@ class Identities(JournalFile):
         ).fetchone()
         return Identity(row["node_id"], Secret(row["api_key"])) if row else None
 
-    @in_writer_thread
+    @transaction
     def store_identity(
         self, identity: Identity, orchestrator_url: str, node: Mapping[str, object], now: float
     ) -> None:
@@ -79,14 +79,14 @@ class Identities(JournalFile):
             (identity.node_id, identity.api_key.reveal(), orchestrator_url, _canonical(node), now),
         )
 
-    @in_writer_thread
+    @transaction
     def refuse_identity(self, identity: Identity) -> None:
         """Note that the orchestrator no longer knows this identity's key."""
         self.connection.execute(
             "UPDATE identities SET refused = 1 WHERE api_key = ?", (identity.api_key.reveal(),)
         )
 
-    @in_writer_thread
+    @transaction
     def identity_for(self, task_id: str) -> Identity:
         """Give the identity that took the task on, or what stands for it now (see above)."""
         row = self.connection.execute(
@@ -95,7 +95,7 @@ class Identities(JournalFile):
         ).fetchone()
         return Identity(row["node_id"], Secret(row["api_key"]))
 
-    @in_writer_thread
+    @transaction
     def speakers(self, orchestrator_url: str) -> dict[str, Identity]:
         """Give that identity for each open task of an orchestrator, by the task's id."""
         rows = self.connection.execute(
@@ -110,14 +110,14 @@ def _canonical(node: Mapping[str, object]) -> str:
     return json.dumps(node, sort_keys=True)
 
 
-class Outbox(JournalFile):
+class Outbox(Database):
     """The table of reports that are not delivered."""
 
-    @in_writer_thread
-    def letters(self) -> list[Letter]:
+    @transaction
+    def entries(self) -> list[OutboxEntry]:
         """Give what is in the outbox, parked or not, in the order in which it was put there.
 
-        A letter goes out under the identity that took the task on while that holds, else under
+        A entry goes out under the identity that took the task on while that holds, else under
         the newest at the same orchestrator: no other is ever shown a key.
         """
         # The + has SQLite read the index, and none of the bodies.
@@ -126,17 +126,17 @@ class Outbox(JournalFile):
             " speaker.node_id, speaker.api_key, speaker.orchestrator_url"
             f" FROM outbox JOIN tasks USING (task_id) {SPEAKER} ORDER BY +outbox.id"
         )
-        return [letter_in(row) for row in rows]
+        return [entry_from_row(row) for row in rows]
 
-    @in_writer_thread
+    @transaction
     def body(self, row: int) -> Mapping[str, object] | None:
-        """Give what a letter says; None if it is no longer there, or damaged."""
+        """Give what a entry says; None if it is no longer there, or damaged."""
         found = self.connection.execute("SELECT body FROM outbox WHERE id = ?", (row,)).fetchone()
-        return body_in(found["body"]) if found is not None else None
+        return body_from_row(found["body"]) if found is not None else None
 
-    @in_writer_thread
+    @transaction
     def delivered(self, row: int) -> None:
-        """Take a letter out: the orchestrator has it, and so may take what waits of the same task.
+        """Take a entry out: the orchestrator has it, and so may take what waits of the same task.
 
         The failures of that are counted anew: those of an outage say nothing against it.
         """
@@ -147,7 +147,7 @@ class Outbox(JournalFile):
         )
         self.connection.execute("DELETE FROM outbox WHERE id = ?", (row,))
 
-    @in_writer_thread
+    @transaction
     def postpone(self, row: int, next_attempt_at: float) -> None:
         """Count a failed attempt and say when the next is due."""
         self.connection.execute(
@@ -155,8 +155,8 @@ class Outbox(JournalFile):
             (next_attempt_at, row),
         )
 
-    @in_writer_thread
-    def hurry(self) -> None:
+    @transaction
+    def retry_all_now(self) -> None:
         """Make everything due at once that has failed, and count its failures anew.
 
         What is parked stays so.
@@ -166,9 +166,9 @@ class Outbox(JournalFile):
             " WHERE attempts > 0 AND parked IS NULL"
         )
 
-    @in_writer_thread
+    @transaction
     def park(self, row: int, why: str) -> None:
-        """Stop trying a letter, and keep it with the reason for people to see."""
+        """Stop trying a entry, and keep it with the reason for people to see."""
         self.connection.execute("UPDATE outbox SET parked = ? WHERE id = ?", (why, row))
 
     def post(self, task_id: str, reports: Iterable[Report], now: float) -> None:
@@ -182,7 +182,7 @@ class Outbox(JournalFile):
 class Journal(Identities, Outbox):
     """An open journal: the tasks, and with them who we are and what we still have to say."""
 
-    @in_writer_thread
+    @transaction
     def accept(self, assignment: Assignment, identity: Identity, now: float) -> bool:
         """Take a task on; False when it is known already, and nothing changes then."""
         added = self.connection.execute(
@@ -199,7 +199,7 @@ class Journal(Identities, Outbox):
         )
         return added.rowcount == 1
 
-    @in_writer_thread
+    @transaction
     def adopt(self, task: Task, identity: Identity, now: float) -> bool:
         """Take on a task that was found running, with the identity that started it.
 
@@ -236,9 +236,9 @@ class Journal(Identities, Outbox):
         )
         return True
 
-    @in_writer_thread
+    @transaction
     def reject(
-        self, task_id: str, end: End, report: Report, identity: Identity, now: float
+        self, task_id: str, end: Outcome, report: Report, identity: Identity, now: float
     ) -> bool:
         """Write down a task that ended where it began; False when it is known already."""
         added = self.connection.execute(
@@ -259,21 +259,21 @@ class Journal(Identities, Outbox):
             self.post(task_id, [report], now)
         return added.rowcount == 1
 
-    @in_writer_thread
+    @transaction
     def task(self, task_id: str) -> Task | None:
         """Give the task of that id, whatever its state."""
         row = self.connection.execute(f"{TASKS} WHERE task_id = ?", (task_id,)).fetchone()
-        return task_in(row) if row else None
+        return task_from_row(row) if row else None
 
-    @in_writer_thread
+    @transaction
     def open_tasks(self) -> list[Task]:
         """Give the tasks that are not closed, oldest first."""
         rows = self.connection.execute(
             f"{TASKS} WHERE state <> ? ORDER BY accepted_at", (TaskState.CLOSED.value,)
         )
-        return [task_in(row) for row in rows]
+        return [task_from_row(row) for row in rows]
 
-    @in_writer_thread
+    @transaction
     def tasks_beside(self, task_id: str, started_at: float, ended_at: float) -> list[Task]:
         """Give the other tasks whose containers ran, or may have run, at some time within these.
 
@@ -284,14 +284,14 @@ class Journal(Identities, Outbox):
             " AND (started_at <= ? OR started_at IS NULL AND state = ?)",
             (task_id, started_at, ended_at, TaskState.STARTING.value),
         )
-        return [task_in(row) for row in rows]
+        return [task_from_row(row) for row in rows]
 
-    @in_writer_thread
+    @transaction
     def start(self, task_id: str, boot_id: str, engine: str) -> None:
         """Write down that this engine is about to be asked for the task's container."""
         self._move(task_id, TaskState.STARTING, boot_id=boot_id, engine=engine)
 
-    @in_writer_thread
+    @transaction
     def run(
         self, task_id: str, container_id: str, started_at: float, deadline_uptime_s: float
     ) -> None:
@@ -304,7 +304,7 @@ class Journal(Identities, Outbox):
             deadline_uptime_s=deadline_uptime_s,
         )
 
-    @in_writer_thread
+    @transaction
     def ask_to_stop(self, task_id: str, reason: EndReason, now: float) -> EndReason:
         """Write down why the task is to be stopped; the first reason stands and is given."""
         self.connection.execute(
@@ -317,8 +317,8 @@ class Journal(Identities, Outbox):
         ).fetchone()
         return EndReason(row["stop_reason"])
 
-    @in_writer_thread
-    def end(self, task_id: str, end: End, reports: Iterable[Report], now: float) -> None:
+    @transaction
+    def end(self, task_id: str, end: Outcome, reports: Iterable[Report], now: float) -> None:
         """Write down the end and what is to be told about it, in one transaction."""
         self._move(
             task_id,
@@ -330,7 +330,7 @@ class Journal(Identities, Outbox):
         )
         self.post(task_id, reports, now)
 
-    @in_writer_thread
+    @transaction
     def report_again(self, task_id: str, report: Report, now: float) -> bool:
         """Put a finished task's report into the outbox anew, unless one waits there."""
         waiting = self.connection.execute(
@@ -344,7 +344,7 @@ class Journal(Identities, Outbox):
             self.post(task_id, [report], now)
         return waiting is None
 
-    @in_writer_thread
+    @transaction
     def close(self, task_id: str, now: float) -> bool:
         """Close an ended task whose reports are delivered or parked; False while one waits."""
         waiting = self.connection.execute(
@@ -355,12 +355,12 @@ class Journal(Identities, Outbox):
             self._move(task_id, TaskState.CLOSED, closed_at=now, assignment=None)
         return waiting is None
 
-    @in_writer_thread
+    @transaction
     def forget(self, task_id: str) -> None:
         """Drop a task that never had a container and is no longer ours."""
         self.connection.execute("DELETE FROM tasks WHERE task_id = ?", (task_id,))
 
-    @in_writer_thread
+    @transaction
     def forget_closed(self, before: float) -> int:
         """Drop the tasks closed before that moment; give how many."""
         return self.connection.execute(

@@ -17,7 +17,7 @@ import anyio
 import anyio.to_thread
 
 from runner.errors import JournalError
-from runner.model import Assignment, EndReason, Identity, Letter, Task, TaskState
+from runner.model import Assignment, EndReason, Identity, OutboxEntry, Task, TaskState
 from runner.redaction import Secret
 
 _BUSY_TIMEOUT_S = 10.0
@@ -77,12 +77,12 @@ TASKS = (
     "SELECT tasks.*, identities.orchestrator_url FROM tasks"
     " JOIN identities ON identities.id = tasks.identity"
 )
-F = TypeVar("F", bound="JournalFile")
+F = TypeVar("F", bound="Database")
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def in_writer_thread(
+def transaction(
     method: Callable[Concatenate[F, P], T],
 ) -> Callable[Concatenate[F, P], Coroutine[Any, Any, T]]:
     """Run a method as one transaction in a worker thread, one at a time; a disk may be slow."""
@@ -103,7 +103,7 @@ def in_writer_thread(
     return run
 
 
-class JournalFile:
+class Database:
     """An open file, and the connection to it."""
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
@@ -169,7 +169,7 @@ class JournalFile:
         """See that every task can be read: a file may be whole whose text is not."""
         try:
             for row in self.connection.execute(TASKS):
-                task_in(row)
+                task_from_row(row)
         except (JournalError, sqlite3.OperationalError) as error:
             if isinstance(error, sqlite3.OperationalError) and "decode" not in str(error):
                 raise
@@ -221,7 +221,7 @@ def _quoted(path: Path) -> str:
     return str(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
 
 
-def task_in(row: sqlite3.Row) -> Task:
+def task_from_row(row: sqlite3.Row) -> Task:
     """Read a row of the table `tasks`.
 
     Raises:
@@ -252,9 +252,9 @@ def task_in(row: sqlite3.Row) -> Task:
         raise JournalError(f"the text of task {row['task_id']!r} is damaged") from error
 
 
-def letter_in(row: sqlite3.Row) -> Letter:
+def entry_from_row(row: sqlite3.Row) -> OutboxEntry:
     """Read a row of the table `outbox` and, in it, the identity under which it goes out."""
-    return Letter(
+    return OutboxEntry(
         row=row["id"],
         task_id=row["task_id"],
         path=row["path"],
@@ -267,7 +267,7 @@ def letter_in(row: sqlite3.Row) -> Letter:
     )
 
 
-def body_in(written: object) -> Mapping[str, object] | None:
+def body_from_row(written: object) -> Mapping[str, object] | None:
     """Read the body of a letter; None when it is damaged."""
     try:
         body = json.loads(written) if isinstance(written, str) else None

@@ -14,29 +14,29 @@ from runner import timing
 from runner.api.http import CALL_TIMEOUT_S
 from runner.errors import JournalError, RegistrationRefused, Unauthorised, WireError
 from runner.model import Identity
-from runner.tasks.context import Parts
+from runner.tasks.context import RunnerContext
 
 log = logging.getLogger(__name__)
 _LAST_WORD_S = 1.0
 _SHORTEST_PAUSE_S = 1.0
 
 
-async def heartbeat(parts: Parts) -> None:
+async def heartbeat(runner: RunnerContext) -> None:
     """Send heartbeats and pass on the cancellations that come back."""
     failures = 0
     while True:
-        seen = parts.workload.changes.count
-        told: str | None = parts.workload.status
-        parts.pulse.rest("heartbeat")
+        seen = runner.workload.changes.count
+        told: str | None = runner.workload.status
+        runner.watchdog.suspend("heartbeat")
         try:
-            current = await parts.node.identity()
+            current = await runner.node.identity()
         except RegistrationRefused:
             return
-        interval_s = timing.jittered_s(parts.settings.heartbeat_interval_s)
+        interval_s = timing.jittered_s(runner.settings.heartbeat_interval_s)
         try:
-            for identity, task_ids in (await _speakers(parts, current)).items():
-                parts.pulse.beat("heartbeat", next_within_s=2 * CALL_TIMEOUT_S + interval_s)
-                await _beat(parts, identity, task_ids)
+            for identity, task_ids in (await _speakers(runner, current)).items():
+                runner.watchdog.expect("heartbeat", next_within_s=2 * CALL_TIMEOUT_S + interval_s)
+                await _beat(runner, identity, task_ids)
         except Unauthorised:
             continue
         except WireError as error:
@@ -44,50 +44,50 @@ async def heartbeat(parts: Parts) -> None:
             told = None
             level = logging.WARNING if failures == 1 else logging.DEBUG
             log.log(level, "cannot send a heartbeat: %s", error)
-            # Changes come in bursts; an orchestrator in trouble is spared them.
-            await parts.clock.sleep(_SHORTEST_PAUSE_S)
+            # ChangeSignal come in bursts; an orchestrator in trouble is spared them.
+            await runner.clock.sleep(_SHORTEST_PAUSE_S)
         else:
             if failures:
                 log.info("heartbeats arrive again")
             failures = 0
-        await parts.workload.changes.after_or(seen, interval_s, parts.clock)
-        if parts.workload.changes.count > seen:
-            await _let_tasks_follow(parts, told)
+        await runner.workload.changes.after_or(seen, interval_s, runner.clock)
+        if runner.workload.changes.count > seen:
+            await _debounce(runner, told)
 
 
-async def _let_tasks_follow(parts: Parts, told: str | None) -> None:
+async def _debounce(runner: RunnerContext, told: str | None) -> None:
     """Give tasks a moment to follow one another: only a change of the status is told at once."""
-    ends_at_s = parts.clock.awake_s() + _SHORTEST_PAUSE_S
-    while parts.workload.status == told:
-        left_s = ends_at_s - parts.clock.awake_s()
+    ends_at_s = runner.clock.awake_s() + _SHORTEST_PAUSE_S
+    while runner.workload.status == told:
+        left_s = ends_at_s - runner.clock.awake_s()
         if left_s <= 0:
             return
-        await parts.workload.changes.after_or(parts.workload.changes.count, left_s, parts.clock)
+        await runner.workload.changes.after_or(runner.workload.changes.count, left_s, runner.clock)
 
 
-async def say_offline(parts: Parts) -> None:
+async def send_offline(runner: RunnerContext) -> None:
     """Tell the orchestrator, if it answers at once, that this node goes."""
-    current = parts.node.known_identity
+    current = runner.node.known_identity
     if current is None:
         return
     with anyio.move_on_after(_LAST_WORD_S, shield=True):
         try:
-            for identity, task_ids in (await _speakers(parts, current)).items():
-                body = {**_body(parts, task_ids), "status": "offline"}
-                await parts.orchestrator.heartbeat(identity, body)
+            for identity, task_ids in (await _speakers(runner, current)).items():
+                body = {**_body(runner, task_ids), "status": "offline"}
+                await runner.orchestrator.heartbeat(identity, body)
         except WireError as error:
             log.debug("cannot say that this node goes offline: %s", error)
 
 
-async def _speakers(parts: Parts, current: Identity) -> dict[Identity, list[str]]:
+async def _speakers(runner: RunnerContext, current: Identity) -> dict[Identity, list[str]]:
     """Give who is to speak for which tasks in hand; the current identity does in any case.
 
     A task taken on before the node was registered anew is known to be the earlier node's: only
     that is told of its cancellation, and were it silent, the task would be given up.
     """
-    in_hand = parts.workload.task_ids
+    in_hand = runner.workload.task_ids
     try:
-        found = await parts.journal.speakers(parts.orchestrator.url) if in_hand else {}
+        found = await runner.journal.speakers(runner.orchestrator.url) if in_hand else {}
     except JournalError as error:
         log.debug("cannot look up who speaks for the tasks: %s", error)
         return {current: list(in_hand)}
@@ -98,22 +98,22 @@ async def _speakers(parts: Parts, current: Identity) -> dict[Identity, list[str]
     return named
 
 
-async def _beat(parts: Parts, identity: Identity, task_ids: list[str]) -> None:
+async def _beat(runner: RunnerContext, identity: Identity, task_ids: list[str]) -> None:
     try:
-        cancelled = await parts.orchestrator.heartbeat(identity, _body(parts, task_ids))
+        cancelled = await runner.orchestrator.heartbeat(identity, _body(runner, task_ids))
     except Unauthorised:
-        parts.pulse.rest("heartbeat")
-        await parts.node.renew(identity)
+        runner.watchdog.suspend("heartbeat")
+        await runner.node.forget_identity(identity)
         raise
     for task_id in cancelled:
-        parts.workload.cancel(task_id, "the orchestrator")
+        runner.workload.cancel(task_id, "the orchestrator")
 
 
-def _body(parts: Parts, task_ids: list[str]) -> dict[str, object]:
+def _body(runner: RunnerContext, task_ids: list[str]) -> dict[str, object]:
     body: dict[str, object] = {
-        "status": parts.workload.status,
+        "status": runner.workload.status,
         "current_task_id": task_ids[0] if task_ids else None,
     }
-    if parts.settings.max_tasks > 1 or len(task_ids) > 1:
+    if runner.settings.max_tasks > 1 or len(task_ids) > 1:
         body["task_ids"] = task_ids
     return body

@@ -32,7 +32,7 @@ from runner.errors import EngineError, JournalError
 from runner.log import fields
 from runner.model import Assignment, Identity, Task, TaskState, is_task_id
 from runner.redaction import Secret
-from runner.tasks.context import Parts
+from runner.tasks.context import RunnerContext
 
 log = logging.getLogger(__name__)
 _PATIENCE_S = 300.0
@@ -42,16 +42,18 @@ _DAY_S = 24 * 3600.0
 _REMEMBERED_S = 30 * _DAY_S
 
 
-async def settle_strays(parts: Parts, begin: Callable[[Task], None], looked: anyio.Event) -> None:
+async def adopt_or_remove_orphans(
+    runner: RunnerContext, begin: Callable[[Task], None], looked: anyio.Event
+) -> None:
     """Adopt the tasks that run without a page in the journal; remove what an accident left behind.
 
     `looked` is set when that is done, or must wait for engine or journal.
     """
-    strays = await _patiently(parts, looked, lambda: _strays(parts))
+    orphans = await _patiently(runner, looked, lambda: _orphans(runner))
     left = {
         name
-        for name in strays
-        if not await _patiently(parts, looked, _settling(parts, name, begin))
+        for name in orphans
+        if not await _patiently(runner, looked, _settling(runner, name, begin))
     }
     looked.set()
     if not left:
@@ -60,47 +62,49 @@ async def settle_strays(parts: Parts, begin: Callable[[Task], None], looked: any
         "containers of this runner that its journal does not know are removed in 5 minutes",
         extra=fields(containers=",".join(sorted(left))),
     )
-    await parts.clock.sleep(_PATIENCE_S)
-    for name in left & await _patiently(parts, looked, lambda: _strays(parts)):
+    await runner.clock.sleep(_PATIENCE_S)
+    for name in left & await _patiently(runner, looked, lambda: _orphans(runner)):
         try:
-            await parts.engine.remove(name)
+            await runner.engine.remove(name)
         except EngineError as error:
             log.warning("cannot remove a container: %s", error, extra=fields(container=name))
         else:
             log.warning("container removed", extra=fields(container=name))
 
 
-async def _patiently(parts: Parts, looked: anyio.Event, ask: Callable[[], Awaitable[T]]) -> T:
+async def _patiently(
+    runner: RunnerContext, looked: anyio.Event, ask: Callable[[], Awaitable[T]]
+) -> T:
     """Ask until engine and journal answer; whoever waits for the first look waits no longer."""
     while True:
         try:
             return await ask()
         except (EngineError, JournalError) as error:
-            log.debug("cannot look for strays: %s", error)
+            log.debug("cannot look for orphans: %s", error)
         looked.set()
-        await parts.clock.sleep(_NEXT_TRY_S)
+        await runner.clock.sleep(_NEXT_TRY_S)
 
 
-async def _strays(parts: Parts) -> set[str]:
+async def _orphans(runner: RunnerContext) -> set[str]:
     # In this order: whatever container the engine names was in the journal before it was made.
-    labelled = await parts.engine.labelled(LABEL_RUNNER, parts.runner_id)
-    known = {container_name(task.task_id) for task in await parts.journal.open_tasks()}
+    labelled = await runner.engine.labelled(LABEL_RUNNER, runner.runner_id)
+    known = {container_name(task.task_id) for task in await runner.journal.open_tasks()}
     return set(labelled) - known
 
 
 def _settling(
-    parts: Parts, name: str, begin: Callable[[Task], None]
+    runner: RunnerContext, name: str, begin: Callable[[Task], None]
 ) -> Callable[[], Awaitable[bool]]:
     async def settle() -> bool:
         """Write the container's task down and begin it; False if it is none to adopt."""
-        container = await parts.engine.inspect(name)
+        container = await runner.engine.inspect(name)
         if container is None:
             return True  # its task was closed a moment ago
-        found = _task_of(container, parts)
+        found = _task_of(container, runner)
         if found is None:
             return False
         task, identity = found
-        if not await parts.journal.adopt(task, identity, parts.clock.wall_s()):
+        if not await runner.journal.adopt(task, identity, runner.clock.wall_s()):
             return False
         log.warning(
             "task is adopted from its container; the journal did not know it",
@@ -112,7 +116,7 @@ def _settling(
     return settle
 
 
-def _task_of(container: Container, parts: Parts) -> tuple[Task, Identity] | None:
+def _task_of(container: Container, runner: RunnerContext) -> tuple[Task, Identity] | None:
     """Read off a container what the journal would say of its task, and who took it on.
 
     The prompt is not needed any more, and the key is the one that the container was given.
@@ -129,7 +133,7 @@ def _task_of(container: Container, parts: Parts) -> tuple[Task, Identity] | None
     is_said = all(text.isascii() and text.isprintable() for text in (key, node_id))
     if not (is_task_id(task_id) and key and node_id and orchestrator_url and is_said):
         return None
-    now = parts.clock.wall_s()
+    now = runner.clock.wall_s()
     started_at = container.started_at or now
     task = Task(
         task_id=task_id,
@@ -138,21 +142,21 @@ def _task_of(container: Container, parts: Parts) -> tuple[Task, Identity] | None
         assignment=Assignment(task_id, "", orchestrator_url, timeout_s),
         accepted_at=started_at,
         boot_id=labels.get(LABEL_BOOT),
-        engine=parts.engine.kind,
+        engine=runner.engine.kind,
         container_id=container.container_id,
         started_at=started_at,
-        deadline_uptime_s=parts.clock.uptime_s() - max(0.0, now - started_at) + timeout_s,
+        deadline_uptime_s=runner.clock.uptime_s() - max(0.0, now - started_at) + timeout_s,
     )
     return task, Identity(node_id, Secret(key))
 
 
-async def forget(parts: Parts) -> None:
+async def prune_closed_tasks(runner: RunnerContext) -> None:
     """Drop the pages of tasks that were closed a month ago; until then a late offer is known."""
     while True:
         try:
-            count = await parts.journal.forget_closed(parts.clock.wall_s() - _REMEMBERED_S)
+            count = await runner.journal.forget_closed(runner.clock.wall_s() - _REMEMBERED_S)
         except JournalError as error:
             log.warning("cannot forget what is long over: %s", error)
         else:
             log.debug("what is long over is forgotten", extra=fields(tasks=count))
-        await parts.clock.sleep(_DAY_S)
+        await runner.clock.sleep(_DAY_S)

@@ -28,8 +28,8 @@ from runner.errors import (
 from runner.log import fields
 from runner.model import Identity, Task, TaskState
 from runner.node import START
-from runner.tasks.context import Parts
-from runner.tasks.outcome import final_report, said_as
+from runner.tasks.context import RunnerContext
+from runner.tasks.outcome import final_report, outcome_without_container
 from runner.workspace.folders import free_disk
 
 log = logging.getLogger(__name__)
@@ -41,54 +41,54 @@ WAIT_S = 25
 _SHORTEST_HOLD_S = 1.0
 
 
-async def is_fit(parts: Parts) -> bool:
+async def can_take_work(runner: RunnerContext) -> bool:
     """Say whether a new task may be taken on now, and note as a trouble what forbids it."""
-    parts.pulse.beat("poll", next_within_s=_LONGEST_LOOK_S)
-    if not await _has_room(parts):
+    runner.watchdog.expect("poll", next_within_s=_LONGEST_LOOK_S)
+    if not await _has_room(runner):
         return False
-    troubles = parts.workload.troubles
-    if any(name.startswith(f"{_ENGINE}/") for name in troubles):
+    problems = runner.workload.problems
+    if any(name.startswith(f"{_ENGINE}/") for name in problems):
         return False  # a task in hand waits for the engine, and will tell
-    if _ENGINE in troubles and not await _engine_answers(parts):
+    if _ENGINE in problems and not await _engine_answers(runner):
         return False
-    return START not in troubles or await _may_start(parts)
+    return START not in problems or await _may_start(runner)
 
 
-async def meet_engine(parts: Parts) -> None:
+async def check_engine(runner: RunnerContext) -> None:
     """Ask the engine about itself and for the image, before the first task; say what will hurt."""
-    if await _engine_answers(parts):
-        await _may_start(parts)
+    if await _engine_answers(runner):
+        await _may_start(runner)
 
 
-async def _has_room(parts: Parts) -> bool:
-    settings = parts.settings
+async def _has_room(runner: RunnerContext) -> bool:
+    settings = runner.settings
     for folder in (settings.victoria_home, settings.state_dir):
         name = f"disk/{folder}"
         try:
             free = await anyio.to_thread.run_sync(free_disk, folder)
         except OSError as error:
-            parts.workload.set_trouble(name, f"cannot use {folder}: {error.strerror}")
+            runner.workload.set_problem(name, f"cannot use {folder}: {error.strerror}")
             return False
         if free < settings.min_free_disk:
-            parts.workload.set_trouble(
+            runner.workload.set_problem(
                 name,
                 f"no new task is taken: {folder} has {free >> 20} MiB free and "
                 f"{settings.min_free_disk >> 20} MiB are to stay free; free some space there or "
                 "lower --min-free-disk",
             )
             return False
-        parts.workload.clear_trouble(name)
+        runner.workload.clear_problem(name)
     return True
 
 
-async def _engine_answers(parts: Parts) -> bool:
-    engine = parts.engine
+async def _engine_answers(runner: RunnerContext) -> bool:
+    engine = runner.engine
     try:
         facts = await engine.facts()
     except EngineError as error:
-        parts.workload.set_trouble(_ENGINE, f"no new task is taken: {error}")
+        runner.workload.set_problem(_ENGINE, f"no new task is taken: {error}")
         return False
-    parts.workload.clear_trouble(_ENGINE)
+    runner.workload.clear_problem(_ENGINE)
     log.info(
         "engine answers",
         extra=fields(
@@ -107,21 +107,23 @@ async def _engine_answers(parts: Parts) -> bool:
     return True
 
 
-async def _may_start(parts: Parts) -> bool:
+async def _may_start(runner: RunnerContext) -> bool:
     """See to the image again, and after a while try whatever else an engine may have refused."""
-    workload, settings = parts.workload, parts.settings
-    if parts.clock.uptime_s() < workload.next_start_at_s:
+    workload, settings = runner.workload, runner.settings
+    if runner.clock.uptime_s() < workload.next_start_at_s:
         return False
-    parts.pulse.rest("poll")  # an image may be large, and its fetching has a deadline of its own
+    runner.watchdog.suspend(
+        "poll"
+    )  # an image may be large, and its fetching has a deadline of its own
     try:
-        await parts.engine.fetch_image(settings.container_image, settings.pull)
+        await runner.engine.fetch_image(settings.container_image, settings.pull)
     except EngineError as error:
-        workload.note_refused_start(str(error), parts.clock.uptime_s())
+        workload.start_failed(str(error), runner.clock.uptime_s())
         return False
     return True
 
 
-class Answer(Enum):
+class PollResult(Enum):
     """What came of a question."""
 
     TASK = "task"
@@ -134,114 +136,116 @@ class Answer(Enum):
     """The question found no answer."""
 
 
-async def poll(parts: Parts, begin: Callable[[Task], None]) -> Answer:
+async def poll(runner: RunnerContext, begin: Callable[[Task], None]) -> PollResult:
     """Ask for work and begin it; give what came of the last question."""
     failures = 0
     while True:
-        parts.pulse.rest("poll")
-        await parts.workload.wait_for_room()
+        runner.watchdog.suspend("poll")
+        await runner.workload.wait_for_room()
         try:
-            identity = await parts.node.identity()
+            identity = await runner.node.identity()
         except RegistrationRefused:
-            return Answer.FAILED
-        answer, asked_to_wait_s = Answer.FAILED, 0.0
-        if await is_fit(parts):
-            parts.pulse.beat("poll", next_within_s=2 * CALL_TIMEOUT_S + WAIT_S)
-            answer, asked_to_wait_s = await _ask(parts, identity, begin)
-        if parts.settings.once:
+            return PollResult.FAILED
+        answer, asked_to_wait_s = PollResult.FAILED, 0.0
+        if await can_take_work(runner):
+            runner.watchdog.expect("poll", next_within_s=2 * CALL_TIMEOUT_S + WAIT_S)
+            answer, asked_to_wait_s = await _ask(runner, identity, begin)
+        if runner.settings.once:
             return answer
-        failures = failures + 1 if answer is Answer.FAILED else 0
-        if answer in {Answer.TASK, Answer.HELD}:
+        failures = failures + 1 if answer is PollResult.FAILED else 0
+        if answer in {PollResult.TASK, PollResult.HELD}:
             continue
-        wait_s = timing.jittered_s(parts.settings.poll_interval_s)
+        wait_s = timing.jittered_s(runner.settings.poll_interval_s)
         if failures:
-            ceiling_s = max(timing.CEILING_S, parts.settings.poll_interval_s)
+            ceiling_s = max(timing.CEILING_S, runner.settings.poll_interval_s)
             wait_s = timing.delay_s(failures, ceiling_s=ceiling_s, at_least_s=asked_to_wait_s)
-        parts.pulse.beat("poll", next_within_s=wait_s + CALL_TIMEOUT_S)
-        await parts.clock.sleep(wait_s)
+        runner.watchdog.expect("poll", next_within_s=wait_s + CALL_TIMEOUT_S)
+        await runner.clock.sleep(wait_s)
 
 
 async def _ask(
-    parts: Parts, identity: Identity, begin: Callable[[Task], None]
-) -> tuple[Answer, float]:
+    runner: RunnerContext, identity: Identity, begin: Callable[[Task], None]
+) -> tuple[PollResult, float]:
     """Ask once; give what came of it and the wait in seconds that was asked for."""
-    asked_at = parts.clock.awake_s()
+    asked_at = runner.clock.awake_s()
     try:
-        offer = await parts.orchestrator.pending(identity, 0 if parts.settings.once else WAIT_S)
-        if offer.assignment is not None and offer.was_held and not await is_fit(parts):
+        offer = await runner.orchestrator.next_task(identity, 0 if runner.settings.once else WAIT_S)
+        if offer.assignment is not None and offer.was_held and not await can_take_work(runner):
             # A disk has filled up meanwhile. Who can hold a request can offer a task again.
             log.warning("a task was offered and is not taken now")
-            return Answer.NOTHING, 0
+            return PollResult.NOTHING, 0
         if offer.assignment is not None:
             # What is written down must be begun: a drain may cancel the poll at any moment.
             with anyio.CancelScope(shield=True):
-                is_taken = await _take(parts, offer, identity, begin)
+                is_taken = await _take(runner, offer, identity, begin)
             if is_taken:
-                return Answer.TASK, 0
+                return PollResult.TASK, 0
     except Unauthorised:
-        parts.pulse.rest("poll")
-        await parts.node.renew(identity)
-        return Answer.FAILED, 0
+        runner.watchdog.suspend("poll")
+        await runner.node.forget_identity(identity)
+        return PollResult.FAILED, 0
     except (WireError, JournalError) as error:
         log.warning("Error polling for tasks: %s", error)
-        return Answer.FAILED, (error.retry_after_s or 0) if isinstance(error, Unavailable) else 0
+        return PollResult.FAILED, (error.retry_after_s or 0) if isinstance(
+            error, Unavailable
+        ) else 0
     # An orchestrator that says it waits, and does not, is not asked without end.
-    was_held = offer.was_held and parts.clock.awake_s() - asked_at >= _SHORTEST_HOLD_S
+    was_held = offer.was_held and runner.clock.awake_s() - asked_at >= _SHORTEST_HOLD_S
     is_empty = offer.assignment is None
-    return (Answer.HELD if was_held and is_empty else Answer.NOTHING), 0
+    return (PollResult.HELD if was_held and is_empty else PollResult.NOTHING), 0
 
 
 async def _take(
-    parts: Parts, offer: Offer, identity: Identity, begin: Callable[[Task], None]
+    runner: RunnerContext, offer: Offer, identity: Identity, begin: Callable[[Task], None]
 ) -> bool:
     """Write a new task down and begin it; False for one that is known or cannot be obeyed."""
-    now = parts.clock.wall_s()
+    now = runner.clock.wall_s()
     try:
-        assignment = parse_assignment(offer.assignment, orchestrator_url=parts.orchestrator.url)
+        assignment = parse_assignment(offer.assignment, orchestrator_url=runner.orchestrator.url)
     except BadAssignment as error:
-        return await _reject(parts, error, identity, begin)
-    if parts.workload.was_just_dropped(assignment.task_id, parts.clock.uptime_s()):
+        return await _reject(runner, error, identity, begin)
+    if runner.workload.was_just_dropped(assignment.task_id, runner.clock.uptime_s()):
         # An orchestrator that offers what it then refuses is not asked without end.
         log.info(
             "task is offered again; it is not taken yet", extra=fields(task_id=assignment.task_id)
         )
         return False
-    if await parts.journal.accept(assignment, identity, now):
+    if await runner.journal.accept(assignment, identity, now):
         log.info("task accepted", extra=fields(task_id=assignment.task_id))
         # Not read back: from here on it must begin, or it would be left lying until a restart.
         begin(
             Task(
                 assignment.task_id,
                 TaskState.ACCEPTED,
-                parts.orchestrator.url,
+                runner.orchestrator.url,
                 assignment,
                 accepted_at=now,
             )
         )
         return True
-    await _answer_redelivery(parts, assignment.task_id)
+    await _answer_redelivery(runner, assignment.task_id)
     return False
 
 
 async def _reject(
-    parts: Parts, error: BadAssignment, identity: Identity, begin: Callable[[Task], None]
+    runner: RunnerContext, error: BadAssignment, identity: Identity, begin: Callable[[Task], None]
 ) -> bool:
     """Report what cannot be obeyed, where the orchestrator can be told which task it was."""
     log.error("assignment rejected: %s", error, extra=fields(task_id=error.task_id or "unusable"))
     if error.task_id is None:
         return False
-    now = parts.clock.wall_s()
-    end = said_as(error.reason, error)
+    now = runner.clock.wall_s()
+    end = outcome_without_container(error.reason, error)
     report = final_report(error.task_id, end, now)
-    if not await parts.journal.reject(error.task_id, end, report, identity, now):
-        await _answer_redelivery(parts, error.task_id)
+    if not await runner.journal.reject(error.task_id, end, report, identity, now):
+        await _answer_redelivery(runner, error.task_id)
         return False
-    parts.outbox.notify()
+    runner.outbox.notify()
     begin(
         Task(
             error.task_id,
             TaskState.ENDED,
-            parts.orchestrator.url,
+            runner.orchestrator.url,
             None,
             accepted_at=now,
             end_reason=end.reason,
@@ -252,16 +256,16 @@ async def _reject(
     return True
 
 
-async def _answer_redelivery(parts: Parts, task_id: str) -> None:
+async def _answer_redelivery(runner: RunnerContext, task_id: str) -> None:
     """Leave a task in hand alone; tell the end of a finished one again."""
-    task = await parts.journal.task(task_id)
+    task = await runner.journal.task(task_id)
     if task is None or task.end_reason is None or task.state is not TaskState.CLOSED:
         log.debug("task is offered again; it is in hand", extra=fields(task_id=task_id))
         return
     log.info("task is offered again; its end is reported again", extra=fields(task_id=task_id))
-    now = parts.clock.wall_s()
-    end = task.end
-    if end is not None and await parts.journal.report_again(
+    now = runner.clock.wall_s()
+    end = task.outcome
+    if end is not None and await runner.journal.report_again(
         task_id, final_report(task_id, end, now), now
     ):
-        parts.outbox.notify()
+        runner.outbox.notify()

@@ -16,7 +16,13 @@ import anyio
 import anyio.to_thread
 
 from runner.crush.database import CrushError
-from runner.crush.sessions import Found, Wanted, find_sessions, read_session, session_mark
+from runner.crush.sessions import (
+    Candidates,
+    SessionQuery,
+    find_sessions,
+    read_session,
+    session_mark,
+)
 from runner.engine.base import SECRETS_VARIABLE
 from runner.errors import ConfigurationError, RunnerError, Unavailable
 from runner.model import Identity, is_task_id
@@ -129,7 +135,7 @@ class JobSession:
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        self._wanted = Wanted(job.started_at, None, job.prompt, session_mark(job.task_id))
+        self._wanted = SessionQuery(job.started_at, None, job.prompt, session_mark(job.task_id))
         self._id: str | None = None
 
     async def known_id(self) -> str | None:
@@ -145,7 +151,7 @@ class JobSession:
                 return None
             except Unavailable:
                 return None
-            self._id = found.ids[0] if found.are_ours else None
+            self._id = found.ids[0] if found.certain else None
         return self._id
 
     async def read(self, session_id: str | None, until: float) -> Mapping[str, object]:
@@ -169,10 +175,10 @@ class JobSession:
             raise NothingToHandIn(f"the session {session_id!r} is gone")
         return session
 
-    def _latest(self, found: Found) -> str:
+    def _latest(self, found: Candidates) -> str:
         if not found.ids:
             raise NothingToHandIn(f"{self._job.database} has no session of this task")
-        if not found.are_ours:
+        if not found.certain:
             raise NothingToHandIn(
                 f"{len(found.ids)} sessions could be this task's; now that you have read "
                 f"{session_mark(self._job.task_id)}, call this tool again"

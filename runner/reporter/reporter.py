@@ -17,21 +17,21 @@ import anyio
 import anyio.to_thread
 
 from runner import timing
-from runner.api.client import Orchestrator
+from runner.api.client import OrchestratorClient
 from runner.crush.log import digest_of, hand_in_log
-from runner.crush.messages import clean
+from runner.crush.messages import to_valid_unicode
 from runner.crush.sessions import session_mark
 from runner.errors import RunnerError, Unauthorised, Unavailable
 from runner.model import log_body, status_body
-from runner.redaction import blanked, forms_of
+from runner.redaction import encoded_forms, redact
 from runner.reporter.job import Job, JobSession
 from runner.workspace.handover import (
     MOST_MESSAGE_CHARS,
-    FinalWord,
-    Trace,
-    TraceError,
-    read_trace,
-    write_trace,
+    FinalStatus,
+    HandoverError,
+    ReporterState,
+    read_reporter_state,
+    write_reporter_state,
 )
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class Reporter:
     """The reporter of one task; an agent's calls are taken one after another."""
 
     def __init__(
-        self, job: Job, orchestrator: Orchestrator, *, patience_s: float = PATIENCE_S
+        self, job: Job, orchestrator: OrchestratorClient, *, patience_s: float = PATIENCE_S
     ) -> None:
         self._job = job
         self._orchestrator = orchestrator
@@ -55,22 +55,22 @@ class Reporter:
         self._turn = anyio.Lock()
         self._trace = _trace_of(job)
         self._session = JobSession(job)
-        self._forms = forms_of(job.secrets)
+        self._forms = encoded_forms(job.secrets)
 
     async def report(self, status: str, message: str | None, progress: float | None) -> Answer:
         """Tell how the task stands; a `success` or `error` is its end."""
         until = self._until()
         async with self._turn:
-            return await self._report(status, self._sayable(message), progress, until)
+            return await self._report(status, self._prepare_message(message), progress, until)
 
     async def finish(self, status: str, message: str | None, *, submit_logs: bool) -> Answer:
-        """Hand in the log, if that is wanted, then tell the end."""
+        """Hand in the log, if that is query, then tell the end."""
         until = self._until()
-        message = self._sayable(message)
+        message = self._prepare_message(message)
         async with self._turn:
             session_id = await self._session.known_id()
             # Before the log: the container may be gone before that has been taken.
-            await self._expect(FinalWord(status, message, session_id, is_sent=False))
+            await self._expect(FinalStatus(status, message, session_id, is_sent=False))
             logs: Answer = {}
             if submit_logs:
                 # Half of the time, so that the end can be told when the log is not taken.
@@ -99,11 +99,11 @@ class Reporter:
     def _until(self) -> float:
         return anyio.current_time() + self._patience_s
 
-    def _sayable(self, message: str | None) -> str | None:
+    def _prepare_message(self, message: str | None) -> str | None:
         """Give a message without what must not or cannot be sent."""
         if message is None:
             return None
-        message = blanked(clean(message), self._forms)
+        message = redact(to_valid_unicode(message), self._forms)
         cut = " [… cut]"
         too_long = len(message) > MOST_MESSAGE_CHARS
         return message[: MOST_MESSAGE_CHARS - len(cut)] + cut if too_long else message
@@ -114,7 +114,7 @@ class Reporter:
         self, status: str, message: str | None, progress: float | None, until: float
     ) -> Answer:
         session_id = await self._session.known_id()
-        word = FinalWord(status, message, session_id, is_sent=False) if status in _FINAL else None
+        word = FinalStatus(status, message, session_id, is_sent=False) if status in _FINAL else None
         is_kept = word is not None and await self._expect(word)
         body = status_body(self._job.task_id, status, message, time.time())
         told = {"progress": progress, "crush_session_id": session_id}
@@ -135,24 +135,24 @@ class Reporter:
             "reporter": session_mark(self._job.task_id),
         }
 
-    async def _expect(self, word: FinalWord) -> bool:
+    async def _expect(self, word: FinalStatus) -> bool:
         """Write down a final word that is about to be sent, unless one stands; say if it is."""
         if self._trace.final is not None and self._trace.final.is_sent:
             return False
         return await self._leave(replace(self._trace, final=word))
 
-    def _stands(self, word: FinalWord, standing: str | None) -> FinalWord:
+    def _stands(self, word: FinalStatus, standing: str | None) -> FinalStatus:
         """Give the final word that stands at the orchestrator after it has taken this one."""
         if standing in {None, word.status} or standing not in _FINAL:
             return replace(word, is_sent=True)
         before = self._trace.final
         if before is not None and before.status == standing:
             return before
-        return FinalWord(standing, None, word.session_id, is_sent=True)
+        return FinalStatus(standing, None, word.session_id, is_sent=True)
 
-    async def _leave(self, trace: Trace) -> bool:
+    async def _leave(self, trace: ReporterState) -> bool:
         self._trace = trace
-        write = partial(write_trace, self._job.home, self._job.task_id, trace)
+        write = partial(write_reporter_state, self._job.home, self._job.task_id, trace)
         try:
             await anyio.to_thread.run_sync(write)
         except OSError as error:
@@ -211,13 +211,13 @@ class Reporter:
         raise failure
 
 
-def _trace_of(job: Job) -> Trace:
+def _trace_of(job: Job) -> ReporterState:
     """Go on from what an earlier reporter of this task has left."""
     try:
-        return read_trace(job.home, job.task_id)
-    except TraceError as error:
+        return read_reporter_state(job.home, job.task_id)
+    except HandoverError as error:
         log.warning("%s", error)
-        return Trace()
+        return ReporterState()
 
 
 def _standing(status: str, standing: str | None) -> Answer:

@@ -20,7 +20,7 @@ from mcp.server.lowlevel import Server
 from mcp.server.stdio import stdio_server
 
 from runner import __version__
-from runner.api.client import Orchestrator
+from runner.api.client import OrchestratorClient
 from runner.errors import EXIT_OK, ConfigurationError, RunnerError
 from runner.reporter.job import Job, job_in, missing_in
 from runner.reporter.reporter import Answer, Reporter
@@ -51,7 +51,7 @@ def main(variables: Mapping[str, str] = os.environ) -> int:
 
 
 async def _serve(job: Job) -> None:
-    async with Orchestrator(job.orchestrator_url) as orchestrator:
+    async with OrchestratorClient(job.orchestrator_url) as orchestrator:
         server = server_for(Reporter(job, orchestrator))
         async with stdio_server() as (incoming, outgoing):
             await server.run(incoming, outgoing, server.create_initialization_options())

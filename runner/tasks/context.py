@@ -1,4 +1,4 @@
-"""What the steps of a task share: the runner's parts, and the task itself."""
+"""What the steps of a task share: the runner's runner, and the task itself."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import TypeVar
 
 import anyio
 
-from runner.api.client import Orchestrator
+from runner.api.client import OrchestratorClient
 from runner.engine.base import Container, Engine, container_name
 from runner.errors import EngineError, TaskError
 from runner.journal.journal import Journal
 from runner.log import fields
 from runner.model import Assignment, EndReason, Identity, Task, status_body
-from runner.node import Node, Workload, written
+from runner.node import Node, Workload, persist
 from runner.settings import Settings
-from runner.systemd import Pulse
-from runner.timing import Changes, Clock
+from runner.systemd import Watchdog
+from runner.timing import ChangeSignal, Clock
 
 log = logging.getLogger(__name__)
 WAIT_AGAIN_S = 5.0
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Parts:
+class RunnerContext:
     """One of each."""
 
     settings: Settings
@@ -34,18 +34,18 @@ class Parts:
     engine: Engine
     other_engine: Callable[[str], Engine]
     """Gives the engine of that kind, for what was started on it by an earlier runner."""
-    orchestrator: Orchestrator
+    orchestrator: OrchestratorClient
     journal: Journal
     node: Node
     workload: Workload
-    outbox: Changes
+    outbox: ChangeSignal
     """Told of every letter that is put in, delivered or parked."""
-    pulse: Pulse
+    watchdog: Watchdog
     runner_id: str
     """Tells this runner's containers from those of another on the same engine."""
 
 
-class NotOurs(Exception):
+class TaskReassigned(Exception):
     """The orchestrator gave the task to another node, or has closed it, before it began."""
 
 
@@ -53,15 +53,15 @@ class Elsewhere(Exception):
     """The task cannot begin under this orchestrator; its page stays for a later start."""
 
 
-class Hand:
+class TaskContext:
     """What the steps of one task's life share."""
 
-    def __init__(self, task: Task, parts: Parts) -> None:
-        self.task = task
-        self.parts = parts
+    def __init__(self, task: Task, runner: RunnerContext) -> None:
+        self.record = task
+        self.runner = runner
         self.task_id = task.task_id
         self.container_name = container_name(task.task_id)
-        self.wake = Changes()
+        self.wake = ChangeSignal()
         """Told when the container should be looked at, or stopped, now."""
         self.cancelled_by: str | None = None
         self.engine_silent_at_s: float | None = None
@@ -80,30 +80,30 @@ class Hand:
     @property
     def assignment(self) -> Assignment:
         """Give what is to be done."""
-        if self.task.assignment is None:
+        if self.record.assignment is None:
             raise AssertionError("only a closed task has lost its assignment")
-        return self.task.assignment
+        return self.record.assignment
 
     @property
     def engine(self) -> Engine:
         """Give the engine that the task was started on; for a new one that is the runner's."""
-        kind = self.task.engine
-        if kind is None or kind == self.parts.engine.kind:
-            return self.parts.engine
-        return self.parts.other_engine(kind)
+        kind = self.record.engine
+        if kind is None or kind == self.runner.engine.kind:
+            return self.runner.engine
+        return self.runner.other_engine(kind)
 
     async def identity(self) -> Identity:
         """Give the identity that took the task on while it holds, else the newest."""
-        return await self.written(lambda: self.parts.journal.identity_for(self.task_id))
+        return await self.persist(lambda: self.runner.journal.identity_for(self.task_id))
 
-    async def look(self) -> Container | None:
+    async def inspect(self) -> Container | None:
         """Ask the engine for the container until it answers: a silent engine is no evidence."""
         while True:
             try:
                 container = await self.engine.inspect(self.container_name)
             except EngineError as error:
                 await self.wait_for_engine(error)
-                self.engine_silent_at_s = self.parts.clock.uptime_s()
+                self.engine_silent_at_s = self.runner.clock.uptime_s()
             else:
                 self.engine_answers()
                 return container
@@ -113,35 +113,35 @@ class Hand:
 
         A call named is one that is silent by itself: that other calls are answered is no news.
         """
-        self.parts.workload.set_trouble(
+        self.runner.workload.set_problem(
             f"engine/{self.task_id}/{call}",
             f"task {self.task_id} is unknown until {self.engine.kind} answers: {error}",
         )
-        await self.parts.clock.sleep(WAIT_AGAIN_S)
+        await self.runner.clock.sleep(WAIT_AGAIN_S)
 
     def engine_answers(self, call: str = "") -> None:
         """Note that the engine has answered, or that this call was."""
-        self.parts.workload.clear_trouble(f"engine/{self.task_id}/{call}")
+        self.runner.workload.clear_problem(f"engine/{self.task_id}/{call}")
 
     def status(self, status: str, message: str) -> dict[str, object]:
         """Give the body of a status report made now."""
-        return status_body(self.task_id, status, message, self.parts.clock.wall_s())
+        return status_body(self.task_id, status, message, self.runner.clock.wall_s())
 
     async def note_stop(self, reason: EndReason) -> None:
         """Write down why the container is about to be stopped."""
-        now = self.parts.clock.wall_s()
-        await self.written(lambda: self.parts.journal.ask_to_stop(self.task_id, reason, now))
+        now = self.runner.clock.wall_s()
+        await self.persist(lambda: self.runner.journal.ask_to_stop(self.task_id, reason, now))
         await self.reload()
 
     async def reload(self) -> None:
         """Read the task's page anew."""
-        task = await self.written(lambda: self.parts.journal.task(self.task_id))
+        task = await self.persist(lambda: self.runner.journal.task(self.task_id))
         if task is not None:
-            self.task = task
+            self.record = task
 
-    async def written(self, write: Callable[[], Awaitable[T]]) -> T:
+    async def persist(self, write: Callable[[], Awaitable[T]]) -> T:
         """Write to the journal, however long that takes."""
-        return await written(write, self.parts.workload, self.parts.clock)
+        return await persist(write, self.runner.workload, self.runner.clock)
 
 
 def lost(why: str) -> TaskError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from runner.engine.base import SIGNALLED, Container, Phase
-from runner.model import End, EndReason, Report, Task, log_body, status_body
+from runner.model import EndReason, Outcome, Report, Task, log_body, status_body
 
 LAST_LINES = 20
 # How podman says that nobody saw the exit code: after its own `--timeout`, and after an accident.
@@ -13,9 +13,9 @@ _UNRECORDED = -1
 _EXIT_BY_SIGNAL = frozenset({_UNRECORDED, 137, 143, 255})
 
 
-def judge(
+def decide_outcome(
     task: Task, container: Container | None, output: str = "", *, was_daemon_away: bool = False
-) -> End:
+) -> Outcome:
     """Say why a task ended whose container ran, or may have run, and runs no more.
 
     `output` is the last of what the container wrote, free of secrets. With `was_daemon_away` the
@@ -25,15 +25,15 @@ def judge(
     asked = task.stop_reason
     if container is None or container.phase is not Phase.EXITED:
         if asked is not None:
-            return End(asked, _sentence(asked, "stopped, and its container is gone", ""))
-        return End(
+            return Outcome(asked, _sentence(asked, "stopped, and its container is gone", ""))
+        return Outcome(
             EndReason.LOST, _sentence(EndReason.LOST, "container is gone (host restarted?)", output)
         )
     reason = _reason(task, container)
     code = container.exit_code
     if reason is EndReason.FAILED and was_daemon_away and code in SIGNALLED:
         why = f"the engine's daemon was away as it ended by a signal (exit code {code})"
-        return End(EndReason.LOST, _sentence(EndReason.LOST, why, output), code)
+        return Outcome(EndReason.LOST, _sentence(EndReason.LOST, why, output), code)
     lasted = _lasted_s(container)
     after = f" after {lasted:.0f} s" if lasted is not None else ""
     limit = f" of {task.assignment.timeout_s:g} s" if task.assignment is not None else ""
@@ -45,7 +45,7 @@ def judge(
         EndReason.LOST: f"its end{after} was not recorded",
         EndReason.OUT_OF_MEMORY: f"the kernel ended it for want of memory{after}",
     }.get(reason, f"stopped{after}")
-    return End(reason, _sentence(reason, what, output), None if code == _UNRECORDED else code)
+    return Outcome(reason, _sentence(reason, what, output), None if code == _UNRECORDED else code)
 
 
 def _reason(task: Task, container: Container) -> EndReason:
@@ -78,12 +78,12 @@ def _sentence(reason: EndReason, what: str, output: str) -> str:
     return f"{head}\n{output}" if output else head
 
 
-def said_as(reason: EndReason, why: object) -> End:
+def outcome_without_container(reason: EndReason, why: object) -> Outcome:
     """Give the end of a task that never had a container."""
-    return End(reason, _sentence(reason, str(why), ""))
+    return Outcome(reason, _sentence(reason, str(why), ""))
 
 
-def final_report(task_id: str, end: End, now: float, session_id: object = None) -> Report:
+def final_report(task_id: str, end: Outcome, now: float, session_id: object = None) -> Report:
     """Give the report that closes the task at the orchestrator; it names the agent's session."""
     body = status_body(task_id, end.reason.status, end.message, now)
     if session_id is not None:

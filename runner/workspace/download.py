@@ -11,12 +11,12 @@ from pathlib import Path
 import anyio
 import anyio.to_thread
 
-from runner.api.client import Download, Orchestrator
+from runner.api.client import Download, OrchestratorClient
 from runner.errors import FileRefused, Refused, Unauthorised, Unavailable, Unstartable
 from runner.log import fields
 from runner.model import Assignment, Identity, TaskFile
 from runner.timing import Clock, delay_s
-from runner.workspace.folders import Folder, Part
+from runner.workspace.folders import Folder, PartialFile
 
 log = logging.getLogger(__name__)
 CONTAINER_HOME = "/workspace/Victoria"
@@ -43,7 +43,7 @@ def files_folder_in_container(task_id: str) -> str:
 class Source:
     """Where files come from, as whom they are asked for, and by which clock."""
 
-    orchestrator: Orchestrator
+    orchestrator: OrchestratorClient
     identity: Identity
     clock: Clock
 
@@ -148,7 +148,7 @@ async def _write(download: Download, file: TaskFile, folder: Folder) -> str:
     """
     if download.size is not None:
         await _in_thread(folder.check_room, file.name, download.size)
-    part = await _in_thread(Part, folder, file.name)
+    part = await _in_thread(PartialFile, folder, file.name)
     try:
         async with aclosing(_blocks(download.chunks)) as blocks:
             async for block in blocks:

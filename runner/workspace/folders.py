@@ -164,7 +164,7 @@ class Folder:
         return digest.hexdigest()
 
 
-class Part:
+class PartialFile:
     """A file that is being written under a temporary name; only worker threads touch it."""
 
     def __init__(self, folder: Folder, name: str) -> None:

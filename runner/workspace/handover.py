@@ -25,12 +25,12 @@ _MOST_ID_CHARS = 200
 _WORDS = frozenset({"success", "error"})
 
 
-class TraceError(RunnerError):
+class HandoverError(RunnerError):
     """The trace cannot be read, or is none of the reporter's."""
 
 
 @dataclass(frozen=True)
-class FinalWord:
+class FinalStatus:
     """How the agent said that its task ended."""
 
     status: str
@@ -42,16 +42,16 @@ class FinalWord:
 
 
 @dataclass(frozen=True)
-class Trace:
+class ReporterState:
     """All that the reporter has done for a task that the runner must know."""
 
     log_digest: str | None = None
     """What `digest_of` gives for the session that was handed in; None if none was."""
     log_session_id: str | None = None
-    final: FinalWord | None = None
+    final: FinalStatus | None = None
 
 
-def write_trace(home: Path, task_id: str, trace: Trace) -> None:
+def write_reporter_state(home: Path, task_id: str, trace: ReporterState) -> None:
     """Leave the trace in the task's folder, which is made if need be; for the owner's eyes.
 
     Raises:
@@ -66,11 +66,11 @@ def write_trace(home: Path, task_id: str, trace: Trace) -> None:
         os.close(folder)
 
 
-def read_trace(home: Path, task_id: str) -> Trace:
+def read_reporter_state(home: Path, task_id: str) -> ReporterState:
     """Read what the reporter has left; an empty trace if it left none.
 
     Raises:
-        TraceError: there is something that the reporter did not write.
+        HandoverError: there is something that the reporter did not write.
     """
     try:
         folder = open_below(home, ("tasks", task_id), make=False)
@@ -79,32 +79,32 @@ def read_trace(home: Path, task_id: str) -> Trace:
         finally:
             os.close(folder)
     except FileNotFoundError:
-        return Trace()
+        return ReporterState()
     except OSError as error:
-        raise TraceError(f"cannot read the reporter's trace: {error.strerror}") from error
+        raise HandoverError(f"cannot read the reporter's trace: {error.strerror}") from error
     try:
         return _trace_in(json.loads(content))
     except (ValueError, RecursionError) as error:
-        raise TraceError(f"cannot read the reporter's trace: {error}") from error
+        raise HandoverError(f"cannot read the reporter's trace: {error}") from error
 
 
-def _trace_in(raw: object) -> Trace:
+def _trace_in(raw: object) -> ReporterState:
     if not isinstance(raw, dict) or raw.get("version") != _VERSION:
         raise ValueError("it is not of this version")
-    return Trace(
+    return ReporterState(
         log_digest=_text(raw.get("log_digest"), _MOST_ID_CHARS),
         log_session_id=_text(raw.get("log_session_id"), _MOST_ID_CHARS),
         final=None if raw.get("final") is None else _final_in(raw["final"]),
     )
 
 
-def _final_in(raw: object) -> FinalWord:
+def _final_in(raw: object) -> FinalStatus:
     if not isinstance(raw, dict):
         raise ValueError("its final word is no object")  # noqa: TRY004 - wrong content, as below
     status, is_sent = raw.get("status"), raw.get("is_sent")
     if not isinstance(status, str) or status not in _WORDS or not isinstance(is_sent, bool):
         raise ValueError("its final word is neither success nor error")
-    return FinalWord(
+    return FinalStatus(
         status=status,
         message=_text(raw.get("message"), MOST_MESSAGE_CHARS),
         session_id=_text(raw.get("session_id"), _MOST_ID_CHARS),

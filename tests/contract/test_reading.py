@@ -8,7 +8,7 @@ import pytest
 
 from runner.engine.arguments import run_arguments
 from runner.engine.base import ContainerSpec, Phase
-from runner.engine.call import Answer
+from runner.engine.call import CommandResult
 from runner.engine.inspect import read_container
 from runner.errors import EngineError, EngineSilent, ImageMissing, NameInUse, NoSuchContainer
 from runner.model import Limits
@@ -114,9 +114,9 @@ def test_moments_are_read_in_any_zone(text: str) -> None:
 def test_complaint_is_one_line_and_has_one_meaning(
     errors: str, meaning: type[EngineError], complaint: str | None
 ) -> None:
-    answer = Answer(125, "", errors)
-    assert answer.meaning is meaning
-    assert complaint in {answer.complaint, None}
+    answer = CommandResult(125, "", errors)
+    assert answer.error_type is meaning
+    assert complaint in {answer.error_text, None}
 
 
 def test_docker_is_told_of_the_host_unless_it_shares_its_network() -> None:

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from runner.api.client import Orchestrator
+from runner.api.client import OrchestratorClient
 from runner.daemon import run
 from runner.model import PullPolicy
 from runner.node import Node, Workload
 from runner.redaction import Secret
 from runner.settings import Settings
-from runner.systemd import Notifier, Pulse
-from runner.tasks.context import Parts
-from runner.timing import Changes
+from runner.systemd import Notifier, Watchdog
+from runner.tasks.context import RunnerContext
+from runner.timing import ChangeSignal
 from tests.loops.engine import ObstructedEngine
 from tests.loops.orchestrator import BEAT, FINAL, TOKEN
 from tests.unit.until import DEADLINE_S, until
@@ -123,22 +123,22 @@ class Host:
         self,
         journal: Journal,
         **changed: Any,  # noqa: ANN401 - as above
-    ) -> AsyncIterator[Parts]:
+    ) -> AsyncIterator[RunnerContext]:
         """Give what one loop alone needs, with a journal of the test's own."""
         settings = self.settings(**changed)
-        workload, pulse = Workload(settings.max_tasks), Pulse(self.clock)
-        async with Orchestrator(self.orchestrator.url) as orchestrator:
-            yield Parts(
+        workload, watchdog = Workload(settings.max_tasks), Watchdog(self.clock)
+        async with OrchestratorClient(self.orchestrator.url) as orchestrator:
+            yield RunnerContext(
                 settings=settings,
                 clock=self.clock,
                 engine=self.engine,
                 other_engine=self.others.__getitem__,
                 orchestrator=orchestrator,
                 journal=journal,
-                node=Node(settings, orchestrator, journal, self.clock, pulse, workload),
+                node=Node(settings, orchestrator, journal, self.clock, watchdog, workload),
                 workload=workload,
-                outbox=Changes(),
-                pulse=pulse,
+                outbox=ChangeSignal(),
+                watchdog=watchdog,
                 runner_id="runner-1",
             )
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from runner.journal.journal import open_journal
-from runner.model import Assignment, End, EndReason, Identity, Report
-from runner.node import describe
+from runner.model import Assignment, EndReason, Identity, Outcome, Report
+from runner.node import node_description
 from runner.redaction import Secret
 from runner.tasks.outcome import final_report
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from tests.loops.host import Host
 
-FAILED = End(EndReason.FAILED, "failed: exit code 9", 9)
+FAILED = Outcome(EndReason.FAILED, "failed: exit code 9", 9)
 
 
 async def leave_ended(
@@ -32,7 +32,7 @@ async def leave_ended(
     host.orchestrator.keys.add("node-key-1")
     now = host.clock.wall_s()
     try:
-        await journal.store_identity(identity, url, describe(settings), now)
+        await journal.store_identity(identity, url, node_description(settings), now)
         for task_id in task_ids:
             await journal.accept(Assignment(task_id, "do it", url, 60), identity, now)
             reports = [final_report(task_id, FAILED, now)]

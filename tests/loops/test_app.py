@@ -15,9 +15,9 @@ import pytest
 from runner.daemon import _Runner, run
 from runner.errors import JournalError, StateFolderInUse
 from runner.journal.journal import Journal, open_journal
-from runner.loops.housekeeping import forget
+from runner.loops.housekeeping import prune_closed_tasks
 from runner.model import Task
-from runner.systemd import Notifier, Pulse, feed_watchdog
+from runner.systemd import Notifier, Watchdog, feed_watchdog
 from tests.loops.host import IDLE, WITH_TASK, HeardNotifier
 from tests.loops.orchestrator import BEAT, POLL
 from tests.orchestrator.serving import serve
@@ -118,10 +118,10 @@ async def test_journal_that_fails_at_the_start_ends_the_runner_with_a_sentence(h
 async def test_runner_starts_and_drains_where_the_disk_of_the_journal_is_full(
     host: Host, log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def hurry(_journal: Journal) -> None:
+    async def retry_all_now(_journal: Journal) -> None:
         raise JournalError("cannot use the journal: database or disk is full")
 
-    monkeypatch.setattr(Journal, "hurry", hurry)
+    monkeypatch.setattr(Journal, "retry_all_now", retry_all_now)
     host.orchestrator.offer()
     async with host.runner(once=True) as life:
         assert await life.end() == 0
@@ -251,14 +251,14 @@ async def until_stuck(host: Host) -> None:
 async def test_loop_that_is_stuck_is_not_fed_and_named(
     clock: FakeClock, log: pytest.LogCaptureFixture
 ) -> None:
-    notifier, pulse = HeardNotifier(clock, 30), Pulse(clock)
-    pulse.beat("poll", next_within_s=25)
-    pulse.beat("deliver", next_within_s=1000)
+    notifier, watchdog = HeardNotifier(clock, 30), Watchdog(clock)
+    watchdog.expect("poll", next_within_s=25)
+    watchdog.expect("deliver", next_within_s=1000)
     async with anyio.create_task_group() as group:
-        group.start_soon(feed_watchdog, notifier, pulse, clock)
+        group.start_soon(feed_watchdog, notifier, watchdog, clock)
         await clock.advance(100, asleep=1)
         assert len(notifier.fed_at_s) == 3, "at 0, 10 and 20 s"
-        pulse.beat("poll", next_within_s=25)
+        watchdog.expect("poll", next_within_s=25)
         await clock.advance(10, asleep=1)
         assert len(notifier.fed_at_s) == 4
         group.cancel_scope.cancel()
@@ -268,16 +268,16 @@ async def test_loop_that_is_stuck_is_not_fed_and_named(
 
 
 async def test_loop_that_rests_has_promised_nothing(clock: FakeClock) -> None:
-    pulse = Pulse(clock)
-    pulse.beat("poll", next_within_s=1)
+    watchdog = Watchdog(clock)
+    watchdog.expect("poll", next_within_s=1)
     await clock.advance(1, asleep=0)
-    assert pulse.overdue() == []
+    assert watchdog.overdue() == []
     await clock.advance(1, asleep=0)
-    assert pulse.overdue() == ["poll"]
-    pulse.rest("poll")
-    pulse.rest("never-beaten")
+    assert watchdog.overdue() == ["poll"]
+    watchdog.suspend("poll")
+    watchdog.suspend("never-beaten")
 
-    assert pulse.overdue() == []
+    assert watchdog.overdue() == []
 
 
 async def test_time_in_which_the_host_was_suspended_is_held_against_no_loop(host: Host) -> None:
@@ -308,7 +308,7 @@ async def test_tasks_closed_a_month_ago_are_forgotten_day_by_day(host: Host) -> 
         await host.wait_for_end("t-1")
     journal, _ = open_journal(host.state_dir, "now")
     async with host.parts(journal) as parts, anyio.create_task_group() as group:
-        group.start_soon(forget, parts)
+        group.start_soon(prune_closed_tasks, parts)
         await host.clock.advance(29 * DAY_S, asleep=1)
         assert host.state_of("t-1") == "closed"
         await host.clock.advance(2 * DAY_S, asleep=1)

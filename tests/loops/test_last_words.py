@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 
-from runner.api.client import Orchestrator
+from runner.api.client import OrchestratorClient
 from runner.crush.log import digest_of
 from runner.crush.sessions import read_session, session_mark
 from runner.model import log_body
 from runner.reporter.job import job_in
 from runner.reporter.reporter import Reporter
-from runner.workspace.handover import FinalWord, Trace, write_trace
+from runner.workspace.handover import FinalStatus, ReporterState, write_reporter_state
 from tests.fakes.crush import Crush, text
 from tests.loops.host import IDLE, container_of
 from tests.loops.orchestrator import LOGS, STATUS
@@ -54,14 +54,14 @@ async def ended(
         return await host.wait_for_end("t-1")
 
 
-def said(status: str, *, is_sent: bool, message: str | None = "by the agent") -> FinalWord:
+def said(status: str, *, is_sent: bool, message: str | None = "by the agent") -> FinalStatus:
     """Give a final word of the agent."""
-    return FinalWord(status, message, None, is_sent=is_sent)
+    return FinalStatus(status, message, None, is_sent=is_sent)
 
 
-def leaving(host: Host, trace: Trace) -> Callable[[], object]:
+def leaving(host: Host, trace: ReporterState) -> Callable[[], object]:
     """Give what leaves a trace as the reporter does."""
-    return lambda: write_trace(host.home, "t-1", trace)
+    return lambda: write_reporter_state(host.home, "t-1", trace)
 
 
 def logs(host: Host) -> list[dict[str, Any]]:
@@ -77,7 +77,7 @@ async def test_success_that_the_agent_told_stands_though_its_container_failed(
     host: Host,
     is_sent: bool,  # noqa: FBT001 - pytest passes it
 ) -> None:
-    trace = Trace(final=said("success", is_sent=is_sent))
+    trace = ReporterState(final=said("success", is_sent=is_sent))
     end = await ended(host, "[fail 3]", leaving(host, trace))
 
     assert (end["status"], end["progress"]) == ("success", 100.0)
@@ -92,7 +92,7 @@ async def test_failure_that_the_agent_told_stands_though_its_container_did_not_f
     host: Host,
     is_sent: bool,  # noqa: FBT001 - pytest passes it
 ) -> None:
-    end = await ended(host, "", leaving(host, Trace(final=said("error", is_sent=is_sent))))
+    end = await ended(host, "", leaving(host, ReporterState(final=said("error", is_sent=is_sent))))
 
     assert end["status"] == "error"
     assert end["message"].startswith("by the agent\n\nIts container, after that: completed: ")
@@ -100,14 +100,14 @@ async def test_failure_that_the_agent_told_stands_though_its_container_did_not_f
 
 
 async def test_word_that_agrees_with_the_container_is_told_as_it_is(host: Host) -> None:
-    end = await ended(host, "", leaving(host, Trace(final=said("success", is_sent=False))))
+    end = await ended(host, "", leaving(host, ReporterState(final=said("success", is_sent=False))))
 
     assert end["message"] == "by the agent"
 
 
 async def test_word_without_a_message_has_the_runners(host: Host) -> None:
     word = said("success", is_sent=False, message=None)
-    end = await ended(host, "", leaving(host, Trace(final=word)))
+    end = await ended(host, "", leaving(host, ReporterState(final=word)))
 
     assert end["message"].startswith("completed: exit code 0")
 
@@ -116,7 +116,7 @@ async def test_word_of_a_lost_container_stands(host: Host) -> None:
     host.orchestrator.offer("t-1", "[hang]")
     async with host.runner():
         await host.wait_for_state("t-1", "running")
-        write_trace(host.home, "t-1", Trace(final=said("success", is_sent=False)))
+        write_reporter_state(host.home, "t-1", ReporterState(final=said("success", is_sent=False)))
         host.engine.vanish(container_of("t-1"))
         end = await host.wait_for_end("t-1")
 
@@ -127,7 +127,7 @@ async def test_word_is_kept_while_the_orchestrator_is_away(host: Host) -> None:
     host.orchestrator.offer("t-1", "[wait-for go]")
     async with host.runner():
         await host.wait_for_state("t-1", "running")
-        write_trace(host.home, "t-1", Trace(final=said("error", is_sent=False)))
+        write_reporter_state(host.home, "t-1", ReporterState(final=said("error", is_sent=False)))
         host.orchestrator.is_down = True
         host.let_go()
         await host.wait_for_state("t-1", "ended")
@@ -142,7 +142,7 @@ async def test_word_is_kept_while_the_orchestrator_is_away(host: Host) -> None:
 async def test_word_that_was_planted_for_a_task_that_never_started_is_not_believed(
     host: Host,
 ) -> None:
-    write_trace(host.home, "t-1", Trace(final=said("success", is_sent=False)))
+    write_reporter_state(host.home, "t-1", ReporterState(final=said("success", is_sent=False)))
     host.orchestrator.offer("t-1")
     async with host.runner(run_args=("--no-such-flag",)):
         end = await host.wait_for_end("t-1")
@@ -163,7 +163,7 @@ async def test_word_and_log_that_the_reporter_could_not_send_are_delivered_at_th
             host.orchestrator.always(path, told({"detail": "not now"}, status))
         given = host.engine.variables[container_of("t-1")]
         job = replace(job_in({**given, "VICTORIA_HOME": str(host.home)}), prompt=PROMPT)
-        async with Orchestrator(job.orchestrator_url) as orchestrator:
+        async with OrchestratorClient(job.orchestrator_url) as orchestrator:
             reporter = Reporter(job, orchestrator, patience_s=16)
             answer = await reporter.finish("error", "12 sales are too few", submit_logs=True)
         for path in (STATUS, LOGS):
@@ -222,7 +222,7 @@ async def test_log_that_was_handed_in_before_the_final_word_is_not_again(
     host: Host, crush: Crush
 ) -> None:
     crush.say("s1", text("Crush writes on after that."))
-    trace = Trace("the-digest-of-then", "s1", said("success", is_sent=True))
+    trace = ReporterState("the-digest-of-then", "s1", said("success", is_sent=True))
     end = await ended(host, "", leaving(host, trace))
 
     assert logs(host) == []
@@ -237,7 +237,7 @@ async def test_log_without_a_final_word_is_handed_in_again_if_it_has_grown(
 ) -> None:
     session = read_session(crush.path, "s1")
     assert session is not None
-    trace = Trace(digest_of(session), "s1")
+    trace = ReporterState(digest_of(session), "s1")
     if goes_on:
         crush.say("s1", text("more"))
     await ended(host, "", leaving(host, trace))
@@ -247,7 +247,7 @@ async def test_log_without_a_final_word_is_handed_in_again_if_it_has_grown(
 
 @pytest.mark.usefixtures("crush")
 async def test_log_is_handed_in_though_the_agent_told_its_end_without(host: Host) -> None:
-    await ended(host, "", leaving(host, Trace(final=said("success", is_sent=True))))
+    await ended(host, "", leaving(host, ReporterState(final=said("success", is_sent=True))))
 
     assert [body["session"]["id"] for body in logs(host)] == ["s1"]
 
@@ -337,8 +337,8 @@ async def test_what_is_secret_leaves_neither_in_the_log_nor_in_the_agents_word(
         variables = host.engine.variables[container_of("t-1")]
         key = variables["NODE_API_KEY"]
         crush.say("s1", text(f"NODE_API_KEY={key} API_PASSWORD=hunter2-hunter2"))
-        word = FinalWord("success", f"I found {key}!", None, is_sent=False)
-        write_trace(host.home, "t-1", Trace(final=word))
+        word = FinalStatus("success", f"I found {key}!", None, is_sent=False)
+        write_reporter_state(host.home, "t-1", ReporterState(final=word))
         host.let_go()
         end = await host.wait_for_end("t-1")
 

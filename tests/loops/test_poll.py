@@ -9,7 +9,7 @@ import pytest
 
 from runner.errors import JournalError
 from runner.journal.journal import Journal
-from runner.loops.poll import Answer, poll
+from runner.loops.poll import PollResult, poll
 from runner.model import Task
 from tests.loops.host import IDLE, WITH_TASK
 from tests.loops.orchestrator import BEAT, POLL, SILENCE, STATUS
@@ -294,7 +294,7 @@ async def test_task_that_was_written_down_is_begun_though_it_cannot_be_read(
     journal = NeverReadJournal(host.state_dir / "journal.sqlite3")
     begun: list[Task] = []
     async with host.parts(journal, once=True) as parts:
-        assert await poll(parts, begun.append) is Answer.TASK
+        assert await poll(parts, begun.append) is PollResult.TASK
 
     assert begun == await journal.open_tasks()
     assert [task.state.value for task in begun] == [state]

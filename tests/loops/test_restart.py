@@ -10,8 +10,8 @@ import pytest
 from runner.engine.base import ContainerSpec
 from runner.errors import EngineError
 from runner.journal.journal import open_journal
-from runner.model import Assignment, End, EndReason, Identity, Limits, Report, TaskState
-from runner.node import describe
+from runner.model import Assignment, EndReason, Identity, Limits, Outcome, Report, TaskState
+from runner.node import node_description
 from runner.redaction import Secret
 from runner.state_dir import run_folder
 from runner.tasks.outcome import final_report
@@ -108,7 +108,9 @@ async def leave_behind(host: Host, state: TaskState, *, other_boot: bool = False
     host.orchestrator.keys.add("node-key-1")
     now = host.clock.wall_s()
     try:
-        await journal.store_identity(identity, settings.orchestrator_url, describe(settings), now)
+        await journal.store_identity(
+            identity, settings.orchestrator_url, node_description(settings), now
+        )
         await journal.accept(Assignment("t-1", GOOD, settings.orchestrator_url, 60), identity, now)
         if state is not ACCEPTED:
             boot_id = "boot-0" if other_boot else host.clock.boot_id
@@ -116,7 +118,7 @@ async def leave_behind(host: Host, state: TaskState, *, other_boot: bool = False
         if state in {RUNNING, TaskState.ENDED}:
             await journal.run("t-1", "c0ffee", now, host.clock.uptime_s() + 60)
         if state is TaskState.ENDED:
-            end = End(EndReason.FAILED, "failed: exit code 9", 9)
+            end = Outcome(EndReason.FAILED, "failed: exit code 9", 9)
             session = Report("logs", {"job_id": "t-1", "task_id": "t-1", "session": {}})
             await journal.end("t-1", end, [session, final_report("t-1", end, now)], now)
     finally:

@@ -11,7 +11,7 @@ from typing import Any
 
 from mcp import Client, StdioServerParameters
 
-from runner.workspace.handover import Trace, read_trace
+from runner.workspace.handover import ReporterState, read_reporter_state
 from tests.orchestrator.serving import RunningOrchestrator
 
 ROOT = Path(__file__).parents[2]
@@ -51,9 +51,9 @@ class Held:
         return self.orchestrator.log_of(self.task_id)
 
     @property
-    def trace(self) -> Trace:
+    def trace(self) -> ReporterState:
         """What the reporter has left for the runner."""
-        return read_trace(self.home, self.task_id)
+        return read_reporter_state(self.home, self.task_id)
 
 
 class Agent:

@@ -12,7 +12,7 @@ import anyio
 import pytest
 from mcp import Client
 
-from runner.api.client import Orchestrator
+from runner.api.client import OrchestratorClient
 from runner.crush.log import digest_of
 from runner.crush.sessions import read_session
 from runner.model import Identity
@@ -20,7 +20,7 @@ from runner.redaction import Secret
 from runner.reporter.job import Job
 from runner.reporter.reporter import Answer, Reporter
 from runner.reporter.server import server_for
-from runner.workspace.handover import FinalWord, Trace, read_trace
+from runner.workspace.handover import FinalStatus, ReporterState, read_reporter_state
 from tests.fakes.crush import Crush, text
 from tests.fakes.loop import FORWARD, put_forward
 from tests.reporter.held import Agent
@@ -79,7 +79,7 @@ def job(url: str, home: Path, key: str = "node-key-1234", prompt: str | None = N
 
 @asynccontextmanager
 async def reporting(found: Job) -> AsyncIterator[Reporter]:
-    async with Orchestrator(found.orchestrator_url) as orchestrator:
+    async with OrchestratorClient(found.orchestrator_url) as orchestrator:
         yield Reporter(found, orchestrator, patience_s=PATIENCE_S)
 
 
@@ -116,8 +116,8 @@ async def test_final_word_that_is_not_taken_is_told_and_kept(
 
     assert failure(answer).startswith(f"cannot report 'success': {reason}")
     assert failure(answer).endswith("; it is kept, and delivered when this container has ended")
-    kept = FinalWord("success", "12 sales", None, is_sent=False)
-    assert read_trace(home, TASK_ID) == Trace(final=kept)
+    kept = FinalStatus("success", "12 sales", None, is_sent=False)
+    assert read_reporter_state(home, TASK_ID) == ReporterState(final=kept)
 
 
 @pytest.mark.usefixtures("crush")
@@ -129,7 +129,7 @@ async def test_log_that_is_not_taken_is_told(server: ScriptedServer, home: Path,
         answer = await reporter.hand_in(None)
 
     assert failure(answer).startswith(f"cannot submit the log: {reason}")
-    assert read_trace(home, TASK_ID).log_digest is None
+    assert read_reporter_state(home, TASK_ID).log_digest is None
 
 
 async def test_end_that_stands_at_the_orchestrator_is_what_is_left_for_the_runner(
@@ -140,13 +140,15 @@ async def test_end_that_stands_at_the_orchestrator_is_what_is_left_for_the_runne
         answer = await reporter.report("success", "yes", None)
 
     assert answer["task_status"] == "error"
-    assert read_trace(home, TASK_ID).final == FinalWord("error", None, None, is_sent=True)
+    assert read_reporter_state(home, TASK_ID).final == FinalStatus(
+        "error", None, None, is_sent=True
+    )
 
 
 async def test_orchestrator_that_is_away_is_told(home: Path) -> None:
     with nobody_listening() as port:
         found = job(f"http://127.0.0.1:{port}", home)
-        async with Orchestrator(found.orchestrator_url) as orchestrator:
+        async with OrchestratorClient(found.orchestrator_url) as orchestrator:
             reporter = Reporter(found, orchestrator, patience_s=WAITED_OUT_S)
             answer = await reporter.report("running", None, 5)
 
@@ -162,8 +164,8 @@ async def test_end_is_told_though_its_log_is_refused(server: ScriptedServer, hom
     assert answer["sent"] is True
     assert answer["logs"] == {"sent": False, "error": "cannot submit the log: HTTP 413: too long"}
     assert [request.target for request in server.requests] == ["/logs", "/status"]
-    left = read_trace(home, TASK_ID)
-    assert (left.log_digest, left.final) == (None, FinalWord("error", "no", "s1", is_sent=True))
+    left = read_reporter_state(home, TASK_ID)
+    assert (left.log_digest, left.final) == (None, FinalStatus("error", "no", "s1", is_sent=True))
 
 
 async def test_log_that_is_refused_as_too_long_is_cut_and_handed_in(
@@ -182,7 +184,7 @@ async def test_log_that_is_refused_as_too_long_is_cut_and_handed_in(
     assert answer["sent"] is True
     whole = read_session(crush.path, "s1")
     assert whole is not None
-    assert read_trace(home, TASK_ID).log_digest == digest_of(whole)
+    assert read_reporter_state(home, TASK_ID).log_digest == digest_of(whole)
 
 
 @pytest.mark.usefixtures("crush")
@@ -244,7 +246,7 @@ async def test_without_a_key_nothing_is_sent_and_a_final_word_is_kept(
 
     assert "NODE_API_KEY is not set" in failure(answer)
     assert not server.requests
-    assert read_trace(home, TASK_ID).final is not None
+    assert read_reporter_state(home, TASK_ID).final is not None
 
 
 async def test_message_that_is_too_long_is_cut_and_half_characters_are_replaced(
@@ -356,7 +358,7 @@ class Defective(Reporter):
 async def test_defect_of_the_reporter_is_answered_in_one_sentence(home: Path) -> None:
     found = job("http://127.0.0.1:1", home)
     async with (
-        Orchestrator(found.orchestrator_url) as orchestrator,
+        OrchestratorClient(found.orchestrator_url) as orchestrator,
         Client(server_for(Defective(found, orchestrator))) as client,
     ):
         answer = await Agent(client).call("report_status", status="running")

@@ -18,7 +18,7 @@ PARTS = '[{"type": "text", "data": {"text": "' + "🚀 " * 460 + '"}}]'
 HAND_IN = """
 import sys, time, anyio
 from pathlib import Path
-from runner.api.client import Orchestrator
+from runner.api.client import OrchestratorClient
 from runner.model import Identity
 from runner.reporter.job import Job
 from runner.reporter.reporter import Reporter
@@ -33,7 +33,7 @@ def peak_kib():
 
 async def main():
     job = Job(task_id, url, Identity("", Secret(key)), Path(home), time.time() - 3600, "Count")
-    async with Orchestrator(url) as orchestrator:
+    async with OrchestratorClient(url) as orchestrator:
         reporter = Reporter(job, orchestrator, patience_s=120)
         assert (await reporter.report("running", None, None))["sent"]
         before, began_s = peak_kib(), time.process_time()

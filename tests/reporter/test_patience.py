@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 
-from runner.api.client import Orchestrator
+from runner.api.client import OrchestratorClient
 from runner.reporter.reporter import Reporter
 from tests.fakes.loop import JUMPING
 from tests.reporter.test_failures import job
@@ -35,7 +35,7 @@ def anyio_backend() -> tuple[str, Mapping[str, Any]]:
 async def test_agent_has_its_answer_after_half_a_minute_at_most(
     home: Path, crush: Crush, said: Answer
 ) -> None:
-    async with serving() as server, Orchestrator(server.url) as orchestrator:
+    async with serving() as server, OrchestratorClient(server.url) as orchestrator:
         server.answer(said)
         reporter = Reporter(job(server.url, home), orchestrator)
         began_s = anyio.current_time()

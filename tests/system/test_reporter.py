@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.workspace.handover import read_trace
+from runner.workspace.handover import read_reporter_state
 from tests.engines import Engine
 from tests.orchestrator.serving import wait_for
 from tests.setup import agent, image, steps
@@ -125,7 +125,7 @@ def test_final_word_that_could_not_be_sent_is_delivered_by_the_runner(
     orchestrator.stop()
     runner.let_go("go")
     runner.wait_for_log("task has ended")
-    left = read_trace(runner.home, task_id)
+    left = read_reporter_state(runner.home, task_id)
     orchestrator.start()
     task = orchestrator.end_of(task_id)
     runner.wait_until_closed(task_id)

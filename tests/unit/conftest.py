@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import hypothesis
 import pytest
 
-from runner.api.client import Orchestrator
+from runner.api.client import OrchestratorClient
 from runner.model import Identity
 from runner.redaction import Secret
 from tests.unit.scripted_server import ScriptedServer, serving
@@ -39,9 +39,9 @@ async def server(anyio_backend: str) -> AsyncIterator[ScriptedServer]:  # noqa: 
 
 
 @pytest.fixture
-async def orchestrator(server: ScriptedServer) -> AsyncIterator[Orchestrator]:
+async def orchestrator(server: ScriptedServer) -> AsyncIterator[OrchestratorClient]:
     """Give the wire to the scripted server."""
-    async with Orchestrator(server.url) as wire:
+    async with OrchestratorClient(server.url) as wire:
         yield wire
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import anyio
 
 from runner.journal.journal import Journal, open_journal
-from runner.model import Assignment, End, EndReason, Identity, Report
+from runner.model import Assignment, EndReason, Identity, Outcome, Report
 from runner.redaction import Secret
 
 NODE: dict[str, object] = {"name": "n-1"}
@@ -34,7 +34,7 @@ async def lead_a_life(journal: Journal, identity: Identity, task_id: str) -> Non
     acknowledge(task_id, "starting")
     await journal.run(task_id, "c0ffee", 2.0, 62.0)
     acknowledge(task_id, "running")
-    await journal.end(task_id, End(EndReason.COMPLETED, "completed", 0), REPORTS, 3.0)
+    await journal.end(task_id, Outcome(EndReason.COMPLETED, "completed", 0), REPORTS, 3.0)
     acknowledge(task_id, "ended")
 
 

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from runner import __version__
 from runner.api.address import check_orchestrator_url
-from runner.api.client import Orchestrator
-from runner.api.http import CALL_TIMEOUT_S, MAX_ANSWER_BYTES, SLOWEST_UPLOAD_BYTES_PER_S, Wire
+from runner.api.client import OrchestratorClient
+from runner.api.http import CALL_TIMEOUT_S, MAX_ANSWER_BYTES, SLOWEST_UPLOAD_BYTES_PER_S, HttpClient
 from runner.errors import ConfigurationError, Refused, Unauthorised, Unavailable
 from runner.model import Identity
 from runner.redaction import Secret
@@ -42,14 +42,14 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-Call: TypeAlias = Callable[[Orchestrator, Identity], Awaitable[object]]
+Call: TypeAlias = Callable[[OrchestratorClient, Identity], Awaitable[object]]
 
 NODE_ID = "6f1c2a34-0000-4000-8000-0123456789ab"
 TOKEN = Secret("registration-token")
 NODE: dict[str, object] = {"name": "n-1", "hostname": "h", "os_type": "linux"}
 
 
-async def _download(wire: Orchestrator, identity: Identity) -> bytes:
+async def _download(wire: OrchestratorClient, identity: Identity) -> bytes:
     async with wire.download(identity, "a") as download:
         return b"".join([chunk async for chunk in download.chunks])
 
@@ -57,7 +57,7 @@ async def _download(wire: Orchestrator, identity: Identity) -> bytes:
 CALLS: dict[str, Call] = {
     "register": lambda wire, _: wire.register(TOKEN, NODE),
     "heartbeat": lambda wire, identity: wire.heartbeat(identity, {"status": "idle"}),
-    "pending": lambda wire, identity: wire.pending(identity, 25),
+    "pending": lambda wire, identity: wire.next_task(identity, 25),
     "status": lambda wire, identity: wire.report(identity, "status", {"status": "running"}),
     "logs": lambda wire, identity: wire.report(identity, "logs", {"session": {}}),
     "hand in": lambda wire, identity: wire.hand_in(identity, "logs", {"session": {}}),
@@ -75,7 +75,7 @@ every_json_call = pytest.mark.parametrize(
 
 
 async def test_registration_sends_the_token_and_the_node(
-    orchestrator: Orchestrator, server: ScriptedServer
+    orchestrator: OrchestratorClient, server: ScriptedServer
 ) -> None:
     server.answer(told({"id": NODE_ID, "api_key": "k"}))
 
@@ -89,7 +89,7 @@ async def test_registration_sends_the_token_and_the_node(
 
 
 async def test_registration_gives_the_identity(
-    orchestrator: Orchestrator, server: ScriptedServer
+    orchestrator: OrchestratorClient, server: ScriptedServer
 ) -> None:
     server.answer(told({"id": NODE_ID, "api_key": "k", "name": "n-1"}))
 
@@ -111,7 +111,7 @@ async def test_registration_gives_the_identity(
     ],
 )
 async def test_registration_without_a_usable_identity_is_no_registration(
-    orchestrator: Orchestrator, server: ScriptedServer, answer: object
+    orchestrator: OrchestratorClient, server: ScriptedServer, answer: object
 ) -> None:
     server.answer(told(answer))
 
@@ -120,7 +120,7 @@ async def test_registration_without_a_usable_identity_is_no_registration(
 
 
 async def test_heartbeat_carries_key_and_node_id(
-    orchestrator: Orchestrator, identity: Identity, server: ScriptedServer
+    orchestrator: OrchestratorClient, identity: Identity, server: ScriptedServer
 ) -> None:
     server.answer(told({}))
 
@@ -133,7 +133,7 @@ async def test_heartbeat_carries_key_and_node_id(
 
 
 async def test_heartbeat_brings_the_tasks_that_were_cancelled(
-    orchestrator: Orchestrator, identity: Identity, server: ScriptedServer
+    orchestrator: OrchestratorClient, identity: Identity, server: ScriptedServer
 ) -> None:
     server.answer(told({"cancelled_task_ids": ["t-1", "t-2"]}))
 
@@ -144,7 +144,7 @@ async def test_heartbeat_brings_the_tasks_that_were_cancelled(
     "answer", [None, {}, [], "ok", {"cancelled_task_ids": "t-1"}, {"cancelled_task_ids": [None, 1]}]
 )
 async def test_heartbeat_to_an_orchestrator_that_knows_no_cancelling_cancels_nothing(
-    orchestrator: Orchestrator, identity: Identity, server: ScriptedServer, answer: object
+    orchestrator: OrchestratorClient, identity: Identity, server: ScriptedServer, answer: object
 ) -> None:
     server.answer(told(answer))
 
@@ -152,11 +152,11 @@ async def test_heartbeat_to_an_orchestrator_that_knows_no_cancelling_cancels_not
 
 
 async def test_request_for_work_prefers_to_be_held(
-    orchestrator: Orchestrator, identity: Identity, server: ScriptedServer
+    orchestrator: OrchestratorClient, identity: Identity, server: ScriptedServer
 ) -> None:
     server.answer(told(None))
 
-    await orchestrator.pending(identity, 25)
+    await orchestrator.next_task(identity, 25)
 
     request = server.requests[0]
     assert (request.method, request.target) == ("GET", "/tasks/pending")
@@ -174,7 +174,7 @@ async def test_request_for_work_prefers_to_be_held(
     ],
 )
 async def test_held_request_is_told_by_preference_applied(
-    orchestrator: Orchestrator,
+    orchestrator: OrchestratorClient,
     identity: Identity,
     server: ScriptedServer,
     headers: dict[str, str],
@@ -182,15 +182,15 @@ async def test_held_request_is_told_by_preference_applied(
 ) -> None:
     server.answer(told(None, headers=headers))
 
-    assert (await orchestrator.pending(identity, 25)).was_held is was_held
+    assert (await orchestrator.next_task(identity, 25)).was_held is was_held
 
 
 async def test_assignment_comes_as_it_was_sent(
-    orchestrator: Orchestrator, identity: Identity, server: ScriptedServer
+    orchestrator: OrchestratorClient, identity: Identity, server: ScriptedServer
 ) -> None:
     server.answer(told({"task_id": "t-1", "unheard": [1]}))
 
-    offer = await orchestrator.pending(identity, 25)
+    offer = await orchestrator.next_task(identity, 25)
 
     assert offer.assignment == {"task_id": "t-1", "unheard": [1]}
 
@@ -201,16 +201,16 @@ async def test_assignment_comes_as_it_was_sent(
     ids=["null", "empty", "no content", "blank"],
 )
 async def test_null_or_nothing_is_no_work(
-    orchestrator: Orchestrator, identity: Identity, server: ScriptedServer, answer: Answer
+    orchestrator: OrchestratorClient, identity: Identity, server: ScriptedServer, answer: Answer
 ) -> None:
     server.answer(answer)
 
-    assert (await orchestrator.pending(identity, 25)).assignment is None
+    assert (await orchestrator.next_task(identity, 25)).assignment is None
 
 
 @pytest.mark.parametrize("path", ["status", "logs"])
 async def test_report_is_posted_as_the_caller_wrote_it(
-    orchestrator: Orchestrator, identity: Identity, server: ScriptedServer, path: str
+    orchestrator: OrchestratorClient, identity: Identity, server: ScriptedServer, path: str
 ) -> None:
     server.answer(told({}))
     body = {"job_id": "t-1", "task_id": "t-1", "message": "50 % für heute"}
@@ -238,7 +238,7 @@ async def test_report_is_posted_as_the_caller_wrote_it(
     ],
 )
 async def test_report_brings_the_standing_status_if_it_is_told(
-    orchestrator: Orchestrator,
+    orchestrator: OrchestratorClient,
     identity: Identity,
     server: ScriptedServer,
     answer: object,
@@ -249,7 +249,9 @@ async def test_report_brings_the_standing_status_if_it_is_told(
     assert await orchestrator.report(identity, "status", {"task_id": "t-1"}) == standing
 
 
-async def test_health_needs_no_key(orchestrator: Orchestrator, server: ScriptedServer) -> None:
+async def test_health_needs_no_key(
+    orchestrator: OrchestratorClient, server: ScriptedServer
+) -> None:
     server.answer(told({"status": "ok", "version": "1.1.2"}))
 
     assert (await orchestrator.health())["version"] == "1.1.2"
@@ -257,7 +259,7 @@ async def test_health_needs_no_key(orchestrator: Orchestrator, server: ScriptedS
 
 
 async def test_every_request_says_which_runner_it_is_and_asks_for_plain_json(
-    orchestrator: Orchestrator, server: ScriptedServer
+    orchestrator: OrchestratorClient, server: ScriptedServer
 ) -> None:
     server.answer(told({}))
 
@@ -274,8 +276,8 @@ async def test_orchestrator_may_live_below_a_path(
 ) -> None:
     server.answer(told(None))
 
-    async with Orchestrator(f"{server.url}/victoria/api") as wire:
-        await wire.pending(identity, 25)
+    async with OrchestratorClient(f"{server.url}/victoria/api") as wire:
+        await wire.next_task(identity, 25)
 
     assert server.requests[0].target == "/victoria/api/tasks/pending"
 
@@ -294,7 +296,7 @@ async def test_orchestrator_may_live_below_a_path(
     ],
 )
 async def test_name_of_a_file_is_encoded(
-    orchestrator: Orchestrator,
+    orchestrator: OrchestratorClient,
     identity: Identity,
     server: ScriptedServer,
     name: str,
@@ -309,7 +311,7 @@ async def test_name_of_a_file_is_encoded(
 
 
 async def test_download_streams_what_is_sent_and_tells_its_size(
-    orchestrator: Orchestrator, identity: Identity, server: ScriptedServer
+    orchestrator: OrchestratorClient, identity: Identity, server: ScriptedServer
 ) -> None:
     server.answer(zeros(3_000_000))
     sizes: list[int] = []
@@ -323,7 +325,7 @@ async def test_download_streams_what_is_sent_and_tells_its_size(
 
 
 async def test_download_of_untold_size_says_so(
-    orchestrator: Orchestrator, identity: Identity, server: ScriptedServer
+    orchestrator: OrchestratorClient, identity: Identity, server: ScriptedServer
 ) -> None:
     server.answer(raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n"))
 
@@ -338,7 +340,7 @@ async def test_download_of_untold_size_says_so(
 
 @every_call
 async def test_401_is_an_unknown_key_or_token(
-    orchestrator: Orchestrator, identity: Identity, server: ScriptedServer, call: Call
+    orchestrator: OrchestratorClient, identity: Identity, server: ScriptedServer, call: Call
 ) -> None:
     server.answer(told({"detail": "Invalid API key"}, 401))
 
@@ -352,7 +354,7 @@ async def test_401_is_an_unknown_key_or_token(
 @every_call
 @pytest.mark.parametrize("status", [400, 403, 404, 405, 409, 410, 413, 422])
 async def test_other_4xx_is_refused_for_good(
-    orchestrator: Orchestrator,
+    orchestrator: OrchestratorClient,
     identity: Identity,
     server: ScriptedServer,
     call: Call,
@@ -382,7 +384,7 @@ async def test_other_4xx_is_refused_for_good(
     ],
 )
 async def test_refusal_carries_the_orchestrator_s_reason_as_one_short_line(
-    orchestrator: Orchestrator, server: ScriptedServer, body: bytes, said: str
+    orchestrator: OrchestratorClient, server: ScriptedServer, body: bytes, said: str
 ) -> None:
     server.answer(http(409, body))
 
@@ -398,7 +400,7 @@ async def test_refusal_carries_the_orchestrator_s_reason_as_one_short_line(
 @every_call
 @pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504])
 async def test_trouble_that_passes_is_unavailable(
-    orchestrator: Orchestrator,
+    orchestrator: OrchestratorClient,
     identity: Identity,
     server: ScriptedServer,
     call: Call,
@@ -416,7 +418,7 @@ async def test_trouble_that_passes_is_unavailable(
 
 @pytest.mark.parametrize("status", [429, 503])
 async def test_retry_after_in_seconds_is_kept(
-    orchestrator: Orchestrator, server: ScriptedServer, status: int
+    orchestrator: OrchestratorClient, server: ScriptedServer, status: int
 ) -> None:
     server.answer(http(status, headers={"Retry-After": "17"}))
 
@@ -428,7 +430,7 @@ async def test_retry_after_in_seconds_is_kept(
 
 @pytest.mark.parametrize("status", [429, 503])
 async def test_retry_after_as_a_date_is_kept(
-    orchestrator: Orchestrator, server: ScriptedServer, status: int
+    orchestrator: OrchestratorClient, server: ScriptedServer, status: int
 ) -> None:
     moment = datetime.now(timezone.utc) + timedelta(seconds=600)
     server.answer(http(status, headers={"Retry-After": format_datetime(moment, usegmt=True)}))
@@ -441,7 +443,7 @@ async def test_retry_after_as_a_date_is_kept(
 
 
 async def test_retry_after_in_the_past_means_now(
-    orchestrator: Orchestrator, server: ScriptedServer
+    orchestrator: OrchestratorClient, server: ScriptedServer
 ) -> None:
     server.answer(http(503, headers={"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}))
 
@@ -456,7 +458,7 @@ async def test_retry_after_in_the_past_means_now(
     ["soon", "-1", "1.5", "Wed, 99 Oct 2015 07:28:00 GMT", "1 Jan 1 0:0:0 +9999999999999999", "²"],
 )
 async def test_retry_after_that_cannot_be_read_is_as_none(
-    orchestrator: Orchestrator, server: ScriptedServer, value: str
+    orchestrator: OrchestratorClient, server: ScriptedServer, value: str
 ) -> None:
     server.answer(http(503, headers={"Retry-After": value}))
 
@@ -479,7 +481,7 @@ async def test_retry_after_that_cannot_be_read_is_as_none(
     ids=["html", "half", "not text", "nested", "long number"],
 )
 async def test_answer_that_is_no_json_is_unavailable(
-    orchestrator: Orchestrator,
+    orchestrator: OrchestratorClient,
     identity: Identity,
     server: ScriptedServer,
     call: Call,
@@ -495,7 +497,7 @@ async def test_answer_that_is_no_json_is_unavailable(
 
 @pytest.mark.parametrize("status", [200, 409, 502])
 async def test_deeply_nested_answer_is_survived_whatever_its_status(
-    orchestrator: Orchestrator, server: ScriptedServer, status: int
+    orchestrator: OrchestratorClient, server: ScriptedServer, status: int
 ) -> None:
     server.answer(http(status, b'{"detail": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"))
 
@@ -505,7 +507,7 @@ async def test_deeply_nested_answer_is_survived_whatever_its_status(
 
 @pytest.mark.parametrize("depth", [100, 500, 900, 990, 995, 998, 999, 1000, 1500, 5000])
 async def test_reason_of_any_depth_is_survived(
-    orchestrator: Orchestrator, server: ScriptedServer, depth: int
+    orchestrator: OrchestratorClient, server: ScriptedServer, depth: int
 ) -> None:
     server.answer(http(409, b'{"detail": ' + b"[" * depth + b"]" * depth + b"}"))
 
@@ -515,7 +517,7 @@ async def test_reason_of_any_depth_is_survived(
 
 @pytest.mark.parametrize("answer", [b"[]", b"null", b'"text"', b"3"])
 async def test_registration_answered_with_another_kind_of_json_is_unavailable(
-    orchestrator: Orchestrator, server: ScriptedServer, answer: bytes
+    orchestrator: OrchestratorClient, server: ScriptedServer, answer: bytes
 ) -> None:
     server.answer(http(200, answer))
 
@@ -525,7 +527,7 @@ async def test_registration_answered_with_another_kind_of_json_is_unavailable(
 
 @every_call
 async def test_error_page_of_a_proxy_is_unavailable(
-    orchestrator: Orchestrator, identity: Identity, server: ScriptedServer, call: Call
+    orchestrator: OrchestratorClient, identity: Identity, server: ScriptedServer, call: Call
 ) -> None:
     server.answer(http(500, b"<html>Internal Server Error</html>", {"Content-Type": "text/html"}))
 
@@ -537,7 +539,7 @@ async def test_error_page_of_a_proxy_is_unavailable(
 
 @every_call
 async def test_half_a_body_is_unavailable(
-    orchestrator: Orchestrator, identity: Identity, server: ScriptedServer, call: Call
+    orchestrator: OrchestratorClient, identity: Identity, server: ScriptedServer, call: Call
 ) -> None:
     server.answer(raw(b'HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{"id": "'))
 
@@ -552,7 +554,7 @@ async def test_half_a_body_is_unavailable(
     ids=["closed", "junk", "half a head"],
 )
 async def test_broken_connection_is_unavailable(
-    orchestrator: Orchestrator,
+    orchestrator: OrchestratorClient,
     identity: Identity,
     server: ScriptedServer,
     call: Call,
@@ -566,9 +568,9 @@ async def test_broken_connection_is_unavailable(
 
 async def test_refused_connection_is_called_by_its_name(identity: Identity) -> None:
     with nobody_listening() as port:
-        async with Orchestrator(f"http://127.0.0.1:{port}") as wire:
+        async with OrchestratorClient(f"http://127.0.0.1:{port}") as wire:
             with pytest.raises(Unavailable) as caught:
-                await wire.pending(identity, 25)
+                await wire.next_task(identity, 25)
 
     assert str(caught.value) == "Connection refused"
 
@@ -577,22 +579,22 @@ async def test_refused_connection_is_called_by_its_name_where_a_host_has_two_add
     identity: Identity,
 ) -> None:
     with nobody_listening() as port:
-        async with Orchestrator(f"http://localhost:{port}") as wire:
+        async with OrchestratorClient(f"http://localhost:{port}") as wire:
             with pytest.raises(Unavailable) as caught:
-                await wire.pending(identity, 25)
+                await wire.next_task(identity, 25)
 
     assert str(caught.value) == "Connection refused"
 
 
 @pytest.mark.parametrize("answer", [stalled(b""), trickle()], ids=["nothing", "a byte at a time"])
 async def test_answer_that_never_comes_is_unavailable_after_the_deadline(
-    orchestrator: Orchestrator, identity: Identity, server: ScriptedServer, answer: Answer
+    orchestrator: OrchestratorClient, identity: Identity, server: ScriptedServer, answer: Answer
 ) -> None:
     server.answer(answer)
     a_second_in_all = round(1 - CALL_TIMEOUT_S)
 
     with pytest.raises(Unavailable) as caught:
-        await orchestrator.pending(identity, a_second_in_all)
+        await orchestrator.next_task(identity, a_second_in_all)
 
     assert str(caught.value) == "no answer within 1 s"
 
@@ -604,7 +606,7 @@ async def test_deadline_grows_with_what_is_sent(server: ScriptedServer) -> None:
 
     server.answer(answer_late)
     a_minute = "x" * 60 * SLOWEST_UPLOAD_BYTES_PER_S
-    async with Wire(server.url) as wire:
+    async with HttpClient(server.url) as wire:
         async with wire.request("POST", "logs", {}, {"session": a_minute}, timeout_s=0.1) as said:
             assert await said.decoded() == {}
 
@@ -618,7 +620,7 @@ async def test_deadline_grows_with_what_is_sent(server: ScriptedServer) -> None:
 
 @pytest.mark.parametrize("first", [b"{", b" \r\n[1, 2", b'{"session": '])
 async def test_report_is_handed_in_when_the_answer_begins_as_json(
-    orchestrator: Orchestrator, identity: Identity, server: ScriptedServer, first: bytes
+    orchestrator: OrchestratorClient, identity: Identity, server: ScriptedServer, first: bytes
 ) -> None:
     server.answer(endless(first=first))
 
@@ -627,7 +629,7 @@ async def test_report_is_handed_in_when_the_answer_begins_as_json(
 
 @pytest.mark.parametrize("answer", [b"", b"null", b"{}", b'{"status": "success"}'])
 async def test_report_is_handed_in_whatever_json_says(
-    orchestrator: Orchestrator, identity: Identity, server: ScriptedServer, answer: bytes
+    orchestrator: OrchestratorClient, identity: Identity, server: ScriptedServer, answer: bytes
 ) -> None:
     server.answer(http(200, answer))
 
@@ -640,7 +642,7 @@ async def test_report_is_handed_in_whatever_json_says(
     ids=["endless zeros", "endless page", "page", "cut"],
 )
 async def test_report_is_not_handed_in_where_something_else_answers(
-    orchestrator: Orchestrator, identity: Identity, server: ScriptedServer, answer: Answer
+    orchestrator: OrchestratorClient, identity: Identity, server: ScriptedServer, answer: Answer
 ) -> None:
     server.answer(answer)
 
@@ -651,7 +653,7 @@ async def test_report_is_not_handed_in_where_something_else_answers(
 @every_call
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 async def test_redirect_to_another_origin_is_not_followed(
-    orchestrator: Orchestrator,
+    orchestrator: OrchestratorClient,
     identity: Identity,
     server: ScriptedServer,
     call: Call,
@@ -669,7 +671,7 @@ async def test_redirect_to_another_origin_is_not_followed(
 
 @every_json_call
 async def test_endless_answer_is_given_up(
-    orchestrator: Orchestrator, identity: Identity, server: ScriptedServer, call: Call
+    orchestrator: OrchestratorClient, identity: Identity, server: ScriptedServer, call: Call
 ) -> None:
     server.answer(endless())
 
@@ -680,7 +682,7 @@ async def test_endless_answer_is_given_up(
 
 
 async def test_endless_error_page_is_given_up(
-    orchestrator: Orchestrator, server: ScriptedServer
+    orchestrator: OrchestratorClient, server: ScriptedServer
 ) -> None:
     server.answer(raw(b"HTTP/1.1 404 Not Found\r\n\r\n", *[bytes(1 << 20)] * 17))
 
@@ -689,7 +691,7 @@ async def test_endless_error_page_is_given_up(
 
 
 async def test_compressed_answer_is_not_unpacked(
-    orchestrator: Orchestrator, server: ScriptedServer
+    orchestrator: OrchestratorClient, server: ScriptedServer
 ) -> None:
     server.answer(http(200, gzip.compress(b'{"status": "ok"}'), {"Content-Encoding": "gzip"}))
 
@@ -698,7 +700,7 @@ async def test_compressed_answer_is_not_unpacked(
 
 
 async def test_compressed_file_is_not_taken(
-    orchestrator: Orchestrator, identity: Identity, server: ScriptedServer
+    orchestrator: OrchestratorClient, identity: Identity, server: ScriptedServer
 ) -> None:
     server.answer(http(200, gzip.compress(bytes(1000)), {"Content-Encoding": "gzip"}))
 
@@ -739,9 +741,9 @@ def tls(certificate: tuple[Path, Path]) -> ssl.SSLContext:
 async def test_certificate_of_an_unknown_authority_is_not_trusted(
     tls: ssl.SSLContext, identity: Identity
 ) -> None:
-    async with serving(tls) as server, Orchestrator(server.url) as wire:
+    async with serving(tls) as server, OrchestratorClient(server.url) as wire:
         with pytest.raises(Unavailable) as caught:
-            await wire.pending(identity, 25)
+            await wire.next_task(identity, 25)
 
         assert str(caught.value).startswith("its TLS certificate is not trusted: self")
         assert server.requests == []
@@ -750,10 +752,10 @@ async def test_certificate_of_an_unknown_authority_is_not_trusted(
 async def test_certificate_of_a_private_authority_is_trusted_through_its_file(
     tls: ssl.SSLContext, certificate: tuple[Path, Path], identity: Identity
 ) -> None:
-    async with serving(tls) as server, Orchestrator(server.url, certificate[0]) as wire:
+    async with serving(tls) as server, OrchestratorClient(server.url, certificate[0]) as wire:
         server.answer(told({"task_id": "t-1"}))
 
-        assert (await wire.pending(identity, 25)).assignment == {"task_id": "t-1"}
+        assert (await wire.next_task(identity, 25)).assignment == {"task_id": "t-1"}
 
 
 async def test_certificate_for_another_host_is_not_trusted(
@@ -761,9 +763,9 @@ async def test_certificate_for_another_host_is_not_trusted(
 ) -> None:
     async with serving(tls) as server:
         by_name = server.url.replace("127.0.0.1", "localhost")
-        async with Orchestrator(by_name, certificate[0]) as wire:
+        async with OrchestratorClient(by_name, certificate[0]) as wire:
             with pytest.raises(Unavailable, match="its TLS certificate is not trusted: Hostname"):
-                await wire.pending(identity, 25)
+                await wire.next_task(identity, 25)
 
         assert server.requests == []
 
@@ -780,9 +782,9 @@ async def test_plain_http_behind_https_is_unavailable(identity: Identity) -> Non
     ):
         tasks.start_soon(listener.serve, answer)
         port = listener.extra(SocketAttribute.local_port)  # noqa: S610 - anyio's, no SQL
-        async with Orchestrator(f"https://127.0.0.1:{port}") as wire:
+        async with OrchestratorClient(f"https://127.0.0.1:{port}") as wire:
             with pytest.raises(Unavailable, match="TLS failed: "):
-                await wire.pending(identity, 25)
+                await wire.next_task(identity, 25)
         tasks.cancel_scope.cancel()
 
 
@@ -792,7 +794,7 @@ def test_ca_file_without_a_certificate_is_named(tmp_path: Path, content: bytes) 
     ca_file.write_bytes(content)
 
     with pytest.raises(ConfigurationError) as caught:
-        Orchestrator("https://o.example.com", ca_file)
+        OrchestratorClient("https://o.example.com", ca_file)
 
     assert str(caught.value) == f"cannot use --ca-file {ca_file}: it holds no PEM certificate"
 
@@ -803,13 +805,13 @@ def test_ca_file_without_a_certificate_is_named(tmp_path: Path, content: bytes) 
 @pytest.mark.parametrize("url", ["https://999.999.1.1", "https://[v1.x]", "https://xn--a"])
 def test_address_that_no_request_could_carry_is_refused(url: str) -> None:
     with pytest.raises(ConfigurationError, match="cannot use --orchestrator-url"):
-        Orchestrator(url)
+        OrchestratorClient(url)
 
 
 @given(st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), max_size=40))
 def test_address_that_was_checked_can_be_asked_or_is_refused(rest: str) -> None:
     try:
-        Orchestrator(check_orchestrator_url(f"http://{rest}", allow_http=True))
+        OrchestratorClient(check_orchestrator_url(f"http://{rest}", allow_http=True))
     except ConfigurationError as error:
         assert str(error).startswith("cannot use --orchestrator-url")  # noqa: PT017 - or none at all
 
@@ -822,8 +824,8 @@ async def test_key_for_a_loopback_orchestrator_is_shown_to_no_proxy(
         proxy.answer(told(None))
         for variable in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
             monkeypatch.setenv(variable, proxy.url)
-        async with Orchestrator(server.url) as orchestrator:
-            await orchestrator.pending(identity, 0)
+        async with OrchestratorClient(server.url) as orchestrator:
+            await orchestrator.next_task(identity, 0)
 
         assert proxy.requests == []
     assert len(server.requests) == 1
@@ -835,8 +837,8 @@ async def test_other_hosts_are_asked_through_the_proxy(
     async with serving() as proxy:
         proxy.answer(told(None))
         monkeypatch.setenv("http_proxy", proxy.url)
-        async with Orchestrator("http://orchestrator.invalid") as orchestrator:
-            await orchestrator.pending(identity, 0)
+        async with OrchestratorClient("http://orchestrator.invalid") as orchestrator:
+            await orchestrator.next_task(identity, 0)
 
         assert [request.target for request in proxy.requests] == [
             "http://orchestrator.invalid/tasks/pending"
@@ -847,12 +849,12 @@ async def test_other_hosts_are_asked_through_the_proxy(
 
 
 async def test_key_is_in_no_error(
-    orchestrator: Orchestrator, identity: Identity, server: ScriptedServer
+    orchestrator: OrchestratorClient, identity: Identity, server: ScriptedServer
 ) -> None:
     server.answer(raw(b"junk"))
 
     with pytest.raises(Unavailable) as caught:
-        await orchestrator.pending(identity, 25)
+        await orchestrator.next_task(identity, 25)
 
     link: BaseException | None = caught.value
     while link is not None:

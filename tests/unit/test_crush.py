@@ -18,10 +18,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from runner.crush.database import CrushError
-from runner.crush.log import LOG_LIMIT_BYTES, shortened, wire_size
+from runner.crush.log import LOG_LIMIT_BYTES, truncate, wire_size
 from runner.crush.sessions import (
-    Found,
-    Wanted,
+    Candidates,
+    SessionQuery,
     find_session,
     find_sessions,
     read_session,
@@ -80,7 +80,7 @@ def find(
     ended_at: float | None = ENDED_AT,
     others: tuple[str | None, ...] = (),
 ) -> str | None:
-    return find_session(database, Wanted(STARTED_AT, ended_at, prompt, mark, others))
+    return find_session(database, SessionQuery(STARTED_AT, ended_at, prompt, mark, others))
 
 
 # Reading
@@ -653,8 +653,8 @@ def test_no_session_is_given_when_two_could_be_ours(crush: Crush) -> None:
 
     assert find(crush.path) is None
     assert find(crush.path, prompt="Count the sales") is None
-    found = find_sessions(crush.path, Wanted(STARTED_AT, None))
-    assert found == Found(["s2", "s1"], are_ours=False)
+    found = find_sessions(crush.path, SessionQuery(STARTED_AT, None))
+    assert found == Candidates(["s2", "s1"], certain=False)
 
 
 def test_of_two_tasks_with_one_prompt_each_has_the_session_that_it_was_told_its_id_in(
@@ -703,8 +703,8 @@ def test_only_session_is_not_ours_when_another_task_has_marked_it(
     marked(crush, "s1", "another-task")
 
     assert find(crush.path, prompt=prompt, mark=session_mark(TASK_ID)) is None
-    found = find_sessions(crush.path, Wanted(STARTED_AT, None, prompt, session_mark(TASK_ID)))
-    assert found == Found([], are_ours=False)
+    found = find_sessions(crush.path, SessionQuery(STARTED_AT, None, prompt, session_mark(TASK_ID)))
+    assert found == Candidates([], certain=False)
 
 
 def test_mark_that_only_begins_like_ours_is_anothers(crush: Crush) -> None:
@@ -907,8 +907,8 @@ def test_session_that_is_cut_further_is_as_if_it_had_been_cut_so_at_once(crush: 
         crush.say("s1", text(f"{number} " + "x" * 500), at=DURING + number)
 
     whole = read(crush.path, 100_000)
-    assert shortened(whole, 110_000) is None
-    assert shortened(whole, LIMIT) == read(crush.path, LIMIT)
+    assert truncate(whole, 110_000) is None
+    assert truncate(whole, LIMIT) == read(crush.path, LIMIT)
     assert messages(whole)[0]["id"] == "cut"
 
 
@@ -969,7 +969,7 @@ def test_no_session_is_ever_larger_than_the_limit(
 MEASURE = """
 import sys, time
 from pathlib import Path
-from runner.crush.sessions import Wanted, find_session, read_session
+from runner.crush.sessions import SessionQuery, find_session, read_session
 
 def peak_kib():
     # Of this program alone; what getrusage says is handed down from whoever started it.
@@ -977,7 +977,7 @@ def peak_kib():
     return int(status.partition("VmHWM:")[2].split()[0])
 
 before, began_s = peak_kib(), time.process_time()
-wanted = Wanted(0, None, None, "a-mark")
+wanted = SessionQuery(0, None, None, "a-mark")
 found = find_session(Path(sys.argv[1]), wanted)
 session = read_session(Path(sys.argv[1]), found, secrets=["a-secret-at-the-end"])
 assert "a-secret" not in session["messages"][-1]["content"]

@@ -8,8 +8,8 @@ import pytest
 
 from runner.engine.base import Container, Phase
 from runner.model import EndReason, Task, TaskState
-from runner.redaction import Secret, secrets_to_blank, without_secrets
-from runner.tasks.outcome import judge
+from runner.redaction import Secret, known_secrets, redact_output
+from runner.tasks.outcome import decide_outcome
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,18 +34,18 @@ def ended(exit_code: int) -> Container:
 def test_value_with_a_line_separator_in_it_is_blanked_whole(tmp_path: Path) -> None:
     env_file = tmp_path / "env"
     env_file.write_text("PASSWORD=first-half\u2028second-half\r\n# NOTE=not-a-secret\n")
-    known = secrets_to_blank(Secret("registration-token"), env_file=env_file)
+    known = known_secrets(Secret("registration-token"), env_file=env_file)
     said = "registration-token first-half\u2028second-half second-half not-a-secret"
-    assert without_secrets(said, known) == "*** *** second-half not-a-secret"
+    assert redact_output(said, known) == "*** *** second-half not-a-secret"
 
 
 @pytest.mark.parametrize("code", [137, 143])
 def test_end_by_a_signal_while_the_daemon_was_away_is_lost_and_not_failed(code: int) -> None:
-    assert judge(TASK, ended(code), was_daemon_away=True).reason is EndReason.LOST
-    assert judge(TASK, ended(code)).reason is EndReason.FAILED
+    assert decide_outcome(TASK, ended(code), was_daemon_away=True).reason is EndReason.LOST
+    assert decide_outcome(TASK, ended(code)).reason is EndReason.FAILED
 
 
 @pytest.mark.parametrize("code", [0, 1, 42])
 def test_end_by_itself_while_the_daemon_was_away_is_what_it_is(code: int) -> None:
     reason = EndReason.FAILED if code else EndReason.COMPLETED
-    assert judge(TASK, ended(code), was_daemon_away=True).reason is reason
+    assert decide_outcome(TASK, ended(code), was_daemon_away=True).reason is reason

@@ -14,7 +14,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from runner.api.client import Orchestrator
+from runner.api.client import OrchestratorClient
 from runner.errors import Unauthorised, Unstartable
 from runner.model import Assignment, Identity, TaskFile
 from runner.workspace.download import (
@@ -77,7 +77,7 @@ def outside(tmp_path: Path) -> Path:
 class Fetch:
     """`fetch_files` with what most tests have in common."""
 
-    def __init__(self, orchestrator: Orchestrator, identity: Identity, home: Path) -> None:
+    def __init__(self, orchestrator: OrchestratorClient, identity: Identity, home: Path) -> None:
         self.orchestrator = orchestrator
         self.identity = identity
         self.home = home
@@ -99,7 +99,7 @@ class Fetch:
 
 
 @pytest.fixture
-def fetch(orchestrator: Orchestrator, identity: Identity, home: Path) -> Fetch:
+def fetch(orchestrator: OrchestratorClient, identity: Identity, home: Path) -> Fetch:
     """Fetch from the scripted server."""
     return Fetch(orchestrator, identity, home)
 
@@ -403,7 +403,7 @@ async def test_file_in_place_of_a_folder_makes_the_task_unstartable(
 
 
 async def test_victoria_home_itself_may_be_a_link(
-    orchestrator: Orchestrator, identity: Identity, server: ScriptedServer, home: Path
+    orchestrator: OrchestratorClient, identity: Identity, server: ScriptedServer, home: Path
 ) -> None:
     link = home.with_name("by-another-name")
     link.symlink_to(home)

@@ -20,10 +20,10 @@ from runner.journal.journal import JOURNAL_NAME, Journal, open_journal
 from runner.journal.schema import MIGRATIONS
 from runner.model import (
     Assignment,
-    End,
     EndReason,
     Identity,
-    Letter,
+    OutboxEntry,
+    Outcome,
     Report,
     Task,
     TaskFile,
@@ -43,7 +43,7 @@ SECOND = Identity("node-2", Secret("key-2"))
 TASK = Assignment("t-1", "count", URL, 60, (TaskFile("a", "0" * 64),))
 STATUS = Report("status", {"job_id": "t-1", "task_id": "t-1", "status": "success"})
 LOGS = Report("logs", {"job_id": "t-1", "task_id": "t-1", "session": {"title": "ä"}})
-DONE = End(EndReason.COMPLETED, "completed: exit code 0", 0)
+DONE = Outcome(EndReason.COMPLETED, "completed: exit code 0", 0)
 MOST_WRITES = 200
 
 
@@ -97,13 +97,13 @@ async def the_task(journal: Journal) -> Task:
     return task
 
 
-async def only_letter(journal: Journal) -> Letter:
-    (letter,) = await journal.letters()
+async def only_letter(journal: Journal) -> OutboxEntry:
+    (letter,) = await journal.entries()
     return letter
 
 
 async def reports_in(journal: Journal) -> list[Report]:
-    bodies = [(letter.path, await journal.body(letter.row)) for letter in await journal.letters()]
+    bodies = [(letter.path, await journal.body(letter.row)) for letter in await journal.entries()]
     return [Report(path, body) for path, body in bodies if body is not None]
 
 
@@ -212,27 +212,27 @@ async def test_task_cannot_be_taken_on_by_nobody(journal: Journal) -> None:
 
 
 async def test_rejected_task_ends_where_it_began_with_its_report(registered: Journal) -> None:
-    end = End(EndReason.REJECTED, "rejected: its prompt is missing or empty")
+    end = Outcome(EndReason.REJECTED, "rejected: its prompt is missing or empty")
 
     assert await registered.reject("t-1", end, STATUS, FIRST, 10.0)
 
     task = await the_task(registered)
-    assert (task.state, task.assignment, task.end) == (TaskState.ENDED, None, end)
+    assert (task.state, task.assignment, task.outcome) == (TaskState.ENDED, None, end)
     assert await reports_in(registered) == [STATUS]
 
 
 async def test_task_is_rejected_once(registered: Journal) -> None:
-    end = End(EndReason.REJECTED, "rejected")
+    end = Outcome(EndReason.REJECTED, "rejected")
     await registered.reject("t-1", end, STATUS, FIRST, 10.0)
 
     assert not await registered.reject("t-1", end, STATUS, FIRST, 11.0)
-    assert len(await registered.letters()) == 1
+    assert len(await registered.entries()) == 1
 
 
 async def test_task_that_runs_is_not_rejected(running: Journal) -> None:
-    assert not await running.reject("t-1", End(EndReason.REJECTED, "no"), STATUS, FIRST, 21.0)
+    assert not await running.reject("t-1", Outcome(EndReason.REJECTED, "no"), STATUS, FIRST, 21.0)
     assert (await the_task(running)).state is TaskState.RUNNING
-    assert await running.letters() == []
+    assert await running.entries() == []
 
 
 async def test_start_keeps_the_boot(accepted: Journal) -> None:
@@ -250,12 +250,12 @@ async def test_run_keeps_container_start_and_deadline(running: Journal) -> None:
 
 
 async def test_end_keeps_reason_message_and_exit_code(running: Journal) -> None:
-    end = End(EndReason.FAILED, "failed: exit code 3\nlast line", 3)
+    end = Outcome(EndReason.FAILED, "failed: exit code 3\nlast line", 3)
 
     await running.end("t-1", end, [], 30.0)
 
     task = await the_task(running)
-    assert (task.state, task.end, task.ended_at) == (TaskState.ENDED, end, 30.0)
+    assert (task.state, task.outcome, task.ended_at) == (TaskState.ENDED, end, 30.0)
 
 
 async def test_end_puts_its_reports_into_the_outbox_in_their_order(ended: Journal) -> None:
@@ -269,7 +269,7 @@ async def test_end_without_a_row_for_its_reports_is_no_end(running: Journal) -> 
         await running.end("t-1", DONE, [STATUS, unwritable], 30.0)
 
     assert (await the_task(running)).state is TaskState.RUNNING
-    assert await running.letters() == []
+    assert await running.entries() == []
 
 
 async def test_task_moves_along_the_table_only(accepted: Journal) -> None:
@@ -281,10 +281,10 @@ async def test_task_moves_along_the_table_only(accepted: Journal) -> None:
 
 async def test_task_ends_once(ended: Journal) -> None:
     with pytest.raises(ValueError, match="no way from ended to ended"):
-        await ended.end("t-1", End(EndReason.LOST, "lost"), [STATUS], 31.0)
+        await ended.end("t-1", Outcome(EndReason.LOST, "lost"), [STATUS], 31.0)
 
-    assert (await the_task(ended)).end == DONE
-    assert len(await ended.letters()) == 2
+    assert (await the_task(ended)).outcome == DONE
+    assert len(await ended.entries()) == 2
 
 
 async def test_state_is_looked_at_and_changed_in_one_transaction(
@@ -334,7 +334,7 @@ async def test_task_with_a_report_to_deliver_is_not_closed(ended: Journal) -> No
 
 
 async def test_task_is_closed_when_its_reports_are_delivered_or_parked(ended: Journal) -> None:
-    logs, status = await ended.letters()
+    logs, status = await ended.entries()
     await ended.park(logs.row, "HTTP 413")
     await ended.delivered(status.row)
 
@@ -367,7 +367,7 @@ async def test_tasks_closed_long_ago_are_forgotten_with_their_parked_reports(
     for task_id, closed_at in [("old", 100.0), ("new", 200.0)]:
         await registered.accept(Assignment(task_id, "p", URL, 60), FIRST, 10.0)
         await registered.end(task_id, DONE, [STATUS], 20.0)
-        await registered.park((await registered.letters())[-1].row, "HTTP 410")
+        await registered.park((await registered.entries())[-1].row, "HTTP 410")
         await registered.close(task_id, closed_at)
 
     assert await registered.forget_closed(150.0) == 1
@@ -377,7 +377,7 @@ async def test_tasks_closed_long_ago_are_forgotten_with_their_parked_reports(
 
 async def test_open_tasks_are_never_forgotten_for_their_age(ended: Journal) -> None:
     assert await ended.forget_closed(1e12) == 0
-    assert len(await ended.letters()) == 2
+    assert len(await ended.entries()) == 2
 
 
 async def test_assignment_that_a_later_version_would_not_take_is_still_read(
@@ -395,7 +395,7 @@ async def test_assignment_that_a_later_version_would_not_take_is_still_read(
 async def test_letter_goes_out_under_the_identity_that_took_the_task_on(ended: Journal) -> None:
     await ended.store_identity(SECOND, URL, {**NODE, "name": "n-2"}, 35.0)
 
-    assert {letter.identity.node_id for letter in await ended.letters()} == {"node-1"}
+    assert {letter.identity.node_id for letter in await ended.entries()} == {"node-1"}
 
 
 async def test_letter_goes_out_under_the_newest_identity_once_its_own_is_refused(
@@ -404,7 +404,7 @@ async def test_letter_goes_out_under_the_newest_identity_once_its_own_is_refused
     await ended.store_identity(SECOND, URL, NODE, 35.0)
     await ended.refuse_identity(FIRST)
 
-    assert [letter.identity for letter in await ended.letters()] == [SECOND, SECOND]
+    assert [letter.identity for letter in await ended.entries()] == [SECOND, SECOND]
 
 
 async def test_letter_waits_under_its_own_identity_while_there_is_no_other(
@@ -412,7 +412,7 @@ async def test_letter_waits_under_its_own_identity_while_there_is_no_other(
 ) -> None:
     await ended.refuse_identity(FIRST)
 
-    assert [letter.identity for letter in await ended.letters()] == [FIRST, FIRST]
+    assert [letter.identity for letter in await ended.entries()] == [FIRST, FIRST]
 
 
 async def test_task_has_the_identity_that_took_it_on(running: Journal) -> None:
@@ -499,7 +499,7 @@ async def test_letter_never_goes_out_under_another_orchestrators_identity(ended:
     await ended.store_identity(SECOND, "https://other.example.com", NODE, 35.0)
     await ended.refuse_identity(FIRST)
 
-    told = {(letter.identity, letter.orchestrator_url) for letter in await ended.letters()}
+    told = {(letter.identity, letter.orchestrator_url) for letter in await ended.entries()}
     assert told == {(FIRST, URL)}
     assert await ended.identity_for("t-1") == FIRST
 
@@ -524,22 +524,22 @@ async def test_failed_attempts_are_counted_and_the_next_is_set(accepted: Journal
 
 
 async def test_delivered_letter_is_gone(ended: Journal) -> None:
-    logs, status = await ended.letters()
+    logs, status = await ended.entries()
 
     await ended.delivered(logs.row)
 
-    assert await ended.letters() == [status]
+    assert await ended.entries() == [status]
 
 
 async def test_letters_of_a_task_are_due_and_counted_anew_when_one_is_delivered(
     ended: Journal,
 ) -> None:
-    logs, status = await ended.letters()
+    logs, status = await ended.entries()
     await ended.postpone(logs.row, 5000.0)
 
     await ended.delivered(status.row)
 
-    assert await ended.letters() == [logs]
+    assert await ended.entries() == [logs]
 
 
 @pytest.mark.parametrize("damaged", ["", "{", "7", "{\0}"])
@@ -549,24 +549,24 @@ async def test_letters_are_listed_without_their_bodies_which_may_be_damaged(
     with closing(sqlite3.connect(path)) as other, other:
         other.execute("UPDATE outbox SET body = ? WHERE path = 'logs'", (damaged,))
 
-    logs, status = await ended.letters()
+    logs, status = await ended.entries()
     assert await ended.body(logs.row) is None
     assert await ended.body(status.row) == STATUS.body
 
 
 async def test_body_of_a_letter_that_is_gone_is_none(ended: Journal) -> None:
-    logs, _ = await ended.letters()
+    logs, _ = await ended.entries()
     await ended.delivered(logs.row)
 
     assert await ended.body(logs.row) is None
 
 
 async def test_parked_letter_is_kept_with_its_reason(ended: Journal) -> None:
-    logs, _ = await ended.letters()
+    logs, _ = await ended.entries()
 
     await ended.park(logs.row, "HTTP 413: too long")
 
-    assert [letter.parked for letter in await ended.letters()] == ["HTTP 413: too long", None]
+    assert [letter.parked for letter in await ended.entries()] == ["HTTP 413: too long", None]
 
 
 async def test_end_is_reported_again_when_it_is_asked_for(accepted: Journal) -> None:
@@ -578,7 +578,7 @@ async def test_end_is_reported_again_when_it_is_asked_for(accepted: Journal) -> 
 
 
 async def test_parked_report_keeps_no_later_one_back_and_is_replaced_by_it(ended: Journal) -> None:
-    logs, status = await ended.letters()
+    logs, status = await ended.entries()
     await ended.delivered(logs.row)
     await ended.park(status.row, "HTTP 422")
     await ended.close("t-1", 40.0)
@@ -590,7 +590,7 @@ async def test_parked_report_keeps_no_later_one_back_and_is_replaced_by_it(ended
 
 async def test_end_is_not_reported_again_while_a_report_waits(ended: Journal) -> None:
     assert not await ended.report_again("t-1", STATUS, 40.0)
-    assert len(await ended.letters()) == 2
+    assert len(await ended.entries()) == 2
 
 
 async def test_number_of_a_delivered_letter_is_never_given_again(accepted: Journal) -> None:
@@ -607,13 +607,13 @@ async def test_number_of_a_delivered_letter_is_never_given_again(accepted: Journ
 
 
 async def test_everything_is_there_after_reopening(ended: Journal, tmp_path: Path) -> None:
-    before = (await ended.open_tasks(), await ended.letters())
+    before = (await ended.open_tasks(), await ended.entries())
     ended.close_file()
 
     reopened, said = open_journal(tmp_path, "now")
 
     assert said is None
-    assert (await reopened.open_tasks(), await reopened.letters()) == before
+    assert (await reopened.open_tasks(), await reopened.entries()) == before
     reopened.close_file()
 
 
@@ -692,7 +692,7 @@ async def test_reader_needs_no_writer(ended: Journal, path: Path) -> None:
 
     reader = Journal(path, read_only=True)
 
-    assert len(await reader.letters()) == 2
+    assert len(await reader.entries()) == 2
     reader.close_file()
 
 
@@ -919,7 +919,7 @@ async def test_acknowledged_writes_survive_a_kill(tmp_path: Path, writes: int) -
     order = list(TaskState)
     for task_id, state in acknowledged.items():
         assert order.index(tasks[task_id].state) >= order.index(TaskState(state))
-    told = [letter.task_id for letter in await journal.letters()]
+    told = [letter.task_id for letter in await journal.entries()]
     for task_id, task in tasks.items():
         assert told.count(task_id) == (2 if task.state is TaskState.ENDED else 0)
     journal.close_file()

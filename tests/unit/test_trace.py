@@ -8,7 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from runner.workspace.handover import FinalWord, Trace, TraceError, read_trace, write_trace
+from runner.workspace.handover import (
+    FinalStatus,
+    HandoverError,
+    ReporterState,
+    read_reporter_state,
+    write_reporter_state,
+)
 
 WORD = {"status": "success", "message": "done", "session_id": "s1", "is_sent": False}
 
@@ -22,34 +28,36 @@ def left(tmp_path: Path) -> Path:
 
 
 def test_trace_is_read_as_it_was_written(tmp_path: Path) -> None:
-    trace = Trace("a" * 64, "s1", FinalWord("error", "größer 🚀\n", "s1", is_sent=True))
-    write_trace(tmp_path, "t-1", Trace())
-    write_trace(tmp_path, "t-1", trace)
+    trace = ReporterState("a" * 64, "s1", FinalStatus("error", "größer 🚀\n", "s1", is_sent=True))
+    write_reporter_state(tmp_path, "t-1", ReporterState())
+    write_reporter_state(tmp_path, "t-1", trace)
 
-    assert read_trace(tmp_path, "t-1") == trace
+    assert read_reporter_state(tmp_path, "t-1") == trace
     (file,) = (tmp_path / "tasks" / "t-1").iterdir()
     assert file.stat().st_mode & 0o777 == 0o600
 
 
 def test_trace_with_the_longest_message_can_be_read(tmp_path: Path) -> None:
-    trace = Trace(final=FinalWord("success", "🚀" * 80_000 + "\x01" * 20_000, None, is_sent=True))
-    write_trace(tmp_path, "t-1", trace)
+    trace = ReporterState(
+        final=FinalStatus("success", "🚀" * 80_000 + "\x01" * 20_000, None, is_sent=True)
+    )
+    write_reporter_state(tmp_path, "t-1", trace)
 
-    assert read_trace(tmp_path, "t-1") == trace
+    assert read_reporter_state(tmp_path, "t-1") == trace
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
 def test_trace_that_a_root_writes_belongs_to_the_homes_owner(tmp_path: Path) -> None:
     os.chown(tmp_path, 12345, 12345)
-    write_trace(tmp_path, "t-1", Trace())
+    write_reporter_state(tmp_path, "t-1", ReporterState())
 
     assert (tmp_path / "tasks" / "t-1" / "reporter.json").stat().st_uid == 12345
 
 
 def test_no_trace_is_an_empty_one(tmp_path: Path, left: Path) -> None:
-    assert read_trace(tmp_path, "t-1") == Trace()
-    assert read_trace(tmp_path, "t-2") == Trace()
-    assert read_trace(tmp_path / "nowhere", "t-1") == Trace()
+    assert read_reporter_state(tmp_path, "t-1") == ReporterState()
+    assert read_reporter_state(tmp_path, "t-2") == ReporterState()
+    assert read_reporter_state(tmp_path / "nowhere", "t-1") == ReporterState()
     assert not left.exists()
 
 
@@ -87,8 +95,8 @@ def test_trace_that_the_reporter_cannot_have_written_is_refused(
 ) -> None:
     left.write_bytes(content)
 
-    with pytest.raises(TraceError, match=r"^cannot read the reporter's trace: "):
-        read_trace(tmp_path, "t-1")
+    with pytest.raises(HandoverError, match=r"^cannot read the reporter's trace: "):
+        read_reporter_state(tmp_path, "t-1")
 
 
 @pytest.mark.parametrize("what", ["link", "pipe", "folder", "linked folder"])
@@ -106,8 +114,8 @@ def test_trace_that_is_no_file_is_refused(tmp_path: Path, left: Path, what: str)
         left.parent.rmdir()
         left.parent.symlink_to(elsewhere)
 
-    with pytest.raises(TraceError, match=r"^cannot read the reporter's trace: "):
-        read_trace(tmp_path, "t-1")
+    with pytest.raises(HandoverError, match=r"^cannot read the reporter's trace: "):
+        read_reporter_state(tmp_path, "t-1")
 
 
 def test_trace_is_not_written_through_a_link(tmp_path: Path) -> None:
@@ -117,5 +125,5 @@ def test_trace_is_not_written_through_a_link(tmp_path: Path) -> None:
     (tmp_path / "tasks" / "t-1").symlink_to(elsewhere)
 
     with pytest.raises(OSError, match="t-1"):
-        write_trace(tmp_path, "t-1", Trace())
+        write_reporter_state(tmp_path, "t-1", ReporterState())
     assert not list(elsewhere.iterdir())
