@@ -26,7 +26,6 @@ from runner.errors import EngineError, EngineSilent, ImageMissing, NameInUse, No
 
 _MAX_OUTPUT_BYTES = 1 << 20
 _MAX_ARGUMENT_PAGES = 32  # MAX_ARG_STRLEN in linux/binfmts.h
-_KILL_GRACE_S = 2.0
 _ANY_EXIT_CODE = tuple(range(-64, 256))
 # Each as podman 4.3 to 5.8 and docker 20.10 to 28 say it. The first that is found holds.
 _MEANINGS: tuple[tuple[re.Pattern[str], type[EngineError]], ...] = (
@@ -59,10 +58,11 @@ _NAME_PREFIXES = ("CONTAINER_", "CONTAINERS_", "DOCKER_", "PODMAN_")
 class Program:
     """A program at a path, always started with the same environment and nothing else."""
 
-    def __init__(self, path: str, environment: Mapping[str, str]) -> None:
+    def __init__(self, path: str, environment: Mapping[str, str], kill_grace_s: float) -> None:
         self._path = path
         self._name = Path(path).name
         self._environment = dict(environment)
+        self._kill_grace_s = kill_grace_s
         # One thread waits for each call; it does nothing meanwhile.
         self._threads = anyio.CapacityLimiter(10_000)
         # sh logs every command line, with the task's prompt in it.
@@ -166,7 +166,7 @@ class Program:
                 # KILL even when the first process obeyed: its children may not have.
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, how)
-                with anyio.move_on_after(_KILL_GRACE_S):
+                with anyio.move_on_after(self._kill_grace_s):
                     await self._ended(process)
 
 

@@ -34,17 +34,9 @@ from runner.errors import (
 )
 from runner.log import fields
 from runner.model import PullPolicy
+from runner.timing import DEFAULT_TIMINGS, Timings
 
 log = logging.getLogger(__name__)
-ANSWER_DEADLINE_S = 30.0
-RUN_DEADLINE_S = 120.0
-STOP_GRACE_S = 10
-START_PATIENCE_S = 20.0
-"""For how long a start under way is waited for when the runner ends, or its task is cancelled.
-
-An engine that is killed as it starts a container does not know afterwards that it ran.
-"""
-PULL_DEADLINE_S = 3600.0
 NO_RUNTIME = "No container runtime found. Install podman or docker."
 
 
@@ -52,12 +44,12 @@ class EngineCalls:
     """podman's or docker's program, as it is called."""
 
     def __init__(
-        self, kind: str, path: str, environment: Mapping[str, str], deadline_s: float
+        self, kind: str, path: str, environment: Mapping[str, str], timings: Timings
     ) -> None:
         """Start it with `environment` and nothing else; `deadline_s` is for what is quick."""
         self._kind = kind
-        self._deadline_s = deadline_s
-        self._program = Program(path, environment)
+        self._timings = timings
+        self._program = Program(path, environment, timings.kill_grace_s)
         self._has_migrated = False
 
     async def check_call(
@@ -87,7 +79,7 @@ class EngineCalls:
             EngineError: the command cannot be given at all.
         """
         if deadline_s is None:
-            deadline_s = self._deadline_s
+            deadline_s = self._timings.engine_timeout_s
         call_once = partial(
             self._program.call,
             arguments,
@@ -100,7 +92,7 @@ class EngineCalls:
         if answer.asks_for_migration and not self._has_migrated:
             self._has_migrated = True
             log.error("podman refuses to work; `podman system migrate` stops all its containers")
-            await self._program.call(("system", "migrate"), RUN_DEADLINE_S)
+            await self._program.call(("system", "migrate"), self._timings.engine_run_timeout_s)
             answer = await call_once()
         if not answer.ok and answer.error_type is EngineSilent:
             raise EngineSilent(f"cannot do {self._kind} {arguments[0]}: {answer.error_text}")
@@ -108,7 +100,7 @@ class EngineCalls:
 
     async def call_twice(self, *arguments: str) -> None:
         """Call twice if need be: after an accident the first call fails and the second works."""
-        deadline_s = self._deadline_s + STOP_GRACE_S
+        deadline_s = self._timings.engine_timeout_s + self._timings.stop_grace_s
         answer = await self.call(*arguments, deadline_s=deadline_s)
         if not answer.ok and answer.error_type is not NoSuchContainer:
             with suppress(NoSuchContainer):
@@ -123,15 +115,15 @@ class CliEngine:
         kind: str,
         path: str,
         environment: Mapping[str, str],
-        *,
-        deadline_s: float = ANSWER_DEADLINE_S,
+        timings: Timings = DEFAULT_TIMINGS,
     ) -> None:
         """Use the program at `path`, started with `environment` and nothing else.
 
         `deadline_s` is for what is answered at once; fetching, starting and stopping have more.
         """
         self.kind = kind
-        self._calls = EngineCalls(kind, path, environment, deadline_s)
+        self._calls = EngineCalls(kind, path, environment, timings)
+        self._timings = timings
         self._environment = environment
         self._facts: EngineFacts | None = None
         self._seen_images: set[str] = set()
@@ -164,7 +156,9 @@ class CliEngine:
                 f"cannot find the image {image} on this host, and it is not to be fetched "
                 f"(--pull {policy.value})"
             )
-        answer = await self._calls.call("pull", "--quiet", image, deadline_s=PULL_DEADLINE_S)
+        answer = await self._calls.call(
+            "pull", "--quiet", image, deadline_s=self._timings.pull_timeout_s
+        )
         if answer.ok:
             return
         if policy is PullPolicy.NEWER and await self._has_image(image):
@@ -195,8 +189,8 @@ class CliEngine:
         else:
             answer = await self._calls.call(
                 *run_arguments(self.kind, spec),
-                deadline_s=RUN_DEADLINE_S,
-                patience_s=START_PATIENCE_S,
+                deadline_s=self._timings.engine_run_timeout_s,
+                patience_s=self._timings.engine_start_grace_s,
             )
         if answer.ok:
             container_id = answer.output.strip()[-64:]
@@ -228,7 +222,9 @@ class CliEngine:
     async def _create_and_start(self, spec: ContainerSpec) -> CommandResult:
         """Do what `run` does in two steps, the second from within the container's own folder."""
         _, _, *options = run_arguments(self.kind, spec)
-        created = await self._calls.call("create", *options, deadline_s=RUN_DEADLINE_S)
+        created = await self._calls.call(
+            "create", *options, deadline_s=self._timings.engine_run_timeout_s
+        )
         if not created.ok:
             return created
         try:
@@ -240,9 +236,9 @@ class CliEngine:
         started = await self._calls.call(
             "start",
             spec.name,
-            deadline_s=RUN_DEADLINE_S,
+            deadline_s=self._timings.engine_run_timeout_s,
             folder=folder,
-            patience_s=START_PATIENCE_S,
+            patience_s=self._timings.engine_start_grace_s,
         )
         return created if started.ok else started
 
@@ -309,7 +305,7 @@ class CliEngine:
 
     async def stop(self, name: str) -> None:
         """Send TERM, after ten seconds KILL."""
-        await self._calls.call_twice("stop", "-t", str(STOP_GRACE_S), name)
+        await self._calls.call_twice("stop", "-t", str(self._timings.stop_grace_s), name)
 
     async def remove(self, name: str) -> None:
         """Remove the container, running or not."""
@@ -335,15 +331,19 @@ class CliEngine:
         return answer.output
 
 
-def engine_of_kind(kind: str) -> CliEngine:
+def engine_of_kind(kind: str, timings: Timings = DEFAULT_TIMINGS) -> CliEngine:
     """Give podman or docker, whether or not it is there: one that is not does not answer."""
     try:
-        return find_engine(kind)
+        return find_engine(kind, timings=timings)
     except NoContainerRuntime:
-        return CliEngine(kind, kind, engine_environment(os.environ))
+        return CliEngine(kind, kind, engine_environment(os.environ), timings)
 
 
-def find_engine(runtime: str, environment: Mapping[str, str] | None = None) -> CliEngine:
+def find_engine(
+    runtime: str,
+    environment: Mapping[str, str] | None = None,
+    timings: Timings = DEFAULT_TIMINGS,
+) -> CliEngine:
     """Find the engine on PATH: podman or docker, `auto` for the first of them that is there.
 
     Raises:
@@ -353,5 +353,5 @@ def find_engine(runtime: str, environment: Mapping[str, str] | None = None) -> C
     for kind in ("podman", "docker") if runtime == "auto" else (runtime,):
         path = shutil.which(kind, path=chosen.get("PATH"))
         if path is not None:
-            return CliEngine(kind, path, chosen)
+            return CliEngine(kind, path, chosen, timings)
     raise NoContainerRuntime(NO_RUNTIME)

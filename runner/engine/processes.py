@@ -16,7 +16,6 @@ from pathlib import Path
 
 import anyio
 
-_LEFT_PATIENCE_S = 20.0
 _END_DEADLINE_S = 2.0
 _LOOK_AGAIN_S = 0.05
 
@@ -69,7 +68,7 @@ async def wait_for_watched(watcher: int, container_id: str) -> bool:
     return False
 
 
-def kill_leftover_starts(cid_folder: Path, names: Collection[str]) -> list[int]:
+def kill_leftover_starts(cid_folder: Path, names: Collection[str], grace_s: float) -> list[int]:
     """See that no engine call by which a killed runner was starting a container is under way.
 
     Where no service manager ends it, such a call lives on. If it got stuck, it would start the
@@ -78,7 +77,7 @@ def kill_leftover_starts(cid_folder: Path, names: Collection[str]) -> list[int]:
     names. Give the ids of those that were killed.
     """
     killed: set[int] = set()
-    patience_ends_at = time.monotonic() + _LEFT_PATIENCE_S
+    patience_ends_at = time.monotonic() + grace_s
     while found := set(_starts(cid_folder, names)):
         if time.monotonic() > patience_ends_at + _END_DEADLINE_S:
             break

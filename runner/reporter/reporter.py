@@ -16,7 +16,6 @@ from typing import TypeVar
 import anyio
 import anyio.to_thread
 
-from runner import timing
 from runner.api.client import OrchestratorClient
 from runner.crush.log import digest_of, hand_in_log
 from runner.crush.messages import to_valid_unicode
@@ -25,6 +24,7 @@ from runner.errors import RunnerError, Unauthorised, Unavailable
 from runner.model import log_body, status_body
 from runner.redaction import encoded_forms, redact
 from runner.reporter.job import Job, JobSession
+from runner.timing import RetryPolicy
 from runner.workspace.handover import (
     MOST_MESSAGE_CHARS,
     FinalStatus,
@@ -37,7 +37,7 @@ from runner.workspace.handover import (
 log = logging.getLogger(__name__)
 PATIENCE_S = 30.0
 """How long an agent can bear to wait for one answer."""
-_LONGEST_PAUSE_S = 5.0
+_RETRY = RetryPolicy(ceiling_s=5.0)
 _FINAL = frozenset({"success", "error"})
 Answer = dict[str, object]
 T = TypeVar("T")
@@ -202,9 +202,7 @@ class Reporter:
             except Unavailable as error:
                 failure = error
             attempts += 1
-            pause_s = timing.delay_s(
-                attempts, ceiling_s=_LONGEST_PAUSE_S, at_least_s=failure.retry_after_s or 0
-            )
+            pause_s = _RETRY.wait_s(attempts, failure.retry_after_s)
             if anyio.current_time() + pause_s >= until:
                 break
             await anyio.sleep(pause_s)

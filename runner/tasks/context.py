@@ -18,10 +18,9 @@ from runner.model import Assignment, EndReason, Identity, Task, status_body
 from runner.node import Node, Workload, persist
 from runner.settings import Settings
 from runner.systemd import Watchdog
-from runner.timing import ChangeSignal, Clock
+from runner.timing import ChangeSignal, Clock, Timings
 
 log = logging.getLogger(__name__)
-WAIT_AGAIN_S = 5.0
 T = TypeVar("T")
 
 
@@ -41,6 +40,7 @@ class RunnerContext:
     outbox: ChangeSignal
     """Told of every letter that is put in, delivered or parked."""
     watchdog: Watchdog
+    timings: Timings
     runner_id: str
     """Tells this runner's containers from those of another on the same engine."""
 
@@ -117,7 +117,7 @@ class TaskContext:
             f"engine/{self.task_id}/{call}",
             f"task {self.task_id} is unknown until {self.engine.kind} answers: {error}",
         )
-        await self.runner.clock.sleep(WAIT_AGAIN_S)
+        await self.runner.clock.sleep(self.runner.timings.engine_retry_s)
 
     def engine_answers(self, call: str = "") -> None:
         """Note that the engine has answered, or that this call was."""
@@ -141,7 +141,7 @@ class TaskContext:
 
     async def persist(self, write: Callable[[], Awaitable[T]]) -> T:
         """Write to the journal, however long that takes."""
-        return await persist(write, self.runner.workload, self.runner.clock)
+        return await persist(write, self.runner.workload, self.runner.clock, self.runner.timings)
 
 
 def lost(why: str) -> TaskError:

@@ -9,8 +9,6 @@ import logging
 
 import anyio.lowlevel
 
-from runner import timing
-from runner.engine.cli import PULL_DEADLINE_S
 from runner.errors import (
     EngineError,
     EngineSilent,
@@ -20,9 +18,10 @@ from runner.errors import (
     Unavailable,
     Unstartable,
 )
-from runner.log import fields
+from runner.log import fields, log_retry
 from runner.model import Identity, TaskState
 from runner.tasks.context import Elsewhere, TaskContext, TaskReassigned
+from runner.timing import Retry
 from runner.workspace.download import Source, fetch_files
 
 log = logging.getLogger(__name__)
@@ -70,7 +69,7 @@ async def _download(task: TaskContext) -> None:
         identity = await task.identity()
         try:
             await fetch_files(
-                Source(task.runner.orchestrator, identity, task.runner.clock),
+                Source(task.runner.orchestrator, identity, task.runner.clock, task.runner.timings),
                 task.assignment,
                 task.runner.settings.victoria_home,
                 min_free_disk=task.runner.settings.min_free_disk,
@@ -97,7 +96,7 @@ async def fetch_image(task: TaskContext) -> None:
         Unstartable: it cannot be had.
     """
     settings = task.runner.settings
-    patience_ends_s = task.runner.clock.uptime_s() + PULL_DEADLINE_S
+    patience_ends_s = task.runner.clock.uptime_s() + task.runner.timings.pull_timeout_s
     while True:
         try:
             await task.engine.fetch_image(settings.container_image, settings.pull)
@@ -116,7 +115,8 @@ async def _claim(task: TaskContext, message: str) -> None:
 
     This is what keeps a task from running twice when it was given to another node meanwhile.
     """
-    attempts = 0
+    log_failure = log_retry("cannot report a start", task_id=task.task_id)
+    attempts = Retry(task.runner.clock, task.runner.timings.backoff(), log_failure)
     while True:
         identity = await task.identity()
         body = task.status("running", message)
@@ -130,15 +130,7 @@ async def _claim(task: TaskContext, message: str) -> None:
             log.warning("cannot report a start: %s", error, extra=fields(task_id=task.task_id))
             return
         except Unavailable as error:
-            attempts += 1
-            wait_s = timing.delay_s(attempts, at_least_s=error.retry_after_s or 0)
-            log.warning(
-                "cannot report a start, trying again in %.0f s: %s",
-                wait_s,
-                error,
-                extra=fields(task_id=task.task_id),
-            )
-            await task.runner.clock.sleep(wait_s)
+            await attempts.wait_after(error)
         else:
             if standing == "cancelled":
                 task.cancel("the orchestrator")

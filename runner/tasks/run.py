@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 
-from runner import timing
 from runner.engine.base import Container
 from runner.errors import RegistrationRefused, TaskError
 from runner.log import fields
@@ -21,6 +20,7 @@ from runner.tasks.outcome import outcome_without_container
 from runner.tasks.prepare import prepare
 from runner.tasks.start import recover_cancelled, recover_container, start
 from runner.tasks.watch import watch
+from runner.timing import Retry
 
 log = logging.getLogger(__name__)
 _DEFECTS_BORNE = 3
@@ -114,27 +114,34 @@ def track(task: Task, runner: RunnerContext) -> TaskRun:
 
 async def run_task(run: TaskRun, task: Task, runner: RunnerContext) -> None:
     """Live a task to its end, whatever happens: a defect of ours is one more restart for it."""
-    why = ""
-    for attempt in range(1, _DEFECTS_BORNE + 1):
+    policy = runner.timings.backoff(gives_up_after_failures=_DEFECTS_BORNE)
+    attempts = Retry(runner.clock, policy, lambda _error, _wait_s: None)
+    while True:
         try:
             await run.run()
         except RegistrationRefused:
             return
         except Exception as error:
             log.exception("a defect met a task", extra=fields(task_id=task.task_id))
-            why = f"a defect of the runner, see its log: {type(error).__name__}"
+            defect = error
         else:
             return
-        await runner.clock.sleep(timing.delay_s(attempt))
-        standing = await persist(
-            lambda: runner.journal.task(task.task_id), runner.workload, runner.clock
+        try:
+            await attempts.wait_after(defect)
+        except Exception:  # noqa: BLE001 - the defect itself: it was retried often enough
+            break
+        record = await persist(
+            lambda: runner.journal.task(task.task_id),
+            runner.workload,
+            runner.clock,
+            runner.timings,
         )
-        if standing is None or standing.state is TaskState.CLOSED:
+        if record is None or record.state is TaskState.CLOSED:
             runner.workload.release(task.task_id)
             return
-        run = track(standing, runner)
+        run = track(record, runner)
     try:
-        await run.give_up(why)
+        await run.give_up(f"a defect of the runner, see its log: {type(defect).__name__}")
     except Exception:
         log.exception(
             "a defect keeps a task open until the next start", extra=fields(task_id=task.task_id)

@@ -23,7 +23,6 @@ from runner.engine.base import (
     ContainerSpec,
     Phase,
 )
-from runner.engine.cli import PULL_DEADLINE_S
 from runner.engine.inspect import just_started
 from runner.errors import (
     ConfigurationError,
@@ -43,7 +42,6 @@ from runner.tasks.prepare import fetch_image
 from runner.workspace.download import CONTAINER_HOME, files_folder_in_container
 
 log = logging.getLogger(__name__)
-_ENGINE_GRACE_S = 60.0
 
 
 async def recover_container(task: TaskContext) -> Container | None:
@@ -95,7 +93,7 @@ async def start(task: TaskContext) -> Container:
         TaskError: it is lost.
     """
     identity = await task.identity()
-    patience_ends_s = task.runner.clock.uptime_s() + PULL_DEADLINE_S
+    patience_ends_s = task.runner.clock.uptime_s() + task.runner.timings.pull_timeout_s
     has_fetched_again, has_met_name = False, False
     while True:
         answer = await _ask(task, identity)
@@ -192,7 +190,7 @@ def _spec(task: TaskContext, identity: Identity) -> ContainerSpec:
         },
         env_files=tuple(path for path in env_files if path is not None),
         volumes={settings.victoria_home: CONTAINER_HOME},
-        timeout_s=assignment.timeout_s + _ENGINE_GRACE_S,
+        timeout_s=assignment.timeout_s + task.runner.timings.engine_timeout_grace_s,
         limits=settings.limits,
         run_args=settings.run_args,
         cid_file=cid_file(settings.state_dir, task.task_id),

@@ -10,10 +10,9 @@ from runner.engine.base import Container, Phase
 from runner.errors import EngineError, EngineSilent
 from runner.log import fields
 from runner.model import EndReason, TaskState
-from runner.tasks.context import WAIT_AGAIN_S, TaskContext
+from runner.tasks.context import TaskContext
 
 log = logging.getLogger(__name__)
-_LOOK_INTERVAL_S = 30.0
 _STOP_ATTEMPTS = 3
 
 
@@ -34,7 +33,7 @@ async def watch(task: TaskContext, container: Container) -> Container | None:
             seen = task.wake.count
             left_s = deadline_s - task.runner.clock.uptime_s()
             if task.cancelled_by is None and left_s > 0:
-                pause_s = min(left_s, _LOOK_INTERVAL_S)
+                pause_s = min(left_s, task.runner.timings.inspect_interval_s)
                 await task.wake.after_or(seen, pause_s, task.runner.clock)
             else:
                 is_cancelled = task.cancelled_by is not None
@@ -85,7 +84,7 @@ async def _wait_for_end(task: TaskContext) -> None:
         except EngineError as error:
             log.debug("cannot wait for a container: %s", error, extra=fields(task_id=task.task_id))
         task.wake.notify()
-        await task.runner.clock.sleep(WAIT_AGAIN_S)
+        await task.runner.clock.sleep(task.runner.timings.engine_retry_s)
 
 
 async def _stop(task: TaskContext, attempt: int) -> None:
@@ -99,4 +98,4 @@ async def _stop(task: TaskContext, attempt: int) -> None:
         await task.wait_for_engine(error)
     except EngineError as error:
         log.warning("cannot stop: %s", error, extra=fields(task_id=task.task_id))
-        await task.runner.clock.sleep(min(attempt, WAIT_AGAIN_S))
+        await task.runner.clock.sleep(min(attempt, task.runner.timings.engine_retry_s))

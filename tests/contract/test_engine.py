@@ -10,9 +10,9 @@ import anyio
 import pytest
 
 from runner.engine.base import Phase
-from runner.engine.cli import STOP_GRACE_S
 from runner.errors import EngineError, ImageMissing, NameInUse, NoSuchContainer
 from runner.model import Limits, PullPolicy
+from runner.timing import DEFAULT_TIMINGS
 from tests.unit.until import DEADLINE_S, until
 
 if TYPE_CHECKING:
@@ -233,7 +233,7 @@ async def test_stop_ends_a_container_that_heeds_it_at_once(subject: Subject) -> 
     await _is_ready(subject)
     started = time.monotonic()
     await subject.engine.stop(subject.name)
-    assert time.monotonic() - started < STOP_GRACE_S
+    assert time.monotonic() - started < DEFAULT_TIMINGS.stop_grace_s
     container = await subject.look()
     assert (container.phase, container.exit_code) == (Phase.EXITED, 143)
 

@@ -22,6 +22,7 @@ from runner.engine.base import Phase
 from runner.engine.cli import CliEngine, find_engine
 from runner.errors import EngineSilent, NoContainerRuntime
 from runner.model import PullPolicy
+from runner.timing import Timings
 from tests.engines import Engine as Command
 from tests.fakes.loop import FORWARD, put_forward
 from tests.unit.until import DEADLINE_S, until
@@ -98,7 +99,7 @@ def engine_of(script: Path, text: str) -> CliEngine:
     script.write_text(text)
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
     environment = {"PATH": os.environ["PATH"], "HOME": str(script.parent)}
-    return CliEngine("podman", str(script), environment, deadline_s=CALL_S)
+    return CliEngine("podman", str(script), environment, Timings(engine_timeout_s=CALL_S))
 
 
 # Calls that are not answered
