@@ -132,7 +132,7 @@ def _remove_folder(
         if not scope.dry_run:
             folders.remove(task_id)
     except OSError as error:
-        tell(f"cannot remove {path}: {error.strerror}")
+        tell(f"cannot remove {path}: {error.strerror or error}")
         return False
     tell(f"{'would remove' if scope.dry_run else 'removed'} {path} ({size >> 20} MiB)")
     return True

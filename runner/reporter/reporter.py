@@ -120,7 +120,7 @@ class Reporter:
         told = {"progress": progress, "crush_session_id": session_id}
         body.update((name, value) for name, value in told.items() if value is not None)
         try:
-            report = partial(self._orchestrator.report, self._job.identity, "status", body)
+            report = partial(self._orchestrator.send_status, self._job.identity, body)
             standing = await self._send(report, until)
         except RunnerError as error:
             later = "; it is kept, and delivered when this container has ended" if is_kept else ""
