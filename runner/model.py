@@ -188,7 +188,7 @@ class Assignment:
 
     @classmethod
     def from_json(cls, text: str) -> Assignment:
-        """Parse what `to_json` returned, without checking it anew.
+        """Parse what `to_json` returned, without checking it again.
 
         A later version may check more strictly, and must not fail a task that is under way.
         """

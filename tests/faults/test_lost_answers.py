@@ -117,7 +117,7 @@ def test_page_for_people_in_place_of_an_answer_is_waited_out(status: int, any_ri
     sentence = {200: "its response is not JSON (Content-Type: text/html); ", 502: "HTTP 502"}
     assert f"cannot register: {sentence[status]}" in any_rig.runner.log
     assert f"Error polling for tasks: {sentence[status]}" in any_rig.runner.log
-    assert f"cannot report a start, trying again in 0 s: {sentence[status]}" in any_rig.runner.log
+    assert f"cannot report a start, retrying in 0 s: {sentence[status]}" in any_rig.runner.log
     assert any_rig.proxy.counts["html"] >= 7
 
 

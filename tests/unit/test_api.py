@@ -418,7 +418,7 @@ async def test_other_4xx_is_refused_for_good(
 
 
 @pytest.mark.parametrize(
-    ("body", "said"),
+    ("body", "message"),
     [
         (b'{"detail": "task is closed"}', "HTTP 409: task is closed"),
         (b'{"detail": "two\\nlines\\u001b[31m"}', "HTTP 409: two lines [31m"),
@@ -432,14 +432,14 @@ async def test_other_4xx_is_refused_for_good(
     ],
 )
 async def test_refusal_carries_the_orchestrator_s_reason_as_one_short_line(
-    orchestrator: OrchestratorClient, server: ScriptedServer, body: bytes, said: str
+    orchestrator: OrchestratorClient, server: ScriptedServer, body: bytes, message: str
 ) -> None:
     server.answer(http(409, body, JSON))
 
     with pytest.raises(Refused) as caught:
         await orchestrator.health()
 
-    assert str(caught.value) == said
+    assert str(caught.value) == message
 
 
 PAGES = {
@@ -875,7 +875,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture
 def tls(certificate: tuple[Path, Path]) -> ssl.SSLContext:
-    """Give a server's side of TLS with that certificate."""
+    """Return the TLS context of a server with that certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*certificate)
     return context
