@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Mapping
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -116,14 +116,21 @@ class OrchestratorClient:
         `now` is in seconds since the epoch. Return the task's final status there if it has one.
         """
         body = status_body(task_id, TaskStatus.RUNNING, message, now)
-        return await self.send_status(identity, body)
+        return _final_status(
+            await self._call("POST", "status", _key_header(identity), body), task_id
+        )
 
     async def send_status(
         self, identity: Identity, body: Mapping[str, object]
     ) -> TaskStatus | None:
         """Send a status report; return the task's final status there if the response has one."""
-        response = await self._call("POST", "status", _key_header(identity), body)
-        return _final_status(response, body.get("task_id"))
+        async with self._http.request("POST", "status", _key_header(identity), body) as response:
+            await response.check_json()
+            # The report was accepted, even if the body is too long or not valid JSON.
+            with suppress(Unavailable):
+                if response.is_json:
+                    return _final_status(await response.json(), body.get("task_id"))
+        return None
 
     async def send_log(self, identity: Identity, body: Mapping[str, object]) -> None:
         """Send a task's log. The response may repeat all of it, and is not read."""

@@ -48,6 +48,11 @@ class Response:
         text: str = self._response.headers.get(name, default)
         return text
 
+    @property
+    def is_json(self) -> bool:
+        """Whether the Content-Type is one of JSON."""
+        return _is_json(self._response)
+
     async def json(self) -> object:
         """Return the decoded body; None when it is empty.
 
@@ -55,7 +60,7 @@ class Response:
             Unavailable: it is not JSON, or is longer than `MAX_RESPONSE_BYTES`.
         """
         await self.check_json()
-        return _decode(await _read_body(self._response)) if _is_json(self._response) else None
+        return _decode(await _read_body(self._response)) if self.is_json else None
 
     async def check_json(self) -> None:
         """Check by the Content-Type that the body is JSON, which is then not read.
@@ -65,7 +70,7 @@ class Response:
         Raises:
             Unavailable: it is something else, such as the page of a proxy.
         """
-        if _is_json(self._response):
+        if self.is_json:
             return
         async with aclosing(self.chunks()) as chunks:
             async for chunk in chunks:

@@ -69,8 +69,8 @@ CALLS: dict[str, Call] = {
 every_call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
 every_json_call = pytest.mark.parametrize(
     "call",
-    [CALLS["register"], CALLS["heartbeat"], CALLS["next task"], CALLS["status"]],
-    ids=["register", "heartbeat", "next task", "status"],
+    [CALLS["register"], CALLS["heartbeat"], CALLS["next task"], CALLS["claim"]],
+    ids=["register", "heartbeat", "next task", "claim"],
 )
 BOMB = gzip.compress(b"{}" + b" " * (4 * MAX_RESPONSE_BYTES), compresslevel=1)
 """Valid JSON, once it has become four times as long as a response may be."""
@@ -770,12 +770,26 @@ async def test_deadline_grows_with_what_is_sent(server: ScriptedServer) -> None:
 # Answers that would do harm
 
 
-async def test_log_is_sent_although_its_response_has_no_end(
-    orchestrator: OrchestratorClient, identity: Identity, server: ScriptedServer
+@pytest.mark.parametrize("call", [CALLS["status"], CALLS["log"]], ids=["status", "log"])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        endless(JSON, first=b'{"session": '),
+        http(200, BOMB, {**JSON, "Content-Encoding": "gzip"}),
+        http(200, b"<html>", JSON),
+    ],
+    ids=["endless", "compressed", "not valid"],
+)
+async def test_report_is_accepted_by_a_response_of_json_that_cannot_be_read(
+    orchestrator: OrchestratorClient,
+    identity: Identity,
+    server: ScriptedServer,
+    answer: Answer,
+    call: Call,
 ) -> None:
-    server.answer(endless(JSON, first=b'{"session": '))
+    server.answer(answer)
 
-    await orchestrator.send_log(identity, {"session": {}})
+    assert await call(orchestrator, identity) is None
 
 
 @pytest.mark.parametrize("headers", [{}, {"Content-Type": "text/html"}], ids=["untyped", "page"])
