@@ -137,7 +137,7 @@ async def test_call_that_is_called_off_is_ended_with_all_its_processes(script: P
 
 async def test_engine_killed_in_mid_call_is_silent(script: Path) -> None:
     engine = engine_of(script, "#!/bin/sh\nkill -9 $$\n")
-    with pytest.raises(EngineSilent, match="ended by signal 9"):
+    with pytest.raises(EngineSilent, match="killed by signal 9"):
         await engine.inspect("x")
 
 
