@@ -86,13 +86,25 @@ def run_in_foreground(command: Sequence[str], env: Mapping[str, str] | None = No
 
     Ctrl-C reaches it from the terminal and TERM is passed on; we wait, to clean up after it.
     """
-    child = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **(env or {})})
+    children: list[subprocess.Popen[bytes]] = []
+    terminated = False
+
+    def pass_on(*_: object) -> None:
+        nonlocal terminated
+        terminated = True
+        for child in children:
+            child.terminate()
+
+    # Before the start, or a TERM in between would leave the program running.
     handlers = {
         signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None),
-        signal.SIGTERM: signal.signal(signal.SIGTERM, lambda *_: child.terminate()),
+        signal.SIGTERM: signal.signal(signal.SIGTERM, pass_on),
     }
     try:
-        code = child.wait()
+        children.append(subprocess.Popen(command, cwd=ROOT, env={**os.environ, **(env or {})}))
+        if terminated:
+            pass_on()
+        code = children[0].wait()
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
