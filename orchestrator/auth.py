@@ -136,7 +136,7 @@ async def _require_known_node(
 
 
 def keep_identity(services: Services, request: Request, node: NodeIdentity) -> None:
-    """Remember what the node of this call's key is now."""
+    """Update what is known of the node whose key the call carries."""
     services.identities.keep(key_hash(request.headers.get("X-API-Key", "")), node)
 
 
@@ -147,8 +147,8 @@ def _find_key_holder(services: ServicesParam, request: Request) -> KeyHolder | N
     try:
         node = _require_node(services, request, key)
     except Unauthenticated as error:
-        # Not 401, by which a node knows that the token is wrong. Nor a new node: a call that is
-        # repeated, or that has come to the wrong server, would leave one more each time.
+        # Not 401: that is for a wrong token, and no retry helps there. Nor a new node: each retry,
+        # and each call that came to the wrong server, would make one more.
         raise Gone(
             "no node has the key in X-API-Key: register without it, as a new node"
         ) from error
@@ -183,7 +183,7 @@ KeyHolderParam = Annotated[KeyHolder | None, Depends(_find_key_holder)]
 """A parameter of the registration's handler: the node whose key came beside the token, if any."""
 
 TOKEN_AND_KEY: dict[str, object] = {"security": [{"RegistrationToken": [], "ApiKey": []}]}
-"""Adds to a call's schema that the token may come with a key."""
+"""For the schema of a call that takes a key beside the token."""
 
 
 def _identify(services: Services, key: str | None, call: _Call) -> NodeIdentity | Caller:

@@ -48,7 +48,7 @@ class Conflict(Refused, status_code=409):
 
 
 class Gone(Refused, status_code=410):
-    """What the call is about was here once, or never was: asking again does not help."""
+    """What the call needs is not here any more, if it ever was: a retry does not help."""
 
 
 class TooLarge(Refused, status_code=413):

@@ -57,9 +57,9 @@ def register(
     """Register a node and show it its key, this once. The same name again is another node.
 
     With a node's key in X-API-Key beside the token (extension `reregister`) no node is made: that
-    node takes over what the body says. Its id, its key and its tasks stay, and the answer shows the
-    key that came, so the call may be repeated. 410 means that no node has this key: the caller
-    forgets its id and key, and registers without them.
+    node gets the name, tags, capabilities, hostname and os_type of the body. Its id, key and tasks
+    stay, and the answer shows the key that came, so a retry changes nothing. 410 means that no node
+    has this key: the caller drops its id and key, and registers without them as a new node.
     """
     if holder is not None:
         return _reregister(services, request, holder, registration)

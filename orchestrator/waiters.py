@@ -84,7 +84,7 @@ class Waiters:
         chosen.ring()
 
     def change(self, node: NodeIdentity) -> None:
-        """Take over a node's new name and tags; whoever they suit now gets the calls it heard."""
+        """Update a node's name and tags; the calls that it heard are made once more."""
         changed = [bell for bell in self._bells if bell.node.id == node.id]
         calls = [call for bell in changed for call in bell.calls]
         for bell in changed:

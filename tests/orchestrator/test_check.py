@@ -301,7 +301,6 @@ def test_rules_about_an_extension_are_left_out_where_it_is_not_named(tmp_path: P
         "/register",
         set(),
         answer=lambda status, body: (status, _without("extensions")(body)),
-        ignored_header=b"x-api-key",
         also="/nodes/heartbeat",
     )
     with orchestrator:
