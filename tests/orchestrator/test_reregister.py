@@ -1,6 +1,7 @@
 """The extension `reregister`: a node that registers again with its key stays the same node."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -186,13 +187,12 @@ def test_task_that_was_seen_for_the_old_name_is_not_taken(
 ) -> None:
     task = orchestrator.create_task(target_node_name="node")
     settings = orchestrator.settings
-    database = Database(settings.data_dir, settings.database_url)
-    (look,) = look_for(database, settings, [node.id])
-    assert look is not None
-    orchestrator.change(update(Node).where(Node.id == node.id).values(name="new"))
-    assert take(database, settings, look).task is None
-    assert claim_next(database, settings, node.id).task is None
-    database.close()
+    with closing(Database(settings.data_dir, settings.database_url)) as database:
+        (look,) = look_for(database, settings, [node.id])
+        assert look is not None
+        orchestrator.change(update(Node).where(Node.id == node.id).values(name="new"))
+        assert take(database, settings, look).task is None
+        assert claim_next(database, settings, node.id).task is None
     assert orchestrator.task(task["id"])["status"] == "pending"
 
 
