@@ -48,30 +48,29 @@ def table_rows(document: Path, first_cell: str) -> list[list[str]]:
 
 
 def options(command: click.Command, name: str = "") -> Iterator[tuple[str, str, str, str]]:
-    """Give a row of the README's table for each option: itself, variable, default, meaning."""
+    """Yield a row of the README's table for each option: itself, variable, default, meaning."""
     for option in command.params:
         if not isinstance(option, click.Option) or not option.expose_value:
             continue
-        shown = option.metavar and not option.is_flag and f" {option.metavar}"
+        is_word = option.is_flag or option.count or isinstance(option.type, click.Choice)
+        shown = "" if is_word else f" {option.make_metavar(click.Context(command))}"
         variable = "_".join(part for part in (cli.PREFIX, name, str(option.name)) if part).upper()
-        meaning, _, default = (option.help or "").partition("[default: ")
-        meaning = meaning.strip()
+        meaning = option.help or ""
         if isinstance(option.type, click.Choice):
             meaning += f" One of {', '.join(option.type.choices)}."
-        row = (
-            f"`{name} {option.opts[-1]}{shown or ''}`".replace("` ", "`").replace("|", r"\|"),
+        yield (
+            f"`{name} {option.opts[-1]}{shown}`".replace("` ", "`").replace("|", r"\|"),
             f"`{variable}`",
-            default.rstrip("]") or default_of(option),
+            default_of(option),
             meaning,
         )
-        yield row
     if isinstance(command, click.Group):
         for below in command.commands.values():
             yield from options(below, str(below.name))
 
 
 def default_of(option: click.Option) -> str:
-    """Say what holds when an option is not given."""
+    """Return what holds when an option is not given."""
     if isinstance(option.show_default, str):
         return option.show_default
     if option.is_flag or option.count:
