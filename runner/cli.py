@@ -325,6 +325,7 @@ command.context_class = _Context
     "--json",
     "as_json",
     is_flag=True,
+    show_envvar=True,
     help="Print the report as JSON, including tasks in the journal.",
 )
 @click.pass_context
@@ -337,13 +338,13 @@ def doctor(ctx: click.Context, /, *, as_json: bool) -> None:
 
 
 @command.command()
-@click.option(
+@_option(
     "--older-than",
-    type=_Value("days", settings.parse_positive),
+    _Value("days", settings.parse_positive),
+    "Remove the folders of finished tasks that nothing has touched for this long.",
     default=7,
-    help="Remove the folders of finished tasks that nothing has touched for this long.",
 )
-@click.option("--dry-run", is_flag=True, help="Only print what would be removed.")
+@_option("--dry-run", bool, "Only print what would be removed.", is_flag=True)
 @click.pass_context
 def cleanup(ctx: click.Context, /, *, older_than: float, dry_run: bool) -> None:
     """Remove containers and folders of finished tasks. A runner may be active."""

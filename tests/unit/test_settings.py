@@ -40,7 +40,7 @@ URL = "--orchestrator-url {text!r}"
 TOKEN = "the registration token from --registration-token"  # noqa: S105 - no token
 SECRET = "hunter2"  # noqa: S105 - opens nothing
 AS_HTTPS = "give it as https://HOST[:PORT]"
-PLAIN_HTTP = "plain http would show the keys to the network; use https, or say --allow-http"
+PLAIN_HTTP = "plain http would show the keys to the network; use https, or give --allow-http"
 IMAGE = "ghcr.io/elcanotek/victoria-terminal:1.2"
 check_https_url = partial(check_orchestrator_url, allow_http=False)
 check_url = partial(check_orchestrator_url, allow_http=True)
