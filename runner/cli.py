@@ -212,7 +212,7 @@ _FIELDS_OF_SETTINGS = {
     "poll_interval": "poll_interval_s",
     "heartbeat_interval": "heartbeat_interval_s",
 }
-"""Where they are not named like the option."""
+"""Option to field, where their names differ."""
 
 
 def _with_options(function: Callable[..., None]) -> Callable[..., None]:
