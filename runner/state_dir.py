@@ -52,6 +52,7 @@ def prepare_state_dir(state_dir: Path) -> str:
     folder = run_folder(state_dir)
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
+        # Versions that passed --conmon-pidfile to podman also left *.watcher here.
         for leftover in (*folder.glob("*.env"), *folder.glob("*.watcher")):
             leftover.unlink(missing_ok=True)
         runner_id = known_runner_id(state_dir)
