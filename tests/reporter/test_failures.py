@@ -364,3 +364,33 @@ async def test_defect_of_the_reporter_is_answered_in_one_sentence(home: Path) ->
         answer = await Agent(client).call_in_vain("report_status", status="running")
 
     assert failure(answer) == "a defect of the status reporter: ZeroDivisionError"
+
+
+class InFlight(Reporter):
+    """A reporter whose report is in flight until it is released."""
+
+    def __init__(self, found: Job, orchestrator: OrchestratorClient) -> None:
+        super().__init__(found, orchestrator)
+        self.in_flight = anyio.Event()
+        self.released = anyio.Event()
+        self.statuses: list[str] = []
+
+    async def report(self, status: str, message: str | None, progress: float | None) -> ToolAnswer:
+        """Wait to be released, then record the status."""
+        self.in_flight.set()
+        await self.released.wait()
+        self.statuses.append(status)
+        return {"sent": True, "message": message, "progress": progress}
+
+
+async def test_report_is_sent_though_the_agent_cancels_its_call(home: Path) -> None:
+    found = job("http://127.0.0.1:1", home)
+    async with OrchestratorClient(found.orchestrator_url) as orchestrator:
+        reporter = InFlight(found, orchestrator)
+        async with Client(server_for(reporter)) as client, anyio.create_task_group() as group:
+            group.start_soon(Agent(client).call, "report_started")
+            await reporter.in_flight.wait()
+            group.cancel_scope.cancel()
+            reporter.released.set()
+
+    assert reporter.statuses == ["running"]
