@@ -12,12 +12,12 @@ import logging
 import os
 import sys
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import anyio
 from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
-from mcp.types import CallToolResult, InputRequiredResult, TextContent, ToolAnnotations
+from mcp.types import CallToolResult, TextContent, ToolAnnotations
 from pydantic import Field, StringConstraints, ValidationError
 
 from runner import __version__
@@ -185,27 +185,30 @@ class _ReporterServer(MCPServer[Any]):
 
     async def call_tool(
         self, name: str, arguments: dict[str, Any], context: Context[Any, Any] | None = None
-    ) -> CallToolResult | InputRequiredResult:
+    ) -> CallToolResult:
         """Call a tool; return one sentence, marked as an error, where that is not possible."""
         # The agent may cancel or go away: a report that it asked for is sent all the same.
         with anyio.CancelScope(shield=True):
             try:
-                return await self._call(name, arguments, context)
+                answer, is_error = await self._call(name, arguments, context), False
             except UnusableCall as error:
-                sentence = str(error)
+                answer, is_error = {"sent": False, "error": str(error)}, True
             except Exception as error:
                 log.exception("a defect of the status reporter")
                 kind = type(error.__cause__ or error).__name__
                 sentence = f"a defect of the status reporter: {kind}"
-        answer = {"sent": False, "error": sentence}
+                answer, is_error = {"sent": False, "error": sentence}, True
+        # mcp would indent the text; on one line it has fewer tokens, and fits a line of a log.
         text = json.dumps(answer, ensure_ascii=False)
         return CallToolResult(
-            content=[TextContent(type="text", text=text)], structured_content=answer, is_error=True
+            content=[TextContent(type="text", text=text)],
+            structured_content=answer,
+            is_error=is_error,
         )
 
     async def _call(
         self, name: str, arguments: dict[str, Any], context: Context[Any, Any] | None
-    ) -> CallToolResult | InputRequiredResult:
+    ) -> ToolAnswer:
         parameters = {
             tool.name: tool.input_schema["properties"] for tool in await self.list_tools()
         }
@@ -219,11 +222,12 @@ class _ReporterServer(MCPServer[Any]):
         # Models write null for what they leave out.
         arguments = {key: value for key, value in arguments.items() if value is not None}
         try:
-            return await super().call_tool(name, arguments, context)
+            result = await super().call_tool(name, arguments, context)
         except ToolError as error:
             if isinstance(error.__cause__, ValidationError):
                 raise UnusableCall(_wrong_argument(error.__cause__)) from None
             raise
+        return cast("CallToolResult", result).structured_content or {}
 
 
 def _wrong_argument(error: ValidationError) -> str:

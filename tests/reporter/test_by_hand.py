@@ -54,7 +54,9 @@ class Typist:
         result = self.ask("tools/call", name=tool, arguments=arguments)["result"]
         assert result["isError"] is is_error
         answer: Json = result["structuredContent"]
-        assert json.loads(result["content"][0]["text"]) == answer
+        text = result["content"][0]["text"]
+        assert json.loads(text) == answer
+        assert "\n" not in text
         return answer
 
 
