@@ -22,6 +22,7 @@ from runner.log import set_up_logging
 from runner.model import PullPolicy
 from runner.redaction import Secret
 from runner.settings import Settings, check_limits, check_run_args
+from runner.timing import DEFAULT_TIMINGS, Timings
 
 TOKEN_OPTION = "--registration-token"  # noqa: S105 - the option's name
 log = logging.getLogger(__name__)
@@ -275,9 +276,10 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     A variable with several values, such as VICTORIA_RUNNER_TAG, has blanks between them.
     """
     set_up_logging(given["log_format"], given["verbose"])
+    timings: Timings = ctx.obj
     ctx.obj = Options(given)
     if ctx.invoked_subcommand is None:
-        ctx.exit(_run(ctx.obj))
+        ctx.exit(_run(ctx.obj, timings))
 
 
 @command.command()
@@ -310,20 +312,20 @@ def cleanup(ctx: click.Context, /, *, older_than: float, dry_run: bool) -> None:
     ctx.exit(anyio.run(clean_up, checked, Scope(older_than, dry_run), click.echo))
 
 
-def _run(options: Options) -> int:
+def _run(options: Options, timings: Timings) -> int:
     from runner.daemon import run  # noqa: PLC0415 - doctor and cleanup need not load it
     from runner.systemd import Notifier  # noqa: PLC0415
 
     checked = options.settings()
-    engine = find_engine(checked.container_runtime)
-    return anyio.run(run, checked, engine, Notifier())
+    engine = find_engine(checked.container_runtime, timings=timings)
+    return anyio.run(partial(run, checked, engine, Notifier(), timings=timings))
 
 
-def main() -> NoReturn:
+def main(timings: Timings = DEFAULT_TIMINGS) -> NoReturn:
     """Run the command line and exit; whatever a user can cause ends in one sentence."""
     _hide_token()
     try:
-        exit_code = command.main(standalone_mode=False)
+        exit_code = command.main(standalone_mode=False, obj=timings)
     except click.ClickException as error:
         error.show()
         exit_code = error.exit_code

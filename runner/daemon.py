@@ -23,7 +23,7 @@ from runner.engine.cli import engine_of_kind
 from runner.engine.processes import kill_leftover_starts
 from runner.errors import EXIT_OK, EXIT_TRY_AGAIN, JournalError
 from runner.journal.journal import open_journal
-from runner.log import fields
+from runner.log import fields, log_retry
 from runner.loops.deliver import deliver
 from runner.loops.heartbeat import heartbeat, send_offline
 from runner.loops.housekeeping import adopt_or_remove_orphans, prune_closed_tasks
@@ -35,18 +35,27 @@ from runner.state_dir import lock_state_dir, prepare_state_dir, run_folder
 from runner.systemd import Notifier, Watchdog, feed_watchdog
 from runner.tasks.context import RunnerContext
 from runner.tasks.run import run_task, track
-from runner.timing import ChangeSignal, Clock, HostClock
+from runner.timing import (
+    DEFAULT_TIMINGS,
+    ChangeSignal,
+    Clock,
+    HostClock,
+    Retry,
+    RetryPolicy,
+    Timings,
+    retry,
+)
 
 log = logging.getLogger(__name__)
-_LAST_DELIVERY_S = 30.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
-async def run(
+async def run(  # noqa: PLR0913, PLR0917 - its seams: what tests replace
     settings: Settings,
     engine: Engine,
     notifier: Notifier,
     clock: Clock | None = None,
+    timings: Timings = DEFAULT_TIMINGS,
     other_engine: Callable[[str], Engine] = engine_of_kind,
 ) -> int:
     """Run until a signal, a refusal or `--once` ends it; give the process's exit code.
@@ -66,10 +75,10 @@ async def run(
         )
         if set_aside is not None:
             log.error(set_aside)
-        watchdog, workload = Watchdog(clock), Workload(settings.max_tasks)
+        watchdog, workload = Watchdog(clock), Workload(settings.max_tasks, timings)
         try:
             async with OrchestratorClient(
-                settings.orchestrator_url, settings.ca_file
+                settings.orchestrator_url, settings.ca_file, timings
             ) as orchestrator:
                 runner = RunnerContext(
                     settings=settings,
@@ -78,10 +87,11 @@ async def run(
                     other_engine=other_engine,
                     orchestrator=orchestrator,
                     journal=journal,
-                    node=Node(settings, orchestrator, journal, clock, watchdog, workload),
+                    node=Node(settings, orchestrator, journal, clock, watchdog, workload, timings),
                     workload=workload,
                     outbox=ChangeSignal(),
                     watchdog=watchdog,
+                    timings=timings,
                     runner_id=runner_id,
                 )
                 return await _Runner(runner, notifier).run()
@@ -125,7 +135,9 @@ class _Runner:
         """See that no engine call of a runner that was killed starts anything from now on."""
         folder = run_folder(self._runner.settings.state_dir)
         names = {container_name(task.task_id) for task in tasks}
-        pids = await anyio.to_thread.run_sync(kill_leftover_starts, folder, names)
+        pids = await anyio.to_thread.run_sync(
+            kill_leftover_starts, folder, names, self._runner.timings.leftover_start_grace_s
+        )
         if pids:
             log.warning("stuck calls of an earlier runner were killed", extra=fields(pids=pids))
 
@@ -155,7 +167,9 @@ class _Runner:
         group.start_soon(heartbeat, runner)
         group.start_soon(deliver, runner)
         group.start_soon(prune_closed_tasks, runner)
-        group.start_soon(feed_watchdog, self._notifier, runner.watchdog, runner.clock)
+        group.start_soon(
+            feed_watchdog, self._notifier, runner.watchdog, runner.clock, runner.timings
+        )
         group.start_soon(self._tell_status)
         self._notifier.tell("READY=1")
 
@@ -192,7 +206,7 @@ class _Runner:
         if runner.node.refusal is not None:
             return
         await self._hurry()
-        ends_at_s = runner.clock.awake_s() + _LAST_DELIVERY_S
+        ends_at_s = runner.clock.awake_s() + runner.timings.last_delivery_s
         while (waiting := await self._deliverable()) and runner.clock.awake_s() < ends_at_s:
             await self._next_change()
         if waiting:
@@ -226,12 +240,10 @@ class _Runner:
         return [task for task in await self._open_tasks() if task.orchestrator_url == url]
 
     async def _open_tasks(self) -> list[Task]:
-        while True:
-            try:
-                return await self._runner.journal.open_tasks()
-            except JournalError as error:
-                log.error(str(error))
-                await self._runner.clock.sleep(1)
+        runner = self._runner
+        policy = RetryPolicy.every(runner.timings.journal_retry_s)
+        attempts = Retry(runner.clock, policy, log_retry("cannot read the open tasks"))
+        return await retry(runner.journal.open_tasks, JournalError, attempts)
 
     async def _next_change(self) -> None:
         """Return when something happened to a task or a report, and every few seconds."""

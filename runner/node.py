@@ -10,7 +10,6 @@ from typing import Protocol, TypeVar
 
 import anyio
 
-from runner import timing
 from runner.api.client import OrchestratorClient
 from runner.errors import (
     JournalError,
@@ -25,7 +24,15 @@ from runner.log import fields
 from runner.model import Identity
 from runner.settings import Settings
 from runner.systemd import Watchdog
-from runner.timing import ChangeSignal, Clock
+from runner.timing import (
+    DEFAULT_TIMINGS,
+    ChangeSignal,
+    Clock,
+    Retry,
+    RetryPolicy,
+    Timings,
+    retry,
+)
 
 log = logging.getLogger(__name__)
 INVALID_TOKEN = "Registration failed - invalid registration token"  # noqa: S105 - what users read
@@ -35,13 +42,6 @@ _NOT_ALLOWED = frozenset({401, 403})
 _CHECK_ADDRESS, _CHECK_NODE = "check --orchestrator-url", "check --name, --tag and --capability"
 _ADVICE = {404: _CHECK_ADDRESS, 405: _CHECK_ADDRESS, 400: _CHECK_NODE, 422: _CHECK_NODE}
 _ASK = "ask the orchestrator's administrator"
-_LONGEST_ATTEMPT_S = 60.0
-_LONGEST_WAIT_S = 300.0
-_SPACING_S = 30.0
-_WRITE_AGAIN_S = 5.0
-_START_AGAIN_S = 5.0
-_LONGEST_START_AGAIN_S = 300.0
-_DROPPED_FOR_S = 10.0
 START = "start"
 """The trouble that containers cannot be started here."""
 T = TypeVar("T")
@@ -58,6 +58,7 @@ class Node:
         clock: Clock,
         watchdog: Watchdog,
         workload: Workload,
+        timings: Timings = DEFAULT_TIMINGS,
     ) -> None:
         self.refusal: RegistrationRefused | None = None
         """Why there is no identity and will be none: nothing more can be asked for."""
@@ -67,6 +68,7 @@ class Node:
         self._clock = clock
         self._watchdog = watchdog
         self._workload = workload
+        self._timings = timings
         self._description = node_description(settings)
         self._identity: Identity | None = None
         self._lock = anyio.Lock()
@@ -92,6 +94,7 @@ class Node:
                     lambda: self._journal.identity(self._orchestrator.url, self._description),
                     self._workload,
                     self._clock,
+                    self._timings,
                 )
             if self._identity is None:
                 self._identity = await self._register()
@@ -109,10 +112,11 @@ class Node:
                 self._identity = None
 
     async def _register(self) -> Identity:
+        timings = self._timings
         if self._registrations:
             # One that is refused as soon as it is given must not turn into a flood.
-            wait_s = _SPACING_S + timing.delay_s(self._registrations)
-            self._watchdog.expect("register", next_within_s=wait_s + _LONGEST_ATTEMPT_S)
+            wait_s = timings.registration_pause_s + timings.backoff().wait_s(self._registrations)
+            self._watchdog.expect("register", next_within_s=wait_s + timings.registration_timeout_s)
             await self._clock.sleep(wait_s if self._registrations > 1 else 0)
         self._registrations += 1
         try:
@@ -136,41 +140,46 @@ class Node:
 
     async def _written(self, write: Callable[[], Awaitable[None]]) -> None:
         self._watchdog.suspend("register")
-        await persist(write, self._workload, self._clock)
+        await persist(write, self._workload, self._clock, self._timings)
 
     async def _ask_for_identity(self) -> Identity:
-        failures = 0
+        timings = self._timings
+        policy = timings.backoff(retry_after_limit_s=timings.registration_retry_after_limit_s)
+        attempts = Retry(self._clock, policy, self._log_failure)
         while True:
-            self._watchdog.expect("register", next_within_s=_LONGEST_ATTEMPT_S)
+            self._watchdog.expect("register", next_within_s=timings.registration_timeout_s)
             try:
                 return await self._orchestrator.register(
                     self._settings.registration_token, self._description
                 )
             except (Refused, Unavailable) as error:
-                _tell(error)
                 if isinstance(error, Refused) and error.status in _NOT_ALLOWED:
+                    self._log_failure(error, 0)
                     raise RegistrationRefused(str(error)) from error
                 if self._settings.once:
+                    self._log_failure(error, 0)
                     raise RegistrationPostponed(f"cannot register: {error}") from error
-                failures += 1
-                asked_s = (error.retry_after_s or 0) if isinstance(error, Unavailable) else 0
-                wait_s = min(timing.delay_s(failures, at_least_s=asked_s), _LONGEST_WAIT_S)
-            self._watchdog.expect("register", next_within_s=wait_s + _LONGEST_ATTEMPT_S)
-            await self._clock.sleep(wait_s)
+                await attempts.wait_after(error)
 
-
-def _tell(error: Refused | Unavailable) -> None:
-    """Say why there is no registration, and what an operator can do where that is known."""
-    if isinstance(error, Unauthorised):
-        log.error(INVALID_TOKEN)
-    elif isinstance(error, Refused) and error.status in _NOT_ALLOWED:
-        log.error("Registration failed - %s", error)
-    elif isinstance(error, Refused):
-        log.error("cannot register: %s; %s", error, _ADVICE.get(error.status, _ASK))
-    elif error.status == _SERVICE_UNAVAILABLE and error.detail is not None:
-        log.error(DISABLED)
-    else:
-        log.warning("cannot register: %s", error)
+    def _log_failure(self, error: Exception, wait_s: float) -> None:
+        """Log why there is no registration, and what an operator can do where that is known."""
+        self._watchdog.expect(
+            "register", next_within_s=wait_s + self._timings.registration_timeout_s
+        )
+        if isinstance(error, Unauthorised):
+            log.error(INVALID_TOKEN)
+        elif isinstance(error, Refused) and error.status in _NOT_ALLOWED:
+            log.error("Registration failed - %s", error)
+        elif isinstance(error, Refused):
+            log.error("cannot register: %s; %s", error, _ADVICE.get(error.status, _ASK))
+        elif (
+            isinstance(error, Unavailable)
+            and error.status == _SERVICE_UNAVAILABLE
+            and error.detail is not None
+        ):
+            log.error(DISABLED)
+        else:
+            log.warning("cannot register: %s", error)
 
 
 def node_description(settings: Settings) -> dict[str, object]:
@@ -207,14 +216,14 @@ class Cancellable(Protocol):
 class Workload:
     """The tasks in hand, the slots that they occupy, and the problems that keep new ones away."""
 
-    def __init__(self, max_tasks: int) -> None:
+    def __init__(self, max_tasks: int, timings: Timings = DEFAULT_TIMINGS) -> None:
+        self._timings = timings
         self.changes = ChangeSignal()
         """Of what heartbeats and systemd are told."""
         self._slots = ChangeSignal()
         self._max_tasks = max_tasks
         self._tasks: dict[str, Cancellable] = {}
-        self._with_slot: set[str] = set()
-        self._about_to_leave: set[str] = set()
+        self._exited: set[str] = set()
         self._problems: dict[str, str] = {}
         self._dropped_at_s: dict[str, float] = {}
         self._refused_starts = 0
@@ -238,37 +247,21 @@ class Workload:
         """Give what is wrong: a sentence by the name of each trouble."""
         return dict(self._problems)
 
-    def add(self, task_id: str, task: Cancellable, *, has_slot: bool) -> None:
-        """Take a task in hand; one that may run already has a slot, another waits for its own."""
+    def add(self, task_id: str, task: Cancellable) -> None:
+        """Track a task, which takes a slot."""
         self._tasks[task_id] = task
-        if has_slot:
-            self._with_slot.add(task_id)
         self._notify()
 
     def release(self, task_id: str) -> None:
         """Let go of the task, and free its slot; that may have been done before."""
-        self._with_slot.discard(task_id)
-        self._about_to_leave.discard(task_id)
+        self._exited.discard(task_id)
         if self._tasks.pop(task_id, None) is not None:
             self._notify()
 
-    def expect_release(self, task_id: str) -> None:
-        """Note that a slot is about to be freed, so that the next task may be asked for."""
-        if task_id in self._with_slot:
-            self._about_to_leave.add(task_id)
-            self._slots.notify()
-
     def free_slot(self, task_id: str) -> None:
-        """Free the slot of a task whose container is over, while its end is looked at."""
-        self.expect_release(task_id)
-        self._with_slot.discard(task_id)
-        self._slots.notify()
-
-    def keep_slot(self, task_id: str) -> None:
-        """Note that a task in hand needs its slot, whatever was expected."""
-        self._with_slot.add(task_id)
-        if task_id in self._about_to_leave:
-            self._about_to_leave.discard(task_id)
+        """Free the slot of a task whose container has exited, while its outcome is confirmed."""
+        if task_id in self._tasks:
+            self._exited.add(task_id)
             self._slots.notify()
 
     def cancel(self, task_id: str, who: str) -> None:
@@ -298,8 +291,8 @@ class Workload:
         the queue.
         """
         self._refused_starts += 1
-        doubled_s = _START_AGAIN_S * 2.0 ** min(self._refused_starts - 1, 30)
-        self.next_start_at_s = uptime_s + min(doubled_s, _LONGEST_START_AGAIN_S)
+        doubled_s = self._timings.start_retry_first_s * 2.0 ** min(self._refused_starts - 1, 30)
+        self.next_start_at_s = uptime_s + min(doubled_s, self._timings.start_retry_ceiling_s)
         self.set_problem(START, f"few new tasks are taken until a container starts: {sentence}")
 
     def note_dropped(self, task_id: str, uptime_s: float) -> None:
@@ -311,7 +304,7 @@ class Workload:
         self._dropped_at_s = {
             dropped: at_s
             for dropped, at_s in self._dropped_at_s.items()
-            if uptime_s - at_s < _DROPPED_FOR_S
+            if uptime_s - at_s < self._timings.reoffer_pause_s
         }
         return task_id in self._dropped_at_s
 
@@ -322,35 +315,28 @@ class Workload:
         self.clear_problem(START)
 
     async def wait_for_room(self) -> None:
-        """Return as soon as one more task may be asked for: a slot is free, or is about to be."""
-        while len(self._tasks) - self._count_leaving() >= self._max_tasks:
+        """Wait until one more task may be asked for: max-tasks is enforced here."""
+        # An engine that does not answer how containers ended is not given more and more of them.
+        while len(self._tasks) - min(len(self._exited), self._max_tasks) >= self._max_tasks:
             await self._slots.after(self._slots.count)
-
-    async def wait_for_slot(self, task_id: str) -> None:
-        """Return as soon as the task has a slot of its own."""
-        while task_id not in self._with_slot:
-            if len(self._with_slot) < self._max_tasks:
-                self._with_slot.add(task_id)
-            else:
-                await self._slots.after(self._slots.count)
-
-    def _count_leaving(self) -> int:
-        """Count no more than there are slots: an engine that tells no ends is given no more."""
-        return min(len(self._about_to_leave), self._max_tasks)
 
     def _notify(self) -> None:
         self.changes.notify()
         self._slots.notify()
 
 
-async def persist(write: Callable[[], Awaitable[T]], workload: Workload, clock: Clock) -> T:
-    """Write to the journal, however long the disk is full: what happened must not be forgotten."""
-    while True:
-        try:
-            done = await write()
-        except JournalError as error:
-            workload.set_problem("journal", str(error))
-            await clock.sleep(_WRITE_AGAIN_S)
-        else:
-            workload.clear_problem("journal")
-            return done
+async def persist(
+    write: Callable[[], Awaitable[T]], workload: Workload, clock: Clock, timings: Timings
+) -> T:
+    """Return what a write to the journal returns; retried without end, for a full disk may pass.
+
+    Failures are a problem of the host until a write succeeds.
+    """
+
+    def note_failure(error: Exception, _wait_s: float) -> None:
+        workload.set_problem("journal", str(error))
+
+    attempts = Retry(clock, RetryPolicy.every(timings.journal_retry_s), note_failure)
+    result = await retry(write, JournalError, attempts)
+    workload.clear_problem("journal")
+    return result

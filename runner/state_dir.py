@@ -87,8 +87,3 @@ def env_file(state_dir: Path, task_id: str) -> Path:
 def cid_file(state_dir: Path, task_id: str) -> Path:
     """Give the file in which the engine writes the container's id before it starts it."""
     return run_folder(state_dir) / f"{task_id}.cid"
-
-
-def watcher_file(state_dir: Path, task_id: str) -> Path:
-    """Give the file in which podman writes who watches the container; gone when it runs."""
-    return run_folder(state_dir) / f"{task_id}.watcher"

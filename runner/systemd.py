@@ -8,10 +8,9 @@ import socket
 from collections.abc import MutableMapping
 
 from runner.log import fields
-from runner.timing import Clock
+from runner.timing import Clock, Timings
 
 log = logging.getLogger(__name__)
-_IDLE_CHECK_S = 30.0
 
 
 class Notifier:
@@ -61,10 +60,12 @@ class Watchdog:
         return [loop for loop, due in self._due.items() if due < now]
 
 
-async def feed_watchdog(notifier: Notifier, watchdog: Watchdog, clock: Clock) -> None:
+async def feed_watchdog(
+    notifier: Notifier, watchdog: Watchdog, clock: Clock, timings: Timings
+) -> None:
     """Feed the watchdog while no loop is overdue. Ends only by being cancelled."""
     watchdog_s = notifier.watchdog_s
-    interval_s = watchdog_s / 3 if watchdog_s else _IDLE_CHECK_S
+    interval_s = watchdog_s / 3 if watchdog_s else timings.watchdog_check_interval_s
     while True:
         overdue = watchdog.overdue()
         if overdue:

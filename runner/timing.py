@@ -1,64 +1,62 @@
-"""Time and waiting: the clock, waits before a retry, and changes that can be waited for."""
+"""Time and waiting: the clock, every deadline and pause, the one retry, and change signals."""
 
 from __future__ import annotations
 
 import random
 import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import anyio
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-FIRST_S = 1.0
-SHORTEST_S = 0.5
-LONGEST_ASKED_S = 3600.0
-CEILING_S = 60.0
+_DAY_S = 24 * 3600.0
+
+T = TypeVar("T")
 
 
 class Clock(Protocol):
-    """What the runner asks of time."""
+    """What the runner asks of time; tests pass one that they move themselves."""
 
     @property
     def boot_id(self) -> str:
-        """Tell this boot of the host from any other."""
+        """The id of this boot of the host."""
 
     def wall_s(self) -> float:
-        """Tell seconds since the epoch: for people and reports, never for deadlines."""
+        """Return seconds since the epoch: for people and reports, never for deadlines."""
 
     def uptime_s(self) -> float:
-        """Tell seconds since the boot, suspended time included: for deadlines.
+        """Return seconds since the boot, suspended time included: for deadlines.
 
-        It is the same for every process of one boot, so that a deadline written down by one runner
-        holds for the next, and setting the host's clock does not move it.
+        It is the same for all processes of one boot: a deadline written down by one runner holds
+        for the next, and setting the host's clock does not move it.
         """
 
     def awake_s(self) -> float:
-        """Tell seconds since the boot, suspended time left out: for what a sleep is held against.
-
-        A host that was suspended for a night has waited as little as its sleeps have.
-        """
+        """Return seconds since the boot, suspended time left out, as `sleep` counts them."""
 
     async def sleep(self, seconds: float) -> None:
-        """Wait that long, by the same measure."""
+        """Wait that long, not counting suspended time."""
 
 
 class HostClock:
-    """The real thing."""
+    """The host's own time."""
 
     def __init__(self) -> None:
         self.boot_id = _BOOT_ID.read_text(encoding="ascii").strip()
 
     def wall_s(self) -> float:
-        """Tell seconds since the epoch."""
+        """Return seconds since the epoch."""
         return time.time()
 
     def uptime_s(self) -> float:
-        """Tell seconds since the boot."""
+        """Return seconds since the boot."""
         return time.clock_gettime(time.CLOCK_BOOTTIME)
 
     def awake_s(self) -> float:
-        """Tell seconds since the boot without those that the host was suspended."""
+        """Return seconds since the boot without those that the host was suspended."""
         return time.monotonic()
 
     async def sleep(self, seconds: float) -> None:
@@ -66,45 +64,249 @@ class HostClock:
         await anyio.sleep(seconds)
 
 
-def delay_s(attempts: int, *, ceiling_s: float = CEILING_S, at_least_s: float = 0.0) -> float:
-    """Choose the wait in seconds after `attempts` failures (1 for the first).
+@dataclass(frozen=True)
+class RetryPolicy:
+    """How long to wait between attempts, and when to give up.
 
-    `at_least_s` is what the other side asked for (Retry-After); it is obeyed up to an hour and
-    spread by a tenth.
+    Full jitter: the wait is drawn between `shortest_s` and a bound that doubles with each failure
+    up to `ceiling_s`, so that a fleet does not come back all at once. Source: "Exponential Backoff
+    And Jitter", AWS Architecture Blog, 2015.
     """
-    widest = min(ceiling_s, FIRST_S * 2.0 ** min(attempts, 30))
-    asked = min(at_least_s, LONGEST_ASKED_S)
-    spread = random.uniform(SHORTEST_S, max(widest, SHORTEST_S))  # noqa: S311 - spreading load needs no secrecy
-    if asked <= 0:
-        return spread
-    return max(asked * random.uniform(1.0, 1.1), spread)  # noqa: S311 - as above
+
+    first_s: float = 1.0
+    """Half the bound after the first failure."""
+    shortest_s: float = 0.5
+    ceiling_s: float = 60.0
+    retry_after_limit_s: float = 3600.0
+    """A Retry-After is obeyed up to this."""
+    gives_up_after_s: float | None = None
+    """Counted from the first failure; None never gives up."""
+    gives_up_after_failures: int | None = None
+
+    @classmethod
+    def every(cls, pause_s: float, *, gives_up_after_s: float | None = None) -> RetryPolicy:
+        """Return a policy with the same pause after each failure."""
+        return cls(pause_s, pause_s, pause_s, gives_up_after_s=gives_up_after_s)
+
+    def wait_s(self, failures: int, retry_after_s: float | None = None) -> float:
+        """Return the wait after `failures` failures (1 for the first), in seconds.
+
+        A `retry_after_s` that the other side asked for is kept, and spread by a tenth.
+        """
+        bound_s = min(self.ceiling_s, self.first_s * 2.0 ** min(failures, 30))
+        wait_s = random.uniform(self.shortest_s, max(bound_s, self.shortest_s))  # noqa: S311 - spreading load needs no secrecy
+        if not retry_after_s:
+            return wait_s
+        asked_s = min(retry_after_s, self.retry_after_limit_s)
+        return max(asked_s * random.uniform(1.0, 1.1), wait_s)  # noqa: S311 - as above
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Every deadline and pause of the runner, in seconds; tests and soaks pass shorter ones."""
+
+    # Requests to the orchestrator
+    connect_timeout_s: float = 10.0
+    """To connect; a host that drops packets answers never."""
+    call_timeout_s: float = 30.0
+    """For a whole request and its response, beside the time that the body takes to send."""
+    stall_timeout_s: float = 60.0
+    """Between two pieces of a download, which has no other limit on its time."""
+    long_poll_s: float = 25.0
+    """For how long the orchestrator is asked to hold a poll (RFC 7240): below the 30 s and 60 s
+    after which common proxies cut a silent request."""
+    shortest_long_poll_s: float = 1.0
+    """A poll that comes back earlier was not held: ask again after the poll interval only."""
+
+    # Retries
+    retry_first_s: float = 1.0
+    retry_shortest_s: float = 0.5
+    retry_ceiling_s: float = 60.0
+    """Outages of seconds are over soon, and one of hours is noticed within a minute of its end."""
+    journal_retry_s: float = 5.0
+    """A full disk: what happened must be written down, however long it takes."""
+    engine_retry_s: float = 5.0
+    """An engine that does not answer: often its daemon restarts, which takes seconds."""
+
+    # Registration
+    registration_timeout_s: float = 60.0
+    """One attempt, for the watchdog: a call and what surrounds it."""
+    registration_retry_after_limit_s: float = 300.0
+    """An operator who corrects the orchestrator sees the node within five minutes."""
+    registration_pause_s: float = 30.0
+    """Before a third registration: a key that is refused as soon as it is issued is no flood."""
+
+    # Poll and heartbeat
+    host_check_timeout_s: float = 300.0
+    """For the watchdog: disks on a network have no deadline of their own."""
+    reoffer_pause_s: float = 10.0
+    """For which a task is not accepted again after its claim was refused."""
+    start_retry_first_s: float = 5.0
+    start_retry_ceiling_s: float = 300.0
+    """A host where containers do not start takes one task, then waits, twice as long each time."""
+    debounce_s: float = 1.0
+    """Tasks that follow one another change a heartbeat once a second at most."""
+    offline_timeout_s: float = 1.0
+    """For the last heartbeat: a stop must not wait for an orchestrator that is away."""
+
+    # Delivery
+    outbox_interval_s: float = 60.0
+    """The outbox is read at least so often, should a notification be missed."""
+    log_first_s: float = 600.0
+    """After which a task's status overtakes its log."""
+    log_retry_ceiling_s: float = 3600.0
+    """A log has megabytes: it is not sent every minute."""
+    last_delivery_s: float = 30.0
+    """For which a drained runner waits for its last reports to be delivered."""
+
+    # Housekeeping
+    orphan_grace_s: float = 300.0
+    """Before an orphan that never ran is removed: its task may be on its way."""
+    orphan_retry_s: float = 60.0
+    prune_interval_s: float = _DAY_S
+    prune_after_s: float = 30 * _DAY_S
+    """Until then a late offer of a closed task is recognised."""
+
+    # A task
+    download_gives_up_s: float = 3600.0
+    """After the first failure of a file."""
+    download_timeout_s: float = _DAY_S
+    """For all files of a task."""
+    inspect_interval_s: float = 30.0
+    """A container is inspected at least so often, whatever `wait` says."""
+    engine_timeout_grace_s: float = 60.0
+    """The engine's own time limit is later than ours: it is for the time without a runner."""
+    removal_grace_s: float = 1.0
+    """`rm --force` of somebody else kills a container first and removes it within this."""
+    daemon_return_s: float = 30.0
+    """A container killed so shortly after docker's daemon came back went down with the daemon."""
+    final_log_timeout_s: float = 60.0
+    """For what the agent left: the final status waits for it."""
+
+    # The engine
+    engine_timeout_s: float = 30.0
+    """For what an engine answers at once; more than a busy one needs."""
+    engine_run_timeout_s: float = 120.0
+    engine_start_grace_s: float = 20.0
+    """For which a start under way is waited for when the runner stops or the task is cancelled: an
+    engine that is killed as it starts a container does not know afterwards that it ran."""
+    pull_timeout_s: float = 3600.0
+    """Images have gigabytes."""
+    stop_grace_s: int = 10
+    """Between TERM and KILL, for the container; the engines' own default."""
+    kill_grace_s: float = 2.0
+    """Between TERM and KILL, for a command of the engine."""
+    leftover_start_grace_s: float = 20.0
+    """For which a killed runner's start of a container may finish before it is killed."""
+
+    watchdog_check_interval_s: float = 30.0
+    """Where systemd asks for no watchdog, stuck loops are logged so often."""
+
+    def backoff(
+        self,
+        *,
+        ceiling_s: float = 0.0,
+        retry_after_limit_s: float = 3600.0,
+        gives_up_after_s: float | None = None,
+        gives_up_after_failures: int | None = None,
+    ) -> RetryPolicy:
+        """Return the policy for whatever lies across the network; `ceiling_s` can raise its own."""
+        return RetryPolicy(
+            self.retry_first_s,
+            self.retry_shortest_s,
+            max(self.retry_ceiling_s, ceiling_s),
+            retry_after_limit_s,
+            gives_up_after_s,
+            gives_up_after_failures,
+        )
+
+
+DEFAULT_TIMINGS = Timings()
+
+
+class Retry:
+    """The attempts at one thing: counts failures, waits between attempts, and gives up.
+
+    `on_failure` is told of each failure and of the wait in seconds that follows: it logs.
+    """
+
+    def __init__(
+        self, clock: Clock, policy: RetryPolicy, on_failure: Callable[[Exception, float], None]
+    ) -> None:
+        self.failures = 0
+        self._clock = clock
+        self._policy = policy
+        self._on_failure = on_failure
+        self._gives_up_at_s = float("inf")
+
+    def next_wait_s(self, error: Exception) -> float:
+        """Count a failure and return the wait until the next attempt.
+
+        Raises:
+            Exception: the error itself, when the policy gives up.
+        """
+        self.failures += 1
+        policy, now_s = self._policy, self._clock.awake_s()
+        if self.failures == 1 and policy.gives_up_after_s is not None:
+            self._gives_up_at_s = now_s + policy.gives_up_after_s
+        if now_s >= self._gives_up_at_s or self.failures == policy.gives_up_after_failures:
+            raise error
+        wait_s = policy.wait_s(self.failures, getattr(error, "retry_after_s", None))
+        return min(wait_s, self._gives_up_at_s - now_s)
+
+    async def wait_after(self, error: Exception) -> None:
+        """Count a failure, have it logged, and wait for the next attempt.
+
+        Raises:
+            Exception: the error itself, when the policy gives up.
+        """
+        wait_s = self.next_wait_s(error)
+        self._on_failure(error, wait_s)
+        await self._clock.sleep(wait_s)
+
+
+async def retry(
+    call: Callable[[], Awaitable[T]],
+    on: type[Exception] | tuple[type[Exception], ...],
+    attempts: Retry,
+) -> T:
+    """Return what `call` returns, called again after each of these errors.
+
+    Raises:
+        Exception: the last of them, when the policy gives up; any other error at once.
+    """
+    while True:
+        try:
+            return await call()
+        except on as error:
+            await attempts.wait_after(error)
 
 
 def jittered_s(interval_s: float) -> float:
-    """Spread a regular wait by a tenth to either side."""
-    return interval_s * random.uniform(0.9, 1.1)  # noqa: S311 - as above
+    """Return a regular wait, spread by a tenth to either side."""
+    return interval_s * random.uniform(0.9, 1.1)  # noqa: S311 - spreading load needs no secrecy
 
 
 class ChangeSignal:
-    """A counter that can be waited on: no change is missed between looking and waiting."""
+    """A counter that can be waited on: no change is missed between reading it and waiting."""
 
     def __init__(self) -> None:
         self.count = 0
         self._next = anyio.Event()
 
     def notify(self) -> None:
-        """Count a change and wake whoever waits for one."""
+        """Count a change and wake all who wait for one."""
         self.count += 1
         self._next.set()
         self._next = anyio.Event()
 
     async def after(self, count: int) -> None:
-        """Return as soon as more than `count` changes have been counted."""
+        """Wait until more than `count` changes have been counted."""
         while self.count <= count:
             await self._next.wait()
 
     async def after_or(self, count: int, seconds: float, clock: Clock) -> None:
-        """Return as soon as `after` would, or when so many seconds have passed."""
+        """Wait as `after` does, at most so many seconds."""
         async with anyio.create_task_group() as group:
             group.start_soon(_cancel_after, seconds, clock, group.cancel_scope)
             await self.after(count)

@@ -14,10 +14,11 @@ from types import TracebackType
 from typing import Any, TypeGuard, final
 from urllib.parse import quote
 
-from runner.api.http import CALL_TIMEOUT_S, HttpClient
+from runner.api.http import HttpClient
 from runner.errors import Unavailable
 from runner.model import Identity
 from runner.redaction import Secret
+from runner.timing import DEFAULT_TIMINGS, Timings
 
 _HEADER_SAFE = re.compile(r"[\x21-\x7e]+")
 _FINAL = ("success", "error", "cancelled")
@@ -45,14 +46,16 @@ class Download:
 class OrchestratorClient:
     """A connection to one orchestrator; use it as an async context manager."""
 
-    def __init__(self, url: str, ca_file: Path | None = None) -> None:
+    def __init__(
+        self, url: str, ca_file: Path | None = None, timings: Timings = DEFAULT_TIMINGS
+    ) -> None:
         """Prepare to talk to the orchestrator at `url`, checked before.
 
         Raises:
             ConfigurationError: `url` cannot be asked, or `ca_file` holds no certificate.
         """
         self.url = url
-        self._wire = HttpClient(url, ca_file)
+        self._wire = HttpClient(url, ca_file, timings)
 
     async def __aenter__(self) -> OrchestratorClient:
         await self._wire.__aenter__()
@@ -95,12 +98,10 @@ class OrchestratorClient:
             return frozenset()
         return frozenset(task_id for task_id in cancelled if isinstance(task_id, str))
 
-    async def next_task(self, identity: Identity, wait_s: int) -> Offer:
+    async def next_task(self, identity: Identity, wait_s: float) -> Offer:
         """Ask for work; the orchestrator may hold the request for `wait_s` seconds (RFC 7240)."""
-        headers = {**_key(identity), "Prefer": f"wait={wait_s}"}
-        async with self._wire.request(
-            "GET", "tasks/pending", headers, timeout_s=CALL_TIMEOUT_S + wait_s
-        ) as response:
+        headers = {**_key(identity), "Prefer": f"wait={wait_s:.0f}"}
+        async with self._wire.request("GET", "tasks/pending", headers, held_s=wait_s) as response:
             applied = response.header("Preference-Applied")
             return Offer(await response.decoded(), "wait" in applied.lower())
 
@@ -129,7 +130,7 @@ class OrchestratorClient:
     async def download(self, identity: Identity, name: str) -> AsyncIterator[Download]:
         """Open a file of the task that this node holds; the connection may stall for a minute."""
         path = "files/" + quote(name, safe="")
-        async with self._wire.request("GET", path, _key(identity), timeout_s=None) as response:
+        async with self._wire.request("GET", path, _key(identity), is_download=True) as response:
             if response.header("Content-Encoding", "identity").lower() != "identity":
                 raise Unavailable("it compressed a file that was asked for as it is")
             length = response.header("Content-Length")

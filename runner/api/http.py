@@ -23,10 +23,8 @@ import httpx
 from runner import __version__
 from runner.api.address import proxy_to
 from runner.errors import ConfigurationError, Refused, Unauthorised, Unavailable
+from runner.timing import DEFAULT_TIMINGS, Timings
 
-CALL_TIMEOUT_S = 30.0
-CONNECT_TIMEOUT_S = 10.0
-STALL_TIMEOUT_S = 60.0
 MAX_ANSWER_BYTES = 16 << 20
 SLOWEST_UPLOAD_BYTES_PER_S = 50_000
 """What is sent gets the more time the longer it is: as long as it takes at this speed."""
@@ -79,13 +77,16 @@ class Response:
 class HttpClient:
     """A connection to one origin; use it as an async context manager."""
 
-    def __init__(self, url: str, ca_file: Path | None = None) -> None:
+    def __init__(
+        self, url: str, ca_file: Path | None = None, timings: Timings = DEFAULT_TIMINGS
+    ) -> None:
         """Prepare to ask what lives at `url`, checked before.
 
         Raises:
             ConfigurationError: `url` or the proxy before it cannot be asked, or `ca_file` holds no
                 certificate.
         """
+        self._timings = timings
         proxy = proxy_to(url)
         try:
             base_url = httpx.URL(url + "/")
@@ -95,7 +96,7 @@ class HttpClient:
         self._client = httpx.AsyncClient(
             base_url=base_url,
             verify=_tls(url, ca_file),
-            timeout=httpx.Timeout(CALL_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
+            timeout=httpx.Timeout(timings.call_timeout_s, connect=timings.connect_timeout_s),
             limits=httpx.Limits(max_connections=16, keepalive_expiry=60.0),
             headers={
                 "User-Agent": f"victoria-runner/{__version__}",
@@ -121,19 +122,20 @@ class HttpClient:
         await self._client.__aexit__(kind, error, traceback)
 
     @asynccontextmanager
-    async def request(
+    async def request(  # noqa: PLR0913 - what a request is made of
         self,
         method: str,
         path: str,
         headers: Mapping[str, str],
         body: object = None,
         *,
-        timeout_s: float | None = CALL_TIMEOUT_S,
+        held_s: float = 0.0,
+        is_download: bool = False,
     ) -> AsyncIterator[Response]:
         """Open an answer that is 2xx; whatever goes wrong until it is read is classified.
 
-        Without a `timeout_s` there is no end to it, but the connection may stall for a minute only.
-        What is sent has its time beside that.
+        It has the time of a call, and beside that `held_s` for a long poll and what sending the
+        body takes. A download has no end to its time, but may stall only so long.
 
         Raises:
             Refused: it answered 4xx; Unauthorised, 401.
@@ -146,12 +148,16 @@ class HttpClient:
         content = _in_chunks(_encoded(body)) if size else None
         request = self._client.build_request(method, path, headers=told, content=content)
         upload_s = size / SLOWEST_UPLOAD_BYTES_PER_S
-        within_s = upload_s + (STALL_TIMEOUT_S if timeout_s is None else timeout_s)
+        timings = self._timings
+        within_s = upload_s + held_s
+        within_s += timings.stall_timeout_s if is_download else timings.call_timeout_s
         # The last of a body is sent from the socket's buffer while httpx reads.
-        request.extensions["timeout"] = httpx.Timeout(within_s, connect=CONNECT_TIMEOUT_S).as_dict()
-        with _classify_errors(within_s):
+        request.extensions["timeout"] = httpx.Timeout(
+            within_s, connect=timings.connect_timeout_s
+        ).as_dict()
+        with _classify_errors(within_s, timings.connect_timeout_s):
             # Beside httpx's own limits, which a body of one byte a second never reaches.
-            with anyio.fail_after(None if timeout_s is None else within_s):
+            with anyio.fail_after(None if is_download else within_s):
                 response = await self._client.send(request, stream=True)
                 try:
                     if not response.is_success:
@@ -192,11 +198,11 @@ def _tls(url: str, ca_file: Path | None) -> ssl.SSLContext:
 
 
 @contextmanager
-def _classify_errors(timeout_s: float) -> Iterator[None]:
+def _classify_errors(timeout_s: float, connect_timeout_s: float) -> Iterator[None]:
     try:
         yield
     except httpx.ConnectTimeout as error:
-        raise Unavailable(f"no connection within {CONNECT_TIMEOUT_S:g} s") from error
+        raise Unavailable(f"no connection within {connect_timeout_s:g} s") from error
     except (TimeoutError, httpx.TimeoutException) as error:
         raise Unavailable(f"no answer within {timeout_s:.0f} s") from error
     except httpx.HTTPError as error:

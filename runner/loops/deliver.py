@@ -13,8 +13,7 @@ from functools import partial
 import anyio
 from anyio.abc import TaskGroup
 
-from runner import timing
-from runner.api.http import CALL_TIMEOUT_S, SLOWEST_UPLOAD_BYTES_PER_S
+from runner.api.http import SLOWEST_UPLOAD_BYTES_PER_S
 from runner.crush.log import hand_in_log
 from runner.errors import JournalError, Refused, RegistrationRefused, Unauthorised, Unavailable
 from runner.log import fields
@@ -22,13 +21,8 @@ from runner.model import OutboxEntry
 from runner.tasks.context import RunnerContext
 
 log = logging.getLogger(__name__)
-_QUIET_CHECK_S = 60.0
-_LONGEST_CALL_S = 3 * CALL_TIMEOUT_S + (18 << 20) / SLOWEST_UPLOAD_BYTES_PER_S
-"""Three for a log that is refused as too long: it is sent whole, then ever shorter."""
-_LOG_GOES_FIRST_S = 600.0
 _LOG_GOES_FIRST_ATTEMPTS = 2
 _LOG_ATTEMPTS = 16
-_LOG_CEILING_S = 3600.0
 _UNEXPLAINED_ATTEMPTS = 120
 """About an hour: until then a refusal that has no word of the orchestrator's is taken for a page
 of the proxy before it, as such show one while what is behind them is replaced."""
@@ -41,7 +35,7 @@ async def deliver(runner: RunnerContext) -> None:
         delivery = _Delivery(runner, group)
         while True:
             seen = runner.outbox.count
-            wait_s = _QUIET_CHECK_S
+            wait_s = runner.timings.outbox_interval_s
             try:
                 wait_s = await delivery.deliver_due()
             except RegistrationRefused:
@@ -49,7 +43,9 @@ async def deliver(runner: RunnerContext) -> None:
                 return
             except JournalError as error:
                 log.error(str(error))
-            runner.watchdog.expect("deliver", next_within_s=_QUIET_CHECK_S + wait_s)
+            runner.watchdog.expect(
+                "deliver", next_within_s=runner.timings.outbox_interval_s + wait_s
+            )
             await runner.outbox.after_or(seen, wait_s, runner.clock)
 
 
@@ -74,7 +70,8 @@ class _Delivery:
             RegistrationRefused: the orchestrator knows neither the node nor its token.
             JournalError: it cannot be read or written.
         """
-        wait_s = _QUIET_CHECK_S
+        runner = self._runner
+        wait_s = runner.timings.outbox_interval_s
         waiting = _waiting(self._runner, await self._runner.journal.entries())
         for entry in _next_of_each_task(self._runner, waiting):
             is_last = sum(other.task_id == entry.task_id for other in waiting) == 1
@@ -96,7 +93,7 @@ class _Delivery:
             self.end()
         except JournalError as error:
             log.error(str(error))
-            await self._runner.clock.sleep(_QUIET_CHECK_S)
+            await self._runner.clock.sleep(self._runner.timings.outbox_interval_s)
         self._runner.watchdog.suspend("deliver a log")
         self._is_log_under_way = False
         self._runner.outbox.notify()
@@ -126,14 +123,16 @@ def _next_of_each_task(runner: RunnerContext, waiting: list[OutboxEntry]) -> lis
 
 def _can_be_overtaken(runner: RunnerContext, entry: OutboxEntry) -> bool:
     age_s = abs(runner.clock.wall_s() - entry.created_at)
-    is_tried = entry.attempts >= _LOG_GOES_FIRST_ATTEMPTS or age_s >= _LOG_GOES_FIRST_S
+    is_tried = entry.attempts >= _LOG_GOES_FIRST_ATTEMPTS or age_s >= runner.timings.log_first_s
     return entry.is_log and is_tried
 
 
 def _due_in_s(runner: RunnerContext, entry: OutboxEntry) -> float:
     due_in_s = entry.next_attempt_at - runner.clock.wall_s()
     # A wait longer than any that we choose means that the clock was set back.
-    longest_s = max(timing.LONGEST_ASKED_S * 1.1, runner.settings.poll_interval_s)
+    longest_s = max(
+        runner.timings.backoff().retry_after_limit_s * 1.1, runner.settings.poll_interval_s
+    )
     return due_in_s if due_in_s <= longest_s else 0
 
 
@@ -146,7 +145,9 @@ async def _attempt(runner: RunnerContext, loop: str, entry: OutboxEntry, *, is_l
         await runner.journal.park(entry.row, "its text in the journal is damaged")
         runner.outbox.notify()
         return 0
-    runner.watchdog.expect(loop, next_within_s=_QUIET_CHECK_S + _LONGEST_CALL_S)
+    runner.watchdog.expect(
+        loop, next_within_s=runner.timings.outbox_interval_s + _longest_call_s(runner)
+    )
     try:
         if entry.is_log:
             await hand_in_log(runner.orchestrator, entry.identity, body)
@@ -181,6 +182,11 @@ async def _attempt(runner: RunnerContext, loop: str, entry: OutboxEntry, *, is_l
     return 0
 
 
+def _longest_call_s(runner: RunnerContext) -> float:
+    """Return the longest time of a delivery: a log is sent up to three times, ever shorter."""
+    return 3 * runner.timings.call_timeout_s + (18 << 20) / SLOWEST_UPLOAD_BYTES_PER_S
+
+
 def _most_unexplained(entry: OutboxEntry) -> int:
     return _LOG_ATTEMPTS if entry.is_log else _UNEXPLAINED_ATTEMPTS
 
@@ -194,12 +200,11 @@ async def _postpone(
 ) -> float:
     """Set the next attempt; give the seconds until then."""
     attempts = entry.attempts + 1
-    widest_s = _LOG_CEILING_S if entry.is_log else timing.CEILING_S
-    wait_s = timing.delay_s(
-        attempts,
-        ceiling_s=max(widest_s, runner.settings.poll_interval_s),
-        at_least_s=(error.retry_after_s or 0) if isinstance(error, Unavailable) else 0,
-    )
+    ceiling_s = runner.settings.poll_interval_s
+    if entry.is_log:
+        ceiling_s = max(ceiling_s, runner.timings.log_retry_ceiling_s)
+    retry_after_s = error.retry_after_s if isinstance(error, Unavailable) else None
+    wait_s = runner.timings.backoff(ceiling_s=ceiling_s).wait_s(attempts, retry_after_s)
     if is_at_once:
         wait_s = 0.0
     log.warning(

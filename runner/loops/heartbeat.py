@@ -10,15 +10,12 @@ import logging
 
 import anyio
 
-from runner import timing
-from runner.api.http import CALL_TIMEOUT_S
 from runner.errors import JournalError, RegistrationRefused, Unauthorised, WireError
 from runner.model import Identity
 from runner.tasks.context import RunnerContext
+from runner.timing import jittered_s
 
 log = logging.getLogger(__name__)
-_LAST_WORD_S = 1.0
-_SHORTEST_PAUSE_S = 1.0
 
 
 async def heartbeat(runner: RunnerContext) -> None:
@@ -32,10 +29,12 @@ async def heartbeat(runner: RunnerContext) -> None:
             current = await runner.node.identity()
         except RegistrationRefused:
             return
-        interval_s = timing.jittered_s(runner.settings.heartbeat_interval_s)
+        interval_s = jittered_s(runner.settings.heartbeat_interval_s)
         try:
             for identity, task_ids in (await _speakers(runner, current)).items():
-                runner.watchdog.expect("heartbeat", next_within_s=2 * CALL_TIMEOUT_S + interval_s)
+                runner.watchdog.expect(
+                    "heartbeat", next_within_s=2 * runner.timings.call_timeout_s + interval_s
+                )
                 await _beat(runner, identity, task_ids)
         except Unauthorised:
             continue
@@ -45,7 +44,7 @@ async def heartbeat(runner: RunnerContext) -> None:
             level = logging.WARNING if failures == 1 else logging.DEBUG
             log.log(level, "cannot send a heartbeat: %s", error)
             # ChangeSignal come in bursts; an orchestrator in trouble is spared them.
-            await runner.clock.sleep(_SHORTEST_PAUSE_S)
+            await runner.clock.sleep(runner.timings.debounce_s)
         else:
             if failures:
                 log.info("heartbeats arrive again")
@@ -57,7 +56,7 @@ async def heartbeat(runner: RunnerContext) -> None:
 
 async def _debounce(runner: RunnerContext, told: str | None) -> None:
     """Give tasks a moment to follow one another: only a change of the status is told at once."""
-    ends_at_s = runner.clock.awake_s() + _SHORTEST_PAUSE_S
+    ends_at_s = runner.clock.awake_s() + runner.timings.debounce_s
     while runner.workload.status == told:
         left_s = ends_at_s - runner.clock.awake_s()
         if left_s <= 0:
@@ -70,7 +69,7 @@ async def send_offline(runner: RunnerContext) -> None:
     current = runner.node.known_identity
     if current is None:
         return
-    with anyio.move_on_after(_LAST_WORD_S, shield=True):
+    with anyio.move_on_after(runner.timings.offline_timeout_s, shield=True):
         try:
             for identity, task_ids in (await _speakers(runner, current)).items():
                 body = {**_body(runner, task_ids), "status": "offline"}

@@ -33,13 +33,10 @@ from runner.log import fields
 from runner.model import Assignment, Identity, Task, TaskState, is_task_id
 from runner.redaction import Secret
 from runner.tasks.context import RunnerContext
+from runner.timing import Retry, RetryPolicy, retry
 
 log = logging.getLogger(__name__)
-_PATIENCE_S = 300.0
-_NEXT_TRY_S = 60.0
 T = TypeVar("T")
-_DAY_S = 24 * 3600.0
-_REMEMBERED_S = 30 * _DAY_S
 
 
 async def adopt_or_remove_orphans(
@@ -62,7 +59,7 @@ async def adopt_or_remove_orphans(
         "containers of this runner that its journal does not know are removed in 5 minutes",
         extra=fields(containers=",".join(sorted(left))),
     )
-    await runner.clock.sleep(_PATIENCE_S)
+    await runner.clock.sleep(runner.timings.orphan_grace_s)
     for name in left & await _patiently(runner, looked, lambda: _orphans(runner)):
         try:
             await runner.engine.remove(name)
@@ -75,14 +72,14 @@ async def adopt_or_remove_orphans(
 async def _patiently(
     runner: RunnerContext, looked: anyio.Event, ask: Callable[[], Awaitable[T]]
 ) -> T:
-    """Ask until engine and journal answer; whoever waits for the first look waits no longer."""
-    while True:
-        try:
-            return await ask()
-        except (EngineError, JournalError) as error:
-            log.debug("cannot look for orphans: %s", error)
+    """Ask until engine and journal answer; nobody waits for `looked` after the first failure."""
+
+    def note_failure(error: Exception, _wait_s: float) -> None:
+        log.debug("cannot look for orphans: %s", error)
         looked.set()
-        await runner.clock.sleep(_NEXT_TRY_S)
+
+    policy = RetryPolicy.every(runner.timings.orphan_retry_s)
+    return await retry(ask, (EngineError, JournalError), Retry(runner.clock, policy, note_failure))
 
 
 async def _orphans(runner: RunnerContext) -> set[str]:
@@ -154,9 +151,11 @@ async def prune_closed_tasks(runner: RunnerContext) -> None:
     """Drop the pages of tasks that were closed a month ago; until then a late offer is known."""
     while True:
         try:
-            count = await runner.journal.forget_closed(runner.clock.wall_s() - _REMEMBERED_S)
+            count = await runner.journal.forget_closed(
+                runner.clock.wall_s() - runner.timings.prune_after_s
+            )
         except JournalError as error:
             log.warning("cannot forget what is long over: %s", error)
         else:
             log.debug("what is long over is forgotten", extra=fields(tasks=count))
-        await runner.clock.sleep(_DAY_S)
+        await runner.clock.sleep(runner.timings.prune_interval_s)

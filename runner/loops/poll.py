@@ -12,10 +12,8 @@ from enum import Enum
 import anyio
 import anyio.to_thread
 
-from runner import timing
 from runner.api.assignment import parse_assignment
 from runner.api.client import Offer
-from runner.api.http import CALL_TIMEOUT_S
 from runner.errors import (
     BadAssignment,
     EngineError,
@@ -30,20 +28,16 @@ from runner.model import Identity, Task, TaskState
 from runner.node import START
 from runner.tasks.context import RunnerContext
 from runner.tasks.outcome import final_report, outcome_without_container
+from runner.timing import jittered_s
 from runner.workspace.folders import free_disk
 
 log = logging.getLogger(__name__)
 _ENGINE = "engine"
-_LONGEST_LOOK_S = 300.0
-"""More than the engine may take to say nothing; a disk has no deadline of its own."""
-WAIT_S = 25
-"""For how long the orchestrator is asked to hold a request, in seconds (RFC 7240)."""
-_SHORTEST_HOLD_S = 1.0
 
 
 async def can_take_work(runner: RunnerContext) -> bool:
     """Say whether a new task may be taken on now, and note as a trouble what forbids it."""
-    runner.watchdog.expect("poll", next_within_s=_LONGEST_LOOK_S)
+    runner.watchdog.expect("poll", next_within_s=runner.timings.host_check_timeout_s)
     if not await _has_room(runner):
         return False
     problems = runner.workload.problems
@@ -138,6 +132,8 @@ class PollResult(Enum):
 
 async def poll(runner: RunnerContext, begin: Callable[[Task], None]) -> PollResult:
     """Ask for work and begin it; give what came of the last question."""
+    ceiling_s = runner.settings.poll_interval_s
+    backoff = runner.timings.backoff(ceiling_s=ceiling_s)
     failures = 0
     while True:
         runner.watchdog.suspend("poll")
@@ -148,18 +144,19 @@ async def poll(runner: RunnerContext, begin: Callable[[Task], None]) -> PollResu
             return PollResult.FAILED
         answer, asked_to_wait_s = PollResult.FAILED, 0.0
         if await can_take_work(runner):
-            runner.watchdog.expect("poll", next_within_s=2 * CALL_TIMEOUT_S + WAIT_S)
+            runner.watchdog.expect(
+                "poll", next_within_s=2 * runner.timings.call_timeout_s + runner.timings.long_poll_s
+            )
             answer, asked_to_wait_s = await _ask(runner, identity, begin)
         if runner.settings.once:
             return answer
         failures = failures + 1 if answer is PollResult.FAILED else 0
         if answer in {PollResult.TASK, PollResult.HELD}:
             continue
-        wait_s = timing.jittered_s(runner.settings.poll_interval_s)
+        wait_s = jittered_s(runner.settings.poll_interval_s)
         if failures:
-            ceiling_s = max(timing.CEILING_S, runner.settings.poll_interval_s)
-            wait_s = timing.delay_s(failures, ceiling_s=ceiling_s, at_least_s=asked_to_wait_s)
-        runner.watchdog.expect("poll", next_within_s=wait_s + CALL_TIMEOUT_S)
+            wait_s = backoff.wait_s(failures, asked_to_wait_s)
+        runner.watchdog.expect("poll", next_within_s=wait_s + runner.timings.call_timeout_s)
         await runner.clock.sleep(wait_s)
 
 
@@ -169,7 +166,9 @@ async def _ask(
     """Ask once; give what came of it and the wait in seconds that was asked for."""
     asked_at = runner.clock.awake_s()
     try:
-        offer = await runner.orchestrator.next_task(identity, 0 if runner.settings.once else WAIT_S)
+        offer = await runner.orchestrator.next_task(
+            identity, 0 if runner.settings.once else runner.timings.long_poll_s
+        )
         if offer.assignment is not None and offer.was_held and not await can_take_work(runner):
             # A disk has filled up meanwhile. Who can hold a request can offer a task again.
             log.warning("a task was offered and is not taken now")
@@ -190,7 +189,9 @@ async def _ask(
             error, Unavailable
         ) else 0
     # An orchestrator that says it waits, and does not, is not asked without end.
-    was_held = offer.was_held and runner.clock.awake_s() - asked_at >= _SHORTEST_HOLD_S
+    was_held = (
+        offer.was_held and runner.clock.awake_s() - asked_at >= runner.timings.shortest_long_poll_s
+    )
     is_empty = offer.assignment is None
     return (PollResult.HELD if was_held and is_empty else PollResult.NOTHING), 0
 

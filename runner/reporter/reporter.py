@@ -16,7 +16,6 @@ from typing import TypeVar
 import anyio
 import anyio.to_thread
 
-from runner import timing
 from runner.api.client import OrchestratorClient
 from runner.crush.log import digest_of, hand_in_log
 from runner.crush.messages import to_valid_unicode
@@ -25,6 +24,7 @@ from runner.errors import RunnerError, Unauthorised, Unavailable
 from runner.model import log_body, status_body
 from runner.redaction import encoded_forms, redact
 from runner.reporter.job import Job, JobSession
+from runner.timing import RetryPolicy
 from runner.workspace.handover import (
     MOST_MESSAGE_CHARS,
     FinalStatus,
@@ -37,7 +37,7 @@ from runner.workspace.handover import (
 log = logging.getLogger(__name__)
 CALL_TIMEOUT_S = 30.0
 """How long an agent waits for one answer: half of the timeout that the documents set in Crush."""
-_LONGEST_PAUSE_S = 5.0
+_RETRY = RetryPolicy(ceiling_s=5.0)
 _FINAL = frozenset({"success", "error"})
 ToolAnswer = dict[str, object]
 """A tool's answer as JSON: `sent`, and with it `error` if that is false, or what was sent."""
@@ -125,7 +125,7 @@ class Reporter:
             body["crush_session_id"] = session_id
         try:
             send = partial(self._orchestrator.report, self._job.identity, "status", body)
-            standing = await self._retry(send, deadline)
+            standing = await self._send(send, deadline)
         except RunnerError as error:
             later = "; it is kept, and delivered when this container has ended" if is_saved else ""
             return _failure(f"cannot report {status!r}: {error}{later}")
@@ -174,7 +174,7 @@ class Reporter:
             digest = await anyio.to_thread.run_sync(digest_of, session)
             body = log_body(self._job.task_id, session)
             send = partial(hand_in_log, self._orchestrator, self._job.identity, body)
-            accepted = await self._retry(send, deadline)
+            accepted = await self._send(send, deadline)
         except RunnerError as error:
             return _failure(f"cannot submit the log: {error}")
         sent_id = str(session["id"])
@@ -190,8 +190,8 @@ class Reporter:
 
     # Delivery
 
-    async def _retry(self, call: Callable[[], Awaitable[T]], deadline: float) -> T:
-        """Call the orchestrator until it answers, with backoff; return its answer.
+    async def _send(self, call: Callable[[], Awaitable[T]], deadline: float) -> T:
+        """Call the orchestrator, and retry with backoff until it answers; return its answer.
 
         Raises:
             RunnerError: it refused, or it was unavailable until `deadline`.
@@ -209,9 +209,7 @@ class Reporter:
             except Unavailable as error:
                 failure = error
             attempts += 1
-            pause_s = timing.delay_s(
-                attempts, ceiling_s=_LONGEST_PAUSE_S, at_least_s=failure.retry_after_s or 0
-            )
+            pause_s = _RETRY.wait_s(attempts, failure.retry_after_s)
             if anyio.current_time() + pause_s >= deadline:
                 break
             await anyio.sleep(pause_s)

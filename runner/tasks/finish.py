@@ -16,24 +16,22 @@ from typing import TypeVar
 import anyio
 import anyio.to_thread
 
-from runner import timing
 from runner.crush.log import digest_of
 from runner.crush.sessions import SessionQuery, session_mark, session_of_task
 from runner.engine.base import KEY_VARIABLE, SIGNALLED, Container, Phase
 from runner.errors import EngineError, RunnerError
-from runner.log import fields
+from runner.log import fields, log_retry
 from runner.model import EndReason, Outcome, Report, Task
 from runner.node import persist
 from runner.redaction import Secret, encoded_forms, known_secrets, redact, redact_output
 from runner.state_dir import cid_file
 from runner.tasks.context import RunnerContext, TaskContext
 from runner.tasks.outcome import LAST_LINES, decide_outcome, final_report, log_report
+from runner.timing import Retry, retry
 from runner.workspace.handover import FinalStatus, ReporterState, read_reporter_state
 
 log = logging.getLogger(__name__)
-_REMOVAL_S = 1.0
-_JUST_BACK_S = 30.0
-_READING_DEADLINE_S = 60.0
+FINAL_LOG_TIMEOUT_S = 60.0
 T = TypeVar("T")
 
 
@@ -41,7 +39,7 @@ async def finish(task: TaskContext, container: Container | None) -> None:
     """Write down how the task ended, and what is to be told about it."""
     output = await _last_output(task, container)
     if container is not None and _may_be_under_removal(task, container):
-        await task.runner.clock.sleep(_REMOVAL_S)
+        await task.runner.clock.sleep(task.runner.timings.removal_grace_s)
         container = await task.inspect()
     end = decide_outcome(task.record, container, output, was_daemon_away=_was_daemon_away(task))
     await write_end(task, end, container)
@@ -52,7 +50,7 @@ def _was_daemon_away(task: TaskContext) -> bool:
     silent_at_s = task.engine_silent_at_s
     if task.engine.kind != "docker" or silent_at_s is None:
         return False
-    return task.runner.clock.uptime_s() - silent_at_s < _JUST_BACK_S
+    return task.runner.clock.uptime_s() - silent_at_s < task.runner.timings.daemon_return_s
 
 
 def _may_be_under_removal(task: TaskContext, container: Container) -> bool:
@@ -98,16 +96,10 @@ async def _last_output(task: TaskContext, container: Container | None) -> str:
 
 
 async def _remove(task: TaskContext) -> None:
-    attempts = 0
-    while True:
-        try:
-            await task.engine.remove(task.container_name)
-        except EngineError as error:
-            attempts += 1
-            log.warning("cannot remove: %s", error, extra=fields(task_id=task.task_id))
-            await task.runner.clock.sleep(timing.delay_s(attempts))
-        else:
-            return
+    """Remove the container; retried without end, for a silent engine may come back."""
+    log_failure = log_retry("cannot remove a container", task_id=task.task_id)
+    attempts = Retry(task.runner.clock, task.runner.timings.backoff(), log_failure)
+    await retry(lambda: task.engine.remove(task.container_name), EngineError, attempts)
 
 
 async def final_reports(
@@ -135,7 +127,7 @@ async def secrets_of(task_id: str, runner: RunnerContext, container: Container |
     """Give the texts that nothing that is told of a task may carry."""
     settings = runner.settings
     identity = await persist(
-        lambda: runner.journal.identity_for(task_id), runner.workload, runner.clock
+        lambda: runner.journal.identity_for(task_id), runner.workload, runner.clock, runner.timings
     )
     # The node may have another key by now than the container was given.
     given = Secret(container.variables.get(KEY_VARIABLE, "") if container is not None else "")
@@ -186,6 +178,7 @@ async def _session_to_hand_in(
         lambda: runner.journal.tasks_beside(task.task_id, started_at, ended_at),
         runner.workload,
         runner.clock,
+        runner.timings,
     )
     query = SessionQuery(
         started_at,
@@ -206,12 +199,12 @@ async def _read(task: Task, read: Callable[[], T]) -> T | None:
     """Read what a container has left; None if that cannot be done: the end is known without."""
     try:
         # The agent owns that folder: a pipe in a file's place would never be opened.
-        with anyio.fail_after(_READING_DEADLINE_S):
+        with anyio.fail_after(FINAL_LOG_TIMEOUT_S):
             return await anyio.to_thread.run_sync(read, abandon_on_cancel=True)
     except TimeoutError:
         log.warning(
             "cannot read what the agent left: not done in %g s",
-            _READING_DEADLINE_S,
+            FINAL_LOG_TIMEOUT_S,
             extra=fields(task_id=task.task_id),
         )
     except RunnerError as error:

@@ -13,16 +13,14 @@ import anyio.to_thread
 
 from runner.api.client import Download, OrchestratorClient
 from runner.errors import FileRefused, Refused, Unauthorised, Unavailable, Unstartable
-from runner.log import fields
+from runner.log import fields, log_retry
 from runner.model import Assignment, Identity, TaskFile
-from runner.timing import Clock, delay_s
+from runner.timing import DEFAULT_TIMINGS, Clock, Retry, Timings
 from runner.workspace.folders import Folder, PartialFile
 
 log = logging.getLogger(__name__)
 CONTAINER_HOME = "/workspace/Victoria"
 """Where a container sees the Victoria home."""
-_PATIENCE_S = 3600.0
-_LONGEST_S = 24 * 3600.0
 _UNEXPLAINED_ATTEMPTS = 6
 """Until then a refusal that has no word of the orchestrator's is taken for a page of the proxy
 before it, as such show one while what is behind them is replaced."""
@@ -46,6 +44,7 @@ class Source:
     orchestrator: OrchestratorClient
     identity: Identity
     clock: Clock
+    timings: Timings = DEFAULT_TIMINGS
 
 
 async def fetch_files(
@@ -65,45 +64,12 @@ async def fetch_files(
     if not assignment.files:
         return
     async with _opened(home, assignment.task_id, min_free_disk) as folder:
-        with anyio.move_on_after(_LONGEST_S) as limit:
+        with anyio.move_on_after(source.timings.download_timeout_s) as limit:
             for file in assignment.files:
                 await _fetch(source, file, folder)
         if limit.cancelled_caught:
-            raise Unstartable(f"cannot fetch the task's files: not done in {_LONGEST_S:g} s")
-
-
-@dataclass
-class _Patience:
-    """Waits for the next attempt at a file, and decides when there is none."""
-
-    clock: Clock
-    file: TaskFile
-    task_id: str
-    failures: int = 0
-    until: float = 0.0
-
-    async def wait_after(self, error: Refused | Unavailable) -> None:
-        """Wait, and say so.
-
-        Raises:
-            Unstartable: it is time to give up.
-        """
-        if self.failures == 0:
-            self.until = self.clock.awake_s() + _PATIENCE_S
-        self.failures += 1
-        left_s = self.until - self.clock.awake_s()
-        if left_s <= 0:
-            raise Unstartable(
-                f"cannot fetch the file {self.file.name!r}: {error} (attempt {self.failures})"
-            ) from error
-        asked_s = (error.retry_after_s or 0.0) if isinstance(error, Unavailable) else 0.0
-        wait_s = min(delay_s(self.failures, at_least_s=asked_s), left_s)
-        log.warning(
-            "cannot fetch a file yet: %s",
-            error,
-            extra=fields(task_id=self.task_id, file=self.file.name, next_attempt_s=round(wait_s)),
-        )
-        await self.clock.sleep(wait_s)
+            limit_s = source.timings.download_timeout_s
+            raise Unstartable(f"cannot fetch the task's files: not done in {limit_s:g} s")
 
 
 async def _fetch(source: Source, file: TaskFile, folder: Folder) -> None:
@@ -124,8 +90,10 @@ async def _fetch(source: Source, file: TaskFile, folder: Folder) -> None:
 
 
 async def _fetch_patiently(source: Source, file: TaskFile, folder: Folder) -> str:
-    """Fetch a file whatever passes meanwhile; give its checksum."""
-    patience = _Patience(source.clock, file, folder.task_id)
+    """Fetch a file, retried through an outage, and return its checksum."""
+    policy = source.timings.backoff(gives_up_after_s=source.timings.download_gives_up_s)
+    log_failure = log_retry("cannot fetch a file", task_id=folder.task_id, file=file.name)
+    attempts = Retry(source.clock, policy, log_failure)
     while True:
         try:
             async with source.orchestrator.download(source.identity, file.name) as download:
@@ -133,12 +101,17 @@ async def _fetch_patiently(source: Source, file: TaskFile, folder: Folder) -> st
         except Unauthorised:
             raise
         except Refused as error:
-            if error.detail is None and patience.failures + 1 < _UNEXPLAINED_ATTEMPTS:
-                await patience.wait_after(error)
+            if error.detail is None and attempts.failures + 1 < _UNEXPLAINED_ATTEMPTS:
+                await attempts.wait_after(error)
                 continue
             raise FileRefused(f"cannot fetch the file {file.name!r}: {error}") from error
         except Unavailable as error:
-            await patience.wait_after(error)
+            try:
+                await attempts.wait_after(error)
+            except Unavailable:
+                raise Unstartable(
+                    f"cannot fetch the file {file.name!r}: {error} (attempt {attempts.failures})"
+                ) from error
 
 
 async def _write(download: Download, file: TaskFile, folder: Folder) -> str:

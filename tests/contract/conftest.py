@@ -13,7 +13,8 @@ import anyio
 import pytest
 
 from runner.engine.base import Container, ContainerSpec, Engine
-from runner.engine.cli import STOP_GRACE_S, find_engine
+from runner.engine.cli import find_engine
+from runner.timing import DEFAULT_TIMINGS
 from tests.engines import ADVICE, NoEngineError, named_engines, named_image
 from tests.fakes.engine import FakeEngine
 
@@ -35,7 +36,7 @@ class Subject:
     image: str
     name: str
     names: list[str] = field(default_factory=list)
-    stop_grace_s: float = STOP_GRACE_S
+    stop_grace_s: float = DEFAULT_TIMINGS.stop_grace_s
     """How long it gives a container to end by itself."""
 
     def spec(self, prompt: str, **changes: Any) -> ContainerSpec:  # noqa: ANN401 - the fields of a spec

@@ -10,9 +10,9 @@ import anyio
 import pytest
 
 from runner.engine.base import Phase
-from runner.engine.cli import STOP_GRACE_S
 from runner.errors import EngineError, ImageMissing, NameInUse, NoSuchContainer
 from runner.model import Limits, PullPolicy
+from runner.timing import DEFAULT_TIMINGS
 from tests.unit.until import DEADLINE_S, until
 
 if TYPE_CHECKING:
@@ -110,18 +110,22 @@ async def test_wait_lasts_while_the_container_runs(subject: Subject, tmp_path: P
             (tmp_path / "go").touch()
 
 
-async def test_wait_tells_of_the_exit_when_it_has_come_and_not_before(
+async def test_wait_is_certain_of_the_exit_when_it_has_come_and_not_before(
     subject: Subject, tmp_path: Path
 ) -> None:
-    heard: list[str] = []
+    certain: list[bool] = []
+
+    async def wait() -> None:
+        certain.append(await subject.engine.wait(subject.name))
+
     await subject.start("[wait-for go]", volumes={tmp_path: HOME})
     with anyio.fail_after(DEADLINE_S):
         async with anyio.create_task_group() as group:
-            group.start_soon(subject.engine.wait, subject.name, lambda: heard.append("exit"))
+            group.start_soon(wait)
             await subject.until_waited_for()
-            assert not heard
+            assert not certain
             (tmp_path / "go").touch()
-    assert heard == ["exit"]
+    assert certain == [True]
     assert (await subject.look()).phase is Phase.EXITED
 
 
@@ -233,7 +237,7 @@ async def test_stop_ends_a_container_that_heeds_it_at_once(subject: Subject) -> 
     await _is_ready(subject)
     started = time.monotonic()
     await subject.engine.stop(subject.name)
-    assert time.monotonic() - started < STOP_GRACE_S
+    assert time.monotonic() - started < DEFAULT_TIMINGS.stop_grace_s
     container = await subject.look()
     assert (container.phase, container.exit_code) == (Phase.EXITED, 143)
 

@@ -19,16 +19,14 @@ import sqlite3
 import sys
 import time
 from pathlib import Path
-from types import FunctionType, ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from runner.timing import Timings
 
 LAUNCHER = (sys.executable, "-m", "tests.faults.launcher")
 JOURNAL_VARIABLE = "VICTORIA_FAULTS_JOURNAL"
 DISK_VARIABLE = "VICTORIA_FAULTS_DISK"
-CONSTANTS_VARIABLE = "VICTORIA_FAULTS_CONSTANTS"
+TIMINGS_VARIABLE = "VICTORIA_FAULTS_TIMINGS"
 LOOK_AGAIN_S = 0.05
 
 
@@ -82,31 +80,6 @@ def name_of(statement: str, parameters: Any) -> str | None:  # noqa: ANN401 - as
     return {"INSERT": "identity"}.get(verb, "refused")
 
 
-def set_constants(wanted: dict[str, float]) -> None:
-    """Give constants of the runner another value, wherever it was taken on import.
-
-    They are known by identity, and an int may be any constant's: what is set had better be a float.
-    """
-    for name, number in wanted.items():
-        module_name, _, constant = name.rpartition(".")
-        before = getattr(importlib.import_module(module_name), constant)
-        for module in [found for key, found in sys.modules.items() if key.startswith("runner.")]:
-            if getattr(module, constant, None) is before:
-                setattr(module, constant, number)
-            for function in _functions_of(module):
-                defaults = function.__kwdefaults__ or {}
-                defaults.update({key: number for key in defaults if defaults[key] is before})
-
-
-def _functions_of(module: ModuleType) -> Iterator[FunctionType]:
-    for found in list(vars(module).values()):
-        inside = list(vars(found).values()) if isinstance(found, type) else [found]
-        for function in inside:
-            bare = getattr(function, "__wrapped__", function)
-            if isinstance(bare, FunctionType) and bare.__module__ == module.__name__:
-                yield bare
-
-
 def hang_disks_with(sign: Path) -> None:
     """Have disks do what one on a dead network does, for as long as the sign is there."""
     statvfs = os.statvfs
@@ -130,9 +103,8 @@ def main() -> None:
     disk = os.environ.pop(DISK_VARIABLE, "")
     if disk:
         hang_disks_with(Path(disk))
-    constants = json.loads(os.environ.pop(CONSTANTS_VARIABLE, "{}"))
-    set_constants(constants)
-    importlib.import_module("runner.cli").main()
+    timings = Timings(**json.loads(os.environ.pop(TIMINGS_VARIABLE, "{}")))
+    importlib.import_module("runner.cli").main(timings)
 
 
 if __name__ == "__main__":

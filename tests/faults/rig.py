@@ -11,14 +11,15 @@ import json
 import os
 import signal
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+from runner.timing import Timings
 from tests.faults.engine import Act, FaultEngine, Planned
 from tests.faults.journal import JournalFaults
-from tests.faults.launcher import CONSTANTS_VARIABLE, DISK_VARIABLE, JOURNAL_VARIABLE, LAUNCHER
+from tests.faults.launcher import DISK_VARIABLE, JOURNAL_VARIABLE, LAUNCHER, TIMINGS_VARIABLE
 from tests.faults.proxy import FaultProxy
 from tests.orchestrator.serving import wait_for
 from tests.system.recording import RecordingOrchestrator
@@ -31,20 +32,20 @@ from tests.system.runner_process import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from tests.engines import Engine
 
-IMPATIENT: Mapping[str, float] = {
-    "runner.timing.FIRST_S": 0.2,
-    "runner.timing.SHORTEST_S": 0.1,
-    "runner.timing.CEILING_S": 0.5,
-    "runner.node._SPACING_S": 0.2,
-    "runner.node._WRITE_AGAIN_S": 0.2,
-    "runner.node._START_AGAIN_S": 0.2,
-    "runner.node._LONGEST_START_AGAIN_S": 0.5,
-    "runner.tasks.context.WAIT_AGAIN_S": 0.2,
-}
+IMPATIENT = Timings(
+    retry_first_s=0.2,
+    retry_shortest_s=0.1,
+    retry_ceiling_s=0.5,
+    registration_pause_s=0.2,
+    journal_retry_s=0.2,
+    start_retry_first_s=0.2,
+    start_retry_ceiling_s=0.5,
+    engine_retry_s=0.2,
+)
 """Pauses between attempts, so short that tests do not wait for them. No deadline is among them."""
 
 
@@ -60,11 +61,10 @@ class Rig:
     disks_hang: Path
     """While this file is there, no disk tells the runner how much room it has."""
 
-    def set_constants(self, **constants: float) -> None:
-        """Give constants of the runner other values at its next start: `engine__RUN_DEADLINE_S`."""
-        known = json.loads(self.runner.environment.get(CONSTANTS_VARIABLE, "{}"))
-        named = {f"runner.{name.replace('__', '.')}": text for name, text in constants.items()}
-        self.runner.environment[CONSTANTS_VARIABLE] = json.dumps({**known, **named})
+    def set_timings(self, **timings: float) -> None:
+        """Start the runner with these fields of `Timings` the next time."""
+        known = json.loads(self.runner.environment.get(TIMINGS_VARIABLE, "{}"))
+        self.runner.environment[TIMINGS_VARIABLE] = json.dumps({**known, **timings})
 
     def set_option(self, option: str, text: str) -> None:
         """Give the runner another value for an option at its next start."""
@@ -123,9 +123,7 @@ class Rig:
 
 
 @contextmanager
-def rigged(
-    folder: Path, engine: Engine, image: str, constants: Mapping[str, float] = IMPATIENT
-) -> Iterator[Rig]:
+def rigged(folder: Path, engine: Engine, image: str, timings: Timings = IMPATIENT) -> Iterator[Rig]:
     """Set everything up for an engine; end and remove it all afterwards."""
     with (
         RecordingOrchestrator(folder / "orchestrator", redelivery_after_s=0.5) as orchestrator,
@@ -139,7 +137,7 @@ def rigged(
             "PATH": fault_engine.search_path,
             JOURNAL_VARIABLE: str(faults.folder),
             DISK_VARIABLE: str(folder / "disks-hang"),
-            CONSTANTS_VARIABLE: json.dumps(dict(constants)),
+            TIMINGS_VARIABLE: json.dumps(asdict(timings)),
         }
         rig = Rig(orchestrator, proxy, fault_engine, faults, runner, folder / "disks-hang")
         rig.set_option("--orchestrator-url", proxy.url)

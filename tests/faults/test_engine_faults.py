@@ -67,7 +67,7 @@ def wait_for_beat(rig: Rig, status: str) -> None:
 
 def test_container_removed_behind_our_back_is_lost(rig: Rig) -> None:
     # The engine ends it first, and takes a while to remove it on a busy machine.
-    rig.set_constants(tasks__finish___REMOVAL_S=15.0)
+    rig.set_timings(removal_grace_s=15.0)
     task_id = begin_and_see(rig, "[hang]")
     rig.runner.engine.run("rm", "--force", container_of(task_id))
     assert end_of(rig, task_id)["message"].startswith("lost: container is gone")
@@ -123,10 +123,10 @@ START_S = 20.0
 
 def shorten_deadlines(rig: Rig) -> None:
     """Have what is answered at once given up soon."""
-    rig.set_constants(
-        engine__cli__ANSWER_DEADLINE_S=ANSWER_S,
-        engine__cli__STOP_GRACE_S=1,
-        engine__call___KILL_GRACE_S=0.5,
+    rig.set_timings(
+        engine_timeout_s=ANSWER_S,
+        stop_grace_s=1,
+        kill_grace_s=0.5,
     )
 
 
@@ -169,7 +169,7 @@ def test_task_starts_once_when_run_hangs_after_it_has_done_everything(rig: Rig) 
 
 def start_although_run_hangs(rig: Rig, when: When) -> None:
     """Have the first start hang until its deadline, which leaves the real engine time to do it."""
-    rig.set_constants(engine__cli__RUN_DEADLINE_S=START_S, engine__call___KILL_GRACE_S=0.5)
+    rig.set_timings(engine_run_timeout_s=START_S, kill_grace_s=0.5)
     hang = rig.engine.plan("run", Act.HANG, when)
     task_id = rig.orchestrator.create_task("[wait-for go]")["id"]
     rig.runner.start()
@@ -232,7 +232,7 @@ def test_no_work_is_taken_while_info_hangs_at_the_start(any_rig: Rig) -> None:
 def test_any_call_that_hangs_is_given_up_and_the_task_goes_on(call: str, podman_rig: Rig) -> None:
     rig = podman_rig
     shorten_deadlines(rig)
-    rig.set_constants(engine__cli__RUN_DEADLINE_S=START_S)
+    rig.set_timings(engine_run_timeout_s=START_S)
     rig.set_option("--pull", "missing")
     rig.set_option("--memory", "64m")  # so that podman 4 starts it in two steps
     hang = rig.engine.plan(call, Act.HANG)
@@ -244,7 +244,7 @@ def test_any_call_that_hangs_is_given_up_and_the_task_goes_on(call: str, podman_
 
 def test_no_work_is_taken_while_pull_hangs(any_rig: Rig) -> None:
     rig = any_rig
-    rig.set_constants(engine__cli__PULL_DEADLINE_S=3, engine__call___KILL_GRACE_S=0.5)
+    rig.set_timings(pull_timeout_s=3, kill_grace_s=0.5)
     rig.set_option("--pull", "always")
     rig.engine.plan("pull", Act.HANG, always=True)
     task_id = rig.orchestrator.create_task("[print-line done]")["id"]
@@ -261,7 +261,7 @@ def test_no_work_is_taken_while_pull_hangs(any_rig: Rig) -> None:
 def test_pull_for_a_task_that_hangs_is_given_up(any_rig: Rig, image: str) -> None:
     rig = any_rig
     # The refusal at the start has to come before.
-    rig.set_constants(engine__cli__PULL_DEADLINE_S=ANSWER_S, engine__call___KILL_GRACE_S=0.5)
+    rig.set_timings(pull_timeout_s=ANSWER_S, kill_grace_s=0.5)
     with rig.image_to_pull(image):
         rig.engine.plan("pull", Act.HANG, always=True)
         task_id = rig.orchestrator.create_task("[print-line done]")["id"]
@@ -271,7 +271,7 @@ def test_pull_for_a_task_that_hangs_is_given_up(any_rig: Rig, image: str) -> Non
 
 
 def test_end_is_seen_although_wait_hangs(rig: Rig) -> None:
-    rig.set_constants(tasks__watch___LOOK_INTERVAL_S=2)
+    rig.set_timings(inspect_interval_s=2)
     # podman's is not asked: there the kernel says when a container's processes have ended.
     rig.engine.plan("wait", Act.HANG, always=True)
     task_id = begin(rig, "[wait-for go]")
@@ -352,7 +352,7 @@ def test_task_cancelled_during_the_pull_never_starts(any_rig: Rig, image: str) -
 
 def test_task_cancelled_before_the_engine_has_made_its_container_never_starts(any_rig: Rig) -> None:
     rig = any_rig
-    rig.set_constants(engine__cli__START_PATIENCE_S=1)
+    rig.set_timings(engine_start_grace_s=1)
     run = rig.engine.plan("run", Act.BLOCK)
     task_id = rig.orchestrator.create_task("[hang]")["id"]
     rig.runner.start()
@@ -362,7 +362,7 @@ def test_task_cancelled_before_the_engine_has_made_its_container_never_starts(an
 
 
 def test_task_cancelled_before_the_engine_has_told_of_its_start_is_stopped(rig: Rig) -> None:
-    rig.set_constants(engine__cli__START_PATIENCE_S=1, engine__call___KILL_GRACE_S=0.5)
+    rig.set_timings(engine_start_grace_s=1, kill_grace_s=0.5)
     run = rig.engine.plan("run", Act.BLOCK, When.AFTER)
     task_id = rig.orchestrator.create_task("[hang]")["id"]
     rig.runner.start()

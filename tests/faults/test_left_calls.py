@@ -86,7 +86,7 @@ def _get_stuck(rig: Rig, folder: Path, call: str) -> StuckEngine:
 def test_start_that_is_stuck_when_the_runner_is_killed_does_not_happen_later(
     rig: Rig, tmp_path: Path
 ) -> None:
-    rig.set_constants(engine__processes___LEFT_PATIENCE_S=3)
+    rig.set_timings(leftover_start_grace_s=3)
     task_id = rig.orchestrator.create_task("[print-line done]")["id"]
     stuck = _get_stuck(rig, tmp_path / "stuck-engine", "run")
     rig.runner.start()
@@ -104,7 +104,7 @@ def test_second_step_that_is_stuck_when_the_runner_is_killed_does_not_happen_lat
     podman_rig: Rig, tmp_path: Path
 ) -> None:
     rig = podman_rig
-    rig.set_constants(engine__processes___LEFT_PATIENCE_S=3)
+    rig.set_timings(leftover_start_grace_s=3)
     rig.set_option("--memory", "64m")
     task_id = rig.orchestrator.create_task("[print-line done]")["id"]
     stuck = _get_stuck(rig, tmp_path / "stuck-engine", "start")
@@ -182,7 +182,7 @@ def test_container_that_is_removed_before_the_engine_has_said_that_it_runs_is_lo
     starting = rig.engine.plan("run", Act.BLOCK, When.AFTER)
     unknown = rig.engine.plan("inspect", Act.FAIL, says=says, always=True)
     # Long enough for the engine to do it, on a busy machine.
-    rig.set_constants(engine__cli__RUN_DEADLINE_S=20.0)
+    rig.set_timings(engine_run_timeout_s=20.0)
     rig.runner.start()
     starting.wait()
     wait_for(lambda: unknown.has_happened, DEADLINE_S)  # the start has met its deadline

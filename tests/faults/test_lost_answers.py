@@ -158,9 +158,7 @@ def pause_after(requests: list[Exchange], number: int) -> float:
 
 def test_connections_held_open_for_ever_are_given_up_at_the_deadline(any_rig: Rig) -> None:
     rig = any_rig
-    rig.set_constants(
-        api__http__CALL_TIMEOUT_S=3.0, api__http__STALL_TIMEOUT_S=3.0, loops__poll__WAIT_S=1
-    )
+    rig.set_timings(call_timeout_s=3.0, stall_timeout_s=3.0, long_poll_s=1)
     rig.proxy.plan("POST", "/register", Fault.hold_request())
     rig.proxy.plan("GET", "/tasks/pending", Fault.hold_answer(answer_has=ASSIGNED))
     rig.proxy.plan("POST", "/nodes/heartbeat", Fault.hold_answer(), Fault.hold_request())

@@ -13,13 +13,13 @@ import pytest
 
 from tests.faults.test_engine_faults import begin, end_of, wait_for_beat
 from tests.orchestrator.serving import wait_for
-from tests.setup.steps import as_root
 from tests.system.runner_process import (
     DEADLINE_S,
     RunnerProcess,
     container_of,
     containers,
 )
+from tools.dev.shell import as_root
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -124,7 +124,7 @@ def test_runner_whose_process_is_frozen_is_restarted(service: Service, podman_ri
 
 
 def test_runner_with_one_loop_that_is_stuck_is_restarted(service: Service, podman_rig: Rig) -> None:
-    podman_rig.set_constants(loops__poll___LONGEST_LOOK_S=1.0)
+    podman_rig.set_timings(host_check_timeout_s=1.0)
     service.start()
     wait_for_beat(podman_rig, "idle")
     podman_rig.disks_hang.touch()
@@ -140,9 +140,7 @@ def test_runner_with_one_loop_that_is_stuck_is_restarted(service: Service, podma
 
 def test_orchestrator_that_is_away_trips_no_watchdog(service: Service, podman_rig: Rig) -> None:
     rig = podman_rig
-    rig.set_constants(
-        api__http__CALL_TIMEOUT_S=4.0, api__http__CONNECT_TIMEOUT_S=4.0, loops__poll__WAIT_S=1
-    )
+    rig.set_timings(call_timeout_s=4.0, connect_timeout_s=4.0, long_poll_s=1)
     rig.proxy.refuse()
     service.start()
     service.wait_through_failures(REGISTERING)

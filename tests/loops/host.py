@@ -17,7 +17,7 @@ from runner.redaction import Secret
 from runner.settings import Settings
 from runner.systemd import Notifier, Watchdog
 from runner.tasks.context import RunnerContext
-from runner.timing import ChangeSignal
+from runner.timing import DEFAULT_TIMINGS, ChangeSignal
 from tests.loops.engine import ObstructedEngine
 from tests.loops.orchestrator import BEAT, FINAL, TOKEN
 from tests.unit.until import DEADLINE_S, until
@@ -139,6 +139,7 @@ class Host:
                 workload=workload,
                 outbox=ChangeSignal(),
                 watchdog=watchdog,
+                timings=DEFAULT_TIMINGS,
                 runner_id="runner-1",
             )
 
@@ -167,7 +168,11 @@ class Host:
         try:
             with scope:
                 life.exit_code = await run(
-                    settings, self.engine, life.notifier, self.clock, self.others.__getitem__
+                    settings,
+                    self.engine,
+                    life.notifier,
+                    self.clock,
+                    other_engine=self.others.__getitem__,
                 )
         except Exception as error:  # noqa: BLE001 - it is raised where the test waits for the end
             life.error = error

@@ -4,35 +4,35 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.faults.launcher import CONSTANTS_VARIABLE, JOURNAL_VARIABLE, LAUNCHER
+from runner.timing import Timings
+from tests.faults.launcher import JOURNAL_VARIABLE, LAUNCHER, TIMINGS_VARIABLE
 from tests.soak.program import Program, read_rows
 
-IMPATIENT: Mapping[str, float] = {
-    "runner.api.http.CALL_TIMEOUT_S": 4.0,
-    "runner.api.http.CONNECT_TIMEOUT_S": 4.0,
-    "runner.api.http.STALL_TIMEOUT_S": 4.0,
-    "runner.timing.FIRST_S": 0.2,
-    "runner.timing.SHORTEST_S": 0.1,
-    "runner.timing.CEILING_S": 0.5,
-    "runner.engine.cli.ANSWER_DEADLINE_S": 6.0,
-    "runner.engine.cli.RUN_DEADLINE_S": 10.0,
-    "runner.engine.cli.STOP_GRACE_S": 2,
-    "runner.engine.cli.START_PATIENCE_S": 8.0,
-    "runner.loops.poll.WAIT_S": 4,
-    "runner.engine.processes._LEFT_PATIENCE_S": 6.0,
-    "runner.node._SPACING_S": 0.2,
-    "runner.loops.housekeeping._PATIENCE_S": 8.0,
-    "runner.tasks.watch._LOOK_INTERVAL_S": 5.0,
-    "runner.tasks.context.WAIT_AGAIN_S": 0.5,
-    "runner.node._START_AGAIN_S": 0.2,
-    "runner.node._LONGEST_START_AGAIN_S": 0.5,
-    "runner.node._WRITE_AGAIN_S": 0.2,
-}
+IMPATIENT = Timings(
+    call_timeout_s=4.0,
+    connect_timeout_s=4.0,
+    stall_timeout_s=4.0,
+    retry_first_s=0.2,
+    retry_shortest_s=0.1,
+    retry_ceiling_s=0.5,
+    engine_timeout_s=6.0,
+    engine_run_timeout_s=10.0,
+    stop_grace_s=2,
+    engine_start_grace_s=8.0,
+    long_poll_s=4,
+    leftover_start_grace_s=6.0,
+    registration_pause_s=0.2,
+    orphan_grace_s=8.0,
+    inspect_interval_s=5.0,
+    engine_retry_s=0.5,
+    start_retry_first_s=0.2,
+    start_retry_ceiling_s=0.5,
+    journal_retry_s=0.2,
+)
 """The runner's deadlines and pauses, shortened so that thousands of tasks fit into an hour."""
 
 
@@ -98,7 +98,7 @@ class RunnerPlace:
                 **kept,
                 "PATH": self.engine_path,
                 JOURNAL_VARIABLE: str(self.journal_faults),
-                CONSTANTS_VARIABLE: json.dumps(dict(IMPATIENT)),
+                TIMINGS_VARIABLE: json.dumps(asdict(IMPATIENT)),
             },
         )
 

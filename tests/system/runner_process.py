@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.faults.launcher import CONSTANTS_VARIABLE, LAUNCHER
+from tests.faults.launcher import LAUNCHER, TIMINGS_VARIABLE
 from tests.orchestrator.serving import wait_for
 from tests.system.recording import LONGEST_TASK_S, RecordingOrchestrator
 
@@ -90,8 +90,8 @@ class RunnerProcess:
     def take_time_for_its_last_word(self) -> None:
         """Give it more than a second to say that it goes: on a busy machine that is little."""
         self.command = LAUNCHER
-        constants = {"runner.loops.heartbeat._LAST_WORD_S": LAST_WORD_S}
-        self.environment[CONSTANTS_VARIABLE] = json.dumps(constants)
+        timings = {"offline_timeout_s": LAST_WORD_S}
+        self.environment[TIMINGS_VARIABLE] = json.dumps(timings)
 
     def run(self, *arguments: str, environment: Mapping[str, str] | None = None) -> Answer:
         """Run to the end, beside the process that was started or instead of it."""

@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 from runner import __version__
 from runner.api.address import check_orchestrator_url
 from runner.api.client import OrchestratorClient
-from runner.api.http import CALL_TIMEOUT_S, MAX_ANSWER_BYTES, SLOWEST_UPLOAD_BYTES_PER_S, HttpClient
+from runner.api.http import MAX_ANSWER_BYTES, SLOWEST_UPLOAD_BYTES_PER_S, HttpClient
 from runner.errors import ConfigurationError, Refused, Unauthorised, Unavailable
 from runner.model import Identity
 from runner.redaction import Secret
+from runner.timing import DEFAULT_TIMINGS, Timings
 from tests.unit.scripted_server import (
     Answer,
     ScriptedServer,
@@ -591,7 +592,7 @@ async def test_answer_that_never_comes_is_unavailable_after_the_deadline(
     orchestrator: OrchestratorClient, identity: Identity, server: ScriptedServer, answer: Answer
 ) -> None:
     server.answer(answer)
-    a_second_in_all = round(1 - CALL_TIMEOUT_S)
+    a_second_in_all = 1 - DEFAULT_TIMINGS.call_timeout_s
 
     with pytest.raises(Unavailable) as caught:
         await orchestrator.next_task(identity, a_second_in_all)
@@ -606,12 +607,12 @@ async def test_deadline_grows_with_what_is_sent(server: ScriptedServer) -> None:
 
     server.answer(answer_late)
     a_minute = "x" * 60 * SLOWEST_UPLOAD_BYTES_PER_S
-    async with HttpClient(server.url) as wire:
-        async with wire.request("POST", "logs", {}, {"session": a_minute}, timeout_s=0.1) as said:
+    async with HttpClient(server.url, timings=Timings(call_timeout_s=0.1)) as wire:
+        async with wire.request("POST", "logs", {}, {"session": a_minute}) as said:
             assert await said.decoded() == {}
 
         with pytest.raises(Unavailable, match="no answer within"):
-            async with wire.request("POST", "logs", {}, {"log": "x"}, timeout_s=0.1):
+            async with wire.request("POST", "logs", {}, {"log": "x"}):
                 pass
 
 

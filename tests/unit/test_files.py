@@ -113,7 +113,7 @@ def sales(content: bytes = CONTENT) -> TaskFile:
 
 
 def next_attempts_s(caplog: pytest.LogCaptureFixture) -> list[int]:
-    records = [record for record in caplog.records if record.name == "runner.workspace.download"]
+    records = [record for record in caplog.records if "fetch a file" in record.getMessage()]
     return [vars(record)["fields"]["next_attempt_s"] for record in records]
 
 
@@ -509,9 +509,9 @@ async def test_outage_while_files_are_fetched_is_waited_out(
         await fetch(sales())
 
     assert (fetch.folder / "sales.csv").read_bytes() == CONTENT
-    assert [record.levelname for record in caplog.records if "workspace" in record.name] == [
-        "WARNING"
-    ]
+    assert [
+        record.levelname for record in caplog.records if "fetch a file" in record.getMessage()
+    ] == ["WARNING"]
 
 
 async def test_wait_that_the_orchestrator_asks_for_is_granted(

@@ -1,0 +1,152 @@
+"""Waits grow, are spread, keep to their bounds, and grant what the other side asks for."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runner.timing import Retry, RetryPolicy, Timings, jittered_s, retry
+from tests.fakes.clock import FakeClock
+
+POLICY = RetryPolicy()
+attempts = st.integers(1, 10**9)
+
+
+class Lost(Exception):
+    """A failure; the other side may ask for a wait."""
+
+    retry_after_s: float | None = None
+
+
+@given(attempts)
+def test_wait_keeps_to_its_bounds(failures: int) -> None:
+    assert POLICY.shortest_s <= POLICY.wait_s(failures) <= POLICY.ceiling_s
+
+
+@given(attempts, st.floats(0, 3600))
+def test_wait_keeps_to_any_ceiling_but_is_never_below_the_shortest(
+    failures: int, ceiling_s: float
+) -> None:
+    policy = RetryPolicy(ceiling_s=ceiling_s)
+
+    assert policy.shortest_s <= policy.wait_s(failures) <= max(ceiling_s, policy.shortest_s)
+
+
+@pytest.mark.parametrize(("failures", "widest"), [(1, 2), (2, 4), (3, 8), (5, 32)])
+def test_early_waits_are_short(failures: int, widest: float) -> None:
+    assert max(POLICY.wait_s(failures) for _ in range(200)) <= widest
+
+
+def test_a_fleet_does_not_come_back_at_once() -> None:
+    waits = [POLICY.wait_s(10) for _ in range(1000)]
+
+    assert min(waits) < 6
+    assert max(waits) > 54
+
+
+@given(attempts, st.floats(0.1, 3600))
+def test_wait_that_was_asked_for_is_granted(failures: int, asked_s: float) -> None:
+    granted_s = POLICY.wait_s(failures, asked_s)
+
+    assert asked_s <= granted_s <= max(asked_s * 1.1, POLICY.ceiling_s)
+
+
+@given(attempts, st.floats(3600, allow_nan=False))
+def test_wait_of_more_than_an_hour_is_not_granted(failures: int, asked_s: float) -> None:
+    assert 3600 <= POLICY.wait_s(failures, asked_s) <= 3960
+
+
+@given(st.floats(0.001, 1e6))
+def test_regular_wait_is_spread_by_a_tenth(interval_s: float) -> None:
+    assert interval_s * 0.9 <= jittered_s(interval_s) <= interval_s * 1.1
+
+
+def test_every_deadline_and_pause_is_more_than_nothing() -> None:
+    assert all(value > 0 for value in dataclasses.asdict(Timings()).values())
+
+
+# Retry
+
+
+class Failing:
+    """Fails so often, then answers; keeps what `Retry` was told of."""
+
+    def __init__(self, failures: int, error: Exception) -> None:
+        self._left = failures
+        self._error = error
+        self.waits_s: list[float] = []
+
+    async def call(self) -> str:
+        """Fail, or answer."""
+        self._left -= 1
+        if self._left >= 0:
+            raise self._error
+        return "done"
+
+    def note(self, error: Exception, wait_s: float) -> None:
+        """Keep the wait."""
+        assert error is self._error
+        self.waits_s.append(wait_s)
+
+
+class PassingClock(FakeClock):
+    """A clock on which a sleep is over at once."""
+
+    async def sleep(self, seconds: float) -> None:
+        """Move on by so much."""
+        self._move_to(self.awake_s() + seconds)
+
+
+@pytest.mark.anyio
+async def test_call_is_retried_until_it_answers() -> None:
+    failing = Failing(3, Lost())
+    attempts = Retry(PassingClock(), RetryPolicy.every(5), failing.note)
+
+    assert await retry(failing.call, Lost, attempts) == "done"
+    assert failing.waits_s == [5, 5, 5]
+
+
+@pytest.mark.anyio
+async def test_other_errors_are_not_retried() -> None:
+    failing = Failing(1, ValueError("ours"))
+
+    with pytest.raises(ValueError, match="ours"):
+        await retry(failing.call, Lost, Retry(PassingClock(), POLICY, failing.note))
+
+
+@pytest.mark.anyio
+async def test_retry_gives_up_after_its_time_with_the_last_error() -> None:
+    clock, failing = PassingClock(), Failing(1000, Lost())
+    began_s = clock.awake_s()
+    policy = RetryPolicy.every(40, gives_up_after_s=100)
+
+    with pytest.raises(Lost):
+        await retry(failing.call, Lost, Retry(clock, policy, failing.note))
+
+    assert failing.waits_s == [40, 40, 20]
+    assert clock.awake_s() - began_s == 100
+
+
+@pytest.mark.anyio
+async def test_retry_gives_up_after_so_many_failures() -> None:
+    failing = Failing(1000, Lost())
+    policy = RetryPolicy(gives_up_after_failures=3)
+
+    with pytest.raises(Lost):
+        await retry(failing.call, Lost, Retry(PassingClock(), policy, failing.note))
+
+    assert len(failing.waits_s) == 2
+
+
+@pytest.mark.anyio
+async def test_retry_waits_as_long_as_the_other_side_asks() -> None:
+    error = Lost()
+    error.retry_after_s = 120
+    failing = Failing(1, error)
+
+    await retry(failing.call, Lost, Retry(PassingClock(), POLICY, failing.note))
+
+    assert 120 <= failing.waits_s[0] <= 132
