@@ -8,14 +8,18 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import anyio
 import click
 import pytest
 
 from runner import cli, errors, node
+from runner.api.client import OrchestratorClient
 from runner.engine.cli import NO_RUNTIME
 from runner.loops import poll
 from runner.model import EndReason, state_diagram
-from runner.reporter.tools import TOOLS
+from runner.reporter.job import job_in
+from runner.reporter.reporter import Reporter
+from runner.reporter.server import server_for
 from runner.settings import DEFAULT_IMAGE
 
 if TYPE_CHECKING:
@@ -97,12 +101,18 @@ def test_architecture_names_every_reason_for_an_end() -> None:
 # What docs/status-reporter.md shows
 
 
-def test_every_tool_is_shown_with_its_parameters() -> None:
+def test_every_tool_is_shown_with_its_parameters(tmp_path: Path) -> None:
+    url = "http://127.0.0.1:1"
+    job = job_in({"ORCHESTRATOR_URL": url, "JOB_ID": "t-1", "VICTORIA_HOME": str(tmp_path)})
+    server = server_for(Reporter(job, OrchestratorClient(url)))
+    parameters = {
+        tool.name: list(tool.input_schema["properties"]) for tool in anyio.run(server.list_tools)
+    }
     shown = {
         row[0].strip("`"): re.findall(r"`(\w+)`", row[1])
         for row in table_rows(STATUS_REPORTER, r"`(?:report|submit|get)_\w+`")
     }
-    assert shown == {tool.name: list(tool.parameters) for tool in TOOLS}
+    assert shown == parameters
 
 
 # What README.md shows
