@@ -127,7 +127,7 @@ class _Runner:
                 await self._drain()
                 group.cancel_scope.cancel()
         with anyio.CancelScope(shield=True):
-            self._notifier.tell("STOPPING=1")
+            self._notifier.notify("STOPPING=1")
             await send_offline(self._runner)
         return EXIT_OK if self._exit_code is None else self._exit_code
 
@@ -171,7 +171,7 @@ class _Runner:
             feed_watchdog, self._notifier, runner.watchdog, runner.clock, runner.timings
         )
         group.start_soon(self._tell_status)
-        self._notifier.tell("READY=1")
+        self._notifier.notify("READY=1")
 
     def _start_task(self, group: TaskGroup, task: Task) -> None:
         run = track(task, self._runner)
@@ -282,5 +282,5 @@ class _Runner:
             seen = workload.changes.count
             problems = "; ".join(workload.problems.values())
             in_hand = f"{len(workload.task_ids)} of {self._runner.settings.max_tasks} tasks running"
-            self._notifier.tell(f"STATUS={problems or in_hand}")
+            self._notifier.notify(f"STATUS={problems or in_hand}")
             await workload.changes.after(seen)

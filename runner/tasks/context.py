@@ -1,4 +1,4 @@
-"""What the steps of a task share: the runner's runner, and the task itself."""
+"""What loops and tasks are passed: the runner's parts, and a task under way."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from runner.model import Assignment, EndReason, Identity, Task
 from runner.node import Node, Workload, persist
 from runner.settings import Settings
 from runner.systemd import Watchdog
-from runner.timing import ChangeSignal, Clock, Timings
+from runner.timing import ChangeSignal, Clock, Retry, RetryPolicy, Timings, retry
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class RunnerContext:
-    """One of each."""
+    """The parts of the runner, one of each."""
 
     settings: Settings
     clock: Clock
@@ -38,11 +38,11 @@ class RunnerContext:
     node: Node
     workload: Workload
     outbox: ChangeSignal
-    """Told of every letter that is put in, delivered or parked."""
+    """Notified of every entry that is put in, delivered or parked."""
     watchdog: Watchdog
     timings: Timings
     runner_id: str
-    """Tells this runner's containers from those of another on the same engine."""
+    """The label that distinguishes this runner's containers from another's on the same engine."""
 
 
 class TaskReassigned(Exception):
@@ -54,7 +54,7 @@ class Elsewhere(Exception):
 
 
 class TaskContext:
-    """What the steps of one task's life share."""
+    """A task under way, as its steps share it."""
 
     def __init__(self, task: Task, runner: RunnerContext) -> None:
         self.record = task
@@ -62,15 +62,15 @@ class TaskContext:
         self.task_id = task.task_id
         self.container_name = container_name(task.task_id)
         self.wake = ChangeSignal()
-        """Told when the container should be looked at, or stopped, now."""
+        """Notified when the container should be inspected, or stopped, now."""
         self.cancelled_by: str | None = None
         self.engine_silent_at_s: float | None = None
-        """The uptime at which the engine last did not answer about the container."""
+        """The uptime at which the engine last failed to answer about the container."""
         self.preparation = anyio.CancelScope()
-        """What comes before the container; cancelling the task cuts it short."""
+        """Cancelled with the task: what comes before its container is cut short."""
 
     def cancel(self, who: str) -> None:
-        """Have the task stopped, at whatever step it is."""
+        """Stop the task, at whatever step it is."""
         if self.cancelled_by is None:
             log.info("task is cancelled", extra=fields(task_id=self.task_id, by=who))
             self.cancelled_by = who
@@ -79,76 +79,85 @@ class TaskContext:
 
     @property
     def assignment(self) -> Assignment:
-        """Give what is to be done."""
+        """What the task is to do."""
         if self.record.assignment is None:
             raise AssertionError("only a closed task has lost its assignment")
         return self.record.assignment
 
     @property
     def engine(self) -> Engine:
-        """Give the engine that the task was started on; for a new one that is the runner's."""
+        """The engine that the task was started on; for a new one the runner's."""
         kind = self.record.engine
         if kind is None or kind == self.runner.engine.kind:
             return self.runner.engine
         return self.runner.other_engine(kind)
 
     async def identity(self) -> Identity:
-        """Give the identity that took the task on while it holds, else the newest."""
+        """Return the identity that accepted the task while it is valid, else the newest."""
         return await self.persist(lambda: self.runner.journal.identity_for(self.task_id))
 
     async def inspect(self) -> Container | None:
-        """Ask the engine for the container until it answers: a silent engine is no evidence."""
-        while True:
-            try:
-                container = await self.engine.inspect(self.container_name)
-            except EngineError as error:
-                await self.wait_for_engine(error)
-                self.engine_silent_at_s = self.runner.clock.uptime_s()
-            else:
-                self.engine_answers()
-                return container
+        """Return what is true of the container, retried until the engine answers.
+
+        An engine that does not answer is no evidence that the container is gone.
+        """
+        container = await retry(
+            lambda: self.engine.inspect(self.container_name), EngineError, self.engine_retry()
+        )
+        self.engine_answers()
+        return container
+
+    def engine_retry(self, call: str = "", *, gives_up_after_s: float | None = None) -> Retry:
+        """Return the attempts at a call of the engine, whose failures are a problem of the host.
+
+        Pass `call` when only that call hangs; answers to other calls then do not clear the problem.
+        """
+
+        def note_failure(error: Exception, _wait_s: float) -> None:
+            self.engine_silent_at_s = self.runner.clock.uptime_s()
+            self.runner.workload.set_problem(
+                f"engine/{self.task_id}/{call}",
+                f"task {self.task_id} is unknown until {self.engine.kind} answers: {error}",
+            )
+
+        pause_s = self.runner.timings.engine_retry_s
+        policy = RetryPolicy.every(pause_s, gives_up_after_s=gives_up_after_s)
+        return Retry(self.runner.clock, policy, note_failure)
 
     async def wait_for_engine(self, error: EngineError, call: str = "") -> None:
-        """Note that nothing is known of the task, and wait a little.
-
-        A call named is one that is silent by itself: that other calls are answered is no news.
-        """
-        self.runner.workload.set_problem(
-            f"engine/{self.task_id}/{call}",
-            f"task {self.task_id} is unknown until {self.engine.kind} answers: {error}",
-        )
-        await self.runner.clock.sleep(self.runner.timings.engine_retry_s)
+        """Note that the engine does not answer, and wait until it may be called again."""
+        await self.engine_retry(call).wait_after(error)
 
     def engine_answers(self, call: str = "") -> None:
-        """Note that the engine has answered, or that this call was."""
+        """Clear the problem that `engine_retry` noted."""
         self.runner.workload.clear_problem(f"engine/{self.task_id}/{call}")
 
     async def note_stop(self, reason: EndReason) -> None:
-        """Write down why the container is about to be stopped."""
+        """Write down why the container is about to be stopped; the first reason stands."""
         now = self.runner.clock.wall_s()
         await self.persist(lambda: self.runner.journal.ask_to_stop(self.task_id, reason, now))
         await self.reload()
 
     async def reload(self) -> None:
-        """Read the task's page anew."""
-        task = await self.persist(lambda: self.runner.journal.task(self.task_id))
-        if task is not None:
-            self.record = task
+        """Read the task's record again."""
+        record = await self.persist(lambda: self.runner.journal.task(self.task_id))
+        if record is not None:
+            self.record = record
 
     async def persist(self, write: Callable[[], Awaitable[T]]) -> T:
-        """Write to the journal, however long that takes."""
+        """Return what a write to the journal returns; retried without end."""
         return await persist(write, self.runner.workload, self.runner.clock, self.runner.timings)
 
 
 def lost(why: str) -> TaskError:
-    """Say that nobody saw how the task ended."""
+    """Return the error of a task whose end nobody saw."""
     error = TaskError(why)
     error.reason = EndReason.LOST
     return error
 
 
 def cancelled(when: str) -> TaskError:
-    """Say that the task was cancelled and never ran."""
+    """Return the error of a task that was cancelled and never ran."""
     error = TaskError(when)
     error.reason = EndReason.CANCELLED
     return error

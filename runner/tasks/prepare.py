@@ -1,6 +1,6 @@
-"""What comes before a task's container: its files, its image, and the orchestrator's word.
+"""What comes before a task's container: its files, its image, and the claim.
 
-Cut short when the task is cancelled.
+Cancelling the task cuts it short.
 """
 
 from __future__ import annotations
@@ -21,49 +21,37 @@ from runner.errors import (
 from runner.log import fields, log_retry
 from runner.model import Identity, TaskState, TaskStatus
 from runner.tasks.context import Elsewhere, TaskContext, TaskReassigned
-from runner.timing import Retry
+from runner.timing import Retry, retry
 from runner.workspace.download import fetch_files
 
 log = logging.getLogger(__name__)
-_NOT_OURS = frozenset({403, 404, 409, 410})
-_STARTING = "container is starting"
-_CLAIM_HOLDS_S = 5.0
+
+_REASSIGNED = frozenset({403, 404, 409, 410})
+"""Answers to a claim by which the orchestrator says that the task is not this node's."""
 
 
 async def prepare(task: TaskContext) -> None:
-    """Bring the task to where its container can be started, and write that down.
+    """Fetch files and image and claim the task, then write down that its container may start.
 
     Raises:
-        TaskReassigned: the orchestrator has no more use for it.
+        TaskReassigned: the task is another node's, or has ended.
         Elsewhere: it was accepted from another orchestrator than this runner's.
-        Unstartable: its files or image cannot be had.
+        Unstartable: its files or image cannot be fetched.
     """
     if task.record.orchestrator_url != task.runner.orchestrator.url:
         raise Elsewhere(task.record.orchestrator_url)
     if task.assignment.files:
         await _download(task)
     await fetch_image(task)
-    await _claim(task, _STARTING)
-    await _have_slot(task)
+    await _claim(task, "container is starting")
     if task.record.state is TaskState.ACCEPTED:
         boot_id, kind = task.runner.clock.boot_id, task.runner.engine.kind
         await task.persist(lambda: task.runner.journal.start(task.task_id, boot_id, kind))
         await task.reload()
 
 
-async def _have_slot(task: TaskContext) -> None:
-    """Wait for the slot of a task that was asked for when the last one's end was near.
-
-    Mostly it is free by now. If not, the claim is made anew when it is.
-    """
-    asked_at_s = task.runner.clock.uptime_s()
-    await task.runner.workload.wait_for_slot(task.task_id)
-    if task.runner.clock.uptime_s() - asked_at_s > _CLAIM_HOLDS_S:
-        await _claim(task, _STARTING)
-
-
 async def _download(task: TaskContext) -> None:
-    has_claimed = False
+    is_claimed = False
     while True:
         identity = await task.identity()
         try:
@@ -77,14 +65,14 @@ async def _download(task: TaskContext) -> None:
                 timings=task.runner.timings,
             )
         except Unauthorised:
-            await _renew(task, identity)
+            await _register_again(task, identity)
         except FileRefused:
-            if has_claimed:
+            if is_claimed:
                 raise
-            # Files are for the node that holds the task. Had it been taken away, and were it given
-            # to this node again meanwhile, an end told now would be taken for its end.
+            # Only the node that holds the task gets its files: it may have been given to another
+            # one, and back to this one since. An outcome reported now would then end that run.
             await _claim(task, "its files are being fetched")
-            has_claimed = True
+            is_claimed = True
         except Unavailable as error:
             raise Unstartable(f"cannot fetch its files: {error}") from error
         else:
@@ -92,30 +80,33 @@ async def _download(task: TaskContext) -> None:
 
 
 async def fetch_image(task: TaskContext) -> None:
-    """See that the image is on this host; what is wrong with it is wrong for the next task too.
+    """Have the image on this host; a failure would meet the next task too: a problem of the host.
+
+    An engine that does not answer is retried for `pull_timeout_s`.
 
     Raises:
-        Unstartable: it cannot be had.
+        Unstartable: it cannot be fetched.
     """
-    settings = task.runner.settings
-    patience_ends_s = task.runner.clock.uptime_s() + task.runner.timings.pull_timeout_s
-    while True:
-        try:
-            await task.engine.fetch_image(settings.container_image, settings.pull)
-        except EngineError as error:
-            if isinstance(error, EngineSilent) and task.runner.clock.uptime_s() < patience_ends_s:
-                await task.wait_for_engine(error)
-                continue
-            task.runner.workload.start_failed(str(error), task.runner.clock.uptime_s())
-            raise Unstartable(str(error)) from error
-        task.engine_answers()
-        return
+    settings, timings = task.runner.settings, task.runner.timings
+    try:
+        await retry(
+            lambda: task.engine.fetch_image(settings.container_image, settings.pull),
+            EngineSilent,
+            task.engine_retry(gives_up_after_s=timings.pull_timeout_s),
+        )
+    except EngineError as error:
+        task.runner.workload.start_failed(str(error), task.runner.clock.uptime_s())
+        raise Unstartable(str(error)) from error
+    task.engine_answers()
 
 
 async def _claim(task: TaskContext, message: str) -> None:
-    """Have the orchestrator confirm that the task is still ours, before it can do anything.
+    """Have the orchestrator confirm that the task is still this node's; retried without end.
 
-    This is what keeps a task from running twice when it was given to another node meanwhile.
+    This keeps a task from running twice that was given to another node meanwhile.
+
+    Raises:
+        TaskReassigned: it is not.
     """
     log_failure = log_retry("cannot report a start", task_id=task.task_id)
     attempts = Retry(task.runner.clock, task.runner.timings.backoff(), log_failure)
@@ -125,9 +116,9 @@ async def _claim(task: TaskContext, message: str) -> None:
         try:
             status = await task.runner.orchestrator.claim(identity, task.task_id, message, now)
         except Unauthorised:
-            await _renew(task, identity)
+            await _register_again(task, identity)
         except Refused as error:
-            if error.status in _NOT_OURS:
+            if error.status in _REASSIGNED:
                 raise TaskReassigned(str(error)) from error
             log.warning("cannot report a start: %s", error, extra=fields(task_id=task.task_id))
             return
@@ -142,6 +133,6 @@ async def _claim(task: TaskContext, message: str) -> None:
             return
 
 
-async def _renew(task: TaskContext, identity: Identity) -> None:
+async def _register_again(task: TaskContext, identity: Identity) -> None:
     await task.runner.node.forget_identity(identity)
     await task.runner.node.identity()
