@@ -152,7 +152,7 @@ async def _attempt(runner: RunnerContext, loop: str, entry: OutboxEntry, *, is_l
         if entry.is_log:
             await hand_in_log(runner.orchestrator, entry.identity, body)
         else:
-            await runner.orchestrator.hand_in(entry.identity, entry.path, body)
+            await runner.orchestrator.send_status(entry.identity, body)
     except Unauthorised as error:
         runner.watchdog.suspend(loop)
         await runner.node.forget_identity(entry.identity)
