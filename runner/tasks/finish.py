@@ -9,7 +9,7 @@ sent again, unless the agent went on without a final status.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import TypeVar
 
@@ -111,7 +111,11 @@ async def final_reports(
         return [final_report(task.task_id, end, now)]
     secrets = await secrets_of(task.task_id, runner, container)
     home = runner.settings.victoria_home
-    trace = await _read(task, partial(read_reporter_state, home, task.task_id)) or ReporterState()
+    read = partial(read_reporter_state, home, task.task_id)
+    trace = (
+        await _read(task, lambda: anyio.to_thread.run_sync(read, abandon_on_cancel=True))
+        or ReporterState()
+    )
     session = await _session_to_hand_in(task, runner, container, trace, secrets)
     word = trace.final
     session_id = trace.log_session_id or (word and word.session_id)
@@ -189,18 +193,17 @@ async def _session_to_hand_in(
         tuple((other.assignment and other.assignment.prompt) or None for other in beside),
     )
     database = runner.settings.victoria_home / ".crush" / "crush.db"
-    session = await _read(task, partial(session_of_task, database, query, secrets))
+    session = await _read(task, lambda: session_of_task(database, query, secrets))
     if session is not None and digest_of(session) == trace.log_digest:
         return None
     return session
 
 
-async def _read(task: Task, read: Callable[[], T]) -> T | None:
+async def _read(task: Task, read: Callable[[], Awaitable[T]]) -> T | None:
     """Read what a container has left; None if that cannot be done: the end is known without."""
     try:
-        # The agent owns that folder: a pipe in a file's place would never be opened.
         with anyio.fail_after(FINAL_LOG_TIMEOUT_S):
-            return await anyio.to_thread.run_sync(read, abandon_on_cancel=True)
+            return await read()
     except TimeoutError:
         log.warning(
             "cannot read what the agent left: not done in %g s",
