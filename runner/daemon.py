@@ -227,7 +227,7 @@ class _Runner:
     def _is_awaited(self, task: Task) -> bool:
         """Tell whether a task is to end first; one that can no longer begin will not."""
         if task.state in {TaskState.ENDED, TaskState.RUNNING}:
-            return task.state is TaskState.RUNNING
+            return task.state is TaskState.RUNNING or task.is_log_pending
         can_begin = (
             self._runner.node.refusal is None
             and task.orchestrator_url == self._runner.orchestrator.url

@@ -62,7 +62,8 @@ CREATE TABLE outbox (
 );
 """
 _ENGINE_OF_A_TASK = "ALTER TABLE tasks ADD COLUMN engine TEXT;"
-MIGRATIONS: tuple[str, ...] = (_FIRST_SCHEMA, _ENGINE_OF_A_TASK)
+_LOG_PENDING = "ALTER TABLE tasks ADD COLUMN log_pending INTEGER NOT NULL DEFAULT 0;"
+MIGRATIONS: tuple[str, ...] = (_FIRST_SCHEMA, _ENGINE_OF_A_TASK, _LOG_PENDING)
 """Each brings the schema from its index to the next version, kept in `user_version`."""
 _INDICES = """
 CREATE INDEX IF NOT EXISTS letters ON outbox
@@ -228,6 +229,7 @@ def task_from_row(row: sqlite3.Row) -> Task:
         JournalError: there is something in it that nobody wrote.
     """
     written = row["assignment"]
+    columns = row.keys()
     try:
         return Task(
             task_id=row["task_id"],
@@ -237,7 +239,7 @@ def task_from_row(row: sqlite3.Row) -> Task:
             accepted_at=row["accepted_at"],
             boot_id=row["boot_id"],
             # A reader may come before the runner that brings the schema up to date.
-            engine=row["engine"] if "engine" in row.keys() else None,  # noqa: SIM118 - no mapping
+            engine=row["engine"] if "engine" in columns else None,
             container_id=row["container_id"],
             started_at=row["started_at"],
             deadline_uptime_s=row["deadline_uptime_s"],
@@ -247,6 +249,7 @@ def task_from_row(row: sqlite3.Row) -> Task:
             exit_code=row["exit_code"],
             message=row["message"],
             ended_at=row["ended_at"],
+            is_log_pending=bool(row["log_pending"]) if "log_pending" in columns else False,
         )
     except (ValueError, TypeError, KeyError) as error:
         raise JournalError(f"the text of task {row['task_id']!r} is damaged") from error

@@ -34,6 +34,7 @@ SCHEMAS = {
     "virtual": "CREATE VIRTUAL TABLE sessions USING fts5 (id, title, created_at);",
     "truncates": _SESSIONS.format(more=""),
     "fifo": _SESSIONS.format(more=""),
+    "unfinished": _SESSIONS.format(more=""),
 }
 REFUSED = frozenset({"computes", "grows", "view", "virtual"})
 """Those that are recognised by their schema."""
@@ -42,7 +43,7 @@ REFUSED = frozenset({"computes", "grows", "view", "virtual"})
 @contextmanager
 def hostile_crush(database: Path, kind: str) -> Iterator[None]:
     """Leave a database of a kind of `SCHEMAS`; some go on changing it in the meantime."""
-    database.parent.mkdir(exist_ok=True)
+    database.parent.mkdir(parents=True, exist_ok=True)
     now = int(time.time())
     with closing(sqlite3.connect(database, isolation_level=None)) as connection:
         if kind == "truncates":
@@ -62,6 +63,8 @@ def hostile_crush(database: Path, kind: str) -> Iterator[None]:
                 "UPDATE sqlite_master SET sql = replace(sql, '11111', ?) WHERE name = 'sessions'",
                 (_COMPUTED[kind],),
             )
+    if kind == "unfinished":  # a transaction that is never over
+        Path(f"{database}-journal").write_text("not empty")
     stop = threading.Event()
     change = {"truncates": _truncate, "fifo": _replace}.get(kind)
     thread = threading.Thread(target=change, args=(database, stop)) if change else None
