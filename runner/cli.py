@@ -314,10 +314,11 @@ def cleanup(ctx: click.Context, /, *, older_than: float, dry_run: bool) -> None:
 
 def _run(options: Options, timings: Timings) -> int:
     from runner.daemon import run  # noqa: PLC0415 - doctor and cleanup need not load it
+    from runner.node import runtime_to_use  # noqa: PLC0415
     from runner.systemd import Notifier  # noqa: PLC0415
 
     checked = options.settings()
-    engine = find_engine(checked.container_runtime, timings=timings)
+    engine = find_engine(anyio.run(runtime_to_use, checked), timings=timings)
     return anyio.run(partial(run, checked, engine, Notifier(), timings=timings))
 
 

@@ -31,7 +31,7 @@ from runner.errors import (
 )
 from runner.journal.journal import JOURNAL_NAME, Journal
 from runner.model import OutboxEntry, PullPolicy, Task
-from runner.node import node_description
+from runner.node import find_conflict, runtime_to_use
 from runner.settings import Settings
 from runner.workspace.folders import free_disk
 
@@ -73,7 +73,7 @@ async def examine(settings: Settings, tell: Callable[[str], None], *, as_json: b
 
 async def _engine(settings: Settings) -> AsyncIterator[Finding]:
     try:
-        engine = find_engine(settings.container_runtime)
+        engine = find_engine(await runtime_to_use(settings))
         facts = await engine.facts()
     except NoContainerRuntime as error:
         yield Finding("engine", is_good=False, sentence=str(error), exit_code=EXIT_NO_RUNTIME)
@@ -240,19 +240,26 @@ async def _read_journal(settings: Settings) -> _Book:
         journal = Journal(path, read_only=True)
         try:
             tasks, entries = await journal.open_tasks(), await journal.entries()
-            identity = await journal.identity(settings.orchestrator_url, node_description(settings))
+            registration = await journal.registration(settings.orchestrator_url)
+            unfinished = await journal.unfinished_tasks()
         finally:
             journal.close_file()
     except JournalError as error:
         return _Book(
             Finding("journal", is_good=False, sentence=str(error), exit_code=EXIT_TRY_AGAIN)
         )
-    finding = Finding("journal", is_good=True, sentence=f"{len(tasks)} open tasks")
-    return _Book(finding, tasks, entries, identity.node_id if identity else None)
+    conflict = find_conflict(unfinished, settings, await runtime_to_use(settings))
+    finding = Finding(
+        "journal",
+        is_good=conflict is None,
+        sentence=conflict or f"{len(tasks)} open tasks",
+        exit_code=EXIT_CONFIGURATION,
+    )
+    return _Book(finding, tasks, entries, registration.identity.node_id if registration else None)
 
 
 def _registration(node_id: str | None) -> Finding:
-    sentence = f"registered as {node_id}" if node_id else "not registered with these options yet"
+    sentence = f"registered as {node_id}" if node_id else "not registered yet"
     return Finding("registration", is_good=True, sentence=sentence)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -19,9 +20,9 @@ from runner.errors import (
     Unauthorised,
     Unavailable,
 )
-from runner.journal.journal import Journal
+from runner.journal.journal import Journal, read_unfinished_tasks
 from runner.log import fields
-from runner.model import Identity
+from runner.model import Identity, Registration, Task, TaskState
 from runner.settings import Settings
 from runner.systemd import Watchdog
 from runner.timing import (
@@ -38,6 +39,7 @@ log = logging.getLogger(__name__)
 INVALID_TOKEN = "Registration failed - invalid registration token"  # noqa: S105 - what users read
 DISABLED = "Registration failed - orchestrator has registration disabled"
 _SERVICE_UNAVAILABLE = 503
+_GONE = 410
 _NOT_ALLOWED = frozenset({401, 403})
 _CHECK_ADDRESS, _CHECK_NODE = "check --orchestrator-url", "check --name, --tag and --capability"
 _ADVICE = {404: _CHECK_ADDRESS, 405: _CHECK_ADDRESS, 400: _CHECK_NODE, 422: _CHECK_NODE}
@@ -47,8 +49,18 @@ START = "start"
 T = TypeVar("T")
 
 
+REREGISTER = "reregister"
+"""The extension by which a node stays the same when its description changes."""
+_HOST_FACTS = frozenset({"hostname", "os_type"})
+"""Parts of a description that are not the operator's: alone they never make a new node."""
+
+
 class Node:
-    """The host's identity, for whoever needs it."""
+    """Who this host is to the orchestrator: one identity, registered when it is needed.
+
+    Tasks that an older identity took on are in the journal of an earlier version, or of a
+    journal that was lost: they stay with that one until it is refused.
+    """
 
     def __init__(  # noqa: PLR0913, PLR0917 - the parts that it is put together from
         self,
@@ -61,7 +73,7 @@ class Node:
         timings: Timings = DEFAULT_TIMINGS,
     ) -> None:
         self.refusal: RegistrationRefused | None = None
-        """Why there is no identity and will be none: nothing more can be asked for."""
+        """Why the orchestrator did not register this host; it is not asked again."""
         self._settings = settings
         self._orchestrator = orchestrator
         self._journal = journal
@@ -70,96 +82,215 @@ class Node:
         self._workload = workload
         self._timings = timings
         self._description = node_description(settings)
-        self._identity: Identity | None = None
+        self._registration: Registration | None = None
+        self._owners: dict[str, Identity] = {}
+        """By task id, who took on the tasks of an earlier runner."""
         self._lock = anyio.Lock()
         self._registrations = 0
 
     @property
     def known_identity(self) -> Identity | None:
-        """Give the identity if there is one now; nothing is asked for."""
-        return self._identity
+        """The present identity, without a request; None before a registration."""
+        return None if self._registration is None else self._registration.identity
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether there is no identity and will be none."""
+        return self.refusal is not None and self._registration is None
 
     async def identity(self) -> Identity:
-        """Give the identity, registering first if there is none; waits through any outage.
+        """Return the identity; register first if there is none, and wait through any outage.
 
         Raises:
             RegistrationRefused: the orchestrator does not take the registration token, or, with
                 `--once`, does not answer.
         """
+        if self._registration is not None:
+            # Not under the lock: a registration may be under way for another description.
+            return self._registration.identity
         async with self._lock:
-            if self.refusal is not None:
-                raise self.refusal
-            if self._identity is None:
-                self._identity = await persist(
-                    lambda: self._journal.identity(self._orchestrator.url, self._description),
-                    self._workload,
-                    self._clock,
-                    self._timings,
-                )
-            if self._identity is None:
-                self._identity = await self._register()
-            return self._identity
+            return (await self._registered()).identity
+
+    async def identity_for_new_tasks(self) -> Identity | None:
+        """Return the identity, under a description that is up to date, to ask for tasks with.
+
+        None while new tasks must wait: for those of an older identity or description, or for an
+        orchestrator that cannot change the description now.
+
+        Raises:
+            RegistrationRefused: as for `identity`.
+        """
+        async with self._lock:
+            current = await self._registered()
+            if current.description != self._description:
+                current = await self._update(current)
+            if not _is_same_node(current.description, self._description):
+                return None
+            return None if await self._has_other_owners(current) else current.identity
+
+    def note_owner(self, task_id: str, owner: Identity | None) -> None:
+        """Note who took on a task of an earlier runner; None if that is this identity now."""
+        if owner is not None:
+            self._owners[task_id] = owner
+
+    async def identity_of(self, task_id: str) -> Identity:
+        """Return the identity to report a task with: its owner, once refused the present one.
+
+        Raises:
+            RegistrationRefused: as for `identity`.
+        """
+        return self._owners.get(task_id) or await self.identity()
+
+    def by_identity(self, current: Identity, task_ids: Iterable[str]) -> dict[Identity, list[str]]:
+        """Return these tasks by the identity to report them with; the current one is always in."""
+        grouped: dict[Identity, list[str]] = {current: []}
+        for task_id in task_ids:
+            grouped.setdefault(self._owners.get(task_id, current), []).append(task_id)
+        return grouped
 
     async def forget_identity(self, refused: Identity) -> None:
         """Note that the orchestrator no longer knows this identity; the next call registers."""
         async with self._lock:
-            await self._written(lambda: self._journal.refuse_identity(refused))
-            if self._identity == refused:
-                log.warning(
-                    "the orchestrator no longer knows this node; registering anew",
-                    extra=fields(node_id=refused.node_id),
-                )
-                self._identity = None
+            await self._forget(refused)
 
-    async def _register(self) -> Identity:
-        timings = self._timings
-        if self._registrations:
-            # One that is refused as soon as it is given must not turn into a flood.
-            wait_s = timings.registration_pause_s + timings.backoff().wait_s(self._registrations)
-            self._watchdog.expect("register", next_within_s=wait_s + timings.registration_timeout_s)
-            await self._clock.sleep(wait_s if self._registrations > 1 else 0)
-        self._registrations += 1
+    async def note_extensions(self, identity: Identity, extensions: frozenset[str]) -> bool:
+        """Note which extensions the orchestrator names; return whether that is news."""
+        current = self._registration
+        if current is None or (current.identity, current.extensions) == (identity, extensions):
+            return False
+        if current.identity != identity:
+            return False
+        self._registration = replace(current, extensions=extensions)
         try:
-            identity = await self._ask_for_identity()
+            await self._journal.store_extensions(identity, extensions)
+        except JournalError as error:
+            # The next start learns it again from its first heartbeat.
+            log.debug("cannot write the orchestrator's extensions: %s", error)
+        return True
+
+    async def is_registered(self) -> bool:
+        """Check without a request whether there is an identity."""
+        async with self._lock:
+            return await self._load() is not None
+
+    async def _load(self) -> Registration | None:
+        if self._registration is None:
+            url = self._orchestrator.url
+            self._registration = await self._persist(lambda: self._journal.registration(url))
+        return self._registration
+
+    async def _registered(self) -> Registration:
+        """Return the registration in the journal, else a new one."""
+        if await self._load() is None:
+            await self._register(None)
+        if self._registration is None:
+            raise AssertionError("a new registration succeeds or raises")
+        return self._registration
+
+    async def _update(self, current: Registration) -> Registration:
+        """Register again with a changed description, as the same node or when nothing is open."""
+        if REREGISTER in current.extensions:
+            await self._register(current.identity)
+        elif _is_same_node(current.description, self._description):
+            return current
+        elif tasks := await self._persist(self._journal.unfinished_tasks):
+            log.info(
+                "no new task is taken until those of this node's old description are reported",
+                extra=fields(node_id=current.identity.node_id, tasks=len(tasks)),
+            )
+        else:
+            await self._register(None)
+        return await self._registered()
+
+    async def _has_other_owners(self, current: Registration) -> bool:
+        """Check, in the journal if need be, for unfinished tasks of other identities."""
+        if all(owner == current.identity for owner in self._owners.values()):
+            return False
+        tasks = await self._persist(self._journal.unfinished_tasks)
+        self._owners = {task.task_id: task.identity for task in tasks if task.identity}
+        return any(owner != current.identity for owner in self._owners.values())
+
+    async def _forget(self, refused: Identity) -> None:
+        await self._persist(lambda: self._journal.refuse_identity(refused))
+        owners = self._owners.items()
+        self._owners = {task_id: owner for task_id, owner in owners if owner != refused}
+        if self.known_identity == refused:
+            log.warning(
+                "the orchestrator no longer knows this node; registering anew",
+                extra=fields(node_id=refused.node_id),
+            )
+            self._registration = None
+
+    async def _register(self, known: Identity | None) -> None:
+        """Register as a new node, or once try to describe the known one anew."""
+        if self.refusal is not None:
+            raise self.refusal
+        try:
+            registration = await self._request(known)
         except RegistrationRefused as refusal:
             self.refusal = refusal
             raise
         finally:
             self._watchdog.suspend("register")
+        if registration is None:
+            return
         now = self._clock.wall_s()
-        await self._written(
-            lambda: self._journal.store_identity(
-                identity, self._orchestrator.url, self._description, now
-            )
-        )
+        url = self._orchestrator.url
+        await self._persist(lambda: self._journal.store_registration(registration, url, now))
+        if known is not None and registration.identity != known:
+            # It does not offer `reregister` any more, and there is one node more.
+            for task in await self._persist(self._journal.unfinished_tasks):
+                self.note_owner(task.task_id, task.identity)
+        self._registration = registration
         log.info(
-            "registered",
-            extra=fields(node_id=identity.node_id, name=self._settings.name),
+            "registered" if known is None else "registered again with a new description",
+            extra=fields(node_id=registration.identity.node_id, name=self._settings.name),
         )
-        return identity
 
-    async def _written(self, write: Callable[[], Awaitable[None]]) -> None:
-        self._watchdog.suspend("register")
-        await persist(write, self._workload, self._clock, self._timings)
+    async def _request(self, known: Identity | None) -> Registration | None:
+        """Return the answer of `POST /register`; None if the known node could not be changed now.
 
-    async def _ask_for_identity(self) -> Identity:
+        Raises:
+            RegistrationRefused: the token is not taken, or with `--once` nobody answers.
+        """
+        if known is None:
+            await self._pause_before_registration()
         timings = self._timings
         policy = timings.backoff(retry_after_limit_s=timings.registration_retry_after_limit_s)
         attempts = Retry(self._clock, policy, self._log_failure)
+        token = self._settings.registration_token
         while True:
             self._watchdog.expect("register", next_within_s=timings.registration_timeout_s)
             try:
-                return await self._orchestrator.register(
-                    self._settings.registration_token, self._description
-                )
+                return await self._orchestrator.register(token, self._description, known)
             except (Refused, Unavailable) as error:
+                if known is not None and isinstance(error, Refused) and error.status == _GONE:
+                    await self._forget(known)
+                    return None
                 if isinstance(error, Refused) and error.status in _NOT_ALLOWED:
                     self._log_failure(error, 0)
                     raise RegistrationRefused(str(error)) from error
                 if self._settings.once:
                     self._log_failure(error, 0)
                     raise RegistrationPostponed(f"cannot register: {error}") from error
+                if known is not None:
+                    # Not retried here: its key may be refused meanwhile, which needs the lock.
+                    self._log_failure(error, 0)
+                    return None
                 await attempts.wait_after(error)
+
+    async def _pause_before_registration(self) -> None:
+        """Wait, but for the first two: a key that is refused at once must not cause a flood."""
+        timings = self._timings
+        if self._registrations:
+            wait_s = timings.registration_pause_s + timings.backoff().wait_s(self._registrations)
+            self._watchdog.expect("register", next_within_s=wait_s + timings.registration_timeout_s)
+            await self._clock.sleep(wait_s if self._registrations > 1 else 0)
+        self._registrations += 1
+
+    async def _persist(self, write: Callable[[], Awaitable[T]]) -> T:
+        self._watchdog.suspend("register")
+        return await persist(write, self._workload, self._clock, self._timings)
 
     def _log_failure(self, error: Exception, wait_s: float) -> None:
         """Log why there is no registration, and what an operator can do where that is known."""
@@ -182,8 +313,57 @@ class Node:
             log.warning("cannot register: %s", error)
 
 
+def _is_same_node(before: Mapping[str, object] | None, after: Mapping[str, object]) -> bool:
+    """Check whether only facts of the host differ, or what was before is not known."""
+    if before is None:
+        return True
+    return all(before.get(name) == after[name] for name in after.keys() - _HOST_FACTS)
+
+
+def belongs_here(task: Task, settings: Settings, engine_kind: str) -> bool:
+    """Check whether a task was taken on from this orchestrator and for this engine."""
+    has_url = settings.orchestrator_url in {"", task.orchestrator_url}
+    return has_url and engine_in_use(task) in {None, engine_kind}
+
+
+def engine_in_use(task: Task) -> str | None:
+    """Return the kind of engine that may hold the task's container; None if there is none."""
+    return None if task.state is TaskState.CLOSED else task.engine
+
+
+def find_conflict(tasks: Sequence[Task], settings: Settings, engine_kind: str) -> str | None:
+    """Return why these unfinished tasks keep the runner from these settings, and what to do.
+
+    None if all of them belong to the orchestrator and the engine of the settings.
+    """
+    others = [task for task in tasks if not belongs_here(task, settings, engine_kind)]
+    if not others:
+        return None
+    other = others[0]
+    options = {
+        "--orchestrator-url": (settings.orchestrator_url, other.orchestrator_url),
+        "--container-runtime": (engine_kind, engine_in_use(other) or engine_kind),
+    }
+    changed = {name: pair for name, pair in options.items() if pair[0] != pair[1]}
+    new = " ".join(f"{name} {pair[0]}" for name, pair in changed.items())
+    old = " ".join(f"{name} {pair[1]}" for name, pair in changed.items())
+    return (
+        f"cannot use {new}: {settings.state_dir} has unfinished tasks ({len(others)}) of {old}; "
+        f"start the runner once with `{old} --once`, which finishes and reports them, or choose "
+        "another --state-dir"
+    )
+
+
+async def runtime_to_use(settings: Settings) -> str:
+    """Return the container runtime to look for: for `auto` that of the open tasks, if any."""
+    if settings.container_runtime != "auto":
+        return settings.container_runtime
+    tasks = await read_unfinished_tasks(settings.state_dir)
+    return next(filter(None, map(engine_in_use, tasks)), "auto")
+
+
 def node_description(settings: Settings) -> dict[str, object]:
-    """Describe this host in the fields that `POST /register` takes."""
+    """Return this host in the fields that `POST /register` takes."""
     return {
         "hostname": socket.gethostname(),
         "name": settings.name,
@@ -194,7 +374,7 @@ def node_description(settings: Settings) -> dict[str, object]:
 
 
 def os_type(os_release: Path = Path("/etc/os-release")) -> str:
-    """Give the distribution's ID, such as fedora or ubuntu (os-release(5)); linux if unknown."""
+    """Return the distribution's ID, such as fedora or ubuntu (os-release(5)); linux if unknown."""
     try:
         lines = os_release.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -331,9 +511,14 @@ class Workload:
         self.next_start_at_s = 0.0
         self.clear_problem(START)
 
+    @property
+    def has_room(self) -> bool:
+        """Whether one more task may be asked for: a slot is free, or is about to be."""
+        return len(self._tasks) - self._count_leaving() < self._max_tasks
+
     async def wait_for_room(self) -> None:
         """Return as soon as one more task may be asked for: a slot is free, or is about to be."""
-        while len(self._tasks) - self._count_leaving() >= self._max_tasks:
+        while not self.has_room:
             await self._slots.after(self._slots.count)
 
     async def wait_for_slot(self, task_id: str) -> None:

@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from runner.api.http import HttpClient
 from runner.errors import Unavailable
-from runner.model import Identity
+from runner.model import Identity, Registration
 from runner.redaction import Secret
 from runner.timing import DEFAULT_TIMINGS, Timings
 
@@ -32,6 +32,16 @@ class Offer:
     """The assignment as it came, unchecked; None when there is no work."""
     was_held: bool
     """The orchestrator held the request, so that it may be asked again at once."""
+
+
+@dataclass(frozen=True)
+class HeartbeatResponse:
+    """The answer to a heartbeat; both are empty where the orchestrator knows nothing of them."""
+
+    cancelled: frozenset[str]
+    """The ids of the node's tasks that were cancelled."""
+    extensions: frozenset[str]
+    """The extensions of the API that the orchestrator offers."""
 
 
 @dataclass(frozen=True)
@@ -73,30 +83,36 @@ class OrchestratorClient:
         """Ask how it is; the answer may carry `version` and `timestamp`."""
         return _object(await self._call("GET", "health", {}))
 
-    async def register(self, token: Secret, node: Mapping[str, object]) -> Identity:
-        """Make this host a node, described in the API's own field names.
+    async def register(
+        self, token: Secret, node: Mapping[str, object], known: Identity | None = None
+    ) -> Registration:
+        """Register this host as a node, described in the API's own field names.
+
+        With a `known` identity that node is described anew, where the orchestrator offers
+        `reregister`; elsewhere it would be one more node.
 
         Raises:
             Unauthorised: the token is wrong.
+            Refused: `status` is 410 when the known identity is unknown there.
             Unavailable: as everywhere; `status` is 503 when registration is disabled.
         """
-        answer = _object(
-            await self._call("POST", "register", {"X-Registration-Token": token.reveal()}, node)
-        )
+        headers = {"X-Registration-Token": token.reveal(), **(_key(known) if known else {})}
+        answer = _object(await self._call("POST", "register", headers, node))
         node_id, api_key = answer.get("id"), answer.get("api_key")
         if not _is_header_safe(node_id) or not _is_header_safe(api_key):
             raise Unavailable("its answer to a registration has no usable id or api_key")
-        return Identity(node_id, Secret(api_key))
+        identity = Identity(node_id, Secret(api_key))
+        return Registration(identity, node, _extensions(answer))
 
-    async def heartbeat(self, identity: Identity, body: Mapping[str, object]) -> frozenset[str]:
-        """Say that the node lives; give the ids of its tasks that were cancelled."""
+    async def heartbeat(self, identity: Identity, body: Mapping[str, object]) -> HeartbeatResponse:
+        """Send a heartbeat and return what its answer says."""
         answer = await self._call(
             "POST", "nodes/heartbeat", _key(identity), {"node_id": identity.node_id, **body}
         )
-        cancelled = answer.get("cancelled_task_ids") if isinstance(answer, Mapping) else None
-        if not isinstance(cancelled, list):
-            return frozenset()
-        return frozenset(task_id for task_id in cancelled if isinstance(task_id, str))
+        if not isinstance(answer, Mapping):
+            return HeartbeatResponse(frozenset(), frozenset())
+        cancelled = _strings(answer.get("cancelled_task_ids"))
+        return HeartbeatResponse(cancelled, _extensions(answer))
 
     async def next_task(self, identity: Identity, wait_s: float) -> Offer:
         """Ask for work; the orchestrator may hold the request for `wait_s` seconds (RFC 7240)."""
@@ -146,6 +162,17 @@ class OrchestratorClient:
 
 def _is_header_safe(value: object) -> TypeGuard[str]:
     return isinstance(value, str) and _HEADER_SAFE.fullmatch(value) is not None
+
+
+def _extensions(answer: Mapping[str, Any]) -> frozenset[str]:
+    names = _strings(answer.get("extensions"))
+    return frozenset(name for name in names if _is_header_safe(name))
+
+
+def _strings(value: object) -> frozenset[str]:
+    if not isinstance(value, list):
+        return frozenset()
+    return frozenset(text for text in value if isinstance(text, str))
 
 
 def _key(identity: Identity) -> dict[str, str]:

@@ -331,14 +331,6 @@ class CliEngine:
         return answer.output
 
 
-def engine_of_kind(kind: str, timings: Timings = DEFAULT_TIMINGS) -> CliEngine:
-    """Give podman or docker, whether or not it is there: one that is not does not answer."""
-    try:
-        return find_engine(kind, timings=timings)
-    except NoContainerRuntime:
-        return CliEngine(kind, kind, engine_environment(os.environ), timings)
-
-
 def find_engine(
     runtime: str,
     environment: Mapping[str, str] | None = None,

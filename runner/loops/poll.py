@@ -131,17 +131,25 @@ class PollResult(Enum):
 
 
 async def poll(runner: RunnerContext, begin: Callable[[Task], None]) -> PollResult:
-    """Ask for work and begin it; give what came of the last question."""
+    """Ask for work and begin it; return what came of the last request."""
     ceiling_s = runner.settings.poll_interval_s
     backoff = runner.timings.backoff(ceiling_s=ceiling_s)
     failures = 0
     while True:
         runner.watchdog.suspend("poll")
-        await runner.workload.wait_for_room()
+        seen = runner.outbox.count
         try:
-            identity = await runner.node.identity()
+            identity = await runner.node.identity_for_new_tasks()
         except RegistrationRefused:
             return PollResult.FAILED
+        if identity is None and runner.settings.once:
+            return PollResult.NOTHING
+        if identity is None:
+            await runner.outbox.after_or(seen, runner.settings.poll_interval_s, runner.clock)
+            continue
+        if not runner.workload.has_room:
+            await runner.workload.wait_for_room()
+            continue
         answer, asked_to_wait_s = PollResult.FAILED, 0.0
         if await can_take_work(runner):
             runner.watchdog.expect(
@@ -221,6 +229,7 @@ async def _take(
                 runner.orchestrator.url,
                 assignment,
                 accepted_at=now,
+                identity=identity,
             )
         )
         return True
@@ -249,6 +258,7 @@ async def _reject(
             runner.orchestrator.url,
             None,
             accepted_at=now,
+            identity=identity,
             end_reason=end.reason,
             message=end.message,
             ended_at=now,

@@ -1,4 +1,4 @@
-"""What the steps of a task share: the runner's runner, and the task itself."""
+"""What the steps of a task share: the runner's parts, and the task itself."""
 
 from __future__ import annotations
 
@@ -26,31 +26,25 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class RunnerContext:
-    """One of each."""
+    """The parts of a runner, one of each."""
 
     settings: Settings
     clock: Clock
     engine: Engine
-    other_engine: Callable[[str], Engine]
-    """Gives the engine of that kind, for what was started on it by an earlier runner."""
     orchestrator: OrchestratorClient
     journal: Journal
     node: Node
     workload: Workload
     outbox: ChangeSignal
-    """Told of every letter that is put in, delivered or parked."""
+    """Notified of every entry that is put in, delivered or parked, and of every closed task."""
     watchdog: Watchdog
     timings: Timings
     runner_id: str
-    """Tells this runner's containers from those of another on the same engine."""
+    """The label of this runner's containers, among those of others on the same engine."""
 
 
 class TaskReassigned(Exception):
     """The orchestrator gave the task to another node, or has closed it, before it began."""
-
-
-class Elsewhere(Exception):
-    """The task cannot begin under this orchestrator; its page stays for a later start."""
 
 
 class TaskContext:
@@ -62,12 +56,12 @@ class TaskContext:
         self.task_id = task.task_id
         self.container_name = container_name(task.task_id)
         self.wake = ChangeSignal()
-        """Told when the container should be looked at, or stopped, now."""
+        """Notified when the container should be inspected, or stopped, now."""
         self.cancelled_by: str | None = None
         self.engine_silent_at_s: float | None = None
         """The uptime at which the engine last did not answer about the container."""
         self.preparation = anyio.CancelScope()
-        """What comes before the container; cancelling the task cuts it short."""
+        """The scope of what comes before the container; cancelling the task cancels it."""
 
     def cancel(self, who: str) -> None:
         """Have the task stopped, at whatever step it is."""
@@ -79,25 +73,26 @@ class TaskContext:
 
     @property
     def assignment(self) -> Assignment:
-        """Give what is to be done."""
+        """What is to be done."""
         if self.record.assignment is None:
             raise AssertionError("only a closed task has lost its assignment")
         return self.record.assignment
 
     @property
     def engine(self) -> Engine:
-        """Give the engine that the task was started on; for a new one that is the runner's."""
-        kind = self.record.engine
-        if kind is None or kind == self.runner.engine.kind:
-            return self.runner.engine
-        return self.runner.other_engine(kind)
+        """The runner's engine: all open tasks have the same."""
+        return self.runner.engine
 
     async def identity(self) -> Identity:
-        """Give the identity that took the task on while it holds, else the newest."""
-        return await self.persist(lambda: self.runner.journal.identity_for(self.task_id))
+        """Return the identity to report the task with.
+
+        Raises:
+            RegistrationRefused: it was refused, and there is no other.
+        """
+        return await self.runner.node.identity_of(self.task_id)
 
     async def inspect(self) -> Container | None:
-        """Ask the engine for the container until it answers: a silent engine is no evidence."""
+        """Return the container, once the engine answers: a silent engine proves nothing."""
         while True:
             try:
                 container = await self.engine.inspect(self.container_name)
@@ -111,7 +106,7 @@ class TaskContext:
     async def wait_for_engine(self, error: EngineError, call: str = "") -> None:
         """Note that nothing is known of the task, and wait a little.
 
-        A call named is one that is silent by itself: that other calls are answered is no news.
+        Pass `call` when only that call hangs; answers to other calls then do not clear the problem.
         """
         self.runner.workload.set_problem(
             f"engine/{self.task_id}/{call}",
@@ -120,39 +115,39 @@ class TaskContext:
         await self.runner.clock.sleep(self.runner.timings.engine_retry_s)
 
     def engine_answers(self, call: str = "") -> None:
-        """Note that the engine has answered, or that this call was."""
+        """Note that the engine has answered, or answered this call."""
         self.runner.workload.clear_problem(f"engine/{self.task_id}/{call}")
 
     def status(self, status: str, message: str) -> dict[str, object]:
-        """Give the body of a status report made now."""
+        """Return the body of a status report made now."""
         return status_body(self.task_id, status, message, self.runner.clock.wall_s())
 
     async def note_stop(self, reason: EndReason) -> None:
-        """Write down why the container is about to be stopped."""
+        """Write why the container is about to be stopped."""
         now = self.runner.clock.wall_s()
         await self.persist(lambda: self.runner.journal.ask_to_stop(self.task_id, reason, now))
         await self.reload()
 
     async def reload(self) -> None:
-        """Read the task's page anew."""
+        """Read the task from the journal again."""
         task = await self.persist(lambda: self.runner.journal.task(self.task_id))
         if task is not None:
             self.record = task
 
     async def persist(self, write: Callable[[], Awaitable[T]]) -> T:
-        """Write to the journal, however long that takes."""
+        """Return what a write to the journal returns, retried without end."""
         return await persist(write, self.runner.workload, self.runner.clock, self.runner.timings)
 
 
 def lost(why: str) -> TaskError:
-    """Say that nobody saw how the task ended."""
+    """Return the error of a task whose end nobody saw."""
     error = TaskError(why)
     error.reason = EndReason.LOST
     return error
 
 
 def cancelled(when: str) -> TaskError:
-    """Say that the task was cancelled and never ran."""
+    """Return the error of a task that was cancelled and never ran."""
     error = TaskError(when)
     error.reason = EndReason.CANCELLED
     return error

@@ -20,7 +20,7 @@ from runner.errors import (
 )
 from runner.log import fields, log_retry
 from runner.model import Identity, TaskState
-from runner.tasks.context import Elsewhere, TaskContext, TaskReassigned
+from runner.tasks.context import TaskContext, TaskReassigned
 from runner.timing import Retry
 from runner.workspace.download import Source, fetch_files
 
@@ -36,11 +36,8 @@ async def prepare(task: TaskContext) -> None:
 
     Raises:
         TaskReassigned: the orchestrator has no more use for it.
-        Elsewhere: it was accepted from another orchestrator than this runner's.
         Unstartable: its files or image cannot be had.
     """
-    if task.record.orchestrator_url != task.runner.orchestrator.url:
-        raise Elsewhere(task.record.orchestrator_url)
     if task.assignment.files:
         await _download(task)
     await fetch_image(task)

@@ -14,7 +14,7 @@ from runner.errors import RegistrationRefused, TaskError
 from runner.log import fields
 from runner.model import EndReason, Task, TaskState
 from runner.node import persist
-from runner.tasks.context import Elsewhere, RunnerContext, TaskContext, TaskReassigned
+from runner.tasks.context import RunnerContext, TaskContext, TaskReassigned
 from runner.tasks.finish import close, finish, write_end
 from runner.tasks.outcome import outcome_without_container
 from runner.tasks.prepare import prepare
@@ -50,12 +50,8 @@ class TaskRun:
                 await self._run_to_end()
         except TaskReassigned as error:
             log.warning("task is dropped: %s", error, extra=fields(task_id=task.task_id))
-            await task.persist(lambda: task.runner.journal.forget(task.task_id))
+            await task.persist(lambda: task.runner.journal.drop(task.task_id))
             task.runner.workload.note_dropped(task.task_id, task.runner.clock.uptime_s())
-            self._leave_slot()
-            return
-        except Elsewhere:
-            # app.py has said that it waits for its orchestrator.
             self._leave_slot()
             return
         except RegistrationRefused:

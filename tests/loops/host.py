@@ -91,8 +91,6 @@ class Host:
     engine: ObstructedEngine
     orchestrator: ScriptedOrchestrator
     group: TaskGroup
-    others: dict[str, ObstructedEngine] = field(default_factory=dict)
-    """What else is installed here, by its kind."""
 
     @property
     def home(self) -> Path:
@@ -132,7 +130,6 @@ class Host:
                 settings=settings,
                 clock=self.clock,
                 engine=self.engine,
-                other_engine=self.others.__getitem__,
                 orchestrator=orchestrator,
                 journal=journal,
                 node=Node(settings, orchestrator, journal, self.clock, watchdog, workload),
@@ -167,13 +164,7 @@ class Host:
     async def _live(self, life: Run, scope: anyio.CancelScope, settings: Settings) -> None:
         try:
             with scope:
-                life.exit_code = await run(
-                    settings,
-                    self.engine,
-                    life.notifier,
-                    self.clock,
-                    other_engine=self.others.__getitem__,
-                )
+                life.exit_code = await run(settings, self.engine, life.notifier, self.clock)
         except Exception as error:  # noqa: BLE001 - it is raised where the test waits for the end
             life.error = error
             self.clock.fail(error)
