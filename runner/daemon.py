@@ -30,7 +30,7 @@ from runner.loops.heartbeat import heartbeat, send_offline
 from runner.loops.housekeeping import adopt_or_remove_orphans, prune_closed_tasks
 from runner.loops.poll import PollResult, check_engine, poll
 from runner.model import Task, TaskState
-from runner.node import Node, Workload, belongs_here, find_conflict
+from runner.node import Node, Problems, Slots, belongs_here, can_be_drained, find_conflict
 from runner.settings import Settings
 from runner.state_dir import lock_state_dir, prepare_state_dir, run_folder
 from runner.systemd import Notifier, Watchdog, feed_watchdog
@@ -75,7 +75,8 @@ async def run(
         )
         if set_aside is not None:
             log.error(set_aside)
-        watchdog, workload = Watchdog(clock), Workload(settings.max_tasks, timings)
+        watchdog, changes = Watchdog(clock), ChangeSignal()
+        problems = Problems(changes, timings)
         try:
             async with OrchestratorClient(
                 settings.orchestrator_url, settings.ca_file, timings
@@ -86,8 +87,10 @@ async def run(
                     engine=engine,
                     orchestrator=orchestrator,
                     journal=journal,
-                    node=Node(settings, orchestrator, journal, clock, watchdog, workload, timings),
-                    workload=workload,
+                    node=Node(settings, orchestrator, journal, clock, watchdog, problems, timings),
+                    slots=Slots(settings.max_tasks, changes, timings),
+                    problems=problems,
+                    changes=changes,
                     outbox=ChangeSignal(),
                     watchdog=watchdog,
                     timings=timings,
@@ -96,20 +99,23 @@ async def run(
                 exit_code = await Daemon(runner, notifier).run()
         finally:
             journal.close_file()
-        # Of a journal from before this check: its own tasks are finished, the others are next.
+        # What belongs here is finished; what belongs elsewhere is next.
         await _check_unfinished_tasks(settings, engine)
         return exit_code
 
 
 async def _check_unfinished_tasks(settings: Settings, engine: Engine) -> None:
-    """Check that no task is unfinished, or some belong to this orchestrator and engine.
+    """Check that the unfinished tasks belong to this orchestrator and engine.
+
+    Some may belong elsewhere, in a journal from before this check: those that belong here are
+    finished first.
 
     Raises:
-        ConfigurationError: all of them belong elsewhere.
+        ConfigurationError: they do not.
     """
     tasks = await read_unfinished_tasks(settings.state_dir)
     conflict = find_conflict(tasks, settings, engine.kind)
-    if conflict and not any(belongs_here(task, settings, engine.kind) for task in tasks):
+    if conflict and not can_be_drained(tasks, settings, engine.kind):
         raise ConfigurationError(conflict)
 
 
@@ -256,7 +262,7 @@ class Daemon:
         if task.state not in {TaskState.ACCEPTED, TaskState.STARTING}:
             return task.state is TaskState.RUNNING
         runner = self._runner
-        return not runner.node.is_refused or task.task_id in runner.workload.task_ids
+        return not runner.node.is_refused or task.task_id in runner.slots.task_ids
 
     async def _own_tasks(self) -> list[Task]:
         """Return this runner's unfinished tasks, once the journal can be read."""
@@ -274,7 +280,7 @@ class Daemon:
     async def _handle_signals(self, signals: object, group: TaskGroup) -> None:
         """Act on signals, as the head of this file says."""
         async for number in signals:  # type: ignore[attr-defined]
-            task_ids = self._runner.workload.task_ids
+            task_ids = self._runner.slots.task_ids
             if number == signal.SIGTERM or self._interrupts > 1:
                 log.info(
                     "stopping at once; containers go on for the next runner",
@@ -288,7 +294,7 @@ class Daemon:
             if self._interrupts > 1:
                 log.info("stopping the tasks in hand", extra=fields(tasks=len(task_ids)))
                 for task_id in task_ids:
-                    self._runner.workload.cancel(task_id, "the operator")
+                    self._runner.slots.cancel(task_id, "the operator")
             else:
                 log.info(
                     "draining: no new task is taken; exit follows when those in hand have ended",
@@ -298,10 +304,10 @@ class Daemon:
 
     async def _tell_status(self) -> None:
         """Keep the line that `systemctl status` shows."""
-        workload = self._runner.workload
+        runner = self._runner
         while True:
-            seen = workload.changes.count
-            problems = "; ".join(workload.problems.values())
-            running = f"{len(workload.task_ids)} of {self._runner.settings.max_tasks} tasks running"
+            seen = runner.changes.count
+            problems = "; ".join(runner.problems.sentences.values())
+            running = f"{len(runner.slots.task_ids)} of {runner.settings.max_tasks} tasks running"
             self._notifier.tell(f"STATUS={problems or running}")
-            await workload.changes.after(seen)
+            await runner.changes.after(seen)

@@ -45,7 +45,7 @@ _CHECK_ADDRESS, _CHECK_NODE = "check --orchestrator-url", "check --name, --tag a
 _ADVICE = {404: _CHECK_ADDRESS, 405: _CHECK_ADDRESS, 400: _CHECK_NODE, 422: _CHECK_NODE}
 _ASK = "ask the orchestrator's administrator"
 START = "start"
-"""The trouble that containers cannot be started here."""
+"""The name of the problem that containers cannot be started here."""
 T = TypeVar("T")
 
 
@@ -69,7 +69,7 @@ class Node:
         journal: Journal,
         clock: Clock,
         watchdog: Watchdog,
-        workload: Workload,
+        problems: Problems,
         timings: Timings = DEFAULT_TIMINGS,
     ) -> None:
         self.refusal: RegistrationRefused | None = None
@@ -79,12 +79,13 @@ class Node:
         self._journal = journal
         self._clock = clock
         self._watchdog = watchdog
-        self._workload = workload
+        self._problems = problems
         self._timings = timings
         self._description = node_description(settings)
         self._registration: Registration | None = None
         self._owners: dict[str, Identity] = {}
         """By task id, who took on the tasks of an earlier runner."""
+        self._is_waiting = False
         self._lock = anyio.Lock()
         self._registrations = 0
 
@@ -124,9 +125,16 @@ class Node:
             current = await self._registered()
             if current.description != self._description:
                 current = await self._update(current)
-            if not _is_same_node(current.description, self._description):
-                return None
-            return None if await self._has_other_owners(current) else current.identity
+            must_wait = not _is_same_node(current.description, self._description)
+            must_wait = must_wait or await self._has_other_owners(current)
+            if must_wait and not self._is_waiting:
+                log.info(
+                    "no new task is taken until those of an older identity or description are "
+                    "reported",
+                    extra=fields(node_id=current.identity.node_id),
+                )
+            self._is_waiting = must_wait
+            return None if must_wait else current.identity
 
     def note_owner(self, task_id: str, owner: Identity | None) -> None:
         """Note who took on a task of an earlier runner; None if that is this identity now."""
@@ -193,12 +201,7 @@ class Node:
             await self._register(current.identity)
         elif _is_same_node(current.description, self._description):
             return current
-        elif tasks := await self._persist(self._journal.unfinished_tasks):
-            log.info(
-                "no new task is taken until those of this node's old description are reported",
-                extra=fields(node_id=current.identity.node_id, tasks=len(tasks)),
-            )
-        else:
+        elif not await self._persist(self._journal.unfinished_tasks):
             await self._register(None)
         return await self._registered()
 
@@ -290,7 +293,7 @@ class Node:
 
     async def _persist(self, write: Callable[[], Awaitable[T]]) -> T:
         self._watchdog.suspend("register")
-        return await persist(write, self._workload, self._clock, self._timings)
+        return await persist(write, self._problems, self._clock, self._timings)
 
     def _log_failure(self, error: Exception, wait_s: float) -> None:
         """Log why there is no registration, and what an operator can do where that is known."""
@@ -329,6 +332,18 @@ def belongs_here(task: Task, settings: Settings, engine_kind: str) -> bool:
 def engine_in_use(task: Task) -> str | None:
     """Return the kind of engine that may hold the task's container; None if there is none."""
     return None if task.state is TaskState.CLOSED else task.engine
+
+
+def can_be_drained(tasks: Sequence[Task], settings: Settings, engine_kind: str) -> bool:
+    """Check whether a runner with these settings can finish some of these unfinished tasks.
+
+    Where tasks at this orchestrator hold it to another engine, one of its own must hold it to this.
+    """
+    own = [task for task in tasks if belongs_here(task, settings, engine_kind)]
+    is_held = any(
+        task not in own and task.orchestrator_url == settings.orchestrator_url for task in tasks
+    )
+    return any(not is_held or engine_in_use(task) == engine_kind for task in own)
 
 
 def find_conflict(tasks: Sequence[Task], settings: Settings, engine_kind: str) -> str | None:
@@ -386,47 +401,85 @@ def os_type(os_release: Path = Path("/etc/os-release")) -> str:
     return "linux"
 
 
-class Cancellable(Protocol):
-    """A task in hand, as far as the workload knows it."""
+class Problems:
+    """What keeps new tasks away from this host: a sentence by the name of each problem."""
 
-    def cancel(self, who: str) -> None:
-        """Have it stopped; `who` is named in its final message."""
-
-
-class Workload:
-    """The tasks in hand, the slots that they occupy, and the problems that keep new ones away."""
-
-    def __init__(self, max_tasks: int, timings: Timings = DEFAULT_TIMINGS) -> None:
+    def __init__(self, changes: ChangeSignal, timings: Timings = DEFAULT_TIMINGS) -> None:
+        self._changes = changes
         self._timings = timings
-        self.changes = ChangeSignal()
-        """Of what heartbeats and systemd are told."""
-        self._slots = ChangeSignal()
-        self._max_tasks = max_tasks
-        self._tasks: dict[str, Cancellable] = {}
-        self._with_slot: set[str] = set()
-        self._about_to_leave: set[str] = set()
-        self._problems: dict[str, str] = {}
-        self._dropped_at_s: dict[str, float] = {}
+        self._sentences: dict[str, str] = {}
         self._refused_starts = 0
         self.next_start_at_s = 0.0
         """The uptime in seconds before which no container is started after refusals."""
 
     @property
+    def sentences(self) -> dict[str, str]:
+        """The problems that there are now."""
+        return dict(self._sentences)
+
+    def set(self, name: str, sentence: str) -> None:
+        """Note a problem and log it, once until it is over."""
+        is_new = name not in self._sentences
+        self._sentences[name] = sentence
+        if is_new:
+            log.error(sentence)
+            self._changes.notify()
+
+    def clear(self, name: str) -> None:
+        """Note that a problem is over."""
+        if self._sentences.pop(name, None) is not None:
+            log.info("problem is over", extra=fields(problem=name))
+            self._changes.notify()
+
+    def start_failed(self, sentence: str, uptime_s: float) -> None:
+        """Note that a container could not be started for a reason that the next would meet too.
+
+        Each failure in a row doubles the wait before the next task: a broken host must not use up
+        the queue.
+        """
+        self._refused_starts += 1
+        doubled_s = self._timings.start_retry_first_s * 2.0 ** min(self._refused_starts - 1, 30)
+        self.next_start_at_s = uptime_s + min(doubled_s, self._timings.start_retry_ceiling_s)
+        self.set(START, f"few new tasks are taken until a container starts: {sentence}")
+
+    def note_start(self) -> None:
+        """Note that containers do start here."""
+        self._refused_starts = 0
+        self.next_start_at_s = 0.0
+        self.clear(START)
+
+
+class Cancellable(Protocol):
+    """A task in hand, as far as its slot is concerned."""
+
+    def cancel(self, who: str) -> None:
+        """Have it stopped; `who` is named in its final message."""
+
+
+class Slots:
+    """The tasks in hand, and the slots that they occupy."""
+
+    def __init__(
+        self, max_tasks: int, changes: ChangeSignal, timings: Timings = DEFAULT_TIMINGS
+    ) -> None:
+        self._max_tasks = max_tasks
+        self._changes = changes
+        self._timings = timings
+        self._slots = ChangeSignal()
+        self._tasks: dict[str, Cancellable] = {}
+        self._with_slot: set[str] = set()
+        self._about_to_leave: set[str] = set()
+        self._dropped_at_s: dict[str, float] = {}
+
+    @property
     def task_ids(self) -> tuple[str, ...]:
-        """Give the ids of the tasks in hand, oldest first."""
+        """The ids of the tasks in hand, oldest first."""
         return tuple(self._tasks)
 
     @property
-    def status(self) -> str:
-        """Give the word for a heartbeat: idle, busy or error."""
-        if self._problems:
-            return "error"
-        return "busy" if self._tasks else "idle"
-
-    @property
-    def problems(self) -> dict[str, str]:
-        """Give what is wrong: a sentence by the name of each trouble."""
-        return dict(self._problems)
+    def has_room(self) -> bool:
+        """Whether one more task may be asked for: a slot is free, or is about to be."""
+        return len(self._tasks) - self._count_leaving() < self._max_tasks
 
     def add(self, task_id: str, task: Cancellable, *, has_slot: bool) -> None:
         """Take a task in hand; one that may run already has a slot, another waits for its own."""
@@ -436,11 +489,17 @@ class Workload:
         self._notify()
 
     def release(self, task_id: str) -> None:
-        """Let go of the task, and free its slot; that may have been done before."""
+        """Let go of the task, and free its slot if it has one."""
         self._with_slot.discard(task_id)
         self._about_to_leave.discard(task_id)
         if self._tasks.pop(task_id, None) is not None:
             self._notify()
+
+    def cancel(self, task_id: str, who: str) -> None:
+        """Have a task stopped, if it is in hand."""
+        task = self._tasks.get(task_id)
+        if task is not None:
+            task.cancel(who)
 
     def expect_release(self, task_id: str) -> None:
         """Note that a slot is about to be freed, so that the next task may be asked for."""
@@ -461,43 +520,25 @@ class Workload:
             self._about_to_leave.discard(task_id)
             self._slots.notify()
 
-    def cancel(self, task_id: str, who: str) -> None:
-        """Have a task stopped, if it is in hand."""
-        task = self._tasks.get(task_id)
-        if task is not None:
-            task.cancel(who)
+    async def wait_for_room(self) -> None:
+        """Wait until there is room for one more task."""
+        while not self.has_room:
+            await self._slots.after(self._slots.count)
 
-    def set_problem(self, name: str, sentence: str) -> None:
-        """Note what is wrong and log it, once until it changes."""
-        before = self._problems.get(name)
-        self._problems[name] = sentence
-        if before is None:
-            log.error(sentence)
-            self.changes.notify()
-
-    def clear_problem(self, name: str) -> None:
-        """Note that it is over."""
-        if self._problems.pop(name, None) is not None:
-            log.info("trouble is over", extra=fields(trouble=name))
-            self.changes.notify()
-
-    def start_failed(self, sentence: str, uptime_s: float) -> None:
-        """Note that a container could not be started for what the next would meet as well.
-
-        Each time in a row doubles the wait before the next task: a broken host does not eat up
-        the queue.
-        """
-        self._refused_starts += 1
-        doubled_s = self._timings.start_retry_first_s * 2.0 ** min(self._refused_starts - 1, 30)
-        self.next_start_at_s = uptime_s + min(doubled_s, self._timings.start_retry_ceiling_s)
-        self.set_problem(START, f"few new tasks are taken until a container starts: {sentence}")
+    async def wait_for_slot(self, task_id: str) -> None:
+        """Wait until the task has a slot of its own."""
+        while task_id not in self._with_slot:
+            if len(self._with_slot) < self._max_tasks:
+                self._with_slot.add(task_id)
+            else:
+                await self._slots.after(self._slots.count)
 
     def note_dropped(self, task_id: str, uptime_s: float) -> None:
-        """Note that a task was dropped, for the orchestrator did not want it to begin."""
+        """Note that a task was dropped, because the orchestrator did not want it to begin."""
         self._dropped_at_s[task_id] = uptime_s
 
     def was_just_dropped(self, task_id: str, uptime_s: float) -> bool:
-        """Say whether a task was dropped a moment ago: taken at once it would be so again."""
+        """Check whether a task was dropped a moment ago: taken at once it would be again."""
         self._dropped_at_s = {
             dropped: at_s
             for dropped, at_s in self._dropped_at_s.items()
@@ -505,51 +546,27 @@ class Workload:
         }
         return task_id in self._dropped_at_s
 
-    def note_start(self) -> None:
-        """Note that containers do start here."""
-        self._refused_starts = 0
-        self.next_start_at_s = 0.0
-        self.clear_problem(START)
-
-    @property
-    def has_room(self) -> bool:
-        """Whether one more task may be asked for: a slot is free, or is about to be."""
-        return len(self._tasks) - self._count_leaving() < self._max_tasks
-
-    async def wait_for_room(self) -> None:
-        """Return as soon as one more task may be asked for: a slot is free, or is about to be."""
-        while not self.has_room:
-            await self._slots.after(self._slots.count)
-
-    async def wait_for_slot(self, task_id: str) -> None:
-        """Return as soon as the task has a slot of its own."""
-        while task_id not in self._with_slot:
-            if len(self._with_slot) < self._max_tasks:
-                self._with_slot.add(task_id)
-            else:
-                await self._slots.after(self._slots.count)
-
     def _count_leaving(self) -> int:
-        """Count no more than there are slots: an engine that tells no ends is given no more."""
+        """Return no more than there are slots: an engine that tells no ends is given no more."""
         return min(len(self._about_to_leave), self._max_tasks)
 
     def _notify(self) -> None:
-        self.changes.notify()
+        self._changes.notify()
         self._slots.notify()
 
 
 async def persist(
-    write: Callable[[], Awaitable[T]], workload: Workload, clock: Clock, timings: Timings
+    write: Callable[[], Awaitable[T]], problems: Problems, clock: Clock, timings: Timings
 ) -> T:
     """Return what a write to the journal returns; retried without end, for a full disk may pass.
 
-    Failures are a problem of the host until a write succeeds.
+    A failure is a problem of the host until a write succeeds.
     """
 
     def note_failure(error: Exception, _wait_s: float) -> None:
-        workload.set_problem("journal", str(error))
+        problems.set("journal", str(error))
 
     attempts = Retry(clock, RetryPolicy.every(timings.journal_retry_s), note_failure)
     result = await retry(write, JournalError, attempts)
-    workload.clear_problem("journal")
+    problems.clear("journal")
     return result

@@ -22,8 +22,8 @@ async def heartbeat(runner: RunnerContext) -> None:
     """Send heartbeats and obey the cancellations that come back."""
     failures = 0
     while True:
-        seen = runner.workload.changes.count
-        status: str | None = runner.workload.status
+        seen = runner.changes.count
+        status: str | None = runner.status
         runner.watchdog.suspend("heartbeat")
         try:
             current = await runner.node.identity()
@@ -45,14 +45,14 @@ async def heartbeat(runner: RunnerContext) -> None:
             if failures:
                 log.info("heartbeats arrive again")
             failures = 0
-        await runner.workload.changes.after_or(seen, interval_s, runner.clock)
-        if runner.workload.changes.count > seen:
+        await runner.changes.after_or(seen, interval_s, runner.clock)
+        if runner.changes.count > seen:
             await _debounce(runner, status)
 
 
 async def _send(runner: RunnerContext, current: Identity, interval_s: float) -> None:
     """Send the heartbeats that are due: one, unless a journal holds tasks of an older identity."""
-    by_identity = runner.node.by_identity(current, runner.workload.task_ids)
+    by_identity = runner.node.by_identity(current, runner.slots.task_ids)
     for identity, task_ids in by_identity.items():
         runner.watchdog.expect(
             "heartbeat", next_within_s=2 * runner.timings.call_timeout_s + interval_s
@@ -64,7 +64,7 @@ async def _send(runner: RunnerContext, current: Identity, interval_s: float) -> 
             await runner.node.forget_identity(identity)
             raise
         for task_id in response.cancelled:
-            runner.workload.cancel(task_id, "the orchestrator")
+            runner.slots.cancel(task_id, "the orchestrator")
         if await runner.node.note_extensions(identity, response.extensions):
             # New tasks may wait for one of them.
             runner.outbox.notify()
@@ -73,11 +73,11 @@ async def _send(runner: RunnerContext, current: Identity, interval_s: float) -> 
 async def _debounce(runner: RunnerContext, status: str | None) -> None:
     """Wait while tasks follow one another; return at once when the node's status changes."""
     ends_at_s = runner.clock.awake_s() + runner.timings.debounce_s
-    while runner.workload.status == status:
+    while runner.status == status:
         left_s = ends_at_s - runner.clock.awake_s()
         if left_s <= 0:
             return
-        await runner.workload.changes.after_or(runner.workload.changes.count, left_s, runner.clock)
+        await runner.changes.after_or(runner.changes.count, left_s, runner.clock)
 
 
 async def send_offline(runner: RunnerContext) -> None:
@@ -85,7 +85,7 @@ async def send_offline(runner: RunnerContext) -> None:
     current = runner.node.known_identity
     if current is None:
         return
-    by_identity = runner.node.by_identity(current, runner.workload.task_ids)
+    by_identity = runner.node.by_identity(current, runner.slots.task_ids)
     with anyio.move_on_after(runner.timings.offline_timeout_s, shield=True):
         try:
             for identity, task_ids in by_identity.items():
@@ -97,7 +97,7 @@ async def send_offline(runner: RunnerContext) -> None:
 
 def _body(runner: RunnerContext, task_ids: list[str]) -> dict[str, object]:
     body: dict[str, object] = {
-        "status": runner.workload.status,
+        "status": runner.status,
         "current_task_id": task_ids[0] if task_ids else None,
     }
     if runner.settings.max_tasks > 1 or len(task_ids) > 1:

@@ -15,7 +15,7 @@ from runner.errors import EngineError, TaskError
 from runner.journal.journal import Journal
 from runner.log import fields
 from runner.model import Assignment, EndReason, Identity, Task, status_body
-from runner.node import Node, Workload, persist
+from runner.node import Node, Problems, Slots, persist
 from runner.settings import Settings
 from runner.systemd import Watchdog
 from runner.timing import ChangeSignal, Clock, Timings
@@ -34,13 +34,23 @@ class RunnerContext:
     orchestrator: OrchestratorClient
     journal: Journal
     node: Node
-    workload: Workload
+    slots: Slots
+    problems: Problems
+    changes: ChangeSignal
+    """Notified of every change of slots and problems."""
     outbox: ChangeSignal
     """Notified of every entry that is put in, delivered or parked, and of every closed task."""
     watchdog: Watchdog
     timings: Timings
     runner_id: str
     """The label of this runner's containers, among those of others on the same engine."""
+
+    @property
+    def status(self) -> str:
+        """The node's status for a heartbeat."""
+        if self.problems.sentences:
+            return "error"
+        return "busy" if self.slots.task_ids else "idle"
 
 
 class TaskReassigned(Exception):
@@ -108,7 +118,7 @@ class TaskContext:
 
         Pass `call` when only that call hangs; answers to other calls then do not clear the problem.
         """
-        self.runner.workload.set_problem(
+        self.runner.problems.set(
             f"engine/{self.task_id}/{call}",
             f"task {self.task_id} is unknown until {self.engine.kind} answers: {error}",
         )
@@ -116,7 +126,7 @@ class TaskContext:
 
     def engine_answers(self, call: str = "") -> None:
         """Note that the engine has answered, or answered this call."""
-        self.runner.workload.clear_problem(f"engine/{self.task_id}/{call}")
+        self.runner.problems.clear(f"engine/{self.task_id}/{call}")
 
     def status(self, status: str, message: str) -> dict[str, object]:
         """Return the body of a status report made now."""
@@ -136,7 +146,7 @@ class TaskContext:
 
     async def persist(self, write: Callable[[], Awaitable[T]]) -> T:
         """Return what a write to the journal returns, retried without end."""
-        return await persist(write, self.runner.workload, self.runner.clock, self.runner.timings)
+        return await persist(write, self.runner.problems, self.runner.clock, self.runner.timings)
 
 
 def lost(why: str) -> TaskError:

@@ -55,7 +55,7 @@ async def _have_slot(task: TaskContext) -> None:
     Mostly it is free by now. If not, the claim is made anew when it is.
     """
     asked_at_s = task.runner.clock.uptime_s()
-    await task.runner.workload.wait_for_slot(task.task_id)
+    await task.runner.slots.wait_for_slot(task.task_id)
     if task.runner.clock.uptime_s() - asked_at_s > _CLAIM_HOLDS_S:
         await _claim(task, _STARTING)
 
@@ -101,7 +101,7 @@ async def fetch_image(task: TaskContext) -> None:
             if isinstance(error, EngineSilent) and task.runner.clock.uptime_s() < patience_ends_s:
                 await task.wait_for_engine(error)
                 continue
-            task.runner.workload.start_failed(str(error), task.runner.clock.uptime_s())
+            task.runner.problems.start_failed(str(error), task.runner.clock.uptime_s())
             raise Unstartable(str(error)) from error
         task.engine_answers()
         return

@@ -51,7 +51,7 @@ class TaskRun:
         except TaskReassigned as error:
             log.warning("task is dropped: %s", error, extra=fields(task_id=task.task_id))
             await task.persist(lambda: task.runner.journal.drop(task.task_id))
-            task.runner.workload.note_dropped(task.task_id, task.runner.clock.uptime_s())
+            task.runner.slots.note_dropped(task.task_id, task.runner.clock.uptime_s())
             self._leave_slot()
             return
         except RegistrationRefused:
@@ -71,7 +71,7 @@ class TaskRun:
     def _leave_slot(self) -> None:
         self._task.engine_answers()
         self._task.engine_answers("run")
-        self._task.runner.workload.release(self._task.task_id)
+        self._task.runner.slots.release(self._task.task_id)
 
     async def _run_to_end(self) -> None:
         task = self._task
@@ -83,7 +83,7 @@ class TaskRun:
             await write_end(task, outcome_without_container(error.reason, error))
             return
         # What is left to do needs no slot: the next task may come.
-        task.runner.workload.release(task.task_id)
+        task.runner.slots.release(task.task_id)
         await finish(task, container)
 
     async def _have_container(self) -> Container | None:
@@ -104,7 +104,7 @@ def track(task: Task, runner: RunnerContext) -> TaskRun:
     run = TaskRun(task, runner)
     if task.state is not TaskState.ENDED:
         has_slot = task.state is not TaskState.ACCEPTED
-        runner.workload.add(task.task_id, run, has_slot=has_slot)
+        runner.slots.add(task.task_id, run, has_slot=has_slot)
     return run
 
 
@@ -128,12 +128,12 @@ async def run_task(run: TaskRun, task: Task, runner: RunnerContext) -> None:
             break
         record = await persist(
             lambda: runner.journal.task(task.task_id),
-            runner.workload,
+            runner.problems,
             runner.clock,
             runner.timings,
         )
         if record is None or record.state is TaskState.CLOSED:
-            runner.workload.release(task.task_id)
+            runner.slots.release(task.task_id)
             return
         run = track(record, runner)
     try:
@@ -142,4 +142,4 @@ async def run_task(run: TaskRun, task: Task, runner: RunnerContext) -> None:
         log.exception(
             "a defect keeps a task open until the next start", extra=fields(task_id=task.task_id)
         )
-        runner.workload.release(task.task_id)
+        runner.slots.release(task.task_id)

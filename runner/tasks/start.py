@@ -98,7 +98,7 @@ async def start(task: TaskContext) -> Container:
     while True:
         answer = await _ask(task, identity)
         if isinstance(answer, Container):
-            task.runner.workload.note_start()
+            task.runner.problems.note_start()
             return answer
         # A refusal is no evidence either: were a container that runs removed here, and we
         # killed before the end is written down, then the next runner would run it again.
@@ -115,7 +115,7 @@ async def start(task: TaskContext) -> Container:
         does_pass = isinstance(answer, EngineSilent | NameInUse)
         if not does_pass or task.runner.clock.uptime_s() >= patience_ends_s:
             # The next task would meet it as well.
-            task.runner.workload.start_failed(str(answer), task.runner.clock.uptime_s())
+            task.runner.problems.start_failed(str(answer), task.runner.clock.uptime_s())
             raise Unstartable(str(answer)) from answer
         if isinstance(answer, NameInUse) and has_met_name:
             await _remove_name_holder(task, answer)

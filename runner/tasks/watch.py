@@ -29,7 +29,7 @@ async def watch(task: TaskContext, container: Container) -> Container | None:
         found: Container | None = container
         stops = 0
         while found is not None and found.phase is Phase.RUNNING:
-            task.runner.workload.keep_slot(task.task_id)
+            task.runner.slots.keep_slot(task.task_id)
             seen = task.wake.count
             left_s = deadline_s - task.runner.clock.uptime_s()
             if task.cancelled_by is None and left_s > 0:
@@ -74,13 +74,13 @@ async def _wait_for_end(task: TaskContext) -> None:
     While this one's end is looked at, the next task may be asked for; it has the slot when it is
     sure that this container is over.
     """
-    workload = task.runner.workload
+    slots = task.runner.slots
     while True:
         try:
             await task.engine.wait(
-                task.container_name, on_exit=lambda: workload.free_slot(task.task_id)
+                task.container_name, on_exit=lambda: slots.free_slot(task.task_id)
             )
-            workload.expect_release(task.task_id)
+            slots.expect_release(task.task_id)
         except EngineError as error:
             log.debug("cannot wait for a container: %s", error, extra=fields(task_id=task.task_id))
         task.wake.notify()

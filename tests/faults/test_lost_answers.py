@@ -117,7 +117,7 @@ def test_page_for_people_in_place_of_an_answer_is_waited_out(status: int, any_ri
     sentence = {200: "its answer is no JSON; is this the orchestrator's address?", 502: "HTTP 502"}
     assert f"cannot register: {sentence[status]}" in any_rig.runner.log
     assert f"Error polling for tasks: {sentence[status]}" in any_rig.runner.log
-    assert f"cannot report a start, trying again in 0 s: {sentence[status]}" in any_rig.runner.log
+    assert f"cannot report a start, retrying in 0 s: {sentence[status]}" in any_rig.runner.log
     assert any_rig.proxy.counts["html"] >= 7
 
 
@@ -169,7 +169,7 @@ def test_connections_held_open_for_ever_are_given_up_at_the_deadline(any_rig: Ri
     finish_a_task(rig)
     assert "cannot register: no answer within 3 s" in rig.runner.log
     assert "Error polling for tasks: no answer within 4 s" in rig.runner.log
-    assert "cannot deliver a report, trying again in 0 s: no answer within 3 s" in rig.runner.log
+    assert "cannot deliver a report, retrying in 0 s: no answer within 3 s" in rig.runner.log
 
 
 def test_orchestrator_that_refuses_connections_for_a_while_is_told_the_end_then(

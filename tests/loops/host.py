@@ -12,7 +12,7 @@ import anyio
 from runner.api.client import OrchestratorClient
 from runner.daemon import run
 from runner.model import PullPolicy
-from runner.node import Node, Workload
+from runner.node import Node, Problems, Slots
 from runner.redaction import Secret
 from runner.settings import Settings
 from runner.systemd import Notifier, Watchdog
@@ -124,7 +124,8 @@ class Host:
     ) -> AsyncIterator[RunnerContext]:
         """Give what one loop alone needs, with a journal of the test's own."""
         settings = self.settings(**changed)
-        workload, watchdog = Workload(settings.max_tasks), Watchdog(self.clock)
+        watchdog, changes = Watchdog(self.clock), ChangeSignal()
+        problems = Problems(changes)
         async with OrchestratorClient(self.orchestrator.url) as orchestrator:
             yield RunnerContext(
                 settings=settings,
@@ -132,8 +133,10 @@ class Host:
                 engine=self.engine,
                 orchestrator=orchestrator,
                 journal=journal,
-                node=Node(settings, orchestrator, journal, self.clock, watchdog, workload),
-                workload=workload,
+                node=Node(settings, orchestrator, journal, self.clock, watchdog, problems),
+                slots=Slots(settings.max_tasks, changes),
+                problems=problems,
+                changes=changes,
                 outbox=ChangeSignal(),
                 watchdog=watchdog,
                 timings=DEFAULT_TIMINGS,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sqlite3
 import tempfile
 from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -75,6 +78,24 @@ def test_rootless_podman_without_user_ids_is_told_from_one_with_them(
     }
 
     assert read_podman_facts(about).has_user_ids is has_user_ids
+
+
+@pytest.mark.parametrize("url", ["https://other.example", "http://orchestrator.example", ""])
+def test_unfinished_tasks_of_another_orchestrator_are_one_sentence(
+    tmp_path: Path, url: str
+) -> None:
+    dump = Path(__file__).parent / "journals" / "ordinary.sql"
+    with closing(sqlite3.connect(tmp_path / "journal.sqlite3")) as journal:
+        journal.executescript(dump.read_text())
+    settings = replace(settings_with(state_dir=tmp_path), orchestrator_url=url)
+    lines: list[str] = []
+    code = anyio.run(partial(examine, settings, lines.append, as_json=False))
+
+    if url == "https://other.example":
+        assert code == EXIT_CONFIGURATION
+        assert lines[0].startswith("FAIL journal: cannot use --orchestrator-url https://other.exam")
+    else:
+        assert lines[0] == "ok   journal: 4 open tasks"
 
 
 def settings_with(*, state_dir: Path, victoria_home: Path = SOMEWHERE) -> Settings:
