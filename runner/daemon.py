@@ -139,7 +139,7 @@ class Daemon:
         own = [task for task in tasks if self._is_own(task)]
         # A start may mean that somebody has removed what made deliveries fail.
         await self._retry_now()
-        await self._kill_leftover_starts(own)
+        await self._kill_leftover_starts(tasks)
         async with anyio.create_task_group() as group:
             with anyio.open_signal_receiver(*_SIGNALS) as signals:
                 group.start_soon(self._handle_signals, signals, group)

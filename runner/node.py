@@ -85,6 +85,8 @@ class Node:
         self._registration: Registration | None = None
         self._owners: dict[str, Identity] = {}
         """By task id, who took on the tasks of an earlier runner."""
+        self._has_sent_facts = False
+        """Facts of the host are sent once; a failure does not keep the node from its work."""
         self._is_waiting = False
         self._lock = anyio.Lock()
         self._registrations = 0
@@ -137,7 +139,7 @@ class Node:
             return None if must_wait else current.identity
 
     def note_owner(self, task_id: str, owner: Identity | None) -> None:
-        """Note who took on a task of an earlier runner; None if that is this identity now."""
+        """Note who took on a task of an earlier runner; None if that was refused since."""
         if owner is not None:
             self._owners[task_id] = owner
 
@@ -197,10 +199,13 @@ class Node:
 
     async def _update(self, current: Registration) -> Registration:
         """Register again with a changed description, as the same node or when nothing is open."""
-        if REREGISTER in current.extensions:
+        has_extension = REREGISTER in current.extensions
+        if _is_same_node(current.description, self._description):
+            if has_extension and not self._has_sent_facts:
+                self._has_sent_facts = True
+                await self._register(current.identity, is_needed=False)
+        elif has_extension:
             await self._register(current.identity)
-        elif _is_same_node(current.description, self._description):
-            return current
         elif not await self._persist(self._journal.unfinished_tasks):
             await self._register(None)
         return await self._registered()
@@ -224,13 +229,19 @@ class Node:
             )
             self._registration = None
 
-    async def _register(self, known: Identity | None) -> None:
-        """Register as a new node, or once try to describe the known one anew."""
+    async def _register(self, known: Identity | None, *, is_needed: bool = True) -> None:
+        """Register as a new node, or make one attempt to describe the known one anew.
+
+        Raises:
+            RegistrationRefused: as for `identity`, if the registration is needed.
+        """
         if self.refusal is not None:
             raise self.refusal
         try:
             registration = await self._request(known)
         except RegistrationRefused as refusal:
+            if not is_needed:
+                return
             self.refusal = refusal
             raise
         finally:
@@ -240,15 +251,13 @@ class Node:
         now = self._clock.wall_s()
         url = self._orchestrator.url
         await self._persist(lambda: self._journal.store_registration(registration, url, now))
+        ids = fields(node_id=registration.identity.node_id, name=self._settings.name)
         if known is not None and registration.identity != known:
-            # It does not offer `reregister` any more, and there is one node more.
+            log.warning("the orchestrator made another node of this one", extra=ids)
             for task in await self._persist(self._journal.unfinished_tasks):
                 self.note_owner(task.task_id, task.identity)
         self._registration = registration
-        log.info(
-            "registered" if known is None else "registered again with a new description",
-            extra=fields(node_id=registration.identity.node_id, name=self._settings.name),
-        )
+        log.info("registered", extra=ids)
 
     async def _request(self, known: Identity | None) -> Registration | None:
         """Return the answer of `POST /register`; None if the known node could not be changed now.

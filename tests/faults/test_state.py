@@ -324,3 +324,27 @@ def test_second_runner_on_a_state_folder_refuses_and_the_first_works_on(any_rig:
     rig.runner.let_go("go")
     rig.check_ended_once(task_id)
     wait_for(lambda: len(rig.orchestrator.nodes()) == 1, DEADLINE_S)
+
+
+# One orchestrator
+
+
+def test_other_orchestrator_is_refused_until_the_command_of_the_refusal_has_drained_this_one(
+    rig: Rig,
+) -> None:
+    task_id = begin(rig, "[wait-for go]")
+    rig.runner.kill()
+    other = ("--orchestrator-url", "http://127.0.0.1:9")
+    answer = rig.runner.run(*other)
+    assert answer.exit_code == 78, answer.log
+    assert answer.log.startswith(
+        "victoria-runner: cannot use --orchestrator-url http://127.0.0.1:9"
+    )
+    rig.runner.let_go("go")
+    command = answer.log.split("`")[1].split()
+    answer = rig.runner.run(*command)
+    assert answer.exit_code == 0, answer.log
+    rig.check_ended_once(task_id)
+    # Nobody listens there: that it tries to register is enough.
+    answer = rig.runner.run(*other, "--once")
+    assert (answer.exit_code, "cannot register: Connection refused" in answer.log) == (75, True)

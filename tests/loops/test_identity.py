@@ -347,6 +347,19 @@ async def test_host_name_alone_makes_no_new_node(host: Host) -> None:
     assert host.orchestrator.called(REGISTER)[1].key == "node-key-1"
 
 
+async def test_host_name_that_cannot_be_changed_keeps_no_node_from_its_work(host: Host) -> None:
+    host.orchestrator.extensions = ["reregister"]
+    async with host.runner():
+        await host.wait_for_calls(POLL)
+    host.change("UPDATE identities SET node = json_set(node, '$.hostname', 'before')")
+    host.orchestrator.offer()
+    async with host.runner(registration_token=Secret("wrong")):
+        await host.wait_for_end("t-1")
+        await host.clock.advance(120, asleep=IDLE)
+
+    assert host.orchestrator.count(REGISTER) == 2, "it is sent once"
+
+
 async def test_orchestrator_that_makes_a_new_node_after_all_is_given_the_old_ones_reports(
     host: Host,
 ) -> None:
