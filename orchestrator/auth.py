@@ -8,7 +8,7 @@ a key's rate, or with a key that holds no more, one a minute.
 import hmac
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Annotated
 
@@ -20,7 +20,7 @@ from starlette.concurrency import run_in_threadpool
 
 from orchestrator import audit
 from orchestrator.clock import utc_now
-from orchestrator.errors import Disabled, NotAllowed, Refused, TooMany, Unauthenticated
+from orchestrator.errors import Disabled, Gone, NotAllowed, Refused, TooMany, Unauthenticated
 from orchestrator.hashing import is_same, key_hash
 from orchestrator.rate import pay
 from orchestrator.roles import PERMISSIONS, Permission, Role
@@ -66,6 +66,14 @@ class Caller:
     def owner(self) -> str | None:
         """Whose tasks and files are there for this caller; None means everybody's."""
         return None if self.role is Role.ADMIN else self.key_id
+
+
+@dataclass(frozen=True)
+class KeyHolder:
+    """A node that registers again, with the key that it showed."""
+
+    node_id: str
+    api_key: str = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -127,6 +135,26 @@ async def _require_known_node(
     return known
 
 
+def keep_identity(services: Services, request: Request, node: NodeIdentity) -> None:
+    """Update what is known of the node whose key the call carries."""
+    services.identities.keep(key_hash(request.headers.get("X-API-Key", "")), node)
+
+
+def _find_key_holder(services: ServicesParam, request: Request) -> KeyHolder | None:
+    key = request.headers.get("X-API-Key")
+    if key is None:
+        return None
+    try:
+        node = _require_node(services, request, key)
+    except Unauthenticated as error:
+        # Not 401: that is for a wrong token, and no retry helps there. Nor a new node: each retry,
+        # and each call that came to the wrong server, would make one more.
+        raise Gone(
+            "no node has the key in X-API-Key: register without it, as a new node"
+        ) from error
+    return KeyHolder(node.id, key)
+
+
 def _require_registration_token(
     services: ServicesParam,
     request: Request,
@@ -137,7 +165,7 @@ def _require_registration_token(
         raise Disabled("registration is disabled")
     if token is None:
         raise Unauthenticated("X-Registration-Token is missing")
-    _compare(services, token, expected, _address(request), "invalid registration token")
+    _compare(services, token, expected, address_of(request), "invalid registration token")
 
 
 NodeParam = Annotated[NodeIdentity, Depends(_require_node)]
@@ -150,6 +178,12 @@ Nearly all calls are heartbeats and requests for work, and these do.
 """
 
 REGISTRATION_TOKEN_REQUIRED = Depends(_require_registration_token)
+
+KeyHolderParam = Annotated[KeyHolder | None, Depends(_find_key_holder)]
+"""A parameter of the registration's handler: the node whose key came beside the token, if any."""
+
+TOKEN_AND_KEY: dict[str, object] = {"security": [{"RegistrationToken": [], "ApiKey": []}]}
+"""For the schema of a call that takes a key beside the token."""
 
 
 def _identify(services: Services, key: str | None, call: _Call) -> NodeIdentity | Caller:
@@ -233,8 +267,9 @@ def _record(session: Session, key_id: str, call: _Call, denied_for: str | None =
 
 
 def _call(request: Request, action: str) -> _Call:
-    return _Call(action, f"{request.method} {request.url.path}", _address(request), utc_now())
+    return _Call(action, f"{request.method} {request.url.path}", address_of(request), utc_now())
 
 
-def _address(request: Request) -> str:
+def address_of(request: Request) -> str:
+    """Return the address that a call came from."""
     return "" if request.client is None else request.client.host

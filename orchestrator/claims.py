@@ -108,6 +108,11 @@ class Look:
     seen: list[int]
     look_again_s: float = _LOOK_AGAIN_S
 
+    @property
+    def node(self) -> NodeIdentity:
+        """The node as its row had it."""
+        return self.asking.identity
+
 
 def claim_next(database: Database, settings: Settings, node_id: str) -> Claim:
     """Give the node its next task, which is assigned to it from now on.
@@ -162,7 +167,9 @@ def take(database: Database, settings: Settings, look: Look) -> Claim:
     now = utc_now()
     asking = look.asking
     with database.writing() as session:
-        _hold(session, asking.identity.id)
+        if _hold(session, asking.identity.id) != asking.identity:
+            # It has registered again since the look: what was seen may not be for it any more.
+            return Claim(look_again_s=_LOOK_AGAIN_AT_LEAST_S)
         # Mostly one of those that were seen is still to be had. If not, all others are looked at.
         for numbers in chain([look.seen], _candidates(session, asking, now)):
             task = _take_first(session, settings, numbers, asking.identity.id, now)
@@ -185,11 +192,13 @@ def _seen(session: Session, asking: Sequence[_Asking], now: datetime) -> dict[st
     return seen | {one.identity.id: [one.due.number] for one in looking if one.due is not None}
 
 
-def _hold(session: Session, node_id: str) -> None:
+def _hold(session: Session, node_id: str) -> NodeIdentity:
     # So that it cannot be removed before its task is assigned.
-    held = select(Node.id).where(Node.id == node_id).with_for_update(read=True, key_share=True)
-    if session.scalar(held) is None:
+    held = select(Node.name, Node.tags).where(Node.id == node_id)
+    row = session.execute(held.with_for_update(read=True, key_share=True)).one_or_none()
+    if row is None:
         raise Unauthenticated(REMOVED)
+    return NodeIdentity(node_id, row.name, row.tags)
 
 
 def _candidates(session: Session, asking: _Asking, now: datetime) -> Iterator[list[int]]:

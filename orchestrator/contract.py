@@ -32,6 +32,12 @@ a later report changes nothing, and its answer says where the task stands. An as
 node falls silent is pending again. A running one ends as an error that begins with `lost` when
 its time limit is long over and its node is silent, or no longer has it in hand.
 
+**Extensions.** The answers to `POST /register` and `POST /nodes/heartbeat` may carry `extensions`,
+a list of names. A server may lack any extension, and a node uses only what is named. `reregister`:
+a node whose name, tags, capabilities or host name have changed calls `POST /register` with its key
+in `X-API-Key` beside the token, and stays the same node with the same key and the same tasks. A
+server that does not name it would make a second node of such a call.
+
 **Names.** Bodies about a task may call it `task_id` or `job_id`, or both.
 
 **Errors** have the body `{"detail": "one sentence"}`. After 429 and 503 it helps to try again,

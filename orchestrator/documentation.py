@@ -57,7 +57,7 @@ def _paragraphs(text: str) -> list[Markup]:
 
 
 def _call(schema: Json, path: str, method: str, operation: Json) -> Json:
-    names = [name for one in operation.get("security", []) for name in one]
+    keys = [" with ".join(_KEYS[name] for name in one) for one in operation.get("security", [])]
     return {
         "id": operation["operationId"],
         "tag": operation["tags"][0],
@@ -65,7 +65,7 @@ def _call(schema: Json, path: str, method: str, operation: Json) -> Json:
         "path": path,
         "summary": operation["description"].partition("\n")[0],
         "description": operation["description"],
-        "key": ", ".join(_KEYS[name] for name in names) or "none",
+        "key": " or ".join(keys) or "none",
         "parameters": [
             {**one, "form": one.get("description") or _form(one["schema"])}
             for one in operation.get("parameters", [])

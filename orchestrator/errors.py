@@ -47,6 +47,10 @@ class Conflict(Refused, status_code=409):
     """The thing is in a state in which this cannot be done."""
 
 
+class Gone(Refused, status_code=410):
+    """What the call needs is not here any more, if it ever was: a retry does not help."""
+
+
 class TooLarge(Refused, status_code=413):
     """The body is over its limit."""
 

@@ -76,14 +76,14 @@ EXAMPLES: dict[str, Fields] = {
         "tags": {"env": "production"},
     },
     "NodeView": _NODE,
-    "RegisteredNode": {**_NODE, "api_key": "shown-this-once"},
+    "RegisteredNode": {**_NODE, "api_key": "shown-this-once", "extensions": ["reregister"]},
     "Heartbeat": {
         "node_id": _NODE_ID,
         "status": "busy",
         "current_task_id": _TASK_ID,
         "task_ids": [_TASK_ID],
     },
-    "HeartbeatAnswer": {**_NODE, "cancelled_task_ids": []},
+    "HeartbeatAnswer": {**_NODE, "cancelled_task_ids": [], "extensions": ["reregister"]},
     "NodeRemoved": {"status": "deleted", "node_id": _NODE_ID},
     "NewTask": {
         "prompt": "Compare this week's sales with last week's",

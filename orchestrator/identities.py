@@ -1,7 +1,8 @@
 """Nodes by the hash of their keys, as they were found: they are not looked up for each call.
 
-Only for calls that look at the node's row anyway, and refuse where it is gone. What is kept here
-never changes: targeting goes by what a node said when it registered.
+Only for calls that look at the node's row anyway, and refuse where it is gone. The name and tags
+may be those from before the node registered again, in another process as well: a request for work
+compares them with the row and keeps what the row has.
 """
 
 from orchestrator.targeting import NodeIdentity
@@ -20,7 +21,7 @@ class Identities:
         return self._by_hash.get(hash_of_key)
 
     def keep(self, hash_of_key: str, node: NodeIdentity) -> None:
-        """Remember a node whose key was good just now."""
+        """Remember a node whose key was good just now, in place of what was known of it."""
         if len(self._by_hash) >= _MOST:
             self._by_hash.clear()
         self._by_hash[hash_of_key] = node

@@ -2,15 +2,24 @@
 
 import uuid
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Depends
+from fastapi import APIRouter, Body, Depends, Request
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from orchestrator.auth import REGISTRATION_TOKEN_REQUIRED, KnownNodeParam, allowed_to
+from orchestrator import audit
+from orchestrator.auth import (
+    REGISTRATION_TOKEN_REQUIRED,
+    TOKEN_AND_KEY,
+    KeyHolder,
+    KeyHolderParam,
+    KnownNodeParam,
+    address_of,
+    allowed_to,
+)
 from orchestrator.clock import utc_now
-from orchestrator.errors import NotAllowed, NotFound, Unauthenticated
+from orchestrator.errors import Gone, NotAllowed, NotFound, Unauthenticated
 from orchestrator.hashing import key_hash, new_secret
 from orchestrator.heartbeats import Beat
 from orchestrator.leases import silent_before
@@ -20,6 +29,7 @@ from orchestrator.schema import Node
 from orchestrator.services import Services, ServicesParam
 from orchestrator.states import NodeStatus
 from orchestrator.steps import take_from
+from orchestrator.targeting import Target
 from orchestrator.waiters import Call
 from orchestrator.wire import (
     Heartbeat,
@@ -36,20 +46,29 @@ router = APIRouter(tags=["nodes"])
 
 
 @router.post(
-    "/register", dependencies=[REGISTRATION_TOKEN_REQUIRED], responses=problems(401, 422, 429, 503)
+    "/register",
+    dependencies=[REGISTRATION_TOKEN_REQUIRED],
+    responses=problems(401, 403, 410, 422, 429, 503),
+    openapi_extra=TOKEN_AND_KEY,
 )
-def register(services: ServicesParam, registration: Registration) -> RegisteredNode:
-    """Register a node and show it its key, this once. The same name again is another node."""
+def register(
+    services: ServicesParam, request: Request, holder: KeyHolderParam, registration: Registration
+) -> RegisteredNode:
+    """Register a node and show it its key, this once. The same name again is another node.
+
+    With a node's key in X-API-Key beside the token (extension `reregister`) no node is made: that
+    node gets the name, tags, capabilities, hostname and os_type of the body. Its id, key and tasks
+    stay, and the answer shows the key that came, so a retry changes nothing. 410 means that no node
+    has this key: the caller drops its id and key, and registers without them as a new node.
+    """
+    if holder is not None:
+        return _reregister(services, request, holder, registration)
     now = utc_now()
     api_key = new_secret()
     node = Node(
         id=str(uuid.uuid4()),
         api_key_hash=key_hash(api_key),
-        hostname=registration.hostname,
-        name=(registration.name or "").strip() or registration.hostname,
-        os_type=registration.os_type,
-        capabilities=registration.capabilities,
-        tags=registration.tags,
+        **_description(registration),
         status=NodeStatus.IDLE,
         last_heartbeat=now,
         held_task_ids=[],
@@ -57,8 +76,50 @@ def register(services: ServicesParam, registration: Registration) -> RegisteredN
     )
     with services.database.writing() as session:
         session.add(node)
-    view = NodeView.model_validate(node)
-    return RegisteredNode(**view.model_dump(), api_key=api_key)
+    return _registered(services, node, api_key, now)
+
+
+def _reregister(
+    services: Services, request: Request, holder: KeyHolder, registration: Registration
+) -> RegisteredNode:
+    now = utc_now()
+    with services.database.writing() as session:
+        node = session.get(Node, holder.node_id, with_for_update=True)
+        if node is None:
+            raise Gone("the node is no longer registered: register without X-API-Key")
+        changes = []
+        for field, after in _description(registration).items():
+            before = getattr(node, field)
+            if before != after:
+                changes.append(f"{field}: {before!r} -> {after!r}")
+                setattr(node, field, after)
+        # Nothing of a heartbeat is touched: this call does not say which tasks are in hand.
+        if changes:
+            # A request for work that it holds has to look again. No task has the id of a node.
+            services.announcer.announce(session, Call(node.id, Target(node_id=node.id)))
+            audit.record(
+                session,
+                now,
+                key_id=node.id,
+                action="node:reregistered",
+                detail="; ".join(changes),
+                client=address_of(request),
+            )
+    return _registered(services, node, holder.api_key, now)
+
+
+def _description(registration: Registration) -> dict[str, Any]:
+    return {
+        "hostname": registration.hostname,
+        "name": (registration.name or "").strip() or registration.hostname,
+        "os_type": registration.os_type,
+        "capabilities": registration.capabilities,
+        "tags": registration.tags,
+    }
+
+
+def _registered(services: Services, node: Node, api_key: str, now: datetime) -> RegisteredNode:
+    return RegisteredNode(**_view(services, node, now).model_dump(), api_key=api_key)
 
 
 @router.post("/nodes/heartbeat", responses=problems(401, 403, 422))

@@ -8,8 +8,8 @@ from fastapi import APIRouter, Header, Request, Response
 from pydantic import WithJsonSchema
 from starlette.concurrency import run_in_threadpool
 
-from orchestrator.auth import KnownNodeParam
-from orchestrator.claims import REMOVED, Claim, take
+from orchestrator.auth import KnownNodeParam, keep_identity
+from orchestrator.claims import REMOVED, Claim, Look, take
 from orchestrator.errors import Unauthenticated
 from orchestrator.problems import problems
 from orchestrator.schema import Task
@@ -77,7 +77,16 @@ async def _claim_within(
         # Whoever has hung up takes no task; if they do so after this, redelivery makes it good.
         while not services.waiters.closed and not await request.is_disconnected():
             heard = list(bell.calls)
-            claim = await _claim(services, node)
+            look = await services.looks.ask(node.id)
+            if look is None:
+                raise Unauthenticated(REMOVED)
+            if look.node != bell.node:
+                # It has registered again. Tasks that came during the look called for its old name
+                # and tags, so it looks once more.
+                keep_identity(services, request, look.node)
+                services.waiters.change(look.node)
+                continue
+            claim = await _claim(services, look)
             bell.settle(heard, None if claim.task is None else claim.task.id)
             left_s = deadline - time.monotonic()
             if claim.task is not None or left_s <= 0:
@@ -86,10 +95,7 @@ async def _claim_within(
     return None
 
 
-async def _claim(services: Services, node: NodeIdentity) -> Claim:
-    look = await services.looks.ask(node.id)
-    if look is None:
-        raise Unauthenticated(REMOVED)
+async def _claim(services: Services, look: Look) -> Claim:
     if not look.seen:
         return Claim(look_again_s=look.look_again_s)
     return await run_in_threadpool(take, services.database, services.settings, look)

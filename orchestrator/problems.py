@@ -13,6 +13,10 @@ SENTENCES = {
         "The thing is in a state in which this cannot be done.",
         "cannot make the task cancelled: it is success already",
     ),
+    410: (
+        "No node has the key that the call carries beside the registration token.",
+        "no node has the key in X-API-Key: register without it, as a new node",
+    ),
     413: ("The body is over its limit.", "body is over the limit of 1048576 bytes"),
     422: ("Something in the call does not fit.", "prompt: field required"),
     429: ("The caller asks too often.", "the key is limited to 60 calls a minute"),

@@ -16,7 +16,7 @@ class Target:
 
 @dataclass(frozen=True)
 class NodeIdentity:
-    """What targeting looks at in a node; fixed when the node registers."""
+    """What targeting looks at in a node; as it was when the node last registered."""
 
     id: str
     name: str

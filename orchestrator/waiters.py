@@ -83,6 +83,15 @@ class Waiters:
         chosen.calls.append(call)
         chosen.ring()
 
+    def change(self, node: NodeIdentity) -> None:
+        """Update a node's name and tags; the calls that it heard are made once more."""
+        changed = [bell for bell in self._bells if bell.node.id == node.id]
+        calls = [call for bell in changed for call in bell.calls]
+        for bell in changed:
+            bell.node, bell.calls = node, []
+        for call in calls:
+            self.wake(call)
+
     def wake_all(self) -> None:
         """Ring for everyone."""
         for bell in self._bells:

@@ -14,6 +14,7 @@ from pydantic import (
     model_validator,
 )
 
+from orchestrator.extensions import EXTENSIONS
 from orchestrator.fields import (
     MAX_INT,
     NUMBER,
@@ -30,6 +31,14 @@ from orchestrator.recurrence import check_expression
 from orchestrator.states import NodeStatus, TaskStatus
 
 DEFAULT_TIMEOUT_S = 3600
+
+_Extensions = Annotated[
+    list[str],
+    Field(
+        default_factory=lambda: list(EXTENSIONS),
+        description="The extensions that the server offers; what is not named is not used.",
+    ),
+]
 
 
 class _AboutTask(RequestBody):
@@ -53,7 +62,7 @@ class _AboutTask(RequestBody):
 
 
 class Registration(RequestBody):
-    """What a node says of itself once."""
+    """What a node says of itself: once, and again when it has changed."""
 
     hostname: NonBlank
     os_type: NonBlank
@@ -96,12 +105,14 @@ class RegisteredNode(NodeView):
     """The answer to a registration: the only time that the key is shown."""
 
     api_key: str
+    extensions: _Extensions
 
 
 class HeartbeatAnswer(NodeView):
     """The node, and the tasks that it is to stop."""
 
     cancelled_task_ids: list[str]
+    extensions: _Extensions
 
 
 class NodeRemoved(BaseModel):

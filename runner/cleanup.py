@@ -1,6 +1,6 @@
-"""`python -m runner cleanup`: give back the disk that finished tasks hold.
+"""`python -m runner cleanup`: remove the containers and folders of finished tasks.
 
-It reads the journal and never writes it, so that it may be called beside a runner at work.
+It reads the journal and never writes it, so a runner may be active meanwhile.
 """
 
 from __future__ import annotations
@@ -31,52 +31,53 @@ _DAY_S = 24 * 3600
 
 @dataclass(frozen=True)
 class Scope:
-    """What to remove: task folders untouched for so many days; nothing at all in a rehearsal."""
+    """What to remove: task folders untouched for so many days; a dry run removes nothing."""
 
     older_than_days: float
     dry_run: bool
 
 
-async def clean_up(settings: Settings, scope: Scope, tell: Callable[[str], None]) -> int:
-    """Remove the containers and folders of tasks that are over; give the exit code.
+async def clean_up(settings: Settings, scope: Scope, echo: Callable[[str], None]) -> int:
+    """Remove the containers and folders of finished tasks; return the exit code.
 
     Raises:
-        ConfigurationError: this is no runner's state folder, so that nobody knows what is in use.
+        ConfigurationError: no runner has used this state folder, so what is in use is unknown.
         JournalError: the journal cannot be read.
     """
     _check_state_dir(settings.state_dir)
-    engine: Engine | None
     runner_id = known_runner_id(settings.state_dir)
     if runner_id is None:
         raise ConfigurationError(
-            f"cannot read {settings.state_dir / RUNNER_ID_NAME}, which says whose the containers "
-            "are: it is damaged; start the runner once, which makes a new one"
+            f"cannot read {settings.state_dir / RUNNER_ID_NAME}, which identifies this "
+            "runner's containers: it is damaged; start the runner once, which makes a new one"
         )
+    engine: Engine | None
     try:
         engine = find_engine(await runtime_to_use(settings))
         labelled = await engine.labelled(LABEL_RUNNER, runner_id)
     except (EngineError, NoContainerRuntime) as error:
-        tell(f"containers are left alone: {error}")
+        echo(f"containers are left alone: {error}")
         engine, labelled = None, []
-    # Asked after the engine: whatever container it named was in the journal before it was made.
+    # Only after the engine's list: a task is in the journal before its container is created, so
+    # no container of a task that has just begun is taken for a leftover.
     open_ids = await _open_task_ids(settings)
     in_use = {container_name(task_id) for task_id in open_ids}
-    went_well = engine is not None
+    succeeded = engine is not None
     for name in sorted(set(labelled) - in_use):
-        went_well &= engine is None or await _remove_container(engine, name, scope, tell)
-    kept = open_ids | {name.removeprefix(container_name("")) for name in labelled}
-    went_well &= _remove_folders(settings.victoria_home, kept, scope, tell)
-    return EXIT_OK if went_well else EXIT_TRY_AGAIN
+        succeeded &= engine is None or await _remove_container(engine, name, scope, echo)
+    excluded_ids = open_ids | {name.removeprefix(container_name("")) for name in labelled}
+    succeeded &= _remove_folders(settings.victoria_home, excluded_ids, scope, echo)
+    return EXIT_OK if succeeded else EXIT_TRY_AGAIN
 
 
 def _check_state_dir(state_dir: Path) -> None:
-    """See that a runner has been at work with it: another one would say that nothing is in use."""
+    """Check that a runner has used this folder: any other would claim that nothing is in use."""
     for name in (RUNNER_ID_NAME, JOURNAL_NAME):
         try:
             (state_dir / name).open("rb").close()
         except OSError as error:
             raise ConfigurationError(
-                f"cannot read {state_dir / name}, which says what is in use: "
+                f"cannot read {state_dir / name}, which tells what is in use: "
                 f"{(error.strerror or str(error)).lower()}; give the --state-dir of the runner, "
                 "and run as its user"
             ) from error
@@ -91,39 +92,41 @@ async def _open_task_ids(settings: Settings) -> set[str]:
 
 
 async def _remove_container(
-    engine: Engine, name: str, scope: Scope, tell: Callable[[str], None]
+    engine: Engine, name: str, scope: Scope, echo: Callable[[str], None]
 ) -> bool:
     if scope.dry_run:
-        tell(f"would remove container {name}")
+        echo(f"would remove container {name}")
         return True
     try:
         await engine.remove_stopped(name)
     except EngineError as error:
-        tell(f"cannot remove container {name}: {error}")
+        echo(f"cannot remove container {name}: {error}")
         return False
-    tell(f"removed container {name}")
+    echo(f"removed container {name}")
     return True
 
 
-def _remove_folders(home: Path, kept: set[str], scope: Scope, tell: Callable[[str], None]) -> bool:
+def _remove_folders(
+    home: Path, excluded_ids: set[str], scope: Scope, echo: Callable[[str], None]
+) -> bool:
     try:
         folders = TaskFolders(home)
     except FileNotFoundError:
         return True
     except OSError as error:
-        tell(f"cannot clean up {home / 'tasks'}: {error.strerror}")
+        echo(f"cannot clean up {home / 'tasks'}: {error.strerror}")
         return False
     with closing(folders):
         results = [
-            _remove_folder(folders, task_id, scope, tell)
+            _remove_folder(folders, task_id, scope, echo)
             for task_id in folders.task_ids()
-            if task_id not in kept
+            if task_id not in excluded_ids
         ]
     return all(results)
 
 
 def _remove_folder(
-    folders: TaskFolders, task_id: str, scope: Scope, tell: Callable[[str], None]
+    folders: TaskFolders, task_id: str, scope: Scope, echo: Callable[[str], None]
 ) -> bool:
     path = folders.path / task_id
     try:
@@ -133,7 +136,7 @@ def _remove_folder(
         if not scope.dry_run:
             folders.remove(task_id)
     except OSError as error:
-        tell(f"cannot remove {path}: {error.strerror}")
+        echo(f"cannot remove {path}: {error.strerror}")
         return False
-    tell(f"{'would remove' if scope.dry_run else 'removed'} {path} ({size >> 20} MiB)")
+    echo(f"{'would remove' if scope.dry_run else 'removed'} {path} ({size >> 20} MiB)")
     return True

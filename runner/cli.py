@@ -1,323 +1,366 @@
-"""The command line: options, commands and exit codes."""
+"""The command line: options, commands and exit codes.
+
+What cannot be parsed is an error of usage (exit code 2), what cannot be used one of configuration
+(78). Which is which stays as it is: scripts and units rely on it.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 import anyio
 import click
+from click.core import ParameterSource
 
 from runner import __version__, settings
 from runner.api.address import check_orchestrator_url
 from runner.engine.cli import NO_RUNTIME, find_engine
 from runner.errors import EXIT_DEFECT, NoContainerRuntime, RunnerError
 from runner.log import set_up_logging
-from runner.model import PullPolicy
+from runner.model import Limits, PullPolicy
 from runner.redaction import Secret
-from runner.settings import Settings, check_limits, check_run_args
+from runner.settings import Settings
 from runner.timing import DEFAULT_TIMINGS, Timings
 
-TOKEN_OPTION = "--registration-token"  # noqa: S105 - the option's name
 log = logging.getLogger(__name__)
 PREFIX = "VICTORIA_RUNNER"
+_TOKEN_OPTION = "--registration-token"  # noqa: S105 - the option's name
 _TOKEN_VARIABLE = f"{PREFIX}_REGISTRATION_TOKEN"
 
 
-@dataclass(frozen=True)
-class Options:
-    """The command line as given, with defaults filled in, before anything is checked."""
-
-    given: Mapping[str, Any]
-
-    def settings(self, *, is_for_running: bool = True) -> Settings:
-        """Check everything; a command beside running may do without URL, token and folders.
-
-        Raises:
-            ConfigurationError: the first thing that cannot be used.
-            click.UsageError: something that is needed to run is missing.
-        """
-        given = self.given
-        home = self._victoria_home(may_ask=is_for_running)
-        state_dir = given["state_dir"] or settings.default_state_dir()
-        url = given["orchestrator_url"] or ""
-        if is_for_running and not url:
-            raise click.UsageError(
-                "Missing option '--orchestrator-url': say where the orchestrator is."
-            )
-        if url:
-            url = check_orchestrator_url(url, allow_http=given["allow_http"])
-        token = self._token()
-        if is_for_running and not token:
-            raise click.UsageError(
-                "Missing option '--registration-token-file' (or '--registration-token'): "
-                "registering needs it."
-            )
-        image = settings.check_image(given["container_image"], given["allow_image"])
-        env_file = given["env_file"] and settings.check_env_file(given["env_file"])
-        ca_file = given["ca_file"] and settings.check_readable(given["ca_file"], "--ca-file")
-        tags = settings.check_tags(given["tag"])
-        name = settings.check_name(given["name"] or settings.default_name())
-        if is_for_running:
-            home = settings.check_mountable(home, "--victoria-home")
-            home = settings.make_folder(home, "--victoria-home")
-            state_dir = settings.make_folder(state_dir, "--state-dir")
-        return Settings(
-            orchestrator_url=url,
-            name=name,
-            victoria_home=home,
-            state_dir=state_dir,
-            registration_token=token,
-            poll_interval_s=given["poll_interval"],
-            heartbeat_interval_s=given["heartbeat_interval"],
-            container_image=image,
-            env_file=env_file,
-            container_runtime=given["container_runtime"],
-            max_tasks=given["max_tasks"],
-            tags=tags,
-            capabilities=given["capability"],
-            pull=PullPolicy(given["pull"]),
-            limits=check_limits(given["memory"], given["cpus"], given["gpus"]),
-            run_args=check_run_args(given["run_arg"]),
-            ca_file=ca_file,
-            min_free_disk=given["min_free_disk"],
-            allow_images=given["allow_image"],
-            once=given["once"],
-        )
-
-    def _victoria_home(self, *, may_ask: bool) -> Path:
-        home = self.given["victoria_home"]
-        if home is None and may_ask and sys.stdin.isatty():
-            home = click.prompt(
-                "Victoria home: the folder that tasks share with this host",
-                default=settings.DEFAULT_VICTORIA_HOME,
-                type=_PATH,
-            )
-        default = Path(settings.DEFAULT_VICTORIA_HOME)
-        return settings.in_home(home or default, "--victoria-home")
-
-    def _token(self) -> Secret:
-        text, path = self.given["registration_token"], self.given["registration_token_file"]
-        if text is not None and path is not None:
-            raise click.UsageError(
-                "'--registration-token' and '--registration-token-file' exclude each other: "
-                "give one of them."
-            )
-        if path is not None:
-            return settings.read_token_file(path)
-        if text is not None:
-            return settings.check_token(text, TOKEN_OPTION)
-        return Secret("")
+# Types of options
 
 
-def _size(ctx: click.Context, param: click.Parameter, value: str) -> int:
-    try:
-        return settings.parse_size(value)
-    except ValueError as error:
-        raise click.BadParameter(str(error), ctx=ctx, param=param) from error
+class _Value(click.ParamType):  # type: ignore[type-arg] # a generic only since click 8.4
+    """What `parse` makes of a text. Its ValueError is an error of usage."""
+
+    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
+        self.name = name
+        self._parse = parse
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return self._parse(value)
+        except ValueError as error:
+            self.fail(f"{error}.", param, ctx)
 
 
-def positive(ctx: click.Context, param: click.Parameter, value: float) -> float:
-    """Give a number that is more than nothing and less than for ever, as a callback of click."""
-    if not 0 < value < float("inf"):
-        raise click.BadParameter("it must be more than 0.", ctx=ctx, param=param)
-    return value
+class _Path(click.Path):
+    """A path that may begin with ~: in a variable no shell expands it."""
 
+    def __init__(self, name: str, check: Callable[[Path], Any] = lambda path: path) -> None:
+        super().__init__(path_type=Path)
+        self.name = name
+        self._check = check
 
-class _InHome(click.Path):
-    """A path that may begin with ~, whichever way it was given: a variable has no shell."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        path = Path(os.fsdecode(super().convert(value, param, ctx)))
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not os.fspath(value):
-            # To pathlib nothing is the current folder, which nobody has meant.
-            raise click.BadParameter("it is empty: give a path.", ctx=ctx, param=param)
-        return settings.in_home(path, param.opts[-1] if param else "the path")
+            # `Path("")` is the current directory, which is never what was meant.
+            self.fail("it is empty: give a path.", param, ctx)
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        return self._check(settings.expand_home(path, param.opts[-1] if param else "the path"))
 
 
-_PATH = _InHome(path_type=Path)
+# Options
 
 
-_option = partial(click.option, show_envvar=True)
+def _option(flag: str, kind: Any, text: str, /, **attributes: Any) -> Callable[..., Any]:
+    return click.option(flag, type=kind, help=text, show_envvar=True, **attributes)
 
 
+_SECONDS = _Value("seconds", settings.parse_positive)
 _OPTIONS = [
-    _option("--name", help="Name of this node, for task targeting.  [default: host name]"),
-    _option("--orchestrator-url", help="URL of the orchestrator. Required to run."),
     _option(
-        "--registration-token",
-        help="Token for registering with the orchestrator. Required to run, this way or by file.",
+        "--name",
+        _Value("name", lambda name: settings.check_name(name or socket.gethostname())),
+        "Name of this node, for task targeting.",
+        default=socket.gethostname,
+        show_default="host name",
+    ),
+    _option("--orchestrator-url", str, "URL of the orchestrator. Required to run.", metavar="URL"),
+    _option(
+        _TOKEN_OPTION,
+        _Value("token", partial(settings.parse_token, source=_TOKEN_OPTION)),
+        "Token for registering with the orchestrator. Required to run, this way or by file.",
     ),
     _option(
-        "--registration-token-file", type=_PATH, help="File that holds the registration token."
+        "--registration-token-file",
+        _Path("file", settings.read_token_file),
+        "File that holds the registration token.",
     ),
     _option(
         "--poll-interval",
-        type=float,
+        _SECONDS,
+        "Polling interval when the orchestrator does not support long polling.",
         default=settings.DEFAULT_POLL_INTERVAL_S,
-        callback=positive,
-        metavar="SECONDS",
-        help="How often to ask for work, when the request is not held.  [default: 30]",
     ),
     _option(
         "--heartbeat-interval",
-        type=float,
+        _SECONDS,
+        "Heartbeat interval; status changes are sent immediately.",
         default=settings.DEFAULT_HEARTBEAT_INTERVAL_S,
-        callback=positive,
-        metavar="SECONDS",
-        help="How often to say that this node lives; a new status is told at once.  [default: 15]",
     ),
     _option(
         "--container-image",
+        _Value("image", settings.check_image),
+        "Victoria Terminal container image.",
         default=settings.DEFAULT_IMAGE,
-        show_default=True,
-        help="Victoria Terminal container image.",
     ),
     _option(
         "--victoria-home",
-        type=_PATH,
-        metavar="FOLDER",
-        help="Folder that tasks share with this host; asked for on a terminal."
-        f"  [default: {settings.DEFAULT_VICTORIA_HOME}]",
+        _Path("folder"),
+        "Folder that tasks share with this host; asked for on a terminal.",
+        default=settings.DEFAULT_VICTORIA_HOME,
     ),
-    _option("--env-file", type=_PATH, help="File of NAME=VALUE lines for the container."),
+    _option(
+        "--env-file",
+        _Path("file", settings.check_env_file),
+        "Container variables: NAME=VALUE lines.",
+    ),
     _option(
         "--container-runtime",
-        type=click.Choice(["auto", "podman", "docker"]),
+        click.Choice(["auto", "podman", "docker"]),
+        "Container engine; auto takes podman, else docker.",
         default="auto",
-        show_default=True,
-        help="Container engine; auto takes podman, else docker.",
     ),
     _option(
         "--state-dir",
-        type=_PATH,
-        help="Folder of the journal.  [default: STATE_DIRECTORY, else the XDG state folder]",
+        _Path("folder"),
+        "Folder of the journal; STATE_DIRECTORY (systemd) or XDG_STATE_HOME move the default.",
+        default=settings.default_state_dir,
+        show_default="~/.local/state/victoria-runner",
     ),
     _option(
         "--max-tasks",
-        type=click.IntRange(min=1, max=1000),
+        click.IntRange(1, 1000),
+        "How many tasks may run at once.",
         default=1,
-        show_default=True,
-        help="How many tasks may run at once.",
+        metavar="NUMBER",
     ),
+    _option("--tag", str, "Tag for targeting; repeatable.", multiple=True, metavar="KEY=VALUE"),
     _option(
-        "--tag", multiple=True, metavar="KEY=VALUE", help="Tag for targeting; may be repeated."
-    ),
-    _option(
-        "--capability", multiple=True, metavar="NAME", help="Told at registration; repeatable."
+        "--capability",
+        str,
+        "Capability announced at registration; repeatable.",
+        multiple=True,
+        metavar="NAME",
     ),
     _option(
         "--pull",
-        type=click.Choice([policy.value for policy in PullPolicy]),
+        click.Choice([policy.value for policy in PullPolicy]),
+        "When to pull the image.",
         default=PullPolicy.NEWER.value,
-        show_default=True,
-        help="When to fetch the image.",
     ),
-    _option("--memory", metavar="SIZE", help="Memory limit of a container, such as 8g."),
-    _option("--cpus", metavar="NUMBER", help="CPU limit of a container, such as 2.5."),
-    _option("--gpus", metavar="all|0,1", help="GPUs that a container may use."),
     _option(
-        "--run-arg", multiple=True, metavar="ARG", help="Handed to the engine's run; repeatable."
+        "--memory",
+        _Value("size", settings.check_memory),
+        "Memory limit of a container, such as 8g.",
     ),
-    _option("--ca-file", type=_PATH, help="PEM file of a private CA to trust as well."),
+    _option(
+        "--cpus", _Value("number", settings.check_cpus), "CPU limit of a container, such as 2.5."
+    ),
+    _option(
+        "--gpus",
+        _Value("gpus", settings.check_gpus),
+        "GPUs that a container may use.",
+        metavar="all|0,1",
+    ),
+    _option(
+        "--run-arg",
+        _Value("arg", settings.check_run_arg),
+        "Extra argument for the engine's run command; repeatable.",
+        multiple=True,
+    ),
+    _option(
+        "--ca-file",
+        _Path("file", settings.check_ca_file),
+        "PEM file of a private CA to trust as well.",
+    ),
     _option(
         "--min-free-disk",
-        metavar="SIZE",
-        default=str(settings.DEFAULT_MIN_FREE_DISK),
-        callback=_size,
-        help="Take no task and write no file when less would stay free.  [default: 1G]",
+        _Value("size", settings.parse_size),
+        "Stop taking tasks and writing files when less disk space would remain.",
+        default="1G",
     ),
     _option(
-        "--allow-image", multiple=True, metavar="GLOB", help="Run only such images; repeatable."
+        "--allow-image", str, "Run only such images; repeatable.", multiple=True, metavar="GLOB"
     ),
-    _option("--allow-http", is_flag=True, help="Allow plain http to other hosts than this one."),
-    _option("--once", is_flag=True, help="Ask once, run what is given, and exit."),
+    _option("--allow-http", bool, "Allow plain http to other hosts than this one.", is_flag=True),
+    _option("--once", bool, "Ask for work once, run it, and exit.", is_flag=True),
     _option(
         "--log-format",
-        type=click.Choice(["text", "json"]),
+        click.Choice(["text", "json"]),
+        "Format of the log on standard error.",
         default="text",
-        show_default=True,
-        help="Form of the log on standard error.",
     ),
-    _option("-v", "--verbose", count=True, help="Log more."),
+    click.option(
+        "-v", "--verbose", count=True, show_default=False, show_envvar=True, help="Log more."
+    ),
 ]
+_FIELDS_OF_SETTINGS = {
+    "tag": "tags",
+    "capability": "capabilities",
+    "run_arg": "run_args",
+    "allow_image": "allow_images",
+    "poll_interval": "poll_interval_s",
+    "heartbeat_interval": "heartbeat_interval_s",
+}
+"""Option to field, where their names differ."""
 
 
-def with_options(function: Callable[..., None]) -> Callable[..., None]:
-    """Give a command every option of the runner, as a decorator."""
+def _with_options(function: Callable[..., None]) -> Callable[..., None]:
     for option in reversed(_OPTIONS):
         function = option(function)
     return function
+
+
+def _settings(ctx: click.Context, *, to_run: bool) -> Settings:
+    """Return the settings of this command line; only to run, URL, token and folders are needed.
+
+    Raises:
+        ConfigurationError: what was given cannot be used.
+        click.UsageError: something required is missing, or given twice.
+    """
+    params = ctx.find_root().params
+    params = {_FIELDS_OF_SETTINGS.get(name, name): value for name, value in params.items()}
+    del params["log_format"], params["verbose"]
+    url, allow_http = params["orchestrator_url"] or "", params.pop("allow_http")
+    token, token_in_file = params["registration_token"], params.pop("registration_token_file")
+    if token and token_in_file:
+        raise click.UsageError(
+            "'--registration-token' and '--registration-token-file' exclude each other: "
+            "give one of them."
+        )
+    if to_run and not url:
+        raise click.UsageError(
+            "Missing option '--orchestrator-url': say where the orchestrator is."
+        )
+    if to_run and not (token or token_in_file):
+        raise click.UsageError(
+            "Missing option '--registration-token-file' (or '--registration-token'): "
+            "registering needs it."
+        )
+    params["orchestrator_url"] = url and check_orchestrator_url(url, allow_http=allow_http)
+    params["registration_token"] = token or token_in_file or Secret("")
+    params["pull"] = PullPolicy(params["pull"])
+    params["tags"] = settings.parse_tags(params["tags"])
+    params["limits"] = Limits(params.pop("memory"), params.pop("cpus"), params.pop("gpus"))
+    settings.check_image_policy(params["container_image"], params["allow_images"])
+    if to_run:
+        home = settings.check_mountable(_victoria_home(ctx), "--victoria-home")
+        params["victoria_home"] = settings.make_folder(home, "--victoria-home")
+        params["state_dir"] = settings.make_folder(params["state_dir"], "--state-dir")
+    return Settings(**params)
+
+
+def _victoria_home(ctx: click.Context) -> Path:
+    """Return the Victoria home; ask for it on a terminal when it was not given."""
+    home = ctx.params["victoria_home"]
+    is_given = ctx.get_parameter_source("victoria_home") is not ParameterSource.DEFAULT
+    if not is_given and sys.stdin.isatty():
+        home = click.prompt(
+            "Victoria home: the folder that tasks share with this host",
+            default=settings.DEFAULT_VICTORIA_HOME,
+            type=_Path("folder"),
+        )
+    return Path(home)
+
+
+# Commands
+
+
+class _HelpFormatter(click.HelpFormatter):
+    """Wraps at blanks only: an image name cut at a hyphen can be neither found nor copied."""
+
+    def write_dl(self, rows: Iterable[tuple[str, str]], *args: Any, **kwargs: Any) -> None:
+        unbreakable = [(term, text.replace("-", "\u2011")) for term, text in rows]
+        super().write_dl(unbreakable, *args, **kwargs)
+
+    def getvalue(self) -> str:
+        return super().getvalue().replace("\u2011", "-")
+
+
+class _Context(click.Context):
+    formatter_class = _HelpFormatter
 
 
 @click.group(
     invoke_without_command=True,
     context_settings={
         "auto_envvar_prefix": PREFIX,
-        "show_default": False,
+        "show_default": True,
         "help_option_names": ["-h", "--help"],
+        "max_content_width": 100,
     },
 )
-@with_options
+@_with_options
 @click.version_option(__version__, prog_name="victoria-runner", allow_from_autoenv=False)
 @click.pass_context
-def command(ctx: click.Context, /, **given: Any) -> None:
+def command(ctx: click.Context, /, *, log_format: str, verbose: int, **_: Any) -> None:
     """Run tasks from an orchestrator in containers on this host.
 
-    Without a command it runs until it is told to stop. TERM leaves running containers to the next
+    Without a command it runs until a signal ends it: TERM leaves running containers to the next
     runner, INT (Ctrl-C) waits for them, a second INT stops them, USR1 waits and exits.
 
-    A variable with several values, such as VICTORIA_RUNNER_TAG, has blanks between them.
+    Options go before the command. An option overrides its variable. Separate several values in a
+    variable, such as VICTORIA_RUNNER_TAG, with blanks.
     """
-    set_up_logging(given["log_format"], given["verbose"])
-    timings: Timings = ctx.obj
-    ctx.obj = Options(given)
+    set_up_logging(log_format, verbose)
     if ctx.invoked_subcommand is None:
-        ctx.exit(_run(ctx.obj, timings))
+        ctx.exit(_run(ctx))
 
 
-@command.command()
-@click.option("--json", "as_json", is_flag=True, help="Tell it as JSON, with the journal's tasks.")
-@click.pass_context
-def doctor(ctx: click.Context, /, *, as_json: bool) -> None:
-    """Look at everything that a task needs; exit code 0 if tasks can run here."""
-    from runner.doctor import examine  # noqa: PLC0415 - running need not load it
-
-    checked = ctx.obj.settings(is_for_running=False)
-    ctx.exit(anyio.run(partial(examine, checked, click.echo, as_json=as_json)))
+command.context_class = _Context
 
 
 @command.command()
 @click.option(
-    "--older-than",
-    type=float,
-    default=7,
-    callback=positive,
-    metavar="DAYS",
-    help="Remove the folders of finished tasks not touched for so long.  [default: 7]",
+    "--json",
+    "as_json",
+    is_flag=True,
+    show_envvar=True,
+    help="Print the report as JSON, including tasks in the journal.",
 )
-@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+@click.pass_context
+def doctor(ctx: click.Context, /, *, as_json: bool) -> None:
+    """Check everything that a task needs. Exit code 0: tasks can run here."""
+    from runner.doctor import examine  # noqa: PLC0415 - running need not load it
+
+    checked = _settings(ctx, to_run=False)
+    ctx.exit(anyio.run(partial(examine, checked, click.echo, as_json=as_json)))
+
+
+@command.command()
+@_option(
+    "--older-than",
+    _Value("days", settings.parse_positive),
+    "Remove the folders of finished tasks that nothing has touched for this long.",
+    default=7,
+)
+@_option("--dry-run", bool, "Only print what would be removed.", is_flag=True)
 @click.pass_context
 def cleanup(ctx: click.Context, /, *, older_than: float, dry_run: bool) -> None:
-    """Remove the containers and folders of finished tasks; a runner may be at work."""
+    """Remove containers and folders of finished tasks. A runner may be active."""
     from runner.cleanup import Scope, clean_up  # noqa: PLC0415 - running need not load it
 
-    checked = ctx.obj.settings(is_for_running=False)
+    checked = _settings(ctx, to_run=False)
     ctx.exit(anyio.run(clean_up, checked, Scope(older_than, dry_run), click.echo))
 
 
-def _run(options: Options, timings: Timings) -> int:
+def _run(ctx: click.Context) -> int:
     from runner.daemon import run  # noqa: PLC0415 - doctor and cleanup need not load it
     from runner.node import runtime_to_use  # noqa: PLC0415
     from runner.systemd import Notifier  # noqa: PLC0415
 
-    checked = options.settings()
+    checked = _settings(ctx, to_run=True)
+    timings: Timings = ctx.obj
     engine = find_engine(anyio.run(runtime_to_use, checked), timings=timings)
     return anyio.run(partial(run, checked, engine, Notifier(), timings=timings))
 
@@ -345,19 +388,18 @@ def main(timings: Timings = DEFAULT_TIMINGS) -> NoReturn:
 
 
 def _hide_token() -> None:
-    """Start over with the token in the environment, when it stands where `ps` shows it."""
-    arguments = list(sys.orig_argv)
-    kept: list[str] = []
+    """Restart with the token in the environment if it is an argument, which `ps` would show."""
+    arguments = iter(sys.orig_argv)
+    other_arguments: list[str] = []
     token = None
-    while arguments:
-        argument = arguments.pop(0)
-        if argument == TOKEN_OPTION and arguments:
-            token = arguments.pop(0)
-        elif argument.startswith(f"{TOKEN_OPTION}="):
+    for argument in arguments:
+        if argument == _TOKEN_OPTION:
+            token = next(arguments, None)
+        elif argument.startswith(f"{_TOKEN_OPTION}="):
             token = argument.partition("=")[2]
         else:
-            kept.append(argument)
+            other_arguments.append(argument)
     if token is None:
         return
     os.environ[_TOKEN_VARIABLE] = token
-    os.execv(sys.executable, [sys.executable, *kept[1:]])  # noqa: S606 - our own command line
+    os.execv(sys.executable, [sys.executable, *other_arguments[1:]])  # noqa: S606 - our own command line

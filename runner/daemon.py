@@ -159,7 +159,7 @@ class Daemon:
                 await self.drain()
                 group.cancel_scope.cancel()
         with anyio.CancelScope(shield=True):
-            self._notifier.tell("STOPPING=1")
+            self._notifier.notify("STOPPING=1")
             await send_offline(self._runner)
         return EXIT_OK if self._exit_code is None else self._exit_code
 
@@ -202,7 +202,7 @@ class Daemon:
             feed_watchdog, self._notifier, runner.watchdog, runner.clock, runner.timings
         )
         group.start_soon(self._tell_status)
-        self._notifier.tell("READY=1")
+        self._notifier.notify("READY=1")
 
     def _start_task(self, group: TaskGroup, task: Task) -> None:
         run = track(task, self._runner)
@@ -309,5 +309,5 @@ class Daemon:
             seen = runner.changes.count
             problems = "; ".join(runner.problems.sentences.values())
             running = f"{len(runner.slots.task_ids)} of {runner.settings.max_tasks} tasks running"
-            self._notifier.tell(f"STATUS={problems or running}")
+            self._notifier.notify(f"STATUS={problems or running}")
             await runner.changes.after(seen)

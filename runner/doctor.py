@@ -1,4 +1,4 @@
-"""`python -m runner doctor`: look at everything that a task needs, and say what to do about it."""
+"""`python -m runner doctor`: check everything that a task needs; each problem says what to do."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from runner.engine.base import Engine
 from runner.engine.cli import find_engine
 from runner.errors import (
     EXIT_CONFIGURATION,
-    EXIT_NO_RUNTIME,
     EXIT_OK,
     EXIT_TRY_AGAIN,
     ConfigurationError,
@@ -39,173 +38,146 @@ _TOLERATED_SKEW_S = 60.0
 
 
 @dataclass(frozen=True)
-class Finding:
-    """What was looked at, whether it will do, and a sentence about it.
-
-    `exit_code` is the one that doctor ends with when this is the first thing that will not do.
-    """
+class Check:
+    """The result of one check, with a sentence about it."""
 
     what: str
-    is_good: bool
     sentence: str
     exit_code: int = EXIT_OK
+    """With which doctor ends if this is the first check that failed; EXIT_OK if it did not fail."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether the check passed."""
+        return self.exit_code == EXIT_OK
 
 
-async def examine(settings: Settings, tell: Callable[[str], None], *, as_json: bool) -> int:
-    """Look at everything and tell it; give the exit code: 0 if tasks can run here."""
-    book = await _read_journal(settings)
-    tasks, entries = book.tasks, book.entries
-    findings = [book.finding]
-    checks = (_engine(settings), _folders(settings), _orchestrator(settings))
-    for check in checks:
-        findings += [finding async for finding in check]
-    findings += [_registration(book.node_id), _outbox(entries)]
-    failed = [finding for finding in findings if not finding.is_good]
+async def examine(settings: Settings, echo: Callable[[str], None], *, as_json: bool) -> int:
+    """Run all checks and print their results; return the exit code: 0 if tasks can run here."""
+    journal = await _read_journal(settings)
+    checks = [
+        journal.check,
+        *[check async for check in _check_engine(settings)],
+        _check_folder("--victoria-home", settings.victoria_home, settings.min_free_disk),
+        _check_folder("--state-dir", settings.state_dir, settings.min_free_disk),
+        *[check async for check in _check_orchestrator(settings)],
+        _registration(journal.node_id),
+        _check_outbox(journal.entries),
+    ]
     if as_json:
-        tell(json.dumps(_as_json(findings, book), indent=2))
+        echo(json.dumps(_as_json(checks, journal), indent=2))
     else:
-        for finding in findings:
-            tell(f"{'ok  ' if finding.is_good else 'FAIL'} {finding.what}: {finding.sentence}")
-        for task in tasks:
-            tell(f"     task {task.task_id}: {task.state.value}")
-    return failed[0].exit_code if failed else EXIT_OK
+        for check in checks:
+            echo(f"{'ok  ' if check.ok else 'FAIL'} {check.what}: {check.sentence}")
+        for task in journal.tasks:
+            echo(f"     task {task.task_id}: {task.state.value}")
+    return next((check.exit_code for check in checks if not check.ok), EXIT_OK)
 
 
-async def _engine(settings: Settings) -> AsyncIterator[Finding]:
+async def _check_engine(settings: Settings) -> AsyncIterator[Check]:
     try:
         engine = find_engine(await runtime_to_use(settings))
         facts = await engine.facts()
-    except NoContainerRuntime as error:
-        yield Finding("engine", is_good=False, sentence=str(error), exit_code=EXIT_NO_RUNTIME)
+    except (NoContainerRuntime, EngineError) as error:
+        yield Check("engine", str(error), error.exit_code)
         return
-    except EngineError as error:
-        yield Finding("engine", is_good=False, sentence=str(error), exit_code=EXIT_TRY_AGAIN)
-        return
-    how = "rootless" if facts.is_rootless else "as root"
-    yield Finding("engine", is_good=True, sentence=f"{engine.kind} {facts.version} answers, {how}")
-    yield await _image(settings, engine)
+    mode = "rootless" if facts.is_rootless else "as root"
+    yield Check("engine", f"{engine.kind} {facts.version} answers, {mode}")
+    yield await _check_image(settings, engine)
     if engine.kind != "podman" or not facts.is_rootless:
         return
     if not facts.has_user_ids:
-        yield Finding(
+        yield Check(
             "user ids",
-            is_good=False,
-            sentence="this user has no user ids to give to containers; run `sudo usermod "
+            "this user has no user ids to give to containers; run `sudo usermod "
             "--add-subuids 100000-165535 --add-subgids 100000-165535 USER` with numbers that are "
             "free in /etc/subuid and /etc/subgid, then `podman system migrate` as this user",
-            exit_code=EXIT_CONFIGURATION,
+            EXIT_CONFIGURATION,
         )
-    survives = facts.cgroup_manager == "systemd"
-    yield Finding(
-        "cgroups",
-        is_good=survives,
-        sentence="containers outlive the service"
-        if survives
-        else "podman does not use systemd's cgroups, so that containers end with the service; run "
-        "`loginctl enable-linger` for this user and set XDG_RUNTIME_DIR and "
-        "DBUS_SESSION_BUS_ADDRESS",
-        exit_code=EXIT_CONFIGURATION,
-    )
+    if facts.cgroup_manager == "systemd":
+        yield Check("cgroups", "containers outlive the service")
+    else:
+        yield Check(
+            "cgroups",
+            "podman does not use systemd's cgroups, so that containers end with the service; run "
+            "`loginctl enable-linger` for this user and set XDG_RUNTIME_DIR and "
+            "DBUS_SESSION_BUS_ADDRESS",
+            EXIT_CONFIGURATION,
+        )
 
 
-async def _image(settings: Settings, engine: Engine) -> Finding:
-    """See whether the image is here; one that may be fetched is not fetched for this."""
+async def _check_image(settings: Settings, engine: Engine) -> Check:
+    """Check whether the image is on this host; a check does not pull it."""
     image = settings.container_image
     try:
         await engine.fetch_image(image, PullPolicy.NEVER)
     except ImageMissing as error:
         if settings.pull is PullPolicy.NEVER:
-            return Finding("image", is_good=False, sentence=str(error), exit_code=EXIT_TRY_AGAIN)
-        sentence = f"{image} is not here yet and will be fetched at the start"
-        return Finding("image", is_good=True, sentence=sentence)
+            return Check("image", str(error), error.exit_code)
+        return Check("image", f"{image} is not here yet and will be fetched at the start")
     except EngineError as error:
-        return Finding("image", is_good=False, sentence=str(error), exit_code=EXIT_TRY_AGAIN)
-    return Finding("image", is_good=True, sentence=f"{image} is here")
+        return Check("image", str(error), error.exit_code)
+    return Check("image", f"{image} is here")
 
 
-async def _folders(settings: Settings) -> AsyncIterator[Finding]:
-    folders = {"--victoria-home": settings.victoria_home, "--state-dir": settings.state_dir}
-    for option, folder in folders.items():
-        yield _folder(option, folder, settings.min_free_disk)
-
-
-def _folder(option: str, folder: Path, needed: int) -> Finding:
-    # What is still to be made will be its maker's.
-    there = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
-    if not (os.path.isdir(there) and os.access(there, os.W_OK | os.X_OK, effective_ids=True)):  # noqa: PTH112 - Path's own raises for what may not be looked at
-        return Finding(
-            option,
-            is_good=False,
-            sentence=f"cannot write in {there}: run as its owner, or choose another folder",
-            exit_code=EXIT_CONFIGURATION,
-        )
-    if there != folder:
-        return Finding(option, is_good=True, sentence=f"{folder} will be made at the start")
+def _check_folder(option: str, folder: Path, min_free: int) -> Check:
+    # A folder that does not exist yet is made in the closest parent that does.
+    existing = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
+    if not (os.path.isdir(existing) and os.access(existing, os.W_OK | os.X_OK, effective_ids=True)):  # noqa: PTH112 - Path's own raises where we may not look
+        sentence = f"cannot write in {existing}: run as its owner, or choose another folder"
+        return Check(option, sentence, EXIT_CONFIGURATION)
+    if existing != folder:
+        return Check(option, f"{folder} will be made at the start")
     free = free_disk(folder)
-    return Finding(
-        option,
-        is_good=free >= needed,
-        sentence=f"{folder} has {free >> 20} MiB free, {needed >> 20} MiB are to stay free"
-        + ("" if free >= needed else "; free some space there or lower --min-free-disk"),
-        exit_code=EXIT_TRY_AGAIN,
-    )
+    sentence = f"{folder} has {free >> 20} MiB free, {min_free >> 20} MiB are to stay free"
+    if free >= min_free:
+        return Check(option, sentence)
+    advice = "free some space there or lower --min-free-disk"
+    return Check(option, f"{sentence}; {advice}", EXIT_TRY_AGAIN)
 
 
-async def _orchestrator(settings: Settings) -> AsyncIterator[Finding]:
-    if not settings.orchestrator_url:
-        yield Finding("orchestrator", is_good=True, sentence="not asked: no --orchestrator-url")
+async def _check_orchestrator(settings: Settings) -> AsyncIterator[Check]:
+    url = settings.orchestrator_url
+    if not url:
+        yield Check("orchestrator", "not asked: no --orchestrator-url")
         return
     try:
-        async with OrchestratorClient(settings.orchestrator_url, settings.ca_file) as orchestrator:
-            asked_at = time.time()
-            about = await orchestrator.health()
+        async with OrchestratorClient(url, settings.ca_file) as orchestrator:
+            sent_at = time.time()
+            health = await orchestrator.health()
     except ConfigurationError as error:
-        yield Finding(
-            "orchestrator", is_good=False, sentence=str(error), exit_code=EXIT_CONFIGURATION
-        )
+        yield Check("orchestrator", str(error), error.exit_code)
         return
     except WireError as error:
-        yield Finding(
-            "orchestrator",
-            is_good=False,
-            sentence=_no_answer(settings.orchestrator_url, error),
-            exit_code=EXIT_TRY_AGAIN,
-        )
+        yield Check("orchestrator", _no_answer(url, error), error.exit_code)
         return
-    version = about.get("version", "unknown")
-    yield Finding(
-        "orchestrator",
-        is_good=True,
-        sentence=f"{settings.orchestrator_url} answers, version {version}",
-    )
-    skew_s = _skew_s(about, asked_at)
-    if skew_s is not None:
-        is_near = abs(skew_s) <= _TOLERATED_SKEW_S
-        yield Finding(
-            "clock",
-            is_good=is_near,
-            sentence=f"this host's clock is {skew_s:+.0f} s off the orchestrator's"
-            + ("" if is_near else "; set it by NTP"),
-            exit_code=EXIT_CONFIGURATION,
-        )
+    yield Check("orchestrator", f"{url} answers, version {health.get('version', 'unknown')}")
+    skew_s = _skew_s(health, sent_at)
+    if skew_s is None:
+        return
+    sentence = f"this host's clock is {skew_s:+.0f} s off the orchestrator's"
+    if abs(skew_s) <= _TOLERATED_SKEW_S:
+        yield Check("clock", sentence)
+    else:
+        yield Check("clock", f"{sentence}; set it by NTP", EXIT_CONFIGURATION)
 
 
 def _no_answer(url: str, error: WireError) -> str:
     proxy = proxy_to(url)
     through = f" through the proxy {without_password(proxy)}" if proxy else ""
-    way_round = f"the proxy, or name {urlsplit(url).hostname} in NO_PROXY; check " if proxy else ""
+    no_proxy = f"the proxy, or name {urlsplit(url).hostname} in NO_PROXY; check " if proxy else ""
     return (
-        f"{url} does not answer{through}: {error}; check {way_round}the address, that it runs, "
+        f"{url} does not answer{through}: {error}; check {no_proxy}the address, that it runs, "
         "and that outbound connections are allowed"
     )
 
 
-def _skew_s(about: Mapping[str, object], now: float) -> float | None:
-    told = about.get("timestamp")
-    if not isinstance(told, str):
+def _skew_s(health: Mapping[str, object], now: float) -> float | None:
+    timestamp = health.get("timestamp")
+    if not isinstance(timestamp, str):
         return None
     with suppress(ValueError):
-        moment = datetime.fromisoformat(told.replace("Z", "+00:00"))
+        moment = datetime.fromisoformat(timestamp.replace("Z", "+00:00"))
         if moment.tzinfo is None:
             moment = moment.replace(tzinfo=timezone.utc)
         return now - moment.timestamp()
@@ -213,29 +185,27 @@ def _skew_s(about: Mapping[str, object], now: float) -> float | None:
 
 
 @dataclass(frozen=True)
-class _Book:
-    """What the journal says, and whether it could be read."""
+class _JournalContent:
+    """What the journal contains, and whether it could be read."""
 
-    finding: Finding
+    check: Check
     tasks: Sequence[Task] = ()
     entries: Sequence[OutboxEntry] = ()
     node_id: str | None = None
 
 
-async def _read_journal(settings: Settings) -> _Book:
+async def _read_journal(settings: Settings) -> _JournalContent:
     path = settings.state_dir / JOURNAL_NAME
     try:
         path.lstat()
     except (FileNotFoundError, NotADirectoryError):
-        return _Book(Finding("journal", is_good=True, sentence=f"none yet in {path.parent}"))
+        return _JournalContent(Check("journal", f"none yet in {path.parent}"))
     except OSError as error:
         sentence = (
             f"cannot read {path}: {(error.strerror or str(error)).lower()}; run as the runner's "
-            "user, or give the --state-dir of your own"
+            "user, or give your own --state-dir"
         )
-        return _Book(
-            Finding("journal", is_good=False, sentence=sentence, exit_code=EXIT_CONFIGURATION)
-        )
+        return _JournalContent(Check("journal", sentence, EXIT_CONFIGURATION))
     try:
         journal = Journal(path, read_only=True)
         try:
@@ -245,45 +215,39 @@ async def _read_journal(settings: Settings) -> _Book:
         finally:
             journal.close_file()
     except JournalError as error:
-        return _Book(
-            Finding("journal", is_good=False, sentence=str(error), exit_code=EXIT_TRY_AGAIN)
-        )
+        return _JournalContent(Check("journal", str(error), error.exit_code))
     conflict = find_conflict(unfinished, settings, await runtime_to_use(settings))
-    finding = Finding(
-        "journal",
-        is_good=conflict is None,
-        sentence=conflict or f"{len(tasks)} open tasks",
-        exit_code=EXIT_CONFIGURATION,
-    )
-    return _Book(finding, tasks, entries, registration.identity.node_id if registration else None)
+    check = Check("journal", f"{len(tasks)} open tasks")
+    if conflict is not None:
+        check = Check("journal", conflict, EXIT_CONFIGURATION)
+    node_id = registration.identity.node_id if registration else None
+    return _JournalContent(check, tasks, entries, node_id)
 
 
-def _registration(node_id: str | None) -> Finding:
+def _registration(node_id: str | None) -> Check:
     sentence = f"registered as {node_id}" if node_id else "not registered yet"
-    return Finding("registration", is_good=True, sentence=sentence)
+    return Check("registration", sentence)
 
 
-def _outbox(entries: Sequence[OutboxEntry]) -> Finding:
+def _check_outbox(entries: Sequence[OutboxEntry]) -> Check:
     parked = [entry for entry in entries if entry.parked is not None]
     if not parked:
-        return Finding("outbox", is_good=True, sentence=f"{len(entries)} reports wait")
-    return Finding(
+        return Check("outbox", f"{len(entries)} reports wait")
+    return Check(
         "outbox",
-        is_good=False,
-        sentence=f"{len(parked)} reports were refused or given up, the last: {parked[-1].parked}; "
+        f"{len(parked)} reports were refused or given up, the last: {parked[-1].parked}; "
         "compare the tasks at the orchestrator",
-        exit_code=EXIT_TRY_AGAIN,
+        EXIT_TRY_AGAIN,
     )
 
 
-def _as_json(findings: list[Finding], book: _Book) -> object:
+def _as_json(checks: list[Check], journal: _JournalContent) -> object:
     return {
         "version": __version__,
-        "ok": all(finding.is_good for finding in findings),
-        "node_id": book.node_id,
+        "ok": all(check.ok for check in checks),
+        "node_id": journal.node_id,
         "checks": [
-            {"what": finding.what, "ok": finding.is_good, "sentence": finding.sentence}
-            for finding in findings
+            {"what": check.what, "ok": check.ok, "sentence": check.sentence} for check in checks
         ],
         "tasks": [
             {
@@ -292,7 +256,7 @@ def _as_json(findings: list[Finding], book: _Book) -> object:
                 # The prompt may be confidential.
                 if key not in {"assignment", "orchestrator_url"}
             }
-            for task in book.tasks
+            for task in journal.tasks
         ],
         "outbox": [
             {
@@ -301,6 +265,6 @@ def _as_json(findings: list[Finding], book: _Book) -> object:
                 "attempts": entry.attempts,
                 "parked": entry.parked,
             }
-            for entry in book.entries
+            for entry in journal.entries
         ],
     }

@@ -11,7 +11,7 @@ from typing import Any
 
 
 def fields(**values: object) -> dict[str, Any]:
-    """Give what `extra=` takes, so that the values stand behind the message as key=value."""
+    """Return the `extra=` of a log call that appends the values to the message as key=value."""
     return {"fields": values}
 
 
@@ -19,20 +19,20 @@ class TextFormatter(logging.Formatter):
     """`2026-01-31T09:26:53.589Z INFO task accepted task_id=…`."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Write the record as one line, whatever is in it."""
+        """Return the record as one line, whatever is in it."""
         parts = [_moment(record), record.levelname, record.getMessage()]
         parts += [f"{key}={_plain(value)}" for key, value in _fields(record).items()]
         if record.exc_info:
             parts.append(f"traceback={json.dumps(self.formatException(record.exc_info))}")
-        # Neither a line break nor a terminal's control sequence gets through from outside.
+        # Text from outside must not break the line or control the operator's terminal.
         return "".join(c if c.isprintable() else " " for c in " ".join(parts))
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line, with `time`, `level`, `logger`, `message` and the event's fields."""
+    """One JSON object per line: `time`, `level`, `logger`, `message` and the event's fields."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Write the record as one line of JSON."""
+        """Return the record as one line of JSON."""
         event = {
             "time": _moment(record),
             "level": record.levelname,
@@ -46,7 +46,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def set_up_logging(log_format: str, verbosity: int) -> None:
-    """Send this process's log to standard error: INFO, and DEBUG with a verbosity of 1 or more."""
+    """Send this process's log to standard error: from INFO on, or DEBUG if verbosity is above 0."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     root = logging.getLogger()

@@ -476,8 +476,7 @@ class Slots:
         self._timings = timings
         self._slots = ChangeSignal()
         self._tasks: dict[str, Cancellable] = {}
-        self._with_slot: set[str] = set()
-        self._about_to_leave: set[str] = set()
+        self._exited: set[str] = set()
         self._dropped_at_s: dict[str, float] = {}
 
     @property
@@ -487,20 +486,18 @@ class Slots:
 
     @property
     def has_room(self) -> bool:
-        """Whether one more task may be asked for: a slot is free, or is about to be."""
-        return len(self._tasks) - self._count_leaving() < self._max_tasks
+        """Whether one more task may be asked for: max-tasks is enforced here."""
+        # An engine that does not answer how containers ended is not given more and more of them.
+        return len(self._tasks) - min(len(self._exited), self._max_tasks) < self._max_tasks
 
-    def add(self, task_id: str, task: Cancellable, *, has_slot: bool) -> None:
-        """Take a task in hand; one that may run already has a slot, another waits for its own."""
+    def add(self, task_id: str, task: Cancellable) -> None:
+        """Track a task, which takes a slot."""
         self._tasks[task_id] = task
-        if has_slot:
-            self._with_slot.add(task_id)
         self._notify()
 
     def release(self, task_id: str) -> None:
-        """Let go of the task, and free its slot if it has one."""
-        self._with_slot.discard(task_id)
-        self._about_to_leave.discard(task_id)
+        """Let go of the task, and free its slot; that may have been done before."""
+        self._exited.discard(task_id)
         if self._tasks.pop(task_id, None) is not None:
             self._notify()
 
@@ -510,37 +507,16 @@ class Slots:
         if task is not None:
             task.cancel(who)
 
-    def expect_release(self, task_id: str) -> None:
-        """Note that a slot is about to be freed, so that the next task may be asked for."""
-        if task_id in self._with_slot:
-            self._about_to_leave.add(task_id)
-            self._slots.notify()
-
     def free_slot(self, task_id: str) -> None:
-        """Free the slot of a task whose container is over, while its end is looked at."""
-        self.expect_release(task_id)
-        self._with_slot.discard(task_id)
-        self._slots.notify()
-
-    def keep_slot(self, task_id: str) -> None:
-        """Note that a task in hand needs its slot, whatever was expected."""
-        self._with_slot.add(task_id)
-        if task_id in self._about_to_leave:
-            self._about_to_leave.discard(task_id)
+        """Free the slot of a task whose container has exited, while its outcome is confirmed."""
+        if task_id in self._tasks:
+            self._exited.add(task_id)
             self._slots.notify()
 
     async def wait_for_room(self) -> None:
         """Wait until there is room for one more task."""
         while not self.has_room:
             await self._slots.after(self._slots.count)
-
-    async def wait_for_slot(self, task_id: str) -> None:
-        """Wait until the task has a slot of its own."""
-        while task_id not in self._with_slot:
-            if len(self._with_slot) < self._max_tasks:
-                self._with_slot.add(task_id)
-            else:
-                await self._slots.after(self._slots.count)
 
     def note_dropped(self, task_id: str, uptime_s: float) -> None:
         """Note that a task was dropped, because the orchestrator did not want it to begin."""
@@ -554,10 +530,6 @@ class Slots:
             if uptime_s - at_s < self._timings.reoffer_pause_s
         }
         return task_id in self._dropped_at_s
-
-    def _count_leaving(self) -> int:
-        """Return no more than there are slots: an engine that tells no ends is given no more."""
-        return min(len(self._about_to_leave), self._max_tasks)
 
     def _notify(self) -> None:
         self._changes.notify()

@@ -1,4 +1,4 @@
-"""Secrets, and their removal from what is reported."""
+"""Secrets, and how they are redacted from what is reported."""
 
 from __future__ import annotations
 
@@ -7,28 +7,29 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 MASK = "***"
-_SHORTEST_CHARS = 8
+_MIN_SECRET_CHARS = 8
+"""Shorter texts are not redacted: they occur by chance, and half of the output would be masked."""
 _ESCAPED_BY_GO = {ord(char): f"\\u{ord(char):04x}" for char in "<>&"}
 _MAX_OUTPUT_CHARS = 4000
 
 
 def redact(text: str, forms: Sequence[str]) -> str:
-    """Give a text without the forms of secrets that `encoded_forms` gives."""
+    """Return the text with secrets masked; `forms` are those that `encoded_forms` returns."""
     for form in forms:
         text = text.replace(form, MASK)
     return text
 
 
 def is_redactable(secret: str) -> bool:
-    """Tell whether a text is long enough: without shorter ones half of a text would be gone."""
-    return len(secret) >= _SHORTEST_CHARS
+    """Return whether a secret is long enough to be redacted."""
+    return len(secret) >= _MIN_SECRET_CHARS
 
 
 def encoded_forms(secrets: Iterable[str]) -> tuple[str, ...]:
-    """Give every form in which these secrets are looked for, the longest first.
+    """Return every form of these secrets to redact, the longest first.
 
-    Beside the text itself these are its forms in JSON, and in JSON within JSON: so a call of a
-    tool is kept by the agent, which is written in Go.
+    These are the text itself, the text in JSON, and in JSON within JSON, which is how the agent
+    (written in Go) stores a tool call.
     """
     forms: set[str] = set()
     for secret in filter(is_redactable, secrets):
@@ -43,19 +44,19 @@ def _escaped(text: str) -> tuple[str, str, str]:
 
 
 def variables_in(env_file: Path | None) -> Iterator[tuple[str, str]]:
-    """Give the names and values in a container's env file; none when it cannot be read."""
+    """Yield the names and values in a container's env file; none if it cannot be read."""
     try:
         lines = env_file.read_text(encoding="utf-8").split("\n") if env_file else []
     except (OSError, UnicodeDecodeError):
         lines = []
     for line in lines:
         if not line.lstrip().startswith("#"):
-            name, _, text = line.partition("=")
-            yield name.strip(), text.strip()
+            name, _, value = line.partition("=")
+            yield name.strip(), value.strip()
 
 
 class Secret:
-    """A text that shows itself to nobody unless `reveal` is called."""
+    """A text that no log, repr or format shows; only `reveal` returns it."""
 
     __slots__ = ("_text",)
 
@@ -63,7 +64,7 @@ class Secret:
         self._text = text
 
     def reveal(self) -> str:
-        """Give the text itself."""
+        """Return the text itself."""
         return self._text
 
     def __bool__(self) -> bool:
@@ -82,17 +83,14 @@ class Secret:
 
 
 def redact_output(text: str, secrets: list[str]) -> str:
-    """Blank every known secret, and keep the end of what is then too long."""
+    """Return the text with the secrets masked, truncated to its last 4,000 characters."""
     text = redact(text, encoded_forms(secrets)).replace("\x00", "").strip()
     return text if len(text) <= _MAX_OUTPUT_CHARS else "…" + text[-_MAX_OUTPUT_CHARS:]
 
 
 def known_secrets(*known: Secret, env_file: Path | None) -> list[str]:
-    """Give the texts that nothing may carry: ours, and the values in the container's env file.
-
-    Values shorter than eight characters are left alone: they would blank half of the output.
-    """
+    """Return the texts to redact: the known secrets and the values in the container's env file."""
     texts = {secret.reveal() for secret in known}
-    for _, text in variables_in(env_file):
-        texts |= {text, text.strip("\"'")}
+    for _, value in variables_in(env_file):
+        texts |= {value, value.strip("\"'")}
     return [text for text in texts if is_redactable(text)]

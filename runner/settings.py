@@ -1,12 +1,15 @@
-"""What the operator asked for, checked once and frozen."""
+"""What the operator asked for, checked once and frozen.
+
+What cannot be used raises ConfigurationError, but for the two functions that say ValueError: their
+errors are errors of usage. A message names the option and what to do, and has no secret in it.
+"""
 
 from __future__ import annotations
 
 import math
 import os
 import re
-import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -18,27 +21,28 @@ from runner.redaction import Secret
 
 DEFAULT_IMAGE = "ghcr.io/elcanotek/victoria-terminal:latest"
 DEFAULT_VICTORIA_HOME = "~/Victoria"
-DEFAULT_POLL_INTERVAL_S = 30.0
-DEFAULT_HEARTBEAT_INTERVAL_S = 15.0
+DEFAULT_POLL_INTERVAL_S: float = 30
+DEFAULT_HEARTBEAT_INTERVAL_S: float = 15
 DEFAULT_MIN_FREE_DISK = 1 << 30
+_MAX_NAME_CHARS = 255
 _ENV_NAME = re.compile(r"[^\s=#\ufeff][^\s=]*")
 _SIZE = re.compile(r"(\d+)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
-_PRINTABLE_ENOUGH = re.compile(r"[^\x00-\x1f\x7f]*")
+_NO_CONTROL_CHARACTERS = re.compile(r"[^\x00-\x1f\x7f]*")
 _HEADER_SAFE = re.compile(r"[\x21-\x7e]+")
 _MEMORY = re.compile(r"\d+(?:\.\d+)?(?:[bkmgtp]|[kmgtp]i?b)?", re.IGNORECASE)
 _GPUS = re.compile(r"all|[\w:.-]+(?:,[\w:.-]+)*", re.ASCII)
-_RUNNERS_OWN = frozenset(
+_RESERVED_RUN_ARGS = frozenset(
     {
         *("--cidfile", "--conmon-pidfile", "--detach", "-d", "--name", "--pull"),
         *("--replace", "--restart", "--rm"),
     }
 )
-"""With --rm nobody could say how a container ended; with --restart it would run again."""
+"""With --rm the exit code of a container is lost; with --restart it would run a second time."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that a run of the runner depends on; see the command line for the meanings.
+    """Everything that a run of the runner depends on; `runner --help` explains each option.
 
     Intervals are in seconds, sizes in bytes.
     """
@@ -65,43 +69,33 @@ class Settings:
     once: bool = False
 
 
-def check_name(name: str) -> str:
-    """Give the node's name, or say why it cannot be one.
+# Texts
 
-    Raises:
-        ConfigurationError: it is empty, longer than 255 characters or has control characters.
-    """
-    if not name.strip() or len(name) > 255 or not _PRINTABLE_ENOUGH.fullmatch(name):  # noqa: PLR2004 - the length is said in the sentence
-        raise ConfigurationError(
-            f"cannot use --name {name[:60]!r}: give 1 to 255 characters without line breaks"
-        )
+
+def check_name(name: str) -> str:
+    """Return the node's name: 1 to 255 characters without control characters."""
+    is_usable = name.strip() and _NO_CONTROL_CHARACTERS.fullmatch(name)
+    if not is_usable or len(name) > _MAX_NAME_CHARS:
+        advice = f"give 1 to {_MAX_NAME_CHARS} characters without line breaks"
+        raise _unusable("--name", name[:60], advice)
     return name
 
 
-def check_tags(pairs: tuple[str, ...]) -> dict[str, str]:
-    """Give the tags as a mapping.
-
-    Raises:
-        ConfigurationError: one is not KEY=VALUE, or a key is given twice.
-    """
+def parse_tags(pairs: Iterable[str]) -> dict[str, str]:
+    """Return the tags of KEY=VALUE pairs as a mapping; no key may be given twice."""
     tags: dict[str, str] = {}
     for pair in pairs:
-        key, equals, text = pair.partition("=")
-        if not equals or not key.strip() or not _PRINTABLE_ENOUGH.fullmatch(pair):
-            raise ConfigurationError(f"cannot use --tag {pair!r}: give it as KEY=VALUE")
+        key, equals, value = pair.partition("=")
+        if not equals or not key.strip() or not _NO_CONTROL_CHARACTERS.fullmatch(pair):
+            raise _unusable("--tag", pair, "give it as KEY=VALUE")
         if key in tags:
-            raise ConfigurationError(f"cannot use --tag {pair!r}: the key {key!r} is given twice")
-        tags[key] = text
+            raise _unusable("--tag", pair, f"the key {key!r} is given twice")
+        tags[key] = value
     return tags
 
 
-def check_token(text: str, source: str) -> Secret:
-    """Give the registration token without the white space around it.
-
-    Raises:
-        ConfigurationError: it is empty or has characters that no HTTP header can carry. The
-            sentence names the source, never the token.
-    """
+def parse_token(text: str, source: str) -> Secret:
+    """Return the registration token without surrounding white space, fit for an HTTP header."""
     token = text.strip()
     if not token:
         raise ConfigurationError(f"cannot use the registration token from {source}: it is empty")
@@ -113,30 +107,102 @@ def check_token(text: str, source: str) -> Secret:
     return Secret(token)
 
 
-def read_token_file(path: Path) -> Secret:
-    """Read the registration token from a file.
+def check_image(image: str) -> str:
+    """Return the name of an image, which the engine must not take for a flag."""
+    if image.startswith("-") or not _HEADER_SAFE.fullmatch(image):
+        advice = "it is not an image name; give it as REGISTRY/NAME:TAG"
+        raise _unusable("--container-image", image, advice)
+    return image
 
-    Raises:
-        ConfigurationError: the file cannot be read, or does not hold one token.
-    """
+
+def check_image_policy(image: str, allowed: tuple[str, ...]) -> None:
+    """Raise ConfigurationError if there are --allow-image patterns and none matches."""
+    if allowed and not any(fnmatchcase(image, pattern) for pattern in allowed):
+        raise ConfigurationError(
+            f"cannot use --container-image {image}: no --allow-image pattern matches it"
+        )
+
+
+def check_memory(memory: str) -> str:
+    """Return a memory limit that both engines take."""
+    if not _MEMORY.fullmatch(memory) or not memory.lower().strip("0.bkmgtpi"):
+        raise _unusable("--memory", memory, "give a number with k, m or g, such as 8g")
+    return memory
+
+
+def check_cpus(cpus: str) -> str:
+    """Return a CPU limit that both engines take."""
+    try:
+        parse_positive(cpus)
+    except ValueError as error:
+        advice = "give a number of cores, such as 2 or 0.5"
+        raise _unusable("--cpus", cpus, advice) from error
+    return cpus
+
+
+def check_gpus(gpus: str) -> str:
+    """Return a choice of GPUs that both engines take."""
+    if not _GPUS.fullmatch(gpus):
+        raise _unusable("--gpus", gpus, "give all, or indices with commas, such as 0,1")
+    return gpus
+
+
+def check_run_arg(argument: str) -> str:
+    """Return the argument; reject flags that the runner itself sets, such as --rm or --name."""
+    if argument.partition("=")[0] in _RESERVED_RUN_ARGS:
+        raise ConfigurationError(
+            f"cannot use --run-arg {argument}: the runner itself names, starts and removes the "
+            "containers; leave it out"
+        )
+    return argument
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes of a size such as 500M or 2GiB (units of 1024), or raise ValueError."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is not a size: give a number with K, M, G or T, such as 2G")
+    power = " kmgt".index(match[2].lower() or " ")
+    return int(match[1]) << (10 * power)
+
+
+def parse_positive(text: str) -> float:
+    """Return a number above 0 and below infinity, or raise ValueError."""
+    try:
+        number = float(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a number") from None
+    if not 0 < number < math.inf:
+        raise ValueError(f"{text!r} is out of range: it must be more than 0")
+    return number
+
+
+def _unusable(option: str, text: str, advice: str) -> ConfigurationError:
+    return ConfigurationError(f"cannot use {option} {text!r}: {advice}")
+
+
+# Files and folders
+
+
+def read_token_file(path: Path) -> Secret:
+    """Return the registration token that a file holds."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(
             f"cannot read --registration-token-file {path}: {_reason(error)}"
         ) from error
-    return check_token(text, str(path))
+    return parse_token(text, str(path))
 
 
 def check_env_file(path: Path) -> Path:
-    """Give the path of a file that both engines read alike: NAME=VALUE lines, # for comments.
+    """Return the absolute path of a file that both engines read alike.
 
-    Raises:
-        ConfigurationError: it cannot be read, or a line of it is something else. The sentence has
-            the line's number and not its text, which may be a secret.
+    It has NAME=VALUE lines, and # before comments. A line that is neither is named by its number,
+    since its text may be a secret.
     """
     try:
-        text = path.read_bytes().decode()  # read_text would take a bare \r for a line's end
+        text = path.read_bytes().decode()  # read_text would end a line at a bare \r
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"cannot read --env-file {path}: {_reason(error)}") from error
     if "\x00" in text:
@@ -153,53 +219,27 @@ def check_env_file(path: Path) -> Path:
     return path.resolve()
 
 
-def check_readable(path: Path, option: str) -> Path:
-    """Give the absolute path of a file that can be opened.
-
-    Raises:
-        ConfigurationError: it cannot be opened for reading.
-    """
+def check_ca_file(path: Path) -> Path:
+    """Return the absolute path of a file that can be read."""
     try:
         with path.open("rb"):
             return path.resolve()
     except OSError as error:
-        raise ConfigurationError(f"cannot read {option} {path}: {_reason(error)}") from error
+        raise ConfigurationError(f"cannot read --ca-file {path}: {_reason(error)}") from error
 
 
-def check_image(image: str, allowed: tuple[str, ...]) -> str:
-    """Give the image's name when local policy allows it.
-
-    Raises:
-        ConfigurationError: it is no image name, or no --allow-image pattern matches it.
-    """
-    if not image or image.startswith("-") or not _HEADER_SAFE.fullmatch(image):
-        raise ConfigurationError(f"cannot use --container-image {image!r}: it is no image name")
-    if allowed and not any(fnmatchcase(image, pattern) for pattern in allowed):
+def expand_home(path: Path, option: str) -> Path:
+    """Return the path with a leading ~ replaced by the user's home."""
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
         raise ConfigurationError(
-            f"cannot use --container-image {image}: no --allow-image pattern matches it"
-        )
-    return image
-
-
-def parse_size(text: str) -> int:
-    """Read a number of bytes such as 500M or 2GiB; the units are powers of 1024.
-
-    Raises:
-        ValueError: it is no such number.
-    """
-    match = _SIZE.fullmatch(text.strip())
-    if match is None:
-        raise ValueError(f"{text!r} is no size: give a number with K, M, G or T, such as 2G")
-    power = " kmgt".index(match[2].lower() or " ")
-    return int(match[1]) << (10 * power)
+            f"cannot use {option} {path}: there is no such user, or no home; give the whole path"
+        ) from error
 
 
 def make_folder(path: Path, option: str) -> Path:
-    """Make a folder that only we may enter, if it is not there, and see that we can write in it.
-
-    Raises:
-        ConfigurationError: it cannot be made or written in.
-    """
+    """Create a folder with mode 0700 unless it exists; return its absolute path if writable."""
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
@@ -213,15 +253,10 @@ def make_folder(path: Path, option: str) -> Path:
 
 
 def check_mountable(path: Path, option: str) -> Path:
-    """Give the absolute path of a folder that the engines can be told to mount.
-
-    Raises:
-        ConfigurationError: it leads nowhere, or has a colon in it, where the engines divide a
-            volume's words.
-    """
+    """Return the absolute path of a folder that an engine can mount, whether it exists or not."""
     try:
         path = path.resolve()
-        # Of a link to itself Python 3.13 says nothing before this, older ones say RuntimeError.
+        # Before 3.13 a link to itself raises RuntimeError above, later only an OSError here.
         with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
             path.stat()
     except (OSError, RuntimeError) as error:
@@ -233,83 +268,16 @@ def check_mountable(path: Path, option: str) -> Path:
     return path
 
 
-def default_name() -> str:
-    """Give the host's name, which is the node's name unless another is given."""
-    return socket.gethostname()
-
-
 def default_state_dir() -> Path:
-    """Give systemd's state folder for the unit, else the user's own by the XDG rules.
-
-    Raises:
-        ConfigurationError: it is said to be in the home of somebody who has none.
-    """
+    """Return the state folder that systemd made for the unit, else the user's own (XDG)."""
     from_systemd = os.environ.get("STATE_DIRECTORY", "").split(":")[0]
     if from_systemd:
         return Path(from_systemd)
     base = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
-    return in_home(Path(base), "the XDG state folder") / "victoria-runner"
-
-
-def in_home(path: Path, option: str) -> Path:
-    """Give a path with the user's home in the place of a ~ at its beginning.
-
-    Raises:
-        ConfigurationError: there is no such user, or the user has no home.
-    """
-    try:
-        return path.expanduser()
-    except RuntimeError as error:
-        raise ConfigurationError(
-            f"cannot use {option} {path}: there is no such user, or no home; give the whole path"
-        ) from error
+    return expand_home(Path(base), "the XDG state folder") / "victoria-runner"
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     return "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else str(error)
-
-
-def check_limits(memory: str | None, cpus: str | None, gpus: str | None) -> Limits:
-    """Give the limits, or say which of them no engine takes.
-
-    Raises:
-        ConfigurationError: one is no limit.
-    """
-    if memory is not None and not (_MEMORY.fullmatch(memory) and memory.lower().strip("0.bkmgtpi")):
-        raise ConfigurationError(
-            f"cannot use --memory {memory!r}: give a number with k, m or g, such as 8g"
-        )
-    if cpus is not None and not _is_positive(cpus):
-        raise ConfigurationError(
-            f"cannot use --cpus {cpus!r}: give a number of cores, such as 2 or 0.5"
-        )
-    if gpus is not None and not _GPUS.fullmatch(gpus):
-        raise ConfigurationError(
-            f"cannot use --gpus {gpus!r}: give all, or indices with commas, such as 0,1"
-        )
-    return Limits(memory, cpus, gpus)
-
-
-def check_run_args(arguments: Sequence[str]) -> tuple[str, ...]:
-    """Give them, or say which would take out of the runner's hands what it answers for.
-
-    Raises:
-        ConfigurationError: one of them is such.
-    """
-    for argument in arguments:
-        if argument.partition("=")[0] in _RUNNERS_OWN:
-            raise ConfigurationError(
-                f"cannot use --run-arg {argument}: the runner itself names, starts and removes the "
-                "containers; leave it out"
-            )
-    return tuple(arguments)
-
-
-def _is_positive(text: str) -> bool:
-    try:
-        number = float(text)
-    except ValueError:
-        return False
-    return math.isfinite(number) and number > 0

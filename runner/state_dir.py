@@ -1,4 +1,4 @@
-"""The state folder: one runner at a time holds it, and its id tells whose the containers are."""
+"""The state folder: locked by one runner at a time; its runner id labels the containers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,12 @@ _RUNNER_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 @contextmanager
 def lock_state_dir(state_dir: Path) -> Iterator[None]:
-    """Hold the state folder, which two runners must not share."""
+    """Lock the state folder, which two runners must not share.
+
+    Raises:
+        StateFolderInUse: another runner has locked it.
+        TryAgain: it cannot be written.
+    """
     try:
         handle = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
@@ -28,7 +33,7 @@ def lock_state_dir(state_dir: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise StateFolderInUse(
-                f"cannot use the state folder {state_dir}: another runner is at work with it; "
+                f"cannot use the state folder {state_dir}: another runner is using it; "
                 "stop that one, or give this one a --state-dir of its own"
             ) from error
         yield
@@ -37,58 +42,59 @@ def lock_state_dir(state_dir: Path) -> Iterator[None]:
 
 
 def prepare_state_dir(state_dir: Path) -> str:
-    """Lay out the state folder; give the id made at its first use, older than any journal in it."""
-    starting = run_folder(state_dir)
+    """Prepare the state folder for a run; return the runner id, which is created at first use.
+
+    The id is written before any journal is, so that a folder with a journal has one.
+
+    Raises:
+        TryAgain: the folder cannot be written.
+    """
+    folder = run_folder(state_dir)
     try:
-        starting.mkdir(mode=0o700, exist_ok=True)
-        for left_over in (*starting.glob("*.env"), *starting.glob("*.watcher")):
-            left_over.unlink(missing_ok=True)
-        known = known_runner_id(state_dir)
-        if known is None:
-            known = str(uuid.uuid4())
-            (state_dir / RUNNER_ID_NAME).write_text(known + "\n", encoding="ascii")
+        folder.mkdir(mode=0o700, exist_ok=True)
+        # Versions that passed --conmon-pidfile to podman also left *.watcher here.
+        for leftover in (*folder.glob("*.env"), *folder.glob("*.watcher")):
+            leftover.unlink(missing_ok=True)
+        runner_id = known_runner_id(state_dir)
+        if runner_id is None:
+            runner_id = str(uuid.uuid4())
+            (state_dir / RUNNER_ID_NAME).write_text(runner_id + "\n", encoding="ascii")
     except OSError as error:
         raise _unusable(state_dir, error) from error
-    return known
+    return runner_id
 
 
 def known_runner_id(state_dir: Path) -> str | None:
-    """Give the id that was made before; None if there is none, or none that can be read.
-
-    A power cut leaves such a file empty, or full of zeros.
+    """Return the runner id in the state folder; None if there is none or its file is damaged.
 
     Raises:
         OSError: the file cannot be opened.
     """
     try:
-        known = (state_dir / RUNNER_ID_NAME).read_bytes().decode(errors="replace").strip()
+        text = (state_dir / RUNNER_ID_NAME).read_bytes().decode(errors="replace").strip()
     except FileNotFoundError:
         return None
-    return known if _RUNNER_ID.fullmatch(known) else None
+    # A power cut can leave the file empty or full of zeros.
+    return text if _RUNNER_ID.fullmatch(text) else None
 
 
 def _unusable(state_dir: Path, error: OSError) -> TryAgain:
     return TryAgain(
         f"cannot use the state folder {state_dir}: {error.filename or ''} "
-        f"{(error.strerror or str(error)).lower()}; run as its owner, with room on its disk"
+        f"{(error.strerror or str(error)).lower()}; run as its owner, on a disk with free space"
     )
 
 
 def run_folder(state_dir: Path) -> Path:
-    """Give the folder for what lives only while a container is started."""
+    """Return the folder of the files that exist only while a container starts."""
     return state_dir / "run"
 
 
 def env_file(state_dir: Path, task_id: str) -> Path:
-    """Give the file with what the container is told, its key among it; gone when it runs."""
+    """Return the path of the container's variables, its key included; removed once it runs."""
     return run_folder(state_dir) / f"{task_id}.env"
 
 
 def cid_file(state_dir: Path, task_id: str) -> Path:
-    """Give the file in which the engine writes the container's id before it starts it."""
+    """Return the path to which the engine writes the container's id before it starts it."""
     return run_folder(state_dir) / f"{task_id}.cid"
-
-
-def watcher_file(state_dir: Path, task_id: str) -> Path:
-    """Give the file in which podman writes who watches the container; gone when it runs."""
-    return run_folder(state_dir) / f"{task_id}.watcher"

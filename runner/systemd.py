@@ -1,4 +1,4 @@
-"""What systemd is told (sd_notify), and the watchdog, fed only while every loop makes progress."""
+"""systemd: notifications (sd_notify), and the watchdog, fed only while all loops progress."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ log = logging.getLogger(__name__)
 
 
 class Notifier:
-    """The service manager at the other end of NOTIFY_SOCKET; nobody, when it is not set."""
+    """Notifies the service manager at NOTIFY_SOCKET; does nothing if that is not set."""
 
     def __init__(self, environment: MutableMapping[str, str] | None = None) -> None:
-        """Take systemd's variables out of the environment, for no child is to have them."""
+        """Remove systemd's variables from the environment, so that no child process has them."""
         variables = os.environ if environment is None else environment
         address = variables.pop("NOTIFY_SOCKET", "")
         # An abstract socket is written with @ and addressed with NUL (sd_notify(3)).
@@ -27,8 +27,8 @@ class Notifier:
         is_for_us = not watchdog_pid or watchdog_pid == str(os.getpid())
         self.watchdog_s = int(watchdog_us) / 1e6 if watchdog_us.isdigit() and is_for_us else None
 
-    def tell(self, message: str) -> None:
-        """Send a message such as READY=1; one that cannot be sent is not worth a failure."""
+    def notify(self, message: str) -> None:
+        """Send a message such as READY=1. Never fails: the runner works without systemd too."""
         if not self._address:
             return
         try:
@@ -40,30 +40,34 @@ class Notifier:
 
 
 class Watchdog:
-    """The loops' promises to show up again in time."""
+    """By when each loop must show progress again."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._due: dict[str, float] = {}
+        """The time, in awake seconds, until which a loop must have called again."""
 
     def expect(self, loop: str, *, next_within_s: float) -> None:
-        """Promise that this loop will call again within so many seconds."""
+        """Expect the next call for this loop within so many seconds, or it counts as stuck."""
         self._due[loop] = self._clock.awake_s() + next_within_s
 
     def suspend(self, loop: str) -> None:
-        """Withdraw the promise: the loop waits for something that need not come."""
+        """Expect nothing of this loop: it waits for something that may never come."""
         self._due.pop(loop, None)
 
     def overdue(self) -> list[str]:
-        """Name the loops that broke their promise."""
-        now = self._clock.awake_s()
-        return [loop for loop, due in self._due.items() if due < now]
+        """Return the names of the loops that are stuck."""
+        now_s = self._clock.awake_s()
+        return [loop for loop, due_s in self._due.items() if due_s < now_s]
 
 
 async def feed_watchdog(
     notifier: Notifier, watchdog: Watchdog, clock: Clock, timings: Timings
 ) -> None:
-    """Feed the watchdog while no loop is overdue. Ends only by being cancelled."""
+    """Send the keep-alive ping to systemd while no loop is stuck. Ends only when cancelled.
+
+    Without it systemd kills and restarts the runner; the containers keep running.
+    """
     watchdog_s = notifier.watchdog_s
     interval_s = watchdog_s / 3 if watchdog_s else timings.watchdog_check_interval_s
     while True:
@@ -71,5 +75,5 @@ async def feed_watchdog(
         if overdue:
             log.error("a loop is stuck", extra=fields(loops=",".join(overdue)))
         elif watchdog_s:
-            notifier.tell("WATCHDOG=1")
+            notifier.notify("WATCHDOG=1")
         await clock.sleep(interval_s)

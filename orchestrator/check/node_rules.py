@@ -9,6 +9,7 @@ from orchestrator.check.site import (
     NODE_FIELDS,
     Absent,
     Broken,
+    Node,
     Rule,
     Site,
     assigned_id,
@@ -32,6 +33,35 @@ def wrong_token(site: Site) -> None:
     """A wrong registration token is refused with 401."""
     response = site.try_to_register(unique("token"), unique("node"), {})
     expect_refusal("a wrong registration token", response, 401)
+
+
+def reregistration(site: Site) -> None:
+    """A node that registers again with its key stays the same node, with its key and its task."""
+    node = site.register()
+    _require_extension("reregister", node, "a node with another name or tags is another node")
+    task_id = site.task_of(node)
+    name, tags = unique("again"), {"zone": unique("zone")}
+    for attempt in ("first", "second"):
+        answer = site.reregister(node, name, tags)
+        expect_equal(f"the id of the {attempt} answer", answer["id"], node.id)
+        expect_equal(f"the key of the {attempt} answer", answer["api_key"], node.api_key)
+    shown = fields_of(site.admin.get(f"/nodes/{node.id}"), "name", "tags")
+    expect_equal("the node's name and tags", (shown["name"], shown["tags"]), (name, tags))
+    fields_of(node.report(task_id, "running"))
+    task = site.create_task(target_node_name=name, target_tags=tags)
+    expect_equal("the task for its new name and tags", assigned_id(node), task["id"])
+
+
+def reregistration_of_nobody(site: Site) -> None:
+    """A registration with a key that no node has is refused with 410, and makes no node."""
+    node = site.register()
+    _require_extension("reregister", node, "a key beside the token is passed over")
+    fields_of(site.admin.delete(f"/nodes/{node.id}"))
+    name = unique("nobody")
+    response = site.try_to_register(site.registration_token, name, {}, api_key=node.api_key)
+    if response.is_success:
+        site.remove_later(f"/nodes/{fields_of(response, 'id')['id']}")
+    expect_refusal("the key of a node that was removed", response, 410)
 
 
 def heartbeat(site: Site) -> None:
@@ -202,9 +232,18 @@ def redelivery(site: Site) -> None:
         time.sleep(_LOOK_AGAIN_S)
 
 
+def _require_extension(name: str, node: Node, otherwise: str) -> None:
+    extensions = node.registered.get("extensions") or []
+    expect_equal("what a heartbeat names", node.beat().get("extensions") or [], extensions)
+    if name not in extensions:
+        raise Absent(otherwise)
+
+
 NODE_RULES: tuple[Rule, ...] = (
     registration,
     wrong_token,
+    reregistration,
+    reregistration_of_nobody,
     heartbeat,
     no_work,
     assignment,

@@ -1,4 +1,4 @@
-"""Where the orchestrator is, and which proxy leads there."""
+"""The orchestrator's URL, and the proxy on the way to it."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _PRINTABLE = re.compile(r"[\x21-\x7e]+")
 
 
 def check_orchestrator_url(url: str, *, allow_http: bool) -> str:
-    """Give the URL without a trailing slash, or say what is wrong with it.
+    """Return the URL without a trailing slash.
 
     Raises:
-        ConfigurationError: it is no https URL, or it is http to another host and that was not
-            allowed, or it carries a user name, a query or a fragment.
+        ConfigurationError: it is not an https URL (http is for loopback, or with `allow_http`), or
+            it has a user name, a query or a fragment.
     """
-    # These two come first: what they refuse may be a secret, and is not shown.
+    # These two come first, since what they reject may be a secret: it is not repeated.
     if "@" in url:
         raise ConfigurationError(
             "cannot use --orchestrator-url with a user name or password in it: "
@@ -47,26 +47,27 @@ def check_orchestrator_url(url: str, *, allow_http: bool) -> str:
     if parts.scheme == "http" and not allow_http and not _is_loopback(parts.hostname):
         raise ConfigurationError(
             f"cannot use --orchestrator-url {url!r}: plain http would show the keys to the "
-            "network; use https, or say --allow-http"
+            "network; use https, or give --allow-http"
         )
     return url.rstrip("/")
 
 
 def proxy_to(url: str) -> str | None:
-    """Give the proxy for a URL that was checked, as the environment has it; None for loopback.
+    """Return the proxy that the environment names for a checked URL; None for loopback.
 
     Raises:
-        ConfigurationError: it is none that speaks HTTP. The sentence names the variable; its text
-            may hold a password.
+        ConfigurationError: it is not an HTTP proxy. The message names the variable and not its
+            value, which may contain a password.
     """
     parts = urlsplit(url)
     host = parts.hostname or ""
     proxies = getproxies()
     scheme = parts.scheme if proxies.get(parts.scheme) else "all"
-    told = proxies.get(scheme)
-    if not told or _is_loopback(host) or proxy_bypass(host):
+    proxy = proxies.get(scheme)
+    if not proxy or _is_loopback(host) or proxy_bypass(host):
         return None
-    proxy = told if "://" in told else f"http://{told}"
+    if "://" not in proxy:
+        proxy = f"http://{proxy}"
     if not _is_http(proxy):
         name = f"{scheme}_proxy"
         variable = name if name in os.environ else name.upper()
@@ -78,7 +79,7 @@ def proxy_to(url: str) -> str | None:
 
 
 def without_password(proxy: str) -> str:
-    """Give what may be shown of a proxy: its host, and its port if it has one."""
+    """Return the host and port of a proxy's URL, which may be shown."""
     return urlsplit(proxy).netloc.rpartition("@")[2]
 
 
@@ -88,8 +89,8 @@ def _is_http(proxy: str) -> bool:
         has_port = parts.port is None or parts.port > 0
     except ValueError:
         return False
-    is_whole = has_port and bool(parts.hostname) and _PRINTABLE.fullmatch(proxy) is not None
-    return is_whole and parts.scheme in {"http", "https"}
+    is_complete = has_port and bool(parts.hostname) and _PRINTABLE.fullmatch(proxy) is not None
+    return is_complete and parts.scheme in {"http", "https"}
 
 
 def _is_loopback(host: str) -> bool:

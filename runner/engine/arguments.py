@@ -8,11 +8,11 @@ from runner.engine.base import ContainerSpec
 from runner.model import Limits
 
 LOG_SIZE = "10m"
-"""How much of a container's output the engine keeps; older output makes way."""
+"""How much of a container's output the engine keeps: the newest."""
 
 
 def run_arguments(kind: str, spec: ContainerSpec) -> list[str]:
-    """Write out the command that starts the container: podman's or docker's, without its name."""
+    """Return the arguments of `podman run` or `docker run`: every flag that a container gets."""
     arguments = ["run", "--detach", "--pull", "never", "--name", spec.name]
     for key, value in spec.labels.items():
         arguments += ["--label", f"{key}={value}"]
@@ -24,8 +24,6 @@ def run_arguments(kind: str, spec: ContainerSpec) -> list[str]:
         arguments += ["--cidfile", str(spec.cid_file)]
     arguments += ["--log-opt", f"max-size={LOG_SIZE}"]
     if kind == "podman":
-        if spec.watcher_file is not None:
-            arguments += ["--conmon-pidfile", str(spec.watcher_file)]
         arguments += ["--log-driver", "k8s-file"]
         if spec.timeout_s is not None:
             arguments += ["--timeout", str(max(1, round(spec.timeout_s)))]
@@ -38,9 +36,9 @@ def run_arguments(kind: str, spec: ContainerSpec) -> list[str]:
 
 
 def has_memory_limit(spec: ContainerSpec) -> bool:
-    """Tell whether the container may be ended for its use of memory."""
-    given = [argument.partition("=")[0] for argument in spec.run_args]
-    return spec.limits.memory is not None or "--memory" in given or "-m" in given
+    """Return whether the container may be killed for want of memory."""
+    flags = [argument.partition("=")[0] for argument in spec.run_args]
+    return spec.limits.memory is not None or "--memory" in flags or "-m" in flags
 
 
 def _limit_arguments(kind: str, limits: Limits) -> list[str]:
@@ -61,4 +59,4 @@ def _limit_arguments(kind: str, limits: Limits) -> list[str]:
 
 def _uses_host_network(run_args: Sequence[str]) -> bool:
     joined = " ".join(run_args)
-    return any(words in joined for words in ("--network=host", "--network host", "--net=host"))
+    return any(flag in joined for flag in ("--network=host", "--network host", "--net=host"))

@@ -1,8 +1,8 @@
-"""What the runner asks of a container engine, whichever it is, and what a container is to it."""
+"""The interface of a container engine, and the values that it takes and returns."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -20,75 +20,70 @@ LABEL_TIMEOUT = "victoria-runner.timeout-s"
 LABEL_BOOT = "victoria-runner.boot-id"
 KEY_VARIABLE = "NODE_API_KEY"
 SECRETS_VARIABLE = "VICTORIA_SECRETS"
-"""Names the variables of the operator's env file whose values the reporter blanks as we do."""
-
-
-def ignored() -> None:
-    """Do nothing, where a moment is of no interest."""
+"""Names the variables of the operator's env file whose values the reporter redacts too."""
 
 
 class Engine(Protocol):
-    """What the runner asks of a container engine; tests/contract/ holds each to the same.
+    """A container engine; tests/contract/ holds the real ones and the fake to the same.
 
-    Every method but `wait` answers within a deadline of its own, or raises EngineSilent: then
-    nothing is known. Any may raise EngineError with the engine's own words.
+    Every method but `wait` has a timeout and raises EngineSilent after it: then nothing is known.
+    Any may raise EngineError with the engine's own text.
     """
 
     @property
     def kind(self) -> str:
-        """Give podman or docker."""
+        """Podman or docker."""
 
     async def facts(self) -> EngineFacts:
-        """Ask the engine about itself."""
+        """Return what the engine says of itself."""
 
     async def fetch_image(self, image: str, policy: PullPolicy) -> None:
-        """Fetch the image where the policy says so; ImageMissing if it is not on the host then."""
+        """Pull the image where the policy says so; raise ImageMissing if it is not here then."""
 
     async def run(self, spec: ContainerSpec) -> str:
-        """Start a container that outlives us and give its id; NameInUse if there is one."""
+        """Start a container that outlives the runner, and return its id; raise NameInUse."""
 
     async def inspect(self, name: str) -> Container | None:
-        """Say what is true of the container; None when the engine knows no such one."""
+        """Return what is true of the container; None when the engine knows no such container."""
 
-    async def wait(self, name: str, on_exit: Callable[[], None] = ignored) -> None:
-        """Return some time after the container has ended. Neither promptness nor truth is sure.
+    async def wait(self, name: str) -> bool:
+        """Wait for the container to exit. May return early or late: the caller must inspect it.
 
-        `on_exit` is sure: it is called when the container's own process is gone, though the engine
-        may still be noting how. Where that cannot be told it is not called.
+        Return True if it has certainly exited, though the engine may still be noting how.
         """
 
     async def stop(self, name: str) -> None:
-        """Send TERM, after ten seconds KILL. Nothing happens to one that is not there."""
+        """Send TERM, and KILL after the grace; a container that is not there is no error."""
 
     async def remove(self, name: str) -> None:
-        """Remove the container, running or not. Nothing happens to one that is not there."""
+        """Remove the container, running or not; one that is not there is no error."""
 
     async def remove_stopped(self, name: str) -> None:
-        """Remove the container unless it runs: EngineError then, and it goes on running."""
+        """Remove the container; raise EngineError if it runs, and leave it running."""
 
     async def labelled(self, label: str, value: str) -> list[str]:
-        """Give the names of all containers, running or not, that carry the label."""
+        """Return the names of all containers, running or not, that carry the label."""
 
     async def last_output(self, name: str, lines: int) -> str:
-        """Give the last lines that the container wrote, standard output and error together."""
+        """Return the last lines of the container's standard output and error, as one text."""
 
 
 class Phase(str, Enum):
-    """What is true of a container, once the engine's word has been held against the facts."""
+    """What is true of a container, once the engine's word was checked against the host."""
 
     CREATED = "created"
     """It never ran."""
     RUNNING = "running"
     """Its processes are there."""
     EXITED = "exited"
-    """It ended, and the engine wrote down when."""
+    """It ended, and the engine noted when."""
     VANISHED = "vanished"
     """Its processes are gone and nobody saw how it ended, whatever the engine says."""
 
 
 @dataclass(frozen=True)
 class Container:
-    """A container as it stands; moments are seconds since the epoch."""
+    """A container as it is now; moments are seconds since the epoch."""
 
     container_id: str
     name: str
@@ -99,12 +94,12 @@ class Container:
     finished_at: float | None
     labels: Mapping[str, str]
     variables: Mapping[str, str] = field(default_factory=dict, repr=False)
-    """What it was started with. There are secrets among them."""
+    """Its environment; there are secrets in it."""
 
 
 @dataclass(frozen=True)
 class ContainerSpec:
-    """What a container is to be started with."""
+    """How to start a container."""
 
     name: str
     image: str
@@ -113,13 +108,11 @@ class ContainerSpec:
     env_files: tuple[Path, ...] = ()
     volumes: Mapping[Path, str] = field(default_factory=dict)
     timeout_s: float | None = None
-    """After so long the engine itself ends the container, if it knows how to (podman)."""
-    limits: Limits = Limits()  # noqa: RUF009 - a named tuple: it cannot be changed
+    """After this the engine itself ends the container (podman only)."""
+    limits: Limits = Limits()  # noqa: RUF009 - a named tuple is immutable
     run_args: tuple[str, ...] = ()
     cid_file: Path | None = None
     """Where the engine writes the container's id before it starts it; must not exist."""
-    watcher_file: Path | None = None
-    """Where podman writes the id of the process that watches the container; gone after `run`."""
 
 
 @dataclass(frozen=True)
@@ -130,11 +123,11 @@ class EngineFacts:
     is_rootless: bool
     cgroup_manager: str
     is_remote: bool = False
-    """Its containers' process ids are not this host's."""
+    """Whether its containers' process ids are another host's."""
     has_user_ids: bool = True
-    """False when a rootless engine has no user ids to give to containers."""
+    """Whether a rootless engine has subordinate user ids to give to containers."""
 
 
 def container_name(task_id: str) -> str:
-    """Give the one name that a task's container can have on an engine."""
+    """Return the name of a task's container: an engine has one container of a name."""
     return f"victoria-{task_id}"

@@ -27,8 +27,8 @@ from runner.errors import EngineError, EngineSilent, ImageMissing, NameInUse, No
 _MAX_OUTPUT_BYTES = 1 << 20
 _MAX_ARGUMENT_PAGES = 32  # MAX_ARG_STRLEN in linux/binfmts.h
 _ANY_EXIT_CODE = tuple(range(-64, 256))
-# Each as podman 4.3 to 5.8 and docker 20.10 to 28 say it. The first that is found holds.
-_MEANINGS: tuple[tuple[re.Pattern[str], type[EngineError]], ...] = (
+# As podman 4.3 to 5.8 and docker 20.10 to 28 put it; the first match counts.
+_ERROR_TYPES: tuple[tuple[re.Pattern[str], type[EngineError]], ...] = (
     (
         re.compile(
             r"cannot connect to (?:the docker daemon|podman)|unable to connect to podman|"
@@ -40,9 +40,9 @@ _MEANINGS: tuple[tuple[re.Pattern[str], type[EngineError]], ...] = (
     (re.compile(r"container name \S+ is already in use"), NameInUse),
     (re.compile(r"image not known|no such image|unable to find image"), ImageMissing),
 )
-_CHATTER = re.compile(r"time=\"\S+\" level=(?:debug|info|warning) |Usage: |(?:See|Run) '")
+_NOISE = re.compile(r"time=\"\S+\" level=(?:debug|info|warning) |Usage: |(?:See|Run) '")
 _PREFIXES = ("docker: ", "Error: ", "Error response from daemon: ")
-_MAX_COMPLAINT = 500
+_MAX_ERROR_CHARS = 500
 _VARIABLE_NAMES = frozenset(
     {
         *("PATH", "HOME", "USER", "LOGNAME", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR"),
@@ -71,19 +71,19 @@ class Program:
     async def call(
         self,
         arguments: Sequence[str],
-        deadline_s: float,
+        timeout_s: float,
         *,
         is_one_stream: bool = False,
         folder: str | None = None,
-        patience_s: float = 0.0,
+        grace_s: float = 0.0,
     ) -> CommandResult:
-        """Call it; a folder is where it is started, which matters to what conmon drops there.
+        """Run the program in `folder` and return its result; output is cut to its last MiB.
 
-        When nobody waits for it any more, it is given so many seconds to end by itself.
+        When the call is cancelled, the program may finish within `grace_s` before it is killed.
 
         Raises:
-            EngineSilent: it did not end before the deadline, or could not be started now.
-            EngineError: no such call can be made at all.
+            EngineSilent: it timed out, or cannot be started now.
+            EngineError: the arguments cannot be passed to any program.
         """
         what = f"cannot do {self._name} {arguments[0]}"
         self._check(arguments, what)
@@ -91,20 +91,20 @@ class Program:
             with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
                 outputs = (output, output if is_one_stream else errors)
                 process = await self._start(arguments, outputs, folder)
-                await self._wait_for(process, deadline_s, patience_s, what)
+                await self._wait_for(process, timeout_s, grace_s, what)
                 return CommandResult(process.exit_code, _tail(output), _tail(errors))
         except (OSError, sh.ForkException) as error:
             reason = getattr(error, "strerror", None) or str(error).strip().rpartition("\n")[2]
             raise EngineSilent(f"{what}: {reason.strip()}") from error
 
     def _check(self, arguments: Sequence[str], what: str) -> None:
-        """Refuse what sh would only find out after its fork, where it leaves a zombie behind."""
+        """Raise for what sh would only find out after its fork, where it leaves a zombie behind."""
         limit = _MAX_ARGUMENT_PAGES * os.sysconf("SC_PAGE_SIZE")
         for argument in arguments:
             try:
                 size = len(argument.encode())
             except UnicodeEncodeError as error:
-                raise EngineError(f"{what}: an argument is no valid text") from error
+                raise EngineError(f"{what}: an argument is not valid text") from error
             if size >= limit:
                 raise EngineError(f"{what}: an argument has {size} bytes, at most {limit - 1} fit")
             if "\0" in argument:
@@ -115,7 +115,7 @@ class Program:
     async def _start(
         self, arguments: Sequence[str], outputs: tuple[IO[bytes], IO[bytes]], folder: str | None
     ) -> sh.RunningCommand:
-        """Start the engine, in a scope of its own, so that no cancellation can lose the process."""
+        """Start the program, shielded, so that no cancellation can lose the process."""
 
         def start() -> sh.RunningCommand:
             with Path(os.devnull).open("rb") as nothing:
@@ -129,7 +129,7 @@ class Program:
                     _out=outputs[0],
                     _err=outputs[1],
                     _env=self._environment,
-                    # conmon drops a note where it was started, when the host is short of memory.
+                    # conmon leaves its out-of-memory note in its working folder
                     _cwd=folder or "/",
                     _encoding="utf-8",
                     _ok_code=_ANY_EXIT_CODE,
@@ -141,33 +141,33 @@ class Program:
         return process  # noqa: RET504 - a scope may swallow an exception, says its type
 
     async def _wait_for(
-        self, process: sh.RunningCommand, deadline_s: float, patience_s: float, what: str
+        self, process: sh.RunningCommand, timeout_s: float, grace_s: float, what: str
     ) -> None:
         try:
-            with anyio.fail_after(deadline_s):
-                await self._ended(process)
+            with anyio.fail_after(timeout_s):
+                await self._wait(process)
         except TimeoutError as error:
-            await self._end(process)
-            raise EngineSilent(f"{what}: no answer within {deadline_s:g} s") from error
+            await self._kill(process)
+            raise EngineSilent(f"{what}: no answer within {timeout_s:g} s") from error
         except BaseException:
-            with anyio.move_on_after(patience_s, shield=True) as waiting:
-                await self._ended(process)
+            with anyio.move_on_after(grace_s, shield=True) as waiting:
+                await self._wait(process)
             if waiting.cancelled_caught:
-                await self._end(process)
+                await self._kill(process)
             raise
 
-    async def _ended(self, process: sh.RunningCommand) -> None:
+    async def _wait(self, process: sh.RunningCommand) -> None:
         await anyio.to_thread.run_sync(process.wait, abandon_on_cancel=True, limiter=self._threads)
 
-    async def _end(self, process: sh.RunningCommand) -> None:
-        """End a call's process group: TERM, then KILL; the container is none of its members."""
+    async def _kill(self, process: sh.RunningCommand) -> None:
+        """Send TERM, then KILL, to the process group; the container is not a member of it."""
         with anyio.CancelScope(shield=True):
-            for how in (signal.SIGTERM, signal.SIGKILL):
-                # KILL even when the first process obeyed: its children may not have.
+            for number in (signal.SIGTERM, signal.SIGKILL):
+                # KILL even if the first process ended: its children may live on.
                 with suppress(ProcessLookupError):
-                    os.killpg(process.pid, how)
+                    os.killpg(process.pid, number)
                 with anyio.move_on_after(self._kill_grace_s):
-                    await self._ended(process)
+                    await self._wait(process)
 
 
 def _tail(file: IO[bytes]) -> str:
@@ -186,37 +186,37 @@ class CommandResult:
 
     @property
     def ok(self) -> bool:
-        """Tell whether the engine did what it was told."""
+        """Whether the command succeeded."""
         return self.exit_code == 0
 
     @property
     def asks_for_migration(self) -> bool:
-        """Tell whether podman refuses every command until it is mended."""
+        """Whether podman refuses every command until `podman system migrate` was called."""
         return not self.ok and "podman system migrate" in self.errors
 
     @property
     def error_text(self) -> str:
-        """Give the engine's last words on one line, without its own prefixes and advice."""
+        """The engine's last error line, without its own prefixes and advice."""
         if self.exit_code < 0:
-            return f"it was ended by signal {-self.exit_code}"
+            return f"it was killed by signal {-self.exit_code}"
         lines = [line.strip() for line in (self.errors or self.output).splitlines()]
-        lines = [line for line in lines if line and not _CHATTER.match(line)]
-        words = next((line for line in reversed(lines) if "rror" in line), (lines or [""])[-1])
+        lines = [line for line in lines if line and not _NOISE.match(line)]
+        text = next((line for line in reversed(lines) if "rror" in line), (lines or [""])[-1])
         for prefix in _PREFIXES:
-            words = words.removeprefix(prefix)
-        return words[:_MAX_COMPLAINT] or f"exit code {self.exit_code}"
+            text = text.removeprefix(prefix)
+        return text[:_MAX_ERROR_CHARS] or f"exit code {self.exit_code}"
 
     @property
     def error_type(self) -> type[EngineError]:
-        """Say which of our errors the complaint is."""
+        """The class of our error that the error text means."""
         if self.exit_code < 0:
             return EngineSilent
-        said = (self.errors or self.output).lower()
-        return next((error for words, error in _MEANINGS if words.search(said)), EngineError)
+        text = (self.errors or self.output).lower()
+        return next((error for pattern, error in _ERROR_TYPES if pattern.search(text)), EngineError)
 
 
 def engine_environment(ours: Mapping[str, str]) -> dict[str, str]:
-    """Choose what the engine is started with; the rest may be secret, or NOTIFY_SOCKET."""
+    """Return the variables that the engine inherits; no secret: conmon keeps them."""
     chosen = {
         name: value
         for name, value in ours.items()
@@ -226,5 +226,5 @@ def engine_environment(ours: Mapping[str, str]) -> dict[str, str]:
     if os.getuid() != 0 and runtime_dir.is_dir():
         chosen.setdefault("XDG_RUNTIME_DIR", str(runtime_dir))
         chosen.setdefault("DBUS_SESSION_BUS_ADDRESS", f"unix:path={runtime_dir}/bus")
-    # Its complaints are read: they are to be in English.
+    # Its error texts are matched: they must be in English.
     return {**chosen, "LC_ALL": "C"}

@@ -1,4 +1,4 @@
-"""What engines say of themselves and of containers, read; it is not taken on trust: see `Phase`."""
+"""The output of `info` and `inspect`, parsed; it is not taken on trust: see `Phase`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from runner.engine.base import SIGNALLED, Container, EngineFacts, Phase
 
 
 def read_podman_facts(about: Mapping[str, Any]) -> EngineFacts:
-    """Read what `podman info` says."""
+    """Parse the output of `podman info`."""
     host = about["host"]
     return EngineFacts(
         version=about["version"]["Version"],
@@ -22,7 +22,7 @@ def read_podman_facts(about: Mapping[str, Any]) -> EngineFacts:
 
 
 def _has_user_ids(host: Mapping[str, Any]) -> bool:
-    """Tell whether there is more in the map than the user: what /etc/subuid and subgid grant."""
+    """Return whether the user has subordinate ids (/etc/subuid, /etc/subgid) beside its own."""
     if not host["security"]["rootless"]:
         return True
     maps = host.get("idMappings") or {}
@@ -30,7 +30,7 @@ def _has_user_ids(host: Mapping[str, Any]) -> bool:
 
 
 def read_docker_facts(about: Mapping[str, Any], socket: str) -> EngineFacts:
-    """Read what `docker info` says of the daemon behind the socket."""
+    """Parse the output of `docker info` of the daemon behind the socket."""
     return EngineFacts(
         version=about["ServerVersion"],
         is_rootless=any("rootless" in option for option in about["SecurityOptions"] or ()),
@@ -40,25 +40,19 @@ def read_docker_facts(about: Mapping[str, Any], socket: str) -> EngineFacts:
 
 
 def says_running(inspected: Mapping[str, Any]) -> bool:
-    """Tell whether the engine says, in its `inspect`, that the container runs."""
+    """Return whether the engine claims that the container runs."""
     status = inspected["State"].get("Status")
     return bool(inspected["State"].get("Running")) or status in {"running", "paused", "stopping"}
 
 
 def process_ids(inspected: Mapping[str, Any]) -> list[int]:
-    """Give the ids that `inspect` names: the container's first process, then what watches it."""
-    pids = (inspected["State"].get("Pid"), watcher_id(inspected))
+    """Return the ids that `inspect` names: the container's first process, then its conmon."""
+    pids = (inspected["State"].get("Pid"), inspected["State"].get("ConmonPid"))
     return [pid for pid in pids if pid]
 
 
-def watcher_id(inspected: Mapping[str, Any]) -> int | None:
-    """Give the id that `inspect` names of the process that watches the container."""
-    watcher: int | None = inspected["State"].get("ConmonPid")
-    return watcher
-
-
 def just_started(container_id: str, name: str, now: float) -> Container:
-    """Give a container as it is in the moment in which the engine says that it runs."""
+    """Return a container as it is when `run` has just succeeded."""
     return Container(
         container_id=container_id,
         name=name,
@@ -72,20 +66,20 @@ def just_started(container_id: str, name: str, now: float) -> Container:
 
 
 def read_container(inspected: Mapping[str, Any], *, has_processes: bool) -> Container:
-    """Say what is true of a container, by the engine's `inspect` and a look for its processes."""
+    """Return what is true of a container, by the engine's `inspect` and the host's processes."""
     state = inspected["State"]
     started_at = _moment(state.get("StartedAt"))
     finished_at = _moment(state.get("FinishedAt"))
     if says_running(inspected):
         phase = Phase.RUNNING if has_processes else Phase.VANISHED
     elif state.get("Status") in {"removing", "dead"} and state.get("ExitCode") in SIGNALLED:
-        # `rm --force` has ended it, and says so for as long as the removal takes.
+        # `rm --force` has killed it, and this is what the engine says while it removes it.
         phase = Phase.VANISHED
     elif finished_at is not None:
-        # Not held against StartedAt: the clock may have been set back in between.
+        # Not compared with StartedAt: the clock may have been set back in between.
         phase = Phase.EXITED
     elif started_at is None and process_ids(inspected):
-        # podman was killed before it wrote down that it had started it.
+        # podman was killed after the start and before it noted it.
         phase = Phase.RUNNING if has_processes else Phase.VANISHED
     else:
         phase = Phase.CREATED if started_at is None else Phase.VANISHED
@@ -103,12 +97,12 @@ def read_container(inspected: Mapping[str, Any], *, has_processes: bool) -> Cont
 
 
 def _variables(lines: Sequence[str]) -> dict[str, str]:
-    """Read NAME=VALUE lines; of a name that comes twice the last holds, as in the container."""
+    """Parse NAME=VALUE lines; of a name that comes twice the last counts, as in the container."""
     return {name: text for name, _, text in (line.partition("=") for line in lines)}
 
 
 def _moment(text: str | None) -> float | None:
-    """Read an engine's time; the year 1 is how both say that it has not happened."""
+    """Parse an engine's timestamp; both use the year 1 for what has not happened."""
     if not text or text.startswith("0001-"):
         return None
     # Nanoseconds are more than datetime takes; offsets come as Z or +01:00.

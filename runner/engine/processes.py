@@ -1,6 +1,6 @@
-"""The host's own word on processes: a container's, and those that start one. Calls no engine.
+"""Processes as this host's kernel shows them: a container's, and engine calls that start one.
 
-What is said of a container's processes holds for an engine whose containers are on this host.
+Only for engines whose containers run on this host.
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ from pathlib import Path
 
 import anyio
 
-_END_DEADLINE_S = 2.0
-_LOOK_AGAIN_S = 0.05
+_KILLED_WITHIN_S = 2.0
+"""A process that is still there so long after KILL is stuck in the kernel."""
+_CHECK_INTERVAL_S = 0.05
 
 
 def any_exists(pids: Iterable[int], container_id: str) -> bool:
-    """Tell whether one of the ids is a process of this container: ids are used again."""
+    """Return whether one of the ids is a process of this container: ids are reused."""
     return any(_belongs(pid, container_id) for pid in pids)
 
 
 async def wait_for_all(pids: Iterable[int], container_id: str) -> bool:
-    """Return when none of these processes of the container lives any more.
+    """Wait until none of these processes of the container is alive.
 
-    False says that this host cannot tell, and that not all were waited for.
+    Return False if this kernel cannot tell, so that not all were waited for.
     """
     for pid in pids:
         try:
@@ -38,7 +39,7 @@ async def wait_for_all(pids: Iterable[int], container_id: str) -> bool:
                 continue
             return False
         try:
-            # Looked at while it is held, so that the id cannot change hands in between.
+            # Checked while the pidfd is held, so that the id cannot be reused in between.
             if _belongs(pid, container_id):
                 await anyio.wait_readable(descriptor)
         finally:
@@ -46,47 +47,24 @@ async def wait_for_all(pids: Iterable[int], container_id: str) -> bool:
     return True
 
 
-async def wait_for_watched(watcher: int, container_id: str) -> bool:
-    """Return when the process that watches the container has lost the one that it watches.
-
-    False says that this host cannot tell, and that nothing was waited for.
-    """
-    if not _belongs(watcher, container_id):
-        return False
-    for pid in _children(watcher):
-        try:
-            descriptor = os.pidfd_open(pid)
-        except OSError:
-            continue
-        try:
-            # Looked at while it is held, so that the id cannot change hands in between.
-            if pid in _children(watcher):
-                await anyio.wait_readable(descriptor)
-                return True
-        finally:
-            os.close(descriptor)
-    return False
-
-
 def kill_leftover_starts(cid_folder: Path, names: Collection[str], grace_s: float) -> list[int]:
-    """See that no engine call by which a killed runner was starting a container is under way.
+    """Wait for the engine calls with which a killed runner was starting containers, then kill them.
 
-    Where no service manager ends it, such a call lives on. If it got stuck, it would start the
-    container once more after the next runner has started, reported and removed it. It is waited
-    for, then killed. Calls are known by a cid file in that folder, or by `start` and one of these
-    names. Give the ids of those that were killed.
+    Where no service manager ends them, they live on. A stuck one could start its container again
+    after this runner has started, reported and removed it. A call is recognised by a cid file in
+    `cid_folder`, or by `start` and one of `names`. Return the ids of the killed ones.
     """
     killed: set[int] = set()
-    patience_ends_at = time.monotonic() + grace_s
-    while found := set(_starts(cid_folder, names)):
-        if time.monotonic() > patience_ends_at + _END_DEADLINE_S:
+    grace_ends_at = time.monotonic() + grace_s
+    while starts := set(_starts(cid_folder, names)):
+        if time.monotonic() > grace_ends_at + _KILLED_WITHIN_S:
             break
-        if time.monotonic() > patience_ends_at:
-            for pid in found - killed:
+        if time.monotonic() > grace_ends_at:
+            for pid in starts - killed:
                 with suppress(OSError):
                     os.kill(pid, signal.SIGKILL)
-            killed |= found
-        time.sleep(_LOOK_AGAIN_S)
+            killed |= starts
+        time.sleep(_CHECK_INTERVAL_S)
     return sorted(killed)
 
 
@@ -105,24 +83,15 @@ def _starts(cid_folder: Path, names: Collection[str]) -> Iterator[int]:
             yield int(folder.name)
 
 
-def _children(pid: int) -> list[int]:
-    """Give the processes that one has started, where the kernel tells."""
-    try:
-        text = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii")
-    except OSError:
-        return []
-    return [int(child) for child in text.split()]
-
-
 def _belongs(pid: int, container_id: str) -> bool:
-    """Look for the container's id: conmon has it as an argument, the others in their cgroup.
+    """Return whether a process carries the container's id: an argument of conmon, else its cgroup.
 
-    A zombie is none of its processes any more: where nothing reaps it, it stays for ever.
+    A zombie does not count: where nothing reaps it, it stays for ever.
     """
     folder = Path(f"/proc/{pid}")
     try:
         state = (folder / "stat").read_bytes().rpartition(b") ")[2][:1]
-        named_in = [(folder / name).read_bytes() for name in ("cgroup", "cmdline")]
+        texts = [(folder / name).read_bytes() for name in ("cgroup", "cmdline")]
     except OSError:
         return False
-    return state not in b"ZX" and any(container_id.encode() in text for text in named_in)
+    return state not in b"ZX" and any(container_id.encode() in text for text in texts)

@@ -1,4 +1,4 @@
-"""The task that a container works on, as the reporter inside finds it, and its agent's session."""
+"""The task that this container works on, and its agent's session in Crush's database."""
 
 from __future__ import annotations
 
@@ -55,26 +55,26 @@ class Job:
 
     @property
     def secrets(self) -> list[str]:
-        """Give the texts that nothing that is told of the task may carry."""
+        """Return the texts to redact from reports and logs."""
         texts = [secret.reveal() for secret in (self.identity.api_key, *self.named_secrets)]
-        # The engines keep the quotes of a value; who prints it may not.
+        # The engines keep a value's quotes; a program that prints it may drop them.
         return [*texts, *(text.strip("\"'") for text in texts)]
 
     @property
     def database(self) -> Path:
-        """Where Crush keeps its sessions."""
+        """The path of Crush's database."""
         return self.home / ".crush" / "crush.db"
 
 
 def missing_in(variables: Mapping[str, str]) -> str | None:
-    """Name what is not set and without which there is nobody to report to."""
+    """Return the name of a required variable that is not set."""
     if not variables.get("ORCHESTRATOR_URL"):
         return "ORCHESTRATOR_URL"
     return None if variables.get("JOB_ID") or variables.get("TASK_ID") else "JOB_ID"
 
 
 def job_in(variables: Mapping[str, str], processes: Path = _PROCESSES) -> Job:
-    """Read the job, of which nothing is missing.
+    """Parse the variables of a job, none of which is missing.
 
     Raises:
         ConfigurationError: a variable cannot be used.
@@ -104,7 +104,7 @@ def job_in(variables: Mapping[str, str], processes: Path = _PROCESSES) -> Job:
 
 
 def _started_at(processes: Path) -> float:
-    """Tell when process 1 began, which is the container's start; or else this process."""
+    """Return the start time of process 1, which is the container's, or else of this process."""
     for process in ("1", "self"):
         try:
             told = (processes / process / "stat").read_text(encoding="utf-8", errors="replace")
@@ -117,7 +117,7 @@ def _started_at(processes: Path) -> float:
 
 
 def _prompt(processes: Path) -> str | None:
-    """Read what follows `--task` in the arguments of process 1."""
+    """Return what follows `--task` in the arguments of process 1."""
     try:
         with (processes / "1" / "cmdline").open("rb") as file:
             arguments = file.read(_MOST_BYTES).split(b"\0")
@@ -127,11 +127,11 @@ def _prompt(processes: Path) -> str | None:
 
 
 class NothingToHandIn(RunnerError):
-    """There is no session, or none that is certainly this task's."""
+    """No session is certain to be this task's."""
 
 
 class JobSession:
-    """Looked for whenever it is needed, until it is known."""
+    """The session of the task's agent, looked up when it is needed until it is known."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
@@ -139,7 +139,7 @@ class JobSession:
         self._id: str | None = None
 
     async def known_id(self) -> str | None:
-        """Give its id if that is known now, or soon: a report goes out without it as well."""
+        """Return its id, or None after a short timeout: a report is sent without it as well."""
         if self._id is None:
             look = partial(
                 find_sessions, self._job.database, self._wanted, busy_timeout_s=_LOOK_PATIENCE_S
@@ -155,12 +155,12 @@ class JobSession:
         return self._id
 
     async def read(self, session_id: str | None, until: float) -> Mapping[str, object]:
-        """Read the task's latest session, or the one that is named, as `POST /logs` takes it.
+        """Return the task's latest session, or the one that is named, as `POST /logs` takes it.
 
         Raises:
-            NothingToHandIn: there is none that may be handed in.
+            NothingToHandIn: this task has no such session.
             CrushError: the database cannot be read.
-            Unavailable: that takes longer than `until`, a moment on the event loop's clock.
+            Unavailable: it takes until after `until`, a time on the event loop's clock.
         """
         return await _within(until, partial(self._read, session_id))
 
@@ -187,7 +187,7 @@ class JobSession:
 
 
 async def _within(until: float, read: Callable[[], T]) -> T:
-    """Read something in a worker thread, which is left alone when the time is up."""
+    """Return what `read` returns in a worker thread, which is abandoned on timeout."""
     try:
         with anyio.fail_after(max(0.0, until - anyio.current_time())):
             return await anyio.to_thread.run_sync(read, abandon_on_cancel=True)

@@ -1,7 +1,7 @@
-"""What the status reporter does for an agent: send its reports, hand in its log, leave a trace.
+"""What the status reporter does for an agent: send its reports, hand in its log, save its state.
 
-Whatever goes wrong becomes an answer with one sentence in it. A final word is written down before
-it is sent, so that it survives the end of the container at any moment.
+Whatever goes wrong becomes an answer with one sentence in it. A final status is saved before it is
+sent, so that it survives the end of the container at any moment.
 """
 
 from __future__ import annotations
@@ -35,148 +35,151 @@ from runner.workspace.handover import (
 )
 
 log = logging.getLogger(__name__)
-PATIENCE_S = 30.0
-"""How long an agent can bear to wait for one answer."""
+CALL_TIMEOUT_S = 30.0
+"""How long an agent waits for one answer: half of the timeout that the documents set in Crush."""
 _RETRY = RetryPolicy(ceiling_s=5.0)
 _FINAL = frozenset({"success", "error"})
-Answer = dict[str, object]
+ToolAnswer = dict[str, object]
+"""A tool's answer as JSON: `sent`, and with it `error` if that is false, or what was sent."""
 T = TypeVar("T")
 
 
 class Reporter:
-    """The reporter of one task; an agent's calls are taken one after another."""
+    """The reporter of one task; handles an agent's calls one after another."""
 
     def __init__(
-        self, job: Job, orchestrator: OrchestratorClient, *, patience_s: float = PATIENCE_S
+        self, job: Job, orchestrator: OrchestratorClient, *, timeout_s: float = CALL_TIMEOUT_S
     ) -> None:
         self._job = job
         self._orchestrator = orchestrator
-        self._patience_s = patience_s
-        self._turn = anyio.Lock()
-        self._trace = _trace_of(job)
+        self._timeout_s = timeout_s
+        self._lock = anyio.Lock()
+        self._state = _saved_state(job)
         self._session = JobSession(job)
-        self._forms = encoded_forms(job.secrets)
+        self._secret_forms = encoded_forms(job.secrets)
 
-    async def report(self, status: str, message: str | None, progress: float | None) -> Answer:
-        """Tell how the task stands; a `success` or `error` is its end."""
-        until = self._until()
-        async with self._turn:
-            return await self._report(status, self._prepare_message(message), progress, until)
+    async def report(self, status: str, message: str | None, progress: float | None) -> ToolAnswer:
+        """Report the task's status; `success` and `error` are final."""
+        deadline = self._deadline()
+        async with self._lock:
+            return await self._report(status, self._prepare_message(message), progress, deadline)
 
-    async def finish(self, status: str, message: str | None, *, submit_logs: bool) -> Answer:
-        """Hand in the log, if that is query, then tell the end."""
-        until = self._until()
+    async def finish(self, status: str, message: str | None, *, submit_logs: bool) -> ToolAnswer:
+        """Hand in the log, if that is asked for, then report the final status."""
+        deadline = self._deadline()
         message = self._prepare_message(message)
-        async with self._turn:
+        async with self._lock:
             session_id = await self._session.known_id()
             # Before the log: the container may be gone before that has been taken.
-            await self._expect(FinalStatus(status, message, session_id, is_sent=False))
-            logs: Answer = {}
+            await self._save_final(FinalStatus(status, message, session_id, is_sent=False))
+            logs: ToolAnswer = {}
             if submit_logs:
-                # Half of the time, so that the end can be told when the log is not taken.
-                logs = {"logs": await self._hand_in(None, until - self._patience_s / 2)}
+                # Half of the time, so that the status can be sent when the log is not taken.
+                logs = {"logs": await self._hand_in(None, deadline - self._timeout_s / 2)}
             progress = 100.0 if status == "success" else None
-            return {**await self._report(status, message, progress, until), **logs}
+            return {**await self._report(status, message, progress, deadline), **logs}
 
-    async def hand_in(self, session_id: str | None) -> Answer:
+    async def hand_in(self, session_id: str | None) -> ToolAnswer:
         """Hand in a session as the task's log: the latest, or the one that is named."""
-        until = self._until()
-        async with self._turn:
-            return await self._hand_in(session_id, until)
+        deadline = self._deadline()
+        async with self._lock:
+            return await self._hand_in(session_id, deadline)
 
-    async def job_info(self) -> Answer:
-        """Say what the reporter knows of its job, without the key."""
+    async def job_info(self) -> ToolAnswer:
+        """Return what the reporter knows of its job, without the key."""
         return {
             "job_id": self._job.task_id,
             "orchestrator_url": self._job.orchestrator_url,
             "has_api_key": bool(self._job.identity.api_key),
             "crush_database": str(self._job.database),
-            "logs_submitted": self._trace.log_digest is not None,
-            "final_status": self._trace.final and self._trace.final.status,
+            "logs_submitted": self._state.log_digest is not None,
+            "final_status": self._state.final and self._state.final.status,
             "reporter": session_mark(self._job.task_id),
         }
 
-    def _until(self) -> float:
-        return anyio.current_time() + self._patience_s
+    def _deadline(self) -> float:
+        return anyio.current_time() + self._timeout_s
 
     def _prepare_message(self, message: str | None) -> str | None:
-        """Give a message without what must not or cannot be sent."""
+        """Redact a message, and replace or truncate what the orchestrator would not take."""
         if message is None:
             return None
-        message = redact(to_valid_unicode(message), self._forms)
-        cut = " [… cut]"
+        message = redact(to_valid_unicode(message), self._secret_forms)
+        mark = " [… cut]"
         too_long = len(message) > MOST_MESSAGE_CHARS
-        return message[: MOST_MESSAGE_CHARS - len(cut)] + cut if too_long else message
+        return message[: MOST_MESSAGE_CHARS - len(mark)] + mark if too_long else message
 
     # Status
 
     async def _report(
-        self, status: str, message: str | None, progress: float | None, until: float
-    ) -> Answer:
+        self, status: str, message: str | None, progress: float | None, deadline: float
+    ) -> ToolAnswer:
         session_id = await self._session.known_id()
-        word = FinalStatus(status, message, session_id, is_sent=False) if status in _FINAL else None
-        is_kept = word is not None and await self._expect(word)
+        is_final = status in _FINAL
+        final = FinalStatus(status, message, session_id, is_sent=False)
+        is_saved = is_final and await self._save_final(final)
         body = status_body(self._job.task_id, status, message, time.time())
-        told = {"progress": progress, "crush_session_id": session_id}
-        body.update((name, value) for name, value in told.items() if value is not None)
+        if progress is not None:
+            body["progress"] = progress
+        if session_id is not None:
+            body["crush_session_id"] = session_id
         try:
-            report = partial(self._orchestrator.report, self._job.identity, "status", body)
-            standing = await self._send(report, until)
+            send = partial(self._orchestrator.report, self._job.identity, "status", body)
+            standing = await self._send(send, deadline)
         except RunnerError as error:
-            later = "; it is kept, and delivered when this container has ended" if is_kept else ""
+            later = "; it is kept, and delivered when this container has ended" if is_saved else ""
             return _failure(f"cannot report {status!r}: {error}{later}")
-        if word is not None:
-            await self._leave(replace(self._trace, final=self._stands(word, standing)))
+        if is_final:
+            await self._save(replace(self._state, final=self._standing_final(final, standing)))
         return {
             "sent": True,
             "job_id": self._job.task_id,
             "status": status,
-            **_standing(status, standing),
+            **_conflict(status, standing),
             "reporter": session_mark(self._job.task_id),
         }
 
-    async def _expect(self, word: FinalStatus) -> bool:
-        """Write down a final word that is about to be sent, unless one stands; say if it is."""
-        if self._trace.final is not None and self._trace.final.is_sent:
+    async def _save_final(self, final: FinalStatus) -> bool:
+        """Save a final status that is not sent yet, unless one was sent; return whether it did."""
+        if self._state.final is not None and self._state.final.is_sent:
             return False
-        return await self._leave(replace(self._trace, final=word))
+        return await self._save(replace(self._state, final=final))
 
-    def _stands(self, word: FinalStatus, standing: str | None) -> FinalStatus:
-        """Give the final word that stands at the orchestrator after it has taken this one."""
-        if standing in {None, word.status} or standing not in _FINAL:
-            return replace(word, is_sent=True)
-        before = self._trace.final
+    def _standing_final(self, final: FinalStatus, standing: str | None) -> FinalStatus:
+        """Return the final status that the orchestrator has after it has answered `final`."""
+        if standing in {None, final.status} or standing not in _FINAL:
+            return replace(final, is_sent=True)
+        before = self._state.final
         if before is not None and before.status == standing:
             return before
-        return FinalStatus(standing, None, word.session_id, is_sent=True)
+        return FinalStatus(standing, None, final.session_id, is_sent=True)
 
-    async def _leave(self, trace: ReporterState) -> bool:
-        self._trace = trace
-        write = partial(write_reporter_state, self._job.home, self._job.task_id, trace)
+    async def _save(self, state: ReporterState) -> bool:
+        self._state = state
+        write = partial(write_reporter_state, self._job.home, self._job.task_id, state)
         try:
             await anyio.to_thread.run_sync(write)
         except OSError as error:
-            log.error("cannot leave a trace for the runner: %s", error.strerror)
+            log.error("cannot save the reporter's state for the runner: %s", error.strerror)
             return False
         return True
 
     # Log
 
-    async def _hand_in(self, session_id: str | None, until: float) -> Answer:
-        # Should it not be taken now, then the runner has to see to it.
-        await self._leave(replace(self._trace, log_digest=None))
+    async def _hand_in(self, session_id: str | None, deadline: float) -> ToolAnswer:
+        # If the log is not taken now, the runner must see that it is missing.
+        await self._save(replace(self._state, log_digest=None))
         try:
-            session = await self._session.read(session_id, until)
+            session = await self._session.read(session_id, deadline)
             digest = await anyio.to_thread.run_sync(digest_of, session)
             body = log_body(self._job.task_id, session)
-            taken = await self._send(
-                partial(hand_in_log, self._orchestrator, self._job.identity, body), until
-            )
+            send = partial(hand_in_log, self._orchestrator, self._job.identity, body)
+            accepted = await self._send(send, deadline)
         except RunnerError as error:
             return _failure(f"cannot submit the log: {error}")
         sent_id = str(session["id"])
-        await self._leave(replace(self._trace, log_digest=digest, log_session_id=sent_id))
-        messages = taken["messages"]
+        await self._save(replace(self._state, log_digest=digest, log_session_id=sent_id))
+        messages = accepted["messages"]
         return {
             "sent": True,
             "job_id": self._job.task_id,
@@ -185,15 +188,19 @@ class Reporter:
             "reporter": session_mark(self._job.task_id),
         }
 
-    # The wire
+    # Delivery
 
-    async def _send(self, call: Callable[[], Awaitable[T]], until: float) -> T:
-        """Call the orchestrator, again and again until the time is up; give its answer."""
+    async def _send(self, call: Callable[[], Awaitable[T]], deadline: float) -> T:
+        """Call the orchestrator, and retry with backoff until it answers; return its answer.
+
+        Raises:
+            RunnerError: it refused, or it was unavailable until `deadline`.
+        """
         if not self._job.identity.api_key:
             raise Unauthorised("NODE_API_KEY is not set")
         attempts = 0
         failure = Unavailable("no time was left for it")
-        while (left_s := until - anyio.current_time()) > 0:
+        while (left_s := deadline - anyio.current_time()) > 0:
             try:
                 with anyio.fail_after(left_s):
                     return await call()
@@ -203,14 +210,14 @@ class Reporter:
                 failure = error
             attempts += 1
             pause_s = _RETRY.wait_s(attempts, failure.retry_after_s)
-            if anyio.current_time() + pause_s >= until:
+            if anyio.current_time() + pause_s >= deadline:
                 break
             await anyio.sleep(pause_s)
         raise failure
 
 
-def _trace_of(job: Job) -> ReporterState:
-    """Go on from what an earlier reporter of this task has left."""
+def _saved_state(job: Job) -> ReporterState:
+    """Return the state that an earlier reporter of this task has saved."""
     try:
         return read_reporter_state(job.home, job.task_id)
     except HandoverError as error:
@@ -218,8 +225,8 @@ def _trace_of(job: Job) -> ReporterState:
         return ReporterState()
 
 
-def _standing(status: str, standing: str | None) -> Answer:
-    """Say where the task stands, if the orchestrator said so and it is not where it was put."""
+def _conflict(status: str, standing: str | None) -> ToolAnswer:
+    """Return a note if the orchestrator has the task at another status than the reported one."""
     if standing in {None, status}:
         return {}
     note = (
@@ -230,5 +237,5 @@ def _standing(status: str, standing: str | None) -> Answer:
     return {"task_status": standing, "note": note}
 
 
-def _failure(sentence: str) -> Answer:
+def _failure(sentence: str) -> ToolAnswer:
     return {"sent": False, "error": sentence}

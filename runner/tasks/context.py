@@ -1,4 +1,4 @@
-"""What the steps of a task share: the runner's parts, and the task itself."""
+"""What loops and tasks are passed: the runner's parts, and a task under way."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from runner.model import Assignment, EndReason, Identity, Task, status_body
 from runner.node import Node, Problems, Slots, persist
 from runner.settings import Settings
 from runner.systemd import Watchdog
-from runner.timing import ChangeSignal, Clock, Timings
+from runner.timing import ChangeSignal, Clock, Retry, RetryPolicy, Timings, retry
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class RunnerContext:
-    """The parts of a runner, one of each."""
+    """The parts of the runner, one of each."""
 
     settings: Settings
     clock: Clock
@@ -43,7 +43,7 @@ class RunnerContext:
     watchdog: Watchdog
     timings: Timings
     runner_id: str
-    """The label of this runner's containers, among those of others on the same engine."""
+    """The label that distinguishes this runner's containers from another's on the same engine."""
 
     @property
     def status(self) -> str:
@@ -58,7 +58,7 @@ class TaskReassigned(Exception):
 
 
 class TaskContext:
-    """What the steps of one task's life share."""
+    """A task under way, as its steps share it."""
 
     def __init__(self, task: Task, runner: RunnerContext) -> None:
         self.record = task
@@ -69,12 +69,12 @@ class TaskContext:
         """Notified when the container should be inspected, or stopped, now."""
         self.cancelled_by: str | None = None
         self.engine_silent_at_s: float | None = None
-        """The uptime at which the engine last did not answer about the container."""
+        """The uptime at which the engine last failed to answer about the container."""
         self.preparation = anyio.CancelScope()
-        """The scope of what comes before the container; cancelling the task cancels it."""
+        """Cancelled with the task: what comes before its container is cut short."""
 
     def cancel(self, who: str) -> None:
-        """Have the task stopped, at whatever step it is."""
+        """Stop the task, at whatever step it is."""
         if self.cancelled_by is None:
             log.info("task is cancelled", extra=fields(task_id=self.task_id, by=who))
             self.cancelled_by = who
@@ -83,7 +83,7 @@ class TaskContext:
 
     @property
     def assignment(self) -> Assignment:
-        """What is to be done."""
+        """What the task is to do."""
         if self.record.assignment is None:
             raise AssertionError("only a closed task has lost its assignment")
         return self.record.assignment
@@ -97,35 +97,44 @@ class TaskContext:
         """Return the identity to report the task with.
 
         Raises:
-            RegistrationRefused: it was refused, and there is no other.
+            RegistrationRefused: the one that accepted it was refused, and there is no other.
         """
         return await self.runner.node.identity_of(self.task_id)
 
     async def inspect(self) -> Container | None:
-        """Return the container, once the engine answers: a silent engine proves nothing."""
-        while True:
-            try:
-                container = await self.engine.inspect(self.container_name)
-            except EngineError as error:
-                await self.wait_for_engine(error)
-                self.engine_silent_at_s = self.runner.clock.uptime_s()
-            else:
-                self.engine_answers()
-                return container
+        """Return what is true of the container, retried until the engine answers.
 
-    async def wait_for_engine(self, error: EngineError, call: str = "") -> None:
-        """Note that nothing is known of the task, and wait a little.
+        An engine that does not answer is no evidence that the container is gone.
+        """
+        container = await retry(
+            lambda: self.engine.inspect(self.container_name), EngineError, self.engine_retry()
+        )
+        self.engine_answers()
+        return container
+
+    def engine_retry(self, call: str = "", *, gives_up_after_s: float | None = None) -> Retry:
+        """Return the attempts at a call of the engine, whose failures are a problem of the host.
 
         Pass `call` when only that call hangs; answers to other calls then do not clear the problem.
         """
-        self.runner.problems.set(
-            f"engine/{self.task_id}/{call}",
-            f"task {self.task_id} is unknown until {self.engine.kind} answers: {error}",
-        )
-        await self.runner.clock.sleep(self.runner.timings.engine_retry_s)
+
+        def note_failure(error: Exception, _wait_s: float) -> None:
+            self.engine_silent_at_s = self.runner.clock.uptime_s()
+            self.runner.problems.set(
+                f"engine/{self.task_id}/{call}",
+                f"task {self.task_id} is unknown until {self.engine.kind} answers: {error}",
+            )
+
+        pause_s = self.runner.timings.engine_retry_s
+        policy = RetryPolicy.every(pause_s, gives_up_after_s=gives_up_after_s)
+        return Retry(self.runner.clock, policy, note_failure)
+
+    async def wait_for_engine(self, error: EngineError, call: str = "") -> None:
+        """Note that the engine does not answer, and wait until it may be called again."""
+        await self.engine_retry(call).wait_after(error)
 
     def engine_answers(self, call: str = "") -> None:
-        """Note that the engine has answered, or answered this call."""
+        """Clear the problem that `engine_retry` noted."""
         self.runner.problems.clear(f"engine/{self.task_id}/{call}")
 
     def status(self, status: str, message: str) -> dict[str, object]:
@@ -133,19 +142,19 @@ class TaskContext:
         return status_body(self.task_id, status, message, self.runner.clock.wall_s())
 
     async def note_stop(self, reason: EndReason) -> None:
-        """Write why the container is about to be stopped."""
+        """Write down why the container is about to be stopped; the first reason stands."""
         now = self.runner.clock.wall_s()
         await self.persist(lambda: self.runner.journal.ask_to_stop(self.task_id, reason, now))
         await self.reload()
 
     async def reload(self) -> None:
-        """Read the task from the journal again."""
-        task = await self.persist(lambda: self.runner.journal.task(self.task_id))
-        if task is not None:
-            self.record = task
+        """Read the task's record again."""
+        record = await self.persist(lambda: self.runner.journal.task(self.task_id))
+        if record is not None:
+            self.record = record
 
     async def persist(self, write: Callable[[], Awaitable[T]]) -> T:
-        """Return what a write to the journal returns, retried without end."""
+        """Return what a write to the journal returns; retried without end."""
         return await persist(write, self.runner.problems, self.runner.clock, self.runner.timings)
 
 

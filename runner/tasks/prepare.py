@@ -1,6 +1,6 @@
-"""What comes before a task's container: its files, its image, and the orchestrator's word.
+"""What comes before a task's container: its files, its image, and the claim.
 
-Cut short when the task is cancelled.
+Cancelling the task cuts it short.
 """
 
 from __future__ import annotations
@@ -21,47 +21,35 @@ from runner.errors import (
 from runner.log import fields, log_retry
 from runner.model import Identity, TaskState
 from runner.tasks.context import TaskContext, TaskReassigned
-from runner.timing import Retry
+from runner.timing import Retry, retry
 from runner.workspace.download import Source, fetch_files
 
 log = logging.getLogger(__name__)
-_NOT_OURS = frozenset({403, 404, 409, 410})
-_STARTING = "container is starting"
-_CLAIM_HOLDS_S = 5.0
+
+_REASSIGNED = frozenset({403, 404, 409, 410})
+"""Answers to a claim by which the orchestrator says that the task is not this node's."""
 _FINAL = frozenset({"success", "error", "cancelled"})
 
 
 async def prepare(task: TaskContext) -> None:
-    """Bring the task to where its container can be started, and write that down.
+    """Fetch files and image and claim the task, then write down that its container may start.
 
     Raises:
-        TaskReassigned: the orchestrator has no more use for it.
-        Unstartable: its files or image cannot be had.
+        TaskReassigned: the task is another node's, or has ended.
+        Unstartable: its files or image cannot be fetched.
     """
     if task.assignment.files:
         await _download(task)
     await fetch_image(task)
-    await _claim(task, _STARTING)
-    await _have_slot(task)
+    await _claim(task, "container is starting")
     if task.record.state is TaskState.ACCEPTED:
         boot_id, kind = task.runner.clock.boot_id, task.runner.engine.kind
         await task.persist(lambda: task.runner.journal.start(task.task_id, boot_id, kind))
         await task.reload()
 
 
-async def _have_slot(task: TaskContext) -> None:
-    """Wait for the slot of a task that was asked for when the last one's end was near.
-
-    Mostly it is free by now. If not, the claim is made anew when it is.
-    """
-    asked_at_s = task.runner.clock.uptime_s()
-    await task.runner.slots.wait_for_slot(task.task_id)
-    if task.runner.clock.uptime_s() - asked_at_s > _CLAIM_HOLDS_S:
-        await _claim(task, _STARTING)
-
-
 async def _download(task: TaskContext) -> None:
-    has_claimed = False
+    is_claimed = False
     while True:
         identity = await task.identity()
         try:
@@ -72,14 +60,14 @@ async def _download(task: TaskContext) -> None:
                 min_free_disk=task.runner.settings.min_free_disk,
             )
         except Unauthorised:
-            await _renew(task, identity)
+            await _register_again(task, identity)
         except FileRefused:
-            if has_claimed:
+            if is_claimed:
                 raise
-            # Files are for the node that holds the task. Had it been taken away, and were it given
-            # to this node again meanwhile, an end told now would be taken for its end.
+            # Only the node that holds the task gets its files: it may have been given to another
+            # one, and back to this one since. An outcome reported now would then end that run.
             await _claim(task, "its files are being fetched")
-            has_claimed = True
+            is_claimed = True
         except Unavailable as error:
             raise Unstartable(f"cannot fetch its files: {error}") from error
         else:
@@ -87,30 +75,33 @@ async def _download(task: TaskContext) -> None:
 
 
 async def fetch_image(task: TaskContext) -> None:
-    """See that the image is on this host; what is wrong with it is wrong for the next task too.
+    """Have the image on this host; a failure would meet the next task too: a problem of the host.
+
+    An engine that does not answer is retried for `pull_timeout_s`.
 
     Raises:
-        Unstartable: it cannot be had.
+        Unstartable: it cannot be fetched.
     """
-    settings = task.runner.settings
-    patience_ends_s = task.runner.clock.uptime_s() + task.runner.timings.pull_timeout_s
-    while True:
-        try:
-            await task.engine.fetch_image(settings.container_image, settings.pull)
-        except EngineError as error:
-            if isinstance(error, EngineSilent) and task.runner.clock.uptime_s() < patience_ends_s:
-                await task.wait_for_engine(error)
-                continue
-            task.runner.problems.start_failed(str(error), task.runner.clock.uptime_s())
-            raise Unstartable(str(error)) from error
-        task.engine_answers()
-        return
+    settings, timings = task.runner.settings, task.runner.timings
+    try:
+        await retry(
+            lambda: task.engine.fetch_image(settings.container_image, settings.pull),
+            EngineSilent,
+            task.engine_retry(gives_up_after_s=timings.pull_timeout_s),
+        )
+    except EngineError as error:
+        task.runner.problems.start_failed(str(error), task.runner.clock.uptime_s())
+        raise Unstartable(str(error)) from error
+    task.engine_answers()
 
 
 async def _claim(task: TaskContext, message: str) -> None:
-    """Have the orchestrator confirm that the task is still ours, before it can do anything.
+    """Have the orchestrator confirm that the task is still this node's; retried without end.
 
-    This is what keeps a task from running twice when it was given to another node meanwhile.
+    This keeps a task from running twice that was given to another node meanwhile.
+
+    Raises:
+        TaskReassigned: it is not.
     """
     log_failure = log_retry("cannot report a start", task_id=task.task_id)
     attempts = Retry(task.runner.clock, task.runner.timings.backoff(), log_failure)
@@ -118,25 +109,25 @@ async def _claim(task: TaskContext, message: str) -> None:
         identity = await task.identity()
         body = task.status("running", message)
         try:
-            standing = await task.runner.orchestrator.report(identity, "status", body)
+            status = await task.runner.orchestrator.report(identity, "status", body)
         except Unauthorised:
-            await _renew(task, identity)
+            await _register_again(task, identity)
         except Refused as error:
-            if error.status in _NOT_OURS:
+            if error.status in _REASSIGNED:
                 raise TaskReassigned(str(error)) from error
             log.warning("cannot report a start: %s", error, extra=fields(task_id=task.task_id))
             return
         except Unavailable as error:
             await attempts.wait_after(error)
         else:
-            if standing == "cancelled":
+            if status == "cancelled":
                 task.cancel("the orchestrator")
                 await anyio.lowlevel.checkpoint()
-            if standing in _FINAL:
-                raise TaskReassigned(f"the orchestrator has it as {standing}")
+            if status in _FINAL:
+                raise TaskReassigned(f"the orchestrator has it as {status}")
             return
 
 
-async def _renew(task: TaskContext, identity: Identity) -> None:
+async def _register_again(task: TaskContext, identity: Identity) -> None:
     await task.runner.node.forget_identity(identity)
     await task.runner.node.identity()

@@ -1,8 +1,8 @@
-"""One task's life, from assignment to closed journal; the same for a new task and an adopted one.
+"""One task, from its record in the journal to its closing; the same for a new and an adopted one.
 
-Each step is written down before the world is changed, so that whichever runner comes next can go
-on from the journal and the engine alone. Cancelling stops the container and nothing else; the end
-of this process (app.py cancels the task group) leaves the container alone.
+Each step is written down before the world is changed, so that the next runner can go on from the
+journal and the engine alone. Cancelling a task stops its container. The end of this process, which
+cancels the task group, leaves the container running.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from runner.tasks.watch import watch
 from runner.timing import Retry
 
 log = logging.getLogger(__name__)
-_DEFECTS_BORNE = 3
+_MOST_DEFECTS = 3
+"""A task that meets a defect of the runner is retried, as after a restart, then given up."""
 
 
 class TaskRun:
-    """A task in hand."""
+    """A task under way."""
 
     def __init__(self, task: Task, runner: RunnerContext) -> None:
         self._task = TaskContext(task, runner)
@@ -35,14 +36,14 @@ class TaskRun:
             self.cancel("the runner before this one")
 
     def cancel(self, who: str) -> None:
-        """Have the task stopped, at whatever step it is."""
+        """Stop the task, at whatever step it is."""
         self._task.cancel(who)
 
     async def run(self) -> None:
-        """Take the task from where the journal has it to its closing.
+        """Go on from where the journal has the task until it is closed.
 
         Raises:
-            RegistrationRefused: it cannot begin, and is left as it is for the next start.
+            RegistrationRefused: it cannot start; its record stays for the next runner.
         """
         task = self._task
         try:
@@ -62,7 +63,7 @@ class TaskRun:
         await close(task)
 
     async def give_up(self, why: str) -> None:
-        """End the task for a reason that lies in the runner itself."""
+        """End the task because of a defect of the runner."""
         if self._task.record.state is not TaskState.ENDED:
             await write_end(self._task, outcome_without_container(EndReason.UNSTARTABLE, why))
         self._leave_slot()
@@ -82,12 +83,12 @@ class TaskRun:
         except TaskError as error:
             await write_end(task, outcome_without_container(error.reason, error))
             return
-        # What is left to do needs no slot: the next task may come.
+        # The rest needs no slot: the next task may come.
         task.runner.slots.release(task.task_id)
         await finish(task, container)
 
     async def _have_container(self) -> Container | None:
-        """Find the task's container, or start it; None when it is gone."""
+        """Return the task's container, recovered or started; None when it is gone."""
         task, container = self._task, None
         if task.record.state is not TaskState.ACCEPTED:
             container = await recover_container(task)
@@ -100,17 +101,16 @@ class TaskRun:
 
 
 def track(task: Task, runner: RunnerContext) -> TaskRun:
-    """Note that there is a task, if it still needs a slot, at once: the next poll looks at them."""
+    """Return the run of a task; one that has not ended takes its slot before the next poll."""
     run = TaskRun(task, runner)
     if task.state is not TaskState.ENDED:
-        has_slot = task.state is not TaskState.ACCEPTED
-        runner.slots.add(task.task_id, run, has_slot=has_slot)
+        runner.slots.add(task.task_id, run)
     return run
 
 
 async def run_task(run: TaskRun, task: Task, runner: RunnerContext) -> None:
-    """Live a task to its end, whatever happens: a defect of ours is one more restart for it."""
-    policy = runner.timings.backoff(gives_up_after_failures=_DEFECTS_BORNE)
+    """Run a task until it is closed; a defect of the runner is retried like a restart."""
+    policy = runner.timings.backoff(gives_up_after_failures=_MOST_DEFECTS)
     attempts = Retry(runner.clock, policy, lambda _error, _wait_s: None)
     while True:
         try:
@@ -118,7 +118,9 @@ async def run_task(run: TaskRun, task: Task, runner: RunnerContext) -> None:
         except RegistrationRefused:
             return
         except Exception as error:
-            log.exception("a defect met a task", extra=fields(task_id=task.task_id))
+            log.exception(
+                "a defect of the runner interrupts a task", extra=fields(task_id=task.task_id)
+            )
             defect = error
         else:
             return

@@ -1,7 +1,7 @@
-"""The start of a task's container: once, whatever the engine says, and whoever was killed.
+"""Start a task's container exactly once, and recover one that an earlier runner started.
 
-An engine that refuses or is silent may have started it all the same: it is looked for, each time,
-before anything is believed.
+An engine that fails or does not answer may have started the container all the same: so it is
+inspected each time before anything is believed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from runner.log import fields
 from runner.model import EndReason, Identity, TaskState
 from runner.redaction import is_redactable, variables_in
 from runner.settings import check_env_file
-from runner.state_dir import cid_file, env_file, watcher_file
+from runner.state_dir import cid_file, env_file
 from runner.tasks.context import TaskContext, cancelled, lost
 from runner.tasks.prepare import fetch_image
 from runner.workspace.download import CONTAINER_HOME, files_folder_in_container
@@ -45,12 +45,12 @@ log = logging.getLogger(__name__)
 
 
 async def recover_container(task: TaskContext) -> Container | None:
-    """Look for the container of a task that an earlier runner may have started.
+    """Return the container of a task that an earlier runner may have started.
 
-    None means for a starting task that it never ran, for a running one that it is lost.
+    None: the container of a starting task never ran; that of a running task is gone.
 
     Raises:
-        TaskError: it is lost.
+        TaskError: the task is lost.
     """
     container = await task.inspect()
     is_restarted = task.record.boot_id != task.runner.clock.boot_id
@@ -59,7 +59,7 @@ async def recover_container(task: TaskContext) -> Container | None:
     if task.record.state is TaskState.RUNNING:
         return container
     if container is None and _container_was_created(task):
-        # By a call that outlived the last runner just now, or long ago.
+        # A call that outlived the last runner may have created it since.
         container = await task.inspect()
         if container is None:
             raise lost("its container was removed before it was seen to run")
@@ -67,14 +67,14 @@ async def recover_container(task: TaskContext) -> Container | None:
         return container
     if is_restarted:
         raise lost("the host restarted while its container was being started")
-    return await _find_started(task)
+    return await _inspect_started(task)
 
 
 async def recover_cancelled(task: TaskContext) -> Container | None:
-    """Say what there is to stop after the task was cancelled before its container was seen.
+    """Return the container to stop of a task that was cancelled while it was being started.
 
     Raises:
-        TaskError: nothing; it is cancelled.
+        TaskError: there is none; the task is cancelled.
     """
     await task.note_stop(EndReason.CANCELLED)
     if task.record.state is TaskState.ACCEPTED:
@@ -86,44 +86,46 @@ async def recover_cancelled(task: TaskContext) -> Container | None:
 
 
 async def start(task: TaskContext) -> Container:
-    """Have the engine start the container, or find that it did so before.
+    """Start the container and return it, or the one that an earlier attempt started.
+
+    An engine that does not answer is retried for `pull_timeout_s`.
 
     Raises:
         Unstartable: it cannot be started.
         TaskError: it is lost.
     """
     identity = await task.identity()
-    patience_ends_s = task.runner.clock.uptime_s() + task.runner.timings.pull_timeout_s
-    has_fetched_again, has_met_name = False, False
+    gives_up_at_s = task.runner.clock.uptime_s() + task.runner.timings.pull_timeout_s
+    has_fetched_again, name_was_in_use = False, False
     while True:
-        answer = await _ask(task, identity)
-        if isinstance(answer, Container):
+        result = await _run(task, identity)
+        if isinstance(result, Container):
             task.runner.problems.note_start()
-            return answer
-        # A refusal is no evidence either: were a container that runs removed here, and we
-        # killed before the end is written down, then the next runner would run it again.
-        container = await _find_started(task)
+            return result
+        # A failure is no evidence: were a running container removed here and this runner killed
+        # before the outcome is written down, the next runner would run the task again.
+        container = await _inspect_started(task)
         if container is not None:
             return container
         if _container_was_created(task):
             raise lost("its container was removed before it was seen to run")
-        if isinstance(answer, ImageMissing) and not has_fetched_again:
-            # It was here a moment ago: somebody made room.
+        if isinstance(result, ImageMissing) and not has_fetched_again:
+            # It was here a moment ago: somebody pruned images.
             has_fetched_again = True
             await fetch_image(task)
             continue
-        does_pass = isinstance(answer, EngineSilent | NameInUse)
-        if not does_pass or task.runner.clock.uptime_s() >= patience_ends_s:
+        may_pass = isinstance(result, EngineSilent | NameInUse)
+        if not may_pass or task.runner.clock.uptime_s() >= gives_up_at_s:
             # The next task would meet it as well.
-            task.runner.problems.start_failed(str(answer), task.runner.clock.uptime_s())
-            raise Unstartable(str(answer)) from answer
-        if isinstance(answer, NameInUse) and has_met_name:
-            await _remove_name_holder(task, answer)
-        has_met_name = isinstance(answer, NameInUse)
+            task.runner.problems.start_failed(str(result), task.runner.clock.uptime_s())
+            raise Unstartable(str(result)) from result
+        if isinstance(result, NameInUse) and name_was_in_use:
+            await _remove_name_holder(task, result)
+        name_was_in_use = isinstance(result, NameInUse)
 
 
-async def _ask(task: TaskContext, identity: Identity) -> Container | EngineError:
-    """Ask the engine once; give the container, or what the engine said instead."""
+async def _run(task: TaskContext, identity: Identity) -> Container | EngineError:
+    """Call `run` once and return the container, or the engine's error."""
     state_dir = task.runner.settings.state_dir
     cid_file(state_dir, task.task_id).unlink(missing_ok=True)
     _write_env_file(task, identity)
@@ -142,31 +144,31 @@ async def _ask(task: TaskContext, identity: Identity) -> Container | EngineError
 
 
 async def _remove_name_holder(task: TaskContext, refusal: NameInUse) -> None:
-    """Remove what has the container's name and yet cannot be seen: half a container."""
+    """Remove what holds the container's name and cannot be inspected: half a container."""
     log.debug("%s", refusal, extra=fields(task_id=task.task_id))
     try:
         await task.engine.remove(task.container_name)
     except EngineError as error:
-        log.warning("cannot remove: %s", error, extra=fields(task_id=task.task_id))
+        log.warning("cannot remove a container: %s", error, extra=fields(task_id=task.task_id))
     await task.wait_for_engine(refusal)
 
 
-async def _find_started(task: TaskContext) -> Container | None:
-    """Look for the container once more; one that never ran is removed, and so is None."""
+async def _inspect_started(task: TaskContext) -> Container | None:
+    """Return the container as it is now; one that never ran is removed: None."""
     while True:
         container = await task.inspect()
         if container is None or container.phase is not Phase.CREATED:
             return container
         cid_file(task.runner.settings.state_dir, task.task_id).unlink(missing_ok=True)
         try:
-            # Only one that does not run can be removed so: a start under way wins.
+            # Fails for a running one: a start that is still under way wins.
             await task.engine.remove_stopped(task.container_name)
         except EngineError as error:
             await task.wait_for_engine(error)
 
 
 def _container_was_created(task: TaskContext) -> bool:
-    """Tell whether the engine made a container: docker makes its cid file before that, empty."""
+    """Return whether the engine created a container; docker's cid file is empty before that."""
     try:
         return cid_file(task.runner.settings.state_dir, task.task_id).stat().st_size > 0
     except OSError:
@@ -194,12 +196,11 @@ def _spec(task: TaskContext, identity: Identity) -> ContainerSpec:
         limits=settings.limits,
         run_args=settings.run_args,
         cid_file=cid_file(settings.state_dir, task.task_id),
-        watcher_file=watcher_file(settings.state_dir, task.task_id),
     )
 
 
 def _write_env_file(task: TaskContext, identity: Identity) -> None:
-    """Write what the container is told, for the engine to read once."""
+    """Write the container's variables to a file that exists only while the engine starts it."""
     variables = {
         "ORCHESTRATOR_URL": task.assignment.orchestrator_url,
         "JOB_ID": task.task_id,
@@ -208,7 +209,7 @@ def _write_env_file(task: TaskContext, identity: Identity) -> None:
     }
     if task.assignment.files:
         variables["TASK_FILES_DIR"] = files_folder_in_container(task.task_id)
-    # Those that are so short are blanked nowhere; none at all leaves the variable out.
+    # Shorter values are redacted nowhere.
     secrets = [
         name for name, value in variables_in(task.runner.settings.env_file) if is_redactable(value)
     ]

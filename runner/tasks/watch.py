@@ -1,4 +1,4 @@
-"""A container that runs: waited for, and ended when its time is up or its task is cancelled."""
+"""A running container: watched until it exits, stopped when its time is up or it is cancelled."""
 
 from __future__ import annotations
 
@@ -13,74 +13,71 @@ from runner.model import EndReason, TaskState
 from runner.tasks.context import TaskContext
 
 log = logging.getLogger(__name__)
+
 _STOP_ATTEMPTS = 3
+"""A container that survives so many TERM and KILL is removed instead."""
 
 
 async def watch(task: TaskContext, container: Container) -> Container | None:
-    """Wait for the end, and bring it about when it is due; give the container as it then stands.
+    """Wait until the container no longer runs and return it; None when it is gone.
 
-    None says that it is gone.
+    It is stopped at the deadline, and when the task is cancelled.
     """
+    clock, timings = task.runner.clock, task.runner.timings
     deadline_s = await _note_running(task, container)
     if container.phase is not Phase.RUNNING:
         return container
     async with anyio.create_task_group() as group:
-        group.start_soon(_wait_for_end, task)
-        found: Container | None = container
+        group.start_soon(_wait_for_exit, task)
+        inspected: Container | None = container
         stops = 0
-        while found is not None and found.phase is Phase.RUNNING:
-            task.runner.slots.keep_slot(task.task_id)
-            seen = task.wake.count
-            left_s = deadline_s - task.runner.clock.uptime_s()
+        while inspected is not None and inspected.phase is Phase.RUNNING:
+            changes = task.wake.count
+            left_s = deadline_s - clock.uptime_s()
             if task.cancelled_by is None and left_s > 0:
-                pause_s = min(left_s, task.runner.timings.inspect_interval_s)
-                await task.wake.after_or(seen, pause_s, task.runner.clock)
+                await task.wake.after_or(changes, min(left_s, timings.inspect_interval_s), clock)
             else:
                 is_cancelled = task.cancelled_by is not None
                 await task.note_stop(EndReason.CANCELLED if is_cancelled else EndReason.TIMED_OUT)
                 stops += 1
                 await _stop(task, stops)
-            found = await task.inspect()
+            inspected = await task.inspect()
         group.cancel_scope.cancel()
-    return found
+    return inspected
 
 
 async def _note_running(task: TaskContext, container: Container) -> float:
-    """Write down that the container runs; give the uptime at which its time is up."""
+    """Write down that the container runs, and return its deadline as an uptime in seconds."""
     deadline_s = task.record.deadline_uptime_s
     if task.record.state is TaskState.RUNNING and deadline_s is not None:
         log.info("task is adopted", extra=fields(task_id=task.task_id))
         return deadline_s
-    now = task.runner.clock.wall_s()
+    clock = task.runner.clock
+    now = clock.wall_s()
     started_at = container.started_at or now
-    deadline_s = (
-        task.runner.clock.uptime_s() - max(0.0, now - started_at) + task.assignment.timeout_s
-    )
-    limit_s = deadline_s
+    deadline_uptime_s = clock.uptime_s() - max(0.0, now - started_at) + task.assignment.timeout_s
     await task.persist(
-        lambda: task.runner.journal.run(task.task_id, container.container_id, started_at, limit_s)
+        lambda: task.runner.journal.run(
+            task.task_id, container.container_id, started_at, deadline_uptime_s
+        )
     )
     await task.reload()
     log.info(
         "task is running",
         extra=fields(task_id=task.task_id, container=container.container_id[:12]),
     )
-    return deadline_s
+    return deadline_uptime_s
 
 
-async def _wait_for_end(task: TaskContext) -> None:
-    """Wake the watch whenever the engine says that the container has ended.
+async def _wait_for_exit(task: TaskContext) -> None:
+    """Have the container inspected whenever the engine says that it has exited.
 
-    While this one's end is looked at, the next task may be asked for; it has the slot when it is
-    sure that this container is over.
+    The next task may be asked for meanwhile: the inspection takes a third as long as a short task.
     """
-    slots = task.runner.slots
     while True:
         try:
-            await task.engine.wait(
-                task.container_name, on_exit=lambda: slots.free_slot(task.task_id)
-            )
-            slots.expect_release(task.task_id)
+            if await task.engine.wait(task.container_name):
+                task.runner.slots.free_slot(task.task_id)
         except EngineError as error:
             log.debug("cannot wait for a container: %s", error, extra=fields(task_id=task.task_id))
         task.wake.notify()
@@ -97,5 +94,5 @@ async def _stop(task: TaskContext, attempt: int) -> None:
     except EngineSilent as error:
         await task.wait_for_engine(error)
     except EngineError as error:
-        log.warning("cannot stop: %s", error, extra=fields(task_id=task.task_id))
+        log.warning("cannot stop a container: %s", error, extra=fields(task_id=task.task_id))
         await task.runner.clock.sleep(min(attempt, task.runner.timings.engine_retry_s))

@@ -110,18 +110,22 @@ async def test_wait_lasts_while_the_container_runs(subject: Subject, tmp_path: P
             (tmp_path / "go").touch()
 
 
-async def test_wait_tells_of_the_exit_when_it_has_come_and_not_before(
+async def test_wait_is_certain_of_the_exit_when_it_has_come_and_not_before(
     subject: Subject, tmp_path: Path
 ) -> None:
-    heard: list[str] = []
+    certain: list[bool] = []
+
+    async def wait() -> None:
+        certain.append(await subject.engine.wait(subject.name))
+
     await subject.start("[wait-for go]", volumes={tmp_path: HOME})
     with anyio.fail_after(DEADLINE_S):
         async with anyio.create_task_group() as group:
-            group.start_soon(subject.engine.wait, subject.name, lambda: heard.append("exit"))
+            group.start_soon(wait)
             await subject.until_waited_for()
-            assert not heard
+            assert not certain
             (tmp_path / "go").touch()
-    assert heard == ["exit"]
+    assert certain == [True]
     assert (await subject.look()).phase is Phase.EXITED
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from runner.engine.base import Container, ContainerSpec, EngineFacts, Phase, ignored
+from runner.engine.base import Container, ContainerSpec, EngineFacts, Phase
 from runner.errors import EngineError, EngineSilent, ImageMissing, NameInUse, NoSuchContainer
 from runner.model import PullPolicy
 from runner.settings import parse_size
@@ -181,12 +181,12 @@ class FakeEngine:
             variables=container.variables,
         )
 
-    async def wait(self, name: str, on_exit: Callable[[], None] = ignored) -> None:
+    async def wait(self, name: str) -> bool:
         """Return when the container is over."""
         container = await self._named(name)
         if container.phase is Phase.RUNNING:
             await container.over.wait()
-        on_exit()
+        return True
 
     async def stop(self, name: str) -> None:
         """End the program: by TERM if it lets itself, by KILL after the grace."""

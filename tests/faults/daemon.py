@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.orchestrator.serving import wait_for
-from tests.setup.steps import as_root
+from tools.dev.shell import as_root
 
 if TYPE_CHECKING:
     from tests.engines import Engine

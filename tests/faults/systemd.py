@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.orchestrator.serving import wait_for
-from tests.setup.steps import as_root
+from tools.dev.shell import as_root
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,13 +13,13 @@ import pytest
 
 from tests.faults.test_engine_faults import begin, end_of, wait_for_beat
 from tests.orchestrator.serving import wait_for
-from tests.setup.steps import as_root
 from tests.system.runner_process import (
     DEADLINE_S,
     RunnerProcess,
     container_of,
     containers,
 )
+from tools.dev.shell import as_root
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -319,7 +319,7 @@ def test_second_runner_on_a_state_folder_refuses_and_the_first_works_on(any_rig:
     assert answer.exit_code == 75
     assert answer.log.endswith(
         f"victoria-runner: cannot use the state folder {rig.runner.state_dir}: another runner is "
-        "at work with it; stop that one, or give this one a --state-dir of its own\n"
+        "using it; stop that one, or give this one a --state-dir of its own\n"
     )
     rig.runner.let_go("go")
     rig.check_ended_once(task_id)

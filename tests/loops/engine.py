@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from runner.engine.base import ignored
 from tests.fakes.engine import FakeEngine
 
 if TYPE_CHECKING:
@@ -108,13 +107,13 @@ class ObstructedEngine(FakeEngine):
         await self._enter("inspect")
         return await super().inspect(name)
 
-    async def wait(self, name: str, on_exit: Callable[[], None] = ignored) -> None:
+    async def wait(self, name: str) -> bool:
         """Wait for its end."""
         await self._enter("wait")
         if self.false_ends:
             self.false_ends -= 1
-            return
-        await super().wait(name, on_exit)
+            return False
+        return await super().wait(name)
 
     async def stop(self, name: str) -> None:
         """Stop it."""

@@ -50,7 +50,7 @@ class HeardNotifier(Notifier):
         self.fed_at_s: list[float] = []
         self._clock = clock
 
-    def tell(self, message: str) -> None:
+    def notify(self, message: str) -> None:
         """Keep it."""
         self.messages.append(message)
         if message == "WATCHDOG=1":

@@ -48,7 +48,7 @@ async def test_second_runner_on_a_state_folder_is_refused_with_a_sentence(host: 
 
     assert caught.value.exit_code == 75
     assert str(caught.value) == (
-        f"cannot use the state folder {host.state_dir}: another runner is at work with it; "
+        f"cannot use the state folder {host.state_dir}: another runner is using it; "
         "stop that one, or give this one a --state-dir of its own"
     )
     async with host.runner() as third:
@@ -349,7 +349,7 @@ def test_notifier_sends_what_it_is_told_and_hides_its_address(form: str) -> None
         manager.bind(address.replace("@", "\0", 1))
         try:
             notifier = Notifier(environment)
-            notifier.tell("READY=1")
+            notifier.notify("READY=1")
             assert manager.recv(100) == b"READY=1"
         finally:
             if form == "path":
@@ -363,7 +363,7 @@ def test_watchdog_of_another_process_is_not_ours() -> None:
 
 
 def test_manager_that_is_gone_is_no_failure(log: pytest.LogCaptureFixture) -> None:
-    Notifier({"NOTIFY_SOCKET": f"@victoria-{uuid.uuid4().hex}"}).tell("READY=1")
+    Notifier({"NOTIFY_SOCKET": f"@victoria-{uuid.uuid4().hex}"}).notify("READY=1")
 
     assert "cannot notify systemd" in log.text
     assert all(record.levelno == logging.DEBUG for record in log.records)

@@ -57,21 +57,6 @@ async def test_cancelled_while_its_image_is_fetched(host: Host) -> None:
     assert host.starts_of("t-1") == 0
 
 
-async def test_cancelled_while_it_waits_for_its_slot(host: Host) -> None:
-    host.engine.false_ends = 1
-    host.orchestrator.offer("t-0", "[wait-for go]")
-    host.orchestrator.offer("t-1")
-    async with host.runner():
-        await host.wait_for_state("t-1", "accepted")
-        await cancel(host, WITH_TASK)
-        end = await host.wait_for_end("t-1")
-        host.let_go()
-        assert (await host.wait_for_end("t-0"))["status"] == "success"
-
-    assert end["message"] == BEFORE
-    assert host.starts_of("t-1") == 0
-
-
 async def test_cancelled_while_it_waits_for_the_claim(host: Host) -> None:
     host.orchestrator.then(STATUS, SILENCE, SILENCE, SILENCE, SILENCE, SILENCE, SILENCE, SILENCE)
     host.orchestrator.offer()

@@ -39,9 +39,9 @@ TABLE: dict[str, Bad] = {
     "unknown command": Bad(2, "No such command", (*USUAL, "destroy")),
     "interval of nothing": Bad(2, "it must be more than 0", (*USUAL, "--poll-interval", "0")),
     "interval of nan": Bad(2, "it must be more than 0", (*USUAL, "--heartbeat-interval", "nan")),
-    "interval in words": Bad(2, "is not a valid float", (*USUAL, "--poll-interval", "often")),
+    "interval in words": Bad(2, "is not a number", (*USUAL, "--poll-interval", "often")),
     "no slot": Bad(2, "is not in the range", (*USUAL, "--max-tasks", "0")),
-    "size of nothing known": Bad(2, "is no size", (*USUAL, "--min-free-disk", "much")),
+    "size of nothing known": Bad(2, "is not a size", (*USUAL, "--min-free-disk", "much")),
     "unknown runtime": Bad(2, "is not one of", (*USUAL, "--container-runtime", "rkt")),
     "bad variable": Bad(2, "is not a valid int", USUAL, {"VICTORIA_RUNNER_MAX_TASKS": "several"}),
     "two tokens": Bad(2, "exclude each other", USUAL, {"VICTORIA_RUNNER_REGISTRATION_TOKEN": "x"}),
@@ -84,7 +84,7 @@ TABLE: dict[str, Bad] = {
     "tag that is no pair": Bad(78, "give it as KEY=VALUE", (*USUAL, "--tag", "berlin")),
     "name with a newline": Bad(78, "cannot use --name", (*USUAL, "--name", "a\nb")),
     "image that is a flag": Bad(
-        78, "it is no image name", (*USUAL, "--container-image=--privileged")
+        78, "it is not an image name", (*USUAL, "--container-image=--privileged")
     ),
     "run-arg that removes containers": Bad(
         78, "cannot use --run-arg --rm: the runner itself", (*USUAL, "--run-arg=--rm")

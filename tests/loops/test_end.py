@@ -282,7 +282,11 @@ async def test_defect_in_a_step_is_logged_tried_again_and_ends_the_task_and_not_
         await host.clock.advance(34, asleep=IDLE)
         assert (await host.wait_for_end("t-2"))["status"] == "success"
 
-    defects = [record for record in log.records if record.message == "a defect met a task"]
+    defects = [
+        record
+        for record in log.records
+        if record.message == "a defect of the runner interrupts a task"
+    ]
     assert len(defects) == 3
     assert all(record.exc_info for record in defects)
     assert end["message"].startswith("unstartable: a defect of the runner, see its log: ")

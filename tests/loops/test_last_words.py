@@ -164,7 +164,7 @@ async def test_word_and_log_that_the_reporter_could_not_send_are_delivered_at_th
         given = host.engine.variables[container_of("t-1")]
         job = replace(job_in({**given, "VICTORIA_HOME": str(host.home)}), prompt=PROMPT)
         async with OrchestratorClient(job.orchestrator_url) as orchestrator:
-            reporter = Reporter(job, orchestrator, patience_s=16)
+            reporter = Reporter(job, orchestrator, timeout_s=16)
             answer = await reporter.finish("error", "12 sales are too few", submit_logs=True)
         for path in (STATUS, LOGS):
             host.orchestrator.always(path, None)

@@ -12,7 +12,7 @@ from runner.journal.journal import Journal
 from runner.loops.poll import PollResult, poll
 from runner.model import Task
 from tests.loops.host import IDLE, WITH_TASK
-from tests.loops.orchestrator import BEAT, POLL, SILENCE, STATUS
+from tests.loops.orchestrator import BEAT, POLL, SILENCE
 from tests.unit.scripted_server import http, told
 from tests.unit.until import until
 
@@ -185,38 +185,16 @@ async def test_next_task_is_taken_while_the_end_of_the_last_is_looked_at(host: H
     assert host.starts_of("t-2") == 1
 
 
-async def test_task_that_waited_for_its_slot_is_claimed_anew(host: Host) -> None:
+async def test_nothing_is_asked_at_an_end_that_may_be_none(host: Host) -> None:
     host.engine.false_ends = 1
     host.orchestrator.offer("t-1", "[wait-for go]")
     host.orchestrator.offer("t-2")
     async with host.runner():
-        await until(lambda: len(host.orchestrator.reports("t-2")) == 1)
-        await host.clock.advance(60, asleep=WITH_TASK)
-        host.orchestrator.then(STATUS, told({"detail": "given to another node"}, 409))
-        host.engine.shut("last_output")  # so that the next word is not that of the first's end
-        host.let_go()
-        await until(lambda: host.state_of("t-2") is None)
-        host.engine.open("last_output")
-        assert (await host.wait_for_end("t-1"))["status"] == "success"
-
-    assert host.starts_of("t-2") == 0
-
-
-async def test_task_taken_at_an_end_that_proves_to_be_none_waits_for_its_slot(host: Host) -> None:
-    host.engine.false_ends = 1
-    host.orchestrator.offer("t-1", "[wait-for go]")
-    host.orchestrator.offer("t-2")
-    host.orchestrator.offer("t-3")
-    async with host.runner():
-        await host.wait_for_state("t-2", "accepted")
+        await host.wait_for_state("t-1", "running")
         await host.clock.advance(600, asleep=WITH_TASK)
-        assert host.state_of("t-1") == "running"
-        assert host.starts_of("t-2") == 0
-        assert host.orchestrator.queue, "no third beside them"
+        assert host.orchestrator.count(POLL) == 1
         host.let_go()
-        await host.wait_for_end("t-3")
-
-    assert [host.starts_of(name) for name in ("t-1", "t-2", "t-3")] == [1, 1, 1]
+        await host.wait_for_end("t-2")
 
 
 async def test_task_in_hand_that_is_offered_again_is_not_started_twice(host: Host) -> None:

@@ -15,7 +15,7 @@ from sqlalchemy import create_engine
 from orchestrator.database import postgresql_url as postgresql_url_of
 from orchestrator.migrate import migrate
 from tests.orchestrator.serving import RegisteredNode, RunningOrchestrator, serve
-from tests.setup.postgres import postgresql
+from tools.dev.postgres import postgresql
 
 # Schemathesis has no release for Python 3.10.
 collect_ignore = ["test_schemathesis.py"] if sys.version_info < (3, 11) else []

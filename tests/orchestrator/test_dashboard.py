@@ -14,7 +14,7 @@ from tests.orchestrator.serving import (
     rows,
     serve,
 )
-from tests.setup.browser import ready
+from tools.dev.packages import ensure_browser
 
 HOSTILE = '<img src=x onerror="window.harmed=1"><script>window.harmed=1</script>{{7*7}}"\'&'
 PHONE = {"width": 360, "height": 740}
@@ -26,7 +26,7 @@ def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
         # Its sandbox needs what containers and root do not have; it opens our own page only.
         browser = playwright.chromium.launch(
-            executable_path=ready(), args=["--no-sandbox"], timeout=DEADLINE_S * 1000
+            executable_path=ensure_browser(), args=["--no-sandbox"], timeout=DEADLINE_S * 1000
         )
         yield browser
         browser.close()

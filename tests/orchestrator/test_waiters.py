@@ -84,3 +84,25 @@ def test_call_ends_when_nothing_is_found_but_later_ones_stay() -> None:
         waiters.wake(_call("two"))
         only.settle(heard, None)
         assert only.calls == [_call("two")]
+
+
+def test_node_that_changes_hears_of_what_suits_it_now() -> None:
+    waiters = Waiters()
+    with ExitStack() as stack:
+        bell = _wait(waiters, stack, "first")
+        waiters.change(NodeIdentity("first", "renamed", {}))
+        waiters.wake(_call("old", "first"))
+        waiters.wake(_call("new", "renamed"))
+        assert bell.calls == [_call("new", "renamed")]
+
+
+def test_calls_go_on_when_the_one_called_changes() -> None:
+    waiters = Waiters()
+    with ExitStack() as stack:
+        first = _wait(waiters, stack, "one-a")
+        waiters.wake(_call("task", "one-*"))
+        waiters.wake(_call("any"))
+        second = _wait(waiters, stack, "one-b")
+        waiters.change(NodeIdentity("one-a", "two", {}))
+        assert first.calls == [_call("any")]
+        assert second.calls == [_call("task", "one-*")]

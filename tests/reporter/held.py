@@ -63,9 +63,16 @@ class Agent:
         self.client = client
 
     async def call(self, tool: str, **arguments: object) -> Json:
-        """Call a tool; give its structured answer, which must be no error of the protocol."""
+        """Call a tool; return its structured answer, which must not be marked as an error."""
         result = await self.client.call_tool(tool, arguments)
         assert not result.is_error
+        assert isinstance(result.structured_content, dict)
+        return result.structured_content
+
+    async def call_in_vain(self, tool: str, **arguments: object) -> Json:
+        """Call a tool; return its structured answer, which must be marked as an error."""
+        result = await self.client.call_tool(tool, arguments)
+        assert result.is_error
         assert isinstance(result.structured_content, dict)
         return result.structured_content
 

@@ -49,11 +49,14 @@ class Typist:
         self.type('{"jsonrpc": "2.0", "method": "notifications/initialized"}')
         return answer
 
-    def call(self, tool: str, **arguments: object) -> Json:
-        """Call a tool; give its answer, which stands in the result twice."""
+    def call(self, tool: str, *, is_error: bool = False, **arguments: object) -> Json:
+        """Call a tool; return its answer, which stands in the result twice."""
         result = self.ask("tools/call", name=tool, arguments=arguments)["result"]
+        assert result["isError"] is is_error
         answer: Json = result["structuredContent"]
-        assert json.loads(result["content"][0]["text"]) == answer
+        text = result["content"][0]["text"]
+        assert json.loads(text) == answer
+        assert "\n" not in text
         return answer
 
 
@@ -131,23 +134,41 @@ def test_report_is_sent_though_the_agent_goes_away_at_once(held: Held) -> None:
         ("report_status", {"status": "running", "message": 7}, "message must be text, and is 7"),
         ("report_status", {"status": "running", "text": "x"}, "takes status, message, progress, a"),
         ("report_complete", {"submit_logs": "no"}, "submit_logs must be true or false, and is 'n"),
-        ("report_error", {"error_message": ""}, "error_message must say what went wrong"),
-        ("report_error", {"error_message": " \n"}, "error_message must say what went wrong"),
-        ("report_error", {}, "error_message must say what went wrong"),
-        ("submit_crush_logs", {"session_id": "s9"}, "cannot submit the log: this task has no s"),
+        (
+            "report_error",
+            {"error_message": ""},
+            "must be text that says what went wrong, and is ''",
+        ),
+        ("report_error", {"error_message": " \n"}, "must be text that says what went wrong"),
+        ("report_error", {"error_message": None}, "what went wrong, and is missing"),
+        (
+            "report_error",
+            {},
+            "error_message must be text that says what went wrong, and is missing",
+        ),
         ("submit_crush_logs", {"session_id": 9}, "session_id must be text, and is 9"),
         ("get_job_info", {"x": 1}, "get_job_info takes no arguments, and not 'x'"),
         ("report_victory", {}, "there is no tool 'report_victory'; the tools are report_status"),
     ],
 )
-def test_wrong_arguments_are_answered_clearly(
+def test_wrong_argument_is_answered_in_one_sentence_and_marked_as_an_error(
     typist: Typist, tool: str, arguments: dict[str, Any], sentence: str
 ) -> None:
-    answer = typist.call(tool, **arguments)
+    answer = typist.call(tool, is_error=True, **arguments)
 
     assert set(answer) == {"sent", "error"}
     assert answer["sent"] is False
     assert sentence in answer["error"]
+    assert "\n" not in answer["error"]
+
+
+def test_session_that_is_not_the_tasks_is_answered_in_one_sentence(typist: Typist) -> None:
+    answer = typist.call("submit_crush_logs", session_id="s9")
+
+    assert answer == {
+        "sent": False,
+        "error": "cannot submit the log: this task has no session 's9'",
+    }
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from runner.crush.sessions import read_session
 from runner.model import Identity
 from runner.redaction import Secret
 from runner.reporter.job import Job
-from runner.reporter.reporter import Answer, Reporter
+from runner.reporter.reporter import Reporter, ToolAnswer
 from runner.reporter.server import server_for
 from runner.workspace.handover import FinalStatus, ReporterState, read_reporter_state
 from tests.fakes.crush import Crush, text
@@ -38,7 +38,7 @@ from tests.unit.until import until
 pytestmark = pytest.mark.anyio
 
 TASK_ID = "t-1"
-PATIENCE_S = 60.0
+TIMEOUT_S = 60.0
 """How long the reporter tries, unless the test puts the time forward."""
 WAITED_OUT_S = 12.0
 """How long it tries where nothing shows that it has."""
@@ -56,7 +56,7 @@ WORSE = {
         2,
     ),
 }
-"""How it is answered, what is said of that, and how often it asks before its patience ends."""
+"""How it is answered, what is said of that, and how often it asks before its time is up."""
 TAKEN = told({"task_id": TASK_ID, "status": "running"})
 
 
@@ -80,12 +80,12 @@ def job(url: str, home: Path, key: str = "node-key-1234", prompt: str | None = N
 @asynccontextmanager
 async def reporting(found: Job) -> AsyncIterator[Reporter]:
     async with OrchestratorClient(found.orchestrator_url) as orchestrator:
-        yield Reporter(found, orchestrator, patience_s=PATIENCE_S)
+        yield Reporter(found, orchestrator, timeout_s=TIMEOUT_S)
 
 
 @asynccontextmanager
 async def time_passing(
-    server: ScriptedServer, after: int | None, seconds: float = PATIENCE_S
+    server: ScriptedServer, after: int | None, seconds: float = TIMEOUT_S
 ) -> AsyncIterator[None]:
     """Put the time forward when the server has been asked so often; None for never."""
 
@@ -99,7 +99,7 @@ async def time_passing(
         group.cancel_scope.cancel()
 
 
-def failure(answer: Answer) -> str:
+def failure(answer: ToolAnswer) -> str:
     assert set(answer) - {"logs"} == {"sent", "error"}
     assert answer["sent"] is False
     return str(answer["error"])
@@ -149,7 +149,7 @@ async def test_orchestrator_that_is_away_is_told(home: Path) -> None:
     with nobody_listening() as port:
         found = job(f"http://127.0.0.1:{port}", home)
         async with OrchestratorClient(found.orchestrator_url) as orchestrator:
-            reporter = Reporter(found, orchestrator, patience_s=WAITED_OUT_S)
+            reporter = Reporter(found, orchestrator, timeout_s=WAITED_OUT_S)
             answer = await reporter.report("running", None, 5)
 
     assert failure(answer) == "cannot report 'running': Connection refused"
@@ -192,7 +192,7 @@ async def test_end_is_told_though_its_log_takes_too_long(
     server: ScriptedServer, home: Path
 ) -> None:
     server.answer(stalled(b""), TAKEN)
-    more_than_half_s = PATIENCE_S / 2 + 1
+    more_than_half_s = TIMEOUT_S / 2 + 1
     async with (
         reporting(job(server.url, home)) as reporter,
         time_passing(server, 1, more_than_half_s),
@@ -350,7 +350,7 @@ async def test_session_of_another_prompt_is_not_handed_in_though_it_is_named(
 class Defective(Reporter):
     """A reporter that has a defect."""
 
-    async def report(self, status: str, message: str | None, progress: float | None) -> Answer:
+    async def report(self, status: str, message: str | None, progress: float | None) -> ToolAnswer:
         """Fail in a way that is no failure."""
         raise ZeroDivisionError(f"{status} {message} {progress}")
 
@@ -361,6 +361,36 @@ async def test_defect_of_the_reporter_is_answered_in_one_sentence(home: Path) ->
         OrchestratorClient(found.orchestrator_url) as orchestrator,
         Client(server_for(Defective(found, orchestrator))) as client,
     ):
-        answer = await Agent(client).call("report_status", status="running")
+        answer = await Agent(client).call_in_vain("report_status", status="running")
 
     assert failure(answer) == "a defect of the status reporter: ZeroDivisionError"
+
+
+class InFlight(Reporter):
+    """A reporter whose report is in flight until it is released."""
+
+    def __init__(self, found: Job, orchestrator: OrchestratorClient) -> None:
+        super().__init__(found, orchestrator)
+        self.in_flight = anyio.Event()
+        self.released = anyio.Event()
+        self.statuses: list[str] = []
+
+    async def report(self, status: str, message: str | None, progress: float | None) -> ToolAnswer:
+        """Wait to be released, then record the status."""
+        self.in_flight.set()
+        await self.released.wait()
+        self.statuses.append(status)
+        return {"sent": True, "message": message, "progress": progress}
+
+
+async def test_report_is_sent_though_the_agent_cancels_its_call(home: Path) -> None:
+    found = job("http://127.0.0.1:1", home)
+    async with OrchestratorClient(found.orchestrator_url) as orchestrator:
+        reporter = InFlight(found, orchestrator)
+        async with Client(server_for(reporter)) as client, anyio.create_task_group() as group:
+            group.start_soon(Agent(client).call, "report_started")
+            await reporter.in_flight.wait()
+            group.cancel_scope.cancel()
+            reporter.released.set()
+
+    assert reporter.statuses == ["running"]

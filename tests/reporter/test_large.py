@@ -34,7 +34,7 @@ def peak_kib():
 async def main():
     job = Job(task_id, url, Identity("", Secret(key)), Path(home), time.time() - 3600, "Count")
     async with OrchestratorClient(url) as orchestrator:
-        reporter = Reporter(job, orchestrator, patience_s=120)
+        reporter = Reporter(job, orchestrator, timeout_s=120)
         assert (await reporter.report("running", None, None))["sent"]
         before, began_s = peak_kib(), time.process_time()
         answer = await reporter.hand_in(None)

@@ -21,7 +21,7 @@ async def test_six_tools_are_listed_with_their_parameters(held: Held) -> None:
         tools = (await agent.client.list_tools()).tools
 
     taken = {
-        tool.name: (list(tool.input_schema["properties"]), tool.input_schema["required"])
+        tool.name: (list(tool.input_schema["properties"]), tool.input_schema.get("required", []))
         for tool in tools
     }
     assert taken == {
@@ -33,6 +33,34 @@ async def test_six_tools_are_listed_with_their_parameters(held: Held) -> None:
         "get_job_info": ([], []),
     }
     assert all(tool.description for tool in tools)
+
+
+async def test_parameters_have_descriptions_and_defaults(held: Held) -> None:
+    async with connected(held.variables) as agent:
+        tools = (await agent.client.list_tools()).tools
+
+    parameters = {
+        name: schema for tool in tools for name, schema in tool.input_schema["properties"].items()
+    }
+    assert all(schema["description"] for schema in parameters.values())
+    assert parameters["status"]["enum"] == ["running", "analyzing", "success", "error"]
+    assert parameters["submit_logs"]["default"] is True
+
+
+@pytest.mark.parametrize("message", ['{"sales": 12}', "[12, 13]", "null", "12"])
+async def test_message_that_is_json_is_reported_as_it_is(held: Held, message: str) -> None:
+    async with connected(held.variables) as agent:
+        answer = await agent.call("report_complete", message=message, submit_logs=False)
+
+    assert answer["sent"] is True
+    assert held.task["result"] == message
+
+
+async def test_null_stands_for_what_is_left_out(held: Held) -> None:
+    async with connected(held.variables) as agent:
+        answer = await agent.call("report_status", status="running", message=None, progress=None)
+
+    assert answer["sent"] is True
 
 
 @pytest.mark.usefixtures("crush")

@@ -98,7 +98,7 @@ def test_second_runner_with_the_same_state_folder_ends_with_75_and_says_why(
     assert answer.exit_code == 75
     assert (
         f"victoria-runner: cannot use the state folder {any_runner.state_dir}: another runner is "
-        "at work with it; stop that one, or give this one a --state-dir of its own" in answer.log
+        "using it; stop that one, or give this one a --state-dir of its own" in answer.log
     )
     assert len(orchestrator.nodes()) == 1
 

@@ -15,9 +15,9 @@ import pytest
 from runner.workspace.handover import read_reporter_state
 from tests.engines import Engine
 from tests.orchestrator.serving import wait_for
-from tests.setup import agent, image, steps
 from tests.system.recording import Json, RecordingOrchestrator
 from tests.system.runner_process import RunnerProcess, container_of, process_on
+from tools.dev import engines, images, shell
 
 SIX = "report_status report_started report_complete report_error submit_crush_logs get_job_info"
 
@@ -26,8 +26,8 @@ SIX = "report_status report_started report_complete report_error submit_crush_lo
 def agent_image(engine: Engine) -> str:
     """Name the agent's image, built if it is not there."""
     try:
-        return agent.find_or_build(image.Engine(engine.name))
-    except steps.SetupError as error:
+        return images.agent(engines.Engine(engine.name))
+    except shell.SetupError as error:
         pytest.fail(str(error), pytrace=False)
 
 

@@ -1,4 +1,4 @@
-"""What the doctor says where it is in no position to look."""
+"""What doctor reports where it may not look."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SOMEWHERE = Path(tempfile.gettempdir())
 
 @pytest.fixture
 def closed() -> Iterator[Path]:
-    """Give a folder that nobody may enter, root apart."""
+    """Yield a folder that only root may enter."""
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made) / "closed"
         folder.mkdir(mode=0o000)
@@ -35,7 +35,7 @@ def closed() -> Iterator[Path]:
 
 
 def examined(settings: Settings) -> tuple[int, list[str]]:
-    """Give the exit code, and the lines."""
+    """Run the doctor as another user; return its exit code and lines."""
     lines: list[str] = []
     with as_another_user():
         code = anyio.run(partial(examine, settings, lines.append, as_json=False))
@@ -62,7 +62,7 @@ def test_home_that_may_not_be_made_is_one_sentence(closed: Path, tmp_path: Path)
     [(True, 1, False), (True, 2, True), (False, 0, True)],
     ids=["none granted", "granted", "as root"],
 )
-def test_rootless_podman_without_user_ids_is_told_from_one_with_them(
+def test_rootless_podman_without_user_ids_is_recognised(
     is_rootless: bool,  # noqa: FBT001 - pytest passes it
     granted: int,
     has_user_ids: bool,  # noqa: FBT001 - pytest passes it
@@ -99,7 +99,7 @@ def test_unfinished_tasks_of_another_orchestrator_are_one_sentence(
 
 
 def settings_with(*, state_dir: Path, victoria_home: Path = SOMEWHERE) -> Settings:
-    """Give settings that name no orchestrator."""
+    """Return settings without an orchestrator."""
     return Settings(
         orchestrator_url="",
         name="n",

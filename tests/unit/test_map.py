@@ -8,14 +8,18 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import anyio
 import click
 import pytest
 
 from runner import cli, errors, node
+from runner.api.client import OrchestratorClient
 from runner.engine.cli import NO_RUNTIME
 from runner.loops import poll
 from runner.model import EndReason, state_diagram
-from runner.reporter.tools import TOOLS
+from runner.reporter.job import job_in
+from runner.reporter.reporter import Reporter
+from runner.reporter.server import server_for
 from runner.settings import DEFAULT_IMAGE
 
 if TYPE_CHECKING:
@@ -48,30 +52,29 @@ def table_rows(document: Path, first_cell: str) -> list[list[str]]:
 
 
 def options(command: click.Command, name: str = "") -> Iterator[tuple[str, str, str, str]]:
-    """Give a row of the README's table for each option: itself, variable, default, meaning."""
+    """Yield a row of the README's table for each option: itself, variable, default, meaning."""
     for option in command.params:
         if not isinstance(option, click.Option) or not option.expose_value:
             continue
-        shown = option.metavar and not option.is_flag and f" {option.metavar}"
+        is_word = option.is_flag or option.count or isinstance(option.type, click.Choice)
+        shown = "" if is_word else f" {option.make_metavar(click.Context(command))}"
         variable = "_".join(part for part in (cli.PREFIX, name, str(option.name)) if part).upper()
-        meaning, _, default = (option.help or "").partition("[default: ")
-        meaning = meaning.strip()
+        meaning = option.help or ""
         if isinstance(option.type, click.Choice):
             meaning += f" One of {', '.join(option.type.choices)}."
-        row = (
-            f"`{name} {option.opts[-1]}{shown or ''}`".replace("` ", "`").replace("|", r"\|"),
+        yield (
+            f"`{name} {option.opts[-1]}{shown}`".replace("` ", "`").replace("|", r"\|"),
             f"`{variable}`",
-            default.rstrip("]") or default_of(option),
+            default_of(option),
             meaning,
         )
-        yield row
     if isinstance(command, click.Group):
         for below in command.commands.values():
             yield from options(below, str(below.name))
 
 
 def default_of(option: click.Option) -> str:
-    """Say what holds when an option is not given."""
+    """Return what holds when an option is not given."""
     if isinstance(option.show_default, str):
         return option.show_default
     if option.is_flag or option.count:
@@ -98,12 +101,18 @@ def test_architecture_names_every_reason_for_an_end() -> None:
 # What docs/status-reporter.md shows
 
 
-def test_every_tool_is_shown_with_its_parameters() -> None:
+def test_every_tool_is_shown_with_its_parameters(tmp_path: Path) -> None:
+    url = "http://127.0.0.1:1"
+    job = job_in({"ORCHESTRATOR_URL": url, "JOB_ID": "t-1", "VICTORIA_HOME": str(tmp_path)})
+    server = server_for(Reporter(job, OrchestratorClient(url)))
+    parameters = {
+        tool.name: list(tool.input_schema["properties"]) for tool in anyio.run(server.list_tools)
+    }
     shown = {
         row[0].strip("`"): re.findall(r"`(\w+)`", row[1])
         for row in table_rows(STATUS_REPORTER, r"`(?:report|submit|get)_\w+`")
     }
-    assert shown == {tool.name: list(tool.parameters) for tool in TOOLS}
+    assert shown == parameters
 
 
 # What README.md shows

@@ -1,0 +1,128 @@
+"""Find Pythons, and make virtual environments with the packages that a command needs."""
+
+import hashlib
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from tools.dev.packages import install
+from tools.dev.shell import ROOT, run, say
+
+VERSION = "import sys; print('%d.%d' % sys.version_info[:2])"
+ANSIBLE_PYTHONS = ("3.13", "3.12", "3.14")
+"""Those that ansible-core runs on, the preferred one first."""
+NO_ANSIBLE_PYTHON = (
+    "cannot run Ansible: it needs Python 3.12 or later, and none was found; "
+    "install one, for example with 'uv python install 3.13' or pyenv"
+)
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A virtual environment: where it is, and what pip installs into it."""
+
+    folder: Path
+    content: str
+    """For people: what is installed, how much that is, and how long it takes."""
+    packages: tuple[str, ...]
+    pins: str = "constraints.txt"
+
+    @property
+    def python(self) -> Path:
+        """Return the path of its Python."""
+        return self.folder / "bin" / "python"
+
+    def is_current(self) -> bool:
+        """Return whether it is complete and up to date."""
+        mark = self.folder / ".made-from"
+        is_marked = mark.exists() and mark.read_text() == self._fingerprint()
+        return is_marked and run([str(self.python), "-c", ""]).ok
+
+    def ensure(self, python: str = sys.executable) -> Path:
+        """Return its Python; if it is not current, update it, or make it with the Python given."""
+        if self.is_current():
+            return self.python
+        say(f"installing into {self.folder.name} {self.content}")
+        pip = [str(self.python), "-m", "pip"]
+        if not run([*pip, "--version"]).ok:
+            _make_empty(python, self.folder)
+        run(
+            [
+                *pip,
+                "install",
+                "-q",
+                "--disable-pip-version-check",
+                *self.packages,
+                "-c",
+                str(ROOT / self.pins),
+            ],
+            error=f"cannot fill {self.folder.name}: see pip's message above; is PyPI reachable?",
+            timeout_s=1200,
+        )
+        (self.folder / ".made-from").write_text(self._fingerprint())
+        return self.python
+
+    def _fingerprint(self) -> str:
+        parts = [*self.packages, (ROOT / self.pins).read_text()]
+        if "-e" in self.packages:
+            # What is installed depends on the project's table, not on the settings of tools.
+            parts.append((ROOT / "pyproject.toml").read_text().partition("\n[tool.")[0])
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def project(folder: str = ".venv") -> Environment:
+    """Return the environment with the project, its extras and the developers' tools."""
+    packages = ("-e", f"{ROOT}[orchestrator,reporter,dev]")
+    return Environment(
+        ROOT / folder, "the project and its tools: 430 MB, a minute or two", packages
+    )
+
+
+def ensure_demo() -> Path:
+    """Return a Python for the demo: the project's if it is current, else one with less."""
+    if project().is_current():
+        return project().python
+    packages = ("-e", f"{ROOT}[orchestrator]")
+    return Environment(
+        ROOT / ".venv-demo", "runner and orchestrator: 80 MB, half a minute", packages
+    ).ensure()
+
+
+def ensure_ansible() -> Path | None:
+    """Return the folder of Ansible's programs, or None if no Python can run them."""
+    environment = Environment(
+        ROOT / ".venv-rollout",
+        "Ansible and Molecule: 540 MB, a minute or two",
+        ("molecule", "ansible", "ansible-core", "ansible-lint", "yamllint"),
+        "constraints-rollout.txt",
+    )
+    if not environment.is_current():
+        python = next(filter(None, map(find_python, ANSIBLE_PYTHONS)), None)
+        if python is None:
+            return None
+        environment.ensure(python)
+    return environment.python.parent
+
+
+def version_of(python: str) -> str | None:
+    """Return "3.N", or None for a Python that does not run."""
+    result = run([python, "-c", VERSION])
+    return result.output.strip() if result.ok else None
+
+
+def find_python(version: str) -> str | None:
+    """Return a Python of this version, from PATH or pyenv."""
+    pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
+    candidates = [f"python{version}", *map(str, pyenv.glob(f"versions/{version}.*/bin/python3"))]
+    return next((python for python in candidates if version_of(python) == version), None)
+
+
+def _make_empty(python: str, folder: Path) -> None:
+    if not run([python, "-c", "import ensurepip"]).ok:
+        # Debian and Ubuntu keep it in a package of its own.
+        install(f"python{version_of(python)}-venv", "python3", "Python environments")
+    run(
+        [python, "-m", "venv", "--clear", str(folder)],
+        error=f"cannot make {folder.name} with {python}: see above; install its venv module",
+    )

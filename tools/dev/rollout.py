@@ -1,0 +1,181 @@
+"""Set up what the Molecule scenarios need: Ansible, images of hosts, and the command to run them.
+
+A host is a container with systemd, shaped as Ubuntu or as Fedora, and takes root. Its base is made
+from Debian packages, or is an image that the environment names.
+"""
+
+import os
+import platform
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tools.dev.engines import Engine, settings_to_try
+from tools.dev.environments import NO_ANSIBLE_PYTHON, ensure_ansible
+from tools.dev.images import DEBIAN_MIRROR, hashed_name, import_debian, package_source, ready_podman
+from tools.dev.packages import ensure_engine_part, ensure_program
+from tools.dev.shell import ROOT, SetupError, as_root, cache_dir, run, say
+
+NO_ROOT = (
+    "cannot make hosts: that takes root, and sudo refuses it to this account; "
+    "let it use sudo, or run ./dev rollout as root"
+)
+SOURCES = Path(__file__).parent / "hosts"
+PODMAN = Engine("podman", rootful=True)
+BUILD_TIMEOUT_S = 1200
+NETAVARK = '[network]\nnetwork_backend = "netavark"\n'
+# Debian's packages in each host. UBUNTU and FEDORA are a distribution's name, and the suite and the
+# packages of the Debian that stands in for it.
+SYSTEM = (
+    "systemd,systemd-sysv,dbus,libpam-systemd,openssh-server,sudo,procps,iproute2,ca-certificates"
+)
+UBUNTU = ("ubuntu", "trixie", "python3,python3-apt")
+# In its stand-in Fedora's packages are empty: all that the role installs has to be there already.
+FEDORA = (
+    "fedora",
+    "testing",
+    (
+        "python3,python3-venv,python3-pip,dnf5,python3-libdnf5,rpm,createrepo-c,dbus-user-session,"
+        "podman,crun,netavark,aardvark-dns,uidmap,passt,slirp4netns,nftables,catatonit,"
+        "fuse-overlayfs,docker.io,docker-cli"
+    ),
+)
+
+
+def ready() -> dict[str, str]:
+    """Make everything ready; return the environment for the scenarios."""
+    programs = ensure_ansible()
+    if programs is None:
+        raise SetupError(NO_ANSIBLE_PYTHON)
+    run(as_root(["true"]), error=NO_ROOT)
+    ensure_program("ssh", "the way to the scenarios' hosts")
+    ensure_program("newuidmap", "containers without root")
+    ensure_engine_part("netavark", "the network of the scenarios' hosts")
+    ensure_engine_part("aardvark-dns", "their names")
+    _, stand_in = ready_podman()
+    bundle = _ca_bundle(programs)
+    images = _build_all(bundle)
+    if not PODMAN.has(stand_in):  # from there it goes to the scenarios' registry
+        PODMAN.copy_from(Engine("podman"), stand_in)
+    folder = cache_dir() / "rollout"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return {
+        "PATH": path_for_root(programs),
+        "CONTAINERS_CONF": str(_write_settings(images["UBUNTU"], folder)),
+        "VICTORIA_TEST_IMAGE": stand_in,
+        "VICTORIA_ROLLOUT_FOLDER": str(folder),
+        "VICTORIA_ROLLOUT_CA": bundle or "",
+        **{f"VICTORIA_ROLLOUT_{name}_HOST": image for name, image in images.items()},
+        # NO_COLOR is Molecule's.
+        "NO_COLOR": "1",
+        "ANSIBLE_NOCOLOR": "1",
+    }
+
+
+def path_for_root(programs: Path) -> str:
+    """Return a PATH with Ansible's programs, and with root's, which podman's network calls."""
+    return f"{programs}:{os.environ['PATH']}:/usr/sbin:/sbin"
+
+
+def command(python: Path, env: dict[str, str], arguments: list[str]) -> list[str]:
+    """Return the command that runs the scenarios; as root, because they make hosts."""
+    chosen = {name: value for name, value in os.environ.items() if name.startswith("VICTORIA_")}
+    # Root's pytest leaves nothing in the checkout that its owner could not write to afterwards.
+    variables = {**chosen, **env, "PYTHONDONTWRITEBYTECODE": "1"}
+    return as_root(
+        [
+            *("env", *(f"{name}={value}" for name, value in variables.items())),
+            *(str(python), "-m", "pytest", "-p", "no:cacheprovider", "tests/rollout", *arguments),
+        ]
+    )
+
+
+def _ca_bundle(programs: Path) -> str | None:
+    """Return the file of certificates that pip is set to trust here, for the hosts' pip."""
+    for line in run([str(programs / "python"), "-m", "pip", "config", "list"]).output.splitlines():
+        name, _, value = line.partition("=")
+        if name.rpartition(".")[2] == "cert":
+            return value.strip("'\"")
+    return None
+
+
+def _build_all(ca_bundle: str | None) -> dict[str, str]:
+    """Build the images that are missing; return their names by purpose."""
+    with ThreadPoolExecutor() as pool:
+        ubuntu, fedora = pool.map(lambda shape: _host_image(*shape), (UBUNTU, FEDORA))
+    return {"UBUNTU": ubuntu, "FEDORA": fedora, "CONTROL": _control_image(ubuntu, ca_bundle)}
+
+
+def _host_image(name: str, suite: str, packages: str) -> str:
+    variable = f"VICTORIA_ROLLOUT_{name.upper()}_IMAGE"
+    base = os.environ.get(variable)
+    if not base:
+        raw = _debian(suite, packages, f", or name an image of {name} in {variable}")
+        script = f"shape-{name}"
+        files = ["Containerfile.shape", script]
+        base = _build(f"base-{name}", raw, files, "--build-arg", f"SHAPE={script}")
+    return _build(f"rollout-{name}", base, ["Containerfile", "finish", "init"])
+
+
+def _debian(suite: str, packages: str, advice: str) -> str:
+    recipe = [
+        "--variant=minbase",
+        f"--include={SYSTEM},{packages}",
+        # Mirrors may leave the testing suite alone for weeks.
+        '--aptopt=Acquire::Check-Valid-Until "false"',
+        '--customize-hook=rm -rf "$1"/usr/share/doc "$1"/usr/share/man "$1"/usr/share/locale',
+    ]
+    image = hashed_name("debian", suite, *recipe)
+    if not PODMAN.has(image):
+        ensure_program("mmdebstrap", "hosts for the scenarios where no registry answers")
+        say(f"making a host from Debian packages ({suite}): some minutes")
+        is_debian = platform.freedesktop_os_release()["ID"] == "debian"
+        mirror = package_source()[1] if is_debian else DEBIAN_MIRROR
+        import_debian(PODMAN, image, recipe, (suite, mirror), advice)
+    return image
+
+
+def _control_image(base: str, ca_bundle: str | None) -> str:
+    needed = _orchestrator_needs((ROOT / "pyproject.toml").read_text())
+    options = ["--build-arg", f"NEEDED={needed}"]
+    if ca_bundle:
+        inside = "/etc/controller-ca.crt"
+        options += [f"--volume={ca_bundle}:{inside}:ro", "--build-arg", f"PIP_CERT={inside}"]
+    return _build(
+        "rollout-control", base, ["Containerfile.control", "control"], *options, key=needed
+    )
+
+
+def _orchestrator_needs(project: str) -> str:
+    """Return what .[orchestrator] depends on; Python before 3.11 cannot read TOML."""
+    lists = [
+        project.partition(f"\n{name} = [")[2].partition("\n]")[0]
+        for name in ("dependencies", "orchestrator")
+    ]
+    return " ".join(re.findall(r'^ +"([^"]+)"', "\n".join(lists), re.MULTILINE))
+
+
+def _build(purpose: str, base: str, files: list[str], *options: str, key: str = "") -> str:
+    # The first of the files is the Containerfile.
+    name = hashed_name(purpose, base, key, *(SOURCES / file for file in files))
+    if not PODMAN.has(name):
+        say(f"building {name}: a minute or two")
+        PODMAN.run(
+            *("build", "--quiet", "--network=host", "--isolation=chroot", "--tag", name, *options),
+            *("--build-arg", f"BASE={base}", "-f", str(SOURCES / files[0]), str(SOURCES)),
+            error=f"cannot build {name}: see podman's message above",
+            timeout_s=BUILD_TIMEOUT_S,
+        )
+    return name
+
+
+def _write_settings(image: str, folder: Path) -> Path:
+    """Write a containers.conf with which hosts run on this machine; return its path."""
+    path = folder / "containers.conf"
+    podman = Engine("podman", {"CONTAINERS_CONF": str(path)}, rootful=True)
+    for setting in ["", *settings_to_try()]:
+        path.write_text(f"{NETAVARK}{setting}")
+        result = podman.run("run", "--rm", "--privileged", "--cgroupns=private", image, "true")
+        if result.ok:
+            return path
+    raise SetupError(f"cannot run a host in podman: {result.last_line}")
