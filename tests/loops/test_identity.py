@@ -7,6 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import anyio.to_thread
 import pytest
 
 from runner.engine.base import ContainerSpec
@@ -16,6 +17,7 @@ from runner.workspace.download import CONTAINER_HOME
 from tests.loops.engine import ObstructedEngine
 from tests.loops.host import IDLE, IMAGE, WITH_TASK, container_of
 from tests.loops.orchestrator import BEAT, LOGS, POLL, REGISTER, SILENCE, STATUS, orchestrating
+from tests.orchestrator.serving import serve
 from tests.unit.scripted_server import http, told
 from tests.unit.until import until
 
@@ -378,6 +380,33 @@ async def test_orchestrator_that_makes_a_new_node_after_all_is_given_the_old_one
 
     assert keys_of(host.orchestrator.called(STATUS), "t-1") == {"node-key-1"}
     assert host.orchestrator.called(POLL)[-1].key == "node-key-9"
+
+
+async def test_reference_orchestrator_keeps_the_node_and_its_task_through_a_new_name(
+    host: Host,
+) -> None:
+    with serve(host.folder / "orchestrator") as reference:
+        call = anyio.to_thread.run_sync
+        task = await call(lambda: reference.create_task("[wait-for go]"))
+        async with host.runner(orchestrator_url=reference.url):
+            await host.wait_for_state(task["id"], "running")
+        (before,) = await call(reference.nodes)
+        async with host.runner(orchestrator_url=reference.url, name="host-2", tags={"a": "b"}):
+            await host.pass_time_until(
+                lambda: any(
+                    "host-2" in row["node"] for row in host.rows("SELECT * FROM identities")
+                ),
+                asleep=WITH_TASK,
+            )
+            host.let_go()
+            ended = await call(lambda: reference.wait_for_task(task["id"], "success"))
+            (after,) = await call(reference.nodes)
+            await host.wait_for_state(task["id"], "closed")
+            await call(reference.stop)
+
+    assert (before["name"], after["name"], after["tags"]) == ("host-1", "host-2", {"a": "b"})
+    assert before["id"] == after["id"] == ended["assigned_node_id"]
+    assert host.starts_of(task["id"]) == 1
 
 
 # Journals of the version before
