@@ -29,8 +29,8 @@ from runner.errors import (
     WireError,
 )
 from runner.journal.journal import JOURNAL_NAME, Journal
-from runner.model import OutboxEntry, PullPolicy, Task
-from runner.node import find_conflict, runtime_to_use
+from runner.model import OutboxEntry, PullPolicy, Registration, Task
+from runner.node import find_conflict, is_same_node, node_description, runtime_to_use
 from runner.settings import Settings
 from runner.workspace.folders import free_disk
 
@@ -61,7 +61,7 @@ async def examine(settings: Settings, echo: Callable[[str], None], *, as_json: b
         _check_folder("--victoria-home", settings.victoria_home, settings.min_free_disk),
         _check_folder("--state-dir", settings.state_dir, settings.min_free_disk),
         *[check async for check in _check_orchestrator(settings)],
-        _registration(journal.node_id),
+        _registration(journal.registration, settings),
         _check_outbox(journal.entries),
     ]
     if as_json:
@@ -191,7 +191,12 @@ class _JournalContent:
     check: Check
     tasks: Sequence[Task] = ()
     entries: Sequence[OutboxEntry] = ()
-    node_id: str | None = None
+    registration: Registration | None = None
+
+    @property
+    def node_id(self) -> str | None:
+        """The id of the node that this host is registered as."""
+        return None if self.registration is None else self.registration.identity.node_id
 
 
 async def _read_journal(settings: Settings) -> _JournalContent:
@@ -220,12 +225,15 @@ async def _read_journal(settings: Settings) -> _JournalContent:
     check = Check("journal", f"{len(tasks)} open tasks")
     if conflict is not None:
         check = Check("journal", conflict, EXIT_CONFIGURATION)
-    node_id = registration.identity.node_id if registration else None
-    return _JournalContent(check, tasks, entries, node_id)
+    return _JournalContent(check, tasks, entries, registration)
 
 
-def _registration(node_id: str | None) -> Check:
-    sentence = f"registered as {node_id}" if node_id else "not registered yet"
+def _registration(registration: Registration | None, settings: Settings) -> Check:
+    if registration is None:
+        return Check("registration", "not registered yet")
+    sentence = f"registered as {registration.identity.node_id}"
+    if not is_same_node(registration.description, node_description(settings)):
+        sentence += ", under another name, other tags or other capabilities than these"
     return Check("registration", sentence)
 
 
@@ -253,8 +261,8 @@ def _as_json(checks: list[Check], journal: _JournalContent) -> object:
             {
                 key: value
                 for key, value in asdict(task).items()
-                # The prompt may be confidential.
-                if key not in {"assignment", "orchestrator_url"}
+                # The prompt may be confidential, and the key is.
+                if key not in {"assignment", "identity", "orchestrator_url"}
             }
             for task in journal.tasks
         ],

@@ -127,7 +127,7 @@ class Node:
             current = await self._registered()
             if current.description != self._description:
                 current = await self._update(current)
-            must_wait = not _is_same_node(current.description, self._description)
+            must_wait = not is_same_node(current.description, self._description)
             must_wait = must_wait or await self._has_other_owners(current)
             if must_wait and not self._is_waiting:
                 log.info(
@@ -200,7 +200,7 @@ class Node:
     async def _update(self, current: Registration) -> Registration:
         """Register again with a changed description, as the same node or when nothing is open."""
         has_extension = REREGISTER in current.extensions
-        if _is_same_node(current.description, self._description):
+        if is_same_node(current.description, self._description):
             if has_extension and not self._has_sent_facts:
                 self._has_sent_facts = True
                 await self._register(current.identity, is_needed=False)
@@ -325,7 +325,7 @@ class Node:
             log.warning("cannot register: %s", error)
 
 
-def _is_same_node(before: Mapping[str, object] | None, after: Mapping[str, object]) -> bool:
+def is_same_node(before: Mapping[str, object] | None, after: Mapping[str, object]) -> bool:
     """Check whether only facts of the host differ, or what was before is not known."""
     if before is None:
         return True
