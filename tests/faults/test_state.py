@@ -131,7 +131,9 @@ def test_first_start_on_a_full_disk_ends_with_a_sentence_and_the_next_works(
     answer = rig.runner.run("--once")
     assert answer.exit_code == 75, answer.log
     assert answer.log.startswith("victoria-runner: cannot use the state folder")
-    assert answer.log.endswith("no space left on device; run as its owner, with room on its disk\n")
+    assert answer.log.endswith(
+        "no space left on device; run as its owner, on a disk with free space\n"
+    )
     filler.unlink()
     assert rig.runner.run("--once").exit_code == 0
 

@@ -55,7 +55,9 @@ def test_doctor_tells_whether_the_node_is_registered_with_these_options(
     runner.wait_for_log("registered ")
     told = json.loads(runner.run("doctor", "--json").output)
     assert f"registered as {told['node_id']}" in str(told["checks"])
-    assert json.loads(runner.run("--name", "other", "doctor", "--json").output)["node_id"] is None
+    changed = json.loads(runner.run("--name", "other", "doctor", "--json").output)
+    assert changed["node_id"] == told["node_id"]
+    assert f"registered as {told['node_id']}, under another name" in str(changed["checks"])
 
 
 def test_doctor_without_an_engine_says_so_and_ends_with_69(
