@@ -136,7 +136,7 @@ def _remove_folder(
         if not scope.dry_run:
             folders.remove(task_id)
     except OSError as error:
-        echo(f"cannot remove {path}: {error.strerror}")
+        echo(f"cannot remove {path}: {error.strerror or error}")
         return False
     echo(f"{'would remove' if scope.dry_run else 'removed'} {path} ({size >> 20} MiB)")
     return True

@@ -1,28 +1,28 @@
-"""What can go wrong, one class for each cause that a caller acts on.
+"""The runner's errors: one class for each thing that a caller does about it.
 
-    RunnerError                     carries the process's exit code, should it end the process
-    ├── ConfigurationError          a flag, variable or file that cannot be used
-    ├── NoContainerRuntime          neither podman nor docker is there
-    ├── RegistrationRefused         the orchestrator does not take the registration token
-    │   └── RegistrationPostponed   it cannot be asked now, and nobody wants to wait for it
-    ├── TryAgain                    nothing is wrong here that waiting would not mend
+    RunnerError                     has the exit code of the process that it ends
+    ├── ConfigurationError          an option, variable or file cannot be used
+    ├── NoContainerRuntime          there is neither podman nor docker
+    ├── RegistrationRefused         the orchestrator refuses the registration token
+    │   └── RegistrationPostponed   it does not respond, and this process does not wait for it
+    ├── TryAgain                    it heals by itself: the same call may work later
     │   └── StateFolderInUse        another runner holds the state folder
     ├── JournalError                the journal cannot be read or written
-    ├── WireError                   the orchestrator did not do what was asked
-    │   ├── Refused                 it answered 4xx: asking again changes nothing
-    │   │   └── Unauthorised        it does not know the key or token (401)
-    │   └── Unavailable             it could not be reached or not understood: ask again later
-    ├── EngineError                 the engine did not do what was asked
-    │   ├── EngineSilent            it did not answer before the deadline: the truth is unknown
-    │   ├── NoSuchContainer         it knows no such container
-    │   ├── NameInUse               a container of that name is there already
-    │   └── ImageMissing            it has no such image and may not or cannot fetch it
-    └── TaskError                   this task cannot be run; it ends with the reason named
-        ├── BadAssignment           the assignment cannot be obeyed
-        └── Unstartable             its files, image or container cannot be had
-            └── FileRefused         the orchestrator will not give a file to this node
+    ├── WireError                   a request to the orchestrator failed
+    │   ├── Refused                 the response is 4xx: the same request would be refused again
+    │   │   └── Unauthorised        401: it does not know the key or token
+    │   └── Unavailable             it did not respond, or not intelligibly: retry later
+    ├── EngineError                 a call of the container engine failed
+    │   ├── EngineSilent            it timed out: what is true there is unknown
+    │   ├── NoSuchContainer         there is no such container
+    │   ├── NameInUse               there is a container of that name already
+    │   └── ImageMissing            the image is not on this host and cannot be pulled
+    └── TaskError                   this task cannot run; it ends with the reason named
+        ├── BadAssignment           the assignment is invalid
+        └── Unstartable             its files, image or container cannot be provided
+            └── FileRefused         the orchestrator refuses a file to this node
 
-Messages read "cannot <verb> <thing>: <reason>", in lower case, without a full stop.
+Messages read `cannot <verb> <thing>: <reason>; <what to do>`, in lower case, without a full stop.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ EXIT_CONFIGURATION = 78
 
 
 class RunnerError(Exception):
-    """Anything the runner says no to. The exit code is from sysexits.h."""
+    """Base of all. The exit codes are those of sysexits.h."""
 
     exit_code = EXIT_DEFECT
 
 
 class ConfigurationError(RunnerError):
-    """A flag, variable or file cannot be used as it is."""
+    """An option, variable or file cannot be used as it is."""
 
     exit_code = EXIT_CONFIGURATION
 
@@ -57,19 +57,19 @@ class NoContainerRuntime(RunnerError):
 
 
 class RegistrationRefused(RunnerError):
-    """The orchestrator does not take the registration token."""
+    """The orchestrator refuses the registration token."""
 
     exit_code = EXIT_REGISTRATION_REFUSED
 
 
 class RegistrationPostponed(RegistrationRefused):
-    """The orchestrator cannot be asked now, and `--once` does not wait for it."""
+    """The orchestrator does not respond, and `--once` does not wait for it."""
 
     exit_code = EXIT_TRY_AGAIN
 
 
 class TryAgain(RunnerError):
-    """Something outside is not ready; the same call may work later."""
+    """Something outside of the runner is not ready; the same call may work later."""
 
     exit_code = EXIT_TRY_AGAIN
 
@@ -85,16 +85,16 @@ class JournalError(RunnerError):
 
 
 class WireError(RunnerError):
-    """The orchestrator did not do what was asked."""
+    """A request to the orchestrator failed."""
 
     exit_code = EXIT_TRY_AGAIN
 
 
 class Refused(WireError):
-    """The orchestrator answered 4xx: the same request would be refused again.
+    """The response is 4xx: the same request would be refused again.
 
-    `status` is the HTTP status code, `detail` its own JSON explanation: without one the answer may
-    be the page of a proxy before it.
+    `status` is the HTTP status code. `detail` is the orchestrator's JSON explanation; a response
+    without one may come from a reverse proxy.
     """
 
     def __init__(self, message: str, status: int, detail: str | None = None) -> None:
@@ -104,17 +104,17 @@ class Refused(WireError):
 
 
 class Unauthorised(Refused):
-    """The orchestrator does not know the key or token that was sent (401)."""
+    """The orchestrator does not know the key or token (401)."""
 
     def __init__(self, message: str, detail: str | None = None) -> None:
         super().__init__(message, 401, detail)
 
 
 class Unavailable(WireError):
-    """The orchestrator could not be reached, or said nothing that can be understood.
+    """The orchestrator did not respond, or not intelligibly; retry later.
 
-    `retry_after_s` is the wait in seconds that it asked for, `status` the HTTP status code when
-    there was one, `detail` its own JSON explanation when it gave one.
+    `retry_after_s` is its Retry-After in seconds, `status` the HTTP status code and `detail` its
+    JSON explanation; each is None when there is none.
     """
 
     def __init__(
@@ -132,35 +132,35 @@ class Unavailable(WireError):
 
 
 class EngineError(RunnerError):
-    """The container engine did not do what was asked."""
+    """A call of the container engine failed."""
 
     exit_code = EXIT_TRY_AGAIN
 
 
 class EngineSilent(EngineError):
-    """The engine did not answer before the deadline: what is true there is unknown."""
+    """A call of the engine timed out: whether it took effect is unknown."""
 
 
 class NoSuchContainer(EngineError):
-    """The engine knows no container of that name."""
+    """There is no container of that name."""
 
 
 class NameInUse(EngineError):
-    """A container of that name is there already."""
+    """There is a container of that name already."""
 
 
 class ImageMissing(EngineError):
-    """The image is not on this host and may not or cannot be fetched."""
+    """The image is not on this host, and cannot or may not be pulled."""
 
 
 class TaskError(RunnerError):
-    """The task cannot be run; it ends with `reason`."""
+    """The task cannot run; it ends with `reason`."""
 
     reason = EndReason.UNSTARTABLE
 
 
 class BadAssignment(TaskError):
-    """The assignment cannot be obeyed. `task_id` is set when it has a usable one."""
+    """The assignment is invalid. `task_id` is set when it has a valid one."""
 
     reason = EndReason.REJECTED
 
@@ -170,8 +170,8 @@ class BadAssignment(TaskError):
 
 
 class Unstartable(TaskError):
-    """The task's files, image or container cannot be had."""
+    """The task's files, image or container cannot be provided."""
 
 
 class FileRefused(Unstartable):
-    """The orchestrator will not give a file of the task to this node."""
+    """The orchestrator refuses a file of the task to this node."""

@@ -1,7 +1,7 @@
-"""The domain: states, outcomes, tasks, reports and what else all parts of the runner speak of.
+"""The domain: frozen values and enums that every part of the runner shares.
 
-Moments are seconds since the epoch, but for `deadline_uptime_s`, which counts from the boot named
-in `boot_id`.
+Fields that end in `_at` are seconds since the epoch. `deadline_uptime_s` is seconds since the boot
+that `boot_id` names.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ TASK_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 
 
 class TaskState(str, Enum):
-    """Where a task is on its way through this runner, as the journal says it."""
+    """The state of a task in this runner's journal."""
 
     ACCEPTED = "accepted"
-    """Written down; its files and image are being fetched. No container was asked for."""
+    """In the journal. Files and image are being fetched; no container was requested yet."""
     STARTING = "starting"
-    """The engine may have been asked for a container; whether there is one, it knows."""
+    """A container may have been requested; only the engine knows whether there is one."""
     RUNNING = "running"
-    """The engine said that the container runs."""
+    """The engine has said that the container runs."""
     ENDED = "ended"
-    """The end is written down together with the reports that are to be delivered."""
+    """The outcome is in the journal, and the final reports are in the outbox."""
     CLOSED = "closed"
-    """Every report is delivered or parked, and the container is gone."""
+    """Every report is delivered or parked, and the container is removed."""
 
 
 TRANSITIONS: Mapping[TaskState, frozenset[TaskState]] = MappingProxyType(
@@ -47,43 +47,67 @@ TRANSITIONS: Mapping[TaskState, frozenset[TaskState]] = MappingProxyType(
 
 
 def check_transition(before: TaskState, after: TaskState) -> None:
-    """Let an allowed transition pass.
+    """Check that `TRANSITIONS` allows this step.
 
     Raises:
-        ValueError: the transition is not in the table. That is a defect of ours.
+        ValueError: it does not. That is a defect of the runner.
     """
     if after not in TRANSITIONS[before]:
         raise ValueError(f"cannot move a task: no way from {before.value} to {after.value}")
+
+
+class TaskStatus(str, Enum):
+    """The status of a task at the orchestrator, in the words of its API."""
+
+    PENDING = "pending"
+    """It waits for a node."""
+    ASSIGNED = "assigned"
+    """A node was given it, and has not reported on it yet."""
+    RUNNING = "running"
+    """Its node has claimed it."""
+    ANALYZING = "analyzing"
+    """The agent in its container says that it works on the result."""
+    SUCCESS = "success"
+    ERROR = "error"
+    CANCELLED = "cancelled"
+
+    def __str__(self) -> str:  # an f-string shows the name from Python 3.12 on, and the word before
+        return self.value
+
+    @property
+    def is_final(self) -> bool:
+        """Whether no other status follows."""
+        return self in {TaskStatus.SUCCESS, TaskStatus.ERROR, TaskStatus.CANCELLED}
 
 
 class EndReason(str, Enum):
     """Why a task ended. The message of every `error` report begins with one of these words."""
 
     COMPLETED = "completed"
-    """The container ended by itself with exit code 0."""
+    """The container exited by itself with code 0."""
     FAILED = "failed"
-    """The container ended by itself with another exit code."""
+    """The container exited by itself with another code."""
     TIMED_OUT = "timed_out"
-    """The time limit was up; the runner or the engine ended the container."""
+    """The timeout of the task passed; the runner or the engine stopped the container."""
     CANCELLED = "cancelled"
-    """The orchestrator or an operator called it off."""
+    """The orchestrator or an operator cancelled the task."""
     OUT_OF_MEMORY = "out_of_memory"
-    """The kernel ended the container for want of memory, by the engine's own flag."""
+    """The kernel killed the container for lack of memory, by the engine's own flag."""
     REJECTED = "rejected"
-    """The assignment cannot be obeyed, or local policy forbids it."""
+    """The assignment is invalid, or the policy of this host forbids it."""
     UNSTARTABLE = "unstartable"
-    """Its files, its image or its container could not be had."""
+    """Its files, its image or its container could not be provided."""
     LOST = "lost"
-    """The container vanished, or its end was not recorded by anyone."""
+    """The container vanished, or its exit was not recorded."""
 
     @property
-    def status(self) -> str:
-        """The word that `POST /status` takes for this end: success or error."""
-        return "success" if self is EndReason.COMPLETED else "error"
+    def status(self) -> TaskStatus:
+        """The final status to report: success or error."""
+        return TaskStatus.SUCCESS if self is EndReason.COMPLETED else TaskStatus.ERROR
 
 
 def state_diagram() -> str:
-    """Draw the transition table as a Mermaid state diagram; docs/architecture.md holds a copy."""
+    """Return `TRANSITIONS` as a Mermaid state diagram; docs/architecture.md holds a copy."""
     lines = ["stateDiagram-v2", f"    [*] --> {TaskState.ACCEPTED.value}"]
     for before in TaskState:
         lines += [
@@ -96,35 +120,35 @@ def state_diagram() -> str:
 
 
 class Limits(NamedTuple):
-    """What a task's container may use; None leaves it to the engine."""
+    """The resources that a task's container may use; None leaves it to the engine."""
 
     memory: str | None = None
-    """As the engine's `--memory` takes it: a number with b, k, m or g."""
+    """In the form of the engine's `--memory`: a number with b, k, m or g."""
     cpus: str | None = None
-    """As the engine's `--cpus` takes it: a number of cores, with a fraction if wanted."""
+    """In the form of the engine's `--cpus`: a number of cores, which may have a fraction."""
     gpus: str | None = None
-    """`all`, or the devices' indices with commas between them."""
+    """`all`, or the indices of devices, separated by commas."""
 
 
 UNLIMITED = Limits()
 
 
 class PullPolicy(str, Enum):
-    """When the image is fetched before a task, in the engines' own words."""
+    """When the image is pulled before a task, in the engines' own words."""
 
     NEWER = "newer"
-    """Ask the registry each time; go on with the image at hand when it does not answer."""
+    """Ask the registry each time; use the local image when it does not answer."""
     MISSING = "missing"
-    """Fetch only what is not on this host."""
+    """Pull only an image that is not on this host."""
     ALWAYS = "always"
-    """Fetch each time; without an answer the task does not start."""
+    """Pull each time; the task does not start when the registry does not answer."""
     NEVER = "never"
-    """Use only what is on this host."""
+    """Use only an image that is on this host."""
 
 
 @dataclass(frozen=True)
 class Identity:
-    """Who the runner is to the orchestrator."""
+    """The node that this runner is at the orchestrator, and its key."""
 
     node_id: str
     api_key: Secret
@@ -143,7 +167,7 @@ class Registration:
 
 @dataclass(frozen=True)
 class TaskFile:
-    """One file that comes with a task; `sha256` is lower-case hex, None when not given."""
+    """A file that comes with a task; `sha256` is lower-case hex, None when not given."""
 
     name: str
     sha256: str | None
@@ -151,7 +175,7 @@ class TaskFile:
 
 @dataclass(frozen=True)
 class Assignment:
-    """A task that may be run: every field has been checked."""
+    """A task that may be run: every field was checked by `parse_assignment`."""
 
     task_id: str
     prompt: str
@@ -160,7 +184,7 @@ class Assignment:
     files: tuple[TaskFile, ...] = ()
 
     def to_json(self) -> str:
-        """Write it down in the orchestrator's own field names, for `parse_assignment` to read."""
+        """Return the assignment as JSON in the field names of the API."""
         checksums = [file.sha256 for file in self.files]
         return json.dumps(
             {
@@ -175,9 +199,9 @@ class Assignment:
 
     @classmethod
     def from_json(cls, text: str) -> Assignment:
-        """Read what `to_json` wrote, unchecked: it was checked before it was written down.
+        """Parse what `to_json` returned, without checking it again.
 
-        A later version may check more strictly, and what is under way must not fail by that.
+        A later version may check more strictly, and must not fail a task that is under way.
         """
         raw = json.loads(text)
         names = raw["files"]
@@ -192,13 +216,13 @@ class Assignment:
 
 
 def is_task_id(text: str) -> bool:
-    """Tell whether a text may stand as a task's id in paths and names."""
+    """Return whether a text can be a task's id, which is part of paths and names."""
     return TASK_ID.fullmatch(text) is not None
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task as the journal knows it; None where it has not come to that yet."""
+    """A task in the journal; a field is None until it is known."""
 
     task_id: str
     state: TaskState
@@ -221,7 +245,7 @@ class Task:
 
     @property
     def outcome(self) -> Outcome | None:
-        """Give how it ended, if it has."""
+        """The outcome; None until the task has ended."""
         if self.end_reason is None:
             return None
         return Outcome(self.end_reason, self.message or "", self.exit_code)
@@ -229,7 +253,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Report:
-    """One thing to tell the orchestrator: `path` is status or logs, `body` what is posted there."""
+    """A report for the outbox: `body` is posted to `path`, which is `status` or `logs`."""
 
     path: str
     body: Mapping[str, object]
@@ -250,13 +274,13 @@ class OutboxEntry:
 
     @property
     def is_log(self) -> bool:
-        """Tell a task's log, which may be long and may be missed, from its status."""
+        """Whether it is a task's log, which may be long and may be given up, or its status."""
         return self.path == "logs"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a task ended; `message` is what the operator and the orchestrator are told."""
+    """How a task ended; `message` is for the operator and the orchestrator."""
 
     reason: EndReason
     message: str
@@ -264,16 +288,19 @@ class Outcome:
 
 
 def status_body(task_id: str, status: str, message: str | None, now: float) -> dict[str, object]:
-    """Give what `POST /status` takes; `now` is in seconds since the epoch."""
+    """Return a body for `POST /status`; `status` is a word of `TaskStatus`.
+
+    `now` is in seconds since the epoch.
+    """
     return {
         "job_id": task_id,
         "task_id": task_id,
-        "status": status,
+        "status": TaskStatus(status).value,
         "message": message,
         "timestamp": datetime.fromtimestamp(now, timezone.utc).isoformat(),
     }
 
 
 def log_body(task_id: str, session: Mapping[str, object]) -> dict[str, object]:
-    """Give what `POST /logs` takes."""
+    """Return a body for `POST /logs`."""
     return {"job_id": task_id, "task_id": task_id, "session": session}

@@ -1,13 +1,13 @@
-"""The orchestrator's calls, one method each; nothing is retried here.
+"""The orchestrator's API, one method for each call; nothing is retried here.
 
-The node key and the registration token go to the configured origin alone.
+The node key and the registration token are sent to the configured origin only.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Mapping
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,22 +16,23 @@ from urllib.parse import quote
 
 from runner.api.http import HttpClient
 from runner.errors import Unavailable
-from runner.model import Identity, Registration
+from runner.model import Identity, Registration, TaskStatus, status_body
 from runner.redaction import Secret
 from runner.timing import DEFAULT_TIMINGS, Timings
 
+_BLOCK_BYTES = 1 << 20
+"""A piece of a download that is worth the switch to a worker thread that writes it."""
 _HEADER_SAFE = re.compile(r"[\x21-\x7e]+")
-_FINAL = ("success", "error", "cancelled")
 
 
 @dataclass(frozen=True)
 class Offer:
-    """The answer to a request for work."""
+    """The response to a poll."""
 
     assignment: object
     """The assignment as it came, unchecked; None when there is no work."""
     was_held: bool
-    """The orchestrator held the request, so that it may be asked again at once."""
+    """The orchestrator held the long poll: the next one may follow at once."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class HeartbeatResponse:
 
 @dataclass(frozen=True)
 class Download:
-    """A file on its way: `size` in bytes when the orchestrator has told it."""
+    """A file that is arriving; `size` is its length in bytes, None when that is not announced."""
 
     size: int | None
     chunks: AsyncIterator[bytes]
@@ -54,21 +55,24 @@ class Download:
 
 @final
 class OrchestratorClient:
-    """A connection to one orchestrator; use it as an async context manager."""
+    """Connections to one orchestrator; use it as an async context manager.
+
+    Every call raises `Unauthorised`, `Refused` or `Unavailable`, as `HttpClient.request` does.
+    """
 
     def __init__(
         self, url: str, ca_file: Path | None = None, timings: Timings = DEFAULT_TIMINGS
     ) -> None:
-        """Prepare to talk to the orchestrator at `url`, checked before.
+        """Prepare calls to `url`, as `check_orchestrator_url` returns it.
 
         Raises:
-            ConfigurationError: `url` cannot be asked, or `ca_file` holds no certificate.
+            ConfigurationError: `url` cannot be used, or `ca_file` does not hold a certificate.
         """
         self.url = url
-        self._wire = HttpClient(url, ca_file, timings)
+        self._http = HttpClient(url, ca_file, timings)
 
     async def __aenter__(self) -> OrchestratorClient:
-        await self._wire.__aenter__()
+        await self._http.__aenter__()
         return self
 
     async def __aexit__(
@@ -77,11 +81,11 @@ class OrchestratorClient:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self._wire.__aexit__(kind, error, traceback)
+        await self._http.__aexit__(kind, error, traceback)
 
     async def health(self) -> Mapping[str, Any]:
-        """Ask how it is; the answer may carry `version` and `timestamp`."""
-        return _object(await self._call("GET", "health", {}))
+        """Return the orchestrator's health, which may have `version` and `timestamp`."""
+        return _check_object(await self._call("GET", "health", {}))
 
     async def register(
         self, token: Secret, node: Mapping[str, object], known: Identity | None = None
@@ -94,78 +98,87 @@ class OrchestratorClient:
         Raises:
             Unauthorised: the token is wrong.
             Refused: `status` is 410 when the known identity is unknown there.
-            Unavailable: as everywhere; `status` is 503 when registration is disabled.
+            Unavailable: `status` is 503 when registration is disabled.
         """
-        headers = {"X-Registration-Token": token.reveal(), **(_key(known) if known else {})}
-        answer = _object(await self._call("POST", "register", headers, node))
-        node_id, api_key = answer.get("id"), answer.get("api_key")
+        key = _key_header(known) if known is not None else {}
+        headers = {"X-Registration-Token": token.reveal(), **key}
+        body = _check_object(await self._call("POST", "register", headers, node))
+        node_id, api_key = body.get("id"), body.get("api_key")
         if not _is_header_safe(node_id) or not _is_header_safe(api_key):
-            raise Unavailable("its answer to a registration has no usable id or api_key")
-        identity = Identity(node_id, Secret(api_key))
-        return Registration(identity, node, _extensions(answer))
+            raise Unavailable("its response to a registration has no usable id or api_key")
+        return Registration(Identity(node_id, Secret(api_key)), node, _extensions(body))
 
     async def heartbeat(self, identity: Identity, body: Mapping[str, object]) -> HeartbeatResponse:
-        """Send a heartbeat and return what its answer says."""
-        answer = await self._call(
-            "POST", "nodes/heartbeat", _key(identity), {"node_id": identity.node_id, **body}
+        """Send a heartbeat; return what the response says."""
+        response = await self._call(
+            "POST", "nodes/heartbeat", _key_header(identity), {"node_id": identity.node_id, **body}
         )
-        if not isinstance(answer, Mapping):
+        if not isinstance(response, Mapping):
             return HeartbeatResponse(frozenset(), frozenset())
-        cancelled = _strings(answer.get("cancelled_task_ids"))
-        return HeartbeatResponse(cancelled, _extensions(answer))
+        cancelled = _strings(response.get("cancelled_task_ids"))
+        return HeartbeatResponse(cancelled, _extensions(response))
 
     async def next_task(self, identity: Identity, wait_s: float) -> Offer:
-        """Ask for work; the orchestrator may hold the request for `wait_s` seconds (RFC 7240)."""
-        headers = {**_key(identity), "Prefer": f"wait={wait_s:.0f}"}
-        async with self._wire.request("GET", "tasks/pending", headers, held_s=wait_s) as response:
-            applied = response.header("Preference-Applied")
-            return Offer(await response.decoded(), "wait" in applied.lower())
+        """Poll for work; the orchestrator may hold the long poll for `wait_s` s (RFC 7240)."""
+        headers = {**_key_header(identity), "Prefer": f"wait={wait_s:.0f}"}
+        async with self._http.request("GET", "tasks/pending", headers, hold_s=wait_s) as response:
+            preferences = response.header("Preference-Applied").lower()
+            return Offer(await response.json(), "wait" in preferences)
 
-    async def report(self, identity: Identity, path: str, body: Mapping[str, object]) -> str | None:
-        """Hand in what is for `status` or `logs`; give the task's standing status if it is told.
+    async def claim(
+        self, identity: Identity, task_id: str, message: str, now: float
+    ) -> TaskStatus | None:
+        """Report a task as running, which the orchestrator refuses when it is not this node's.
 
-        Only `cancelled` is believed of an answer that does not name the task: another word may as
-        well say how the request went.
+        `now` is in seconds since the epoch. Return the task's final status there if it has one.
         """
-        answer = await self._call("POST", path, _key(identity), body)
-        if not isinstance(answer, Mapping):
-            return None
-        standing = answer.get("status")
-        is_named = body.get("task_id") in (answer.get("task_id"), answer.get("job_id"))
-        return standing if standing == "cancelled" or (is_named and standing in _FINAL) else None
+        body = status_body(task_id, TaskStatus.RUNNING, message, now)
+        return _final_status(
+            await self._call("POST", "status", _key_header(identity), body), task_id
+        )
 
-    async def hand_in(self, identity: Identity, path: str, body: Mapping[str, object]) -> None:
-        """Hand in what is for `status` or `logs`, whatever is said of it beside that it is taken.
+    async def send_status(
+        self, identity: Identity, body: Mapping[str, object]
+    ) -> TaskStatus | None:
+        """Send a status report; return the task's final status there if the response has one."""
+        async with self._http.request("POST", "status", _key_header(identity), body) as response:
+            await response.check_json()
+            # The report was accepted, even if the body is too long or not valid JSON.
+            with suppress(Unavailable):
+                if response.is_json:
+                    return _final_status(await response.json(), body.get("task_id"))
+        return None
 
-        An answer may echo a whole log, or have no end: only its beginning is read.
-        """
-        async with self._wire.request("POST", path, _key(identity), body) as response:
-            await response.check_begins_as_json()
+    async def send_log(self, identity: Identity, body: Mapping[str, object]) -> None:
+        """Send a task's log. The response may repeat all of it, and is not read."""
+        async with self._http.request("POST", "logs", _key_header(identity), body) as response:
+            await response.check_json()
 
     @asynccontextmanager
     async def download(self, identity: Identity, name: str) -> AsyncIterator[Download]:
-        """Open a file of the task that this node holds; the connection may stall for a minute."""
+        """Open a file of a task that this node holds."""
         path = "files/" + quote(name, safe="")
-        async with self._wire.request("GET", path, _key(identity), is_download=True) as response:
+        headers = _key_header(identity)
+        async with self._http.request("GET", path, headers, is_download=True) as response:
             if response.header("Content-Encoding", "identity").lower() != "identity":
-                raise Unavailable("it compressed a file that was asked for as it is")
+                raise Unavailable("it sent a compressed file, which was not asked for")
             length = response.header("Content-Length")
-            async with aclosing(response.chunks()) as chunks:
+            async with aclosing(response.chunks(_BLOCK_BYTES)) as chunks:
                 yield Download(int(length) if length.isdecimal() else None, chunks)
 
     async def _call(
         self, method: str, path: str, headers: Mapping[str, str], body: object = None
     ) -> object:
-        async with self._wire.request(method, path, headers, body) as response:
-            return await response.decoded()
+        async with self._http.request(method, path, headers, body) as response:
+            return await response.json()
 
 
 def _is_header_safe(value: object) -> TypeGuard[str]:
     return isinstance(value, str) and _HEADER_SAFE.fullmatch(value) is not None
 
 
-def _extensions(answer: Mapping[str, Any]) -> frozenset[str]:
-    names = _strings(answer.get("extensions"))
+def _extensions(body: Mapping[str, Any]) -> frozenset[str]:
+    names = _strings(body.get("extensions"))
     return frozenset(name for name in names if _is_header_safe(name))
 
 
@@ -175,11 +188,25 @@ def _strings(value: object) -> frozenset[str]:
     return frozenset(text for text in value if isinstance(text, str))
 
 
-def _key(identity: Identity) -> dict[str, str]:
+def _key_header(identity: Identity) -> dict[str, str]:
     return {"X-API-Key": identity.api_key.reveal()}
 
 
-def _object(answer: object) -> Mapping[str, Any]:
-    if not isinstance(answer, Mapping):
-        raise Unavailable("its answer is no JSON object; is this the orchestrator's address?")
-    return answer
+def _check_object(body: object) -> Mapping[str, Any]:
+    if not isinstance(body, Mapping):
+        raise Unavailable("its response is not a JSON object; is this the orchestrator's address?")
+    return body
+
+
+def _final_status(body: object, task_id: object) -> TaskStatus | None:
+    """Return a task's final status; where the body does not name the task, only `cancelled`.
+
+    Any other word may describe how the request went.
+    """
+    if not isinstance(body, Mapping):
+        return None
+    for status in TaskStatus:
+        if status.is_final and status.value == body.get("status"):
+            is_named = task_id in (body.get("task_id"), body.get("job_id"))
+            return status if is_named or status is TaskStatus.CANCELLED else None
+    return None

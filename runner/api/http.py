@@ -1,15 +1,16 @@
-"""One request to one origin: its deadline, its trust, its answer's size, and a class for a failure.
+"""HTTP to one origin: TLS, proxy, deadlines, size limits, and an error class for each failure.
 
-The only file that imports httpx. Redirects are not followed, and no URL from an answer is asked.
+The only file that imports httpx. Redirects are not followed, and no URL in a response is requested.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
@@ -25,66 +26,79 @@ from runner.api.address import proxy_to
 from runner.errors import ConfigurationError, Refused, Unauthorised, Unavailable
 from runner.timing import DEFAULT_TIMINGS, Timings
 
-MAX_ANSWER_BYTES = 16 << 20
+MAX_RESPONSE_BYTES = 16 << 20
 SLOWEST_UPLOAD_BYTES_PER_S = 50_000
-"""What is sent gets the more time the longer it is: as long as it takes at this speed."""
+"""The deadline of a request grows with its body: by the time that it takes at this speed."""
 _CHUNK_BYTES = 1 << 16
-_ENOUGH_BYTES = 4 << 10
 _MAX_DETAIL_CHARS = 300
-_OTHER_PATIENCE = frozenset({408, 425, 429})
+_JSON_TYPE = re.compile(r"(?:application|text)/json|[\w.-]+/[\w.-]+\+json", re.IGNORECASE)
+_RETRYABLE_4XX = frozenset({408, 425, 429})
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
 @final
 class Response:
-    """An answer that is 2xx, open; what goes wrong while it is read is classified as well."""
+    """An open 2xx response; errors while it is read are classified as well."""
 
     def __init__(self, response: httpx.Response) -> None:
         self._response = response
 
     def header(self, name: str, default: str = "") -> str:
-        """Give a header's text."""
+        """Return the text of a header."""
         text: str = self._response.headers.get(name, default)
         return text
 
-    async def decoded(self) -> object:
-        """Read all of it, as JSON; None when there is nothing."""
-        return _decode(await _body(self._response))
+    @property
+    def is_json(self) -> bool:
+        """Whether the Content-Type is one of JSON."""
+        return _is_json(self._response)
 
-    async def check_begins_as_json(self) -> None:
-        """See that JSON is what it is, reading no more of it than that takes.
+    async def json(self) -> object:
+        """Return the decoded body; None when it is empty.
+
+        Raises:
+            Unavailable: it is not JSON, or is longer than `MAX_RESPONSE_BYTES`.
+        """
+        await self.check_json()
+        return _decode(await _read_body(self._response)) if self.is_json else None
+
+    async def check_json(self) -> None:
+        """Check by the Content-Type that the body is JSON, which is then not read.
+
+        An empty body of any type passes: some orchestrators acknowledge a report with one.
 
         Raises:
             Unavailable: it is something else, such as the page of a proxy.
         """
-        read = bytearray()
+        if self.is_json:
+            return
         async with aclosing(self.chunks()) as chunks:
             async for chunk in chunks:
-                read += chunk
-                if len(read) >= _ENOUGH_BYTES and read.lstrip().startswith((b"{", b"[")):
-                    return
-                if len(read) >= _ENOUGH_BYTES:
-                    break
-        _decode(bytes(read))
+                if chunk.strip():
+                    content_type = _printable(self.header("Content-Type") or "none", 80)
+                    raise Unavailable(
+                        f"its response is not JSON (Content-Type: {content_type}); "
+                        "is this the orchestrator's address?"
+                    )
 
-    async def chunks(self) -> AsyncGenerator[bytes, None]:
-        """Give its bytes as they come in, never unpacked."""
-        async for chunk in self._response.aiter_raw():
+    async def chunks(self, size: int | None = None) -> AsyncGenerator[bytes, None]:
+        """Return the body as it arrives, collected to `size` bytes and never decompressed."""
+        async for chunk in self._response.aiter_raw(size):
             yield chunk
 
 
 @final
 class HttpClient:
-    """A connection to one origin; use it as an async context manager."""
+    """Connections to one origin; use it as an async context manager."""
 
     def __init__(
         self, url: str, ca_file: Path | None = None, timings: Timings = DEFAULT_TIMINGS
     ) -> None:
-        """Prepare to ask what lives at `url`, checked before.
+        """Prepare requests to `url`, as `check_orchestrator_url` returns it.
 
         Raises:
-            ConfigurationError: `url` or the proxy before it cannot be asked, or `ca_file` holds no
-                certificate.
+            ConfigurationError: `url` or the proxy in front of it cannot be used, or `ca_file` does
+                not hold a certificate.
         """
         self._timings = timings
         proxy = proxy_to(url)
@@ -95,13 +109,13 @@ class HttpClient:
             raise ConfigurationError(f"cannot use --orchestrator-url {url!r}: {error}") from error
         self._client = httpx.AsyncClient(
             base_url=base_url,
-            verify=_tls(url, ca_file),
+            verify=_tls_context(url, ca_file),
             timeout=httpx.Timeout(timings.call_timeout_s, connect=timings.connect_timeout_s),
             limits=httpx.Limits(max_connections=16, keepalive_expiry=60.0),
             headers={
                 "User-Agent": f"victoria-runner/{__version__}",
                 "Accept": "application/json",
-                # A compressed answer could grow without bound when it is opened.
+                # A compressed response could grow without bound when it is decompressed.
                 "Accept-Encoding": "identity",
             },
             follow_redirects=False,
@@ -129,70 +143,68 @@ class HttpClient:
         headers: Mapping[str, str],
         body: object = None,
         *,
-        held_s: float = 0.0,
+        hold_s: float = 0.0,
         is_download: bool = False,
     ) -> AsyncIterator[Response]:
-        """Open an answer that is 2xx; whatever goes wrong until it is read is classified.
+        """Send a request and open its response if that is 2xx; `body` is sent as JSON.
 
-        It has the time of a call, and beside that `held_s` for a long poll and what sending the
-        body takes. A download has no end to its time, but may stall only so long.
+        The deadline is that of a call, plus `hold_s` seconds for a long poll, plus the time that
+        sending the body takes. A download has no deadline, but may not stall.
 
         Raises:
-            Refused: it answered 4xx; Unauthorised, 401.
-            Unavailable: it could not be reached or understood in time, or is in trouble itself.
+            Refused: the response is 4xx; Unauthorised for a 401.
+            Unavailable: no response in time, one that cannot be understood, or another status.
         """
-        size, told = 0, dict(headers)
-        if body is not None:
-            size = sum(len(piece) for piece in _encoded(body))
-            told |= {"Content-Type": "application/json", "Content-Length": str(size)}
-        content = _in_chunks(_encoded(body)) if size else None
-        request = self._client.build_request(method, path, headers=told, content=content)
-        upload_s = size / SLOWEST_UPLOAD_BYTES_PER_S
         timings = self._timings
-        within_s = upload_s + held_s
-        within_s += timings.stall_timeout_s if is_download else timings.call_timeout_s
+        content, sent_headers = None, dict(headers)
+        timeout_s = hold_s + (timings.stall_timeout_s if is_download else timings.call_timeout_s)
+        if body is not None:
+            encoded = _encode(body)
+            content = _chunks_of(encoded)
+            sent_headers["Content-Type"] = "application/json"
+            sent_headers["Content-Length"] = str(len(encoded))
+            timeout_s += len(encoded) / SLOWEST_UPLOAD_BYTES_PER_S
+        request = self._client.build_request(method, path, headers=sent_headers, content=content)
         # The last of a body is sent from the socket's buffer while httpx reads.
         request.extensions["timeout"] = httpx.Timeout(
-            within_s, connect=timings.connect_timeout_s
+            timeout_s, connect=timings.connect_timeout_s
         ).as_dict()
-        with _classify_errors(within_s, timings.connect_timeout_s):
-            # Beside httpx's own limits, which a body of one byte a second never reaches.
-            with anyio.fail_after(None if is_download else within_s):
+        with _classify_errors(timeout_s, timings.connect_timeout_s):
+            # httpx limits each read alone, which a body of one byte a second never reaches.
+            with anyio.fail_after(None if is_download else timeout_s):
                 response = await self._client.send(request, stream=True)
                 try:
                     if not response.is_success:
-                        raise _failure(response, _detail(await _body(response)))
+                        raise await _failure(response)
                     yield Response(response)
                 finally:
                     with anyio.CancelScope(shield=True):
                         await response.aclose()
 
 
-def _encoded(body: object) -> Iterator[bytes]:
-    """Encode what is sent piece by piece: of a log, a second copy would be too much."""
-    return (piece.encode() for piece in _ENCODER.iterencode(body))
+def _encode(body: object) -> bytearray:
+    # Not `encode`: its text takes four bytes a character as soon as one of them is an emoji.
+    encoded = bytearray()
+    for piece in _ENCODER.iterencode(body):
+        encoded += piece.encode()
+    return encoded
 
 
-async def _in_chunks(pieces: Iterable[bytes]) -> AsyncGenerator[bytes, None]:
-    chunk = bytearray()
-    for piece in pieces:
-        chunk += piece
-        if len(chunk) >= _CHUNK_BYTES:
-            yield bytes(chunk)
-            chunk.clear()
-    yield bytes(chunk)
+async def _chunks_of(encoded: bytearray) -> AsyncGenerator[bytes, None]:
+    for start in range(0, len(encoded), _CHUNK_BYTES):
+        yield bytes(encoded[start : start + _CHUNK_BYTES])
 
 
-def _tls(url: str, ca_file: Path | None) -> ssl.SSLContext:
+def _tls_context(url: str, ca_file: Path | None) -> ssl.SSLContext:
     if url.startswith("http://"):
-        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # trusts nobody, and is not asked
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # trusts nobody, and is not used
     context = ssl.create_default_context()
     if ca_file is not None:
         try:
             context.load_verify_locations(cafile=ca_file)
         except (OSError, ssl.SSLError) as error:
             raise ConfigurationError(
-                f"cannot use --ca-file {ca_file}: it holds no PEM certificate"
+                f"cannot use --ca-file {ca_file}: it does not hold a PEM certificate"
             ) from error
     return context
 
@@ -204,17 +216,17 @@ def _classify_errors(timeout_s: float, connect_timeout_s: float) -> Iterator[Non
     except httpx.ConnectTimeout as error:
         raise Unavailable(f"no connection within {connect_timeout_s:g} s") from error
     except (TimeoutError, httpx.TimeoutException) as error:
-        raise Unavailable(f"no answer within {timeout_s:.0f} s") from error
+        raise Unavailable(f"no response within {timeout_s:.0f} s") from error
     except httpx.HTTPError as error:
-        raise Unavailable(_reason(error)) from error
+        raise Unavailable(_root_cause(error)) from error
     except httpx.InvalidURL as error:
-        raise Unavailable("its address cannot be asked") from error
+        raise Unavailable("its address cannot be requested") from error
 
 
-def _reason(error: BaseException) -> str:
-    """Find the system's own word in the chain of an error, such as "Connection refused"."""
-    seen: list[BaseException] = [error]
-    for link in seen:
+def _root_cause(error: BaseException) -> str:
+    """Return the system's own word in an error's chain, such as "Connection refused"."""
+    chain: list[BaseException] = [error]
+    for link in chain:
         if isinstance(link, ssl.SSLCertVerificationError):
             return f"its TLS certificate is not trusted: {link.verify_message}"
         if isinstance(link, ssl.SSLError):
@@ -223,21 +235,23 @@ def _reason(error: BaseException) -> str:
             return f"cannot resolve its name: {link.strerror}"
         if isinstance(link, OSError) and link.errno is not None:
             return os.strerror(link.errno)  # asyncio puts a sentence of its own into strerror
-        linked = [link.__cause__, link.__context__, *getattr(link, "exceptions", ())]
-        seen += [other for other in linked if other is not None and other not in seen]
+        causes = [link.__cause__, link.__context__, *getattr(link, "exceptions", ())]
+        chain += [cause for cause in causes if cause is not None and cause not in chain]
     return str(error) or type(error).__name__
 
 
-async def _body(response: httpx.Response) -> bytes:
-    """Read an answer up to a limit, never unpacking it."""
-    parts: list[bytes] = []
-    size = 0
-    async for chunk in response.aiter_raw(_CHUNK_BYTES):
-        size += len(chunk)
-        if size > MAX_ANSWER_BYTES:
-            raise Unavailable(f"its answer is longer than {MAX_ANSWER_BYTES >> 20} MiB")
-        parts.append(chunk)
-    return b"".join(parts)
+def _is_json(response: httpx.Response) -> bool:
+    media_type = response.headers.get("Content-Type", "").partition(";")[0].strip()
+    return _JSON_TYPE.fullmatch(media_type) is not None
+
+
+async def _read_body(response: httpx.Response) -> bytes:
+    body = bytearray()
+    async for chunk in response.aiter_raw():
+        body += chunk
+        if len(body) > MAX_RESPONSE_BYTES:
+            raise Unavailable(f"its response is longer than {MAX_RESPONSE_BYTES >> 20} MiB")
+    return bytes(body)
 
 
 def _decode(body: bytes) -> object:
@@ -246,41 +260,53 @@ def _decode(body: bytes) -> object:
     try:
         return json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise Unavailable("its answer is no JSON; is this the orchestrator's address?") from error
+        raise Unavailable("its response is not valid JSON") from error
 
 
-def _detail(body: bytes) -> str | None:
-    try:
-        answer = _decode(body)
-    except Unavailable:
-        return None
-    detail = answer.get("detail") if isinstance(answer, Mapping) else None
-    if detail is None:
-        return None
-    text = detail if isinstance(detail, str) else json.dumps(detail)
-    printable = "".join(c if c.isprintable() else " " for c in text[: 2 * _MAX_DETAIL_CHARS])
-    return " ".join(printable.split())[:_MAX_DETAIL_CHARS]
-
-
-def _failure(response: httpx.Response, detail: str | None) -> Refused | Unavailable:
+async def _failure(response: httpx.Response) -> Refused | Unavailable:
+    """Return the error for a response that is not 2xx, with the orchestrator's own explanation."""
+    detail = await _read_detail(response)
     status = response.status_code
-    said = f"HTTP {status}" + (f": {detail}" if detail else "")
+    message = f"HTTP {status}" + (f": {detail}" if detail else "")
     if status == httpx.codes.UNAUTHORIZED:
-        return Unauthorised(said, detail)
-    if response.is_client_error and status not in _OTHER_PATIENCE:
-        return Refused(said, status, detail)
+        return Unauthorised(message, detail)
+    if response.is_client_error and status not in _RETRYABLE_4XX:
+        return Refused(message, status, detail)
     if response.is_redirect:
-        said += ", a redirect, which is not followed; give its final address as --orchestrator-url"
+        message += (
+            ", a redirect, which is not followed; give its final address as --orchestrator-url"
+        )
     return Unavailable(
-        said,
+        message,
         retry_after_s=_retry_after_s(response.headers.get("Retry-After")),
         status=status,
         detail=detail,
     )
 
 
+async def _read_detail(response: httpx.Response) -> str | None:
+    if not _is_json(response):
+        return None
+    body = await _read_body(response)
+    try:
+        problem = _decode(body)
+    except Unavailable:
+        return None
+    detail = problem.get("detail") if isinstance(problem, Mapping) else None
+    if detail is None:
+        return None
+    text = detail if isinstance(detail, str) else json.dumps(detail)
+    return _printable(text, _MAX_DETAIL_CHARS)
+
+
+def _printable(text: str, max_chars: int) -> str:
+    """Return the text as one line of at most so many characters, without control characters."""
+    line = "".join(c if c.isprintable() else " " for c in text[: 2 * max_chars])
+    return " ".join(line.split())[:max_chars]
+
+
 def _retry_after_s(value: str | None) -> float | None:
-    """Read Retry-After in either of its forms (RFC 9110, 10.2.3)."""
+    """Parse Retry-After in either of its forms (RFC 9110, 10.2.3)."""
     if value is None:
         return None
     if value.strip().isdecimal():

@@ -242,7 +242,7 @@ async def hand_in_log(
         if not isinstance(session, Mapping):
             raise TypeError("the journal has a log without a session")
         try:
-            await orchestrator.hand_in(identity, "logs", body)
+            await orchestrator.send_log(identity, body)
         except Refused as error:
             cut = None
             while error.status == _TOO_LONG and cut is None:

@@ -154,7 +154,7 @@ async def _attempt(runner: RunnerContext, loop: str, entry: OutboxEntry, *, is_l
         if entry.is_log:
             await hand_in_log(runner.orchestrator, identity, body)
         else:
-            await runner.orchestrator.hand_in(identity, entry.path, body)
+            await runner.orchestrator.send_status(identity, body)
     except Unauthorised as error:
         runner.watchdog.suspend(loop)
         await runner.node.forget_identity(identity)

@@ -124,7 +124,7 @@ class Reporter:
         if session_id is not None:
             body["crush_session_id"] = session_id
         try:
-            send = partial(self._orchestrator.report, self._job.identity, "status", body)
+            send = partial(self._orchestrator.send_status, self._job.identity, body)
             standing = await self._send(send, deadline)
         except RunnerError as error:
             later = "; it is kept, and delivered when this container has ended" if is_saved else ""

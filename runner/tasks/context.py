@@ -14,7 +14,7 @@ from runner.engine.base import Container, Engine, container_name
 from runner.errors import EngineError, TaskError
 from runner.journal.journal import Journal
 from runner.log import fields
-from runner.model import Assignment, EndReason, Identity, Task, status_body
+from runner.model import Assignment, EndReason, Identity, Task
 from runner.node import Node, Problems, Slots, persist
 from runner.settings import Settings
 from runner.systemd import Watchdog
@@ -136,10 +136,6 @@ class TaskContext:
     def engine_answers(self, call: str = "") -> None:
         """Clear the problem that `engine_retry` noted."""
         self.runner.problems.clear(f"engine/{self.task_id}/{call}")
-
-    def status(self, status: str, message: str) -> dict[str, object]:
-        """Return the body of a status report made now."""
-        return status_body(self.task_id, status, message, self.runner.clock.wall_s())
 
     async def note_stop(self, reason: EndReason) -> None:
         """Write down why the container is about to be stopped; the first reason stands."""

@@ -19,16 +19,15 @@ from runner.errors import (
     Unstartable,
 )
 from runner.log import fields, log_retry
-from runner.model import Identity, TaskState
+from runner.model import Identity, TaskState, TaskStatus
 from runner.tasks.context import TaskContext, TaskReassigned
 from runner.timing import Retry, retry
-from runner.workspace.download import Source, fetch_files
+from runner.workspace.download import fetch_files
 
 log = logging.getLogger(__name__)
 
 _REASSIGNED = frozenset({403, 404, 409, 410})
 """Answers to a claim by which the orchestrator says that the task is not this node's."""
-_FINAL = frozenset({"success", "error", "cancelled"})
 
 
 async def prepare(task: TaskContext) -> None:
@@ -54,10 +53,13 @@ async def _download(task: TaskContext) -> None:
         identity = await task.identity()
         try:
             await fetch_files(
-                Source(task.runner.orchestrator, identity, task.runner.clock, task.runner.timings),
+                task.runner.orchestrator,
+                identity,
                 task.assignment,
                 task.runner.settings.victoria_home,
                 min_free_disk=task.runner.settings.min_free_disk,
+                clock=task.runner.clock,
+                timings=task.runner.timings,
             )
         except Unauthorised:
             await _register_again(task, identity)
@@ -107,9 +109,9 @@ async def _claim(task: TaskContext, message: str) -> None:
     attempts = Retry(task.runner.clock, task.runner.timings.backoff(), log_failure)
     while True:
         identity = await task.identity()
-        body = task.status("running", message)
+        now = task.runner.clock.wall_s()
         try:
-            status = await task.runner.orchestrator.report(identity, "status", body)
+            status = await task.runner.orchestrator.claim(identity, task.task_id, message, now)
         except Unauthorised:
             await _register_again(task, identity)
         except Refused as error:
@@ -120,11 +122,11 @@ async def _claim(task: TaskContext, message: str) -> None:
         except Unavailable as error:
             await attempts.wait_after(error)
         else:
-            if status == "cancelled":
+            if status is TaskStatus.CANCELLED:
                 task.cancel("the orchestrator")
                 await anyio.lowlevel.checkpoint()
-            if status in _FINAL:
-                raise TaskReassigned(f"the orchestrator has it as {status}")
+            if status is not None:
+                raise TaskReassigned(f"the orchestrator has it as {status.value}")
             return
 
 

@@ -1,11 +1,10 @@
-"""A task's files, streamed and verified: a file has its name only when it is whole and right."""
+"""Download a task's files: a file gets its name only when it is complete and its checksum right."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import aclosing, asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import anyio
@@ -20,91 +19,101 @@ from runner.workspace.folders import Folder, PartialFile
 
 log = logging.getLogger(__name__)
 CONTAINER_HOME = "/workspace/Victoria"
-"""Where a container sees the Victoria home."""
-_UNEXPLAINED_ATTEMPTS = 6
-"""Until then a refusal that has no word of the orchestrator's is taken for a page of the proxy
-before it, as such show one while what is behind them is replaced."""
-_BLOCK_BYTES = 1 << 20
+"""The Victoria home inside a container."""
+_PROXY_ATTEMPTS = 6
+"""A 4xx without our JSON body probably comes from a reverse proxy during a deployment: retry it
+this often."""
 
 
 def files_folder(home: Path, task_id: str) -> Path:
-    """Give the folder of a task's files on this host."""
+    """Return the folder of a task's files on this host."""
     return home / "tasks" / task_id / "files"
 
 
 def files_folder_in_container(task_id: str) -> str:
-    """Give the folder of a task's files as its container sees it."""
+    """Return the folder of a task's files inside its container."""
     return f"{CONTAINER_HOME}/tasks/{task_id}/files"
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where files come from, as whom they are asked for, and by which clock."""
-
-    orchestrator: OrchestratorClient
-    identity: Identity
-    clock: Clock
-    timings: Timings = DEFAULT_TIMINGS
-
-
-async def fetch_files(
-    source: Source, assignment: Assignment, home: Path, *, min_free_disk: int
+async def fetch_files(  # noqa: PLR0913 - what to fetch, from whom, to where, in which time
+    orchestrator: OrchestratorClient,
+    identity: Identity,
+    assignment: Assignment,
+    home: Path,
+    *,
+    min_free_disk: int,
+    clock: Clock,
+    timings: Timings = DEFAULT_TIMINGS,
 ) -> None:
-    """Bring every file of a task into its folder, or none of what is not whole and right.
+    """Download every file of a task into its folder.
 
-    An orchestrator that does not answer is asked again for about an hour. A file that is there
-    already with the right checksum is kept. `min_free_disk` bytes stay free.
+    A file with the right checksum that is there already is not downloaded again. At least
+    `min_free_disk` bytes of the disk stay free.
 
     Raises:
-        Unstartable: a file cannot be had; the message says why, and what an operator can do.
-        FileRefused: the orchestrator will not give it.
+        Unstartable: a file cannot be downloaded, or none could for `Timings.download_gives_up_s`.
+        FileRefused: the orchestrator refuses it.
         Unauthorised: the orchestrator does not know the identity.
-
     """
     if not assignment.files:
         return
-    async with _opened(home, assignment.task_id, min_free_disk) as folder:
-        with anyio.move_on_after(source.timings.download_timeout_s) as limit:
+    policy = timings.backoff(gives_up_after_s=timings.download_gives_up_s)
+    async with _open_folder(home, assignment.task_id, min_free_disk) as folder:
+        with anyio.move_on_after(timings.download_timeout_s) as timeout:
             for file in assignment.files:
-                await _fetch(source, file, folder)
-        if limit.cancelled_caught:
-            limit_s = source.timings.download_timeout_s
-            raise Unstartable(f"cannot fetch the task's files: not done in {limit_s:g} s")
-
-
-async def _fetch(source: Source, file: TaskFile, folder: Folder) -> None:
-    with _unstartable(f"write the file {file.name!r}"):
-        if file.sha256 and await _in_thread(folder.sha256_of, file.name) == file.sha256:
-            return
-        for _ in range(2):
-            found = await _fetch_patiently(source, file, folder)
-            if file.sha256 in {None, found}:
-                return
-            log.warning(
-                "a file came with a wrong checksum",
-                extra=fields(task_id=folder.task_id, file=file.name, sha256=found),
+                log_failure = log_retry(
+                    "cannot fetch a file", task_id=folder.task_id, file=file.name
+                )
+                attempts = Retry(clock, policy, log_failure)
+                with _as_unstartable(f"write the file {file.name!r}"):
+                    await _fetch(orchestrator, identity, file, folder, attempts)
+        if timeout.cancelled_caught:
+            raise Unstartable(
+                f"cannot fetch the task's files: not done in {timings.download_timeout_s:g} s"
             )
+
+
+async def _fetch(
+    orchestrator: OrchestratorClient,
+    identity: Identity,
+    file: TaskFile,
+    folder: Folder,
+    attempts: Retry,
+) -> None:
+    """Download a file, once more if its checksum is wrong."""
+    if file.sha256 and await _in_thread(folder.sha256_of, file.name) == file.sha256:
+        return
+    for _ in range(2):
+        sha256 = await _download(orchestrator, identity, file, folder, attempts)
+        if file.sha256 in {None, sha256}:
+            return
+        log.warning(
+            "a file came with a wrong checksum",
+            extra=fields(task_id=folder.task_id, file=file.name, sha256=sha256),
+        )
     raise Unstartable(
-        f"cannot use the file {file.name!r}: its SHA-256 is {found}, not {file.sha256}"
+        f"cannot use the file {file.name!r}: its SHA-256 is {sha256}, not {file.sha256}"
     )
 
 
-async def _fetch_patiently(source: Source, file: TaskFile, folder: Folder) -> str:
-    """Fetch a file, retried through an outage, and return its checksum."""
-    policy = source.timings.backoff(gives_up_after_s=source.timings.download_gives_up_s)
-    log_failure = log_retry("cannot fetch a file", task_id=folder.task_id, file=file.name)
-    attempts = Retry(source.clock, policy, log_failure)
+async def _download(
+    orchestrator: OrchestratorClient,
+    identity: Identity,
+    file: TaskFile,
+    folder: Folder,
+    attempts: Retry,
+) -> str:
+    """Download a file, retried through an outage; return its checksum."""
     while True:
         try:
-            async with source.orchestrator.download(source.identity, file.name) as download:
+            async with orchestrator.download(identity, file.name) as download:
                 return await _write(download, file, folder)
         except Unauthorised:
             raise
         except Refused as error:
-            if error.detail is None and attempts.failures + 1 < _UNEXPLAINED_ATTEMPTS:
-                await attempts.wait_after(error)
-                continue
-            raise FileRefused(f"cannot fetch the file {file.name!r}: {error}") from error
+            if error.detail is not None or attempts.failures + 1 >= _PROXY_ATTEMPTS:
+                raise FileRefused(f"cannot fetch the file {file.name!r}: {error}") from error
+            await attempts.wait_after(error)
         except Unavailable as error:
             try:
                 await attempts.wait_after(error)
@@ -115,17 +124,17 @@ async def _fetch_patiently(source: Source, file: TaskFile, folder: Folder) -> st
 
 
 async def _write(download: Download, file: TaskFile, folder: Folder) -> str:
-    """Write a file as it comes in and keep it if it is right; give its checksum.
+    """Write a file as it arrives, keep it if its checksum is right, and return its checksum.
 
-    A body that ends before its promised length is Unavailable: the wire sees to that.
+    Raises:
+        Unavailable: the body ended before its Content-Length.
     """
     if download.size is not None:
-        await _in_thread(folder.check_room, file.name, download.size)
+        await _in_thread(folder.check_free_disk, file.name, download.size)
     part = await _in_thread(PartialFile, folder, file.name)
     try:
-        async with aclosing(_blocks(download.chunks)) as blocks:
-            async for block in blocks:
-                await _in_thread(part.write, block)
+        async for chunk in download.chunks:
+            await _in_thread(part.write, chunk)
         if file.sha256 in {None, part.sha256}:
             await _in_thread(part.keep)
         return part.sha256
@@ -134,27 +143,13 @@ async def _write(download: Download, file: TaskFile, folder: Folder) -> str:
             await _in_thread(part.discard)
 
 
-async def _blocks(chunks: AsyncIterator[bytes]) -> AsyncGenerator[list[bytes], None]:
-    """Gather chunks until they are worth a worker thread's while."""
-    block: list[bytes] = []
-    size = 0
-    async for chunk in chunks:
-        block.append(chunk)
-        size += len(chunk)
-        if size >= _BLOCK_BYTES:
-            yield block
-            block, size = [], 0
-    if block:
-        yield block
-
-
 @asynccontextmanager
-async def _opened(home: Path, task_id: str, min_free_disk: int) -> AsyncIterator[Folder]:
-    """Open the folder of a task's files, made if need be, rid of what was left half done."""
-    with _unstartable(f"open the folder {files_folder(home, task_id)}"):
+async def _open_folder(home: Path, task_id: str, min_free_disk: int) -> AsyncIterator[Folder]:
+    """Open the folder of a task's files, created if need be, and clear what a crash left there."""
+    with _as_unstartable(f"open the folder {files_folder(home, task_id)}"):
         folder = await _in_thread(Folder, home, task_id, min_free_disk)
     try:
-        with _unstartable(f"clear the folder {folder.path}"):
+        with _as_unstartable(f"clear the folder {folder.path}"):
             await _in_thread(folder.remove_parts)
         yield folder
     finally:
@@ -162,11 +157,11 @@ async def _opened(home: Path, task_id: str, min_free_disk: int) -> AsyncIterator
 
 
 @contextmanager
-def _unstartable(doing: str) -> Iterator[None]:
+def _as_unstartable(action: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise Unstartable(f"cannot {doing}: {error.strerror or error}") from error
+        raise Unstartable(f"cannot {action}: {error.strerror or error}") from error
 
 
 _in_thread = anyio.to_thread.run_sync

@@ -1,7 +1,7 @@
 """Folders below the Victoria home, where containers may have written anything.
 
-Every step goes through an open handle and follows no link. Everything here blocks, and belongs
-into a worker thread.
+Every step goes through an open handle (a file descriptor) and follows no link. Everything here
+blocks: call it in a worker thread.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ import errno
 import hashlib
 import os
 import secrets
+import shutil
 import stat
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,23 +24,24 @@ _BLOCK_BYTES = 1 << 20
 _PART_PREFIX = ".victoria-part-"
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-# A pipe that was planted in a file's place must not hold us up.
+# Opening a pipe that was planted in the place of a file must not block.
 _OLD_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
-_DEEPEST_LOOK = 64
+_MAX_MEASURED_DEPTH = 64
 
 
 def free_disk(place: Path | int) -> int:
-    """Give the bytes that an unprivileged user may still write where a path or handle is."""
-    told = os.statvfs(place)
-    return told.f_bavail * told.f_frsize
+    """Return the bytes that an unprivileged user can still write at a path or handle."""
+    filesystem = os.statvfs(place)
+    return filesystem.f_bavail * filesystem.f_frsize
 
 
 def open_below(home: Path, names: Iterable[str], *, make: bool) -> int:
-    """Open a folder below the Victoria home, which alone may be a link; give the handle.
+    """Open a folder below the Victoria home and return its handle; only the home may be a link.
+
+    With `make`, folders that are missing are created.
 
     Raises:
-        OSError: a folder on the way is a link or anything but a folder, or is missing and cannot
-            or shall not be made.
+        OSError: a name on the way is a link, not a folder, or missing.
     """
     handle = os.open(home, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -56,30 +58,30 @@ def open_below(home: Path, names: Iterable[str], *, make: bool) -> int:
     return handle
 
 
-def read_below(folder: int, name: str, most_bytes: int) -> bytes:
-    """Read a file in an open folder, which whoever wrote there may have put anything into.
+def read_below(folder: int, name: str, max_bytes: int) -> bytes:
+    """Read a regular file in an open folder, without trust in what it is.
 
     Raises:
-        OSError: there is none, it is no ordinary file, or it is longer than `most_bytes`.
+        OSError: it is missing, not a regular file, or longer than `max_bytes`.
     """
     handle = os.open(name, _OLD_FILE, dir_fd=folder)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
-        raise OSError(errno.EINVAL, "it is no file")
+        raise OSError(errno.EINVAL, "it is not a regular file")
     with open(handle, "rb", buffering=0) as file:  # noqa: PTH123 - pathlib knows no handles
-        found = bytearray()
-        while len(found) <= most_bytes and (block := file.read(_BLOCK_BYTES)):
-            found += block
-    if len(found) > most_bytes:
-        raise OSError(errno.EFBIG, f"it is longer than {most_bytes} bytes")
-    return bytes(found)
+        content = bytearray()
+        while len(content) <= max_bytes and (block := file.read(_BLOCK_BYTES)):
+            content += block
+    if len(content) > max_bytes:
+        raise OSError(errno.EFBIG, f"it is longer than {max_bytes} bytes")
+    return bytes(content)
 
 
 def write_below(folder: int, name: str, content: bytes, owner: os.stat_result) -> None:
-    """Write a file for its owner's eyes in an open folder; it is seen whole or not at all.
+    """Write a file in an open folder atomically, readable by its owner only.
 
-    A root in a container shuts nobody out: the file goes to the owner that is given. Where that
-    may not be done, everybody may read it.
+    The file is given to `owner` where this process is another user, as root in a container is. If
+    that is not permitted, the file is readable by everybody.
 
     Raises:
         OSError: it cannot be written.
@@ -89,7 +91,10 @@ def write_below(folder: int, name: str, content: bytes, owner: os.stat_result) -
     try:
         with open(handle, "wb") as file:  # noqa: PTH123 - as above
             if os.geteuid() != owner.st_uid:
-                _give(handle, owner)
+                try:
+                    os.fchown(handle, owner.st_uid, owner.st_gid)
+                except PermissionError:
+                    os.fchmod(handle, 0o644)
             file.write(content)
             file.flush()
             os.fsync(handle)
@@ -100,22 +105,14 @@ def write_below(folder: int, name: str, content: bytes, owner: os.stat_result) -
         raise
 
 
-def _give(handle: int, owner: os.stat_result) -> None:
-    try:
-        os.fchown(handle, owner.st_uid, owner.st_gid)
-    except PermissionError:
-        os.fchmod(handle, 0o644)
-
-
 class Folder:
-    """An open folder of a task's files; `handle` is what every step goes through."""
+    """The open folder of a task's files; every step goes through `handle`."""
 
     def __init__(self, home: Path, task_id: str, min_free_disk: int) -> None:
-        """Open the folder, made if need be; the Victoria home alone may be a link.
+        """Open the folder, created if need be; `min_free_disk` is in bytes.
 
         Raises:
-            OSError: a folder on the way cannot be made, or is a link or anything but a folder.
-
+            OSError: as `open_below`.
         """
         self.path = home / "tasks" / task_id / "files"
         self.task_id = task_id
@@ -123,15 +120,14 @@ class Folder:
         self.handle = open_below(home, ("tasks", task_id, "files"), make=True)
 
     def close(self) -> None:
-        """Let go of the folder."""
+        """Close the handle."""
         os.close(self.handle)
 
-    def check_room(self, name: str, size: int) -> None:
-        """See that `size` bytes more leave enough disk free.
+    def check_free_disk(self, name: str, size: int) -> None:
+        """Check that `size` bytes more leave `min_free_disk` free.
 
         Raises:
             Unstartable: they do not.
-
         """
         free = free_disk(self.handle)
         if free - size < self.min_free_disk:
@@ -142,14 +138,14 @@ class Folder:
             )
 
     def remove_parts(self) -> None:
-        """Remove what an interrupted runner has left half done."""
+        """Remove the partial files of a runner that was killed."""
         for name in os.listdir(self.handle):  # noqa: PTH208 - pathlib knows no handles
             if name.startswith(_PART_PREFIX):
                 with suppress(IsADirectoryError):
                     os.unlink(name, dir_fd=self.handle)
 
     def sha256_of(self, name: str) -> str | None:
-        """Give the checksum of a file that is there already; None for anything but a file."""
+        """Return the checksum of a file that is there already; None if it is not a regular file."""
         try:
             handle = os.open(name, _OLD_FILE, dir_fd=self.handle)
         except OSError:
@@ -165,7 +161,7 @@ class Folder:
 
 
 class PartialFile:
-    """A file that is being written under a temporary name; only worker threads touch it."""
+    """A file under a temporary name until it is complete."""
 
     def __init__(self, folder: Folder, name: str) -> None:
         self._folder = folder
@@ -177,25 +173,24 @@ class PartialFile:
 
     @property
     def sha256(self) -> str:
-        """The checksum of what was written so far, in lower-case hex."""
+        """The SHA-256 of what was written so far, in lower-case hex."""
         return self._digest.hexdigest()
 
-    def write(self, chunks: list[bytes]) -> None:
-        """Add the chunks to the file.
+    def write(self, chunk: bytes) -> None:
+        """Append a chunk.
 
         Raises:
-            Unstartable: the disk would be too full after it.
-            OSError: it cannot be written.
-
+            Unstartable: less than `min_free_disk` would stay free.
+            OSError: the file cannot be written.
         """
-        block = memoryview(b"".join(chunks))
-        self._folder.check_room(self._name, len(block))
-        self._digest.update(block)
-        while block:
-            block = block[self._file.write(block) :]
+        self._folder.check_free_disk(self._name, len(chunk))
+        self._digest.update(chunk)
+        unwritten = memoryview(chunk)
+        while unwritten:
+            unwritten = unwritten[self._file.write(unwritten) :]
 
     def keep(self) -> None:
-        """Give the file its name; a link of that name is replaced and not followed."""
+        """Rename the file to its final name; a link of that name is replaced, not followed."""
         os.fchmod(self._file.fileno(), 0o644)
         os.fsync(self._file.fileno())
         os.rename(
@@ -206,7 +201,7 @@ class PartialFile:
         )
 
     def discard(self) -> None:
-        """Let go of the file and, unless it was kept, remove it."""
+        """Close the file, and remove it unless it was kept."""
         self._file.close()
         with suppress(FileNotFoundError):
             os.unlink(self._part_name, dir_fd=self._folder.handle)
@@ -217,7 +212,7 @@ def _mib(size: int) -> str:
 
 
 class Extent(NamedTuple):
-    """What a folder takes, and when anything in it was last changed."""
+    """The size of a folder in bytes, and its newest change in seconds since the epoch."""
 
     size: int
     newest: float
@@ -227,88 +222,66 @@ class TaskFolders:
     """The folder `tasks` of a Victoria home; close it after use."""
 
     def __init__(self, home: Path) -> None:
-        """Open the folder; the Victoria home alone may be a link.
+        """Open the folder.
 
         Raises:
             FileNotFoundError: there is none yet.
-            OSError: it cannot be opened, or is a link or anything but a folder.
+            OSError: as `open_below`.
         """
         self.path = home / "tasks"
-        with _opened(home, os.O_RDONLY | os.O_DIRECTORY) as handle:
-            self._handle = os.open("tasks", _FOLDER, dir_fd=handle)
+        self._handle = open_below(home, ("tasks",), make=False)
 
     def close(self) -> None:
-        """Let go of the folder."""
+        """Close the handle."""
         os.close(self._handle)
 
     def task_ids(self) -> list[str]:
-        """Name the tasks that have a folder; links and whatever else is there are left out."""
+        """Return the tasks that have a folder; links and files are left out."""
         names = os.listdir(self._handle)  # noqa: PTH208 - pathlib knows no handles
         return sorted(name for name in names if is_task_id(name) and self._is_folder(name))
 
     def extent_of(self, task_id: str) -> Extent:
-        """Measure a task's folder, as far as 64 folders deep.
+        """Measure a task's folder, down to 64 levels.
 
         Raises:
-            OSError: it cannot be looked into.
+            OSError: it cannot be read.
         """
-        with _opened(task_id, _FOLDER, self._handle) as handle:
-            return _measured(handle, _DEEPEST_LOOK)
+        return _measure(self._handle, task_id, _MAX_MEASURED_DEPTH)
 
     def remove(self, task_id: str) -> None:
-        """Remove a task's folder with all that is in it.
+        """Remove a task's folder with everything in it.
 
         Raises:
             OSError: something in it cannot be removed.
         """
-        with _opened(task_id, _FOLDER, self._handle) as handle:
-            while names := os.listdir(handle):  # noqa: PTH208 - as above
-                for name in names:
-                    _remove(handle, name)
-        os.rmdir(task_id, dir_fd=self._handle)
+        # Through /proc, since rmtree takes no dir_fd before Python 3.11. It follows no link itself.
+        try:
+            shutil.rmtree(f"/proc/self/fd/{self._handle}/{task_id}")
+        except RecursionError:  # before Python 3.13, from about 1,000 levels
+            reason = "its folders are nested too deep; remove it with rm -r"
+            raise OSError(errno.ENAMETOOLONG, reason) from None
 
     def _is_folder(self, name: str) -> bool:
         try:
-            about = os.stat(name, dir_fd=self._handle, follow_symlinks=False)
+            status = os.stat(name, dir_fd=self._handle, follow_symlinks=False)
         except FileNotFoundError:
             return False
-        return stat.S_ISDIR(about.st_mode)
+        return stat.S_ISDIR(status.st_mode)
 
 
-def _measured(handle: int, depth: int) -> Extent:
-    size, newest = 0, os.fstat(handle).st_mtime
-    for name in os.listdir(handle):
-        with suppress(FileNotFoundError):
-            about = os.stat(name, dir_fd=handle, follow_symlinks=False)
-            newest = max(newest, about.st_mtime)
-            if not stat.S_ISDIR(about.st_mode):
-                size += about.st_size
-            elif depth:
-                with _opened(name, _FOLDER, handle) as below:
-                    found = _measured(below, depth - 1)
-                size, newest = size + found.size, max(newest, found.newest)
-    return Extent(size, newest)
-
-
-def _remove(top: int, name: str) -> None:
-    """Remove what is in an open folder; the folders in it move up, so that no depth is too deep."""
-    with suppress(FileNotFoundError):
-        if not stat.S_ISDIR(os.stat(name, dir_fd=top, follow_symlinks=False).st_mode):
-            os.unlink(name, dir_fd=top)
-            return
-        with _opened(name, _FOLDER, top) as handle:
-            for below in os.listdir(handle):  # noqa: PTH208 - as above
-                if stat.S_ISDIR(os.stat(below, dir_fd=handle, follow_symlinks=False).st_mode):
-                    os.rename(below, secrets.token_hex(16), src_dir_fd=handle, dst_dir_fd=top)
-                else:
-                    os.unlink(below, dir_fd=handle)
-        os.rmdir(name, dir_fd=top)
-
-
-@contextmanager
-def _opened(name: str | Path, flags: int, folder: int | None = None) -> Iterator[int]:
-    handle = os.open(name, flags, dir_fd=folder)
+def _measure(parent: int, name: str, depth: int) -> Extent:
+    folder = os.open(name, _FOLDER, dir_fd=parent)
     try:
-        yield handle
+        size, newest = 0, os.fstat(folder).st_mtime
+        for entry in os.listdir(folder):  # noqa: PTH208 - as above
+            with suppress(FileNotFoundError):
+                status = os.stat(entry, dir_fd=folder, follow_symlinks=False)
+                newest = max(newest, status.st_mtime)
+                if not stat.S_ISDIR(status.st_mode):
+                    size += status.st_size
+                elif depth:
+                    below = _measure(folder, entry, depth - 1)
+                    size, newest = size + below.size, max(newest, below.newest)
     finally:
-        os.close(handle)
+        os.close(folder)
+    return Extent(size, newest)

@@ -1,10 +1,9 @@
-"""What the status reporter leaves in a task's folder: the log handed in, the agent's final word.
+"""The hand-over from the status reporter in a task's container to the runner: one JSON file.
 
-The reporter writes it in the container, before and after it sends; the runner reads it when the
-container has ended. So a final word survives an orchestrator that is away, and the runner does
-not contradict it. What the runner finds there may have been written by anybody in the container:
-who could write it has the node key as well, and could say the same to the orchestrator. It is
-bounded and checked, and no more than that is needed.
+The reporter writes it before and after it sends, the runner reads it when the container has exited.
+So a final status survives an outage of the orchestrator, and the runner does not contradict it.
+Anything in the container may have written the file. That could send the same reports itself, since
+it has the node's key, so the content is checked and limited in size and needs no further trust.
 """
 
 from __future__ import annotations
@@ -15,107 +14,107 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from runner.errors import RunnerError
+from runner.model import TaskStatus
 from runner.workspace.folders import open_below, read_below, write_below
 
 MOST_MESSAGE_CHARS = 100_000
 _NAME = "reporter.json"
 _VERSION = 1
-_MOST_BYTES = 2 << 20  # more than the longest message takes, with every character escaped
-_MOST_ID_CHARS = 200
-_WORDS = frozenset({"success", "error"})
+_MAX_BYTES = 2 << 20  # more than the longest message takes, with every character escaped
+_MAX_ID_CHARS = 200
 
 
 class HandoverError(RunnerError):
-    """The trace cannot be read, or is none of the reporter's."""
+    """The reporter's state cannot be read, or was not written by the reporter."""
 
 
 @dataclass(frozen=True)
 class FinalStatus:
-    """How the agent said that its task ended."""
+    """The final status that the agent reported."""
 
     status: str
     """`success` or `error`."""
     message: str | None
     session_id: str | None
     is_sent: bool
-    """Whether the orchestrator has taken it."""
+    """Whether the orchestrator has accepted it."""
 
 
 @dataclass(frozen=True)
 class ReporterState:
-    """All that the reporter has done for a task that the runner must know."""
+    """What the reporter of a task has done, as far as the runner must know it."""
 
     log_digest: str | None = None
-    """What `digest_of` gives for the session that was handed in; None if none was."""
+    """The `digest_of` the session that was sent as the log; None if none was."""
     log_session_id: str | None = None
     final: FinalStatus | None = None
 
 
-def write_reporter_state(home: Path, task_id: str, trace: ReporterState) -> None:
-    """Leave the trace in the task's folder, which is made if need be; for the owner's eyes.
+def write_reporter_state(home: Path, task_id: str, state: ReporterState) -> None:
+    """Write the state into the task's folder, which is created if need be.
 
     Raises:
         OSError: it cannot be written.
     """
     folder = open_below(home, ("tasks", task_id), make=True)
     try:
-        content = json.dumps({"version": _VERSION, **asdict(trace)}).encode()
-        # The home is the host's; the folder may have been made by a root in this container.
+        content = json.dumps({"version": _VERSION, **asdict(state)}).encode()
+        # The owner of the home is the host's user; this process may be root in a container.
         write_below(folder, _NAME, content, home.stat())
     finally:
         os.close(folder)
 
 
 def read_reporter_state(home: Path, task_id: str) -> ReporterState:
-    """Read what the reporter has left; an empty trace if it left none.
+    """Read what the reporter wrote; an empty state if it wrote nothing.
 
     Raises:
-        HandoverError: there is something that the reporter did not write.
+        HandoverError: the file was not written by the reporter.
     """
     try:
         folder = open_below(home, ("tasks", task_id), make=False)
         try:
-            content = read_below(folder, _NAME, _MOST_BYTES)
+            content = read_below(folder, _NAME, _MAX_BYTES)
         finally:
             os.close(folder)
     except FileNotFoundError:
         return ReporterState()
     except OSError as error:
-        raise HandoverError(f"cannot read the reporter's trace: {error.strerror}") from error
+        raise HandoverError(f"cannot read the reporter's state: {error.strerror}") from error
     try:
-        return _trace_in(json.loads(content))
+        return _parse_state(json.loads(content))
     except (ValueError, RecursionError) as error:
-        raise HandoverError(f"cannot read the reporter's trace: {error}") from error
+        raise HandoverError(f"cannot read the reporter's state: {error}") from error
 
 
-def _trace_in(raw: object) -> ReporterState:
+def _parse_state(raw: object) -> ReporterState:
     if not isinstance(raw, dict) or raw.get("version") != _VERSION:
         raise ValueError("it is not of this version")
     return ReporterState(
-        log_digest=_text(raw.get("log_digest"), _MOST_ID_CHARS),
-        log_session_id=_text(raw.get("log_session_id"), _MOST_ID_CHARS),
-        final=None if raw.get("final") is None else _final_in(raw["final"]),
+        log_digest=_parse_text(raw.get("log_digest"), _MAX_ID_CHARS),
+        log_session_id=_parse_text(raw.get("log_session_id"), _MAX_ID_CHARS),
+        final=None if raw.get("final") is None else _parse_final(raw["final"]),
     )
 
 
-def _final_in(raw: object) -> FinalStatus:
+def _parse_final(raw: object) -> FinalStatus:
     if not isinstance(raw, dict):
-        raise ValueError("its final word is no object")  # noqa: TRY004 - wrong content, as below
+        raise ValueError("its final status is not an object")  # noqa: TRY004 - wrong content, as below
     status, is_sent = raw.get("status"), raw.get("is_sent")
-    if not isinstance(status, str) or status not in _WORDS or not isinstance(is_sent, bool):
-        raise ValueError("its final word is neither success nor error")
+    if status not in (TaskStatus.SUCCESS, TaskStatus.ERROR) or not isinstance(is_sent, bool):
+        raise ValueError("its final status is neither success nor error")
     return FinalStatus(
-        status=status,
-        message=_text(raw.get("message"), MOST_MESSAGE_CHARS),
-        session_id=_text(raw.get("session_id"), _MOST_ID_CHARS),
+        status=TaskStatus(status).value,
+        message=_parse_text(raw.get("message"), MOST_MESSAGE_CHARS),
+        session_id=_parse_text(raw.get("session_id"), _MAX_ID_CHARS),
         is_sent=is_sent,
     )
 
 
-def _text(value: object, most_chars: int) -> str | None:
+def _parse_text(value: object, max_chars: int) -> str | None:
     if value is None:
         return None
-    if not isinstance(value, str) or len(value) > most_chars or "\x00" in value:
-        raise ValueError("a text in it is too long, or none")
-    value.encode()  # half a character could not be sent
+    if not isinstance(value, str) or len(value) > max_chars or "\x00" in value:
+        raise ValueError("a text in it is too long or not text")
+    value.encode()  # a lone surrogate could not be sent
     return value

@@ -114,7 +114,7 @@ def test_page_for_people_in_place_of_an_answer_is_waited_out(status: int, any_ri
     task_id = any_rig.orchestrator.create_task("[print-line done]")["id"]
     any_rig.runner.start()
     any_rig.check_ended_once(task_id)
-    sentence = {200: "its answer is no JSON; is this the orchestrator's address?", 502: "HTTP 502"}
+    sentence = {200: "its response is not JSON (Content-Type: text/html); ", 502: "HTTP 502"}
     assert f"cannot register: {sentence[status]}" in any_rig.runner.log
     assert f"Error polling for tasks: {sentence[status]}" in any_rig.runner.log
     assert f"cannot report a start, retrying in 0 s: {sentence[status]}" in any_rig.runner.log
@@ -167,9 +167,9 @@ def test_connections_held_open_for_ever_are_given_up_at_the_deadline(any_rig: Ri
     rig.proxy.plan("POST", "/status", Fault.hold_answer(request_has=RUNNING))
     rig.proxy.plan("POST", "/status", Fault.hold_answer(request_has=FINAL))
     finish_a_task(rig)
-    assert "cannot register: no answer within 3 s" in rig.runner.log
-    assert "Error polling for tasks: no answer within 4 s" in rig.runner.log
-    assert "cannot deliver a report, retrying in 0 s: no answer within 3 s" in rig.runner.log
+    assert "cannot register: no response within 3 s" in rig.runner.log
+    assert "Error polling for tasks: no response within 4 s" in rig.runner.log
+    assert "cannot deliver a report, retrying in 0 s: no response within 3 s" in rig.runner.log
 
 
 def test_orchestrator_that_refuses_connections_for_a_while_is_told_the_end_then(

@@ -78,7 +78,7 @@ TABLE: dict[str, Bad] = {
     ),
     "CA file without a certificate": Bad(
         78,
-        "it holds no PEM certificate",
+        "it does not hold a PEM certificate",
         ("--orchestrator-url", "https://127.0.0.1:9", *TOKEN, "--ca-file", "{folder}/env"),
     ),
     "tag that is no pair": Bad(78, "give it as KEY=VALUE", (*USUAL, "--tag", "berlin")),

@@ -240,3 +240,28 @@ async def test_reports_that_stay_behind_with_once_are_said_and_kept(
 
     assert "reports wait in the journal for the next start" in log.text
     assert host.state_of("t-1") == "ended"
+
+
+PAGE = http(404, b"<html>404 page not found</html>", {"Content-Type": "text/html"})
+"""What a reverse proxy shows while the orchestrator behind it is replaced."""
+
+
+async def test_final_status_is_retried_when_a_proxy_refuses_it(host: Host) -> None:
+    host.orchestrator.then(STATUS, RUNNING, PAGE)
+    host.orchestrator.offer()
+    async with host.runner():
+        await until(lambda: host.orchestrator.count(STATUS) == 2)
+        await host.clock.advance(300, asleep=IDLE)
+        await until(lambda: host.state_of("t-1") == "closed")
+
+    assert host.orchestrator.taken[-1]["status"] == "success"
+
+
+async def test_final_status_that_a_proxy_refuses_for_hours_is_parked(host: Host) -> None:
+    host.orchestrator.then(STATUS, RUNNING)
+    host.orchestrator.always(STATUS, PAGE)
+    host.orchestrator.offer()
+    async with host.runner(heartbeat_interval_s=300.0):
+        await host.wait_for_state("t-1", "ended")
+        await host.clock.advance(4 * 3600, asleep=IDLE)
+        assert host.state_of("t-1") == "closed"

@@ -24,7 +24,7 @@ GOOD = "good"
 CONTENT = b"1,2,3\n"
 SHA = sha256(CONTENT)
 NO_ID = "cannot read the assignment: its task_id must be 1 to 128 letters"
-PLAIN = "is no plain name"
+PLAIN = "is not a plain name"
 CONTROL = "has control characters in it"
 TIMEOUT = "its timeout_seconds must lie between 0 and 31622400"
 CHECKSUMS = "its file_checksums do not match its files"
@@ -42,9 +42,9 @@ class Bad:
 
 
 UNUSABLE: dict[str, tuple[object, str]] = {
-    "no object": (["t-1"], "cannot read the assignment: it is no JSON object"),
-    "a number": (7, "cannot read the assignment: it is no JSON object"),
-    "a text": ("t-1", "cannot read the assignment: it is no JSON object"),
+    "no object": (["t-1"], "cannot read the assignment: it is not a JSON object"),
+    "a number": (7, "cannot read the assignment: it is not a JSON object"),
+    "a text": ("t-1", "cannot read the assignment: it is not a JSON object"),
     "no id": ({"prompt": "do it"}, NO_ID),
     "climbing id": ({"task_id": "../../escaped", "prompt": "do it"}, NO_ID),
     "absolute id": ({"task_id": "/tmp/escaped", "prompt": "do it"}, NO_ID),  # noqa: S108 - to be refused
@@ -58,16 +58,17 @@ REJECTED: dict[str, Bad] = {
     "NUL in the prompt": Bad("its prompt has a NUL character in it", {"prompt": "a\0b"}),
     "no prompt": Bad("its prompt is missing or empty", {"prompt": " "}),
     "prompt of 3 MB": Bad("its prompt has 3000000 bytes", {"prompt": "x" * 3_000_000}),
-    "half a character": Bad("its prompt is no valid Unicode", {"prompt": "\ud83d"}),
+    "half a character": Bad("its prompt is not valid Unicode", {"prompt": "\ud83d"}),
     "negative timeout": Bad(TIMEOUT, {"timeout_seconds": -1}),
     "timeout that is no number": Bad(TIMEOUT, {"timeout_seconds": float("nan")}),
     "endless timeout": Bad(TIMEOUT, {"timeout_seconds": float("inf")}),
-    "timeout in words": Bad("its timeout_seconds is no number", {"timeout_seconds": "an hour"}),
+    "timeout in words": Bad("its timeout_seconds is not a number", {"timeout_seconds": "an hour"}),
     "newline in the URL": Bad(
-        "its orchestrator_url is no URL", {"orchestrator_url": "https://a\nNODE_API_KEY=x"}
+        "its orchestrator_url is not a URL", {"orchestrator_url": "https://a\nNODE_API_KEY=x"}
     ),
     "other scheme": Bad(
-        "its orchestrator_url is no http or https URL", {"orchestrator_url": "file:///etc/shadow"}
+        "its orchestrator_url is not an http or https URL",
+        {"orchestrator_url": "file:///etc/shadow"},
     ),
     "absolute file": Bad(PLAIN, {"files": ["/tmp/escaped"]}),  # noqa: S108 - to be refused
     "climbing file": Bad(PLAIN, {"files": ["../../../escaped"]}),
@@ -76,13 +77,12 @@ REJECTED: dict[str, Bad] = {
     "NUL in a file's name": Bad(CONTROL, {"files": ["a\0b"]}),
     "newline in a file's name": Bad(CONTROL, {"files": ["a\nb"]}),
     "file's name of 300 bytes": Bad("is longer than 255 bytes", {"files": ["n" * 300]}),
-    "two files of one name": Bad("two of its files meet in the name", {"files": ["a", "A"]}),
-    "file named like a device": Bad("is a device's", {"files": ["NUL.txt"]}),
-    "files that are no list": Bad("its files are no list", {"files": "a.csv"}),
+    "two files of one name": Bad("two of its files have the name", {"files": ["a", "a"]}),
+    "files that are no list": Bad("its files are not a list", {"files": "a.csv"}),
     "too few checksums": Bad(CHECKSUMS, {"files": ["a", "b"], "file_checksums": [SHA]}),
     "too many checksums": Bad(CHECKSUMS, {"files": ["a"], "file_checksums": [SHA, SHA]}),
     "checksum that is not hex": Bad(
-        "the checksum of 'a' is no SHA-256", {"files": ["a"], "file_checksums": ["g" * 64]}
+        "the checksum of 'a' is not a SHA-256", {"files": ["a"], "file_checksums": ["g" * 64]}
     ),
 }
 

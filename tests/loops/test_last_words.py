@@ -200,7 +200,7 @@ async def test_what_is_no_trace_changes_nothing(
 
     assert end["status"] == "error"
     assert end["message"].startswith("failed: exit code 3")
-    assert "cannot read the reporter's trace: " in log.text
+    assert "cannot read the reporter's state: " in log.text
 
 
 # The log

@@ -52,7 +52,7 @@ WORSE = {
     "500": (told({"detail": "oh no"}, 500), "HTTP 500: oh no", 2),
     "nonsense": (
         raw(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n<p>"),
-        "its answer is no JSON",
+        "its response is not JSON",
         2,
     ),
 }

@@ -76,7 +76,8 @@ def test_handing_in_500_mb_takes_memory_by_the_limit_and_little_time(
     assert measured.returncode == 0, measured.stderr
     growth, cpu_s, sent = measured.stdout.split()
     assert sent == "True"
-    assert float(growth) < 2.5 * LOG_LIMIT_BYTES
+    # The text in memory, up to four bytes a character, and the body that is sent.
+    assert float(growth) < 3.5 * LOG_LIMIT_BYTES
     assert float(cpu_s) < 5
     messages = held.log["messages"]
     assert len(messages) > 1000

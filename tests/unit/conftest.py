@@ -40,12 +40,12 @@ async def server(anyio_backend: str) -> AsyncIterator[ScriptedServer]:  # noqa: 
 
 @pytest.fixture
 async def orchestrator(server: ScriptedServer) -> AsyncIterator[OrchestratorClient]:
-    """Give the wire to the scripted server."""
-    async with OrchestratorClient(server.url) as wire:
-        yield wire
+    """Return a client of the scripted server."""
+    async with OrchestratorClient(server.url) as client:
+        yield client
 
 
 @pytest.fixture
 def identity() -> Identity:
-    """Give a node that is registered."""
+    """Return a registered node."""
     return Identity("6f1c2a34-0000-4000-8000-0123456789ab", Secret("node-key-1234"))

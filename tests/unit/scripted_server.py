@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 Answer: TypeAlias = Callable[[ByteStream], Awaitable[None]]
 
+JSON = {"Content-Type": "application/json"}
+
 _LONGEST_HEAD = 1 << 20
 _BLOCK = bytes(1 << 16)
 _GONE = (anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream)
@@ -106,7 +108,7 @@ def http(status: int, body: bytes = b"", headers: Mapping[str, str] | None = Non
 
 def told(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Answer:
     """Answer with JSON."""
-    return http(status, json.dumps(value).encode(), headers)
+    return http(status, json.dumps(value).encode(), {**JSON, **(headers or {})})
 
 
 def zeros(size: int, promised: int | None = None) -> Answer:

@@ -24,7 +24,7 @@ SHA = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
 
 def raw(**changed: object) -> dict[str, object]:
-    """Give a good assignment with some fields changed."""
+    """Return a good assignment with some fields changed."""
     return {"task_id": TASK_ID, "prompt": "count the rows", "orchestrator_url": URL, **changed}
 
 
@@ -91,6 +91,16 @@ def test_plain_file_name_is_taken(name: str) -> None:
     assert parse(files=[name]).files == (TaskFile(name, None),)
 
 
+@pytest.mark.parametrize("name", ["NUL", "con.txt", "Lpt1"])
+def test_names_of_devices_elsewhere_are_plain_names_on_linux(name: str) -> None:
+    assert parse(files=[name]).files == (TaskFile(name, None),)
+
+
+@pytest.mark.parametrize("names", [["a.csv", "A.csv"], ["\u00fc", "u\u0308"]])
+def test_names_that_differ_by_a_byte_are_two_files(names: list[str]) -> None:
+    assert [file.name for file in parse(files=names).files] == names
+
+
 def test_checksums_belong_to_the_files_in_their_order() -> None:
     other = "0" * 64
 
@@ -126,7 +136,7 @@ def test_anything_but_an_object_is_no_assignment(given_: object) -> None:
     with pytest.raises(BadAssignment) as caught:
         parse_assignment(given_, orchestrator_url=URL)
 
-    assert str(caught.value) == "cannot read the assignment: it is no JSON object"
+    assert str(caught.value) == "cannot read the assignment: it is not a JSON object"
     assert caught.value.task_id is None
 
 
@@ -180,7 +190,7 @@ BROKEN: list[tuple[str, object, str]] = [
     ("prompt", ["count"], "its prompt is missing or empty"),
     ("prompt", 7, "its prompt is missing or empty"),
     ("prompt", "a\x00b", "its prompt has a NUL character in it"),
-    ("prompt", "half \ud83d", "its prompt is no valid Unicode"),
+    ("prompt", "half \ud83d", "its prompt is not valid Unicode"),
     (
         "prompt",
         "x" * 3_000_000,
@@ -191,57 +201,52 @@ BROKEN: list[tuple[str, object, str]] = [
         "ü" * 65_536,
         f"its prompt has 131072 bytes {TOO_MUCH}",
     ),
-    ("orchestrator_url", "", "its orchestrator_url is no URL"),
-    ("orchestrator_url", 7, "its orchestrator_url is no URL"),
-    ("orchestrator_url", "https://a b", "its orchestrator_url is no URL"),
-    ("orchestrator_url", "https://a\nX=1", "its orchestrator_url is no URL"),
-    ("orchestrator_url", "https://" + "a" * 2000, "its orchestrator_url is no URL"),
-    ("orchestrator_url", "ftp://a", "its orchestrator_url is no http or https URL"),
-    ("orchestrator_url", "file:///etc/passwd", "its orchestrator_url is no http or https URL"),
-    ("orchestrator_url", "https://", "its orchestrator_url is no http or https URL"),
-    ("orchestrator_url", "https://[::1", "its orchestrator_url is no http or https URL"),
-    ("timeout_seconds", "60", "its timeout_seconds is no number"),
-    ("timeout_seconds", True, "its timeout_seconds is no number"),
-    ("timeout_seconds", [], "its timeout_seconds is no number"),
+    ("orchestrator_url", "", "its orchestrator_url is not a URL"),
+    ("orchestrator_url", 7, "its orchestrator_url is not a URL"),
+    ("orchestrator_url", "https://a b", "its orchestrator_url is not a URL"),
+    ("orchestrator_url", "https://a\nX=1", "its orchestrator_url is not a URL"),
+    ("orchestrator_url", "https://" + "a" * 2000, "its orchestrator_url is not a URL"),
+    ("orchestrator_url", "ftp://a", "its orchestrator_url is not an http or https URL"),
+    ("orchestrator_url", "file:///etc/passwd", "its orchestrator_url is not an http or https URL"),
+    ("orchestrator_url", "https://", "its orchestrator_url is not an http or https URL"),
+    ("orchestrator_url", "https://[::1", "its orchestrator_url is not an http or https URL"),
+    ("timeout_seconds", "60", "its timeout_seconds is not a number"),
+    ("timeout_seconds", True, "its timeout_seconds is not a number"),
+    ("timeout_seconds", [], "its timeout_seconds is not a number"),
     ("timeout_seconds", 0, "its timeout_seconds must lie between 0 and 31622400"),
     ("timeout_seconds", -5, "its timeout_seconds must lie between 0 and 31622400"),
     ("timeout_seconds", 10**400, "its timeout_seconds must lie between 0 and 31622400"),
     ("timeout_seconds", float("nan"), "its timeout_seconds must lie between 0 and 31622400"),
     ("timeout_seconds", float("inf"), "its timeout_seconds must lie between 0 and 31622400"),
-    ("files", "sales.csv", "its files are no list of up to 1000"),
-    ("files", {"sales.csv": SHA}, "its files are no list of up to 1000"),
-    ("files", [f"f{n}" for n in range(1001)], "its files are no list of up to 1000"),
-    ("files", [None], "a file's name is no text"),
-    ("files", [["a"]], "a file's name is no text"),
-    ("files", [""], "the file name '' is no plain name"),
-    ("files", ["."], "the file name '.' is no plain name"),
-    ("files", [".."], "the file name '..' is no plain name"),
-    ("files", ["/etc/passwd"], "the file name '/etc/passwd' is no plain name"),
-    ("files", ["../../.bashrc"], "the file name '../../.bashrc' is no plain name"),
-    ("files", ["a/b"], "the file name 'a/b' is no plain name"),
-    ("files", ["..\\a"], "the file name '..\\\\a' is no plain name"),
+    ("files", "sales.csv", "its files are not a list of at most 1000 names"),
+    ("files", {"sales.csv": SHA}, "its files are not a list of at most 1000 names"),
+    ("files", [f"f{n}" for n in range(1001)], "its files are not a list of at most 1000 names"),
+    ("files", [None], "the name of a file is not text"),
+    ("files", [["a"]], "the name of a file is not text"),
+    ("files", [""], "the file name '' is not a plain name"),
+    ("files", ["."], "the file name '.' is not a plain name"),
+    ("files", [".."], "the file name '..' is not a plain name"),
+    ("files", ["/etc/passwd"], "the file name '/etc/passwd' is not a plain name"),
+    ("files", ["../../.bashrc"], "the file name '../../.bashrc' is not a plain name"),
+    ("files", ["a/b"], "the file name 'a/b' is not a plain name"),
+    ("files", ["..\\a"], "the file name '..\\\\a' is not a plain name"),
     ("files", ["a\x00b"], "the file name 'a\\x00b' has control characters in it"),
     ("files", ["a\nb"], "the file name 'a\\nb' has control characters in it"),
     ("files", ["a\x7fb"], "the file name 'a\\x7fb' has control characters in it"),
     ("files", ["a\u202eb"], "the file name 'a\\u202eb' has control characters in it"),
     ("files", ["a\ud800"], "the file name 'a\\ud800' has control characters in it"),
-    ("files", ["NUL"], "the file name 'NUL' is a device's"),
-    ("files", ["con.txt"], "the file name 'con.txt' is a device's"),
-    ("files", ["Lpt1"], "the file name 'Lpt1' is a device's"),
     ("files", ["n" * 300], f"the file name '{'n' * 40}'… is longer than 255 bytes"),
     ("files", ["ü" * 128], f"the file name '{'ü' * 40}'… is longer than 255 bytes"),
-    ("files", ["a", "a"], "two of its files meet in the name 'a'"),
-    ("files", ["a.csv", "A.CSV"], "two of its files meet in the name 'A.CSV'"),
-    ("files", ["\u00fc", "u\u0308"], "two of its files meet in the name 'u\u0308'"),
+    ("files", ["a", "b", "a"], "two of its files have the name 'a'"),
     ("file_checksums", [SHA], "its file_checksums do not match its files"),
     ("file_checksums", SHA, "its file_checksums do not match its files"),
     ("file_checksums", {"a": SHA}, "its file_checksums do not match its files"),
 ]
 
 
-@pytest.mark.parametrize(("field", "value", "said"), BROKEN, ids=range(len(BROKEN)))
-def test_broken_field_is_named_in_a_sentence(field: str, value: object, said: str) -> None:
-    assert sentence(**{field: value}) == f"cannot run the task: {said}"
+@pytest.mark.parametrize(("field", "value", "reason"), BROKEN, ids=range(len(BROKEN)))
+def test_broken_field_is_named_in_a_sentence(field: str, value: object, reason: str) -> None:
+    assert sentence(**{field: value}) == f"cannot run the task: {reason}"
 
 
 @pytest.mark.parametrize("field", ["prompt", "orchestrator_url", "timeout_seconds", "files"])
@@ -266,7 +271,7 @@ def test_checksums_match_the_files_one_to_one_or_the_task_is_rejected(checksums:
 )
 def test_checksum_that_is_none_is_rejected(checksum: object) -> None:
     assert sentence(files=["a"], file_checksums=[checksum]) == (
-        "cannot run the task: the checksum of 'a' is no SHA-256"
+        "cannot run the task: the checksum of 'a' is not a SHA-256"
     )
 
 
@@ -311,7 +316,7 @@ good = st.builds(
     lambda names, **fields: raw(**fields, files=names),
     names=st.lists(
         st.text(st.characters(categories=["L", "N"]), min_size=1, max_size=9).map("f-{}".format),
-        unique_by=str.casefold,
+        unique=True,
         max_size=4,
     ),
     prompt=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00")).map(
@@ -330,11 +335,7 @@ def test_what_was_written_down_is_read_back_the_same(
     assert isinstance(files, list)
     if with_checksums:
         assigned["file_checksums"] = [SHA] * len(files)
-    try:
-        parsed = parse_assignment(assigned, orchestrator_url=URL)
-    except BadAssignment as error:
-        assert "meet in the name" in str(error)  # noqa: PT017 - Unicode has more ways than one
-        return
+    parsed = parse_assignment(assigned, orchestrator_url=URL)
 
     assert Assignment.from_json(parsed.to_json()) == parsed
     assert parse_assignment(json.loads(parsed.to_json()), orchestrator_url="") == parsed

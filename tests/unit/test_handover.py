@@ -1,4 +1,4 @@
-"""The trace that a container leaves is believed only if the reporter could have written it."""
+"""The state that the reporter leaves is believed only if the reporter could have written it."""
 
 from __future__ import annotations
 
@@ -16,49 +16,49 @@ from runner.workspace.handover import (
     write_reporter_state,
 )
 
-WORD = {"status": "success", "message": "done", "session_id": "s1", "is_sent": False}
+FINAL = {"status": "success", "message": "done", "session_id": "s1", "is_sent": False}
 
 
 @pytest.fixture
-def left(tmp_path: Path) -> Path:
-    """Give the place where a reporter leaves its trace."""
-    path = tmp_path / "tasks" / "t-1" / "reporter.json"
-    path.parent.mkdir(parents=True)
-    return path
+def path(tmp_path: Path) -> Path:
+    """Return the path of the reporter's state."""
+    state = tmp_path / "tasks" / "t-1" / "reporter.json"
+    state.parent.mkdir(parents=True)
+    return state
 
 
-def test_trace_is_read_as_it_was_written(tmp_path: Path) -> None:
-    trace = ReporterState("a" * 64, "s1", FinalStatus("error", "größer 🚀\n", "s1", is_sent=True))
+def test_state_is_read_as_it_was_written(tmp_path: Path) -> None:
+    state = ReporterState("a" * 64, "s1", FinalStatus("error", "größer 🚀\n", "s1", is_sent=True))
     write_reporter_state(tmp_path, "t-1", ReporterState())
-    write_reporter_state(tmp_path, "t-1", trace)
+    write_reporter_state(tmp_path, "t-1", state)
 
-    assert read_reporter_state(tmp_path, "t-1") == trace
+    assert read_reporter_state(tmp_path, "t-1") == state
     (file,) = (tmp_path / "tasks" / "t-1").iterdir()
     assert file.stat().st_mode & 0o777 == 0o600
 
 
-def test_trace_with_the_longest_message_can_be_read(tmp_path: Path) -> None:
-    trace = ReporterState(
+def test_state_with_the_longest_message_can_be_read(tmp_path: Path) -> None:
+    state = ReporterState(
         final=FinalStatus("success", "🚀" * 80_000 + "\x01" * 20_000, None, is_sent=True)
     )
-    write_reporter_state(tmp_path, "t-1", trace)
+    write_reporter_state(tmp_path, "t-1", state)
 
-    assert read_reporter_state(tmp_path, "t-1") == trace
+    assert read_reporter_state(tmp_path, "t-1") == state
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
-def test_trace_that_a_root_writes_belongs_to_the_homes_owner(tmp_path: Path) -> None:
+def test_state_that_a_root_writes_belongs_to_the_homes_owner(tmp_path: Path) -> None:
     os.chown(tmp_path, 12345, 12345)
     write_reporter_state(tmp_path, "t-1", ReporterState())
 
     assert (tmp_path / "tasks" / "t-1" / "reporter.json").stat().st_uid == 12345
 
 
-def test_no_trace_is_an_empty_one(tmp_path: Path, left: Path) -> None:
+def test_no_state_is_an_empty_one(tmp_path: Path, path: Path) -> None:
     assert read_reporter_state(tmp_path, "t-1") == ReporterState()
     assert read_reporter_state(tmp_path, "t-2") == ReporterState()
     assert read_reporter_state(tmp_path / "nowhere", "t-1") == ReporterState()
-    assert not left.exists()
+    assert not path.exists()
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_no_trace_is_an_empty_one(tmp_path: Path, left: Path) -> None:
         b'{"version": 1, "log_digest": 7}',
         json.dumps({"version": 1, "log_session_id": "x" * 201}).encode(),
         *(
-            json.dumps({"version": 1, "final": {**WORD, **wrong}}).encode()
+            json.dumps({"version": 1, "final": {**FINAL, **wrong}}).encode()
             for wrong in (
                 {"status": "running"},
                 {"status": ["success"]},
@@ -90,35 +90,35 @@ def test_no_trace_is_an_empty_one(tmp_path: Path, left: Path) -> None:
         b'{"version": 1}' + b" " * (2 << 20),
     ],
 )
-def test_trace_that_the_reporter_cannot_have_written_is_refused(
-    tmp_path: Path, left: Path, content: bytes
+def test_state_that_the_reporter_cannot_have_written_is_refused(
+    tmp_path: Path, path: Path, content: bytes
 ) -> None:
-    left.write_bytes(content)
+    path.write_bytes(content)
 
-    with pytest.raises(HandoverError, match=r"^cannot read the reporter's trace: "):
+    with pytest.raises(HandoverError, match=r"^cannot read the reporter's state: "):
         read_reporter_state(tmp_path, "t-1")
 
 
 @pytest.mark.parametrize("what", ["link", "pipe", "folder", "linked folder"])
-def test_trace_that_is_no_file_is_refused(tmp_path: Path, left: Path, what: str) -> None:
+def test_state_that_is_not_a_regular_file_is_refused(tmp_path: Path, path: Path, what: str) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    (elsewhere / left.name).write_text('{"version": 1}')
+    (elsewhere / path.name).write_text('{"version": 1}')
     if what == "link":
-        left.symlink_to(elsewhere / left.name)
+        path.symlink_to(elsewhere / path.name)
     elif what == "pipe":
-        os.mkfifo(left)
+        os.mkfifo(path)
     elif what == "folder":
-        left.mkdir()
+        path.mkdir()
     else:
-        left.parent.rmdir()
-        left.parent.symlink_to(elsewhere)
+        path.parent.rmdir()
+        path.parent.symlink_to(elsewhere)
 
-    with pytest.raises(HandoverError, match=r"^cannot read the reporter's trace: "):
+    with pytest.raises(HandoverError, match=r"^cannot read the reporter's state: "):
         read_reporter_state(tmp_path, "t-1")
 
 
-def test_trace_is_not_written_through_a_link(tmp_path: Path) -> None:
+def test_state_is_not_written_through_a_link(tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (tmp_path / "tasks").mkdir()

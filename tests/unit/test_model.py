@@ -1,4 +1,4 @@
-"""A task moves along the table only, and every end has its word."""
+"""A task moves along the table of transitions only, and every end has a reason and a status."""
 
 from __future__ import annotations
 
@@ -6,7 +6,15 @@ import itertools
 
 import pytest
 
-from runner.model import TRANSITIONS, EndReason, TaskState, check_transition, state_diagram
+from runner.model import (
+    TRANSITIONS,
+    EndReason,
+    TaskState,
+    TaskStatus,
+    check_transition,
+    state_diagram,
+    status_body,
+)
 
 ALLOWED = [
     (TaskState.ACCEPTED, TaskState.STARTING),
@@ -64,13 +72,15 @@ def test_diagram_shows_the_table_and_nothing_else() -> None:
 
 
 def test_only_completed_is_a_success() -> None:
-    assert [reason for reason in EndReason if reason.status == "success"] == [EndReason.COMPLETED]
+    assert [reason for reason in EndReason if reason.status is TaskStatus.SUCCESS] == [
+        EndReason.COMPLETED
+    ]
 
 
 def test_every_other_end_is_reported_as_an_error() -> None:
     others = set(EndReason) - {EndReason.COMPLETED}
 
-    assert {reason.status for reason in others} == {"error"}
+    assert {reason.status for reason in others} == {TaskStatus.ERROR}
 
 
 def test_reasons_are_the_documented_ones() -> None:
@@ -84,3 +94,24 @@ def test_reasons_are_the_documented_ones() -> None:
         "unstartable",
         "lost",
     ]
+
+
+def test_final_statuses_are_those_that_nothing_follows() -> None:
+    assert [status.value for status in TaskStatus if status.is_final] == [
+        "success",
+        "error",
+        "cancelled",
+    ]
+
+
+@pytest.mark.parametrize("status", TaskStatus)
+def test_status_is_written_as_the_word_of_the_api(status: TaskStatus) -> None:
+    body = status_body("t-1", status, None, 0)
+
+    assert type(body["status"]) is str
+    assert body["status"] == status.value == f"{status}"
+
+
+def test_status_that_the_api_does_not_know_is_a_defect() -> None:
+    with pytest.raises(ValueError, match="paused"):
+        status_body("t-1", "paused", None, 0)

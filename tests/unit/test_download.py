@@ -1,4 +1,4 @@
-"""Files arrive whole and right, inside their folder, or the task says why not."""
+"""Files are downloaded completely, verified, into their folder only, or the task says why not."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ import anyio.lowlevel
 import pytest
 
 from runner.api.client import OrchestratorClient
-from runner.errors import Unauthorised, Unstartable
+from runner.errors import FileRefused, Unauthorised, Unstartable
 from runner.model import Assignment, Identity, TaskFile
 from runner.workspace.download import (
     CONTAINER_HOME,
-    Source,
     fetch_files,
     files_folder,
     files_folder_in_container,
@@ -87,10 +86,12 @@ class Fetch:
     async def __call__(self, *files: TaskFile, min_free_disk: int = NO_LIMIT) -> None:
         """Fetch these files."""
         await fetch_files(
-            Source(self.orchestrator, self.identity, self.clock),
+            self.orchestrator,
+            self.identity,
             Assignment(TASK_ID, "count", "https://o.example.com", 60, files),
             self.home,
             min_free_disk=min_free_disk,
+            clock=self.clock,
         )
 
     def names(self) -> list[str]:
@@ -483,7 +484,7 @@ async def test_body_that_always_breaks_off_leaves_nothing(
 async def test_compressed_file_is_not_unpacked(fetch: Fetch, server: ScriptedServer) -> None:
     server.answer(http(200, b"\x1f\x8b bomb", {"Content-Encoding": "gzip"}))
 
-    with pytest.raises(Unstartable, match="it compressed a file that was asked for as it is"):
+    with pytest.raises(Unstartable, match="it sent a compressed file, which was not asked for"):
         await fetch(TaskFile("sales.csv", None))
 
     assert server.requests[0].headers["accept-encoding"] == "identity"
@@ -545,8 +546,10 @@ async def test_outage_without_end_makes_the_task_unstartable(
     with pytest.raises(Unstartable) as caught:
         await fetch(sales())
 
-    said = f"HTTP 503: maintenance (attempt {len(server.requests)})"
-    assert str(caught.value) == f"cannot fetch the file 'sales.csv': {said}"
+    attempt = len(server.requests)
+    assert str(caught.value) == (
+        f"cannot fetch the file 'sales.csv': HTTP 503: maintenance (attempt {attempt})"
+    )
     assert fetch.clock.awake_s() - begun_at == pytest.approx(3600)
 
 
@@ -561,6 +564,37 @@ async def test_refused_file_makes_the_task_unstartable_at_once(
 
     assert str(caught.value) == f"cannot fetch the file 'sales.csv': HTTP {status}: no such file"
     assert len(server.requests) == 1
+
+
+PAGES = [
+    http(404, b"<html>404 page not found</html>", {"Content-Type": "text/html"}),
+    http(403, b"forbidden", {"Content-Type": "text/plain"}),
+    http(404),
+    http(404, b"\x1f\x8b bomb", {"Content-Encoding": "gzip"}),
+]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=["html", "text", "nothing", "compressed"])
+async def test_page_of_a_proxy_in_place_of_a_file_is_retried(
+    fetch: Fetch, server: ScriptedServer, page: Answer
+) -> None:
+    server.answer(*[page] * 5, http(200, CONTENT))
+
+    await fetch(sales())
+
+    assert (fetch.folder / "sales.csv").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("page", PAGES, ids=["html", "text", "nothing", "compressed"])
+async def test_page_that_stays_is_a_refusal_in_the_end(
+    fetch: Fetch, server: ScriptedServer, page: Answer
+) -> None:
+    server.answer(page)
+
+    with pytest.raises(FileRefused, match=r"^cannot fetch the file 'sales.csv': HTTP 40[34]$"):
+        await fetch(sales())
+
+    assert len(server.requests) == 6
 
 
 async def test_unknown_key_is_for_the_caller_to_act_on(
