@@ -21,6 +21,7 @@ from runner.errors import (
     NoContainerRuntime,
 )
 from runner.journal.journal import JOURNAL_NAME, Journal
+from runner.node import runtime_to_use
 from runner.settings import Settings
 from runner.state_dir import RUNNER_ID_NAME, known_runner_id
 from runner.workspace.folders import TaskFolders
@@ -52,7 +53,7 @@ async def clean_up(settings: Settings, scope: Scope, echo: Callable[[str], None]
         )
     engine: Engine | None
     try:
-        engine = find_engine(settings.container_runtime)
+        engine = find_engine(await runtime_to_use(settings))
         labelled = await engine.labelled(LABEL_RUNNER, runner_id)
     except (EngineError, NoContainerRuntime) as error:
         echo(f"containers are left alone: {error}")

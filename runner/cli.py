@@ -356,11 +356,12 @@ def cleanup(ctx: click.Context, /, *, older_than: float, dry_run: bool) -> None:
 
 def _run(ctx: click.Context) -> int:
     from runner.daemon import run  # noqa: PLC0415 - doctor and cleanup need not load it
+    from runner.node import runtime_to_use  # noqa: PLC0415
     from runner.systemd import Notifier  # noqa: PLC0415
 
     checked = _settings(ctx, to_run=True)
     timings: Timings = ctx.obj
-    engine = find_engine(checked.container_runtime, timings=timings)
+    engine = find_engine(anyio.run(runtime_to_use, checked), timings=timings)
     return anyio.run(partial(run, checked, engine, Notifier(), timings=timings))
 
 

@@ -1,9 +1,10 @@
 """The runner as a whole: start-up and recovery, the loops, the signals, the end.
 
-start    lock the state folder, open the journal, take over what an earlier runner left
+start    lock the state folder, check that it belongs to this orchestrator and engine, open the
+         journal, recover what an earlier runner left
 run      poll, heartbeat, deliver and the watchdog beside one coroutine a task
-end      TERM: at once, leaving containers to the next runner; INT or USR1: when what runs has
-         ended; a second INT: when it has been stopped; refused: when nothing runs
+end      TERM: at once, leaving containers to the next runner; INT or USR1: when the running tasks
+         have ended; a second INT: when they were stopped; refused: when nothing runs
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import logging
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 
 import anyio
 import anyio.to_thread
@@ -19,17 +21,16 @@ from anyio.abc import TaskGroup
 
 from runner.api.client import OrchestratorClient
 from runner.engine.base import Engine, container_name
-from runner.engine.cli import engine_of_kind
 from runner.engine.processes import kill_leftover_starts
-from runner.errors import EXIT_OK, EXIT_TRY_AGAIN, JournalError
-from runner.journal.journal import open_journal
+from runner.errors import EXIT_OK, EXIT_TRY_AGAIN, ConfigurationError, JournalError
+from runner.journal.journal import open_journal, read_unfinished_tasks
 from runner.log import fields, log_retry
 from runner.loops.deliver import deliver
 from runner.loops.heartbeat import heartbeat, send_offline
 from runner.loops.housekeeping import adopt_or_remove_orphans, prune_closed_tasks
 from runner.loops.poll import PollResult, check_engine, poll
 from runner.model import Task, TaskState
-from runner.node import Node, Workload
+from runner.node import Node, Problems, Slots, belongs_here, can_be_drained, find_conflict
 from runner.settings import Settings
 from runner.state_dir import lock_state_dir, prepare_state_dir, run_folder
 from runner.systemd import Notifier, Watchdog, feed_watchdog
@@ -50,32 +51,32 @@ log = logging.getLogger(__name__)
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
-async def run(  # noqa: PLR0913, PLR0917 - its seams: what tests replace
+async def run(
     settings: Settings,
     engine: Engine,
     notifier: Notifier,
     clock: Clock | None = None,
     timings: Timings = DEFAULT_TIMINGS,
-    other_engine: Callable[[str], Engine] = engine_of_kind,
 ) -> int:
-    """Run until a signal, a refusal or `--once` ends it; give the process's exit code.
-
-    New tasks go to `engine`; what an earlier runner started on another is followed there.
+    """Run until a signal, a refusal or `--once` ends it; return the process's exit code.
 
     Raises:
         StateFolderInUse: another runner is at work with this state folder.
         JournalError: no journal can be kept there.
-        ConfigurationError: the CA file holds no certificate.
+        ConfigurationError: the CA file holds no certificate, or unfinished tasks belong to
+            another orchestrator or engine.
     """
     clock = clock or HostClock()
     with lock_state_dir(settings.state_dir):
+        await _check_unfinished_tasks(settings, engine)
         runner_id = prepare_state_dir(settings.state_dir)
         journal, set_aside = open_journal(
             settings.state_dir, time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(clock.wall_s()))
         )
         if set_aside is not None:
             log.error(set_aside)
-        watchdog, workload = Watchdog(clock), Workload(settings.max_tasks, timings)
+        watchdog, changes = Watchdog(clock), ChangeSignal()
+        problems = Problems(changes, timings)
         try:
             async with OrchestratorClient(
                 settings.orchestrator_url, settings.ca_file, timings
@@ -84,22 +85,41 @@ async def run(  # noqa: PLR0913, PLR0917 - its seams: what tests replace
                     settings=settings,
                     clock=clock,
                     engine=engine,
-                    other_engine=other_engine,
                     orchestrator=orchestrator,
                     journal=journal,
-                    node=Node(settings, orchestrator, journal, clock, watchdog, workload, timings),
-                    workload=workload,
+                    node=Node(settings, orchestrator, journal, clock, watchdog, problems, timings),
+                    slots=Slots(settings.max_tasks, changes, timings),
+                    problems=problems,
+                    changes=changes,
                     outbox=ChangeSignal(),
                     watchdog=watchdog,
                     timings=timings,
                     runner_id=runner_id,
                 )
-                return await _Runner(runner, notifier).run()
+                exit_code = await Daemon(runner, notifier).run()
         finally:
             journal.close_file()
+        # What belongs here is finished; what belongs elsewhere is next.
+        await _check_unfinished_tasks(settings, engine)
+        return exit_code
 
 
-class _Runner:
+async def _check_unfinished_tasks(settings: Settings, engine: Engine) -> None:
+    """Check that the unfinished tasks belong to this orchestrator and engine.
+
+    Some may belong elsewhere, in a journal from before this check: those that belong here are
+    finished first.
+
+    Raises:
+        ConfigurationError: they do not.
+    """
+    tasks = await read_unfinished_tasks(settings.state_dir)
+    conflict = find_conflict(tasks, settings, engine.kind)
+    if conflict and not can_be_drained(tasks, settings, engine.kind):
+        raise ConfigurationError(conflict)
+
+
+class Daemon:
     """One run, from READY to the exit code."""
 
     def __init__(self, runner: RunnerContext, notifier: Notifier) -> None:
@@ -110,29 +130,45 @@ class _Runner:
         self._interrupts = 0
 
     async def run(self) -> int:
-        """Live through all of it.
+        """Run from the recovery to the last heartbeat; return the exit code.
 
         Raises:
             JournalError: it cannot be read or written at the start.
         """
-        tasks = await self._runner.journal.open_tasks()
-        # Whoever starts a runner may have mended what held its reports up.
-        await self._hurry()
-        await self._end_left_calls(tasks)
+        tasks = await self._runner.journal.unfinished_tasks()
+        own = [task for task in tasks if self._is_own(task)]
+        # A start may mean that somebody has removed what made deliveries fail.
+        await self._retry_now()
+        await self._kill_leftover_starts(tasks)
         async with anyio.create_task_group() as group:
             with anyio.open_signal_receiver(*_SIGNALS) as signals:
-                group.start_soon(self._obey, signals, group)
-                self._begin(group, tasks)
-                await self._poll(group)
-                await self._drain()
+                group.start_soon(self._handle_signals, signals, group)
+                self._begin(group, own)
+                orphans_adopted = anyio.Event()
+                begin = partial(self._start_task, group)
+                group.start_soon(adopt_or_remove_orphans, self._runner, begin, orphans_adopted)
+                group.start_soon(self._talk, group, orphans_adopted)
+                if len(own) == len(tasks):
+                    await self._poll(begin, orphans_adopted)
+                else:
+                    log.error(
+                        "no new task is taken: the journal has tasks of another orchestrator or "
+                        "engine; the runner ends when its own are reported",
+                        extra=fields(tasks=len(own), other_tasks=len(tasks) - len(own)),
+                    )
+                await self.drain()
                 group.cancel_scope.cancel()
         with anyio.CancelScope(shield=True):
             self._notifier.notify("STOPPING=1")
             await send_offline(self._runner)
         return EXIT_OK if self._exit_code is None else self._exit_code
 
-    async def _end_left_calls(self, tasks: list[Task]) -> None:
-        """See that no engine call of a runner that was killed starts anything from now on."""
+    def _is_own(self, task: Task) -> bool:
+        """Check the orchestrator and the engine; only an older version's journal holds others."""
+        return belongs_here(task, self._runner.settings, self._runner.engine.kind)
+
+    async def _kill_leftover_starts(self, tasks: list[Task]) -> None:
+        """Kill the engine calls of a killed runner, which could still start a container."""
         folder = run_folder(self._runner.settings.state_dir)
         names = {container_name(task.task_id) for task in tasks}
         pids = await anyio.to_thread.run_sync(
@@ -142,7 +178,7 @@ class _Runner:
             log.warning("stuck calls of an earlier runner were killed", extra=fields(pids=pids))
 
     def _begin(self, group: TaskGroup, tasks: list[Task]) -> None:
-        """Take over what is there, then start the loops."""
+        """Recover the tasks, then start what needs neither the engine nor the orchestrator."""
         runner = self._runner
         log.info(
             "runner starts",
@@ -154,18 +190,13 @@ class _Runner:
             ),
         )
         for task in tasks:
-            if task.orchestrator_url != runner.orchestrator.url:
-                log.warning(
-                    "task belongs to another orchestrator; what is left of it waits until this "
-                    "runner is started for that one again",
-                    extra=fields(task_id=task.task_id, orchestrator=task.orchestrator_url),
-                )
+            runner.node.note_owner(task.task_id, task.identity)
+            if task.state is TaskState.CLOSED:
+                continue  # only its report is left
             log.info(
                 "task is taken over", extra=fields(task_id=task.task_id, state=task.state.value)
             )
             self._start_task(group, task)
-        group.start_soon(heartbeat, runner)
-        group.start_soon(deliver, runner)
         group.start_soon(prune_closed_tasks, runner)
         group.start_soon(
             feed_watchdog, self._notifier, runner.watchdog, runner.clock, runner.timings
@@ -177,38 +208,40 @@ class _Runner:
         run = track(task, self._runner)
         group.start_soon(run_task, run, task, self._runner)
 
-    async def _poll(self, group: TaskGroup) -> None:
+    async def _talk(self, group: TaskGroup, orphans_adopted: anyio.Event) -> None:
+        """Start the loops that need an identity."""
+        if not await self._runner.node.is_registered():
+            # The journal may have been lost; then a container has the identity.
+            await orphans_adopted.wait()
+        group.start_soon(heartbeat, self._runner)
+        group.start_soon(deliver, self._runner)
+
+    async def _poll(self, begin: Callable[[Task], None], orphans_adopted: anyio.Event) -> None:
         """Ask for work until draining begins, the registration is refused, or once is enough."""
-        answer = None
-
-        def begin(task: Task) -> None:
-            self._start_task(group, task)
-
+        result = None
         with self._polling:
-            looked = anyio.Event()
-            group.start_soon(adopt_or_remove_orphans, self._runner, begin, looked)
             await check_engine(self._runner)
-            # What runs already may need the slot that new work would be given.
-            await looked.wait()
-            answer = await poll(self._runner, begin)
+            # An orphan may need the slot that a new task would be given.
+            await orphans_adopted.wait()
+            result = await poll(self._runner, begin)
         refusal = self._runner.node.refusal
         if refusal is not None:
             self._exit_code = refusal.exit_code
-        elif answer is PollResult.FAILED:
+        elif result is PollResult.FAILED:
             self._exit_code = EXIT_TRY_AGAIN
 
-    async def _drain(self) -> None:
-        """Wait for the tasks in hand, then for a while for their reports to be delivered."""
+    async def drain(self) -> None:
+        """Wait for the running tasks, then for a while for their reports to be delivered."""
         runner = self._runner
         runner.watchdog.suspend("poll")
-        while any(self._is_awaited(task) for task in await self._open_tasks()):
-            await self._next_change()
-        if runner.node.refusal is not None:
+        while any(self._is_awaited(task) for task in await self._own_tasks()):
+            await self._wait_for_change()
+        if runner.node.is_refused:
             return
-        await self._hurry()
+        await self._retry_now()
         ends_at_s = runner.clock.awake_s() + runner.timings.last_delivery_s
-        while (waiting := await self._deliverable()) and runner.clock.awake_s() < ends_at_s:
-            await self._next_change()
+        while (waiting := await self._own_tasks()) and runner.clock.awake_s() < ends_at_s:
+            await self._wait_for_change()
         if waiting:
             log.warning(
                 "reports wait in the journal for the next start", extra=fields(tasks=len(waiting))
@@ -216,8 +249,8 @@ class _Runner:
             if runner.settings.once:
                 self._exit_code = EXIT_TRY_AGAIN
 
-    async def _hurry(self) -> None:
-        """Have every report tried at once: its next attempt may be an hour away."""
+    async def _retry_now(self) -> None:
+        """Make every report due: its next attempt may be an hour away."""
         try:
             await self._runner.journal.retry_all_now()
         except JournalError as error:
@@ -225,39 +258,33 @@ class _Runner:
         self._runner.outbox.notify()
 
     def _is_awaited(self, task: Task) -> bool:
-        """Tell whether a task is to end first; one that can no longer begin will not."""
-        if task.state in {TaskState.ENDED, TaskState.RUNNING}:
+        """Check whether a drain waits for the end of a task; one that cannot begin has none."""
+        if task.state not in {TaskState.ACCEPTED, TaskState.STARTING}:
             return task.state is TaskState.RUNNING or task.is_log_pending
-        can_begin = (
-            self._runner.node.refusal is None
-            and task.orchestrator_url == self._runner.orchestrator.url
-        )
-        return can_begin or task.task_id in self._runner.workload.task_ids
+        runner = self._runner
+        return not runner.node.is_refused or task.task_id in runner.slots.task_ids
 
-    async def _deliverable(self) -> list[Task]:
-        """Give the open tasks whose reports can go out: not those of another orchestrator."""
-        url = self._runner.orchestrator.url
-        return [task for task in await self._open_tasks() if task.orchestrator_url == url]
-
-    async def _open_tasks(self) -> list[Task]:
+    async def _own_tasks(self) -> list[Task]:
+        """Return this runner's unfinished tasks, once the journal can be read."""
         runner = self._runner
         policy = RetryPolicy.every(runner.timings.journal_retry_s)
-        attempts = Retry(runner.clock, policy, log_retry("cannot read the open tasks"))
-        return await retry(runner.journal.open_tasks, JournalError, attempts)
+        attempts = Retry(runner.clock, policy, log_retry("cannot read the unfinished tasks"))
+        tasks = await retry(runner.journal.unfinished_tasks, JournalError, attempts)
+        return [task for task in tasks if self._is_own(task)]
 
-    async def _next_change(self) -> None:
-        """Return when something happened to a task or a report, and every few seconds."""
+    async def _wait_for_change(self) -> None:
+        """Wait until something happens to a task or a report, at most a second."""
         seen = self._runner.outbox.count
         await self._runner.outbox.after_or(seen, 1, self._runner.clock)
 
-    async def _obey(self, signals: object, group: TaskGroup) -> None:
-        """Act on signals; see the head of this file."""
+    async def _handle_signals(self, signals: object, group: TaskGroup) -> None:
+        """Act on signals, as the head of this file says."""
         async for number in signals:  # type: ignore[attr-defined]
-            in_hand = self._runner.workload.task_ids
+            task_ids = self._runner.slots.task_ids
             if number == signal.SIGTERM or self._interrupts > 1:
                 log.info(
                     "stopping at once; containers go on for the next runner",
-                    extra=fields(tasks_left_running=len(in_hand)),
+                    extra=fields(tasks_left_running=len(task_ids)),
                 )
                 group.cancel_scope.cancel()
                 return
@@ -265,22 +292,22 @@ class _Runner:
                 self._interrupts += 1
             # Not STOPPING=1: systemd would give a drain no longer than TimeoutStopSec.
             if self._interrupts > 1:
-                log.info("stopping the tasks in hand", extra=fields(tasks=len(in_hand)))
-                for task_id in in_hand:
-                    self._runner.workload.cancel(task_id, "the operator")
+                log.info("stopping the tasks in hand", extra=fields(tasks=len(task_ids)))
+                for task_id in task_ids:
+                    self._runner.slots.cancel(task_id, "the operator")
             else:
                 log.info(
                     "draining: no new task is taken; exit follows when those in hand have ended",
-                    extra=fields(tasks=len(in_hand)),
+                    extra=fields(tasks=len(task_ids)),
                 )
             self._polling.cancel()
 
     async def _tell_status(self) -> None:
         """Keep the line that `systemctl status` shows."""
-        workload = self._runner.workload
+        runner = self._runner
         while True:
-            seen = workload.changes.count
-            problems = "; ".join(workload.problems.values())
-            in_hand = f"{len(workload.task_ids)} of {self._runner.settings.max_tasks} tasks running"
-            self._notifier.notify(f"STATUS={problems or in_hand}")
-            await workload.changes.after(seen)
+            seen = runner.changes.count
+            problems = "; ".join(runner.problems.sentences.values())
+            running = f"{len(runner.slots.task_ids)} of {runner.settings.max_tasks} tasks running"
+            self._notifier.notify(f"STATUS={problems or running}")
+            await runner.changes.after(seen)

@@ -29,8 +29,8 @@ from runner.errors import (
     WireError,
 )
 from runner.journal.journal import JOURNAL_NAME, Journal
-from runner.model import OutboxEntry, PullPolicy, Task
-from runner.node import node_description
+from runner.model import OutboxEntry, PullPolicy, Registration, Task
+from runner.node import find_conflict, is_same_node, node_description, runtime_to_use
 from runner.settings import Settings
 from runner.workspace.folders import free_disk
 
@@ -61,7 +61,7 @@ async def examine(settings: Settings, echo: Callable[[str], None], *, as_json: b
         _check_folder("--victoria-home", settings.victoria_home, settings.min_free_disk),
         _check_folder("--state-dir", settings.state_dir, settings.min_free_disk),
         *[check async for check in _check_orchestrator(settings)],
-        _registration(journal.node_id),
+        _registration(journal.registration, settings),
         _check_outbox(journal.entries),
     ]
     if as_json:
@@ -76,7 +76,7 @@ async def examine(settings: Settings, echo: Callable[[str], None], *, as_json: b
 
 async def _check_engine(settings: Settings) -> AsyncIterator[Check]:
     try:
-        engine = find_engine(settings.container_runtime)
+        engine = find_engine(await runtime_to_use(settings))
         facts = await engine.facts()
     except (NoContainerRuntime, EngineError) as error:
         yield Check("engine", str(error), error.exit_code)
@@ -191,7 +191,12 @@ class _JournalContent:
     check: Check
     tasks: Sequence[Task] = ()
     entries: Sequence[OutboxEntry] = ()
-    node_id: str | None = None
+    registration: Registration | None = None
+
+    @property
+    def node_id(self) -> str | None:
+        """The id of the node that this host is registered as."""
+        return None if self.registration is None else self.registration.identity.node_id
 
 
 async def _read_journal(settings: Settings) -> _JournalContent:
@@ -210,17 +215,25 @@ async def _read_journal(settings: Settings) -> _JournalContent:
         journal = Journal(path, read_only=True)
         try:
             tasks, entries = await journal.open_tasks(), await journal.entries()
-            identity = await journal.identity(settings.orchestrator_url, node_description(settings))
+            registration = await journal.registration(settings.orchestrator_url)
+            unfinished = await journal.unfinished_tasks()
         finally:
             journal.close_file()
     except JournalError as error:
         return _JournalContent(Check("journal", str(error), error.exit_code))
+    conflict = find_conflict(unfinished, settings, await runtime_to_use(settings))
     check = Check("journal", f"{len(tasks)} open tasks")
-    return _JournalContent(check, tasks, entries, identity.node_id if identity else None)
+    if conflict is not None:
+        check = Check("journal", conflict, EXIT_CONFIGURATION)
+    return _JournalContent(check, tasks, entries, registration)
 
 
-def _registration(node_id: str | None) -> Check:
-    sentence = f"registered as {node_id}" if node_id else "not registered with these options yet"
+def _registration(registration: Registration | None, settings: Settings) -> Check:
+    if registration is None:
+        return Check("registration", "not registered yet")
+    sentence = f"registered as {registration.identity.node_id}"
+    if not is_same_node(registration.description, node_description(settings)):
+        sentence += ", under another name, other tags or other capabilities than these"
     return Check("registration", sentence)
 
 
@@ -248,8 +261,8 @@ def _as_json(checks: list[Check], journal: _JournalContent) -> object:
             {
                 key: value
                 for key, value in asdict(task).items()
-                # The prompt may be confidential.
-                if key not in {"assignment", "orchestrator_url"}
+                # The prompt may be confidential, and the key is.
+                if key not in {"assignment", "identity", "orchestrator_url"}
             }
             for task in journal.tasks
         ],

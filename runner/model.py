@@ -156,6 +156,17 @@ class Identity:
 
 
 @dataclass(frozen=True)
+class Registration:
+    """An identity, what the node was described as, and what its orchestrator can do."""
+
+    identity: Identity
+    description: Mapping[str, object] | None
+    """As `POST /register` took it; None for an identity that came from a container."""
+    extensions: frozenset[str] = frozenset()
+    """Those that the orchestrator named last."""
+
+
+@dataclass(frozen=True)
 class TaskFile:
     """A file that comes with a task; `sha256` is lower-case hex, None when not given."""
 
@@ -219,6 +230,8 @@ class Task:
     orchestrator_url: str
     assignment: Assignment | None
     accepted_at: float
+    identity: Identity | None = None
+    """Who took it on; None when that identity was refused since."""
     boot_id: str | None = None
     engine: str | None = None
     container_id: str | None = None
@@ -251,12 +264,11 @@ class Report:
 
 @dataclass(frozen=True)
 class OutboxEntry:
-    """A report in the outbox, and who sends it; its body is read apart, for it may be long."""
+    """A report in the outbox, without its body, which may be long."""
 
     row: int
     task_id: str
     path: str
-    identity: Identity
     orchestrator_url: str
     created_at: float
     attempts: int

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -19,9 +20,9 @@ from runner.errors import (
     Unauthorised,
     Unavailable,
 )
-from runner.journal.journal import Journal
+from runner.journal.journal import Journal, read_unfinished_tasks
 from runner.log import fields
-from runner.model import Identity
+from runner.model import Identity, Registration, Task, TaskState
 from runner.settings import Settings
 from runner.systemd import Watchdog
 from runner.timing import (
@@ -38,17 +39,28 @@ log = logging.getLogger(__name__)
 INVALID_TOKEN = "Registration failed - invalid registration token"  # noqa: S105 - what users read
 DISABLED = "Registration failed - orchestrator has registration disabled"
 _SERVICE_UNAVAILABLE = 503
+_GONE = 410
 _NOT_ALLOWED = frozenset({401, 403})
 _CHECK_ADDRESS, _CHECK_NODE = "check --orchestrator-url", "check --name, --tag and --capability"
 _ADVICE = {404: _CHECK_ADDRESS, 405: _CHECK_ADDRESS, 400: _CHECK_NODE, 422: _CHECK_NODE}
 _ASK = "ask the orchestrator's administrator"
 START = "start"
-"""The trouble that containers cannot be started here."""
+"""The name of the problem that containers cannot be started here."""
 T = TypeVar("T")
 
 
+REREGISTER = "reregister"
+"""The extension by which a node stays the same when its description changes."""
+_HOST_FACTS = frozenset({"hostname", "os_type"})
+"""Parts of a description that are not the operator's: alone they never make a new node."""
+
+
 class Node:
-    """The host's identity, for whoever needs it."""
+    """Who this host is to the orchestrator: one identity, registered when it is needed.
+
+    Tasks that an older identity took on are in the journal of an earlier version, or of a
+    journal that was lost: they stay with that one until it is refused.
+    """
 
     def __init__(  # noqa: PLR0913, PLR0917 - the parts that it is put together from
         self,
@@ -57,109 +69,240 @@ class Node:
         journal: Journal,
         clock: Clock,
         watchdog: Watchdog,
-        workload: Workload,
+        problems: Problems,
         timings: Timings = DEFAULT_TIMINGS,
     ) -> None:
         self.refusal: RegistrationRefused | None = None
-        """Why there is no identity and will be none: nothing more can be asked for."""
+        """Why the orchestrator did not register this host; it is not asked again."""
         self._settings = settings
         self._orchestrator = orchestrator
         self._journal = journal
         self._clock = clock
         self._watchdog = watchdog
-        self._workload = workload
+        self._problems = problems
         self._timings = timings
         self._description = node_description(settings)
-        self._identity: Identity | None = None
+        self._registration: Registration | None = None
+        self._owners: dict[str, Identity] = {}
+        """By task id, who took on the tasks of an earlier runner."""
+        self._has_sent_facts = False
+        """Facts of the host are sent once; a failure does not keep the node from its work."""
+        self._is_waiting = False
         self._lock = anyio.Lock()
         self._registrations = 0
 
     @property
     def known_identity(self) -> Identity | None:
-        """Give the identity if there is one now; nothing is asked for."""
-        return self._identity
+        """The present identity, without a request; None before a registration."""
+        return None if self._registration is None else self._registration.identity
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether there is no identity and will be none."""
+        return self.refusal is not None and self._registration is None
 
     async def identity(self) -> Identity:
-        """Give the identity, registering first if there is none; waits through any outage.
+        """Return the identity; register first if there is none, and wait through any outage.
 
         Raises:
             RegistrationRefused: the orchestrator does not take the registration token, or, with
                 `--once`, does not answer.
         """
+        if self._registration is not None:
+            # Not under the lock: a registration may be under way for another description.
+            return self._registration.identity
         async with self._lock:
-            if self.refusal is not None:
-                raise self.refusal
-            if self._identity is None:
-                self._identity = await persist(
-                    lambda: self._journal.identity(self._orchestrator.url, self._description),
-                    self._workload,
-                    self._clock,
-                    self._timings,
+            return (await self._registered()).identity
+
+    async def identity_for_new_tasks(self) -> Identity | None:
+        """Return the identity, under a description that is up to date, to ask for tasks with.
+
+        None while new tasks must wait: for those of an older identity or description, or for an
+        orchestrator that cannot change the description now.
+
+        Raises:
+            RegistrationRefused: as for `identity`.
+        """
+        async with self._lock:
+            current = await self._registered()
+            if current.description != self._description:
+                current = await self._update(current)
+            must_wait = not is_same_node(current.description, self._description)
+            must_wait = must_wait or await self._has_other_owners(current)
+            if must_wait and not self._is_waiting:
+                log.info(
+                    "no new task is taken until those of an older identity or description are "
+                    "reported",
+                    extra=fields(node_id=current.identity.node_id),
                 )
-            if self._identity is None:
-                self._identity = await self._register()
-            return self._identity
+            self._is_waiting = must_wait
+            return None if must_wait else current.identity
+
+    def note_owner(self, task_id: str, owner: Identity | None) -> None:
+        """Note who took on a task of an earlier runner; None if that was refused since."""
+        if owner is not None:
+            self._owners[task_id] = owner
+
+    async def identity_of(self, task_id: str) -> Identity:
+        """Return the identity to report a task with: its owner, once refused the present one.
+
+        Raises:
+            RegistrationRefused: as for `identity`.
+        """
+        return self._owners.get(task_id) or await self.identity()
+
+    def by_identity(self, current: Identity, task_ids: Iterable[str]) -> dict[Identity, list[str]]:
+        """Return these tasks by the identity to report them with; the current one is always in."""
+        grouped: dict[Identity, list[str]] = {current: []}
+        for task_id in task_ids:
+            grouped.setdefault(self._owners.get(task_id, current), []).append(task_id)
+        return grouped
 
     async def forget_identity(self, refused: Identity) -> None:
         """Note that the orchestrator no longer knows this identity; the next call registers."""
         async with self._lock:
-            await self._written(lambda: self._journal.refuse_identity(refused))
-            if self._identity == refused:
-                log.warning(
-                    "the orchestrator no longer knows this node; registering anew",
-                    extra=fields(node_id=refused.node_id),
-                )
-                self._identity = None
+            await self._forget(refused)
 
-    async def _register(self) -> Identity:
-        timings = self._timings
-        if self._registrations:
-            # One that is refused as soon as it is given must not turn into a flood.
-            wait_s = timings.registration_pause_s + timings.backoff().wait_s(self._registrations)
-            self._watchdog.expect("register", next_within_s=wait_s + timings.registration_timeout_s)
-            await self._clock.sleep(wait_s if self._registrations > 1 else 0)
-        self._registrations += 1
+    async def note_extensions(self, identity: Identity, extensions: frozenset[str]) -> bool:
+        """Note which extensions the orchestrator names; return whether that is news."""
+        current = self._registration
+        if current is None or (current.identity, current.extensions) == (identity, extensions):
+            return False
+        if current.identity != identity:
+            return False
+        self._registration = replace(current, extensions=extensions)
         try:
-            identity = await self._ask_for_identity()
+            await self._journal.store_extensions(identity, extensions)
+        except JournalError as error:
+            # The next start learns it again from its first heartbeat.
+            log.debug("cannot write the orchestrator's extensions: %s", error)
+        return True
+
+    async def is_registered(self) -> bool:
+        """Check without a request whether there is an identity."""
+        async with self._lock:
+            return await self._load() is not None
+
+    async def _load(self) -> Registration | None:
+        if self._registration is None:
+            url = self._orchestrator.url
+            self._registration = await self._persist(lambda: self._journal.registration(url))
+        return self._registration
+
+    async def _registered(self) -> Registration:
+        """Return the registration in the journal, else a new one."""
+        if await self._load() is None:
+            await self._register(None)
+        if self._registration is None:
+            raise AssertionError("a new registration succeeds or raises")
+        return self._registration
+
+    async def _update(self, current: Registration) -> Registration:
+        """Register again with a changed description, as the same node or when nothing is open."""
+        has_extension = REREGISTER in current.extensions
+        if is_same_node(current.description, self._description):
+            if has_extension and not self._has_sent_facts:
+                self._has_sent_facts = True
+                await self._register(current.identity, is_needed=False)
+        elif has_extension:
+            await self._register(current.identity)
+        elif not await self._persist(self._journal.unfinished_tasks):
+            await self._register(None)
+        return await self._registered()
+
+    async def _has_other_owners(self, current: Registration) -> bool:
+        """Check, in the journal if need be, for unfinished tasks of other identities."""
+        if all(owner == current.identity for owner in self._owners.values()):
+            return False
+        tasks = await self._persist(self._journal.unfinished_tasks)
+        self._owners = {task.task_id: task.identity for task in tasks if task.identity}
+        return any(owner != current.identity for owner in self._owners.values())
+
+    async def _forget(self, refused: Identity) -> None:
+        await self._persist(lambda: self._journal.refuse_identity(refused))
+        owners = self._owners.items()
+        self._owners = {task_id: owner for task_id, owner in owners if owner != refused}
+        if self.known_identity == refused:
+            log.warning(
+                "the orchestrator no longer knows this node; registering anew",
+                extra=fields(node_id=refused.node_id),
+            )
+            self._registration = None
+
+    async def _register(self, known: Identity | None, *, is_needed: bool = True) -> None:
+        """Register as a new node, or make one attempt to describe the known one anew.
+
+        Raises:
+            RegistrationRefused: as for `identity`, if the registration is needed.
+        """
+        if self.refusal is not None:
+            raise self.refusal
+        try:
+            registration = await self._request(known)
         except RegistrationRefused as refusal:
+            if not is_needed:
+                return
             self.refusal = refusal
             raise
         finally:
             self._watchdog.suspend("register")
+        if registration is None:
+            return
         now = self._clock.wall_s()
-        await self._written(
-            lambda: self._journal.store_identity(
-                identity, self._orchestrator.url, self._description, now
-            )
-        )
-        log.info(
-            "registered",
-            extra=fields(node_id=identity.node_id, name=self._settings.name),
-        )
-        return identity
+        url = self._orchestrator.url
+        await self._persist(lambda: self._journal.store_registration(registration, url, now))
+        ids = fields(node_id=registration.identity.node_id, name=self._settings.name)
+        if known is not None and registration.identity != known:
+            log.warning("the orchestrator made another node of this one", extra=ids)
+            for task in await self._persist(self._journal.unfinished_tasks):
+                self.note_owner(task.task_id, task.identity)
+        self._registration = registration
+        log.info("registered", extra=ids)
 
-    async def _written(self, write: Callable[[], Awaitable[None]]) -> None:
-        self._watchdog.suspend("register")
-        await persist(write, self._workload, self._clock, self._timings)
+    async def _request(self, known: Identity | None) -> Registration | None:
+        """Return the answer of `POST /register`; None if the known node could not be changed now.
 
-    async def _ask_for_identity(self) -> Identity:
+        Raises:
+            RegistrationRefused: the token is not taken, or with `--once` nobody answers.
+        """
+        if known is None:
+            await self._pause_before_registration()
         timings = self._timings
         policy = timings.backoff(retry_after_limit_s=timings.registration_retry_after_limit_s)
         attempts = Retry(self._clock, policy, self._log_failure)
+        token = self._settings.registration_token
         while True:
             self._watchdog.expect("register", next_within_s=timings.registration_timeout_s)
             try:
-                return await self._orchestrator.register(
-                    self._settings.registration_token, self._description
-                )
+                return await self._orchestrator.register(token, self._description, known)
             except (Refused, Unavailable) as error:
+                if known is not None and isinstance(error, Refused) and error.status == _GONE:
+                    await self._forget(known)
+                    return None
                 if isinstance(error, Refused) and error.status in _NOT_ALLOWED:
                     self._log_failure(error, 0)
                     raise RegistrationRefused(str(error)) from error
                 if self._settings.once:
                     self._log_failure(error, 0)
                     raise RegistrationPostponed(f"cannot register: {error}") from error
+                if known is not None:
+                    # Not retried here: its key may be refused meanwhile, which needs the lock.
+                    self._log_failure(error, 0)
+                    return None
                 await attempts.wait_after(error)
+
+    async def _pause_before_registration(self) -> None:
+        """Wait, but for the first two: a key that is refused at once must not cause a flood."""
+        timings = self._timings
+        if self._registrations:
+            wait_s = timings.registration_pause_s + timings.backoff().wait_s(self._registrations)
+            self._watchdog.expect("register", next_within_s=wait_s + timings.registration_timeout_s)
+            await self._clock.sleep(wait_s if self._registrations > 1 else 0)
+        self._registrations += 1
+
+    async def _persist(self, write: Callable[[], Awaitable[T]]) -> T:
+        self._watchdog.suspend("register")
+        return await persist(write, self._problems, self._clock, self._timings)
 
     def _log_failure(self, error: Exception, wait_s: float) -> None:
         """Log why there is no registration, and what an operator can do where that is known."""
@@ -182,8 +325,69 @@ class Node:
             log.warning("cannot register: %s", error)
 
 
+def is_same_node(before: Mapping[str, object] | None, after: Mapping[str, object]) -> bool:
+    """Check whether only facts of the host differ, or what was before is not known."""
+    if before is None:
+        return True
+    return all(before.get(name) == after[name] for name in after.keys() - _HOST_FACTS)
+
+
+def belongs_here(task: Task, settings: Settings, engine_kind: str) -> bool:
+    """Check whether a task was taken on from this orchestrator and for this engine."""
+    has_url = settings.orchestrator_url in {"", task.orchestrator_url}
+    return has_url and engine_in_use(task) in {None, engine_kind}
+
+
+def engine_in_use(task: Task) -> str | None:
+    """Return the kind of engine that may hold the task's container; None if there is none."""
+    return None if task.state is TaskState.CLOSED else task.engine
+
+
+def can_be_drained(tasks: Sequence[Task], settings: Settings, engine_kind: str) -> bool:
+    """Check whether a runner with these settings can finish some of these unfinished tasks.
+
+    Where tasks at this orchestrator hold it to another engine, one of its own must hold it to this.
+    """
+    own = [task for task in tasks if belongs_here(task, settings, engine_kind)]
+    is_held = any(
+        task not in own and task.orchestrator_url == settings.orchestrator_url for task in tasks
+    )
+    return any(not is_held or engine_in_use(task) == engine_kind for task in own)
+
+
+def find_conflict(tasks: Sequence[Task], settings: Settings, engine_kind: str) -> str | None:
+    """Return why these unfinished tasks keep the runner from these settings, and what to do.
+
+    None if all of them belong to the orchestrator and the engine of the settings.
+    """
+    others = [task for task in tasks if not belongs_here(task, settings, engine_kind)]
+    if not others:
+        return None
+    other = others[0]
+    options = {
+        "--orchestrator-url": (settings.orchestrator_url, other.orchestrator_url),
+        "--container-runtime": (engine_kind, engine_in_use(other) or engine_kind),
+    }
+    changed = {name: pair for name, pair in options.items() if pair[0] != pair[1]}
+    new = " ".join(f"{name} {pair[0]}" for name, pair in changed.items())
+    old = " ".join(f"{name} {pair[1]}" for name, pair in changed.items())
+    return (
+        f"cannot use {new}: {settings.state_dir} has unfinished tasks ({len(others)}) of {old}; "
+        f"start the runner once with `{old} --once`, which finishes and reports them, or choose "
+        "another --state-dir"
+    )
+
+
+async def runtime_to_use(settings: Settings) -> str:
+    """Return the container runtime to look for: for `auto` that of the open tasks, if any."""
+    if settings.container_runtime != "auto":
+        return settings.container_runtime
+    tasks = await read_unfinished_tasks(settings.state_dir)
+    return next(filter(None, map(engine_in_use, tasks)), "auto")
+
+
 def node_description(settings: Settings) -> dict[str, object]:
-    """Describe this host in the fields that `POST /register` takes."""
+    """Return this host in the fields that `POST /register` takes."""
     return {
         "hostname": socket.gethostname(),
         "name": settings.name,
@@ -194,7 +398,7 @@ def node_description(settings: Settings) -> dict[str, object]:
 
 
 def os_type(os_release: Path = Path("/etc/os-release")) -> str:
-    """Give the distribution's ID, such as fedora or ubuntu (os-release(5)); linux if unknown."""
+    """Return the distribution's ID, such as fedora or ubuntu (os-release(5)); linux if unknown."""
     try:
         lines = os_release.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -206,46 +410,85 @@ def os_type(os_release: Path = Path("/etc/os-release")) -> str:
     return "linux"
 
 
-class Cancellable(Protocol):
-    """A task in hand, as far as the workload knows it."""
+class Problems:
+    """What keeps new tasks away from this host: a sentence by the name of each problem."""
 
-    def cancel(self, who: str) -> None:
-        """Have it stopped; `who` is named in its final message."""
-
-
-class Workload:
-    """The tasks in hand, the slots that they occupy, and the problems that keep new ones away."""
-
-    def __init__(self, max_tasks: int, timings: Timings = DEFAULT_TIMINGS) -> None:
+    def __init__(self, changes: ChangeSignal, timings: Timings = DEFAULT_TIMINGS) -> None:
+        self._changes = changes
         self._timings = timings
-        self.changes = ChangeSignal()
-        """Of what heartbeats and systemd are told."""
-        self._slots = ChangeSignal()
-        self._max_tasks = max_tasks
-        self._tasks: dict[str, Cancellable] = {}
-        self._exited: set[str] = set()
-        self._problems: dict[str, str] = {}
-        self._dropped_at_s: dict[str, float] = {}
+        self._sentences: dict[str, str] = {}
         self._refused_starts = 0
         self.next_start_at_s = 0.0
         """The uptime in seconds before which no container is started after refusals."""
 
     @property
+    def sentences(self) -> dict[str, str]:
+        """The problems that there are now."""
+        return dict(self._sentences)
+
+    def set(self, name: str, sentence: str) -> None:
+        """Note a problem and log it, once until it is over."""
+        is_new = name not in self._sentences
+        self._sentences[name] = sentence
+        if is_new:
+            log.error(sentence)
+            self._changes.notify()
+
+    def clear(self, name: str) -> None:
+        """Note that a problem is over."""
+        if self._sentences.pop(name, None) is not None:
+            log.info("problem is over", extra=fields(problem=name))
+            self._changes.notify()
+
+    def start_failed(self, sentence: str, uptime_s: float) -> None:
+        """Note that a container could not be started for a reason that the next would meet too.
+
+        Each failure in a row doubles the wait before the next task: a broken host must not use up
+        the queue.
+        """
+        self._refused_starts += 1
+        doubled_s = self._timings.start_retry_first_s * 2.0 ** min(self._refused_starts - 1, 30)
+        self.next_start_at_s = uptime_s + min(doubled_s, self._timings.start_retry_ceiling_s)
+        self.set(START, f"few new tasks are taken until a container starts: {sentence}")
+
+    def note_start(self) -> None:
+        """Note that containers do start here."""
+        self._refused_starts = 0
+        self.next_start_at_s = 0.0
+        self.clear(START)
+
+
+class Cancellable(Protocol):
+    """A task in hand, as far as its slot is concerned."""
+
+    def cancel(self, who: str) -> None:
+        """Have it stopped; `who` is named in its final message."""
+
+
+class Slots:
+    """The tasks in hand, and the slots that they occupy."""
+
+    def __init__(
+        self, max_tasks: int, changes: ChangeSignal, timings: Timings = DEFAULT_TIMINGS
+    ) -> None:
+        self._max_tasks = max_tasks
+        self._changes = changes
+        self._timings = timings
+        self._slots = ChangeSignal()
+        self._tasks: dict[str, Cancellable] = {}
+        self._exited: set[str] = set()
+        self._dropped_at_s: dict[str, float] = {}
+
+    @property
     def task_ids(self) -> tuple[str, ...]:
-        """Give the ids of the tasks in hand, oldest first."""
+        """The ids of the tasks in hand, oldest first."""
         return tuple(self._tasks)
 
     @property
-    def status(self) -> str:
-        """Give the word for a heartbeat: idle, busy or error."""
-        if self._problems:
-            return "error"
-        return "busy" if self._tasks else "idle"
-
-    @property
-    def problems(self) -> dict[str, str]:
-        """Give what is wrong: a sentence by the name of each trouble."""
-        return dict(self._problems)
+    def has_room(self) -> bool:
+        """Whether one more task may be asked for: max-tasks is enforced here."""
+        # An engine that does not answer how containers ended is not given more and more of them.
+        return len(self._tasks) - min(len(self._exited), self._max_tasks) < self._max_tasks
 
     def add(self, task_id: str, task: Cancellable) -> None:
         """Track a task, which takes a slot."""
@@ -258,49 +501,29 @@ class Workload:
         if self._tasks.pop(task_id, None) is not None:
             self._notify()
 
-    def free_slot(self, task_id: str) -> None:
-        """Free the slot of a task whose container has exited, while its outcome is confirmed."""
-        if task_id in self._tasks:
-            self._exited.add(task_id)
-            self._slots.notify()
-
     def cancel(self, task_id: str, who: str) -> None:
         """Have a task stopped, if it is in hand."""
         task = self._tasks.get(task_id)
         if task is not None:
             task.cancel(who)
 
-    def set_problem(self, name: str, sentence: str) -> None:
-        """Note what is wrong and log it, once until it changes."""
-        before = self._problems.get(name)
-        self._problems[name] = sentence
-        if before is None:
-            log.error(sentence)
-            self.changes.notify()
+    def free_slot(self, task_id: str) -> None:
+        """Free the slot of a task whose container has exited, while its outcome is confirmed."""
+        if task_id in self._tasks:
+            self._exited.add(task_id)
+            self._slots.notify()
 
-    def clear_problem(self, name: str) -> None:
-        """Note that it is over."""
-        if self._problems.pop(name, None) is not None:
-            log.info("trouble is over", extra=fields(trouble=name))
-            self.changes.notify()
-
-    def start_failed(self, sentence: str, uptime_s: float) -> None:
-        """Note that a container could not be started for what the next would meet as well.
-
-        Each time in a row doubles the wait before the next task: a broken host does not eat up
-        the queue.
-        """
-        self._refused_starts += 1
-        doubled_s = self._timings.start_retry_first_s * 2.0 ** min(self._refused_starts - 1, 30)
-        self.next_start_at_s = uptime_s + min(doubled_s, self._timings.start_retry_ceiling_s)
-        self.set_problem(START, f"few new tasks are taken until a container starts: {sentence}")
+    async def wait_for_room(self) -> None:
+        """Wait until there is room for one more task."""
+        while not self.has_room:
+            await self._slots.after(self._slots.count)
 
     def note_dropped(self, task_id: str, uptime_s: float) -> None:
-        """Note that a task was dropped, for the orchestrator did not want it to begin."""
+        """Note that a task was dropped, because the orchestrator did not want it to begin."""
         self._dropped_at_s[task_id] = uptime_s
 
     def was_just_dropped(self, task_id: str, uptime_s: float) -> bool:
-        """Say whether a task was dropped a moment ago: taken at once it would be so again."""
+        """Check whether a task was dropped a moment ago: taken at once it would be again."""
         self._dropped_at_s = {
             dropped: at_s
             for dropped, at_s in self._dropped_at_s.items()
@@ -308,35 +531,23 @@ class Workload:
         }
         return task_id in self._dropped_at_s
 
-    def note_start(self) -> None:
-        """Note that containers do start here."""
-        self._refused_starts = 0
-        self.next_start_at_s = 0.0
-        self.clear_problem(START)
-
-    async def wait_for_room(self) -> None:
-        """Wait until one more task may be asked for: max-tasks is enforced here."""
-        # An engine that does not answer how containers ended is not given more and more of them.
-        while len(self._tasks) - min(len(self._exited), self._max_tasks) >= self._max_tasks:
-            await self._slots.after(self._slots.count)
-
     def _notify(self) -> None:
-        self.changes.notify()
+        self._changes.notify()
         self._slots.notify()
 
 
 async def persist(
-    write: Callable[[], Awaitable[T]], workload: Workload, clock: Clock, timings: Timings
+    write: Callable[[], Awaitable[T]], problems: Problems, clock: Clock, timings: Timings
 ) -> T:
     """Return what a write to the journal returns; retried without end, for a full disk may pass.
 
-    Failures are a problem of the host until a write succeeds.
+    A failure is a problem of the host until a write succeeds.
     """
 
     def note_failure(error: Exception, _wait_s: float) -> None:
-        workload.set_problem("journal", str(error))
+        problems.set("journal", str(error))
 
     attempts = Retry(clock, RetryPolicy.every(timings.journal_retry_s), note_failure)
     result = await retry(write, JournalError, attempts)
-    workload.clear_problem("journal")
+    problems.clear("journal")
     return result

@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from runner.api.http import HttpClient
 from runner.errors import Unavailable
-from runner.model import Identity, TaskStatus, status_body
+from runner.model import Identity, Registration, TaskStatus, status_body
 from runner.redaction import Secret
 from runner.timing import DEFAULT_TIMINGS, Timings
 
@@ -33,6 +33,16 @@ class Offer:
     """The assignment as it came, unchecked; None when there is no work."""
     was_held: bool
     """The orchestrator held the long poll: the next one may follow at once."""
+
+
+@dataclass(frozen=True)
+class HeartbeatResponse:
+    """The answer to a heartbeat; both are empty where the orchestrator knows nothing of them."""
+
+    cancelled: frozenset[str]
+    """The ids of the node's tasks that were cancelled."""
+    extensions: frozenset[str]
+    """The extensions of the API that the orchestrator offers."""
 
 
 @dataclass(frozen=True)
@@ -77,29 +87,36 @@ class OrchestratorClient:
         """Return the orchestrator's health, which may have `version` and `timestamp`."""
         return _check_object(await self._call("GET", "health", {}))
 
-    async def register(self, token: Secret, node: Mapping[str, object]) -> Identity:
+    async def register(
+        self, token: Secret, node: Mapping[str, object], known: Identity | None = None
+    ) -> Registration:
         """Register this host as a node, described in the API's own field names.
+
+        With a `known` identity that node is described anew, where the orchestrator offers
+        `reregister`; elsewhere it would be one more node.
 
         Raises:
             Unauthorised: the token is wrong.
+            Refused: `status` is 410 when the known identity is unknown there.
             Unavailable: `status` is 503 when registration is disabled.
         """
-        headers = {"X-Registration-Token": token.reveal()}
+        key = _key_header(known) if known is not None else {}
+        headers = {"X-Registration-Token": token.reveal(), **key}
         body = _check_object(await self._call("POST", "register", headers, node))
         node_id, api_key = body.get("id"), body.get("api_key")
         if not _is_header_safe(node_id) or not _is_header_safe(api_key):
             raise Unavailable("its response to a registration has no usable id or api_key")
-        return Identity(node_id, Secret(api_key))
+        return Registration(Identity(node_id, Secret(api_key)), node, _extensions(body))
 
-    async def heartbeat(self, identity: Identity, body: Mapping[str, object]) -> frozenset[str]:
-        """Send a heartbeat; return the ids of the node's tasks that were cancelled."""
+    async def heartbeat(self, identity: Identity, body: Mapping[str, object]) -> HeartbeatResponse:
+        """Send a heartbeat; return what the response says."""
         response = await self._call(
             "POST", "nodes/heartbeat", _key_header(identity), {"node_id": identity.node_id, **body}
         )
-        cancelled = response.get("cancelled_task_ids") if isinstance(response, Mapping) else None
-        if not isinstance(cancelled, list):
-            return frozenset()
-        return frozenset(task_id for task_id in cancelled if isinstance(task_id, str))
+        if not isinstance(response, Mapping):
+            return HeartbeatResponse(frozenset(), frozenset())
+        cancelled = _strings(response.get("cancelled_task_ids"))
+        return HeartbeatResponse(cancelled, _extensions(response))
 
     async def next_task(self, identity: Identity, wait_s: float) -> Offer:
         """Poll for work; the orchestrator may hold the long poll for `wait_s` s (RFC 7240)."""
@@ -158,6 +175,17 @@ class OrchestratorClient:
 
 def _is_header_safe(value: object) -> TypeGuard[str]:
     return isinstance(value, str) and _HEADER_SAFE.fullmatch(value) is not None
+
+
+def _extensions(body: Mapping[str, Any]) -> frozenset[str]:
+    names = _strings(body.get("extensions"))
+    return frozenset(name for name in names if _is_header_safe(name))
+
+
+def _strings(value: object) -> frozenset[str]:
+    if not isinstance(value, list):
+        return frozenset()
+    return frozenset(text for text in value if isinstance(text, str))
 
 
 def _key_header(identity: Identity) -> dict[str, str]:

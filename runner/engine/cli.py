@@ -285,14 +285,6 @@ class CliEngine:
                 await self._check_call(*arguments, timeout_s=timeout_s)
 
 
-def engine_of_kind(kind: str, timings: Timings = DEFAULT_TIMINGS) -> CliEngine:
-    """Return podman or docker, on PATH or not: one that is not there does not answer."""
-    try:
-        return find_engine(kind, timings=timings)
-    except NoContainerRuntime:
-        return CliEngine(kind, kind, engine_environment(os.environ), timings)
-
-
 def find_engine(
     runtime: str,
     environment: Mapping[str, str] | None = None,

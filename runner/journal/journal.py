@@ -1,11 +1,11 @@
-"""The journal: what this runner is, has taken on, and still has to say, in one SQLite file.
+"""The journal: identities, tasks and undelivered reports, in one SQLite file.
 
 Contract
 - It is written before the world is changed, and a change of state is one transaction with the
-  reports that follow from it. What it says survives `kill -9` and a power cut (WAL, FULL).
-- A task's state moves only along `states.TRANSITIONS`.
-- One process writes (app.py holds the lock), through one connection, in one thread at a time;
-  other processes may read while it does.
+  reports that follow from it. What is written survives `kill -9` and a power cut (WAL, FULL).
+- A task's state moves only along `model.TRANSITIONS`.
+- One process writes (daemon.py holds the lock), through one connection, in one thread at a time;
+  other processes may read meanwhile.
 
 Moments are seconds since the epoch, but for `deadline_uptime_s`, which counts from the boot named
 in `boot_id`.
@@ -21,10 +21,12 @@ from runner.errors import JournalError
 from runner.journal.schema import (
     TASKS,
     Database,
-    body_from_row,
     entry_from_row,
+    identity_from_row,
     is_worth_setting_aside,
+    object_from_text,
     private,
+    registration_from_row,
     task_from_row,
     transaction,
 )
@@ -34,157 +36,90 @@ from runner.model import (
     Identity,
     OutboxEntry,
     Outcome,
+    Registration,
     Report,
     Task,
     TaskState,
     check_transition,
 )
-from runner.redaction import Secret
 
-SPEAKER = (
-    "JOIN identities AS own ON own.id = tasks.identity"
-    " JOIN identities AS speaker ON speaker.id = CASE WHEN own.refused"
-    # One that was found with a container is older than what was registered since.
-    " THEN coalesce((SELECT max(id) FROM identities"
-    " WHERE orchestrator_url = own.orchestrator_url AND node <> '' AND NOT refused),"
-    " (SELECT max(id) FROM identities"
-    " WHERE orchestrator_url = own.orchestrator_url AND node <> ''), own.id)"
-    " ELSE own.id END"
-)
-"""For a query over tasks: `own` is who took one on, `speaker` who speaks for it now."""
 JOURNAL_NAME = "journal.sqlite3"
 
 
-class Identities(Database):
-    """The table of identities."""
+class Journal(Database):
+    """An open journal."""
+
+    # Who we are
 
     @transaction
-    def identity(self, orchestrator_url: str, node: Mapping[str, object]) -> Identity | None:
-        """Give the identity under which this very node was registered there, if it still holds."""
+    def registration(self, orchestrator_url: str) -> Registration | None:
+        """Return the newest registration there that was not refused since.
+
+        An identity that came from a container counts only where there is no other.
+        """
         row = self.connection.execute(
-            "SELECT node_id, api_key FROM identities"
-            " WHERE orchestrator_url = ? AND node = ? AND NOT refused ORDER BY id DESC LIMIT 1",
-            (orchestrator_url, _canonical(node)),
+            "SELECT * FROM identities WHERE orchestrator_url = ? AND NOT refused"
+            " ORDER BY node = '', id DESC LIMIT 1",
+            (orchestrator_url,),
         ).fetchone()
-        return Identity(row["node_id"], Secret(row["api_key"])) if row else None
+        return registration_from_row(row) if row else None
 
     @transaction
-    def store_identity(
-        self, identity: Identity, orchestrator_url: str, node: Mapping[str, object], now: float
+    def store_registration(
+        self, registration: Registration, orchestrator_url: str, now: float
     ) -> None:
-        """Keep who the orchestrator says we are."""
+        """Write a registration, in the place of an earlier one with the same key."""
+        key = registration.identity.api_key.reveal()
+        description = json.dumps(registration.description or {}, sort_keys=True)
+        extensions = " ".join(sorted(registration.extensions))
+        row = self.connection.execute(
+            "SELECT id FROM identities WHERE orchestrator_url = ? AND api_key = ?",
+            (orchestrator_url, key),
+        ).fetchone()
+        if row is not None:
+            self.connection.execute(
+                "UPDATE identities SET node = ?, extensions = ? WHERE id = ?",
+                (description, extensions, row["id"]),
+            )
+            return
+        node_id = registration.identity.node_id
         self.connection.execute(
-            "INSERT INTO identities (node_id, api_key, orchestrator_url, node, registered_at)"
-            " VALUES (?, ?, ?, ?, ?)",
-            (identity.node_id, identity.api_key.reveal(), orchestrator_url, _canonical(node), now),
+            "INSERT INTO identities"
+            " (node_id, api_key, orchestrator_url, node, registered_at, extensions)"
+            " VALUES (?, ?, ?, ?, ?, ?)",
+            (node_id, key, orchestrator_url, description, now, extensions),
+        )
+
+    @transaction
+    def store_extensions(self, identity: Identity, extensions: Iterable[str]) -> None:
+        """Write which extensions the identity's orchestrator named last."""
+        self.connection.execute(
+            "UPDATE identities SET extensions = ? WHERE api_key = ?",
+            (" ".join(sorted(extensions)), identity.api_key.reveal()),
         )
 
     @transaction
     def refuse_identity(self, identity: Identity) -> None:
-        """Note that the orchestrator no longer knows this identity's key."""
+        """Write that the orchestrator no longer knows this identity's key."""
         self.connection.execute(
             "UPDATE identities SET refused = 1 WHERE api_key = ?", (identity.api_key.reveal(),)
         )
 
     @transaction
     def identity_for(self, task_id: str) -> Identity:
-        """Give the identity that took the task on, or what stands for it now (see above)."""
+        """Return the identity that took the task on, whether or not it was refused since."""
         row = self.connection.execute(
-            f"SELECT speaker.* FROM tasks {SPEAKER} WHERE task_id = ?",  # noqa: S608 - our own text
+            "SELECT node_id, api_key FROM tasks"
+            " JOIN identities ON identities.id = tasks.identity WHERE task_id = ?",
             (task_id,),
         ).fetchone()
-        return Identity(row["node_id"], Secret(row["api_key"]))
+        return identity_from_row(row)
 
-    @transaction
-    def speakers(self, orchestrator_url: str) -> dict[str, Identity]:
-        """Give that identity for each open task of an orchestrator, by the task's id."""
-        rows = self.connection.execute(
-            f"SELECT task_id, speaker.* FROM tasks {SPEAKER}"  # noqa: S608 - our own text
-            " WHERE state <> ? AND own.orchestrator_url = ?",
-            (TaskState.CLOSED.value, orchestrator_url),
-        )
-        return {row["task_id"]: Identity(row["node_id"], Secret(row["api_key"])) for row in rows}
-
-
-def _canonical(node: Mapping[str, object]) -> str:
-    return json.dumps(node, sort_keys=True)
-
-
-class Outbox(Database):
-    """The table of reports that are not delivered."""
-
-    @transaction
-    def entries(self) -> list[OutboxEntry]:
-        """Give what is in the outbox, parked or not, in the order in which it was put there.
-
-        A entry goes out under the identity that took the task on while that holds, else under
-        the newest at the same orchestrator: no other is ever shown a key.
-        """
-        # The + has SQLite read the index, and none of the bodies.
-        rows = self.connection.execute(
-            "SELECT outbox.id, outbox.task_id, path, created_at, attempts, next_attempt_at, parked,"  # noqa: S608 - our own text
-            " speaker.node_id, speaker.api_key, speaker.orchestrator_url"
-            f" FROM outbox JOIN tasks USING (task_id) {SPEAKER} ORDER BY +outbox.id"
-        )
-        return [entry_from_row(row) for row in rows]
-
-    @transaction
-    def body(self, row: int) -> Mapping[str, object] | None:
-        """Give what a entry says; None if it is no longer there, or damaged."""
-        found = self.connection.execute("SELECT body FROM outbox WHERE id = ?", (row,)).fetchone()
-        return body_from_row(found["body"]) if found is not None else None
-
-    @transaction
-    def delivered(self, row: int) -> None:
-        """Take a entry out: the orchestrator has it, and so may take what waits of the same task.
-
-        The failures of that are counted anew: those of an outage say nothing against it.
-        """
-        self.connection.execute(
-            "UPDATE outbox SET attempts = 0, next_attempt_at = 0"
-            " WHERE task_id = (SELECT task_id FROM outbox WHERE id = ?) AND parked IS NULL",
-            (row,),
-        )
-        self.connection.execute("DELETE FROM outbox WHERE id = ?", (row,))
-
-    @transaction
-    def postpone(self, row: int, next_attempt_at: float) -> None:
-        """Count a failed attempt and say when the next is due."""
-        self.connection.execute(
-            "UPDATE outbox SET attempts = attempts + 1, next_attempt_at = ? WHERE id = ?",
-            (next_attempt_at, row),
-        )
-
-    @transaction
-    def retry_all_now(self) -> None:
-        """Make everything due at once that has failed, and count its failures anew.
-
-        What is parked stays so.
-        """
-        self.connection.execute(
-            "UPDATE outbox SET attempts = 0, next_attempt_at = 0"
-            " WHERE attempts > 0 AND parked IS NULL"
-        )
-
-    @transaction
-    def park(self, row: int, why: str) -> None:
-        """Stop trying a entry, and keep it with the reason for people to see."""
-        self.connection.execute("UPDATE outbox SET parked = ? WHERE id = ?", (why, row))
-
-    def post(self, task_id: str, reports: Iterable[Report], now: float) -> None:
-        """Put reports into the outbox, within the transaction that is under way."""
-        self.connection.executemany(
-            "INSERT INTO outbox (task_id, path, body, created_at) VALUES (?, ?, ?, ?)",
-            [(task_id, report.path, json.dumps(report.body), now) for report in reports],
-        )
-
-
-class Journal(Identities, Outbox):
-    """An open journal: the tasks, and with them who we are and what we still have to say."""
+    # The tasks
 
     @transaction
     def accept(self, assignment: Assignment, identity: Identity, now: float) -> bool:
-        """Take a task on; False when it is known already, and nothing changes then."""
+        """Write a new task; False, and nothing is written, when it is known already."""
         added = self.connection.execute(
             "INSERT INTO tasks (task_id, identity, state, assignment, accepted_at)"
             " SELECT ?, max(id), ?, ?, ? FROM identities WHERE api_key = ?"
@@ -201,16 +136,16 @@ class Journal(Identities, Outbox):
 
     @transaction
     def adopt(self, task: Task, identity: Identity, now: float) -> bool:
-        """Take on a task that was found running, with the identity that started it.
+        """Write a task that was recovered from its container, and the identity found there.
 
-        False when it is known already, and nothing changes then.
+        False, and nothing is written, when the task is known already.
         """
         key = identity.api_key.reveal()
         if self.connection.execute(
             "SELECT 1 FROM tasks WHERE task_id = ?", (task.task_id,)
         ).fetchone():
             return False
-        # What it was registered as is not known: it speaks for its tasks, and for nothing new.
+        # Without a description: what it was registered as is not known.
         self.connection.execute(
             "INSERT INTO identities (node_id, api_key, orchestrator_url, node, registered_at)"
             " SELECT ?, ?, ?, '', ? WHERE NOT EXISTS"
@@ -238,9 +173,9 @@ class Journal(Identities, Outbox):
 
     @transaction
     def reject(
-        self, task_id: str, end: Outcome, report: Report, identity: Identity, now: float
+        self, task_id: str, outcome: Outcome, report: Report, identity: Identity, now: float
     ) -> bool:
-        """Write down a task that ended where it began; False when it is known already."""
+        """Write a task that ends where it began, and its report; False when it is known already."""
         added = self.connection.execute(
             "INSERT INTO tasks (task_id, identity, state, accepted_at, ended_at, end_reason,"
             " message) SELECT ?, max(id), ?, ?, ?, ?, ? FROM identities WHERE api_key = ?"
@@ -250,34 +185,44 @@ class Journal(Identities, Outbox):
                 TaskState.ENDED.value,
                 now,
                 now,
-                end.reason.value,
-                end.message,
+                outcome.reason.value,
+                outcome.message,
                 identity.api_key.reveal(),
             ),
         )
         if added.rowcount == 1:
-            self.post(task_id, [report], now)
+            self._post(task_id, [report], now)
         return added.rowcount == 1
 
     @transaction
     def task(self, task_id: str) -> Task | None:
-        """Give the task of that id, whatever its state."""
+        """Return the task of that id, whatever its state."""
         row = self.connection.execute(f"{TASKS} WHERE task_id = ?", (task_id,)).fetchone()
         return task_from_row(row) if row else None
 
     @transaction
     def open_tasks(self) -> list[Task]:
-        """Give the tasks that are not closed, oldest first."""
+        """Return the tasks that are not closed, oldest first."""
         rows = self.connection.execute(
             f"{TASKS} WHERE state <> ? ORDER BY accepted_at", (TaskState.CLOSED.value,)
         )
         return [task_from_row(row) for row in rows]
 
     @transaction
-    def tasks_beside(self, task_id: str, started_at: float, ended_at: float) -> list[Task]:
-        """Give the other tasks whose containers ran, or may have run, at some time within these.
+    def unfinished_tasks(self) -> list[Task]:
+        """Return the tasks that are not closed or have a report to deliver, oldest first."""
+        rows = self.connection.execute(
+            f"{TASKS} WHERE state <> ? OR task_id IN"  # noqa: S608 - our own text
+            " (SELECT task_id FROM outbox WHERE parked IS NULL) ORDER BY accepted_at",
+            (TaskState.CLOSED.value,),
+        )
+        return [task_from_row(row) for row in rows]
 
-        Of those that are closed the prompts are not known any more.
+    @transaction
+    def tasks_beside(self, task_id: str, started_at: float, ended_at: float) -> list[Task]:
+        """Return the other tasks whose containers may have overlapped this interval.
+
+        Closed ones have no prompt any more.
         """
         rows = self.connection.execute(
             f"{TASKS} WHERE task_id <> ? AND (ended_at IS NULL OR ended_at >= ?)"
@@ -288,14 +233,14 @@ class Journal(Identities, Outbox):
 
     @transaction
     def start(self, task_id: str, boot_id: str, engine: str) -> None:
-        """Write down that this engine is about to be asked for the task's container."""
+        """Write that this engine is about to be asked for the task's container."""
         self._move(task_id, TaskState.STARTING, boot_id=boot_id, engine=engine)
 
     @transaction
     def run(
         self, task_id: str, container_id: str, started_at: float, deadline_uptime_s: float
     ) -> None:
-        """Write down that the task's container runs, and until when it may."""
+        """Write that the task's container runs, and its deadline."""
         self._move(
             task_id,
             TaskState.RUNNING,
@@ -306,7 +251,7 @@ class Journal(Identities, Outbox):
 
     @transaction
     def ask_to_stop(self, task_id: str, reason: EndReason, now: float) -> EndReason:
-        """Write down why the task is to be stopped; the first reason stands and is given."""
+        """Write why the task is to be stopped, unless a reason is there; return the one that is."""
         self.connection.execute(
             "UPDATE tasks SET stop_reason = ?, stop_asked_at = ?"
             " WHERE task_id = ? AND stop_reason IS NULL",
@@ -321,23 +266,23 @@ class Journal(Identities, Outbox):
     def end(
         self,
         task_id: str,
-        end: Outcome,
+        outcome: Outcome,
         reports: Iterable[Report],
         now: float,
         *,
         is_log_pending: bool = False,
     ) -> None:
-        """Write down the outcome with its reports, or that they wait for the log."""
+        """Write the outcome with its reports, or a note that they wait for the log."""
         self._move(
             task_id,
             TaskState.ENDED,
-            end_reason=end.reason.value,
-            message=end.message,
-            exit_code=end.exit_code,
+            end_reason=outcome.reason.value,
+            message=outcome.message,
+            exit_code=outcome.exit_code,
             ended_at=now,
             log_pending=is_log_pending,
         )
-        self.post(task_id, reports, now)
+        self._post(task_id, reports, now)
 
     @transaction
     def release(self, task_id: str, reports: Iterable[Report], now: float) -> None:
@@ -346,20 +291,20 @@ class Journal(Identities, Outbox):
             "UPDATE tasks SET log_pending = 0 WHERE task_id = ? AND log_pending", (task_id,)
         )
         if released.rowcount:
-            self.post(task_id, reports, now)
+            self._post(task_id, reports, now)
 
     @transaction
     def report_again(self, task_id: str, report: Report, now: float) -> bool:
-        """Put a finished task's report into the outbox anew, unless one waits there."""
+        """Put a closed task's report into the outbox again, unless one waits there."""
         waiting = self.connection.execute(
             "SELECT 1 FROM outbox WHERE task_id = ? AND parked IS NULL", (task_id,)
         ).fetchone()
         if waiting is None:
-            # One that was refused says the same, and would be one more with each late offer.
+            # A parked one is replaced: else there would be one more with each late offer.
             self.connection.execute(
                 "DELETE FROM outbox WHERE task_id = ? AND path = ?", (task_id, report.path)
             )
-            self.post(task_id, [report], now)
+            self._post(task_id, [report], now)
         return waiting is None
 
     @transaction
@@ -374,13 +319,13 @@ class Journal(Identities, Outbox):
         return waiting is None
 
     @transaction
-    def forget(self, task_id: str) -> None:
-        """Drop a task that never had a container and is no longer ours."""
+    def drop(self, task_id: str) -> None:
+        """Delete a task that never had a container and is no longer ours."""
         self.connection.execute("DELETE FROM tasks WHERE task_id = ?", (task_id,))
 
     @transaction
-    def forget_closed(self, before: float) -> int:
-        """Drop the tasks closed before that moment; give how many."""
+    def prune_closed(self, before: float) -> int:
+        """Delete the tasks that were closed before that moment; return how many."""
         return self.connection.execute(
             "DELETE FROM tasks WHERE state = ? AND closed_at < ?", (TaskState.CLOSED.value, before)
         ).rowcount
@@ -397,11 +342,70 @@ class Journal(Identities, Outbox):
             (*columns.values(), task_id),
         )
 
+    # The outbox: reports that are not delivered
+
+    @transaction
+    def entries(self) -> list[OutboxEntry]:
+        """Return the outbox, parked entries too, in the order in which they were put there."""
+        # The + has SQLite read the index, and none of the bodies.
+        rows = self.connection.execute(
+            "SELECT outbox.id, outbox.task_id, path, created_at, attempts, next_attempt_at, parked,"
+            " orchestrator_url FROM outbox JOIN tasks USING (task_id)"
+            " JOIN identities ON identities.id = tasks.identity ORDER BY +outbox.id"
+        )
+        return [entry_from_row(row) for row in rows]
+
+    @transaction
+    def body(self, row: int) -> Mapping[str, object] | None:
+        """Return the body of an entry; None if it is no longer there, or damaged."""
+        entry = self.connection.execute("SELECT body FROM outbox WHERE id = ?", (row,)).fetchone()
+        return object_from_text(entry["body"]) if entry is not None else None
+
+    @transaction
+    def delivered(self, row: int) -> None:
+        """Delete a delivered entry, and make the other entries of its task due.
+
+        Their failures are counted from 0 again: they were failures of an outage that is over.
+        """
+        self.connection.execute(
+            "UPDATE outbox SET attempts = 0, next_attempt_at = 0"
+            " WHERE task_id = (SELECT task_id FROM outbox WHERE id = ?) AND parked IS NULL",
+            (row,),
+        )
+        self.connection.execute("DELETE FROM outbox WHERE id = ?", (row,))
+
+    @transaction
+    def postpone(self, row: int, next_attempt_at: float) -> None:
+        """Count a failed attempt and write when the next is due."""
+        self.connection.execute(
+            "UPDATE outbox SET attempts = attempts + 1, next_attempt_at = ? WHERE id = ?",
+            (next_attempt_at, row),
+        )
+
+    @transaction
+    def retry_all_now(self) -> None:
+        """Make every failed entry due, and count its failures from 0; parked ones stay parked."""
+        self.connection.execute(
+            "UPDATE outbox SET attempts = 0, next_attempt_at = 0"
+            " WHERE attempts > 0 AND parked IS NULL"
+        )
+
+    @transaction
+    def park(self, row: int, reason: str) -> None:
+        """Stop retrying an entry, and keep it with the reason for people to see."""
+        self.connection.execute("UPDATE outbox SET parked = ? WHERE id = ?", (reason, row))
+
+    def _post(self, task_id: str, reports: Iterable[Report], now: float) -> None:
+        self.connection.executemany(
+            "INSERT INTO outbox (task_id, path, body, created_at) VALUES (?, ?, ?, ?)",
+            [(task_id, report.path, json.dumps(report.body), now) for report in reports],
+        )
+
 
 def open_journal(state_dir: Path, stamp: str) -> tuple[Journal, str | None]:
     """Open the state folder's journal; set a damaged or newer one aside under a dated name.
 
-    Give the journal and, if one was set aside, the sentence that an operator is to read.
+    Return the journal and, if one was set aside, a sentence for the operator.
 
     Raises:
         JournalError: not even a new journal can be opened there.
@@ -417,5 +421,24 @@ def open_journal(state_dir: Path, stamp: str) -> tuple[Journal, str | None]:
             part = Path(f"{path}{ending}")
             if part.exists():
                 part.rename(f"{aside}{ending}")
-        said = f"{error}; it was set aside as {aside.name} and a new one begun"
-        return Journal(private(path)), said
+        sentence = f"{error}; it was set aside as {aside.name} and a new one begun"
+        return Journal(private(path)), sentence
+
+
+async def read_unfinished_tasks(state_dir: Path) -> list[Task]:
+    """Return the state folder's unfinished tasks without changing anything there.
+
+    There are none where the journal is missing or cannot be read: `open_journal` deals with that.
+    """
+    path = state_dir / JOURNAL_NAME
+    try:
+        path.lstat()
+        journal = Journal(path, read_only=True)
+    except (OSError, JournalError):
+        return []
+    try:
+        return await journal.unfinished_tasks()
+    except JournalError:
+        return []
+    finally:
+        journal.close_file()

@@ -17,7 +17,15 @@ import anyio
 import anyio.to_thread
 
 from runner.errors import JournalError
-from runner.model import Assignment, EndReason, Identity, OutboxEntry, Task, TaskState
+from runner.model import (
+    Assignment,
+    EndReason,
+    Identity,
+    OutboxEntry,
+    Registration,
+    Task,
+    TaskState,
+)
 from runner.redaction import Secret
 
 _BUSY_TIMEOUT_S = 10.0
@@ -62,20 +70,26 @@ CREATE TABLE outbox (
 );
 """
 _ENGINE_OF_A_TASK = "ALTER TABLE tasks ADD COLUMN engine TEXT;"
+_EXTENSIONS_OF_A_REGISTRATION = "ALTER TABLE identities ADD COLUMN extensions TEXT;"
 _LOG_PENDING = "ALTER TABLE tasks ADD COLUMN log_pending INTEGER NOT NULL DEFAULT 0;"
-MIGRATIONS: tuple[str, ...] = (_FIRST_SCHEMA, _ENGINE_OF_A_TASK, _LOG_PENDING)
+MIGRATIONS: tuple[str, ...] = (
+    _FIRST_SCHEMA,
+    _ENGINE_OF_A_TASK,
+    _EXTENSIONS_OF_A_REGISTRATION,
+    _LOG_PENDING,
+)
 """Each brings the schema from its index to the next version, kept in `user_version`."""
 _INDICES = """
 CREATE INDEX IF NOT EXISTS letters ON outbox
     (task_id, id, path, created_at, attempts, next_attempt_at, parked);
 """
-"""All of a letter but its body, which may have ten megabytes and is in the way of what follows.
+"""All columns of an outbox entry but its body: a query over entries reads no body of 10 MB.
 
-No migration: an earlier version can do with an index that it does not know.
+Not a migration: an earlier version works with an index that it does not know.
 """
 _TABLES = frozenset({"identities", "tasks", "outbox"})
 TASKS = (
-    "SELECT tasks.*, identities.orchestrator_url FROM tasks"
+    "SELECT tasks.*, orchestrator_url, node_id, api_key, refused FROM tasks"
     " JOIN identities ON identities.id = tasks.identity"
 )
 F = TypeVar("F", bound="Database")
@@ -138,36 +152,44 @@ class Database:
             raise
 
     def _prepare(self, *, read_only: bool) -> None:
-        found = self.connection.execute("PRAGMA user_version").fetchone()[0]
-        if found > len(MIGRATIONS):
+        version = self.connection.execute("PRAGMA user_version").fetchone()[0]
+        if version > len(MIGRATIONS):
             raise JournalError(
                 f"cannot use the journal {self.path}: it was written by a newer version"
             )
         if read_only:
             return
-        self._check(found)
+        self._check(version)
         self.connection.execute("PRAGMA journal_mode = WAL")
         self.connection.execute("PRAGMA synchronous = FULL")
         self.connection.execute("PRAGMA foreign_keys = ON")
-        for version, script in enumerate(MIGRATIONS[found:], start=found + 1):
+        for next_version, script in enumerate(MIGRATIONS[version:], start=version + 1):
             self.connection.executescript(
-                f"BEGIN; {script} PRAGMA user_version = {version}; COMMIT;"
+                f"BEGIN; {script} PRAGMA user_version = {next_version}; COMMIT;"
             )
         self.connection.executescript(_INDICES)
         self._check_tasks()
 
     def _check(self, version: int) -> None:
-        """See that the file is a journal, or new, and whole; nothing is written for that."""
+        """Check, without writing, that the file is new, or a journal that is not damaged.
+
+        Raises:
+            JournalError: it is neither.
+        """
         damage = self.connection.execute("PRAGMA quick_check(1)").fetchone()[0]
         if damage != "ok":
             raise JournalError(f"cannot use the journal {self.path}: it is damaged: {damage}")
         rows = self.connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
         tables = {row["name"] for row in rows}
         if tables if version == 0 else not tables >= _TABLES:
-            raise JournalError(f"cannot use the journal {self.path}: it is no journal of ours")
+            raise JournalError(f"cannot use the journal {self.path}: it is not a journal of ours")
 
     def _check_tasks(self) -> None:
-        """See that every task can be read: a file may be whole whose text is not."""
+        """Check that every task can be read: a sound file may hold damaged text.
+
+        Raises:
+            JournalError: one cannot.
+        """
         try:
             for row in self.connection.execute(TASKS):
                 task_from_row(row)
@@ -196,12 +218,12 @@ class Database:
 
 def _complaint(error: sqlite3.Error) -> str:
     """Give SQLite's words, and what to do where an operator can do something."""
-    said = str(error)
-    return f"{said}; free some space there" if "full" in said else said
+    text = str(error)
+    return f"{text}; free some space there" if "full" in text else text
 
 
 def is_worth_setting_aside(error: JournalError) -> bool:
-    """Tell damage and newer versions from what passes: a full disk, a lock, missing rights."""
+    """Check whether the file is damaged or newer, and not merely locked or on a full disk."""
     cause = error.__cause__
     return cause is None or (
         isinstance(cause, sqlite3.DatabaseError) and not isinstance(cause, sqlite3.OperationalError)
@@ -209,7 +231,7 @@ def is_worth_setting_aside(error: JournalError) -> bool:
 
 
 def private(path: Path) -> Path:
-    """See that the file is there and nobody else's before anything is written into it."""
+    """Return the path of a file that exists and that only its owner may read."""
     try:
         path.touch(mode=0o600)
         path.chmod(0o600)
@@ -223,23 +245,22 @@ def _quoted(path: Path) -> str:
 
 
 def task_from_row(row: sqlite3.Row) -> Task:
-    """Read a row of the table `tasks`.
+    """Return the task of a row of `TASKS`.
 
     Raises:
-        JournalError: there is something in it that nobody wrote.
+        JournalError: a value is not one that a runner writes.
     """
-    written = row["assignment"]
-    columns = row.keys()
+    assignment = row["assignment"]
     try:
         return Task(
             task_id=row["task_id"],
             state=TaskState(row["state"]),
             orchestrator_url=row["orchestrator_url"],
-            assignment=Assignment.from_json(written) if written else None,
+            assignment=Assignment.from_json(assignment) if assignment else None,
             accepted_at=row["accepted_at"],
+            identity=None if row["refused"] else identity_from_row(row),
             boot_id=row["boot_id"],
-            # A reader may come before the runner that brings the schema up to date.
-            engine=row["engine"] if "engine" in columns else None,
+            engine=_column(row, "engine"),
             container_id=row["container_id"],
             started_at=row["started_at"],
             deadline_uptime_s=row["deadline_uptime_s"],
@@ -249,19 +270,18 @@ def task_from_row(row: sqlite3.Row) -> Task:
             exit_code=row["exit_code"],
             message=row["message"],
             ended_at=row["ended_at"],
-            is_log_pending=bool(row["log_pending"]) if "log_pending" in columns else False,
+            is_log_pending=bool(_column(row, "log_pending")),
         )
     except (ValueError, TypeError, KeyError) as error:
         raise JournalError(f"the text of task {row['task_id']!r} is damaged") from error
 
 
 def entry_from_row(row: sqlite3.Row) -> OutboxEntry:
-    """Read a row of the table `outbox` and, in it, the identity under which it goes out."""
+    """Return the entry of a row of `outbox`, joined with its orchestrator's URL."""
     return OutboxEntry(
         row=row["id"],
         task_id=row["task_id"],
         path=row["path"],
-        identity=Identity(row["node_id"], Secret(row["api_key"])),
         orchestrator_url=row["orchestrator_url"],
         created_at=row["created_at"],
         attempts=row["attempts"],
@@ -270,13 +290,33 @@ def entry_from_row(row: sqlite3.Row) -> OutboxEntry:
     )
 
 
-def body_from_row(written: object) -> Mapping[str, object] | None:
-    """Read the body of a letter; None when it is damaged."""
+def registration_from_row(row: sqlite3.Row) -> Registration:
+    """Return the registration of a row of `identities`."""
+    return Registration(
+        identity=identity_from_row(row),
+        description=object_from_text(row["node"]),
+        extensions=frozenset((_column(row, "extensions") or "").split()),
+    )
+
+
+def identity_from_row(row: sqlite3.Row) -> Identity:
+    """Return the identity of a row that has the columns of `identities`."""
+    return Identity(row["node_id"], Secret(row["api_key"]))
+
+
+def object_from_text(text: object) -> Mapping[str, object] | None:
+    """Return the JSON object of a column; None when it is empty or damaged."""
     try:
-        body = json.loads(written) if isinstance(written, str) else None
+        body = json.loads(text) if isinstance(text, str) else None
     except ValueError:
         return None
     return body if isinstance(body, dict) else None
+
+
+def _column(row: sqlite3.Row, name: str) -> str | None:
+    """Return a column that later versions added: a reader may come before the migration."""
+    text: str | None = row[name] if name in row.keys() else None  # noqa: SIM118 - not a mapping
+    return text
 
 
 def _reason(word: str | None) -> EndReason | None:

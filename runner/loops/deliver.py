@@ -1,7 +1,7 @@
-"""Send the outbox: every report until the orchestrator has it, or has refused it for good.
+"""Deliver the outbox: every report until the orchestrator has it, or has refused it for good.
 
-A task's log goes first, but one that keeps failing, or takes long, does not keep its status back;
-in the end it is given up, and a status never is. Ends when the registration is refused, or by being
+A task's log goes first, but one that keeps failing, or takes long, does not delay the status; in
+the end a log is given up, a status never. Ends when the registration is refused, or by being
 cancelled; what is left is in the journal.
 """
 
@@ -24,8 +24,8 @@ log = logging.getLogger(__name__)
 _LOG_GOES_FIRST_ATTEMPTS = 2
 _LOG_ATTEMPTS = 16
 _UNEXPLAINED_ATTEMPTS = 120
-"""About an hour: until then a refusal that has no word of the orchestrator's is taken for a page
-of the proxy before it, as such show one while what is behind them is replaced."""
+"""A 4xx without our JSON body probably comes from a reverse proxy during a deployment: retry it
+this often, which takes about an hour."""
 _HAS_ITS_END = frozenset({409, 410})
 
 
@@ -50,7 +50,7 @@ async def deliver(runner: RunnerContext) -> None:
 
 
 class _Delivery:
-    """The statuses one after the other, and one log at a time beside them: it may take minutes."""
+    """Sends statuses one by one, and one log at a time beside them, which may take minutes."""
 
     def __init__(self, runner: RunnerContext, group: TaskGroup) -> None:
         self._runner = runner
@@ -64,7 +64,7 @@ class _Delivery:
         self._group.cancel_scope.cancel()
 
     async def deliver_due(self) -> float:
-        """Deliver what is due; give the seconds until there is more to do.
+        """Deliver what is due; return the seconds until there is more to do.
 
         Raises:
             RegistrationRefused: the orchestrator knows neither the node nor its token.
@@ -100,7 +100,7 @@ class _Delivery:
 
 
 def _waiting(runner: RunnerContext, entries: list[OutboxEntry]) -> list[OutboxEntry]:
-    """Leave out what is parked, and what waits until a runner is started for its orchestrator."""
+    """Return what is not parked; no entry ever goes to another orchestrator."""
     return [
         entry
         for entry in entries
@@ -109,15 +109,15 @@ def _waiting(runner: RunnerContext, entries: list[OutboxEntry]) -> list[OutboxEn
 
 
 def _next_of_each_task(runner: RunnerContext, waiting: list[OutboxEntry]) -> list[OutboxEntry]:
-    """Choose what may go now: a task's reports keep their order, other tasks do not wait for it."""
+    """Return what may go now: a task's reports keep their order, and delay no other task."""
     chosen: list[OutboxEntry] = []
-    held_up: set[str] = set()
+    waiting_tasks: set[str] = set()
     for entry in waiting:
-        if entry.task_id in held_up:
+        if entry.task_id in waiting_tasks:
             continue
         chosen.append(entry)
         if not _can_be_overtaken(runner, entry):
-            held_up.add(entry.task_id)
+            waiting_tasks.add(entry.task_id)
     return chosen
 
 
@@ -129,7 +129,7 @@ def _can_be_overtaken(runner: RunnerContext, entry: OutboxEntry) -> bool:
 
 def _due_in_s(runner: RunnerContext, entry: OutboxEntry) -> float:
     due_in_s = entry.next_attempt_at - runner.clock.wall_s()
-    # A wait longer than any that we choose means that the clock was set back.
+    # A longer wait than any of ours means that the clock was set back.
     longest_s = max(
         runner.timings.backoff().retry_after_limit_s * 1.1, runner.settings.poll_interval_s
     )
@@ -137,27 +137,29 @@ def _due_in_s(runner: RunnerContext, entry: OutboxEntry) -> float:
 
 
 async def _attempt(runner: RunnerContext, loop: str, entry: OutboxEntry, *, is_last: bool) -> float:
-    """Try to deliver a entry; give the seconds until there is more to do."""
+    """Try to deliver an entry; return the seconds until there is more to do."""
     ids = fields(task_id=entry.task_id, report=entry.path)
     body = await runner.journal.body(entry.row)
     if body is None:
-        log.error("cannot read a report: the journal is damaged there; it is parked", extra=ids)
+        log.error("cannot read a report: its text in the journal is damaged; parked", extra=ids)
         await runner.journal.park(entry.row, "its text in the journal is damaged")
         runner.outbox.notify()
         return 0
+    runner.watchdog.suspend(loop)
+    identity = await runner.node.identity_of(entry.task_id)
     runner.watchdog.expect(
         loop, next_within_s=runner.timings.outbox_interval_s + _longest_call_s(runner)
     )
     try:
         if entry.is_log:
-            await hand_in_log(runner.orchestrator, entry.identity, body)
+            await hand_in_log(runner.orchestrator, identity, body)
         else:
-            await runner.orchestrator.send_status(entry.identity, body)
+            await runner.orchestrator.send_status(identity, body)
     except Unauthorised as error:
         runner.watchdog.suspend(loop)
-        await runner.node.forget_identity(entry.identity)
+        await runner.node.forget_identity(identity)
         await runner.node.identity()
-        # There is another key now: the first time that is reason enough to try it at once.
+        # There is another key now: after a first failure it is tried at once.
         return await _postpone(runner, entry, error, is_at_once=entry.attempts == 0)
     except Unavailable as error:
         if not entry.is_log or entry.attempts + 1 < _LOG_ATTEMPTS or not is_last:
@@ -198,7 +200,7 @@ async def _postpone(
     *,
     is_at_once: bool = False,
 ) -> float:
-    """Set the next attempt; give the seconds until then."""
+    """Write when the next attempt is due; return the seconds until then."""
     attempts = entry.attempts + 1
     ceiling_s = runner.settings.poll_interval_s
     if entry.is_log:
@@ -208,7 +210,7 @@ async def _postpone(
     if is_at_once:
         wait_s = 0.0
     log.warning(
-        "cannot deliver a report, trying again in %.0f s: %s",
+        "cannot deliver a report, retrying in %.0f s: %s",
         wait_s,
         error,
         extra=fields(task_id=entry.task_id, report=entry.path),

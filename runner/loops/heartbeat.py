@@ -1,7 +1,7 @@
-"""Say that we live: on a beat of its own, and at once when something changes.
+"""Send heartbeats: one each interval, and one at once when the node's status changes.
 
-Ends when the registration is refused, or by being cancelled. A beat that fails is not repeated:
-the next one says more.
+Ends when the registration is refused, or by being cancelled. A heartbeat that fails is not
+repeated: the next one carries newer facts.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import logging
 
 import anyio
 
-from runner.errors import JournalError, RegistrationRefused, Unauthorised, WireError
+from runner.errors import RegistrationRefused, Unauthorised, WireError
 from runner.model import Identity
 from runner.tasks.context import RunnerContext
 from runner.timing import jittered_s
@@ -19,11 +19,11 @@ log = logging.getLogger(__name__)
 
 
 async def heartbeat(runner: RunnerContext) -> None:
-    """Send heartbeats and pass on the cancellations that come back."""
+    """Send heartbeats and obey the cancellations that come back."""
     failures = 0
     while True:
-        seen = runner.workload.changes.count
-        told: str | None = runner.workload.status
+        seen = runner.changes.count
+        status: str | None = runner.status
         runner.watchdog.suspend("heartbeat")
         try:
             current = await runner.node.identity()
@@ -31,86 +31,73 @@ async def heartbeat(runner: RunnerContext) -> None:
             return
         interval_s = jittered_s(runner.settings.heartbeat_interval_s)
         try:
-            for identity, task_ids in (await _speakers(runner, current)).items():
-                runner.watchdog.expect(
-                    "heartbeat", next_within_s=2 * runner.timings.call_timeout_s + interval_s
-                )
-                await _beat(runner, identity, task_ids)
+            await _send(runner, current, interval_s)
         except Unauthorised:
             continue
         except WireError as error:
             failures += 1
-            told = None
+            status = None
             level = logging.WARNING if failures == 1 else logging.DEBUG
             log.log(level, "cannot send a heartbeat: %s", error)
-            # ChangeSignal come in bursts; an orchestrator in trouble is spared them.
+            # Changes come in bursts; an orchestrator in trouble is spared them.
             await runner.clock.sleep(runner.timings.debounce_s)
         else:
             if failures:
                 log.info("heartbeats arrive again")
             failures = 0
-        await runner.workload.changes.after_or(seen, interval_s, runner.clock)
-        if runner.workload.changes.count > seen:
-            await _debounce(runner, told)
+        await runner.changes.after_or(seen, interval_s, runner.clock)
+        if runner.changes.count > seen:
+            await _debounce(runner, status)
 
 
-async def _debounce(runner: RunnerContext, told: str | None) -> None:
-    """Give tasks a moment to follow one another: only a change of the status is told at once."""
+async def _send(runner: RunnerContext, current: Identity, interval_s: float) -> None:
+    """Send the heartbeats that are due: one, unless a journal holds tasks of an older identity."""
+    by_identity = runner.node.by_identity(current, runner.slots.task_ids)
+    for identity, task_ids in by_identity.items():
+        runner.watchdog.expect(
+            "heartbeat", next_within_s=2 * runner.timings.call_timeout_s + interval_s
+        )
+        try:
+            response = await runner.orchestrator.heartbeat(identity, _body(runner, task_ids))
+        except Unauthorised:
+            runner.watchdog.suspend("heartbeat")
+            await runner.node.forget_identity(identity)
+            raise
+        for task_id in response.cancelled:
+            runner.slots.cancel(task_id, "the orchestrator")
+        if await runner.node.note_extensions(identity, response.extensions):
+            # New tasks may wait for one of them.
+            runner.outbox.notify()
+
+
+async def _debounce(runner: RunnerContext, status: str | None) -> None:
+    """Wait while tasks follow one another; return at once when the node's status changes."""
     ends_at_s = runner.clock.awake_s() + runner.timings.debounce_s
-    while runner.workload.status == told:
+    while runner.status == status:
         left_s = ends_at_s - runner.clock.awake_s()
         if left_s <= 0:
             return
-        await runner.workload.changes.after_or(runner.workload.changes.count, left_s, runner.clock)
+        await runner.changes.after_or(runner.changes.count, left_s, runner.clock)
 
 
 async def send_offline(runner: RunnerContext) -> None:
-    """Tell the orchestrator, if it answers at once, that this node goes."""
+    """Send a last heartbeat, unless the orchestrator takes longer to answer than a stop may."""
     current = runner.node.known_identity
     if current is None:
         return
+    by_identity = runner.node.by_identity(current, runner.slots.task_ids)
     with anyio.move_on_after(runner.timings.offline_timeout_s, shield=True):
         try:
-            for identity, task_ids in (await _speakers(runner, current)).items():
+            for identity, task_ids in by_identity.items():
                 body = {**_body(runner, task_ids), "status": "offline"}
                 await runner.orchestrator.heartbeat(identity, body)
         except WireError as error:
-            log.debug("cannot say that this node goes offline: %s", error)
-
-
-async def _speakers(runner: RunnerContext, current: Identity) -> dict[Identity, list[str]]:
-    """Give who is to speak for which tasks in hand; the current identity does in any case.
-
-    A task taken on before the node was registered anew is known to be the earlier node's: only
-    that is told of its cancellation, and were it silent, the task would be given up.
-    """
-    in_hand = runner.workload.task_ids
-    try:
-        found = await runner.journal.speakers(runner.orchestrator.url) if in_hand else {}
-    except JournalError as error:
-        log.debug("cannot look up who speaks for the tasks: %s", error)
-        return {current: list(in_hand)}
-    named: dict[Identity, list[str]] = {current: []}
-    for task_id in in_hand:
-        if task_id in found:
-            named.setdefault(found[task_id], []).append(task_id)
-    return named
-
-
-async def _beat(runner: RunnerContext, identity: Identity, task_ids: list[str]) -> None:
-    try:
-        cancelled = await runner.orchestrator.heartbeat(identity, _body(runner, task_ids))
-    except Unauthorised:
-        runner.watchdog.suspend("heartbeat")
-        await runner.node.forget_identity(identity)
-        raise
-    for task_id in cancelled:
-        runner.workload.cancel(task_id, "the orchestrator")
+            log.debug("cannot send that this node goes offline: %s", error)
 
 
 def _body(runner: RunnerContext, task_ids: list[str]) -> dict[str, object]:
     body: dict[str, object] = {
-        "status": runner.workload.status,
+        "status": runner.status,
         "current_task_id": task_ids[0] if task_ids else None,
     }
     if runner.settings.max_tasks > 1 or len(task_ids) > 1:

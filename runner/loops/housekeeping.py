@@ -1,9 +1,9 @@
 """Orphaned containers are adopted or removed; tasks closed a month ago are pruned.
 
 An orphan carries this runner's label and is not in its journal. One that has run is a task of a
-journal that was set aside: it is written down again, from what the container carries, and goes on
-as after a restart. One that never ran, or does not say enough, is removed after five minutes, in
-case its task is on its way.
+journal that was set aside: the task is written again, from the container's labels and variables,
+and goes on as after a restart. An orphan that never ran, or lacks labels, is removed after five
+minutes, in case its task is on its way.
 
 Orphans: ends after one round. Pruning: ends only by being cancelled.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TypeVar
 
 import anyio
@@ -42,15 +43,15 @@ T = TypeVar("T")
 async def adopt_or_remove_orphans(
     runner: RunnerContext, begin: Callable[[Task], None], looked: anyio.Event
 ) -> None:
-    """Adopt the tasks that run without a page in the journal; remove what an accident left behind.
+    """Adopt the tasks that are not in the journal; remove the containers that are not a task.
 
-    `looked` is set when that is done, or must wait for engine or journal.
+    `looked` is set when all orphans were inspected, or engine or journal did not answer.
     """
-    orphans = await _patiently(runner, looked, lambda: _orphans(runner))
+    orphans = await _retry(runner, looked, lambda: _orphans(runner))
     left = {
         name
         for name in orphans
-        if not await _patiently(runner, looked, _settling(runner, name, begin))
+        if not await _retry(runner, looked, partial(_adopt, runner, name, begin))
     }
     looked.set()
     if not left:
@@ -60,7 +61,7 @@ async def adopt_or_remove_orphans(
         extra=fields(containers=",".join(sorted(left))),
     )
     await runner.clock.sleep(runner.timings.orphan_grace_s)
-    for name in left & await _patiently(runner, looked, lambda: _orphans(runner)):
+    for name in left & await _retry(runner, looked, lambda: _orphans(runner)):
         try:
             await runner.engine.remove(name)
         except EngineError as error:
@@ -69,52 +70,53 @@ async def adopt_or_remove_orphans(
             log.warning("container removed", extra=fields(container=name))
 
 
-async def _patiently(
-    runner: RunnerContext, looked: anyio.Event, ask: Callable[[], Awaitable[T]]
-) -> T:
-    """Ask until engine and journal answer; nobody waits for `looked` after the first failure."""
+async def _retry(runner: RunnerContext, looked: anyio.Event, call: Callable[[], Awaitable[T]]) -> T:
+    """Retry until engine and journal answer; the first failure sets `looked`."""
 
     def note_failure(error: Exception, _wait_s: float) -> None:
         log.debug("cannot look for orphans: %s", error)
         looked.set()
 
     policy = RetryPolicy.every(runner.timings.orphan_retry_s)
-    return await retry(ask, (EngineError, JournalError), Retry(runner.clock, policy, note_failure))
+    return await retry(call, (EngineError, JournalError), Retry(runner.clock, policy, note_failure))
 
 
 async def _orphans(runner: RunnerContext) -> set[str]:
-    # In this order: whatever container the engine names was in the journal before it was made.
+    # In this order: a container is in the journal before it is made.
     labelled = await runner.engine.labelled(LABEL_RUNNER, runner.runner_id)
     known = {container_name(task.task_id) for task in await runner.journal.open_tasks()}
     return set(labelled) - known
 
 
-def _settling(
-    runner: RunnerContext, name: str, begin: Callable[[Task], None]
-) -> Callable[[], Awaitable[bool]]:
-    async def settle() -> bool:
-        """Write the container's task down and begin it; False if it is none to adopt."""
-        container = await runner.engine.inspect(name)
-        if container is None:
-            return True  # its task was closed a moment ago
-        found = _task_of(container, runner)
-        if found is None:
-            return False
-        task, identity = found
-        if not await runner.journal.adopt(task, identity, runner.clock.wall_s()):
-            return False
-        log.warning(
-            "task is adopted from its container; the journal did not know it",
-            extra=fields(task_id=task.task_id, container=container.container_id[:12]),
+async def _adopt(runner: RunnerContext, name: str, begin: Callable[[Task], None]) -> bool:
+    """Write the container's task and begin it; False if the container is to be removed."""
+    container = await runner.engine.inspect(name)
+    if container is None:
+        return True  # its task was closed a moment ago
+    recovered = _task_of(container, runner)
+    if recovered is None:
+        return False
+    task, identity = recovered
+    ids = fields(task_id=task.task_id, container=container.container_id[:12])
+    if task.orchestrator_url != runner.orchestrator.url:
+        log.error(
+            "cannot adopt a container: its task is of the orchestrator %s; it is left alone: to "
+            "report it, start the runner once with `--orchestrator-url %s --once`",
+            task.orchestrator_url,
+            task.orchestrator_url,
+            extra=ids,
         )
-        begin(task)
         return True
-
-    return settle
+    if not await runner.journal.adopt(task, identity, runner.clock.wall_s()):
+        return False
+    log.warning("task is adopted from its container; the journal did not know it", extra=ids)
+    runner.node.note_owner(task.task_id, identity)
+    begin(task)
+    return True
 
 
 def _task_of(container: Container, runner: RunnerContext) -> tuple[Task, Identity] | None:
-    """Read off a container what the journal would say of its task, and who took it on.
+    """Return the task and the identity that a container's labels and variables describe.
 
     The prompt is not needed any more, and the key is the one that the container was given.
     """
@@ -127,8 +129,8 @@ def _task_of(container: Container, runner: RunnerContext) -> tuple[Task, Identit
         return None
     if container.phase is Phase.CREATED or container.name != container_name(task_id):
         return None
-    is_said = all(text.isascii() and text.isprintable() for text in (key, node_id))
-    if not (is_task_id(task_id) and key and node_id and orchestrator_url and is_said):
+    is_readable = all(text.isascii() and text.isprintable() for text in (key, node_id))
+    if not (is_task_id(task_id) and key and node_id and orchestrator_url and is_readable):
         return None
     now = runner.clock.wall_s()
     started_at = container.started_at or now
@@ -148,14 +150,14 @@ def _task_of(container: Container, runner: RunnerContext) -> tuple[Task, Identit
 
 
 async def prune_closed_tasks(runner: RunnerContext) -> None:
-    """Drop the pages of tasks that were closed a month ago; until then a late offer is known."""
+    """Delete tasks that were closed a month ago; until then a late offer is recognised."""
     while True:
         try:
-            count = await runner.journal.forget_closed(
+            count = await runner.journal.prune_closed(
                 runner.clock.wall_s() - runner.timings.prune_after_s
             )
         except JournalError as error:
-            log.warning("cannot forget what is long over: %s", error)
+            log.warning("cannot prune closed tasks: %s", error)
         else:
-            log.debug("what is long over is forgotten", extra=fields(tasks=count))
+            log.debug("closed tasks are pruned", extra=fields(tasks=count))
         await runner.clock.sleep(runner.timings.prune_interval_s)

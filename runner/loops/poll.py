@@ -1,6 +1,6 @@
-"""Ask for the next task while this host can take one.
+"""Poll for the next task while this host can take one.
 
-Ends when the registration is refused, when it is cancelled, or after one question with `--once`.
+Ends when the registration is refused, when it is cancelled, or after one request with `--once`.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ _ENGINE = "engine"
 
 
 async def can_take_work(runner: RunnerContext) -> bool:
-    """Say whether a new task may be taken on now, and note as a trouble what forbids it."""
+    """Check whether a new task may be taken on now; what forbids it becomes a problem."""
     runner.watchdog.expect("poll", next_within_s=runner.timings.host_check_timeout_s)
     if not await _has_room(runner):
         return False
-    problems = runner.workload.problems
+    problems = runner.problems.sentences
     if any(name.startswith(f"{_ENGINE}/") for name in problems):
-        return False  # a task in hand waits for the engine, and will tell
+        return False  # a task in hand waits for the engine, and clears the problem
     if _ENGINE in problems and not await _engine_answers(runner):
         return False
     return START not in problems or await _may_start(runner)
 
 
 async def check_engine(runner: RunnerContext) -> None:
-    """Ask the engine about itself and for the image, before the first task; say what will hurt."""
+    """Check the engine and fetch the image, before the first task; log what will fail."""
     if await _engine_answers(runner):
         await _may_start(runner)
 
@@ -61,17 +61,17 @@ async def _has_room(runner: RunnerContext) -> bool:
         try:
             free = await anyio.to_thread.run_sync(free_disk, folder)
         except OSError as error:
-            runner.workload.set_problem(name, f"cannot use {folder}: {error.strerror}")
+            runner.problems.set(name, f"cannot use {folder}: {error.strerror}")
             return False
         if free < settings.min_free_disk:
-            runner.workload.set_problem(
+            runner.problems.set(
                 name,
                 f"no new task is taken: {folder} has {free >> 20} MiB free and "
                 f"{settings.min_free_disk >> 20} MiB are to stay free; free some space there or "
                 "lower --min-free-disk",
             )
             return False
-        runner.workload.clear_problem(name)
+        runner.problems.clear(name)
     return True
 
 
@@ -80,9 +80,9 @@ async def _engine_answers(runner: RunnerContext) -> bool:
     try:
         facts = await engine.facts()
     except EngineError as error:
-        runner.workload.set_problem(_ENGINE, f"no new task is taken: {error}")
+        runner.problems.set(_ENGINE, f"no new task is taken: {error}")
         return False
-    runner.workload.clear_problem(_ENGINE)
+    runner.problems.clear(_ENGINE)
     log.info(
         "engine answers",
         extra=fields(
@@ -102,56 +102,63 @@ async def _engine_answers(runner: RunnerContext) -> bool:
 
 
 async def _may_start(runner: RunnerContext) -> bool:
-    """See to the image again, and after a while try whatever else an engine may have refused."""
-    workload, settings = runner.workload, runner.settings
-    if runner.clock.uptime_s() < workload.next_start_at_s:
+    """Fetch the image again, and after the wait allow one more start, whatever was refused."""
+    problems, settings = runner.problems, runner.settings
+    if runner.clock.uptime_s() < problems.next_start_at_s:
         return False
-    runner.watchdog.suspend(
-        "poll"
-    )  # an image may be large, and its fetching has a deadline of its own
+    # An image may be large, and fetching it has a deadline of its own.
+    runner.watchdog.suspend("poll")
     try:
         await runner.engine.fetch_image(settings.container_image, settings.pull)
     except EngineError as error:
-        workload.start_failed(str(error), runner.clock.uptime_s())
+        problems.start_failed(str(error), runner.clock.uptime_s())
         return False
     return True
 
 
 class PollResult(Enum):
-    """What came of a question."""
+    """What came of a request for work."""
 
     TASK = "task"
     """A task was taken on: ask again at once."""
     HELD = "held"
-    """There was no work all the while that the orchestrator held the request: ask again at once."""
+    """A long poll ended without work: ask again at once."""
     NOTHING = "nothing"
     """There is no work now."""
     FAILED = "failed"
-    """The question found no answer."""
+    """The request failed."""
 
 
 async def poll(runner: RunnerContext, begin: Callable[[Task], None]) -> PollResult:
-    """Ask for work and begin it; give what came of the last question."""
+    """Ask for work and begin it; return what came of the last request."""
     ceiling_s = runner.settings.poll_interval_s
     backoff = runner.timings.backoff(ceiling_s=ceiling_s)
     failures = 0
     while True:
         runner.watchdog.suspend("poll")
-        await runner.workload.wait_for_room()
+        seen = runner.outbox.count
         try:
-            identity = await runner.node.identity()
+            identity = await runner.node.identity_for_new_tasks()
         except RegistrationRefused:
             return PollResult.FAILED
-        answer, asked_to_wait_s = PollResult.FAILED, 0.0
+        if identity is None and runner.settings.once:
+            return PollResult.NOTHING
+        if identity is None:
+            await runner.outbox.after_or(seen, runner.settings.poll_interval_s, runner.clock)
+            continue
+        if not runner.slots.has_room:
+            await runner.slots.wait_for_room()
+            continue
+        result, asked_to_wait_s = PollResult.FAILED, 0.0
         if await can_take_work(runner):
             runner.watchdog.expect(
                 "poll", next_within_s=2 * runner.timings.call_timeout_s + runner.timings.long_poll_s
             )
-            answer, asked_to_wait_s = await _ask(runner, identity, begin)
+            result, asked_to_wait_s = await _ask(runner, identity, begin)
         if runner.settings.once:
-            return answer
-        failures = failures + 1 if answer is PollResult.FAILED else 0
-        if answer in {PollResult.TASK, PollResult.HELD}:
+            return result
+        failures = failures + 1 if result is PollResult.FAILED else 0
+        if result in {PollResult.TASK, PollResult.HELD}:
             continue
         wait_s = jittered_s(runner.settings.poll_interval_s)
         if failures:
@@ -163,18 +170,18 @@ async def poll(runner: RunnerContext, begin: Callable[[Task], None]) -> PollResu
 async def _ask(
     runner: RunnerContext, identity: Identity, begin: Callable[[Task], None]
 ) -> tuple[PollResult, float]:
-    """Ask once; give what came of it and the wait in seconds that was asked for."""
+    """Ask once; return what came of it, and the wait in seconds that was asked for."""
     asked_at = runner.clock.awake_s()
     try:
         offer = await runner.orchestrator.next_task(
             identity, 0 if runner.settings.once else runner.timings.long_poll_s
         )
         if offer.assignment is not None and offer.was_held and not await can_take_work(runner):
-            # A disk has filled up meanwhile. Who can hold a request can offer a task again.
+            # A disk has filled up meanwhile. An orchestrator with long polls offers a task again.
             log.warning("a task was offered and is not taken now")
             return PollResult.NOTHING, 0
         if offer.assignment is not None:
-            # What is written down must be begun: a drain may cancel the poll at any moment.
+            # What is in the journal must be begun: a drain may cancel the poll at any moment.
             with anyio.CancelScope(shield=True):
                 is_taken = await _take(runner, offer, identity, begin)
             if is_taken:
@@ -188,7 +195,7 @@ async def _ask(
         return PollResult.FAILED, (error.retry_after_s or 0) if isinstance(
             error, Unavailable
         ) else 0
-    # An orchestrator that says it waits, and does not, is not asked without end.
+    # An orchestrator that names a long poll and answers at once is not asked without a pause.
     was_held = (
         offer.was_held and runner.clock.awake_s() - asked_at >= runner.timings.shortest_long_poll_s
     )
@@ -199,21 +206,21 @@ async def _ask(
 async def _take(
     runner: RunnerContext, offer: Offer, identity: Identity, begin: Callable[[Task], None]
 ) -> bool:
-    """Write a new task down and begin it; False for one that is known or cannot be obeyed."""
+    """Write a new task and begin it; False for one that is known or cannot be obeyed."""
     now = runner.clock.wall_s()
     try:
         assignment = parse_assignment(offer.assignment, orchestrator_url=runner.orchestrator.url)
     except BadAssignment as error:
         return await _reject(runner, error, identity, begin)
-    if runner.workload.was_just_dropped(assignment.task_id, runner.clock.uptime_s()):
-        # An orchestrator that offers what it then refuses is not asked without end.
+    if runner.slots.was_just_dropped(assignment.task_id, runner.clock.uptime_s()):
+        # An orchestrator that offers what it then refuses is not asked without a pause.
         log.info(
             "task is offered again; it is not taken yet", extra=fields(task_id=assignment.task_id)
         )
         return False
     if await runner.journal.accept(assignment, identity, now):
         log.info("task accepted", extra=fields(task_id=assignment.task_id))
-        # Not read back: from here on it must begin, or it would be left lying until a restart.
+        # Not read back: from here on it must begin, or it would lie until a restart.
         begin(
             Task(
                 assignment.task_id,
@@ -221,6 +228,7 @@ async def _take(
                 runner.orchestrator.url,
                 assignment,
                 accepted_at=now,
+                identity=identity,
             )
         )
         return True
@@ -231,7 +239,7 @@ async def _take(
 async def _reject(
     runner: RunnerContext, error: BadAssignment, identity: Identity, begin: Callable[[Task], None]
 ) -> bool:
-    """Report what cannot be obeyed, where the orchestrator can be told which task it was."""
+    """Report an assignment that cannot be obeyed, if it has a task id."""
     log.error("assignment rejected: %s", error, extra=fields(task_id=error.task_id or "unusable"))
     if error.task_id is None:
         return False
@@ -249,6 +257,7 @@ async def _reject(
             runner.orchestrator.url,
             None,
             accepted_at=now,
+            identity=identity,
             end_reason=end.reason,
             message=end.message,
             ended_at=now,
@@ -258,7 +267,7 @@ async def _reject(
 
 
 async def _answer_redelivery(runner: RunnerContext, task_id: str) -> None:
-    """Leave a task in hand alone; tell the end of a finished one again."""
+    """Leave a task in hand alone; report the end of a finished one again."""
     task = await runner.journal.task(task_id)
     if task is None or task.end_reason is None or task.state is not TaskState.CLOSED:
         log.debug("task is offered again; it is in hand", extra=fields(task_id=task_id))

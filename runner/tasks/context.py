@@ -15,7 +15,7 @@ from runner.errors import EngineError, TaskError
 from runner.journal.journal import Journal
 from runner.log import fields
 from runner.model import Assignment, EndReason, Identity, Task
-from runner.node import Node, Workload, persist
+from runner.node import Node, Problems, Slots, persist
 from runner.settings import Settings
 from runner.systemd import Watchdog
 from runner.timing import ChangeSignal, Clock, Retry, RetryPolicy, Timings, retry
@@ -31,26 +31,30 @@ class RunnerContext:
     settings: Settings
     clock: Clock
     engine: Engine
-    other_engine: Callable[[str], Engine]
-    """Gives the engine of that kind, for what was started on it by an earlier runner."""
     orchestrator: OrchestratorClient
     journal: Journal
     node: Node
-    workload: Workload
+    slots: Slots
+    problems: Problems
+    changes: ChangeSignal
+    """Notified of every change of slots and problems."""
     outbox: ChangeSignal
-    """Notified of every entry that is put in, delivered or parked."""
+    """Notified of every entry that is put in, delivered or parked, and of every closed task."""
     watchdog: Watchdog
     timings: Timings
     runner_id: str
     """The label that distinguishes this runner's containers from another's on the same engine."""
 
+    @property
+    def status(self) -> str:
+        """The node's status for a heartbeat."""
+        if self.problems.sentences:
+            return "error"
+        return "busy" if self.slots.task_ids else "idle"
+
 
 class TaskReassigned(Exception):
     """The orchestrator gave the task to another node, or has closed it, before it began."""
-
-
-class Elsewhere(Exception):
-    """The task cannot begin under this orchestrator; its page stays for a later start."""
 
 
 class TaskContext:
@@ -86,15 +90,16 @@ class TaskContext:
 
     @property
     def engine(self) -> Engine:
-        """The engine that the task was started on; for a new one the runner's."""
-        kind = self.record.engine
-        if kind is None or kind == self.runner.engine.kind:
-            return self.runner.engine
-        return self.runner.other_engine(kind)
+        """The runner's engine: all open tasks have the same."""
+        return self.runner.engine
 
     async def identity(self) -> Identity:
-        """Return the identity that accepted the task while it is valid, else the newest."""
-        return await self.persist(lambda: self.runner.journal.identity_for(self.task_id))
+        """Return the identity to report the task with.
+
+        Raises:
+            RegistrationRefused: the one that accepted it was refused, and there is no other.
+        """
+        return await self.runner.node.identity_of(self.task_id)
 
     async def inspect(self) -> Container | None:
         """Return what is true of the container, retried until the engine answers.
@@ -115,7 +120,7 @@ class TaskContext:
 
         def note_failure(error: Exception, _wait_s: float) -> None:
             self.engine_silent_at_s = self.runner.clock.uptime_s()
-            self.runner.workload.set_problem(
+            self.runner.problems.set(
                 f"engine/{self.task_id}/{call}",
                 f"task {self.task_id} is unknown until {self.engine.kind} answers: {error}",
             )
@@ -130,7 +135,7 @@ class TaskContext:
 
     def engine_answers(self, call: str = "") -> None:
         """Clear the problem that `engine_retry` noted."""
-        self.runner.workload.clear_problem(f"engine/{self.task_id}/{call}")
+        self.runner.problems.clear(f"engine/{self.task_id}/{call}")
 
     async def note_stop(self, reason: EndReason) -> None:
         """Write down why the container is about to be stopped; the first reason stands."""
@@ -146,7 +151,7 @@ class TaskContext:
 
     async def persist(self, write: Callable[[], Awaitable[T]]) -> T:
         """Return what a write to the journal returns; retried without end."""
-        return await persist(write, self.runner.workload, self.runner.clock, self.runner.timings)
+        return await persist(write, self.runner.problems, self.runner.clock, self.runner.timings)
 
 
 def lost(why: str) -> TaskError:

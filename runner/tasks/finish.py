@@ -174,7 +174,7 @@ async def secrets_of(task_id: str, runner: RunnerContext, container: Container |
     """Give the texts that nothing that is told of a task may carry."""
     settings = runner.settings
     identity = await persist(
-        lambda: runner.journal.identity_for(task_id), runner.workload, runner.clock, runner.timings
+        lambda: runner.journal.identity_for(task_id), runner.problems, runner.clock, runner.timings
     )
     # The node may have another key by now than the container was given.
     given = Secret(container.variables.get(KEY_VARIABLE, "") if container is not None else "")
@@ -223,7 +223,7 @@ async def _session_to_hand_in(
         ended_at = container.finished_at or ended_at
     beside = await persist(
         lambda: runner.journal.tasks_beside(task.task_id, started_at, ended_at),
-        runner.workload,
+        runner.problems,
         runner.clock,
         runner.timings,
     )

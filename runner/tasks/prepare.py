@@ -20,7 +20,7 @@ from runner.errors import (
 )
 from runner.log import fields, log_retry
 from runner.model import Identity, TaskState, TaskStatus
-from runner.tasks.context import Elsewhere, TaskContext, TaskReassigned
+from runner.tasks.context import TaskContext, TaskReassigned
 from runner.timing import Retry, retry
 from runner.workspace.download import fetch_files
 
@@ -35,11 +35,8 @@ async def prepare(task: TaskContext) -> None:
 
     Raises:
         TaskReassigned: the task is another node's, or has ended.
-        Elsewhere: it was accepted from another orchestrator than this runner's.
         Unstartable: its files or image cannot be fetched.
     """
-    if task.record.orchestrator_url != task.runner.orchestrator.url:
-        raise Elsewhere(task.record.orchestrator_url)
     if task.assignment.files:
         await _download(task)
     await fetch_image(task)
@@ -95,7 +92,7 @@ async def fetch_image(task: TaskContext) -> None:
             task.engine_retry(gives_up_after_s=timings.pull_timeout_s),
         )
     except EngineError as error:
-        task.runner.workload.start_failed(str(error), task.runner.clock.uptime_s())
+        task.runner.problems.start_failed(str(error), task.runner.clock.uptime_s())
         raise Unstartable(str(error)) from error
     task.engine_answers()
 

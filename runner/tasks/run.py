@@ -14,7 +14,7 @@ from runner.errors import RegistrationRefused, TaskError
 from runner.log import fields
 from runner.model import EndReason, Task, TaskState
 from runner.node import persist
-from runner.tasks.context import Elsewhere, RunnerContext, TaskContext, TaskReassigned
+from runner.tasks.context import RunnerContext, TaskContext, TaskReassigned
 from runner.tasks.finish import close, finish, recover_report, release_without_log, write_end
 from runner.tasks.outcome import outcome_without_container
 from runner.tasks.prepare import prepare
@@ -53,12 +53,8 @@ class TaskRun:
                 await recover_report(task)
         except TaskReassigned as error:
             log.warning("task is dropped: %s", error, extra=fields(task_id=task.task_id))
-            await task.persist(lambda: task.runner.journal.forget(task.task_id))
-            task.runner.workload.note_dropped(task.task_id, task.runner.clock.uptime_s())
-            self._leave_slot()
-            return
-        except Elsewhere:
-            # The daemon has logged that it waits for its orchestrator.
+            await task.persist(lambda: task.runner.journal.drop(task.task_id))
+            task.runner.slots.note_dropped(task.task_id, task.runner.clock.uptime_s())
             self._leave_slot()
             return
         except RegistrationRefused:
@@ -80,7 +76,7 @@ class TaskRun:
     def _leave_slot(self) -> None:
         self._task.engine_answers()
         self._task.engine_answers("run")
-        self._task.runner.workload.release(self._task.task_id)
+        self._task.runner.slots.release(self._task.task_id)
 
     async def _run_to_end(self) -> None:
         task = self._task
@@ -92,7 +88,7 @@ class TaskRun:
             await write_end(task, outcome_without_container(error.reason, error))
             return
         # The rest needs no slot: the next task may come.
-        task.runner.workload.release(task.task_id)
+        task.runner.slots.release(task.task_id)
         await finish(task, container)
 
     async def _have_container(self) -> Container | None:
@@ -112,7 +108,7 @@ def track(task: Task, runner: RunnerContext) -> TaskRun:
     """Return the run of a task; one that has not ended takes its slot before the next poll."""
     run = TaskRun(task, runner)
     if task.state is not TaskState.ENDED:
-        runner.workload.add(task.task_id, run)
+        runner.slots.add(task.task_id, run)
     return run
 
 
@@ -138,12 +134,12 @@ async def run_task(run: TaskRun, task: Task, runner: RunnerContext) -> None:
             break
         record = await persist(
             lambda: runner.journal.task(task.task_id),
-            runner.workload,
+            runner.problems,
             runner.clock,
             runner.timings,
         )
         if record is None or record.state is TaskState.CLOSED:
-            runner.workload.release(task.task_id)
+            runner.slots.release(task.task_id)
             return
         run = track(record, runner)
     try:
@@ -152,4 +148,4 @@ async def run_task(run: TaskRun, task: Task, runner: RunnerContext) -> None:
         log.exception(
             "a defect keeps a task open until the next start", extra=fields(task_id=task.task_id)
         )
-        runner.workload.release(task.task_id)
+        runner.slots.release(task.task_id)

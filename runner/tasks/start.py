@@ -100,7 +100,7 @@ async def start(task: TaskContext) -> Container:
     while True:
         result = await _run(task, identity)
         if isinstance(result, Container):
-            task.runner.workload.note_start()
+            task.runner.problems.note_start()
             return result
         # A failure is no evidence: were a running container removed here and this runner killed
         # before the outcome is written down, the next runner would run the task again.
@@ -117,7 +117,7 @@ async def start(task: TaskContext) -> Container:
         may_pass = isinstance(result, EngineSilent | NameInUse)
         if not may_pass or task.runner.clock.uptime_s() >= gives_up_at_s:
             # The next task would meet it as well.
-            task.runner.workload.start_failed(str(result), task.runner.clock.uptime_s())
+            task.runner.problems.start_failed(str(result), task.runner.clock.uptime_s())
             raise Unstartable(str(result)) from result
         if isinstance(result, NameInUse) and name_was_in_use:
             await _remove_name_holder(task, result)

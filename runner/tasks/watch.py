@@ -77,7 +77,7 @@ async def _wait_for_exit(task: TaskContext) -> None:
     while True:
         try:
             if await task.engine.wait(task.container_name):
-                task.runner.workload.free_slot(task.task_id)
+                task.runner.slots.free_slot(task.task_id)
         except EngineError as error:
             log.debug("cannot wait for a container: %s", error, extra=fields(task_id=task.task_id))
         task.wake.notify()

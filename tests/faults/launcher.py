@@ -78,7 +78,7 @@ def name_of(statement: str, parameters: Any) -> str | None:  # noqa: ANN401 - as
         return None  # goes with the letter that is delivered
     if table == "outbox":
         return {"DELETE": "delivered"}.get(verb) or ("parked" if "parked" in words else "postponed")
-    return {"INSERT": "identity"}.get(verb, "refused")
+    return {"INSERT": "identity"}.get(verb) or ("refused" if "refused" in words else "described")
 
 
 def hang_disks_with(sign: Path) -> None:

@@ -169,7 +169,7 @@ def test_connections_held_open_for_ever_are_given_up_at_the_deadline(any_rig: Ri
     finish_a_task(rig)
     assert "cannot register: no response within 3 s" in rig.runner.log
     assert "Error polling for tasks: no response within 4 s" in rig.runner.log
-    assert "cannot deliver a report, trying again in 0 s: no response within 3 s" in rig.runner.log
+    assert "cannot deliver a report, retrying in 0 s: no response within 3 s" in rig.runner.log
 
 
 def test_orchestrator_that_refuses_connections_for_a_while_is_told_the_end_then(

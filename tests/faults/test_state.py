@@ -131,7 +131,9 @@ def test_first_start_on_a_full_disk_ends_with_a_sentence_and_the_next_works(
     answer = rig.runner.run("--once")
     assert answer.exit_code == 75, answer.log
     assert answer.log.startswith("victoria-runner: cannot use the state folder")
-    assert answer.log.endswith("no space left on device; run as its owner, with room on its disk\n")
+    assert answer.log.endswith(
+        "no space left on device; run as its owner, on a disk with free space\n"
+    )
     filler.unlink()
     assert rig.runner.run("--once").exit_code == 0
 
@@ -188,8 +190,8 @@ def test_running_task_is_adopted_from_its_container_when_the_journal_cannot_be_u
     assert re.fullmatch(r"journal\.sqlite3\.\d{8}T\d{6}Z\.unusable", aside)
     rig.runner.let_go("go")
     rig.check_ended_once(task_id)
-    # The key came from the container; for new work there is a new node.
-    assert len(rig.orchestrator.nodes()) == 2
+    # The key came from the container, and with it the node is what it was.
+    assert len(rig.orchestrator.nodes()) == 1
 
 
 def test_journal_that_is_cut_short_is_set_aside_or_mended_and_nothing_is_lost(
@@ -324,3 +326,27 @@ def test_second_runner_on_a_state_folder_refuses_and_the_first_works_on(any_rig:
     rig.runner.let_go("go")
     rig.check_ended_once(task_id)
     wait_for(lambda: len(rig.orchestrator.nodes()) == 1, DEADLINE_S)
+
+
+# One orchestrator
+
+
+def test_other_orchestrator_is_refused_until_the_command_of_the_refusal_has_drained_this_one(
+    rig: Rig,
+) -> None:
+    task_id = begin(rig, "[wait-for go]")
+    rig.runner.kill()
+    other = ("--orchestrator-url", "http://127.0.0.1:9")
+    answer = rig.runner.run(*other)
+    assert answer.exit_code == 78, answer.log
+    assert answer.log.startswith(
+        "victoria-runner: cannot use --orchestrator-url http://127.0.0.1:9"
+    )
+    rig.runner.let_go("go")
+    command = answer.log.split("`")[1].split()
+    answer = rig.runner.run(*command)
+    assert answer.exit_code == 0, answer.log
+    rig.check_ended_once(task_id)
+    # Nobody listens there: that it tries to register is enough.
+    answer = rig.runner.run(*other, "--once")
+    assert (answer.exit_code, "cannot register: Connection refused" in answer.log) == (75, True)

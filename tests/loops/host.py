@@ -12,7 +12,7 @@ import anyio
 from runner.api.client import OrchestratorClient
 from runner.daemon import run
 from runner.model import PullPolicy
-from runner.node import Node, Workload
+from runner.node import Node, Problems, Slots
 from runner.redaction import Secret
 from runner.settings import Settings
 from runner.systemd import Notifier, Watchdog
@@ -91,8 +91,6 @@ class Host:
     engine: ObstructedEngine
     orchestrator: ScriptedOrchestrator
     group: TaskGroup
-    others: dict[str, ObstructedEngine] = field(default_factory=dict)
-    """What else is installed here, by its kind."""
 
     @property
     def home(self) -> Path:
@@ -126,17 +124,19 @@ class Host:
     ) -> AsyncIterator[RunnerContext]:
         """Give what one loop alone needs, with a journal of the test's own."""
         settings = self.settings(**changed)
-        workload, watchdog = Workload(settings.max_tasks), Watchdog(self.clock)
+        watchdog, changes = Watchdog(self.clock), ChangeSignal()
+        problems = Problems(changes)
         async with OrchestratorClient(self.orchestrator.url) as orchestrator:
             yield RunnerContext(
                 settings=settings,
                 clock=self.clock,
                 engine=self.engine,
-                other_engine=self.others.__getitem__,
                 orchestrator=orchestrator,
                 journal=journal,
-                node=Node(settings, orchestrator, journal, self.clock, watchdog, workload),
-                workload=workload,
+                node=Node(settings, orchestrator, journal, self.clock, watchdog, problems),
+                slots=Slots(settings.max_tasks, changes),
+                problems=problems,
+                changes=changes,
                 outbox=ChangeSignal(),
                 watchdog=watchdog,
                 timings=DEFAULT_TIMINGS,
@@ -171,12 +171,7 @@ class Host:
         try:
             with scope:
                 life.exit_code = await run(
-                    settings,
-                    self.engine,
-                    life.notifier,
-                    self.clock,
-                    timings,
-                    other_engine=self.others.__getitem__,
+                    settings, self.engine, life.notifier, self.clock, timings
                 )
         except Exception as error:  # noqa: BLE001 - it is raised where the test waits for the end
             life.error = error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from runner.journal.journal import open_journal
-from runner.model import Assignment, EndReason, Identity, Outcome, Report
+from runner.model import Assignment, EndReason, Identity, Outcome, Registration, Report
 from runner.node import node_description
 from runner.redaction import Secret
 from runner.tasks.outcome import final_report
@@ -22,19 +22,20 @@ async def leave_ended(
     host: Host,
     *task_ids: str,
     log: Mapping[str, object] | None = None,
-    orchestrator_url: str | None = None,
 ) -> None:
     """Leave tasks that have ended, each with its final report and, if given, its log."""
     settings = host.settings()
-    url = orchestrator_url or settings.orchestrator_url
     journal, _ = open_journal(host.state_dir, "now")
     identity = Identity("node-1", Secret("node-key-1"))
     host.orchestrator.keys.add("node-key-1")
     now = host.clock.wall_s()
     try:
-        await journal.store_identity(identity, url, node_description(settings), now)
+        registration = Registration(identity, node_description(settings))
+        await journal.store_registration(registration, settings.orchestrator_url, now)
         for task_id in task_ids:
-            await journal.accept(Assignment(task_id, "do it", url, 60), identity, now)
+            await journal.accept(
+                Assignment(task_id, "do it", host.orchestrator.url, 60), identity, now
+            )
             reports = [final_report(task_id, FAILED, now)]
             if log is not None:
                 body = {"job_id": task_id, "task_id": task_id, "session": log}

@@ -68,6 +68,8 @@ class ScriptedOrchestrator:
         self.holds = False
         """Whether a request for work is held until there is some."""
         self.is_down = False
+        self.extensions: list[str] = []
+        """What the answers to registrations and heartbeats name."""
         self._server = server
         self._now = now
         self._registered = 0
@@ -150,7 +152,7 @@ class ScriptedOrchestrator:
             return await self._work_for(request)
         if path == BEAT:
             own = self.cancelled_for.get(request.headers["x-api-key"], [])
-            return told({"cancelled_task_ids": self.cancelled + own})
+            return told({"cancelled_task_ids": self.cancelled + own, **self._named()})
         if path == STATUS:
             report = cast("dict[str, Any]", request.json())
             self.taken.append(report)
@@ -161,10 +163,19 @@ class ScriptedOrchestrator:
     def _register(self, request: Request) -> Answer:
         if request.headers["x-registration-token"] != TOKEN:
             return told({"detail": "wrong token"}, 401)
+        key = request.headers.get("x-api-key")
+        if key is not None and "reregister" in self.extensions:
+            if key not in self.keys:
+                return told({"detail": "no node has this key"}, 410)
+            node_id = key.replace("-key", "")
+            return told({"id": node_id, "api_key": key, **self._named()})
         self._registered += 1
         key = f"node-key-{self._registered}"
         self.keys.add(key)
-        return told({"id": f"node-{self._registered}", "api_key": key})
+        return told({"id": f"node-{self._registered}", "api_key": key, **self._named()})
+
+    def _named(self) -> dict[str, object]:
+        return {"extensions": self.extensions} if self.extensions else {}
 
     async def _work_for(self, request: Request) -> Answer:
         is_held = self.holds and "wait=0" not in request.headers["prefer"]

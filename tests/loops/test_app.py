@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import anyio
 import pytest
 
-from runner.daemon import _Runner, run
+from runner.daemon import Daemon, run
 from runner.errors import JournalError, StateFolderInUse
 from runner.journal.journal import Journal, open_journal
 from runner.loops.housekeeping import prune_closed_tasks
@@ -136,7 +136,7 @@ class BrokenFor20MinutesJournal(Journal):
 
     failures = 240
 
-    async def open_tasks(self) -> list[Task]:
+    async def unfinished_tasks(self) -> list[Task]:
         """Fail, then work."""
         if self.failures:
             self.failures -= 1
@@ -150,7 +150,7 @@ async def test_drain_outlives_a_journal_that_cannot_be_read_for_twenty_minutes(h
         drained = anyio.Event()
 
         async def drain() -> None:
-            await _Runner(parts, Notifier({}))._drain()  # noqa: SLF001 - the whole would not start
+            await Daemon(parts, Notifier({})).drain()
             drained.set()
 
         group.start_soon(drain)
@@ -334,7 +334,7 @@ async def test_what_is_long_over_and_cannot_be_forgotten_keeps_no_runner_from_it
     async with host.runner():
         await host.wait_for_end("t-1")
 
-    assert "cannot forget what is long over" in log.text
+    assert "cannot prune closed tasks" in log.text
 
 
 # What systemd hears

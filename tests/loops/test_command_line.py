@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -211,3 +213,48 @@ def test_home_below_a_folder_that_is_gone_ends_in_a_sentence(tmp_path: Path) -> 
     )
     assert done.returncode == 78, done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "old", "new", "count"),
+    [
+        ("--orchestrator-url", "http://orchestrator.example", "http://127.0.0.1:9", 4),
+        ("--container-runtime", "podman", "docker", 3),
+    ],
+    ids=["other orchestrator", "other engine"],
+)
+def test_folder_with_unfinished_tasks_refuses_another_orchestrator_and_engine(
+    tmp_path: Path, option: str, old: str, new: str, count: int
+) -> None:
+    (tmp_path / "token").write_text("the-token\n")
+    state_dir = tmp_path / "state"
+    state_dir.mkdir()
+    with closing(sqlite3.connect(state_dir / "journal.sqlite3")) as journal:
+        journal.executescript((ROOT / "tests/unit/journals/ordinary.sql").read_text())
+    for name in ("podman", "docker"):
+        (tmp_path / name).write_text(f"#!/bin/sh\ntouch {tmp_path}/called\n")
+        (tmp_path / name).chmod(0o755)
+    done = subprocess.run(
+        [sys.executable, "-m", "runner", "--allow-http", option, new],
+        cwd=ROOT,
+        env={
+            "PATH": f"{tmp_path}:{os.environ['PATH']}",
+            "VICTORIA_RUNNER_ORCHESTRATOR_URL": "http://orchestrator.example",
+            "VICTORIA_RUNNER_REGISTRATION_TOKEN_FILE": f"{tmp_path}/token",
+            "VICTORIA_RUNNER_VICTORIA_HOME": f"{tmp_path}/home",
+            "VICTORIA_RUNNER_STATE_DIR": f"{state_dir}",
+        },
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+
+    assert done.returncode == 78, done.stderr
+    assert done.stderr == (
+        f"victoria-runner: cannot use {option} {new}: {state_dir} has unfinished tasks ({count}) "
+        f"of {option} {old}; start the runner once with `{option} {old} --once`, which finishes "
+        "and reports them, or choose another --state-dir\n"
+    )
+    assert not (tmp_path / "called").exists()

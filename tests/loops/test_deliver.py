@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.loops.host import IDLE
-from tests.loops.left import leave_ended
 from tests.loops.orchestrator import SILENCE, STATUS
 from tests.unit.scripted_server import http, told
 from tests.unit.until import until
@@ -240,14 +239,6 @@ async def test_reports_that_stay_behind_with_once_are_said_and_kept(
         assert await run.end() == 75
 
     assert "reports wait in the journal for the next start" in log.text
-    assert host.state_of("t-1") == "ended"
-
-
-async def test_report_for_another_orchestrator_holds_up_no_end(host: Host) -> None:
-    await leave_ended(host, "t-1", orchestrator_url="http://127.0.0.1:9")
-    async with host.runner(once=True) as run:
-        assert await run.end() == 0
-
     assert host.state_of("t-1") == "ended"
 
 

@@ -129,4 +129,4 @@ async def test_log_that_is_damaged_in_the_journal_is_parked_and_the_status_goes_
         await host.wait_for_end("t-1")
 
     assert reported(host) == [STATUS]
-    assert "cannot read a report: the journal is damaged there" in log.text
+    assert "cannot read a report: its text in the journal is damaged" in log.text

@@ -77,64 +77,6 @@ async def test_tasks_beyond_the_slots_are_all_named(host: Host) -> None:
     assert host.orchestrator.called(BEAT)[seen].body["task_ids"] == ["t-1", "t-2"]
 
 
-async def test_task_of_an_earlier_identity_is_named_by_that_and_by_no_other(host: Host) -> None:
-    host.orchestrator.offer("t-1", "[hang]")
-    async with host.runner():
-        await host.wait_for_state("t-1", "running")
-        await host.clock.settle(WITH_TASK)
-    seen = host.orchestrator.count(BEAT)
-    async with host.runner(name="host-2"):
-        await host.wait_for_calls(BEAT, seen + 2)
-        await host.clock.advance(40, asleep=WITH_TASK)
-
-    beats = host.orchestrator.called(BEAT)[seen:]
-    told = {(beat.key, beat.body["node_id"], beat.body["current_task_id"]) for beat in beats}
-    assert told == {("node-key-1", "node-1", "t-1"), ("node-key-2", "node-2", None)}
-    assert {beat.body["status"] for beat in beats} == {"busy"}
-    assert [beat.key for beat in beats].count("node-key-1") >= 3
-
-
-async def test_task_of_an_earlier_identity_can_be_cancelled(host: Host) -> None:
-    host.orchestrator.offer("t-1", "[hang]")
-    async with host.runner():
-        await host.wait_for_state("t-1", "running")
-    host.orchestrator.cancelled_for["node-key-1"] = ["t-1"]
-    async with host.runner(name="host-2"):
-        end = await host.wait_for_end("t-1")
-
-    assert end["message"].startswith("cancelled: ")
-
-
-async def test_earlier_identity_is_silent_once_its_task_is_over(host: Host) -> None:
-    host.orchestrator.offer("t-1", "[wait-for go]")
-    async with host.runner():
-        await host.wait_for_state("t-1", "running")
-    async with host.runner(name="host-2"):
-        host.let_go()
-        await host.wait_for_end("t-1")
-        seen = host.orchestrator.count(BEAT)
-        await host.clock.advance(100, asleep=IDLE)
-
-    late = host.orchestrator.called(BEAT)[seen + 2 :]
-    assert {beat.key for beat in late} == {"node-key-2"}
-
-
-async def test_earlier_identity_that_is_refused_leaves_its_task_to_the_newest(host: Host) -> None:
-    host.orchestrator.offer("t-1", "[hang]")
-    async with host.runner():
-        await host.wait_for_state("t-1", "running")
-    host.orchestrator.keys.clear()
-    async with host.runner(name="host-2"):
-        await until(
-            lambda: any(
-                beat.key == "node-key-2" and beat.body["current_task_id"] == "t-1"
-                for beat in host.orchestrator.called(BEAT)
-            )
-        )
-
-    assert host.orchestrator.count("/register") == 2
-
-
 async def test_engine_that_falls_silent_beside_a_task_is_told_and_so_is_its_return(
     host: Host,
 ) -> None:
@@ -296,4 +238,4 @@ async def test_end_does_not_wait_for_an_orchestrator_that_is_gone(
     async with host.runner(once=True) as run:
         assert await run.end() == 0
 
-    assert "cannot say that this node goes offline" not in log.text, "it was not heard out"
+    assert "cannot send that this node goes offline" not in log.text, "it was not heard out"

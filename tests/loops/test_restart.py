@@ -10,15 +10,23 @@ import pytest
 from runner.engine.base import ContainerSpec
 from runner.errors import EngineError
 from runner.journal.journal import open_journal
-from runner.model import Assignment, EndReason, Identity, Limits, Outcome, Report, TaskState
+from runner.model import (
+    Assignment,
+    EndReason,
+    Identity,
+    Limits,
+    Outcome,
+    Registration,
+    Report,
+    TaskState,
+)
 from runner.node import node_description
 from runner.redaction import Secret
 from runner.state_dir import run_folder
 from runner.tasks.outcome import final_report
 from runner.workspace.download import CONTAINER_HOME
-from tests.loops.engine import ObstructedEngine
-from tests.loops.host import IDLE, IMAGE, WITH_TASK, container_of
-from tests.loops.orchestrator import LOGS, POLL, STATUS
+from tests.loops.host import IMAGE, WITH_TASK, container_of
+from tests.loops.orchestrator import LOGS, STATUS
 from tests.unit.scripted_server import http
 from tests.unit.until import until
 
@@ -108,9 +116,8 @@ async def leave_behind(host: Host, state: TaskState, *, other_boot: bool = False
     host.orchestrator.keys.add("node-key-1")
     now = host.clock.wall_s()
     try:
-        await journal.store_identity(
-            identity, settings.orchestrator_url, node_description(settings), now
-        )
+        registration = Registration(identity, node_description(settings))
+        await journal.store_registration(registration, settings.orchestrator_url, now)
         await journal.accept(Assignment("t-1", GOOD, settings.orchestrator_url, 60), identity, now)
         if state is not ACCEPTED:
             boot_id = "boot-0" if other_boot else host.clock.boot_id
@@ -250,41 +257,3 @@ async def test_task_taken_over_occupies_its_slot_before_work_is_asked_for(host: 
         assert host.orchestrator.queue
         host.let_go()
         await host.wait_for_end("t-2")
-
-
-async def test_task_of_another_orchestrator_that_had_not_begun_waits_for_it(host: Host) -> None:
-    host.orchestrator.holds = True
-    async with host.runner():
-        await host.wait_for_calls(POLL)
-        host.engine.shut("fetch_image")
-        host.orchestrator.offer()
-        await host.wait_for_state("t-1", "accepted")
-    host.engine.open("fetch_image")
-
-    async with host.runner(orchestrator_url="http://127.0.0.1:9", once=True) as elsewhere:
-        assert await elsewhere.end() == 75
-    assert host.state_of("t-1") == "accepted"
-
-    async with host.runner():
-        assert (await host.wait_for_end("t-1"))["status"] == "success"
-    assert host.starts_of("t-1") == 1
-
-
-async def test_task_is_followed_on_the_engine_that_it_was_started_on(host: Host) -> None:
-    podman = host.engine
-    host.orchestrator.offer("t-1", "[wait-for go]")
-    async with host.runner():
-        await host.wait_for_state("t-1", "running")
-
-    async with ObstructedEngine(IMAGE, host.clock.wall_s) as docker:
-        docker.kind = "docker"
-        host.engine, host.others = docker, {"podman": podman}
-        async with host.runner():
-            host.let_go()
-            assert (await host.wait_for_end("t-1"))["status"] == "success"
-            host.orchestrator.offer("t-2")
-            await host.clock.advance(34, asleep=IDLE)
-            assert (await host.wait_for_end("t-2"))["status"] == "success"
-        assert docker.starts == {container_of("t-2"): 1}
-    assert podman.starts == {container_of("t-1"): 1}
-    assert not podman.names

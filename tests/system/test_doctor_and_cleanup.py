@@ -50,14 +50,14 @@ def test_doctor_finds_everything_well_and_shows_the_task_at_work(
 def test_doctor_tells_whether_the_node_is_registered_with_these_options(
     runner: RunnerProcess,
 ) -> None:
-    assert "ok   registration: not registered with these options yet" in (
-        runner.run("doctor").output.splitlines()
-    )
+    assert "ok   registration: not registered yet" in (runner.run("doctor").output.splitlines())
     runner.start()
     runner.wait_for_log("registered ")
     told = json.loads(runner.run("doctor", "--json").output)
     assert f"registered as {told['node_id']}" in str(told["checks"])
-    assert json.loads(runner.run("--name", "other", "doctor", "--json").output)["node_id"] is None
+    changed = json.loads(runner.run("--name", "other", "doctor", "--json").output)
+    assert changed["node_id"] == told["node_id"]
+    assert f"registered as {told['node_id']}, under another name" in str(changed["checks"])
 
 
 def test_doctor_without_an_engine_says_so_and_ends_with_69(

@@ -248,13 +248,26 @@ def test_help_names_every_option_of_the_seed_with_its_default(any_runner: Runner
         assert default in text.partition(" --")[0], option
 
 
-@pytest.mark.parametrize("option", ["--name=another", "--tag=gpu=yes", "--capability=gpu"])
-def test_same_description_is_the_same_node_and_another_is_another(
-    option: str, any_runner: RunnerProcess, orchestrator: RecordingOrchestrator
+@pytest.mark.parametrize(
+    ("option", "field", "value"),
+    [
+        ("--name=another", "name", "another"),
+        ("--tag=gpu=yes", "tags", {"gpu": "yes"}),
+        ("--capability=gpu", "capabilities", ["gpu"]),
+    ],
+)
+def test_node_stays_the_same_under_another_description(
+    option: str,
+    field: str,
+    value: object,
+    any_runner: RunnerProcess,
+    orchestrator: RecordingOrchestrator,
 ) -> None:
     for expected, arguments in ((1, []), (1, []), (2, [option]), (2, [option])):
         assert any_runner.run("--once", *arguments).exit_code == 0
-        assert len(orchestrator.nodes()) == expected
+        assert len(orchestrator.calls_of("POST", "/register")) == expected
+    (node,) = orchestrator.nodes()
+    assert node[field] == value
 
 
 def omit(runner: RunnerProcess, option: str) -> None:

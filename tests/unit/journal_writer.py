@@ -12,7 +12,7 @@ from pathlib import Path
 import anyio
 
 from runner.journal.journal import Journal, open_journal
-from runner.model import Assignment, EndReason, Identity, Outcome, Report
+from runner.model import Assignment, EndReason, Identity, Outcome, Registration, Report
 from runner.redaction import Secret
 
 NODE: dict[str, object] = {"name": "n-1"}
@@ -42,7 +42,7 @@ async def main() -> None:
     """Write for ever."""
     journal, _ = open_journal(Path(sys.argv[1]), "now")
     identity = Identity("node-1", Secret("key-1"))
-    await journal.store_identity(identity, URL, NODE, 0.0)
+    await journal.store_registration(Registration(identity, NODE), URL, 0.0)
     for number in itertools.count():
         await lead_a_life(journal, identity, f"t-{number}")
 

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 
 from runner import __version__
 from runner.api.address import check_orchestrator_url
-from runner.api.client import OrchestratorClient
+from runner.api.client import HeartbeatResponse, OrchestratorClient
 from runner.api.http import MAX_RESPONSE_BYTES, SLOWEST_UPLOAD_BYTES_PER_S, HttpClient
 from runner.errors import ConfigurationError, Refused, Unauthorised, Unavailable
-from runner.model import Identity, TaskStatus
+from runner.model import Identity, Registration, TaskStatus
 from runner.redaction import Secret
 from runner.timing import DEFAULT_TIMINGS, Timings
 from tests.unit.scripted_server import (
@@ -98,7 +98,9 @@ async def test_registration_gives_the_identity(
 ) -> None:
     server.answer(told({"id": NODE_ID, "api_key": "k", "name": "n-1"}))
 
-    assert await orchestrator.register(TOKEN, NODE) == Identity(NODE_ID, Secret("k"))
+    registration = await orchestrator.register(TOKEN, NODE)
+
+    assert registration == Registration(Identity(NODE_ID, Secret("k")), NODE)
 
 
 @pytest.mark.parametrize(
@@ -124,6 +126,40 @@ async def test_registration_without_a_usable_identity_is_no_registration(
         await orchestrator.register(TOKEN, NODE)
 
 
+async def test_registration_of_a_known_node_carries_its_key_beside_the_token(
+    orchestrator: OrchestratorClient, identity: Identity, server: ScriptedServer
+) -> None:
+    server.answer(told({"id": NODE_ID, "api_key": "node-key-1234"}))
+
+    assert (await orchestrator.register(TOKEN, NODE, identity)).identity == identity
+
+    request = server.requests[0]
+    assert request.headers["x-registration-token"] == "registration-token"
+    assert request.headers["x-api-key"] == "node-key-1234"
+
+
+@pytest.mark.parametrize(
+    ("named", "extensions"),
+    [
+        (["reregister", "pace"], {"reregister", "pace"}),
+        (["reregister", 7, None, "with space", ""], {"reregister"}),
+        ("reregister", set()),
+        (None, set()),
+    ],
+)
+async def test_extensions_are_read_from_registrations_and_heartbeats(
+    orchestrator: OrchestratorClient,
+    identity: Identity,
+    server: ScriptedServer,
+    named: object,
+    extensions: set[str],
+) -> None:
+    server.answer(told({"id": NODE_ID, "api_key": "k", "extensions": named}))
+
+    assert (await orchestrator.register(TOKEN, NODE)).extensions == extensions
+    assert (await orchestrator.heartbeat(identity, {})).extensions == extensions
+
+
 async def test_heartbeat_carries_key_and_node_id(
     orchestrator: OrchestratorClient, identity: Identity, server: ScriptedServer
 ) -> None:
@@ -142,7 +178,9 @@ async def test_heartbeat_brings_the_tasks_that_were_cancelled(
 ) -> None:
     server.answer(told({"cancelled_task_ids": ["t-1", "t-2"]}))
 
-    assert await orchestrator.heartbeat(identity, {}) == {"t-1", "t-2"}
+    response = await orchestrator.heartbeat(identity, {})
+
+    assert response.cancelled == {"t-1", "t-2"}
 
 
 @pytest.mark.parametrize(
@@ -153,7 +191,9 @@ async def test_heartbeat_to_an_orchestrator_that_knows_no_cancelling_cancels_not
 ) -> None:
     server.answer(told(answer))
 
-    assert await orchestrator.heartbeat(identity, {}) == frozenset()
+    response = await orchestrator.heartbeat(identity, {})
+
+    assert response == HeartbeatResponse(frozenset(), frozenset())
 
 
 async def test_request_for_work_prefers_to_be_held(

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import sqlite3
 import tempfile
 from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -75,6 +79,48 @@ def test_rootless_podman_without_user_ids_is_recognised(
     }
 
     assert read_podman_facts(about).has_user_ids is has_user_ids
+
+
+@pytest.mark.parametrize("url", ["https://other.example", "http://orchestrator.example", ""])
+def test_unfinished_tasks_of_another_orchestrator_are_one_sentence(
+    tmp_path: Path, url: str
+) -> None:
+    dump = Path(__file__).parent / "journals" / "ordinary.sql"
+    with closing(sqlite3.connect(tmp_path / "journal.sqlite3")) as journal:
+        journal.executescript(dump.read_text())
+    settings = replace(settings_with(state_dir=tmp_path), orchestrator_url=url)
+    lines: list[str] = []
+    code = anyio.run(partial(examine, settings, lines.append, as_json=False))
+
+    if url == "https://other.example":
+        assert code == EXIT_CONFIGURATION
+        assert lines[0].startswith("FAIL journal: cannot use --orchestrator-url https://other.exam")
+    else:
+        assert lines[0] == "ok   journal: 4 open tasks"
+
+
+def test_journal_of_a_registered_node_is_told_as_json_without_its_key(tmp_path: Path) -> None:
+    dump = Path(__file__).parent / "journals" / "ordinary.sql"
+    with closing(sqlite3.connect(tmp_path / "journal.sqlite3")) as journal:
+        journal.executescript(dump.read_text())
+    url = "http://orchestrator.example"
+    settings = replace(settings_with(state_dir=tmp_path), orchestrator_url=url)
+    lines: list[str] = []
+    anyio.run(partial(examine, settings, lines.append, as_json=True))
+
+    report = json.loads(lines[0])
+    assert report["node_id"] == "node-1"
+    assert [task["state"] for task in report["tasks"]] == [
+        "accepted",
+        "starting",
+        "running",
+        "ended",
+    ]
+    assert "node-key-1" not in lines[0]
+    (registration,) = [check for check in report["checks"] if check["what"] == "registration"]
+    assert registration["sentence"] == (
+        "registered as node-1, under another name, other tags or other capabilities than these"
+    )
 
 
 def settings_with(*, state_dir: Path, victoria_home: Path = SOMEWHERE) -> Settings:

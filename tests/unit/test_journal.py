@@ -16,7 +16,12 @@ import anyio
 import pytest
 
 from runner.errors import JournalError
-from runner.journal.journal import JOURNAL_NAME, Journal, open_journal
+from runner.journal.journal import (
+    JOURNAL_NAME,
+    Journal,
+    open_journal,
+    read_unfinished_tasks,
+)
 from runner.journal.schema import MIGRATIONS
 from runner.model import (
     Assignment,
@@ -24,6 +29,7 @@ from runner.model import (
     Identity,
     OutboxEntry,
     Outcome,
+    Registration,
     Report,
     Task,
     TaskFile,
@@ -65,7 +71,7 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
 @pytest.fixture
 async def registered(journal: Journal) -> Journal:
     """Give a journal that knows who we are."""
-    await journal.store_identity(FIRST, URL, NODE, 1.0)
+    await journal.store_registration(Registration(FIRST, NODE), URL, 1.0)
     return journal
 
 
@@ -133,7 +139,7 @@ def content(path: Path, query: str) -> list[tuple[object, ...]]:
 
 
 async def test_new_journal_knows_nobody(journal: Journal) -> None:
-    assert await journal.identity(URL, NODE) is None
+    assert await journal.registration(URL) is None
 
 
 async def test_what_is_written_waits_for_the_disk(journal: Journal) -> None:
@@ -142,54 +148,50 @@ async def test_what_is_written_waits_for_the_disk(journal: Journal) -> None:
     assert (synchronous, mode) == (2, "wal"), "FULL: a power cut takes nothing that was said"
 
 
-async def test_identity_is_kept(registered: Journal) -> None:
-    assert await registered.identity(URL, NODE) == FIRST
+async def test_registration_is_kept(registered: Journal) -> None:
+    assert await registered.registration(URL) == Registration(FIRST, NODE)
 
 
-async def test_order_in_which_a_node_is_described_does_not_matter(registered: Journal) -> None:
-    assert await registered.identity(URL, dict(reversed(NODE.items()))) == FIRST
+async def test_registration_does_not_hold_at_another_orchestrator(registered: Journal) -> None:
+    assert await registered.registration("https://other.example.com") is None
 
 
-@pytest.mark.parametrize(
-    ("url", "changed"),
-    [
-        ("https://other.example.com", {}),
-        (URL, {"name": "n-2"}),
-        (URL, {"tags": {"env": "dev"}}),
-        (URL, {"capabilities": ["gpu"]}),
-    ],
-    ids=["url", "name", "tags", "capabilities"],
-)
-async def test_identity_does_not_hold_for_another_url_name_or_tags(
-    registered: Journal, url: str, changed: dict[str, object]
-) -> None:
-    assert await registered.identity(url, {**NODE, **changed}) is None
+async def test_newest_registration_holds(registered: Journal) -> None:
+    await registered.store_registration(Registration(SECOND, NODE), URL, 2.0)
 
-
-async def test_newest_identity_holds(registered: Journal) -> None:
-    await registered.store_identity(SECOND, URL, NODE, 2.0)
-
-    assert await registered.identity(URL, NODE) == SECOND
+    assert await registered.registration(URL) == Registration(SECOND, NODE)
 
 
 async def test_refused_identity_holds_no_longer(registered: Journal) -> None:
     await registered.refuse_identity(FIRST)
 
-    assert await registered.identity(URL, NODE) is None
+    assert await registered.registration(URL) is None
 
 
-async def test_identity_before_a_refused_one_holds_again(registered: Journal) -> None:
-    await registered.store_identity(SECOND, URL, NODE, 2.0)
-    await registered.refuse_identity(SECOND)
+async def test_new_description_takes_the_place_of_the_one_with_the_same_key(
+    accepted: Journal,
+) -> None:
+    again = Registration(FIRST, {**NODE, "tags": {}}, frozenset({"reregister", "pace"}))
 
-    assert await registered.identity(URL, NODE) == FIRST
+    await accepted.store_registration(again, URL, 2.0)
+
+    assert await accepted.registration(URL) == again
+    assert content(accepted.path, "SELECT count(*) FROM identities") == [(1,)]
+    assert (await the_task(accepted)).identity == FIRST
+
+
+async def test_extensions_that_are_named_later_are_kept(registered: Journal) -> None:
+    await registered.store_extensions(FIRST, ["reregister"])
+
+    expected = Registration(FIRST, NODE, frozenset({"reregister"}))
+    assert await registered.registration(URL) == expected
 
 
 # What we have taken on
 
 
 async def test_accepted_task_is_written_down_whole(accepted: Journal) -> None:
-    assert await the_task(accepted) == Task("t-1", TaskState.ACCEPTED, URL, TASK, 10.0)
+    assert await the_task(accepted) == Task("t-1", TaskState.ACCEPTED, URL, TASK, 10.0, FIRST)
 
 
 async def test_unknown_task_is_none(journal: Journal) -> None:
@@ -366,7 +368,7 @@ async def test_prompt_of_a_closed_task_is_not_kept(accepted: Journal) -> None:
 
 
 async def test_forgotten_task_can_be_taken_on_again(accepted: Journal) -> None:
-    await accepted.forget("t-1")
+    await accepted.drop("t-1")
 
     assert await accepted.task("t-1") is None
     assert await accepted.accept(TASK, FIRST, 20.0)
@@ -381,13 +383,13 @@ async def test_tasks_closed_long_ago_are_forgotten_with_their_parked_reports(
         await registered.park((await registered.entries())[-1].row, "HTTP 410")
         await registered.close(task_id, closed_at)
 
-    assert await registered.forget_closed(150.0) == 1
+    assert await registered.prune_closed(150.0) == 1
     assert await registered.task("old") is None
     assert content(registered.path, "SELECT task_id FROM outbox") == [("new",)]
 
 
 async def test_open_tasks_are_never_forgotten_for_their_age(ended: Journal) -> None:
-    assert await ended.forget_closed(1e12) == 0
+    assert await ended.prune_closed(1e12) == 0
     assert len(await ended.entries()) == 2
 
 
@@ -403,40 +405,55 @@ async def test_assignment_that_a_later_version_would_not_take_is_still_read(
 # What we still have to say
 
 
-async def test_letter_goes_out_under_the_identity_that_took_the_task_on(ended: Journal) -> None:
-    await ended.store_identity(SECOND, URL, {**NODE, "name": "n-2"}, 35.0)
-
-    assert {letter.identity.node_id for letter in await ended.entries()} == {"node-1"}
-
-
-async def test_letter_goes_out_under_the_newest_identity_once_its_own_is_refused(
-    ended: Journal,
-) -> None:
-    await ended.store_identity(SECOND, URL, NODE, 35.0)
-    await ended.refuse_identity(FIRST)
-
-    assert [letter.identity for letter in await ended.entries()] == [SECOND, SECOND]
-
-
-async def test_letter_waits_under_its_own_identity_while_there_is_no_other(
-    ended: Journal,
-) -> None:
-    await ended.refuse_identity(FIRST)
-
-    assert [letter.identity for letter in await ended.entries()] == [FIRST, FIRST]
-
-
 async def test_task_has_the_identity_that_took_it_on(running: Journal) -> None:
-    await running.store_identity(SECOND, URL, NODE, 35.0)
+    await running.store_registration(Registration(SECOND, NODE), URL, 35.0)
 
+    assert (await the_task(running)).identity == FIRST
     assert await running.identity_for("t-1") == FIRST
 
 
-async def test_task_has_the_newest_identity_once_its_own_is_refused(running: Journal) -> None:
-    await running.store_identity(SECOND, URL, NODE, 35.0)
+async def test_task_has_no_identity_once_that_is_refused(running: Journal) -> None:
     await running.refuse_identity(FIRST)
 
-    assert await running.identity_for("t-1") == SECOND
+    assert (await the_task(running)).identity is None
+    assert await running.identity_for("t-1") == FIRST, "its key is still a secret"
+
+
+async def test_entry_names_the_orchestrator_that_it_is_for(ended: Journal) -> None:
+    await ended.store_registration(Registration(SECOND, NODE), "https://other.example.com", 35.0)
+
+    assert {entry.orchestrator_url for entry in await ended.entries()} == {URL}
+
+
+async def test_unfinished_tasks_are_open_or_have_a_report_to_deliver(registered: Journal) -> None:
+    for number, task_id in enumerate(["open", "closed", "again", "parked"]):
+        await registered.accept(Assignment(task_id, "p", URL, 60), FIRST, 10.0 + number)
+    for task_id in ("closed", "again", "parked"):
+        await registered.end(task_id, DONE, [], 20.0)
+        await registered.close(task_id, 21.0)
+    for task_id in ("again", "parked"):
+        await registered.report_again(task_id, STATUS, 30.0)
+    await registered.park((await registered.entries())[-1].row, "HTTP 422")
+
+    assert [task.task_id for task in await registered.unfinished_tasks()] == ["open", "again"]
+
+
+async def test_unfinished_tasks_are_read_without_a_change_to_the_journal(
+    ended: Journal, path: Path
+) -> None:
+    ended.close_file()
+    before = content_of(path)
+
+    assert [task.task_id for task in await read_unfinished_tasks(path.parent)] == ["t-1"]
+    assert content_of(path) == before
+
+
+async def test_folder_without_a_journal_that_can_be_read_has_no_unfinished_tasks(
+    tmp_path: Path,
+) -> None:
+    assert await read_unfinished_tasks(tmp_path / "gone") == []
+    (tmp_path / JOURNAL_NAME).write_bytes(b"this is no database" * 100)
+    assert await read_unfinished_tasks(tmp_path) == []
 
 
 # What was found without a page
@@ -448,6 +465,7 @@ FOUND = Task(
     URL,
     Assignment("t-1", "", URL, 60),
     accepted_at=20.0,
+    identity=FIRST,
     boot_id="boot-1",
     container_id="c0ffee",
     started_at=20.0,
@@ -473,46 +491,16 @@ async def test_task_that_is_known_is_not_changed_by_being_found(ended: Journal) 
     assert await ended.identity_for("t-1") == FIRST
 
 
-async def test_found_identity_is_not_taken_for_this_nodes(journal: Journal) -> None:
+async def test_found_identity_holds_where_there_is_no_other(journal: Journal) -> None:
     await journal.adopt(FOUND, FIRST, 50.0)
 
-    assert await journal.identity(URL, NODE) is None
+    assert await journal.registration(URL) == Registration(FIRST, None)
 
 
-async def test_found_identity_speaks_for_no_other_task(registered: Journal) -> None:
-    await registered.accept(Assignment("t-2", "x", URL, 60), FIRST, 10.0)
+async def test_found_identity_takes_the_place_of_no_other(registered: Journal) -> None:
     await registered.adopt(FOUND, SECOND, 50.0)
-    await registered.refuse_identity(FIRST)
 
-    assert await registered.identity_for("t-2") == FIRST
-
-
-async def test_found_task_is_spoken_for_by_the_newest_identity_once_its_own_is_refused(
-    journal: Journal,
-) -> None:
-    await journal.store_identity(SECOND, URL, NODE, 40.0)
-    await journal.adopt(FOUND, FIRST, 50.0)
-    await journal.refuse_identity(FIRST)
-
-    assert await journal.identity_for("t-1") == SECOND
-
-
-async def test_found_task_waits_under_its_own_identity_while_there_is_no_other(
-    journal: Journal,
-) -> None:
-    await journal.adopt(FOUND, FIRST, 50.0)
-    await journal.refuse_identity(FIRST)
-
-    assert await journal.identity_for("t-1") == FIRST
-
-
-async def test_letter_never_goes_out_under_another_orchestrators_identity(ended: Journal) -> None:
-    await ended.store_identity(SECOND, "https://other.example.com", NODE, 35.0)
-    await ended.refuse_identity(FIRST)
-
-    told = {(letter.identity, letter.orchestrator_url) for letter in await ended.entries()}
-    assert told == {(FIRST, URL)}
-    assert await ended.identity_for("t-1") == FIRST
+    assert await registered.registration(URL) == Registration(FIRST, NODE)
 
 
 async def test_letter_is_new_until_it_was_tried(accepted: Journal) -> None:
@@ -633,7 +621,7 @@ async def test_journal_is_nobody_else_s(tmp_path: Path, umask: int) -> None:
     before = os.umask(umask)
     try:
         journal, _ = open_journal(tmp_path, "now")
-        await journal.store_identity(FIRST, URL, NODE, 1.0)
+        await journal.store_registration(Registration(FIRST, NODE), URL, 1.0)
     finally:
         os.umask(before)
 
@@ -664,7 +652,7 @@ async def test_folder_s_name_may_be_strange(tmp_path: Path, strange: str) -> Non
     folder.mkdir()
 
     journal, _ = open_journal(folder, "now")
-    await journal.store_identity(FIRST, URL, NODE, 1.0)
+    await journal.store_registration(Registration(FIRST, NODE), URL, 1.0)
     journal.close_file()
 
     assert names_in(folder) == [JOURNAL_NAME]
@@ -750,7 +738,7 @@ async def test_reader_cannot_write(accepted: Journal, path: Path) -> None:
     reader = Journal(path, read_only=True)
 
     with pytest.raises(JournalError, match="readonly"):
-        await reader.forget("t-1")
+        await reader.drop("t-1")
 
     reader.close_file()
     assert len(await accepted.open_tasks()) == 1
@@ -870,7 +858,7 @@ async def test_journal_begun_anew_works_and_is_nobody_else_s(
     damage(path)
 
     journal, _ = open_journal(path.parent, "now")
-    await journal.store_identity(FIRST, URL, NODE, 1.0)
+    await journal.store_registration(Registration(FIRST, NODE), URL, 1.0)
 
     assert await journal.accept(TASK, FIRST, 2.0)
     assert mode_of(path) == 0o600
