@@ -260,7 +260,7 @@ class Daemon:
     def _is_awaited(self, task: Task) -> bool:
         """Check whether a drain waits for the end of a task; one that cannot begin has none."""
         if task.state not in {TaskState.ACCEPTED, TaskState.STARTING}:
-            return task.state is TaskState.RUNNING
+            return task.state is TaskState.RUNNING or task.is_log_pending
         runner = self._runner
         return not runner.node.is_refused or task.task_id in runner.slots.task_ids
 

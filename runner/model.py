@@ -30,7 +30,8 @@ class TaskState(str, Enum):
     RUNNING = "running"
     """The engine has said that the container runs."""
     ENDED = "ended"
-    """The outcome is in the journal, and the final reports are in the outbox."""
+    """The outcome is written down with the reports to deliver, or with a note that the log of the
+    agent's session was not looked for yet: then the reports follow."""
     CLOSED = "closed"
     """Every report is delivered or parked, and the container is removed."""
 
@@ -242,6 +243,8 @@ class Task:
     exit_code: int | None = None
     message: str | None = None
     ended_at: float | None = None
+    is_log_pending: bool = False
+    """Whether its final reports wait until the log of the agent's session was looked for."""
 
     @property
     def outcome(self) -> Outcome | None:

@@ -1,1 +1,1 @@
-"""The agent's session in Crush's database: nothing in it is trusted."""
+"""The agent's session in Crush's database: it is not trusted, and read in a child process."""

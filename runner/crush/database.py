@@ -1,218 +1,160 @@
-"""Crush's SQLite database, opened so that reading it disturbs nobody and trusts nothing in it.
+"""Crush's SQLite database, as the child process opens it: a private copy with Crush's own schema.
 
-Crush may be writing while we read, so SQLite's own locking is relied on; only a database that
-nobody has open is read without locks, and read again should somebody have come meanwhile. That
-way no `-wal` and `-shm` files are left beside a database that had none.
+Crush, or anything else in a container, may be writing while we copy, and may replace what we read
+by something else. So the copy is made through handles, follows no link, and is made again until
+nothing has changed meanwhile. No lock is taken, and `-shm` is not touched: whoever truncates that
+would kill every process that has it mapped.
 
 The tables are in charmbracelet/crush, internal/db/migrations.
 """
 
 from __future__ import annotations
 
+import os
 import sqlite3
-import stat
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
 
-from runner.errors import RunnerError
+from runner.crush.sessions import CrushError
+from runner.workspace.folders import free_disk, open_below, open_file
 
-BUSY_TIMEOUT_S = 5.0
-_DEADLINE_S = 30.0
-_STEPS_BETWEEN_LOOKS = 100_000
-# Python cannot even say what SQLite complains of when a damaged name is in the complaint.
-_UNREADABLE = (sqlite3.Error, UnicodeDecodeError)
-T = TypeVar("T")
-
-
-class CrushError(RunnerError):
-    """The database is there and cannot be read: locked, damaged, or not as Crush makes it."""
+_COPY_LIMIT_BYTES = 1 << 30
+_BLOCK_BYTES = 1 << 20
+_COPY_PATIENCE_S = 5.0
+_TICK_S = 0.01
+"""Longer than the kernel's tick: a later write shows in the modification time."""
+_WAL_HEADER_BYTES = 32
 
 
-def query_database(
-    database: Path, question: Callable[[sqlite3.Connection], T], busy_timeout_s: float
-) -> T | None:
-    """Put a question to the database within one snapshot of it; None when there is none."""
-    uri = database.absolute().as_uri()
-
-    def answer(mode: str) -> T | None:
-        with closing(
-            sqlite3.connect(f"{uri}?{mode}", uri=True, timeout=busy_timeout_s, isolation_level=None)
-        ) as connection:
-            _prepare(connection)
-            is_empty = connection.execute("SELECT 1 FROM sqlite_master").fetchone() is None
-            return None if is_empty else question(connection)
-
-    try:
-        if not _is_there(database):
-            return None
-        at_rest = _at_rest(database)
-        if at_rest is not None:
-            try:
-                found = answer("mode=ro&immutable=1")
-            except (*_UNREADABLE, CrushError):
-                if _at_rest(database) == at_rest:
-                    raise
-            else:
-                if _at_rest(database) == at_rest:
-                    return found
-        return answer("mode=ro")
-    except (*_UNREADABLE, OSError) as error:
-        raise CrushError(f"cannot read the Crush database: {_reason(error)}") from error
-
-
-def check_tables(connection: sqlite3.Connection) -> dict[str, set[str]]:
-    """Give the columns of the two tables.
+@contextmanager
+def open_copy(database: Path, copy_dir: Path) -> Iterator[sqlite3.Connection | None]:
+    """Open a copy of the database, made in an empty folder; None if there is no database.
 
     Raises:
-        CrushError: one of the tables is not there, or hides the numbers of its rows.
+        CrushError: it cannot be read, here or by the caller.
     """
-    found = {}
-    for table in ("sessions", "messages"):
-        is_table = connection.execute(
-            "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", (table,)
-        ).fetchone()
-        if is_table is None:
-            raise CrushError(f"cannot read the Crush database: it has no table {table}")
-        names = connection.execute("SELECT name FROM pragma_table_info(?)", (table,))
-        found[table] = {name.lower() for (name,) in names}
-        if "rowid" in found[table]:
-            raise CrushError(f"cannot read the Crush database: its {table} are not Crush's")
-    return found
-
-
-def one_row(connection: sqlite3.Connection, statement: str, *values: object) -> tuple[object, ...]:
-    """Give the one row that must be there; it is not when an index is damaged."""
-    found: tuple[object, ...] | None = connection.execute(statement, values).fetchone()
-    if found is None:
-        raise sqlite3.DatabaseError("a message that is listed in it is missing")
-    return found
-
-
-def chosen(columns: Mapping[str, str], known: set[str]) -> str:
-    """Give the columns for a SELECT; those that an older Crush did not have are NULL."""
-    return ", ".join(said if name in known else "NULL" for name, said in columns.items())
-
-
-def end_of_parts(connection: sqlite3.Connection, row: int, most_bytes: int) -> tuple[bytes, int]:
-    """Give the last `most_bytes` of a message's parts, and how many bytes there are."""
-    (kind,) = one_row(connection, "SELECT typeof(parts) FROM messages WHERE rowid = ?", row)
-    return _end_of_value(connection, row, most_bytes) if kind in {"text", "blob"} else (b"", 0)
-
-
-def rows_to_search(
-    connection: sqlite3.Connection, session_id: str, pattern: str, most_bytes: int
-) -> list[int]:
-    """Give the first message of a session whose parts match a pattern of GLOB, if there is one.
-
-    When there is one before it that has more than `most_bytes`, give all messages: SQLite would
-    load it whole to look.
-    """
-    listed = "SELECT rowid FROM messages WHERE session_id = ?"
     try:
-        with _values_up_to(connection, most_bytes):
-            rows = connection.execute(
-                f"{listed} AND parts GLOB ? ORDER BY rowid LIMIT 1", (session_id, pattern)
-            ).fetchall()
-    except sqlite3.DataError:
-        rows = connection.execute(f"{listed} ORDER BY rowid", (session_id,)).fetchall()
-    return [row for (row,) in rows]
-
-
-if sys.version_info >= (3, 11):
-
-    @contextmanager
-    def _values_up_to(connection: sqlite3.Connection, most_bytes: int) -> Iterator[None]:
-        before = connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, most_bytes)
+        copy = copy_dir / "crush.db"
+        if not _copy_when_quiet(database, copy):
+            yield None
+            return
+        connection = sqlite3.connect(copy, isolation_level=None)
         try:
-            yield
+            connection.text_factory = _decode
+            connection.execute("PRAGMA trusted_schema = OFF")
+            connection.execute("PRAGMA cell_size_check = ON")
+            connection.execute("PRAGMA temp_store = MEMORY")
+            connection.execute("BEGIN")
+            is_empty = connection.execute("SELECT 1 FROM sqlite_master").fetchone() is None
+            # What SQLite has open needs no name, and so is gone with this process, however it ends.
+            for path in copy_dir.iterdir():
+                path.unlink()
+            yield None if is_empty else connection
         finally:
-            connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, before)
+            connection.close()
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise CrushError(f"cannot read the Crush database: {reason}") from error
+    except UnicodeDecodeError as error:  # in what SQLite complains of
+        raise CrushError("cannot read the Crush database: its schema is malformed") from error
+    except sqlite3.Error as error:
+        raise CrushError(f"cannot read the Crush database: {error}") from error
 
-    def _end_of_value(
-        connection: sqlite3.Connection, row: int, most_bytes: int
-    ) -> tuple[bytes, int]:
-        # Asked for in SQL, even its length alone would have SQLite load all of a text.
-        with connection.blobopen("messages", "parts", row, readonly=True) as blob:
-            size = len(blob)
-            blob.seek(max(0, size - most_bytes))
-            return blob.read(), size
 
-else:
+def check_schema(connection: sqlite3.Connection) -> dict[str, set[str]]:
+    """Return the columns of the two tables that are read.
 
-    @contextmanager
-    def _values_up_to(_connection: sqlite3.Connection, _most_bytes: int) -> Iterator[None]:
-        yield
-
-    def _end_of_value(
-        connection: sqlite3.Connection, row: int, most_bytes: int
-    ) -> tuple[bytes, int]:
-        # Asked for at once, they would have SQLite hold two copies.
-        (size,) = connection.execute(
-            "SELECT length(CAST(parts AS BLOB)) FROM messages WHERE rowid = ?", (row,)
+    Raises:
+        CrushError: one of them is missing, or is something that computes when it is read.
+    """
+    columns = {}
+    for table in ("sessions", "messages"):
+        entry = connection.execute(
+            "SELECT type, rootpage FROM sqlite_master WHERE name = ?", (table,)
         ).fetchone()
-        (end,) = connection.execute(
-            "SELECT substr(CAST(parts AS BLOB), -?) FROM messages WHERE rowid = ?",
-            (most_bytes, row),
-        ).fetchone()
-        return end or b"", size  # an empty end is NULL here
+        if entry is None:
+            raise CrushError(f"cannot read the Crush database: it has no table {table}")
+        kind, root_page = entry
+        is_crushs = kind == "table" and root_page  # a view or a virtual table has no page
+        info = connection.execute("SELECT name, hidden FROM pragma_table_xinfo(?)", (table,))
+        hidden = dict(info.fetchall()) if is_crushs else {}
+        columns[table] = {name.lower() for name in hidden}
+        # A generated column is hidden; a column "rowid" would hide the number of a row.
+        if not is_crushs or any(hidden.values()) or "rowid" in columns[table]:
+            raise CrushError(f"cannot read the Crush database: its {table} are not Crush's")
+    return columns
 
 
-def _is_there(database: Path) -> bool:
-    """Say whether there is a file to read; one elsewhere, behind a link, is not the task's."""
+def _copy_when_quiet(database: Path, copy: Path) -> bool:
+    """Copy the database and its write-ahead log as they are at one moment; False if there is none.
+
+    Raises:
+        CrushError: there is something else in its place, it is too large, or it keeps changing.
+        OSError: it cannot be opened, or the copy cannot be written.
+    """
     try:
-        folder, file = database.parent.lstat(), database.lstat()
-    except (FileNotFoundError, NotADirectoryError):
+        folder = open_below(database.parents[1], [database.parent.name], make=False)
+    except FileNotFoundError:
         return False
-    if stat.S_ISLNK(folder.st_mode) or stat.S_ISLNK(file.st_mode):
-        raise CrushError("cannot read the Crush database: it is behind a symbolic link")
-    if not stat.S_ISREG(file.st_mode):
-        raise CrushError("cannot read the Crush database: it is no file")
-    for ending in ("-journal", "-wal", "-shm"):
-        beside = database.with_name(database.name + ending)
-        try:
-            mode = beside.lstat().st_mode  # asked for once: Crush may remove it at any moment
-        except FileNotFoundError:
-            continue
-        # SQLite would wait for ever for the other end of a pipe.
-        if not stat.S_ISREG(mode):
-            raise CrushError(f"cannot read the Crush database: {beside.name} is no file")
+    try:
+        ends_at_s = time.monotonic() + _COPY_PATIENCE_S
+        while not _copy_once(folder, database.name, copy):
+            if time.monotonic() > ends_at_s:
+                raise CrushError("cannot read the Crush database: another process keeps writing it")
+    except FileNotFoundError:
+        return False
+    finally:
+        os.close(folder)
     return True
 
 
-def _at_rest(database: Path) -> tuple[int, int, int] | None:
-    """Give what tells a change of the file, or None while some process may have it open."""
-    if any(database.with_name(database.name + end).exists() for end in ("-wal", "-journal")):
-        return None
-    found = database.stat()
-    return found.st_ino, found.st_size, found.st_mtime_ns
+def _copy_once(folder: int, name: str, copy: Path) -> bool:
+    with ExitStack() as stack:
+        database = open_file(folder, name)
+        stack.callback(os.close, database)
+        wal, wal_copy = None, copy.with_name(f"{copy.name}-wal")
+        wal_copy.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            wal = open_file(folder, f"{name}-wal")
+            stack.callback(os.close, wal)
+        before = _state(database, wal)
+        time.sleep(_TICK_S)
+        # A rollback journal holds what a half-written database lacks.
+        with suppress(FileNotFoundError):
+            if os.stat(f"{name}-journal", dir_fd=folder, follow_symlinks=False).st_size:
+                return False
+        _copy_file(database, copy)
+        if wal is not None:
+            _copy_file(wal, wal_copy)
+        return _state(database, wal) == before
 
 
-def _prepare(connection: sqlite3.Connection) -> None:
-    deadline_s = time.monotonic() + _DEADLINE_S
-    connection.set_progress_handler(
-        lambda: int(time.monotonic() > deadline_s), _STEPS_BETWEEN_LOOKS
-    )
-    connection.text_factory = _decoded
-    connection.execute("PRAGMA trusted_schema = OFF")
-    connection.execute("PRAGMA cell_size_check = ON")
-    connection.execute("PRAGMA temp_store = MEMORY")
-    connection.execute("BEGIN")
+def _state(database: int, wal: int | None) -> tuple[object, ...]:
+    """Return what changes when the database is written, or when its log is begun again.
+
+    Between those two the log is only added to, and SQLite stops reading at what is incomplete.
+    """
+    about = os.fstat(database)
+    header = os.pread(wal, _WAL_HEADER_BYTES, 0) if wal is not None else b""
+    return about.st_size, about.st_mtime_ns, header
 
 
-def _decoded(raw: bytes) -> str:
-    return raw.decode("utf-8", "replace")
+def _copy_file(source: int, target: Path) -> None:
+    size = os.fstat(source).st_size
+    if size > _COPY_LIMIT_BYTES:
+        raise CrushError(
+            f"cannot read the Crush database: it has more than {_COPY_LIMIT_BYTES >> 20} MiB; "
+            "move it away, and Crush begins a new one"
+        )
+    if size > free_disk(target.parent) // 2:
+        raise CrushError(f"cannot read the Crush database: no room for a copy in {target.parent}")
+    with target.open("wb", buffering=0) as file:
+        while size > 0 and (block := os.read(source, min(size, _BLOCK_BYTES))):
+            file.write(block)
+            size -= len(block)
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror.lower()
-    if isinstance(error, UnicodeDecodeError):
-        return "its schema is malformed"
-    text = str(error)
-    if "interrupted" in text:
-        return f"it took longer than {_DEADLINE_S:g} s"
-    return "another process keeps it locked" if "locked" in text else text
+def _decode(text: bytes) -> str:
+    return text.decode("utf-8", "replace")

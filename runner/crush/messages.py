@@ -1,4 +1,4 @@
-"""Messages of a Crush session as `POST /logs` takes them; a content may be cut at its head.
+"""Messages of a Crush session as `POST /logs` takes them; this runs in the child process.
 
 The parts of a message: internal/message/content.go of charmbracelet/crush.
 """
@@ -7,126 +7,91 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Collection, Sequence
 
-from runner.crush.database import end_of_parts, one_row
-from runner.redaction import MASK, redact
+from runner.redaction import redact
 
-if TYPE_CHECKING:
-    import sqlite3
-
-
-# The names are short, and are shown whole; no agent needs more.
-MESSAGE_COLUMNS = {
-    "id": "substr(id, 1, 200)",
-    "role": "substr(role, 1, 200)",
-    "model": "substr(model, 1, 200)",
-    "provider": "substr(provider, 1, 200)",
-    "created_at": "created_at",
-    "finished_at": "finished_at",
-}
-_MOST_MARKS = 400_000
+NAMES = ("id", "role", "model", "provider")
+TIMES = ("created_at", "finished_at")
+PARTS = (
+    "CASE WHEN length(CAST(parts AS BLOB)) > 10000000 THEN length(CAST(parts AS BLOB))"
+    " ELSE CAST(parts AS BLOB) END"
+)
+"""The parts of a message as bytes; of one that no log has room for, their number."""
+_MAX_NAME_CHARS = 200
 _ZSTD = b"\x28\xb5\x2f\xfd"
 _UNREMARKABLE_ENDS = frozenset({"", "stop", "end_turn", "tool_use"})
 
 
-class Content(NamedTuple):
-    """A message's text. When its parts are too long, it is their end, and they are not parsed."""
-
-    text: str
-    unread_bytes: int = 0
+def select(names: Sequence[str], columns: Collection[str]) -> str:
+    """Return the list for a SELECT; a column that an older Crush did not have is NULL."""
+    return ", ".join(name if name in columns else "NULL" for name in names)
 
 
 def read_message(
-    connection: sqlite3.Connection, row: int, columns: str, forms: Sequence[str] = ()
+    parts: object, values: Sequence[object], forms: Sequence[str]
 ) -> dict[str, object]:
-    """Give a message without its content."""
-    found = one_row(connection, f"SELECT {columns} FROM messages WHERE rowid = ?", row)  # noqa: S608 - constants
-    fields = dict(zip(MESSAGE_COLUMNS, found, strict=True))
+    """Return a message, from the values of `PARTS`, and of `NAMES` and `TIMES`."""
+    *names, created_at, finished_at = values
+    id_, role, model, provider = (read_name(name, forms, _MAX_NAME_CHARS) for name in names)
     return {
-        "id": name_in(fields["id"], forms) or "",
-        "role": name_in(fields["role"], forms) or "",
-        "content": "",
-        "model": name_in(fields["model"], forms),
-        "provider": name_in(fields["provider"], forms),
-        "created_at": whole_in(fields["created_at"]) or 0,
-        "finished_at": whole_in(fields["finished_at"]),
+        "id": id_ or "",
+        "role": role or "",
+        "content": redact(read_content(parts), forms),
+        "model": model,
+        "provider": provider,
+        "created_at": read_whole(created_at) or 0,
+        "finished_at": read_whole(finished_at),
     }
 
 
-def read_content(
-    connection: sqlite3.Connection, row: int, most_bytes: int, forms: Sequence[str] = ()
-) -> Content:
-    """Render the parts of a message, without the forms of secrets that `encoded_forms` gives.
-
-    What is no list of parts is shown as it is.
-    """
-    text, unread = _content(connection, row, most_bytes)
-    for form in forms:  # here: whoever called another function would hold one more copy
-        text = text.replace(form, MASK)
-    return Content(text, unread)
-
-
-def _content(connection: sqlite3.Connection, row: int, most_bytes: int) -> Content:
-    raw, size = end_of_parts(connection, row, most_bytes)
-    unread = size - len(raw)
-    if raw.startswith(_ZSTD) and not unread:
-        return Content(f"[… {size} compressed bytes …]")
-    # What holds nothing but brackets would take twenty times its size when parsed.
-    is_too_nested = sum(raw.count(mark) for mark in (b"[", b"{", b",")) > _MOST_MARKS
+def read_content(parts: object) -> str:
+    """Render a value of `PARTS` as text; what is not a list of parts is shown as it is."""
+    if isinstance(parts, int):
+        return f"[… {parts} bytes …]"
+    raw = parts if isinstance(parts, bytes) else b""
+    if raw.startswith(_ZSTD):
+        return f"[… {len(raw)} compressed bytes …]"
     text = raw.decode("utf-8", "replace")
-    del raw
-    if unread or is_too_nested:
-        return Content(to_valid_unicode(text), unread)
     try:
-        parts = json.loads(text) if text else []
-    except (ValueError, RecursionError):
-        return Content(to_valid_unicode(text))
-    if not isinstance(parts, list):
-        return Content(to_valid_unicode(text))
-    del text
-    return Content(to_valid_unicode("\n\n".join(filter(None, map(shown_part, parts)))))
+        parsed = json.loads(text) if text else []
+    except (ValueError, RecursionError, MemoryError):
+        parsed = None
+    if isinstance(parsed, list):
+        text = "\n\n".join(filter(None, map(_show_part, parsed)))
+    return to_valid_unicode(text)
 
 
 def to_valid_unicode(text: str) -> str:
     """Replace what cannot be sent: halves of characters, and NUL, which few stores take."""
-    if "\x00" in text:
-        text = text.replace("\x00", "\ufffd")
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            return text.encode("utf-8", "replace").decode()
-    return text
+    return text.replace("\x00", "\ufffd").encode("utf-8", "replace").decode()
 
 
-def name_in(found: object, forms: Sequence[str] = ()) -> str | None:
+def read_name(value: object, forms: Sequence[str], max_chars: int) -> str | None:
     """Read a name from a column, in characters that can be sent, and without secrets."""
-    return None if found is None else redact(to_valid_unicode(str(found)), forms)
+    return None if value is None else redact(to_valid_unicode(str(value)), forms)[:max_chars]
 
 
-def whole_in(found: object) -> int | None:
+def read_whole(value: object) -> int | None:
     """Read a whole number from a column, which may hold anything."""
-    number = finite_in(found)
+    number = read_finite(value)
     return None if number is None else int(number)
 
 
-def finite_in(found: object) -> float | None:
-    """Give a number that JSON has too; SQLite keeps infinity, and text in columns of numbers."""
-    return found if isinstance(found, int | float) and math.isfinite(found) else None
+def read_finite(value: object) -> float | None:
+    """Read a number that JSON has too; SQLite keeps infinity, and text in columns of numbers."""
+    return value if isinstance(value, int | float) and math.isfinite(value) else None
 
 
-def shown_part(part: object) -> str:
-    """Give the text of a part; nothing for one that says nothing."""
+def _show_part(part: object) -> str:
     try:
-        return _rendered(part)
+        return _render(part)
     except RecursionError:
         return "[a part too deeply nested to be shown]"
 
 
-def _rendered(part: object) -> str:  # noqa: C901, PLR0911 - one case for each type that Crush has
-    """Give nothing for an ordinary end, and the JSON of a part that is not known."""
+def _render(part: object) -> str:  # noqa: C901, PLR0911 - one case for each type that Crush has
+    """Return nothing for an ordinary end, and the JSON of a part that is not known."""
     match part:
         case {"type": "text", "data": {"text": str(text)}}:
             return text
@@ -140,7 +105,8 @@ def _rendered(part: object) -> str:  # noqa: C901, PLR0911 - one case for each t
         case {"type": "shell_command", "data": {"command": str(text), **rest}}:
             return f"$ {text}\n{rest.get('output', '')}\n[exit code {rest.get('exit_code')}]"
         case {"type": "image_url", "data": {"url": str(url)}}:
-            return f"[image: {_shown(url)}]"
+            # Of one that is the image itself, only its kind.
+            return f"[image: {url.partition(',')[0] if url.startswith('data:') else url}]"
         case {"type": "binary", "data": {"MIMEType": str(kind), **rest}}:
             return f"[file: {rest.get('Path', '')}, {kind}]"
         case {"type": "finish", "data": {"reason": str(reason), **rest}}:
@@ -152,8 +118,3 @@ def _rendered(part: object) -> str:  # noqa: C901, PLR0911 - one case for each t
         case {"type": "_meta"}:
             return ""
     return json.dumps(part, ensure_ascii=False)
-
-
-def _shown(url: str) -> str:
-    """Give the URL of an image, and of one that is the image itself only its kind."""
-    return url.partition(",")[0] if url.startswith("data:") else url

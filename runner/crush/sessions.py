@@ -1,38 +1,43 @@
-"""A task's session in Crush's database: which one it is, and what it says.
+"""A task's session in Crush's database, asked of a child process.
 
-Crush is the agent in the container. What its database holds was written by an agent: nothing in
-it is trusted.
+Crush is the agent in the container. What its database holds was written by an agent and may be
+made to harm its reader. So it is read in a child process, which may take all the time and memory
+that it is allowed, or crash: the caller gets a `CrushError`.
 """
 
 from __future__ import annotations
 
-import math
-import re
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
 from collections.abc import Collection
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from runner.crush.database import (
-    BUSY_TIMEOUT_S,
-    check_tables,
-    end_of_parts,
-    query_database,
-    rows_to_search,
-)
-from runner.crush.log import LOG_LIMIT_BYTES, read_log
-from runner.crush.messages import read_content, to_valid_unicode
-from runner.redaction import encoded_forms
+import anyio
+import anyio.lowlevel
+import anyio.to_thread
 
-if TYPE_CHECKING:
-    import sqlite3
+from runner.errors import RunnerError
+
+LOG_LIMIT_BYTES = 10_000_000
+READ_TIMEOUT_S = 30.0
+"""A copy of a database of 1 GiB takes some ten seconds, a busy host as long again."""
+_MAX_ANSWER_BYTES = 11_000_000
+_DISK_TEMP = "/var/tmp"  # noqa: S108 - a private folder is made in it
+_AT_ONCE = anyio.CapacityLimiter(2)
+"""Tasks may end all at once, and each child may take 512 MiB and a copy of the database."""
+_SOURCE = Path(__file__).parents[2]
+_CANNOT = "cannot read the Crush database"
 
 
-_LONGEST_PROMPT_BYTES = 2_000_000
-_PATTERN = "*victoria-reporter/[A-Za-z0-9]*"
-_MARK = re.compile(rb"victoria-reporter/[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
-_MOST_BYTES = 2_000_000
-"""Of a message: an answer of the reporter is far shorter."""
+class CrushError(RunnerError):
+    """The database is there and cannot be read: damaged, hostile, or not as Crush makes it."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +55,6 @@ class SessionQuery:
     """The prompts of the tasks that ran beside it in the same home; None where not known."""
 
 
-class _Asked(NamedTuple):
-    session_id: str
-    said: str
-    """The first message of the user; empty when it does not matter."""
-
-
 class Candidates(NamedTuple):
     """The sessions that can belong to a task, the newest first."""
 
@@ -64,192 +63,157 @@ class Candidates(NamedTuple):
     """Whether they do; if not, some may be another task's or a user's."""
 
 
-def find_session(
-    database: Path, query: SessionQuery, *, busy_timeout_s: float = BUSY_TIMEOUT_S
-) -> str | None:
-    """Give the id of the newest session that certainly belongs to a task, or None.
+@dataclass(frozen=True)
+class Request:
+    """What the child is asked: the candidates, and the log of one of them."""
 
-    See `find_sessions`.
+    database: str
+    query: SessionQuery | None = None
+    """None if the session's id alone decides."""
+    session_id: str | None = None
+    """The session to read; None for the newest that certainly is the task's."""
+    limit_bytes: int | None = None
+    """The most bytes of the log on the wire; None if it is not wanted."""
+    secrets: tuple[str, ...] = ()
+    copy_dir: str = ""
+    """An empty folder for the private copy."""
 
-    Raises:
-        CrushError: the database cannot be read.
-    """
-    found = find_sessions(database, query, busy_timeout_s=busy_timeout_s)
-    return found.ids[0] if found.certain else None
+    @classmethod
+    def from_json(cls, text: bytes) -> Request:
+        """Read what `json.dumps` of the fields wrote."""
+        raw = json.loads(text)
+        query = raw.pop("query")
+        return cls(**raw, query=None if query is None else SessionQuery(**query))
 
 
-def find_sessions(
-    database: Path, query: SessionQuery, *, busy_timeout_s: float = BUSY_TIMEOUT_S
+class _Answer(NamedTuple):
+    candidates: Candidates
+    session: dict[str, object] | None
+
+
+def session_mark(task_id: str) -> str:
+    """Return the text that is only in a task's own session: its reporter shows it to the agent."""
+    return f"victoria-reporter/{task_id}"
+
+
+async def find_sessions(
+    database: Path, query: SessionQuery, *, read_timeout_s: float = READ_TIMEOUT_S
 ) -> Candidates:
-    """Find the sessions that can belong to a task.
-
-    They were begun while the task's container ran and are no sub-agent's. Where the prompt is
-    known, the first user message must be it, or, when none is, contain it; white space does not
-    count. Those whose first mark is the task's are the task's, and those with another's never
-    are. Without a mark one is the task's when it is the only one, and cannot have been begun by
-    any of the others.
+    """Return the sessions that can belong to a task; `search.find` has the rules.
 
     Raises:
         CrushError: the database cannot be read.
     """
-
-    def question(connection: sqlite3.Connection) -> Candidates:
-        # Crush keeps whole seconds: what began in the second of our start may be ours.
-        window = (
-            math.floor(query.started_at),
-            math.inf if query.ended_at is None else query.ended_at,
-        )
-        begun = _begun(connection, window)
-        prompt = None if query.prompt is None else _squeezed(to_valid_unicode(query.prompt))
-        asked = _asked(connection, begun, prompt)
-        ours, unmarked = _by_mark(connection, [found.session_id for found in asked], query.mark)
-        if not ours and not unmarked:
-            ours, _ = _by_mark(connection, begun, query.mark)
-        if ours:
-            return Candidates(ours, certain=True)
-        others = [
-            other if other is None else _squeezed(to_valid_unicode(other)) for other in query.others
-        ]
-        certain = [
-            found.session_id
-            for found in asked
-            if found.session_id in unmarked and not _may_be_anothers(found.said, prompt, others)
-        ]
-        is_certain = len(certain) == 1
-        return Candidates(certain if is_certain else unmarked, certain=is_certain)
-
-    return query_database(database, question, busy_timeout_s) or Candidates([], certain=False)
+    return (await _ask(Request(str(database), query), read_timeout_s)).candidates
 
 
-def read_session(
+async def read_session(
     database: Path,
     session_id: str,
     *,
     secrets: Collection[str] = (),
     limit_bytes: int = LOG_LIMIT_BYTES,
-    busy_timeout_s: float = BUSY_TIMEOUT_S,
+    read_timeout_s: float = READ_TIMEOUT_S,
 ) -> dict[str, object] | None:
-    """Give a session as `POST /logs` takes it, or None when there is no such session.
+    """Return a session as `POST /logs` takes it, or None when there is no such session.
 
     Posted to `/logs` it takes at most `limit_bytes`, for which some 10,000 are the least.
     What was cut is marked: by a first message of the role `system`, and at the head of a content.
-    The secrets are blanked, in whatever text they are, before it is cut.
+    The secrets are redacted, in whatever text they are, before it is cut.
     Sessions of sub-agents are left out; what they answered is in the messages of their parent.
-    With Python 3.10, SQLite loads a message whole, however long it is, before it is cut.
 
     Raises:
         CrushError: the database cannot be read.
     """
-
-    def question(connection: sqlite3.Connection) -> dict[str, object] | None:
-        return read_log(connection, session_id, limit_bytes, encoded_forms(secrets))
-
-    if session_id != to_valid_unicode(session_id):
-        return None  # SQLite could not even be asked
-    return query_database(database, question, busy_timeout_s)
+    request = Request(str(database), None, session_id, limit_bytes, tuple(secrets))
+    return (await _ask(request, read_timeout_s)).session
 
 
-def session_of_task(
-    database: Path, query: SessionQuery, secrets: Collection[str] = ()
+async def session_of_task(
+    database: Path,
+    query: SessionQuery,
+    secrets: Collection[str] = (),
+    *,
+    read_timeout_s: float = READ_TIMEOUT_S,
 ) -> dict[str, object] | None:
-    """Give the session that a task's agent left, as `POST /logs` takes it; None if it left none.
+    """Return the newest session that certainly is the task's, as `read_session` does.
 
     Raises:
         CrushError: the database cannot be read.
     """
-    session_id = find_session(database, query)
-    return None if session_id is None else read_session(database, session_id, secrets=secrets)
+    request = Request(str(database), query, None, LOG_LIMIT_BYTES, tuple(secrets))
+    return (await _ask(request, read_timeout_s)).session
 
 
-def _begun(connection: sqlite3.Connection, window: tuple[float, float]) -> list[str]:
-    known = check_tables(connection)["sessions"]
-    is_root = "coalesce(parent_session_id, '') = ''" if "parent_session_id" in known else "1"
-    rows = connection.execute(
-        f"SELECT id FROM sessions WHERE created_at BETWEEN ? AND ? AND {is_root} "  # noqa: S608 - one of two constants
-        "ORDER BY created_at DESC, rowid DESC",
-        window,
-    )
-    return [session_id for (session_id,) in rows if isinstance(session_id, str)]
+async def _ask(request: Request, timeout_s: float) -> _Answer:
+    """Ask a child process; it is gone when this returns, whichever way.
 
-
-def _by_mark(
-    connection: sqlite3.Connection, session_ids: list[str], mark: str | None
-) -> tuple[list[str], list[str]]:
-    """Give the sessions with our mark and those with none; not those with another's."""
-    if mark is None:
-        return [], session_ids
-    ours, unmarked = [], []
-    for session_id in session_ids:
-        found = first_mark(connection, session_id)
-        if found is None:
-            unmarked.append(session_id)
-        elif is_mark(found, mark):
-            ours.append(session_id)
-    return ours, unmarked
-
-
-def _asked(
-    connection: sqlite3.Connection, session_ids: list[str], prompt: str | None
-) -> list[_Asked]:
-    """Give the sessions that begin with the prompt, or else those that begin with more than it."""
-    if prompt is None:
-        return [_Asked(session_id, "") for session_id in session_ids]
-    # In the order of their writing, which the index has: by time, each message would be read.
-    alike, containing = [], []
-    for session_id in session_ids:
-        row = connection.execute(
-            "SELECT rowid FROM messages WHERE session_id = ? AND role = 'user' "
-            "ORDER BY rowid LIMIT 1",
-            (session_id,),
-        ).fetchone()
-        said = (
-            _squeezed(read_content(connection, row[0], _LONGEST_PROMPT_BYTES).text) if row else ""
-        )
-        if said == prompt:
-            alike.append(_Asked(session_id, said))
-        elif prompt in said:
-            containing.append(_Asked(session_id, said))
-    return alike or containing
-
-
-def _may_be_anothers(said: str, prompt: str | None, others: list[str | None]) -> bool:
-    """Tell whether a session that has no mark can have been begun by one of the other tasks.
-
-    One whose prompt is a part of ours would have said less.
+    Raises:
+        CrushError: it cannot be started, or cannot read the database within its limits.
     """
-    if prompt is None:
-        return bool(others)
-    return any(
-        said != prompt
-        if other is None
-        else other in said and (other == prompt or other not in prompt)
-        for other in others
-    )
+    if not await anyio.to_thread.run_sync(os.path.lexists, request.database):
+        return _Answer(Candidates([], certain=False), None)
+    # A copy belongs on a disk; /tmp may be memory.
+    parent_dir = _DISK_TEMP if os.access(_DISK_TEMP, os.W_OK | os.X_OK) else None
+    try:
+        async with _AT_ONCE:
+            with tempfile.TemporaryDirectory(prefix="victoria-crush-", dir=parent_dir) as copy_dir:
+                return await _run_child(replace(request, copy_dir=copy_dir), timeout_s)
+    except OSError as error:
+        raise CrushError(f"{_CANNOT}: {error.strerror or error}") from error
 
 
-def _squeezed(text: str) -> str:
-    return " ".join(text.split())
+async def _run_child(request: Request, timeout_s: float) -> _Answer:
+    with subprocess.Popen(  # noqa: ASYNC220 - our own program; vfork takes a millisecond
+        [sys.executable, "-m", "runner.crush"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        cwd=_SOURCE,  # the first entry of its sys.path: never a folder of the agent's
+        start_new_session=True,  # an operator's Ctrl-C drains, and must not end it
+    ) as child:
+        with anyio.move_on_after(timeout_s) as scope:
+            async with anyio.create_task_group() as group:
+                group.start_soon(_kill_when_cancelled, child)
+                answer = await anyio.to_thread.run_sync(_talk, child, request)
+                group.cancel_scope.cancel()
+    await anyio.lowlevel.checkpoint_if_cancelled()
+    if scope.cancel_called:
+        raise CrushError(f"{_CANNOT}: it takes longer than {timeout_s:g} s")
+    if isinstance(answer, CrushError):
+        raise answer
+    return answer
 
 
-def session_mark(task_id: str) -> str:
-    """Give the text that is only in a task's own session: the reporter told it to the agent."""
-    return f"victoria-reporter/{task_id}"
+async def _kill_when_cancelled(child: subprocess.Popen[bytes]) -> None:
+    try:
+        await anyio.sleep_forever()
+    finally:
+        child.kill()  # which ends the thread that talks to it
 
 
-def is_mark(found: str | None, mark: str) -> bool:
-    """Tell whether a mark is this one, and not only begins alike; it may end a sentence."""
-    return found is not None and found.rstrip(".") == mark.rstrip(".")
-
-
-def first_mark(connection: sqlite3.Connection, session_id: str) -> str | None:
-    """Give the mark that came first in a session; None when there is none in it.
-
-    An agent can have met the marks of others by reading what they left; its own comes with the
-    first answer of its reporter.
-    """
-    for row in rows_to_search(connection, session_id, _PATTERN, _MOST_BYTES):
-        parts, _ = end_of_parts(connection, row, _MOST_BYTES)
-        found = _MARK.search(parts)
-        if found is not None:
-            return found[0].decode()
-    return None
+def _talk(child: subprocess.Popen[bytes], request: Request) -> _Answer | CrushError:
+    if child.stdin is None or child.stdout is None:
+        raise AssertionError("both are pipes")
+    with suppress(BrokenPipeError), child.stdin:
+        path = str(Path(request.database).absolute())  # it works in another folder
+        child.stdin.write(json.dumps({**asdict(request), "database": path}).encode())
+    lines, size = [], 0
+    # Line by line, so that one wide character does not widen all of the log in memory.
+    while (line := child.stdout.readline(_MAX_ANSWER_BYTES)).endswith(b"\n"):
+        size += len(line)
+        if size > _MAX_ANSWER_BYTES:
+            break
+        lines.append(json.loads(line))
+    if line:
+        child.kill()
+        return CrushError(f"{_CANNOT}: it has too many sessions")
+    if code := child.wait():
+        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return CrushError(f"{_CANNOT}: the process that reads it ended by {how}")
+    head, *messages = lines
+    if "error" in head:
+        return CrushError(head["error"])
+    if head["session"] is not None:
+        head["session"]["messages"] = messages
+    return _Answer(Candidates(head["ids"], head["certain"]), head["session"])

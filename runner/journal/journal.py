@@ -263,8 +263,16 @@ class Journal(Database):
         return EndReason(row["stop_reason"])
 
     @transaction
-    def end(self, task_id: str, outcome: Outcome, reports: Iterable[Report], now: float) -> None:
-        """Write the outcome and the reports about it, in one transaction."""
+    def end(
+        self,
+        task_id: str,
+        outcome: Outcome,
+        reports: Iterable[Report],
+        now: float,
+        *,
+        is_log_pending: bool = False,
+    ) -> None:
+        """Write the outcome with its reports, or that they wait for the log."""
         self._move(
             task_id,
             TaskState.ENDED,
@@ -272,8 +280,18 @@ class Journal(Database):
             message=outcome.message,
             exit_code=outcome.exit_code,
             ended_at=now,
+            log_pending=is_log_pending,
         )
         self._post(task_id, reports, now)
+
+    @transaction
+    def release(self, task_id: str, reports: Iterable[Report], now: float) -> None:
+        """Post the final reports of a task whose log was pending; nothing if that was done."""
+        released = self.connection.execute(
+            "UPDATE tasks SET log_pending = 0 WHERE task_id = ? AND log_pending", (task_id,)
+        )
+        if released.rowcount:
+            self._post(task_id, reports, now)
 
     @transaction
     def report_again(self, task_id: str, report: Report, now: float) -> bool:

@@ -70,8 +70,14 @@ CREATE TABLE outbox (
 );
 """
 _ENGINE_OF_A_TASK = "ALTER TABLE tasks ADD COLUMN engine TEXT;"
+_LOG_PENDING = "ALTER TABLE tasks ADD COLUMN log_pending INTEGER NOT NULL DEFAULT 0;"
 _EXTENSIONS_OF_A_REGISTRATION = "ALTER TABLE identities ADD COLUMN extensions TEXT;"
-MIGRATIONS: tuple[str, ...] = (_FIRST_SCHEMA, _ENGINE_OF_A_TASK, _EXTENSIONS_OF_A_REGISTRATION)
+MIGRATIONS: tuple[str, ...] = (
+    _FIRST_SCHEMA,
+    _ENGINE_OF_A_TASK,
+    _LOG_PENDING,
+    _EXTENSIONS_OF_A_REGISTRATION,
+)
 """Each brings the schema from its index to the next version, kept in `user_version`."""
 _INDICES = """
 CREATE INDEX IF NOT EXISTS letters ON outbox
@@ -264,6 +270,7 @@ def task_from_row(row: sqlite3.Row) -> Task:
             exit_code=row["exit_code"],
             message=row["message"],
             ended_at=row["ended_at"],
+            is_log_pending=bool(_column(row, "log_pending")),
         )
     except (ValueError, TypeError, KeyError) as error:
         raise JournalError(f"the text of task {row['task_id']!r} is damaged") from error
@@ -306,10 +313,9 @@ def object_from_text(text: object) -> Mapping[str, object] | None:
     return body if isinstance(body, dict) else None
 
 
-def _column(row: sqlite3.Row, name: str) -> str | None:
+def _column(row: sqlite3.Row, name: str) -> Any:  # noqa: ANN401 - as the column has it
     """Return a column that later versions added: a reader may come before the migration."""
-    text: str | None = row[name] if name in row.keys() else None  # noqa: SIM118 - not a mapping
-    return text
+    return row[name] if name in row.keys() else None  # noqa: SIM118 - not a mapping
 
 
 def _reason(word: str | None) -> EndReason | None:

@@ -185,8 +185,8 @@ async def _attempt(runner: RunnerContext, loop: str, entry: OutboxEntry, *, is_l
 
 
 def _longest_call_s(runner: RunnerContext) -> float:
-    """Return the longest time of a delivery: a log is sent up to three times, ever shorter."""
-    return 3 * runner.timings.call_timeout_s + (18 << 20) / SLOWEST_UPLOAD_BYTES_PER_S
+    """Return the longest time of a delivery: a log that is too long is sent twice."""
+    return 2 * runner.timings.call_timeout_s + (12 << 20) / SLOWEST_UPLOAD_BYTES_PER_S
 
 
 def _most_unexplained(entry: OutboxEntry) -> int:

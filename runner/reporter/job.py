@@ -6,18 +6,15 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import anyio
-import anyio.to_thread
 
-from runner.crush.database import CrushError
 from runner.crush.sessions import (
     Candidates,
+    CrushError,
     SessionQuery,
     find_sessions,
     read_session,
@@ -33,8 +30,7 @@ _PROCESSES = Path("/proc")
 _MOST_BYTES = 1 << 20
 _HEADER_SAFE = re.compile(r"[\x21-\x7e]*")
 log = logging.getLogger(__name__)
-_LOOK_PATIENCE_S = 2.0
-T = TypeVar("T")
+_LOOK_TIMEOUT_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -141,17 +137,12 @@ class JobSession:
     async def known_id(self) -> str | None:
         """Return its id, or None after a short timeout: a report is sent without it as well."""
         if self._id is None:
-            look = partial(
-                find_sessions, self._job.database, self._wanted, busy_timeout_s=_LOOK_PATIENCE_S
-            )
-            try:
-                found = await _within(anyio.current_time() + _LOOK_PATIENCE_S, look)
-            except CrushError as error:
-                log.warning("%s", error)
-                return None
-            except Unavailable:
-                return None
-            self._id = found.ids[0] if found.certain else None
+            with anyio.move_on_after(_LOOK_TIMEOUT_S):
+                try:
+                    candidates = await find_sessions(self._job.database, self._wanted)
+                    self._id = candidates.ids[0] if candidates.certain else None
+                except CrushError as error:
+                    log.warning("%s", error)
         return self._id
 
     async def read(self, session_id: str | None, until: float) -> Mapping[str, object]:
@@ -162,15 +153,19 @@ class JobSession:
             CrushError: the database cannot be read.
             Unavailable: it takes until after `until`, a time on the event loop's clock.
         """
-        return await _within(until, partial(self._read, session_id))
+        try:
+            with anyio.fail_after(max(0.0, until - anyio.current_time())):
+                return await self._read(session_id)
+        except TimeoutError:
+            raise Unavailable("reading the Crush database takes too long") from None
 
-    def _read(self, session_id: str | None) -> Mapping[str, object]:
-        found = find_sessions(self._job.database, self._wanted)
+    async def _read(self, session_id: str | None) -> Mapping[str, object]:
+        candidates = await find_sessions(self._job.database, self._wanted)
         if session_id is None:
-            session_id = self._latest(found)
-        if session_id not in found.ids:
+            session_id = self._latest(candidates)
+        if session_id not in candidates.ids:
             raise NothingToHandIn(f"this task has no session {session_id[:80]!r}")
-        session = read_session(self._job.database, session_id, secrets=self._job.secrets)
+        session = await read_session(self._job.database, session_id, secrets=self._job.secrets)
         if session is None:
             raise NothingToHandIn(f"the session {session_id!r} is gone")
         return session
@@ -184,12 +179,3 @@ class JobSession:
                 f"{session_mark(self._job.task_id)}, call this tool again"
             )
         return found.ids[0]
-
-
-async def _within(until: float, read: Callable[[], T]) -> T:
-    """Return what `read` returns in a worker thread, which is abandoned on timeout."""
-    try:
-        with anyio.fail_after(max(0.0, until - anyio.current_time())):
-            return await anyio.to_thread.run_sync(read, abandon_on_cancel=True)
-    except TimeoutError:
-        raise Unavailable("reading the Crush database takes too long") from None

@@ -9,7 +9,7 @@ sent again, unless the agent went on without a final status.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import TypeVar
 
@@ -31,7 +31,6 @@ from runner.timing import Retry, retry
 from runner.workspace.handover import FinalStatus, ReporterState, read_reporter_state
 
 log = logging.getLogger(__name__)
-FINAL_LOG_TIMEOUT_S = 60.0
 T = TypeVar("T")
 
 
@@ -60,15 +59,41 @@ def _may_be_under_removal(task: TaskContext, container: Container) -> bool:
 
 
 async def write_end(task: TaskContext, end: Outcome, container: Container | None = None) -> None:
-    """Write down an end that is known, and what is to be told about it."""
+    """Write down an outcome, then report it; of a container that ran, with its agent's log.
+
+    These are two transactions: nothing that the agent left may keep its outcome from being known.
+    """
     now = task.runner.clock.wall_s()
-    reports = await final_reports(task.record, task.runner, end, container)
-    await task.persist(lambda: task.runner.journal.end(task.task_id, end, reports, now))
+    has_run = _may_have_run(task.record, end, container)
+    reports = [] if has_run else [final_report(task.task_id, end, now)]
+    await task.persist(
+        lambda: task.runner.journal.end(task.task_id, end, reports, now, is_log_pending=has_run)
+    )
     task.runner.outbox.notify()
     log.info(
         "task has ended",
         extra=fields(task_id=task.task_id, reason=end.reason.value, exit_code=end.exit_code),
     )
+    if has_run:
+        await task.reload()
+        until = anyio.current_time() + task.runner.timings.final_log_timeout_s
+        await _report(task, container, await _reporter_state(task, until), until)
+
+
+async def recover_report(task: TaskContext) -> None:
+    """Report an outcome of which an earlier runner, or attempt, has only written it down."""
+    until = anyio.current_time() + task.runner.timings.final_log_timeout_s
+    # First, so that a silent engine does not cost the agent's final status.
+    state = await _reporter_state(task, until)
+    container = None
+    with anyio.CancelScope(deadline=until):
+        container = await task.inspect()
+    await _report(task, container, state, until)
+
+
+async def release_without_log(task: TaskContext) -> None:
+    """Report an outcome alone."""
+    await _release(task, [final_report(task.task_id, _outcome(task), task.runner.clock.wall_s())])
 
 
 async def close(task: TaskContext) -> None:
@@ -102,25 +127,47 @@ async def _remove(task: TaskContext) -> None:
     await retry(lambda: task.engine.remove(task.container_name), EngineError, attempts)
 
 
-async def final_reports(
-    task: Task, runner: RunnerContext, end: Outcome, container: Container | None
-) -> list[Report]:
-    """Give the reports that close a task, in the order in which they are to be delivered."""
-    now = runner.clock.wall_s()
-    if not _may_have_run(task, end, container):
-        return [final_report(task.task_id, end, now)]
-    secrets = await secrets_of(task.task_id, runner, container)
-    home = runner.settings.victoria_home
-    trace = await _read(task, partial(read_reporter_state, home, task.task_id)) or ReporterState()
-    session = await _session_to_hand_in(task, runner, container, trace, secrets)
-    word = trace.final
-    session_id = trace.log_session_id or (word and word.session_id)
+async def _report(
+    task: TaskContext, container: Container | None, state: ReporterState, until: float
+) -> None:
+    """Look for the agent's log until that moment on the event loop's clock, then report."""
+    secrets = await secrets_of(task.task_id, task.runner, container)
+    session = await _read(
+        task.task_id,
+        lambda: _session_to_hand_in(task.record, task.runner, container, state, secrets),
+        until,
+    )
+    final = state.final
+    session_id = state.log_session_id or (final and final.session_id)
     if session is not None:
         session_id = str(session["id"])
-    report = final_report(task.task_id, end, now, session_id)
-    if word is not None:
-        report = _repeat_agent_status(report, end, word, secrets)
-    return [report] if session is None else [log_report(task.task_id, session), report]
+    end = _outcome(task)
+    report = final_report(task.task_id, end, task.runner.clock.wall_s(), session_id)
+    if final is not None:
+        report = _repeat_agent_status(report, end, final, secrets)
+    await _release(
+        task, [report] if session is None else [log_report(task.task_id, session), report]
+    )
+
+
+async def _release(task: TaskContext, reports: list[Report]) -> None:
+    now = task.runner.clock.wall_s()
+    await task.persist(lambda: task.runner.journal.release(task.task_id, reports, now))
+    task.runner.outbox.notify()
+
+
+def _outcome(task: TaskContext) -> Outcome:
+    if task.record.outcome is None:
+        raise AssertionError("it is written down first")
+    return task.record.outcome
+
+
+async def _reporter_state(task: TaskContext, until: float) -> ReporterState:
+    read = partial(read_reporter_state, task.runner.settings.victoria_home, task.task_id)
+    state = await _read(
+        task.task_id, lambda: anyio.to_thread.run_sync(read, abandon_on_cancel=True), until
+    )
+    return state or ReporterState()
 
 
 async def secrets_of(task_id: str, runner: RunnerContext, container: Container | None) -> list[str]:
@@ -170,7 +217,7 @@ async def _session_to_hand_in(
         started_at = container.started_at
     if started_at is None or task.assignment is None:
         return None
-    ended_at = runner.clock.wall_s()
+    ended_at = task.ended_at or runner.clock.wall_s()
     # An earlier end than the start is told when the clock was set back in between.
     if container is not None and (container.finished_at or 0) >= started_at:
         ended_at = container.finished_at or ended_at
@@ -189,27 +236,24 @@ async def _session_to_hand_in(
         tuple((other.assignment and other.assignment.prompt) or None for other in beside),
     )
     database = runner.settings.victoria_home / ".crush" / "crush.db"
-    session = await _read(task, partial(session_of_task, database, query, secrets))
+    session = await session_of_task(database, query, secrets)
     if session is not None and digest_of(session) == trace.log_digest:
         return None
     return session
 
 
-async def _read(task: Task, read: Callable[[], T]) -> T | None:
-    """Read what a container has left; None if that cannot be done: the end is known without."""
+async def _read(task_id: str, read: Callable[[], Awaitable[T]], until: float) -> T | None:
+    """Return what `read` finds of what the agent left; None if it cannot be read in time."""
     try:
-        # The agent owns that folder: a pipe in a file's place would never be opened.
-        with anyio.fail_after(FINAL_LOG_TIMEOUT_S):
-            return await anyio.to_thread.run_sync(read, abandon_on_cancel=True)
+        with anyio.fail_after(max(0.0, until - anyio.current_time())):
+            return await read()
     except TimeoutError:
         log.warning(
-            "cannot read what the agent left: not done in %g s",
-            FINAL_LOG_TIMEOUT_S,
-            extra=fields(task_id=task.task_id),
+            "cannot read what the agent left: it takes too long", extra=fields(task_id=task_id)
         )
     except RunnerError as error:
-        log.warning("%s", error, extra=fields(task_id=task.task_id))
+        log.warning("%s", error, extra=fields(task_id=task_id))
     except Exception:
         # How the task ended is known; what the agent left must not change that.
-        log.exception("a defect met what an agent left", extra=fields(task_id=task.task_id))
+        log.exception("a defect met what an agent left", extra=fields(task_id=task_id))
     return None

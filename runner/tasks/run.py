@@ -15,7 +15,7 @@ from runner.log import fields
 from runner.model import EndReason, Task, TaskState
 from runner.node import persist
 from runner.tasks.context import RunnerContext, TaskContext, TaskReassigned
-from runner.tasks.finish import close, finish, write_end
+from runner.tasks.finish import close, finish, recover_report, release_without_log, write_end
 from runner.tasks.outcome import outcome_without_container
 from runner.tasks.prepare import prepare
 from runner.tasks.start import recover_cancelled, recover_container, start
@@ -49,6 +49,8 @@ class TaskRun:
         try:
             if task.record.state is not TaskState.ENDED:
                 await self._run_to_end()
+            elif task.record.is_log_pending:
+                await recover_report(task)
         except TaskReassigned as error:
             log.warning("task is dropped: %s", error, extra=fields(task_id=task.task_id))
             await task.persist(lambda: task.runner.journal.drop(task.task_id))
@@ -66,6 +68,8 @@ class TaskRun:
         """End the task because of a defect of the runner."""
         if self._task.record.state is not TaskState.ENDED:
             await write_end(self._task, outcome_without_container(EndReason.UNSTARTABLE, why))
+        elif self._task.record.is_log_pending:
+            await release_without_log(self._task)
         self._leave_slot()
         await close(self._task)
 

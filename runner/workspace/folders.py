@@ -58,16 +58,26 @@ def open_below(home: Path, names: Iterable[str], *, make: bool) -> int:
     return handle
 
 
-def read_below(folder: int, name: str, max_bytes: int) -> bytes:
-    """Read a regular file in an open folder, without trust in what it is.
+def open_file(folder: int, name: str) -> int:
+    """Open a regular file in an open folder, without trust in what it is.
 
     Raises:
-        OSError: it is missing, not a regular file, or longer than `max_bytes`.
+        OSError: it is missing, a link, or not a regular file.
     """
     handle = os.open(name, _OLD_FILE, dir_fd=folder)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
-        raise OSError(errno.EINVAL, "it is not a regular file")
+        raise OSError(errno.EINVAL, f"{name} is not a regular file")
+    return handle
+
+
+def read_below(folder: int, name: str, max_bytes: int) -> bytes:
+    """Read a file in an open folder, as `open_file` opens it.
+
+    Raises:
+        OSError: it cannot be opened, or is longer than `max_bytes`.
+    """
+    handle = open_file(folder, name)
     with open(handle, "rb", buffering=0) as file:  # noqa: PTH123 - pathlib knows no handles
         content = bytearray()
         while len(content) <= max_bytes and (block := file.read(_BLOCK_BYTES)):

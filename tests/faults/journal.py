@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 WRITES = (
     *("identity", "refused"),
     *("accepted", "rejected", "adopted", "starting", "running", "stop", "ended", "closed"),
-    *("forgotten", "postponed", "delivered", "parked"),
+    *("released", "forgotten", "postponed", "delivered", "parked"),
 )
 """The transactions that surround a change of the world; most are named after the state."""
 

@@ -72,7 +72,8 @@ def name_of(statement: str, parameters: Any) -> str | None:  # noqa: ANN401 - as
         state = next((state for state in states if state in tuple(parameters)), None)
         if verb == "INSERT":
             return {"ended": "rejected", "running": "adopted"}.get(state or "", state)
-        return "forgotten" if verb == "DELETE" else state or "stop"
+        other = "released" if "SET log_pending" in statement else "stop"
+        return "forgotten" if verb == "DELETE" else state or other
     if table == "outbox" and "SET attempts = 0" in statement:
         return None  # goes with the letter that is delivered
     if table == "outbox":

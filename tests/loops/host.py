@@ -17,7 +17,7 @@ from runner.redaction import Secret
 from runner.settings import Settings
 from runner.systemd import Notifier, Watchdog
 from runner.tasks.context import RunnerContext
-from runner.timing import DEFAULT_TIMINGS, ChangeSignal
+from runner.timing import DEFAULT_TIMINGS, ChangeSignal, Timings
 from tests.loops.engine import ObstructedEngine
 from tests.loops.orchestrator import BEAT, FINAL, TOKEN
 from tests.unit.until import DEADLINE_S, until
@@ -148,13 +148,14 @@ class Host:
         self,
         *,
         watchdog_s: float | None = None,
+        timings: Timings = DEFAULT_TIMINGS,
         **changed: Any,  # noqa: ANN401 - as above
     ) -> AsyncIterator[Run]:
         """Run a runner until it ends or the block does; then it is gone without a word."""
         life = Run(HeardNotifier(self.clock, watchdog_s))
 
         scope = anyio.CancelScope()
-        self.group.start_soon(self._live, life, scope, self.settings(**changed))
+        self.group.start_soon(self._live, life, scope, self.settings(**changed), timings)
         try:
             yield life
         finally:
@@ -164,10 +165,14 @@ class Host:
         if life.error is not None:
             raise life.error
 
-    async def _live(self, life: Run, scope: anyio.CancelScope, settings: Settings) -> None:
+    async def _live(
+        self, life: Run, scope: anyio.CancelScope, settings: Settings, timings: Timings
+    ) -> None:
         try:
             with scope:
-                life.exit_code = await run(settings, self.engine, life.notifier, self.clock)
+                life.exit_code = await run(
+                    settings, self.engine, life.notifier, self.clock, timings
+                )
         except Exception as error:  # noqa: BLE001 - it is raised where the test waits for the end
             life.error = error
             self.clock.fail(error)

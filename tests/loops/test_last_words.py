@@ -13,17 +13,22 @@ import pytest
 from runner.api.client import OrchestratorClient
 from runner.crush.log import digest_of
 from runner.crush.sessions import read_session, session_mark
+from runner.errors import EngineSilent
 from runner.model import log_body
 from runner.reporter.job import job_in
 from runner.reporter.reporter import Reporter
+from runner.timing import DEFAULT_TIMINGS
 from runner.workspace.handover import FinalStatus, ReporterState, write_reporter_state
 from tests.fakes.crush import Crush, text
+from tests.fakes.hostile_crush import SCHEMAS, hostile_crush
 from tests.loops.host import IDLE, container_of
 from tests.loops.orchestrator import LOGS, STATUS
 from tests.unit.scripted_server import told
-from tests.unit.until import DEADLINE_S
+from tests.unit.until import DEADLINE_S, until
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from anyio.abc import ByteStream
 
     from tests.loops.host import Host
@@ -210,7 +215,7 @@ async def test_log_that_was_not_handed_in_is_before_the_end(host: Host, crush: C
     crush.say("s1", text("There are 12."))
     end = await ended(host)
 
-    session = read_session(crush.path, "s1")
+    session = await read_session(crush.path, "s1")
     assert session is not None
     assert logs(host) == [log_body("t-1", session)]
     assert end["crush_session_id"] == "s1"
@@ -235,7 +240,7 @@ async def test_log_without_a_final_word_is_handed_in_again_if_it_has_grown(
     crush: Crush,
     goes_on: bool,  # noqa: FBT001 - pytest passes it
 ) -> None:
-    session = read_session(crush.path, "s1")
+    session = await read_session(crush.path, "s1")
     assert session is not None
     trace = ReporterState(digest_of(session), "s1")
     if goes_on:
@@ -348,6 +353,122 @@ async def test_what_is_secret_leaves_neither_in_the_log_nor_in_the_agents_word(
     assert variables["VICTORIA_SECRETS"] == "API_PASSWORD"
 
 
+# Two transactions: the outcome, then its log and status
+
+
+class Unfinished:
+    """A transaction of Crush that is under way: its database is not read meanwhile."""
+
+    def __init__(self, database: Path) -> None:
+        self._journal = database.with_name("crush.db-journal")
+        self._journal.write_text("not empty")
+
+    def end(self) -> None:
+        """Be over."""
+        self._journal.unlink()
+
+
+@pytest.fixture
+def unfinished(crush: Crush) -> Unfinished:
+    """Begin such a transaction."""
+    return Unfinished(crush.path)
+
+
+PENDING = {"state": "ended", "end_reason": "completed", "log_pending": 1}
+
+
+async def wait_until_log_is_pending(host: Host) -> None:
+    """Run the task to its outcome; nothing of it may be reported while its log is looked for."""
+    await host.wait_for_state("t-1", "running")
+    host.let_go()
+    await host.wait_for_state("t-1", "ended")
+    await anyio.sleep(0.5)
+    assert host.rows("SELECT state, end_reason, log_pending FROM tasks") == [PENDING]
+    assert host.rows("SELECT * FROM outbox") == []
+
+
+@pytest.mark.parametrize("once", [False, True], ids=["serving", "draining"])
+async def test_outcome_is_written_down_first_and_its_status_waits_for_the_log(
+    host: Host,
+    unfinished: Unfinished,
+    once: bool,  # noqa: FBT001 - pytest passes it
+) -> None:
+    host.orchestrator.offer("t-1", PROMPT)
+    async with host.runner(once=once) as life:
+        await wait_until_log_is_pending(host)
+        unfinished.end()
+        end = await host.wait_for_end("t-1")
+        if once:
+            assert await life.end() == 0
+
+    assert end["crush_session_id"] == "s1"
+    paths = [call.request.target for call in host.orchestrator.calls]
+    assert [path for path in paths if path in {LOGS, STATUS}] == [STATUS, LOGS, STATUS]
+
+
+async def test_log_that_a_runner_had_not_looked_for_is_looked_for_by_the_next(
+    host: Host, unfinished: Unfinished
+) -> None:
+    host.orchestrator.offer("t-1", PROMPT)
+    async with host.runner():
+        await host.wait_for_state("t-1", "running")
+        write_reporter_state(host.home, "t-1", ReporterState(final=said("error", is_sent=False)))
+        await wait_until_log_is_pending(host)
+    unfinished.end()
+    async with host.runner():
+        end = await host.wait_for_end("t-1")
+
+    assert (end["status"], end["crush_session_id"]) == ("error", "s1")
+    assert end["message"].startswith("by the agent\n\nIts container, after that: completed: ")
+    assert len(logs(host)) == 1
+
+
+@pytest.mark.usefixtures("unfinished")
+async def test_status_does_not_wait_for_a_log_beyond_its_time(
+    host: Host, log: pytest.LogCaptureFixture
+) -> None:
+    host.orchestrator.offer("t-1", PROMPT)
+    timings = replace(DEFAULT_TIMINGS, final_log_timeout_s=0.3)
+    async with host.runner(timings=timings):
+        await host.wait_for_state("t-1", "running")
+        host.let_go()
+        end = await host.wait_for_end("t-1")
+
+    assert end["message"].startswith("completed: exit code 0")
+    assert logs(host) == []
+    assert "cannot read what the agent left: it takes too long" in log.text
+
+
+async def test_final_word_of_the_agent_stands_though_its_engine_is_silent_after_a_restart(
+    host: Host, unfinished: Unfinished
+) -> None:
+    host.orchestrator.offer("t-1", PROMPT)
+    async with host.runner():
+        await host.wait_for_state("t-1", "running")
+        write_reporter_state(host.home, "t-1", ReporterState(final=said("error", is_sent=False)))
+        await wait_until_log_is_pending(host)
+    unfinished.end()
+    host.engine.break_("inspect", EngineSilent("no answer"))
+    async with host.runner(timings=replace(DEFAULT_TIMINGS, final_log_timeout_s=0.3)):
+        await until(lambda: host.orchestrator.taken[-1]["status"] == "error")
+
+    assert host.orchestrator.taken[-1]["message"].startswith("by the agent")
+
+
+@pytest.mark.parametrize("kind", SCHEMAS)
+async def test_hostile_database_keeps_no_task_from_its_end(host: Host, kind: str) -> None:
+    host.orchestrator.offer("t-1", PROMPT)
+    host.orchestrator.offer("t-2", "[print-line and on]")
+    with hostile_crush(host.home / ".crush" / "crush.db", kind):
+        async with host.runner():
+            await host.wait_for_state("t-1", "running")
+            host.let_go()
+            first = await host.wait_for_end("t-1")
+            second = await host.wait_for_end("t-2")
+
+    assert (first["status"], second["status"]) == ("success", "success")
+
+
 def refusing_over(most_bytes: int, host: Host) -> Callable[[], object]:
     """Give what has the orchestrator take only short logs from then on."""
 
@@ -359,10 +480,10 @@ def refusing_over(most_bytes: int, host: Host) -> Callable[[], object]:
     return lambda: host.orchestrator.always(LOGS, answer)
 
 
-@pytest.mark.parametrize("most_bytes", [6_000_000, 1 << 20])
 async def test_log_that_is_refused_as_too_long_is_cut_and_handed_in(
-    host: Host, crush: Crush, most_bytes: int
+    host: Host, crush: Crush
 ) -> None:
+    most_bytes = 1 << 20
     for number in range(80):
         crush.say("s1", text(f"{number} " + "x" * 100_000))
     await ended(host, "", refusing_over(most_bytes, host))

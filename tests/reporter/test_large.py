@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.crush.log import LOG_LIMIT_BYTES
+from runner.crush.sessions import LOG_LIMIT_BYTES
 from tests.fakes.crush import Crush
 from tests.reporter.held import ROOT, Held
 

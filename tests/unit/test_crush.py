@@ -11,24 +11,29 @@ import tempfile
 import time
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
+import anyio
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from runner.crush.database import CrushError
-from runner.crush.log import LOG_LIMIT_BYTES, truncate, wire_size
+from runner.crush.log import truncate, wire_size
+from runner.crush.search import answer
 from runner.crush.sessions import (
+    LOG_LIMIT_BYTES,
     Candidates,
+    CrushError,
+    Request,
     SessionQuery,
-    find_session,
     find_sessions,
     read_session,
     session_mark,
+    session_of_task,
 )
 from runner.model import log_body
 from tests.fakes.crush import DURING, SCHEMA, Crush, text
+from tests.fakes.hostile_crush import REFUSED, SCHEMAS, hostile_crush
 from tests.unit.another_user import as_another_user
 
 if TYPE_CHECKING:
@@ -38,8 +43,6 @@ TASK_ID = "11111111-2222-4333-8444-555555555555"
 STARTED_AT = 1_700_000_000.7
 ENDED_AT = 1_700_000_100.2
 LIMIT = 20_000
-LONGEST_WRITE_S = 60.0
-"""How long another process may be at a disk that others use."""
 MIB = 1 << 20
 
 OLD_SCHEMA = """
@@ -57,8 +60,20 @@ def crush(tmp_path: Path) -> Iterator[Crush]:
     running.close()
 
 
-def read(database: Path, limit_bytes: int = LOG_LIMIT_BYTES) -> dict[str, object]:
-    session = read_session(database, "s1", limit_bytes=limit_bytes, busy_timeout_s=LONGEST_WRITE_S)
+def ask(database: Path, **fields: object) -> tuple[Candidates, dict[str, object] | None]:
+    """Do in this process what the child does."""
+    with tempfile.TemporaryDirectory() as copy_dir:
+        request = Request(str(database), copy_dir=copy_dir, **fields)  # type: ignore[arg-type]
+        try:
+            return answer(request)
+        finally:
+            assert not list(Path(copy_dir).glob("*")) or sys.exc_info()[0]
+
+
+def read(
+    database: Path, limit_bytes: int = LOG_LIMIT_BYTES, secrets: tuple[str, ...] = ()
+) -> dict[str, object]:
+    _, session = ask(database, session_id="s1", limit_bytes=limit_bytes, secrets=secrets)
     assert session is not None
     assert wire_size(log_body(TASK_ID, session)) <= limit_bytes
     return session
@@ -72,23 +87,23 @@ def contents(session: dict[str, object]) -> list[str]:
     return [str(message["content"]) for message in messages(session)]
 
 
-def find(
-    database: Path,
-    *,
-    prompt: str | None = None,
-    mark: str | None = None,
-    ended_at: float | None = ENDED_AT,
-    others: tuple[str | None, ...] = (),
-) -> str | None:
-    return find_session(database, SessionQuery(STARTED_AT, ended_at, prompt, mark, others))
+def candidates(database: Path, *, ended_at: float | None = ENDED_AT, **known: object) -> Candidates:
+    query = SessionQuery(STARTED_AT, ended_at, **known)  # type: ignore[arg-type]
+    return ask(database, query=query)[0]
+
+
+def find(database: Path, **known: object) -> str | None:
+    found = candidates(database, **known)  # type: ignore[arg-type]
+    return found.ids[0] if found.certain else None
 
 
 # Reading
 
 
-def test_session_is_given_as_the_orchestrator_takes_it(crush: Crush) -> None:
+def test_session_is_read_as_the_orchestrator_takes_it(crush: Crush) -> None:
     crush.begin("s1", prompt="Count the sales")
-    crush.say("s1", text("There are 12."))
+    crush.begin("s2", prompt="another's")
+    crush.begin("s3", parent="s1", prompt="a sub-agent's")
 
     assert read(crush.path) == {
         "id": "s1",
@@ -108,155 +123,68 @@ def test_session_is_given_as_the_orchestrator_takes_it(crush: Crush) -> None:
                 "created_at": DURING,
                 "finished_at": DURING + 1,
             },
-            {
-                "id": "m2",
-                "role": "assistant",
-                "content": "There are 12.",
-                "model": "a-model",
-                "provider": "a-provider",
-                "created_at": DURING,
-                "finished_at": DURING + 1,
-            },
         ],
     }
 
 
 def test_messages_come_in_the_order_of_their_times_then_of_their_writing(crush: Crush) -> None:
     crush.begin("s1")
-    for said, at in (("third", 30), ("first", 10), ("second", 20), ("fourth", 30)):
-        crush.say("s1", text(said), at=at)
+    for content, at in (("third", 30), ("first", 10), ("second", 20), ("fourth", 30)):
+        crush.say("s1", text(content), at=at)
 
     assert contents(read(crush.path)) == ["first", "second", "third", "fourth"]
 
 
-def test_messages_of_other_sessions_and_of_sub_agents_are_left_out(crush: Crush) -> None:
-    crush.begin("s1", prompt="mine")
-    crush.begin("s2", prompt="another's")
-    crush.begin("s3", parent="s1", prompt="a sub-agent's")
-
-    assert contents(read(crush.path)) == ["mine"]
-
-
-@pytest.mark.parametrize(
-    ("kind", "data", "shown"),
-    [
-        ("text", {"text": "Ünïcödé 🚀"}, "Ünïcödé 🚀"),
-        ("reasoning", {"thinking": "So.", "signature": "xyz"}, "[reasoning]\nSo."),
-        ("reasoning", {"thinking": "", "signature": "xyz"}, ""),
-        (
-            "tool_call",
-            {"id": "c1", "name": "bash", "input": '{"command":"ls"}', "finished": True},
-            '[tool call: bash]\n{"command":"ls"}',
-        ),
-        (
-            "tool_result",
-            {"tool_call_id": "c1", "name": "bash", "content": "a.csv", "is_error": False},
-            "[tool result: bash]\na.csv",
-        ),
-        (
-            "tool_result",
-            {"tool_call_id": "c1", "name": "bash", "content": "no", "is_error": True},
-            "[tool error: bash]\nno",
-        ),
-        (
-            "shell_command",
-            {"command": "ls", "output": "a.csv", "exit_code": 0},
-            "$ ls\na.csv\n[exit code 0]",
-        ),
-        ("image_url", {"url": "https://example.com/a.png"}, "[image: https://example.com/a.png]"),
-        ("image_url", {"url": "data:image/png;base64,AAAA"}, "[image: data:image/png;base64]"),
-        (
-            "binary",
-            {"Path": "a.png", "MIMEType": "image/png", "Data": "AAAA"},
-            "[file: a.png, image/png]",
-        ),
-        ("finish", {"reason": "end_turn", "time": 1}, ""),
-        (
-            "finish",
-            {"reason": "error", "time": 1, "message": "Overloaded", "details": "529"},
-            "[finished: error] Overloaded 529",
-        ),
-        ("novelty", {"a": 1}, '{"type": "novelty", "data": {"a": 1}}'),
-        ("text", {"text": 7}, '{"type": "text", "data": {"text": 7}}'),
-    ],
-)
-def test_each_type_of_part_is_shown_as_text(
-    crush: Crush, kind: str, data: dict[str, object], shown: str
-) -> None:
-    crush.begin("s1")
-    crush.say("s1", [{"type": kind, "data": data}])
-
-    assert contents(read(crush.path)) == [shown]
-
-
-def test_parts_are_shown_with_an_empty_line_between(crush: Crush) -> None:
-    crush.begin("s1")
-    crush.say("s1", [*text("one"), *text("two")])
-
-    assert contents(read(crush.path)) == ["one\n\ntwo"]
+def part(kind: str, **data: object) -> list[object]:
+    return [{"type": kind, "data": data}]
 
 
 @pytest.mark.parametrize(
     ("stored", "shown"),
     [
+        (text("Ünïcödé 🚀"), "Ünïcödé 🚀"),
+        ([*text("one"), *text("two")], "one\n\ntwo"),
+        (part("reasoning", thinking="So.", signature="xyz"), "[reasoning]\nSo."),
+        (part("reasoning", thinking="", signature="xyz"), ""),
+        (part("tool_call", id="c1", name="bash", input='{"a":1}'), '[tool call: bash]\n{"a":1}'),
+        (part("tool_result", name="bash", content="a.csv"), "[tool result: bash]\na.csv"),
+        (part("tool_result", name="bash", content="no", is_error=True), "[tool error: bash]\nno"),
+        (
+            part("shell_command", command="ls", output="a.csv", exit_code=0),
+            "$ ls\na.csv\n[exit code 0]",
+        ),
+        (part("image_url", url="https://a.example/a.png"), "[image: https://a.example/a.png]"),
+        (part("image_url", url="data:image/png;base64,AAAA"), "[image: data:image/png;base64]"),
+        (part("binary", Path="a.png", MIMEType="image/png"), "[file: a.png, image/png]"),
+        (part("finish", reason="end_turn", time=1), ""),
+        (
+            part("finish", reason="error", message="Overloaded", details="529"),
+            "[finished: error] Overloaded 529",
+        ),
+        (part("novelty", a=1), '{"type": "novelty", "data": {"a": 1}}'),
+        (part("text", text=7), '{"type": "text", "data": {"text": 7}}'),
+        # What cannot be parsed is shown as it is.
         ("no JSON at all", "no JSON at all"),
         ('[{"type": "text", "da', '[{"type": "text", "da'),
         ('{"a": 1}', '{"a": 1}'),
         ("[1" + "0" * 5000 + "]", "[1" + "0" * 5000 + "]"),
         ("[" * 100_000, "[" * 100_000),
-        ("[" + "{}," * 500_000, "[" + "{}," * 500_000),
         ("[]", ""),
         ("", ""),
         (b'[{"type": "text", "data": {"text": "a blob"}}]', "a blob"),
         (b"\x28\xb5\x2f\xfd\x00\x01", "[… 6 compressed bytes …]"),
-    ],
-    ids=[
-        "no JSON",
-        "half a list",
-        "no list",
-        "a number without end",
-        "nested too deep",
-        "nothing but brackets",
-        "no part",
-        "no text",
-        "a blob",
-        "zstd",
-    ],
-)
-def test_parts_that_cannot_be_parsed_are_kept_as_they_are(
-    crush: Crush, stored: str | bytes, shown: str
-) -> None:
-    crush.begin("s1")
-    crush.say("s1", stored)
-
-    assert contents(read(crush.path)) == [shown]
-
-
-@pytest.mark.parametrize(
-    ("stored", "shown"),
-    [
+        # What is not Unicode can still be sent.
         (text("half \ud83d, NUL \x00."), "half ?, NUL \ufffd."),
         (b'[{"type": "text", "data": {"text": "\xff\xfe"}}]', "\ufffd\ufffd"),
         (b"\xc3(", "\ufffd("),
     ],
+    ids=str,
 )
-def test_text_that_is_no_unicode_can_still_be_sent(
-    crush: Crush, stored: object, shown: str
-) -> None:
+def test_parts_of_a_message_are_shown_as_text(crush: Crush, stored: object, shown: str) -> None:
     crush.begin("s1")
     crush.say("s1", stored)
 
-    session = read(crush.path)
-
-    assert contents(session) == [shown]
-    json.dumps(session, allow_nan=False, ensure_ascii=False).encode()
-
-
-def test_invalid_text_in_a_title_can_still_be_sent(crush: Crush) -> None:
-    crush.begin("s1")
-    crush.connection.execute("UPDATE sessions SET title = CAST(x'61FF' AS TEXT)")
-
-    assert read(crush.path)["title"] == "a\ufffd"
+    assert contents(read(crush.path)) == [shown]
 
 
 def test_columns_that_an_older_crush_did_not_have_are_empty(tmp_path: Path) -> None:
@@ -266,91 +194,53 @@ def test_columns_that_an_older_crush_did_not_have_are_empty(tmp_path: Path) -> N
     crush.close()
 
     assert find(crush.path) == "s1"
-    assert read(crush.path) == {
-        "id": "s1",
-        "title": "",
-        "prompt_tokens": 0,
-        "completion_tokens": 0,
-        "cost": 0.0,
-        "created_at": DURING,
-        "updated_at": 0,
-        "messages": [
-            {
-                "id": "m1",
-                "role": "user",
-                "content": "",
-                "model": None,
-                "provider": None,
-                "created_at": DURING,
-                "finished_at": None,
-            }
-        ],
-    }
+    session = read(crush.path)
+    assert (session["title"], session["cost"], session["updated_at"]) == ("", 0.0, 0)
+    (message,) = messages(session)
+    assert (message["content"], message["model"], message["finished_at"]) == ("", None, None)
 
 
-def test_numbers_that_json_does_not_have_are_nought(crush: Crush) -> None:
+def test_values_that_json_does_not_have_are_replaced(crush: Crush) -> None:
     crush.begin("s1")
-    crush.connection.execute("UPDATE sessions SET cost = 9e999, prompt_tokens = 'many'")
+    crush.connection.execute(
+        "UPDATE sessions SET cost = 9e999, prompt_tokens = 'many', title = CAST(x'61FF' AS TEXT)"
+    )
 
     session = read(crush.path)
 
-    assert (session["cost"], session["prompt_tokens"]) == (0.0, 0)
+    assert (session["cost"], session["prompt_tokens"], session["title"]) == (0.0, 0, "a\ufffd")
 
 
 # The database
 
 
-def test_without_a_database_there_is_no_session(tmp_path: Path) -> None:
-    for missing in (tmp_path / "crush.db", tmp_path / "no folder" / "crush.db"):
-        assert find(missing) is None
-        assert read_session(missing, "s1") is None
-
-
-def test_database_that_is_still_empty_has_no_session(tmp_path: Path) -> None:
-    database = tmp_path / "crush.db"
-    database.touch()
-
-    assert find(database) is None
-    assert read_session(database, "s1") is None
+def test_without_a_database_or_a_table_there_is_no_session(tmp_path: Path) -> None:
+    (tmp_path / "empty.db").touch()
+    for missing in ("crush.db", "no folder/crush.db", "empty.db"):
+        assert find(tmp_path / missing) is None
 
 
 @pytest.mark.parametrize("session_id", ["s2", "", "s1\x00", "\ud800"], ids=ascii)
 def test_unknown_session_is_none(crush: Crush, session_id: str) -> None:
     crush.begin("s1")
 
-    assert read_session(crush.path, session_id) is None
+    assert ask(crush.path, session_id=session_id, limit_bytes=LIMIT)[1] is None
 
 
-@pytest.mark.parametrize("name", ["crush.db", "a b?c#d%20é.db"])
-def test_reading_leaves_nothing_beside_a_database_that_nobody_has_open(
-    tmp_path: Path, name: str
-) -> None:
-    crush = Crush(tmp_path / name)
+def test_reading_leaves_nothing_beside_the_database(crush: Crush, tmp_path: Path) -> None:
     crush.begin("s1", prompt="mine")
     crush.close()
 
-    assert find(crush.path, prompt="mine") == "s1"
     assert contents(read(crush.path)) == ["mine"]
-    assert [path.name for path in tmp_path.iterdir()] == [name]
-
-
-def test_damaged_database_is_told(crush: Crush) -> None:
-    crush.begin("s1", prompt="mine")
-    for _ in range(200):
-        crush.say("s1", text("x" * 2000))
-    crush.close()
-    with crush.path.open("r+b") as file:
-        file.seek(8192)
-        file.write(os.urandom(300_000))
-
-    with pytest.raises(CrushError, match=r"^cannot read the Crush database: .*malformed"):
-        read_session(crush.path, "s1")
+    assert [path.name for path in (tmp_path / ".crush").iterdir()] == ["crush.db"]
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(at=st.integers(0, 60_000), damage=st.binary(min_size=1, max_size=64))
 @example(at=4052, damage=b"\x80")  # in the schema's text
-def test_damage_anywhere_is_borne_or_told(at: int, damage: bytes) -> None:
+@example(at=4096, damage=b"x" * 40_000)
+@example(at=0, damage=b"no database")
+def test_damage_anywhere_is_read_around_or_a_crush_error(at: int, damage: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         crush = Crush(Path(folder) / "crush.db")
         with closing(crush.connection):
@@ -363,103 +253,65 @@ def test_damage_anywhere_is_borne_or_told(at: int, damage: bytes) -> None:
 
         with suppress(CrushError):
             find(crush.path, prompt="mine")
-            read_session(crush.path, "s1")
+            ask(crush.path, session_id="s1", limit_bytes=LIMIT)
 
 
-def test_file_that_is_no_database_is_told(tmp_path: Path) -> None:
-    database = tmp_path / "crush.db"
-    database.write_bytes(b"no database" * 1000)
-
-    with pytest.raises(CrushError, match=r"^cannot read the Crush database: file is not"):
-        find(database)
+COMPUTED = "finished_at INTEGER AS (created_at + 1)"
 
 
-def test_database_of_another_program_is_told(tmp_path: Path) -> None:
-    Crush(tmp_path / "crush.db", "CREATE TABLE recipes (id);").close()
-
-    with pytest.raises(CrushError, match="it has no table sessions"):
-        find(tmp_path / "crush.db")
-
-
-def test_tables_without_the_columns_that_matter_are_told(tmp_path: Path) -> None:
-    schema = "CREATE TABLE sessions (id); CREATE TABLE messages (id);"
+@pytest.mark.parametrize(
+    ("schema", "reason"),
+    [
+        ("CREATE TABLE recipes (id);", "it has no table sessions"),
+        ("CREATE TABLE sessions (id); CREATE TABLE messages (id);", "no such column: created_at"),
+        (SCHEMA.replace("finished_at INTEGER", COMPUTED), "its messages are not Crush's"),
+        (SCHEMA.replace("finished_at", "RowId"), "its messages are not Crush's"),
+    ],
+    ids=["another program's", "too few columns", "a generated column", "a column rowid"],
+)
+def test_schema_that_is_not_crushs_is_refused(tmp_path: Path, schema: str, reason: str) -> None:
     Crush(tmp_path / "crush.db", schema).close()
 
-    with pytest.raises(CrushError, match="no such column"):
+    with pytest.raises(CrushError, match=f"^cannot read the Crush database: {reason}"):
         find(tmp_path / "crush.db")
 
 
-def test_table_that_hides_the_numbers_of_its_rows_is_told(tmp_path: Path) -> None:
-    Crush(tmp_path / "crush.db", SCHEMA.replace("finished_at", "RowId")).close()
-
-    with pytest.raises(CrushError, match="its messages are not Crush's"):
-        find(tmp_path / "crush.db")
-
-
-def test_folder_pipe_or_link_in_the_databases_place_is_told(tmp_path: Path, crush: Crush) -> None:
+def test_what_is_not_a_regular_file_below_no_link_is_refused(tmp_path: Path, crush: Crush) -> None:
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to(crush.path)
     (tmp_path / "linked").symlink_to(crush.path.parent)
+    shutil.copy(crush.path, tmp_path / "other.db")
+    os.mkfifo(tmp_path / "other.db-wal")
 
     for path, reason in (
-        ("folder", "it is no file"),
-        ("pipe", "it is no file"),
-        ("link", "it is behind a symbolic link"),
-        ("linked/crush.db", "it is behind a symbolic link"),
+        ("folder", "folder is not a regular file"),
+        ("pipe", "pipe is not a regular file"),
+        ("link", "too many levels of symbolic links"),
+        ("linked/crush.db", "not a directory"),
+        ("other.db", "other.db-wal is not a regular file"),
     ):
         with pytest.raises(CrushError, match=reason):
             find(tmp_path / path)
 
 
-@pytest.mark.parametrize("ending", ["-journal", "-wal", "-shm"])
-def test_pipe_beside_the_database_is_told(crush: Crush, ending: str) -> None:
-    crush.close()
-    beside = crush.path.with_name(crush.path.name + ending)
-    beside.unlink(missing_ok=True)
-    os.mkfifo(beside)
-
-    with pytest.raises(CrushError, match="is no file"):
-        find(crush.path)
-
-
-@pytest.mark.parametrize("journal", ["WAL", "DELETE"])
-def test_database_that_stays_locked_is_told_in_time(crush: Crush, journal: str) -> None:
+def test_database_within_a_transaction_of_a_rollback_journal_is_not_read(crush: Crush) -> None:
     crush.begin("s1")
-    crush.connection.execute(f"PRAGMA journal_mode = {journal}")
-    crush.connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+    crush.connection.execute("PRAGMA journal_mode = DELETE")
     crush.connection.execute("PRAGMA cache_size = 1")
     crush.connection.execute("BEGIN EXCLUSIVE")
     crush.say("s1", text("x" * 200_000))
 
-    began = time.monotonic()
-    with pytest.raises(CrushError, match="another process keeps it locked"):
-        read_session(crush.path, "s1", busy_timeout_s=0.2)
-    assert time.monotonic() - began < 5
-
-
-def test_view_in_a_tables_place_is_not_asked(tmp_path: Path) -> None:
-    schema = """
-        CREATE TABLE messages (id, session_id, role, parts, created_at);
-        CREATE VIEW sessions AS
-            WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n)
-            SELECT i AS id, i AS created_at FROM n;
-    """
-    Crush(tmp_path / "crush.db", schema).close()
-
-    with pytest.raises(CrushError, match="it has no table sessions"):
-        find(tmp_path / "crush.db")
+    with pytest.raises(CrushError, match="another process keeps writing it"):
+        find(crush.path)
 
 
 WRITE = """
 import sqlite3, sys
 
-path, pairs, stays = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "stays"
-connection = sqlite3.connect(path, timeout=90, isolation_level=None)
-for number in range(pairs):
-    if not stays:
-        connection.close()
-        connection = sqlite3.connect(path, timeout=90, isolation_level=None)
+connection = sqlite3.connect(sys.argv[1], timeout=90, isolation_level=None)
+connection.execute("PRAGMA wal_autocheckpoint = 20")
+for number in range(int(sys.argv[2])):
     # Who sees one of the two without the other has seen half a write.
     connection.execute("BEGIN")
     for name in (f"a{number}", f"b{number}"):
@@ -472,56 +324,21 @@ connection.close()
 """
 
 
-@pytest.mark.parametrize("way", ["stays", "comes and goes"])
-def test_session_is_read_whole_while_another_process_writes_it(tmp_path: Path, way: str) -> None:
-    crush = Crush(tmp_path / "crush.db")
+def test_session_is_read_whole_while_another_process_writes_it(crush: Crush) -> None:
     crush.begin("s1")
     crush.close()
-    pairs = 300
+    pairs = 400
 
     counts = []
-    with subprocess.Popen(
-        [sys.executable, "-c", WRITE, str(crush.path), str(pairs), way]
-    ) as writer:
-        deadline = time.monotonic() + 60
-        while writer.poll() is None and time.monotonic() < deadline:
-            counts.append(len(messages(read(crush.path))))
+    with subprocess.Popen([sys.executable, "-c", WRITE, str(crush.path), str(pairs)]) as writer:
+        while writer.poll() is None:
+            with suppress(CrushError):  # it may be written too often
+                counts.append(len(messages(read(crush.path))))
 
     assert writer.returncode == 0
     assert all(count % 2 == 0 for count in counts)
     assert counts == sorted(counts)
     assert len(messages(read(crush.path))) == 2 * pairs
-
-
-COME_AND_GO = """
-import pathlib, sys
-
-path = pathlib.Path(sys.argv[1])
-print("begun", flush=True)
-while True:
-    path.touch()
-    path.unlink()
-"""
-
-
-@pytest.mark.parametrize("ending", ["-wal", "-shm"])
-def test_file_beside_the_database_that_goes_while_we_look_is_no_fault(
-    crush: Crush, ending: str
-) -> None:
-    crush.begin("s1", prompt="mine")
-    crush.close()
-
-    beside = crush.path.with_name(f"crush.db{ending}")
-    with subprocess.Popen(
-        [sys.executable, "-c", COME_AND_GO, str(beside)], stdout=subprocess.PIPE
-    ) as other:
-        try:
-            assert other.stdout is not None
-            other.stdout.readline()
-            for _ in range(1_000):
-                assert contents(read(crush.path)) == ["mine"]
-        finally:
-            other.kill()
 
 
 def test_what_a_killed_crush_left_in_its_wal_is_read(crush: Crush, tmp_path: Path) -> None:
@@ -533,43 +350,169 @@ def test_what_a_killed_crush_left_in_its_wal_is_read(crush: Crush, tmp_path: Pat
     assert contents(read(tmp_path / "left" / "crush.db")) == ["in the database", "in the WAL"]
 
 
-@pytest.mark.parametrize("is_running", [True, False], ids=["running", "ended"])
-def test_database_in_a_folder_that_we_may_not_write_is_read(is_running: bool) -> None:  # noqa: FBT001 - pytest passes it
+def test_database_that_may_only_be_read_is_read_and_one_that_may_not_is_refused() -> None:
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         crush = Crush(folder / "crush.db")
         with closing(crush.connection):
             crush.begin("s1", prompt="mine")
-            if not is_running:
-                crush.close()
-            before = sorted(folder.iterdir())
-            for path in before:
+            for path in folder.iterdir():
                 path.chmod(0o444)
             folder.chmod(0o555)
-            try:
-                with as_another_user():
-                    assert find(crush.path, prompt="mine") == "s1"
-                    assert contents(read(crush.path)) == ["mine"]
-                assert sorted(folder.iterdir()) == before
-            finally:
-                folder.chmod(0o755)
+            with as_another_user():
+                assert find(crush.path, prompt="mine") == "s1"
+            crush.path.chmod(0)
+            with as_another_user(), pytest.raises(CrushError, match="permission denied"):
+                find(crush.path)
+            folder.chmod(0o755)
 
 
-def test_database_that_we_may_not_read_is_told() -> None:
-    with tempfile.TemporaryDirectory() as made:
-        folder = Path(made)
-        Crush(folder / "crush.db").close()
-        folder.chmod(0o755)
-        (folder / "crush.db").chmod(0)
-        with as_another_user(), pytest.raises(CrushError, match="unable to open database file"):
-            find(folder / "crush.db")
+# The child process
+
+
+@pytest.mark.parametrize("name", ["crush.db", "a b?c#d%20é.db"])
+def test_child_reads_what_is_read_here(tmp_path: Path, name: str) -> None:
+    crush = Crush(tmp_path / name)
+    with closing(crush.connection):
+        crush.begin("s1", prompt="🚀 mine, not \x00 s3cret-s3cret")
+        crush.say("s1", text("more"))
+        query = SessionQuery(STARTED_AT, None, others=(None, "\ud83d"))
+        secrets = ("s3cret-s3cret",)
+        session = read(crush.path, secrets=secrets)
+
+        assert anyio.run(find_sessions, crush.path, query) == candidates(
+            crush.path, others=query.others
+        )
+        query = SessionQuery(STARTED_AT, ENDED_AT)
+        assert anyio.run(session_of_task, crush.path, query, secrets) == session
+        relative = Path(os.path.relpath(crush.path))
+        assert anyio.run(read_session, relative, "s1") == read(crush.path)
+        assert anyio.run(read_session, crush.path, "s2") is None
+        assert anyio.run(read_session, tmp_path / "none.db", "s1") is None
+
+
+def test_child_that_takes_too_long_is_killed(crush: Crush) -> None:
+    crush.begin("s1")
+
+    async def read_soon() -> None:
+        await read_session(crush.path, "s1", read_timeout_s=0.001)
+
+    with pytest.raises(CrushError, match=r"it takes longer than 0\.001 s"):
+        anyio.run(read_soon)
+    assert_no_child_is_left()
+
+
+def test_reading_that_is_cancelled_leaves_no_child(crush: Crush) -> None:
+    crush.begin("s1")
+
+    async def read_and_cancel() -> None:
+        with anyio.move_on_after(0.02):
+            await read_session(crush.path, "s1")
+
+    anyio.run(read_and_cancel)
+    assert_no_child_is_left()
+
+
+def assert_no_child_is_left() -> None:
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+MEASURE = """
+import sys, threading, time
+from pathlib import Path
+
+import anyio
+
+from runner.crush.sessions import CrushError, SessionQuery, session_of_task
+
+query = SessionQuery(float(sys.argv[2]), None, None, "a-mark")
+try:
+    session = anyio.run(session_of_task, Path(sys.argv[1]), query, ["a-secret-at-the-end"])
+except CrushError as error:
+    session, reason = None, str(error)
+else:
+    reason = ""
+# Of this program alone; what getrusage says is handed down from its parent.
+peak_kib = int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
+for thread in threading.enumerate():
+    if thread is not threading.current_thread():
+        thread.join(5)  # a worker's that waits for work ends with the event loop, soon
+last = session["messages"][-1]["content"][-20:] if session else ""
+print(peak_kib * 1024, threading.active_count(), last, reason, sep="\t")
+"""
+
+
+class Measured(NamedTuple):
+    """What a program that reads a database says of itself."""
+
+    peak_bytes: int
+    threads: int
+    last: str
+    reason: str
+
+
+def measure(database: Path, started_at: float = STARTED_AT) -> Measured:
+    program = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(database), str(started_at)],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=True,
+    )
+    peak, threads, last, reason = program.stdout.rstrip("\n").split("\t")
+    return Measured(int(peak), int(threads), last, reason)
+
+
+@pytest.mark.parametrize("kind", SCHEMAS)
+def test_hostile_database_harms_its_reader_in_no_way(tmp_path: Path, kind: str) -> None:
+    database = tmp_path / ".crush" / "crush.db"
+    with hostile_crush(database, kind):
+        measured = measure(database, time.time() - 60)
+
+    assert measured.peak_bytes < 60 * MIB
+    assert measured.threads == 1
+    if kind in REFUSED:
+        assert measured.reason == "cannot read the Crush database: its sessions are not Crush's"
+
+
+def test_log_of_a_large_database_is_read_with_memory_by_the_limit(crush: Crush) -> None:
+    crush.begin("s1")
+    crush.connection.execute("PRAGMA synchronous = OFF")
+    crush.connection.execute("BEGIN")
+    crush.say("s1", text("x" * 90_000_000))
+    for _ in range(6_000):
+        crush.say("s1", text("x" * 2_500 + "a-secret-at-the-end"))
+    crush.say("s1", text("🚀a-secret-at-the-end"))
+    crush.connection.execute("COMMIT")
+
+    measured = measure(crush.path)
+
+    assert measured.last == "🚀***", measured.reason
+    assert measured.peak_bytes < 50 * MIB
+
+
+def test_message_that_no_log_has_room_for_is_shown_by_its_size(crush: Crush) -> None:
+    crush.begin("s1")
+    crush.say("s1", text("x" * 100_000_000 + "a-secret-at-the-end"))
+
+    measured = measure(crush.path)
+
+    assert measured.last.endswith("100000059 bytes …]"), measured.reason
 
 
 # Finding
 
 
+def marked(*task_ids: str) -> list[object]:
+    """Return a message for each answer of a reporter."""
+    marks = [{"sent": True, "reporter": session_mark(task_id)} for task_id in task_ids]
+    return [part("tool_result", content=json.dumps(mark)) for mark in marks]
+
+
 @pytest.mark.parametrize(
-    ("at", "belongs"),
+    ("at", "is_ours"),
     [
         (1_699_999_999, False),
         (1_700_000_000, True),
@@ -578,170 +521,93 @@ def test_database_that_we_may_not_read_is_told() -> None:
         (1_700_000_101, False),
     ],
 )
-def test_session_belongs_when_it_was_begun_while_the_task_ran(
-    crush: Crush, *, at: int, belongs: bool
+def test_session_is_ours_when_it_was_begun_while_the_task_ran(
+    crush: Crush, *, at: int, is_ours: bool
 ) -> None:
     crush.begin("s1", at)
-
-    assert find(crush.path) == ("s1" if belongs else None)
-
-
-def test_session_from_before_is_not_ours_though_it_was_gone_on_with(crush: Crush) -> None:
-    crush.begin("s1", 1_699_000_000, prompt="mine")
     crush.say("s1", text("more"), at=DURING)
 
-    assert find(crush.path, prompt="mine") is None
+    assert find(crush.path) == ("s1" if is_ours else None)
 
 
-def test_while_the_task_runs_any_later_session_belongs(crush: Crush) -> None:
+def test_while_the_task_runs_any_later_session_is_ours_but_a_sub_agents(crush: Crush) -> None:
     crush.begin("s1", 1_800_000_000)
+    crush.begin("s2", 1_800_000_001, parent="s1")
 
     assert find(crush.path, ended_at=None) == "s1"
 
 
-def test_sessions_of_sub_agents_are_not_the_tasks(crush: Crush) -> None:
+@pytest.mark.parametrize(
+    ("first", "prompt", "ours"),
+    [
+        (["Count\nthe  sales", "Draw"], "Count the sales", "s1"),
+        (["Draw", "Count the sales"], "Count the sales\n", "s2"),
+        (["Count", "Count it all"], "Count", "s1"),
+        (["Victoria.\n\nCount\n\nBe brief.", "Victoria.\n\nDraw"], "Count", "s1"),
+        (["Draw"], "Count", None),
+        ([""], "Count", None),
+        (["Count", "Count"], "Count", None),
+        (["Count", "Draw"], None, None),
+    ],
+)
+def test_session_is_ours_when_its_first_prompt_is_ours_alone(
+    crush: Crush, first: list[str], prompt: str | None, ours: str | None
+) -> None:
+    for number, content in enumerate(first, start=1):
+        crush.begin(f"s{number}", prompt=content)
+        crush.say(f"s{number}", text("Count"), at=DURING + 1)
+        crush.say(f"s{number}", text("Count"), role="user" if content else "tool")
+
+    assert find(crush.path, prompt=prompt) == ours
+
+
+def test_candidates_come_newest_first(crush: Crush) -> None:
     crush.begin("s1", DURING)
-    crush.begin("s2", DURING + 1, parent="s1")
+    crush.begin("s2", DURING + 1)
 
-    assert find(crush.path) == "s1"
-
-
-def test_of_two_tasks_at_once_each_has_its_own_session(crush: Crush) -> None:
-    crush.begin("s1", prompt="Count the sales\nof the  north")
-    crush.begin("s2", prompt="Count the sales of the south")
-
-    assert find(crush.path, prompt="Count the sales of the north") == "s1"
-    assert find(crush.path, prompt="Count the sales of the south\n") == "s2"
+    assert candidates(crush.path) == Candidates(["s2", "s1"], certain=False)
 
 
-def test_prompt_itself_goes_before_one_that_contains_it(crush: Crush) -> None:
-    crush.begin("s1", prompt="Count the sales")
-    crush.begin("s2", prompt="Count the sales of the south")
-
-    assert find(crush.path, prompt="Count the sales") == "s1"
-
-
-def test_prompt_that_was_added_to_is_recognised(crush: Crush) -> None:
-    crush.begin("s1", prompt="You are Victoria.\n\nCount the sales\n\nBe brief.")
-    crush.begin("s2", prompt="You are Victoria.\n\nDraw the map\n\nBe brief.")
-
-    assert find(crush.path, prompt="Count the sales") == "s1"
-
-
-def test_first_message_of_the_user_decides_not_a_later_one(crush: Crush) -> None:
-    crush.begin("s1", prompt="Draw the map")
-    crush.say("s1", text("Count the sales"), role="user", at=DURING + 1)
-
-    assert find(crush.path, prompt="Count the sales") is None
-
-
-def test_only_session_in_the_window_is_not_ours_when_its_prompt_is_anothers(crush: Crush) -> None:
-    crush.begin("s1", prompt="Draw the map")
-
-    assert find(crush.path, prompt="Count the sales") is None
-
-
-def test_session_without_a_message_is_not_known_to_be_ours(crush: Crush) -> None:
-    crush.begin("s1")
-
-    assert find(crush.path, prompt="Count the sales") is None
-
-
-def test_no_session_is_given_when_two_could_be_ours(crush: Crush) -> None:
-    crush.begin("s1", DURING, prompt="Count the sales")
-    crush.begin("s2", DURING + 1, prompt="Count the sales")
-
-    assert find(crush.path) is None
-    assert find(crush.path, prompt="Count the sales") is None
-    found = find_sessions(crush.path, SessionQuery(STARTED_AT, None))
-    assert found == Candidates(["s2", "s1"], certain=False)
-
-
-def test_of_two_tasks_with_one_prompt_each_has_the_session_that_it_was_told_its_id_in(
-    crush: Crush,
+@pytest.mark.parametrize(
+    ("first", "prompt", "ours"),
+    [
+        # A prompt, and whose reporters answered, for each session.
+        ([("Count", "t-1"), ("Count", "t-2")], "Count", "s1"),
+        ([("Count", "t-2"), ("Count", "t-3")], "Count", None),
+        ([("Count", "t-2"), ("Count", "")], "Count", "s2"),
+        ([("Count", "t-2"), ("Please count", "t-1")], "Count", "s2"),
+        ([("Count", "t-1 t-2")], "Count", "s1"),
+        ([("Count", "t-2 t-1")], "Count", None),
+        ([("Count", "t-10")], "Count", None),
+        ([("Count", "t-2")], "Count", None),
+        ([("Count all", "t-2")], "Count", None),
+        ([("Draw", "t-2")], None, None),
+        ([("Count", "t-1"), ("Count", "t-1")], "Count", "s2"),
+    ],
+)
+def test_session_is_the_tasks_whose_mark_came_first_in_it(
+    crush: Crush, first: list[tuple[str, str]], prompt: str | None, ours: str | None
 ) -> None:
-    for session_id, task_id in (("s1", TASK_ID), ("s2", "another-task")):
-        crush.begin(session_id, prompt="Count the sales")
-        told = {"content": json.dumps({"sent": True, "reporter": session_mark(task_id)})}
-        crush.say(session_id, [{"type": "tool_result", "data": told}])
-        crush.say(session_id, text(f"I see the folders {TASK_ID} and another-task."))
+    for number, (content, task_ids) in enumerate(first, start=1):
+        crush.begin(f"s{number}", DURING + number, prompt=content)
+        for message in marked(*task_ids.split()):
+            crush.say(f"s{number}", message)
+        crush.say(f"s{number}", text("I see the folders t-1 and t-2."))
 
-    assert find(crush.path, prompt="Count the sales", mark=session_mark(TASK_ID)) == "s1"
-    assert find(crush.path, prompt="Count the sales", mark=session_mark("another-task")) == "s2"
-    assert find(crush.path, prompt="Count the sales", mark=session_mark("a-third-task")) is None
+    assert find(crush.path, prompt=prompt, mark=session_mark("t-1")) == ours
 
 
-def test_session_that_has_the_mark_is_ours_though_its_prompt_was_put_otherwise(
-    crush: Crush,
-) -> None:
-    crush.begin("s1", prompt="Please count what was sold")
-    crush.begin("s2", prompt="Draw the map")
+def test_mark_in_a_sentence_and_behind_a_long_message_is_found(crush: Crush) -> None:
+    crush.begin("s1", prompt="Count")
+    crush.say("s1", text("x" * 3_000_000))
     crush.say("s1", text(f"The reporter says {session_mark(TASK_ID)}."))
 
-    assert find(crush.path, prompt="Count the sales", mark=session_mark(TASK_ID)) == "s1"
-
-
-def marked(crush: Crush, session_id: str, *task_ids: str) -> None:
-    for task_id in task_ids:
-        told = {"content": json.dumps({"sent": True, "reporter": session_mark(task_id)})}
-        crush.say(session_id, [{"type": "tool_result", "data": told}])
+    assert find(crush.path, prompt="Draw", mark=session_mark(TASK_ID)) == "s1"
+    assert find(crush.path, prompt="Count", mark=session_mark("another")) is None
 
 
 @pytest.mark.parametrize(
-    ("said", "prompt"),
-    [
-        ("Count the sales", "Count the sales"),
-        ("Count the sales of the south", "Count the sales"),
-        ("Draw the map", None),
-    ],
-    ids=["the same prompt", "a prompt that contains ours", "our prompt not known"],
-)
-def test_only_session_is_not_ours_when_another_task_has_marked_it(
-    crush: Crush, said: str, prompt: str | None
-) -> None:
-    crush.begin("s1", prompt=said)
-    marked(crush, "s1", "another-task")
-
-    assert find(crush.path, prompt=prompt, mark=session_mark(TASK_ID)) is None
-    found = find_sessions(crush.path, SessionQuery(STARTED_AT, None, prompt, session_mark(TASK_ID)))
-    assert found == Candidates([], certain=False)
-
-
-def test_mark_that_only_begins_like_ours_is_anothers(crush: Crush) -> None:
-    crush.begin("s1", prompt="Count the sales")
-    marked(crush, "s1", "t-10")
-
-    assert find(crush.path, prompt="Count the sales", mark=session_mark("t-1")) is None
-    assert find(crush.path, prompt="Count the sales", mark=session_mark("t-10")) == "s1"
-
-
-def test_mark_is_found_behind_a_message_that_is_too_long_to_search(crush: Crush) -> None:
-    crush.begin("s1", prompt="Count the sales")
-    crush.say("s1", text("x" * 3_000_000))
-    marked(crush, "s1", "another-task")
-
-    assert find(crush.path, prompt="Count the sales", mark=session_mark(TASK_ID)) is None
-    assert find(crush.path, prompt="Count the sales", mark=session_mark("another-task")) == "s1"
-
-
-def test_session_is_the_tasks_whose_mark_came_first_in_it(crush: Crush) -> None:
-    crush.begin("s1", prompt="Count the sales")
-    marked(crush, "s1", TASK_ID, "another-task")
-
-    assert find(crush.path, prompt="Count the sales", mark=session_mark(TASK_ID)) == "s1"
-    assert find(crush.path, prompt="Count the sales", mark=session_mark("another-task")) is None
-
-
-def test_unmarked_session_is_ours_when_the_others_are_marked_by_other_tasks(crush: Crush) -> None:
-    crush.begin("s1", prompt="Count the sales")
-    crush.begin("s2", prompt="Count the sales")
-    marked(crush, "s2", "another-task")
-
-    assert find(crush.path, prompt="Count the sales", mark=session_mark(TASK_ID)) == "s1"
-
-
-@pytest.mark.parametrize(
-    ("said", "prompt", "others", "is_ours"),
+    ("first", "prompt", "others", "is_ours"),
     [
         ("Count", "Count", (), True),
         ("Count", "Count", ("Draw",), True),
@@ -760,79 +626,56 @@ def test_unmarked_session_is_ours_when_the_others_are_marked_by_other_tasks(crus
 def test_session_without_a_mark_is_ours_unless_a_task_beside_can_have_begun_it(
     crush: Crush,
     *,
-    said: str,
+    first: str,
     prompt: str | None,
     others: tuple[str | None, ...],
     is_ours: bool,
 ) -> None:
-    crush.begin("s1", prompt=said)
+    crush.begin("s1", prompt=first)
 
     found = find(crush.path, prompt=prompt, mark=session_mark(TASK_ID), others=others)
     assert found == ("s1" if is_ours else None)
 
 
-def test_of_a_tasks_own_sessions_the_newest_is_given(crush: Crush) -> None:
-    for number in (1, 2):
-        crush.begin(f"s{number}", DURING + number, prompt="Count the sales")
-        crush.say(f"s{number}", text(session_mark(TASK_ID)))
-
-    assert find(crush.path, prompt="Count the sales", mark=session_mark(TASK_ID)) == "s2"
-
-
 # Secrets
 
-KEPT = 'key-"0<1>2ü'
+ODD_VALUE = 'key-"0<1>2ü'
 """One that JSON, and Go's more than others, writes otherwise."""
 
 
 @pytest.mark.parametrize(
     "parts",
     [
-        [{"type": "tool_result", "data": {"name": "bash", "content": f"KEY={KEPT}"}}],
-        [{"type": "tool_call", "data": {"name": "b", "input": json.dumps({"command": KEPT})}}],
-        [{"type": "novelty", "data": KEPT}],
-        [{"type": "novelty", "data": {"input": json.dumps(KEPT)}}],
-        KEPT,
-        "[" + json.dumps(KEPT, ensure_ascii=False),
-        "[" + json.dumps(KEPT, ensure_ascii=False).replace("<", "\\u003c").replace(">", "\\u003e"),
+        part("tool_result", name="bash", content=f"KEY={ODD_VALUE}"),
+        part("tool_call", name="b", input=json.dumps({"command": ODD_VALUE})),
+        [{"type": "novelty", "data": ODD_VALUE}],
+        part("novelty", input=json.dumps(ODD_VALUE)),
+        ODD_VALUE,
+        "[" + json.dumps(ODD_VALUE, ensure_ascii=False),
+        "["
+        + json.dumps(ODD_VALUE, ensure_ascii=False).replace("<", "\\u003c").replace(">", "\\u003e"),
     ],
     ids=["result", "call", "unknown", "unknown call", "no JSON", "half of a list", "Go's"],
 )
-def test_secret_is_blanked_in_whatever_the_agent_wrote(crush: Crush, parts: object) -> None:
+def test_secret_is_redacted_in_whatever_the_agent_wrote(crush: Crush, parts: object) -> None:
     crush.begin("s1")
     crush.say("s1", parts)
 
-    session = read_session(crush.path, "s1", secrets=[KEPT])
-    assert session is not None
-    (content,) = contents(session)
+    (content,) = contents(read(crush.path, secrets=(ODD_VALUE,)))
     assert "***" in content
     assert not any(piece in content for piece in ("key-", "0<1>2", "003c"))
 
 
-def test_secret_is_blanked_in_the_title_and_in_names(crush: Crush) -> None:
+def test_secret_is_redacted_in_the_title_and_in_names(crush: Crush) -> None:
     crush.begin("s1", prompt="mine")
-    title = "x" * 295 + KEPT
+    title = "x" * 295 + ODD_VALUE
     crush.connection.execute("UPDATE sessions SET title = ?", (title,))
-    crush.connection.execute("UPDATE messages SET model = ?", (f"a-model of {KEPT}",))
+    crush.connection.execute("UPDATE messages SET model = ?", (f"a-model of {ODD_VALUE}",))
 
-    session = read_session(crush.path, "s1", secrets=[KEPT])
+    session = read(crush.path, secrets=(ODD_VALUE,))
 
-    assert session is not None
     assert session["title"] == "x" * 295 + "***"
     assert messages(session)[0]["model"] == "a-model of ***"
-
-
-def test_secret_that_contains_another_is_blanked_whole_and_short_ones_are_left(
-    crush: Crush,
-) -> None:
-    crush.begin("s1", prompt="key-12345678-and-more, key-12345678, 1234567")
-
-    session = read_session(
-        crush.path, "s1", secrets=["key-12345678", "key-12345678-and-more", "1234567", ""]
-    )
-
-    assert session is not None
-    assert contents(session) == ["***, ***, 1234567"]
 
 
 @pytest.mark.parametrize("length", range(17_950, 18_150, 7))
@@ -841,34 +684,21 @@ def test_no_part_of_a_secret_is_left_where_a_content_is_cut(crush: Crush, length
     crush.begin("s1")
     crush.say("s1", "x" * 50_000 + secret + "x" * length)
 
-    session = read_session(crush.path, "s1", secrets=[secret], limit_bytes=LIMIT)
-
-    assert session is not None
-    (content,) = contents(session)
+    (content,) = contents(read(crush.path, LIMIT, (secret,)))
     assert not any(f"{number:02d}>" in content for number in range(25))
 
 
 # Cutting
 
 
-def test_session_that_fits_is_not_cut(crush: Crush) -> None:
-    crush.begin("s1")
-    for number in range(50):
-        crush.say("s1", text(f"{number}"))
-
-    assert contents(read(crush.path, LIMIT)) == [f"{number}" for number in range(50)]
-
-
-def test_oldest_messages_go_first_and_their_number_is_told(crush: Crush) -> None:
+def test_oldest_messages_go_first_and_their_number_is_shown(crush: Crush) -> None:
     crush.begin("s1")
     for number in range(100):
         crush.say("s1", text(f"{number} " + "x" * 500), at=DURING + number)
 
-    session = read(crush.path, LIMIT)
-
-    mark, *kept = messages(session)
-    first = 100 - len(kept)
-    assert len(kept) > 20
+    mark, *rest = messages(read(crush.path, LIMIT))
+    first = 100 - len(rest)
+    assert len(rest) > 20
     assert mark == {
         "id": "cut",
         "role": "system",
@@ -878,7 +708,7 @@ def test_oldest_messages_go_first_and_their_number_is_told(crush: Crush) -> None
         "created_at": DURING + first,
         "finished_at": None,
     }
-    assert [message["content"] for message in kept] == [
+    assert [message["content"] for message in rest] == [
         f"{number} " + "x" * 500 for number in range(first, 100)
     ]
 
@@ -901,7 +731,7 @@ def test_long_content_loses_its_head_and_what_is_newer_stays(crush: Crush) -> No
     assert wire_size(log_body(TASK_ID, session)) > LIMIT * 0.9
 
 
-def test_session_that_is_cut_further_is_as_if_it_had_been_cut_so_at_once(crush: Crush) -> None:
+def test_session_that_is_truncated_is_as_if_it_had_been_cut_so_at_once(crush: Crush) -> None:
     crush.begin("s1")
     for number in range(300):
         crush.say("s1", text(f"{number} " + "x" * 500), at=DURING + number)
@@ -909,28 +739,30 @@ def test_session_that_is_cut_further_is_as_if_it_had_been_cut_so_at_once(crush: 
     whole = read(crush.path, 100_000)
     assert truncate(whole, 110_000) is None
     assert truncate(whole, LIMIT) == read(crush.path, LIMIT)
-    assert messages(whole)[0]["id"] == "cut"
 
 
-def test_message_that_is_longer_than_the_limit_is_kept_by_its_end(crush: Crush) -> None:
-    parts = json.dumps(text("x" * 100_000 + " the end"))
+@pytest.mark.parametrize(
+    ("parts", "end"),
+    [
+        ("x" * 100_000 + " the end", " the end"),
+        ("🚀" * 20_000, "🚀"),
+        ("\x01" * 4_000, "\x01"),
+    ],
+    ids=["plain characters", "wide characters", "escaped characters"],
+)
+def test_message_that_is_longer_than_the_limit_is_kept_by_its_end(
+    crush: Crush, parts: str, end: str
+) -> None:
     crush.begin("s1")
     crush.say("s1", parts)
 
-    (cut,) = contents(read(crush.path, LIMIT))
+    session = read(crush.path, LIMIT)
 
-    head, _, end = cut.partition("\n")
-    assert head == f"[... {len(parts) - len(end)} bytes cut ...]"
-    assert end.endswith(' the end"}}]')
-
-
-def test_characters_are_not_cut_in_two(crush: Crush) -> None:
-    crush.begin("s1")
-    crush.say("s1", "🚀" * 20_000)
-
-    (cut,) = contents(read(crush.path, LIMIT))
-
-    assert set(cut.partition("\n")[2]) == {"🚀"}
+    (content,) = contents(session)
+    mark, _, rest = content.partition("\n")
+    assert rest.endswith(end)
+    assert mark == f"[... {len(parts) - len(rest)} characters cut ...]"
+    assert wire_size(log_body(TASK_ID, session)) > LIMIT * 0.9
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -954,71 +786,10 @@ def test_no_session_is_ever_larger_than_the_limit(
             crush.begin("s1")
             for start, times, kind in said:
                 whole = start * times
-                if kind == "raw":
-                    crush.say("s1", whole.encode("utf-8", "surrogatepass"))
-                else:
-                    data = {"text": whole, "content": whole}
-                    crush.say("s1", [{"type": kind, "data": data}])
+                raw = whole.encode("utf-8", "surrogatepass")
+                crush.say("s1", raw if kind == "raw" else part(kind, text=whole, content=whole))
+        # `read` looks at the size.
+        count = len(contents(read(crush.path, limit)))
 
-        kept = contents(read(crush.path, limit))  # which looks at the size
-
-    assert len(kept) <= len(said)
-    assert bool(kept) == bool(said)
-
-
-MEASURE = """
-import sys, time
-from pathlib import Path
-from runner.crush.sessions import SessionQuery, find_session, read_session
-
-def peak_kib():
-    # Of this program alone; what getrusage says is handed down from whoever started it.
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0])
-
-before, began_s = peak_kib(), time.process_time()
-wanted = SessionQuery(0, None, None, "a-mark")
-found = find_session(Path(sys.argv[1]), wanted)
-session = read_session(Path(sys.argv[1]), found, secrets=["a-secret-at-the-end"])
-assert "a-secret" not in session["messages"][-1]["content"]
-print((peak_kib() - before) * 1024, time.process_time() - began_s, len(session["messages"]))
-"""
-
-
-@pytest.mark.parametrize(
-    ("count", "size"),
-    [
-        (40_000, 2_500),
-        pytest.param(
-            1,
-            100_000_000,
-            marks=pytest.mark.skipif(
-                sys.version_info < (3, 11), reason="its sqlite3 cannot read a value in pieces"
-            ),
-        ),
-    ],
-    ids=["many-messages", "one-message"],
-)
-def test_reading_100_mb_takes_memory_by_the_limit_and_little_time(
-    crush: Crush, count: int, size: int
-) -> None:
-    crush.begin("s1")
-    crush.connection.execute("PRAGMA synchronous = OFF")
-    crush.connection.execute("BEGIN")
-    for _ in range(count):
-        crush.say("s1", text("x" * size + "a-secret-at-the-end"))
-    crush.connection.execute("COMMIT")
-
-    measured = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(crush.path)],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=True,
-    )
-
-    growth, cpu_s, kept = (float(number) for number in measured.stdout.split())
-    assert growth < 30 * MIB
-    assert cpu_s < 5
-    assert 1 <= kept <= count
+    assert count <= len(said)
+    assert bool(count) == bool(said)

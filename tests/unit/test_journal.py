@@ -264,6 +264,17 @@ async def test_end_puts_its_reports_into_the_outbox_in_their_order(ended: Journa
     assert await reports_in(ended) == [LOGS, STATUS]
 
 
+async def test_reports_of_an_end_whose_log_is_pending_are_released_once(running: Journal) -> None:
+    await running.end("t-1", DONE, [], 30.0, is_log_pending=True)
+    assert (await the_task(running)).is_log_pending
+
+    await running.release("t-1", [LOGS, STATUS], 31.0)
+    await running.release("t-1", [STATUS], 32.0)
+
+    assert not (await the_task(running)).is_log_pending
+    assert await reports_in(running) == [LOGS, STATUS]
+
+
 async def test_end_without_a_row_for_its_reports_is_no_end(running: Journal) -> None:
     unwritable = Report("status", {"status": object()})
 
@@ -698,7 +709,9 @@ async def test_reader_does_not_wait_for_a_writer_in_the_middle(
     assert await accepted.open_tasks() == [task]
 
 
-async def test_reader_takes_the_journal_of_a_runner_that_was_not_upgraded_yet(path: Path) -> None:
+async def test_journal_of_an_earlier_version_is_read_before_and_after_its_upgrade(
+    path: Path,
+) -> None:
     with closing(sqlite3.connect(path)) as earlier, earlier:
         earlier.executescript(MIGRATIONS[0])
         earlier.execute("PRAGMA user_version = 1")
@@ -712,8 +725,13 @@ async def test_reader_takes_the_journal_of_a_runner_that_was_not_upgraded_yet(pa
 
     reader = Journal(path, read_only=True)
 
-    assert [task.task_id for task in await reader.open_tasks()] == ["t-1"]
+    (task,) = await reader.open_tasks()
     reader.close_file()
+    upgraded = Journal(path)
+    # Its reports are in the outbox already.
+    assert not task.is_log_pending
+    assert await upgraded.open_tasks() == [task]
+    upgraded.close_file()
 
 
 async def test_reader_cannot_write(accepted: Journal, path: Path) -> None:

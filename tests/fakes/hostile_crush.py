@@ -1,0 +1,98 @@
+"""Databases in Crush's place that a task can leave to harm who reads them."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+_MESSAGES = """
+CREATE TABLE messages (
+    id TEXT PRIMARY KEY, session_id TEXT, role TEXT, parts TEXT, model TEXT,
+    created_at INTEGER, updated_at INTEGER, finished_at INTEGER, provider TEXT);
+"""
+_SESSIONS = "CREATE TABLE sessions (id TEXT PRIMARY KEY, title TEXT, created_at INTEGER{more});"
+_COMPUTED = {
+    "computes": "instr(hex(zeroblob(50000000)), hex(zeroblob(25000000)) || '1')",
+    "grows": "hex(zeroblob(240000000))",
+}
+"""One step of SQLite's virtual machine that takes long, or much memory."""
+
+SCHEMAS = {
+    "computes": _SESSIONS.format(more=", parent_session_id TEXT AS (11111)"),
+    "grows": _SESSIONS.format(more=", parent_session_id TEXT AS (11111)"),
+    "many": _SESSIONS.format(more=""),
+    "view": """
+        CREATE VIEW sessions AS
+            WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n)
+            SELECT i AS id, {now} AS created_at, '' AS title FROM n;
+    """,
+    "virtual": "CREATE VIRTUAL TABLE sessions USING fts5 (id, title, created_at);",
+    "truncates": _SESSIONS.format(more=""),
+    "fifo": _SESSIONS.format(more=""),
+    "unfinished": _SESSIONS.format(more=""),
+}
+REFUSED = frozenset({"computes", "grows", "view", "virtual"})
+"""Those that are recognised by their schema."""
+
+
+@contextmanager
+def hostile_crush(database: Path, kind: str) -> Iterator[None]:
+    """Leave a database of a kind of `SCHEMAS`; some go on changing it in the meantime."""
+    database.parent.mkdir(parents=True, exist_ok=True)
+    now = int(time.time())
+    with closing(sqlite3.connect(database, isolation_level=None)) as connection:
+        if kind == "truncates":
+            connection.execute("PRAGMA journal_mode = WAL")
+        connection.executescript(SCHEMAS[kind].format(now=now) + _MESSAGES)
+        if kind not in {"view", "virtual"}:
+            count = 100_000 if kind == "many" else 3
+            connection.execute("BEGIN")
+            connection.executemany(
+                "INSERT INTO sessions (id, created_at) VALUES (?, ?)",
+                ((f"s{number}", now) for number in range(count)),
+            )
+            connection.execute("COMMIT")
+        if kind in _COMPUTED:  # afterwards: the insertion would compute as well
+            connection.execute("PRAGMA writable_schema = ON")
+            connection.execute(
+                "UPDATE sqlite_master SET sql = replace(sql, '11111', ?) WHERE name = 'sessions'",
+                (_COMPUTED[kind],),
+            )
+    if kind == "unfinished":  # a transaction that is never over
+        Path(f"{database}-journal").write_text("not empty")
+    stop = threading.Event()
+    change = {"truncates": _truncate, "fifo": _replace}.get(kind)
+    thread = threading.Thread(target=change, args=(database, stop)) if change else None
+    if thread:
+        thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        if thread:
+            thread.join()
+
+
+def _truncate(database: Path, stop: threading.Event) -> None:
+    while not stop.is_set():
+        Path(f"{database}-wal").touch()
+        with Path(f"{database}-shm").open("ab+") as file:
+            os.ftruncate(file.fileno(), 32768)
+            os.ftruncate(file.fileno(), 0)
+        stop.wait(0.0001)
+
+
+def _replace(database: Path, stop: threading.Event) -> None:
+    content = database.read_bytes()
+    while not stop.is_set():
+        database.unlink(missing_ok=True)
+        os.mkfifo(database)
+        stop.wait(0.0001)
+        database.unlink()
+        database.write_bytes(content)
+        stop.wait(0.0001)
