@@ -272,7 +272,7 @@ class Journal(Database):
         *,
         is_log_pending: bool = False,
     ) -> None:
-        """Write the outcome with its reports, or a note that they wait for the log."""
+        """Write the outcome with its reports, or that they wait for the log."""
         self._move(
             task_id,
             TaskState.ENDED,

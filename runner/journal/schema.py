@@ -70,13 +70,13 @@ CREATE TABLE outbox (
 );
 """
 _ENGINE_OF_A_TASK = "ALTER TABLE tasks ADD COLUMN engine TEXT;"
-_EXTENSIONS_OF_A_REGISTRATION = "ALTER TABLE identities ADD COLUMN extensions TEXT;"
 _LOG_PENDING = "ALTER TABLE tasks ADD COLUMN log_pending INTEGER NOT NULL DEFAULT 0;"
+_EXTENSIONS_OF_A_REGISTRATION = "ALTER TABLE identities ADD COLUMN extensions TEXT;"
 MIGRATIONS: tuple[str, ...] = (
     _FIRST_SCHEMA,
     _ENGINE_OF_A_TASK,
-    _EXTENSIONS_OF_A_REGISTRATION,
     _LOG_PENDING,
+    _EXTENSIONS_OF_A_REGISTRATION,
 )
 """Each brings the schema from its index to the next version, kept in `user_version`."""
 _INDICES = """
@@ -313,10 +313,9 @@ def object_from_text(text: object) -> Mapping[str, object] | None:
     return body if isinstance(body, dict) else None
 
 
-def _column(row: sqlite3.Row, name: str) -> str | None:
+def _column(row: sqlite3.Row, name: str) -> Any:  # noqa: ANN401 - as the column has it
     """Return a column that later versions added: a reader may come before the migration."""
-    text: str | None = row[name] if name in row.keys() else None  # noqa: SIM118 - not a mapping
-    return text
+    return row[name] if name in row.keys() else None  # noqa: SIM118 - not a mapping
 
 
 def _reason(word: str | None) -> EndReason | None:
