@@ -70,7 +70,7 @@ def test_session_whose_answer_is_lost_is_stored_once(any_rig: Rig) -> None:
     rig.runner.start()
     rig.runner.exit_code()
     put_into_outbox(rig, task_id, {"job_id": task_id, "task_id": task_id, "session": {"id": "s-1"}})
-    rig.proxy.plan("POST", "/logs", Fault.drop_answer(), Fault.half_body())
+    rig.proxy.plan("POST", "/logs", Fault.drop_answer(), Fault.drop_answer())
     rig.runner.start()
     rig.check_ended_once(task_id)
     assert rig.orchestrator.log_of(task_id) == {"id": "s-1"}

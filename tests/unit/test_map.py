@@ -93,6 +93,23 @@ def test_architecture_shows_the_state_diagram_of_the_code() -> None:
     assert wanted in ARCHITECTURE.read_text(encoding="utf-8"), f"it is now:\n\n{wanted}"
 
 
+def test_architecture_names_what_is_there() -> None:
+    """Code is named as `package/module.name`."""
+    packages = {path.name.removesuffix(".py") for path in (ROOT / "runner").iterdir()}
+    named = re.findall(
+        r"`((?:[a-z_]+/)?[a-z_]+)\.([A-Za-z_]+)[`.]", ARCHITECTURE.read_text("utf-8")
+    )
+    missing = []
+    for module, name in named:
+        path = ROOT / "runner" / f"{module}.py"
+        if module.partition("/")[0] in packages and not (
+            path.exists() and re.search(rf"\b{name}\b", path.read_text(encoding="utf-8"))
+        ):
+            missing.append(f"{module}.{name}")
+    assert len(named) > 20
+    assert not missing
+
+
 def test_architecture_names_every_reason_for_an_end() -> None:
     shown = {row[0].strip("`") for row in table_rows(ARCHITECTURE, r"`[a-z_]+`")}
     assert {reason.value for reason in EndReason} <= shown
