@@ -28,11 +28,11 @@ from runner.errors import (
     NoContainerRuntime,
     WireError,
 )
+from runner.handles import free_disk
 from runner.journal.journal import JOURNAL_NAME, Journal
 from runner.model import OutboxEntry, PullPolicy, Registration, Task
 from runner.node import find_conflict, is_same_node, node_description, runtime_to_use
 from runner.settings import Settings
-from runner.workspace.folders import free_disk
 
 _TOLERATED_SKEW_S = 60.0
 

@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from runner.crush.sessions import CrushError
-from runner.workspace.folders import free_disk, open_below, open_file
+from runner.handles import free_disk, open_below, open_file
 
 _COPY_LIMIT_BYTES = 1 << 30
 _BLOCK_BYTES = 1 << 20

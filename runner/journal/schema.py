@@ -110,7 +110,7 @@ def transaction(
                     return method(self, *args, **kwargs)
             except sqlite3.Error as error:
                 raise JournalError(
-                    f"cannot use the journal {self.path}: {_complaint(error)}"
+                    f"cannot use the journal {self.path}: {_error_text(error)}"
                 ) from error
 
         return await anyio.to_thread.run_sync(transaction, limiter=self.one_at_a_time)
@@ -212,12 +212,12 @@ class Database:
                 self.connection.execute("ROLLBACK")
 
     def close_file(self) -> None:
-        """Let go of the file; the journal cannot be used after it."""
+        """Close the connection; the journal cannot be used after it."""
         self.connection.close()
 
 
-def _complaint(error: sqlite3.Error) -> str:
-    """Give SQLite's words, and what to do where an operator can do something."""
+def _error_text(error: sqlite3.Error) -> str:
+    """Return SQLite's text, and what an operator can do about it."""
     text = str(error)
     return f"{text}; free some space there" if "full" in text else text
 

@@ -23,13 +23,13 @@ from runner.errors import (
     Unavailable,
     WireError,
 )
+from runner.handles import free_disk
 from runner.log import fields
 from runner.model import Identity, Task, TaskState
 from runner.node import START
 from runner.tasks.context import RunnerContext
 from runner.tasks.outcome import final_report, outcome_without_container
 from runner.timing import jittered_s
-from runner.workspace.folders import free_disk
 
 log = logging.getLogger(__name__)
 _ENGINE = "engine"

@@ -35,17 +35,17 @@ T = TypeVar("T")
 
 
 async def finish(task: TaskContext, container: Container | None) -> None:
-    """Write down how the task ended, and what is to be told about it."""
+    """Decide the outcome and write it down, then report it."""
     output = await _last_output(task, container)
     if container is not None and _may_be_under_removal(task, container):
         await task.runner.clock.sleep(task.runner.timings.removal_grace_s)
         container = await task.inspect()
-    end = decide_outcome(task.record, container, output, was_daemon_away=_was_daemon_away(task))
-    await write_end(task, end, container)
+    outcome = decide_outcome(task.record, container, output, was_daemon_away=_was_daemon_away(task))
+    await write_end(task, outcome, container)
 
 
 def _was_daemon_away(task: TaskContext) -> bool:
-    """Tell whether docker's daemon has come back just now: it ends containers as it goes."""
+    """Return whether docker's daemon has just come back: a daemon that stops kills its containers."""
     silent_at_s = task.engine_silent_at_s
     if task.engine.kind != "docker" or silent_at_s is None:
         return False
@@ -53,9 +53,9 @@ def _was_daemon_away(task: TaskContext) -> bool:
 
 
 def _may_be_under_removal(task: TaskContext, container: Container) -> bool:
-    """Tell whether somebody may be about to remove it: a `rm --force` ends it by a signal first."""
-    is_by_signal = container.exit_code in SIGNALLED and not container.out_of_memory
-    return is_by_signal and task.record.stop_reason is None
+    """Return whether somebody may be removing it: `rm --force` kills a container first."""
+    was_killed = container.exit_code in SIGNALLED and not container.out_of_memory
+    return was_killed and task.record.stop_reason is None
 
 
 async def write_end(task: TaskContext, end: Outcome, container: Container | None = None) -> None:
@@ -97,15 +97,15 @@ async def release_without_log(task: TaskContext) -> None:
 
 
 async def close(task: TaskContext) -> None:
-    """Remove the container, and close the journal's page when every report is out."""
+    """Remove the container, and close the task when every report is delivered or parked."""
     await _remove(task)
     cid_file(task.runner.settings.state_dir, task.task_id).unlink(missing_ok=True)
     while True:
-        seen = task.runner.outbox.count
+        changes = task.runner.outbox.count
         now = task.runner.clock.wall_s()
         if await task.persist(lambda: task.runner.journal.close(task.task_id, now)):  # noqa: B023 - called before the next turn
             break
-        await task.runner.outbox.after(seen)
+        await task.runner.outbox.after(changes)
     task.runner.outbox.notify()
     log.debug("task is closed", extra=fields(task_id=task.task_id))
 
@@ -134,17 +134,17 @@ async def _report(
     secrets = await secrets_of(task.task_id, task.runner, container)
     session = await _read(
         task.task_id,
-        lambda: _session_to_hand_in(task.record, task.runner, container, state, secrets),
+        lambda: _find_log(task.record, task.runner, container, state, secrets),
         until,
     )
     final = state.final
     session_id = state.log_session_id or (final and final.session_id)
     if session is not None:
         session_id = str(session["id"])
-    end = _outcome(task)
-    report = final_report(task.task_id, end, task.runner.clock.wall_s(), session_id)
+    outcome = _outcome(task)
+    report = final_report(task.task_id, outcome, task.runner.clock.wall_s(), session_id)
     if final is not None:
-        report = _repeat_agent_status(report, end, final, secrets)
+        report = _repeat_agent_status(report, outcome, final, secrets)
     await _release(
         task, [report] if session is None else [log_report(task.task_id, session), report]
     )
@@ -171,46 +171,48 @@ async def _reporter_state(task: TaskContext, until: float) -> ReporterState:
 
 
 async def secrets_of(task_id: str, runner: RunnerContext, container: Container | None) -> list[str]:
-    """Give the texts that nothing that is told of a task may carry."""
+    """Return the texts that are redacted from everything that is reported of a task."""
     settings = runner.settings
     identity = await persist(
         lambda: runner.journal.identity_for(task_id), runner.problems, runner.clock, runner.timings
     )
-    # The node may have another key by now than the container was given.
-    given = Secret(container.variables.get(KEY_VARIABLE, "") if container is not None else "")
+    # The node may have another key by now than the container.
+    container_key = Secret(
+        container.variables.get(KEY_VARIABLE, "") if container is not None else ""
+    )
     return known_secrets(
-        settings.registration_token, identity.api_key, given, env_file=settings.env_file
+        settings.registration_token, identity.api_key, container_key, env_file=settings.env_file
     )
 
 
-def _may_have_run(task: Task, end: Outcome, container: Container | None) -> bool:
-    """Say whether there can have been an agent; a trace from before one was planted."""
-    return task.started_at is not None or container is not None or end.reason is EndReason.LOST
+def _may_have_run(task: Task, outcome: Outcome, container: Container | None) -> bool:
+    """Return whether there can have been an agent; state from before that was planted."""
+    return task.started_at is not None or container is not None or outcome.reason is EndReason.LOST
 
 
 def _repeat_agent_status(
-    report: Report, end: Outcome, word: FinalStatus, secrets: list[str]
+    report: Report, outcome: Outcome, final: FinalStatus, secrets: list[str]
 ) -> Report:
-    """Say what the agent has said, and beside it what became of the container if that differs."""
-    told = word.message and redact(word.message, encoded_forms(secrets))
-    if word.status != end.reason.status:
-        told = f"{told or word.status}\n\nIts container, after that: {end.message}"
-    body = {**report.body, "status": word.status, "message": told or end.message}
+    """Return the agent's final status; where the outcome differs, its message follows."""
+    message = final.message and redact(final.message, encoded_forms(secrets))
+    if final.status != outcome.reason.status:
+        message = f"{message or final.status}\n\nIts container, after that: {outcome.message}"
+    body = {**report.body, "status": final.status, "message": message or outcome.message}
     body.pop("progress", None)
-    if word.status == "success":
+    if final.status == "success":
         body["progress"] = 100.0
     return Report(report.path, body)
 
 
-async def _session_to_hand_in(
+async def _find_log(
     task: Task,
     runner: RunnerContext,
     container: Container | None,
-    trace: ReporterState,
+    state: ReporterState,
     secrets: list[str],
 ) -> Mapping[str, object] | None:
-    """Read the session that the agent left, if it is not at the orchestrator already."""
-    if trace.log_digest is not None and trace.final is not None:
+    """Return the session that the agent left, unless the orchestrator has it already."""
+    if state.log_digest is not None and state.final is not None:
         return None
     started_at = task.started_at
     if container is not None and container.started_at is not None:
@@ -218,7 +220,7 @@ async def _session_to_hand_in(
     if started_at is None or task.assignment is None:
         return None
     ended_at = task.ended_at or runner.clock.wall_s()
-    # An earlier end than the start is told when the clock was set back in between.
+    # The end is earlier than the start when the clock was set back in between.
     if container is not None and (container.finished_at or 0) >= started_at:
         ended_at = container.finished_at or ended_at
     beside = await persist(
@@ -237,7 +239,7 @@ async def _session_to_hand_in(
     )
     database = runner.settings.victoria_home / ".crush" / "crush.db"
     session = await session_of_task(database, query, secrets)
-    if session is not None and digest_of(session) == trace.log_digest:
+    if session is not None and digest_of(session) == state.log_digest:
         return None
     return session
 
@@ -254,6 +256,8 @@ async def _read(task_id: str, read: Callable[[], Awaitable[T]], until: float) ->
     except RunnerError as error:
         log.warning("%s", error, extra=fields(task_id=task_id))
     except Exception:
-        # How the task ended is known; what the agent left must not change that.
-        log.exception("a defect met what an agent left", extra=fields(task_id=task_id))
+        # The outcome is known; what the agent left must not change that.
+        log.exception(
+            "a defect of the runner meets what an agent left", extra=fields(task_id=task_id)
+        )
     return None

@@ -12,107 +12,23 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from runner.errors import Unstartable
+from runner.handles import (
+    BLOCK_BYTES,
+    FOLDER,
+    NEW_FILE,
+    OLD_FILE,
+    PART_PREFIX,
+    free_disk,
+    open_below,
+)
 from runner.model import is_task_id
 
-_BLOCK_BYTES = 1 << 20
-_PART_PREFIX = ".victoria-part-"
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
-_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-# Opening a pipe that was planted in the place of a file must not block.
-_OLD_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
 _MAX_MEASURED_DEPTH = 64
-
-
-def free_disk(place: Path | int) -> int:
-    """Return the bytes that an unprivileged user can still write at a path or handle."""
-    filesystem = os.statvfs(place)
-    return filesystem.f_bavail * filesystem.f_frsize
-
-
-def open_below(home: Path, names: Iterable[str], *, make: bool) -> int:
-    """Open a folder below the Victoria home and return its handle; only the home may be a link.
-
-    With `make`, folders that are missing are created.
-
-    Raises:
-        OSError: a name on the way is a link, not a folder, or missing.
-    """
-    handle = os.open(home, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        for name in names:
-            if make:
-                with suppress(FileExistsError):
-                    os.mkdir(name, 0o755, dir_fd=handle)
-            below = os.open(name, _FOLDER, dir_fd=handle)
-            os.close(handle)
-            handle = below
-    except OSError:
-        os.close(handle)
-        raise
-    return handle
-
-
-def open_file(folder: int, name: str) -> int:
-    """Open a regular file in an open folder, without trust in what it is.
-
-    Raises:
-        OSError: it is missing, a link, or not a regular file.
-    """
-    handle = os.open(name, _OLD_FILE, dir_fd=folder)
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        os.close(handle)
-        raise OSError(errno.EINVAL, f"{name} is not a regular file")
-    return handle
-
-
-def read_below(folder: int, name: str, max_bytes: int) -> bytes:
-    """Read a file in an open folder, as `open_file` opens it.
-
-    Raises:
-        OSError: it cannot be opened, or is longer than `max_bytes`.
-    """
-    handle = open_file(folder, name)
-    with open(handle, "rb", buffering=0) as file:  # noqa: PTH123 - pathlib knows no handles
-        content = bytearray()
-        while len(content) <= max_bytes and (block := file.read(_BLOCK_BYTES)):
-            content += block
-    if len(content) > max_bytes:
-        raise OSError(errno.EFBIG, f"it is longer than {max_bytes} bytes")
-    return bytes(content)
-
-
-def write_below(folder: int, name: str, content: bytes, owner: os.stat_result) -> None:
-    """Write a file in an open folder atomically, readable by its owner only.
-
-    The file is given to `owner` where this process is another user, as root in a container is. If
-    that is not permitted, the file is readable by everybody.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    part_name = _PART_PREFIX + secrets.token_hex(8)
-    handle = os.open(part_name, _NEW_FILE, 0o600, dir_fd=folder)
-    try:
-        with open(handle, "wb") as file:  # noqa: PTH123 - as above
-            if os.geteuid() != owner.st_uid:
-                try:
-                    os.fchown(handle, owner.st_uid, owner.st_gid)
-                except PermissionError:
-                    os.fchmod(handle, 0o644)
-            file.write(content)
-            file.flush()
-            os.fsync(handle)
-        os.rename(part_name, name, src_dir_fd=folder, dst_dir_fd=folder)
-    except OSError:
-        with suppress(FileNotFoundError):
-            os.unlink(part_name, dir_fd=folder)
-        raise
 
 
 class Folder:
@@ -150,21 +66,21 @@ class Folder:
     def remove_parts(self) -> None:
         """Remove the partial files of a runner that was killed."""
         for name in os.listdir(self.handle):  # noqa: PTH208 - pathlib knows no handles
-            if name.startswith(_PART_PREFIX):
+            if name.startswith(PART_PREFIX):
                 with suppress(IsADirectoryError):
                     os.unlink(name, dir_fd=self.handle)
 
     def sha256_of(self, name: str) -> str | None:
         """Return the checksum of a file that is there already; None if it is not a regular file."""
         try:
-            handle = os.open(name, _OLD_FILE, dir_fd=self.handle)
+            handle = os.open(name, OLD_FILE, dir_fd=self.handle)
         except OSError:
             return None
         with open(handle, "rb", buffering=0) as file:  # noqa: PTH123 - as above
             if not stat.S_ISREG(os.fstat(handle).st_mode):
                 return None
             digest = hashlib.sha256()
-            block = memoryview(bytearray(_BLOCK_BYTES))
+            block = memoryview(bytearray(BLOCK_BYTES))
             while size := file.readinto(block):
                 digest.update(block[:size])
         return digest.hexdigest()
@@ -176,8 +92,8 @@ class PartialFile:
     def __init__(self, folder: Folder, name: str) -> None:
         self._folder = folder
         self._name = name
-        self._part_name = _PART_PREFIX + secrets.token_hex(8)
-        handle = os.open(self._part_name, _NEW_FILE, 0o600, dir_fd=folder.handle)
+        self._part_name = PART_PREFIX + secrets.token_hex(8)
+        handle = os.open(self._part_name, NEW_FILE, 0o600, dir_fd=folder.handle)
         self._file = open(handle, "wb", buffering=0)  # noqa: PTH123, SIM115 - closed by discard
         self._digest = hashlib.sha256()
 
@@ -280,7 +196,7 @@ class TaskFolders:
 
 
 def _measure(parent: int, name: str, depth: int) -> Extent:
-    folder = os.open(name, _FOLDER, dir_fd=parent)
+    folder = os.open(name, FOLDER, dir_fd=parent)
     try:
         size, newest = 0, os.fstat(folder).st_mtime
         for entry in os.listdir(folder):  # noqa: PTH208 - as above

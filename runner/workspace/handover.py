@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from runner.errors import RunnerError
+from runner.handles import open_below, read_below, write_below
 from runner.model import TaskStatus
-from runner.workspace.folders import open_below, read_below, write_below
 
 MOST_MESSAGE_CHARS = 100_000
 _NAME = "reporter.json"

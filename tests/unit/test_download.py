@@ -16,6 +16,7 @@ import pytest
 
 from runner.api.client import OrchestratorClient
 from runner.errors import FileRefused, Unauthorised, Unstartable
+from runner.handles import free_disk
 from runner.model import Assignment, Identity, TaskFile
 from runner.workspace.download import (
     CONTAINER_HOME,
@@ -23,7 +24,6 @@ from runner.workspace.download import (
     files_folder,
     files_folder_in_container,
 )
-from runner.workspace.folders import free_disk
 from tests.fakes.clock import FakeClock
 from tests.unit.scripted_server import (
     Answer,

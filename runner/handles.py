@@ -1,0 +1,108 @@
+"""Files and folders that a container may have touched, opened by handles and not by paths.
+
+No link is followed but the Victoria home itself. Everything here blocks: call it in a thread.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+BLOCK_BYTES = 1 << 20
+PART_PREFIX = ".victoria-part-"
+"""Of a file that is being written; it is renamed when it is whole."""
+FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+OLD_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+"""A pipe that was planted in the place of a file must not block its opening."""
+
+
+def free_disk(place: Path | int) -> int:
+    """Return the bytes that an unprivileged user can still write at a path or handle."""
+    filesystem = os.statvfs(place)
+    return filesystem.f_bavail * filesystem.f_frsize
+
+
+def open_below(home: Path, names: Iterable[str], *, make: bool) -> int:
+    """Open a folder below the Victoria home and return its handle; only the home may be a link.
+
+    With `make`, folders that are missing are created.
+
+    Raises:
+        OSError: a name on the way is a link, not a folder, or missing.
+    """
+    handle = os.open(home, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        for name in names:
+            if make:
+                with suppress(FileExistsError):
+                    os.mkdir(name, 0o755, dir_fd=handle)
+            below = os.open(name, FOLDER, dir_fd=handle)
+            os.close(handle)
+            handle = below
+    except OSError:
+        os.close(handle)
+        raise
+    return handle
+
+
+def open_file(folder: int, name: str) -> int:
+    """Open a regular file in an open folder, without trust in what it is.
+
+    Raises:
+        OSError: it is missing, a link, or not a regular file.
+    """
+    handle = os.open(name, OLD_FILE, dir_fd=folder)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, f"{name} is not a regular file")
+    return handle
+
+
+def read_below(folder: int, name: str, max_bytes: int) -> bytes:
+    """Read a file in an open folder, as `open_file` opens it.
+
+    Raises:
+        OSError: it cannot be opened, or is longer than `max_bytes`.
+    """
+    handle = open_file(folder, name)
+    with open(handle, "rb", buffering=0) as file:  # noqa: PTH123 - pathlib knows no handles
+        content = bytearray()
+        while len(content) <= max_bytes and (block := file.read(BLOCK_BYTES)):
+            content += block
+    if len(content) > max_bytes:
+        raise OSError(errno.EFBIG, f"it is longer than {max_bytes} bytes")
+    return bytes(content)
+
+
+def write_below(folder: int, name: str, content: bytes, owner: os.stat_result) -> None:
+    """Write a file in an open folder atomically, readable by its owner only.
+
+    The file is given to `owner` where this process is another user, as root in a container is. If
+    that is not permitted, the file is readable by everybody.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    part_name = PART_PREFIX + secrets.token_hex(8)
+    handle = os.open(part_name, NEW_FILE, 0o600, dir_fd=folder)
+    try:
+        with open(handle, "wb") as file:  # noqa: PTH123 - as above
+            if os.geteuid() != owner.st_uid:
+                try:
+                    os.fchown(handle, owner.st_uid, owner.st_gid)
+                except PermissionError:
+                    os.fchmod(handle, 0o644)
+            file.write(content)
+            file.flush()
+            os.fsync(handle)
+        os.rename(part_name, name, src_dir_fd=folder, dst_dir_fd=folder)
+    except OSError:
+        with suppress(FileNotFoundError):
+            os.unlink(part_name, dir_fd=folder)
+        raise
