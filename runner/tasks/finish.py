@@ -45,7 +45,7 @@ async def finish(task: TaskContext, container: Container | None) -> None:
 
 
 def _was_daemon_away(task: TaskContext) -> bool:
-    """Return whether docker's daemon has just come back: a daemon that stops kills its containers."""
+    """Return whether docker's daemon has just come back: it kills containers as it stops."""
     silent_at_s = task.engine_silent_at_s
     if task.engine.kind != "docker" or silent_at_s is None:
         return False
