@@ -16,7 +16,7 @@ from runner.engine.base import Container, ContainerSpec, Engine
 from runner.engine.cli import find_engine
 from runner.timing import DEFAULT_TIMINGS
 from tests.engines import ADVICE, NoEngineError, named_engines, named_image
-from tests.fakes.engine import FakeEngine
+from tests.harness.engine import FakeEngine
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

@@ -13,7 +13,7 @@ from runner.engine.base import Phase
 from runner.errors import EngineError, ImageMissing, NameInUse, NoSuchContainer
 from runner.model import Limits, PullPolicy
 from runner.timing import DEFAULT_TIMINGS
-from tests.unit.until import DEADLINE_S, until
+from tests.harness.until import DEADLINE_S, until
 
 if TYPE_CHECKING:
     from pathlib import Path

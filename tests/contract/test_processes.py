@@ -24,8 +24,8 @@ from runner.errors import EngineSilent, NoContainerRuntime
 from runner.model import PullPolicy
 from runner.timing import Timings
 from tests.engines import Engine as Command
-from tests.fakes.loop import FORWARD, put_forward
-from tests.unit.until import DEADLINE_S, until
+from tests.harness.loop import HARNESS, running_loop
+from tests.harness.until import DEADLINE_S, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -111,13 +111,13 @@ async def until_under_way(script: Path) -> list[int]:
     return script_ids(script.parent)
 
 
-@pytest.mark.parametrize("anyio_backend", [FORWARD], ids=["forward"])
+@pytest.mark.parametrize("anyio_backend", [HARNESS], ids=["harness"])
 async def test_call_without_an_answer_is_ended_with_all_its_processes(script: Path) -> None:
     engine = engine_of(script, STUBBORN)
 
     async def pass_time() -> None:
         await until_under_way(script)
-        put_forward(CALL_S)
+        running_loop().put_forward(CALL_S)
 
     async with anyio.create_task_group() as group:
         group.start_soon(pass_time)

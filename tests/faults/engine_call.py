@@ -85,7 +85,7 @@ def kill_runner() -> None:
     """Kill the process that has called, and be sure that it is gone."""
     runner = os.getppid()
     command = Path(f"/proc/{runner}/cmdline").read_bytes().split(b"\0")
-    if not {b"runner", b"tests.faults.launcher"} & set(command):
+    if not {b"runner", b"tests.harness.launcher"} & set(command):
         raise SystemExit(f"cannot kill the runner: {runner} is {command}")
     with suppress(ProcessLookupError):
         os.kill(runner, signal.SIGKILL)

@@ -18,18 +18,18 @@ from uuid import uuid4
 
 from runner.timing import Timings
 from tests.faults.engine import Act, FaultEngine, Planned
-from tests.faults.journal import JournalFaults
-from tests.faults.launcher import DISK_VARIABLE, JOURNAL_VARIABLE, LAUNCHER, TIMINGS_VARIABLE
-from tests.faults.proxy import FaultProxy
-from tests.orchestrator.serving import wait_for
-from tests.system.recording import RecordingOrchestrator
-from tests.system.runner_process import (
+from tests.harness.journal import JournalFaults
+from tests.harness.launcher import DISK_VARIABLE, JOURNAL_VARIABLE, LAUNCHER, TIMINGS_VARIABLE
+from tests.harness.proxy import FaultProxy
+from tests.harness.runner_process import (
     DEADLINE_S,
     RunnerProcess,
     container_of,
     containers,
     process_on,
 )
+from tests.orchestrator.serving import wait_for
+from tests.system.recording import RecordingOrchestrator
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

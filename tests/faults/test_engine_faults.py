@@ -13,10 +13,10 @@ import pytest
 from tests.engines import Engine
 from tests.faults.daemon import DockerDaemon
 from tests.faults.engine import Act, When
-from tests.faults.proxy import Fault
 from tests.faults.rig import Rig, rigged
+from tests.harness.proxy import Fault
+from tests.harness.runner_process import DEADLINE_S, container_of, containers, is_running
 from tests.orchestrator.serving import wait_for
-from tests.system.runner_process import DEADLINE_S, container_of, containers, is_running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

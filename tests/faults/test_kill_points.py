@@ -9,12 +9,13 @@ from dataclasses import dataclass
 import pytest
 
 from tests.faults.engine import Act, When
-from tests.faults.proxy import Fault
 from tests.faults.rig import Rig
+from tests.harness.proxy import Fault
+from tests.harness.runner_process import DEADLINE_S, RunnerProcess, container_of
 from tests.orchestrator.serving import wait_for
-from tests.system.runner_process import DEADLINE_S, RunnerProcess, container_of
 
 FINAL = b'"success"'
+COMMITS_OF_A_LIFE = 8
 RUNNING = b'"running"'
 
 Kill = Callable[[Rig], None]
@@ -40,13 +41,14 @@ def _died(rig: Rig) -> None:
     assert code == -signal.SIGKILL, f"it ended with {code}:\n{rig.runner.log}"
 
 
-def at_commit(name: str, when: str, write: str, **others: int) -> KillPoint:
-    """Kill it when it is about to commit something, or has just done so."""
+def at_commit(commit: int, when: str) -> KillPoint:
+    """Kill it when it is about to make a commit, or has just made it."""
 
     def arm(rig: Rig) -> None:
-        (rig.journal.kill_before if when == "before" else rig.journal.kill_after)(write)
+        (rig.journal.kill_before if when == "before" else rig.journal.kill_after)(commit)
 
-    return KillPoint(name, arm, _died, nodes=others.get("nodes", 1))
+    is_identity_lost = commit == 1 and when == "before"
+    return KillPoint(f"{when}-commit-{commit}", arm, _died, nodes=2 if is_identity_lost else 1)
 
 
 def at_call(name: str, call: str, when: When) -> KillPoint:
@@ -93,34 +95,24 @@ def _no_preparation(_rig: Rig) -> None:
 
 ON_THE_WIRE = [
     at_request("registration-unanswered", "POST", "/register", Fault.hold_answer(), nodes=2),
-    at_commit("before-identity-is-stored", "before", "identity", nodes=2),
-    at_commit("after-identity-is-stored", "after", "identity"),
     at_request(
         "assignment-unanswered",
         "GET",
         "/tasks/pending",
         Fault.hold_answer(answer_has=b"task_id"),
     ),
-    at_commit("before-accepted", "before", "accepted"),
-    at_commit("after-accepted", "after", "accepted"),
     at_request("during-files", "GET", "/files/*", Fault.hold_request(), files=True),
     at_request("claim-unasked", "POST", "/status", Fault.hold_request(request_has=RUNNING)),
     at_request("claim-unanswered", "POST", "/status", Fault.hold_answer(request_has=RUNNING)),
     at_request("report-unasked", "POST", "/status", Fault.hold_request(request_has=FINAL)),
     at_request("report-unanswered", "POST", "/status", Fault.hold_answer(request_has=FINAL)),
-    at_commit("before-delivery-is-noted", "before", "delivered"),
-    at_commit("after-delivery-is-noted", "after", "delivered"),
 ]
 """Steps of which the engine knows nothing."""
 
 AT_THE_ENGINE = [
-    at_commit("before-starting", "before", "starting"),
-    at_commit("after-starting", "after", "starting"),
     at_call("before-run", "run", When.BEFORE),
     at_call("during-run", "run", When.DURING),
     at_call("after-run", "run", When.AFTER),
-    at_commit("before-running", "before", "running"),
-    at_commit("after-running", "after", "running"),
     KillPoint(
         "while-it-runs", _no_preparation, _kill_while_it_runs, prompt="[wait-for go][print-line x]"
     ),
@@ -131,15 +123,17 @@ AT_THE_ENGINE = [
         prompt="[wait-for go][print-line x]",
     ),
     at_call("before-last-output", "logs", When.BEFORE),
-    at_commit("before-ended", "before", "ended"),
-    at_commit("after-ended-before-its-log-is-looked-for", "after", "ended"),
-    at_commit("before-log-and-final-status-are-released", "before", "released"),
-    at_commit("after-log-and-final-status-are-released", "after", "released"),
     at_call("before-removal", "rm", When.BEFORE),
     at_call("after-removal", "rm", When.AFTER),
-    at_commit("before-closed", "before", "closed"),
-    at_commit("after-closed", "after", "closed"),
 ]
+
+
+AT_COMMITS = [
+    at_commit(commit, when)
+    for commit in range(1, COMMITS_OF_A_LIFE + 1)
+    for when in ("before", "after")
+]
+"""Steps of which the journal knows, from the identity that is stored to the task that is closed."""
 
 
 @pytest.mark.parametrize("point", ON_THE_WIRE, ids=lambda point: point.name)
@@ -152,6 +146,19 @@ def test_task_ends_once_when_the_runner_is_killed_on_the_wire(
 @pytest.mark.parametrize("point", AT_THE_ENGINE, ids=lambda point: point.name)
 def test_task_ends_once_when_the_runner_is_killed_at_the_engine(point: KillPoint, rig: Rig) -> None:
     kill_and_finish(point, rig)
+
+
+@pytest.mark.parametrize("point", AT_COMMITS, ids=lambda point: point.name)
+def test_task_ends_once_when_the_runner_is_killed_at_a_commit(point: KillPoint, rig: Rig) -> None:
+    kill_and_finish(point, rig)
+
+
+def test_life_of_a_task_has_no_commit_at_which_the_runner_is_not_killed(any_rig: Rig) -> None:
+    task_id = any_rig.orchestrator.create_task("[print-line done]")["id"]
+    any_rig.runner.start()
+    any_rig.check_ended_once(task_id)
+
+    assert any_rig.journal.commits == COMMITS_OF_A_LIFE
 
 
 def kill_and_finish(point: KillPoint, rig: Rig) -> None:

@@ -13,8 +13,8 @@ import pytest
 
 from tests.faults.engine import Act, When
 from tests.faults.rig import Rig
+from tests.harness.runner_process import DEADLINE_S, container_of, containers
 from tests.orchestrator.serving import wait_for
-from tests.system.runner_process import DEADLINE_S, container_of, containers
 
 STAYS_AWAY_S = 2
 # An engine that has read all it was given, and gets stuck before it takes the container's name.

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.faults.certificates import Certificates, make_certificates
-from tests.faults.proxy import Fault, FaultProxy
+from tests.harness.proxy import Fault, FaultProxy
+from tests.harness.runner_process import DEADLINE_S
 from tests.orchestrator.serving import wait_for
-from tests.system.runner_process import DEADLINE_S
 
 if TYPE_CHECKING:
-    from tests.faults.proxy import Exchange
     from tests.faults.rig import Rig
+    from tests.harness.proxy import Exchange
 
 FINAL = b'"success"'
 RUNNING = b'"running"'
@@ -66,9 +66,11 @@ def test_half_of_an_answer_is_no_answer(
 def test_session_whose_answer_is_lost_is_stored_once(any_rig: Rig) -> None:
     rig = any_rig
     task_id = rig.orchestrator.create_task("[print-line done]")["id"]
-    rig.journal.kill_after("ended")
+    rig.proxy.plan("POST", "/status", Fault.hold_request(request_has=FINAL))
     rig.runner.start()
-    rig.runner.exit_code()
+    wait_for(lambda: rig.proxy.counts["hold-request"], DEADLINE_S)
+    rig.runner.kill()
+    rig.proxy.clear()
     put_into_outbox(rig, task_id, {"job_id": task_id, "task_id": task_id, "session": {"id": "s-1"}})
     rig.proxy.plan("POST", "/logs", Fault.drop_answer(), Fault.drop_answer())
     rig.runner.start()

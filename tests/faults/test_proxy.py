@@ -5,8 +5,8 @@ from __future__ import annotations
 import gc
 from urllib.parse import urlsplit
 
-from tests.faults.proxy import FaultProxy
-from tests.knocking import knocking
+from tests.harness.knocking import knocking
+from tests.harness.proxy import FaultProxy
 
 NOWHERE = "http://127.0.0.1:1"
 TIMES = 10

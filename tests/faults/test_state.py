@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.faults.test_engine_faults import begin, end_of, wait_for_beat
-from tests.orchestrator.serving import wait_for
-from tests.system.runner_process import (
+from tests.harness.runner_process import (
     DEADLINE_S,
     RunnerProcess,
     container_of,
     containers,
 )
+from tests.orchestrator.serving import wait_for
 from tools.dev.shell import as_root
 
 if TYPE_CHECKING:
@@ -237,15 +237,16 @@ def test_adopted_task_keeps_its_time_limit(rig: Rig) -> None:
     assert int(said[1]) >= 20
 
 
+@pytest.mark.parametrize("commit", [1, 2])  # the identity is stored, the task adopted
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_task_is_adopted_once_when_the_runner_is_killed_as_it_writes_that_down(
-    when: str, any_rig: Rig
+    commit: int, when: str, any_rig: Rig
 ) -> None:
     rig = any_rig
     task_id = begin(rig, "[wait-for go]")
     rig.runner.kill()
     damage(journal_of(rig.runner))
-    (rig.journal.kill_before if when == "before" else rig.journal.kill_after)("adopted")
+    (rig.journal.kill_before if when == "before" else rig.journal.kill_after)(commit)
     rig.runner.start()
     assert rig.runner.exit_code() == -signal.SIGKILL
     rig.runner.start()

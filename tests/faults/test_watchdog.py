@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.faults.engine import Act
-from tests.faults.proxy import Fault
 from tests.faults.systemd import Systemd
 from tests.faults.test_engine_faults import wait_for_beat
+from tests.harness.proxy import Fault
+from tests.harness.runner_process import DEADLINE_S, ROOT
 from tests.orchestrator.serving import wait_for
-from tests.system.runner_process import DEADLINE_S, ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

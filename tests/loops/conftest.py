@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.fakes.clock import FakeClock
-from tests.loops.host import Host, hosting
-from tests.loops.orchestrator import ScriptedOrchestrator, orchestrating
+from tests.harness.clock import VirtualClock
+from tests.harness.host import Host, hosting
+from tests.harness.loop import HARNESS, Backend
+from tests.harness.orchestrator import ScriptedOrchestrator, orchestrating
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -17,21 +18,21 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    """Name the event loop that the runner uses."""
-    return "asyncio"
+def anyio_backend() -> Backend:
+    """Return the event loop that the runner uses."""
+    return HARNESS
 
 
 @pytest.fixture
-def clock() -> FakeClock:
+def clock() -> VirtualClock:
     """Give the host's clock."""
-    return FakeClock()
+    return VirtualClock()
 
 
 @pytest.fixture
 async def orchestrator(
     anyio_backend: str,  # noqa: ARG001 - asked for, so that it runs there
-    clock: FakeClock,
+    clock: VirtualClock,
 ) -> AsyncIterator[ScriptedOrchestrator]:
     """Serve an orchestrator that behaves until it is told not to."""
     async with orchestrating(clock.uptime_s) as running:
@@ -40,7 +41,7 @@ async def orchestrator(
 
 @pytest.fixture
 async def host(
-    tmp_path: Path, clock: FakeClock, orchestrator: ScriptedOrchestrator
+    tmp_path: Path, clock: VirtualClock, orchestrator: ScriptedOrchestrator
 ) -> AsyncIterator[Host]:
     """Give a host without a runner."""
     async with hosting(tmp_path, clock, orchestrator) as found:

@@ -13,7 +13,7 @@ from runner.tasks.outcome import final_report
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from tests.loops.host import Host
+    from tests.harness.host import Host
 
 FAILED = Outcome(EndReason.FAILED, "failed: exit code 9", 9)
 

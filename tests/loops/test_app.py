@@ -12,17 +12,16 @@ from typing import TYPE_CHECKING
 import anyio
 import pytest
 
-from runner.daemon import Daemon, run
+from runner.daemon import run
 from runner.errors import JournalError, StateFolderInUse
 from runner.journal.journal import Journal, open_journal
 from runner.loops.housekeeping import prune_closed_tasks
-from runner.model import Task
 from runner.systemd import Notifier, Watchdog, feed_watchdog
 from runner.timing import Timings
-from tests.loops.host import IDLE, WITH_TASK, HeardNotifier
-from tests.loops.orchestrator import BEAT, POLL
+from tests.harness.host import HeardNotifier
+from tests.harness.orchestrator import BEAT, POLL
+from tests.harness.until import until
 from tests.orchestrator.serving import serve
-from tests.unit.until import DEADLINE_S, until
 
 DAY_S = 24 * 3600.0
 
@@ -30,8 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from tests.fakes.clock import FakeClock
-    from tests.loops.host import Host
+    from tests.harness.clock import VirtualClock
+    from tests.harness.host import Host
 
 pytestmark = pytest.mark.anyio
 
@@ -60,13 +59,13 @@ async def test_systemd_is_told_of_readiness_work_trouble_and_the_end(host: Host)
     async with host.runner(once=True) as life:
         await host.wait_for_state("t-1", "running")
         # Beside the usual ones, that which waits for the end of the one task looks every second.
-        await host.clock.settle(WITH_TASK + 1)
+        await host.clock.settle()
         host.engine.silent = True
-        await host.clock.advance(31, asleep=WITH_TASK + 1)
+        await host.clock.advance(31)
         await until(lambda: any(is_of_trouble(word) for word in life.notifier.messages))
         host.engine.silent = False
         host.let_go()
-        await host.clock.advance(6, asleep=0)
+        await host.clock.advance(6)
         assert await life.end() == 0
 
     said = life.notifier.messages
@@ -131,34 +130,23 @@ async def test_runner_starts_and_drains_where_the_disk_of_the_journal_is_full(
     assert log.text.count("database or disk is full") == 2
 
 
-class BrokenFor20MinutesJournal(Journal):
-    """Cannot be read 240 times, five seconds apart, as where a disk has gone for so long."""
+async def test_drain_outlives_a_journal_that_cannot_be_read_for_twenty_minutes(
+    host: Host, log: pytest.LogCaptureFixture
+) -> None:
+    host.orchestrator.offer("t-1", "[wait-for go]")
+    async with host.runner(once=True) as life:
+        await host.wait_for_state("t-1", "running")
+        await host.clock.settle()
+        host.change("ALTER TABLE tasks RENAME TO tasks_away")
+        host.let_go()
+        await host.clock.advance(20 * 60)
+        assert not life.over.is_set()
+        host.change("ALTER TABLE tasks_away RENAME TO tasks")
+        await host.pass_time_until(life.over.is_set)
+        assert await life.end() == 0
 
-    failures = 240
-
-    async def unfinished_tasks(self) -> list[Task]:
-        """Fail, then work."""
-        if self.failures:
-            self.failures -= 1
-            raise JournalError("cannot use the journal: disk I/O error")
-        return []
-
-
-async def test_drain_outlives_a_journal_that_cannot_be_read_for_twenty_minutes(host: Host) -> None:
-    journal = BrokenFor20MinutesJournal(host.state_dir / "journal.sqlite3")
-    async with host.parts(journal) as parts, anyio.create_task_group() as group:
-        drained = anyio.Event()
-
-        async def drain() -> None:
-            await Daemon(parts, Notifier({})).drain()
-            drained.set()
-
-        group.start_soon(drain)
-        await host.clock.advance(20 * 60 - 0.5, asleep=1)
-        await host.clock.advance(1, asleep=0)
-        with anyio.fail_after(DEADLINE_S):
-            await drained.wait()
-    journal.close_file()
+    assert "cannot use the journal" in log.text
+    assert len(host.orchestrator.ends("t-1")) == 1
 
 
 async def test_task_goes_its_way_through_the_reference_orchestrator(host: Host) -> None:
@@ -186,7 +174,7 @@ async def test_task_goes_its_way_through_the_reference_orchestrator(host: Host) 
 
 async def test_watchdog_is_fed_three_times_as_often_as_it_asks(host: Host) -> None:
     async with host.runner(watchdog_s=60) as life:
-        await host.clock.advance(600, asleep=IDLE)
+        await host.clock.advance(600)
 
     fed = life.notifier.fed_at_s
     assert len(fed) >= 30
@@ -195,9 +183,9 @@ async def test_watchdog_is_fed_three_times_as_often_as_it_asks(host: Host) -> No
 
 async def test_watchdog_is_fed_through_an_hour_without_an_orchestrator(host: Host) -> None:
     async with host.runner(watchdog_s=60, heartbeat_interval_s=60.0) as life:
-        await host.clock.settle(IDLE)
+        await host.clock.settle()
         host.orchestrator.is_down = True
-        await host.clock.advance(3600, asleep=IDLE)
+        await host.clock.advance(3600)
         assert host.orchestrator.count(POLL) > 60
 
     fed = life.notifier.fed_at_s
@@ -209,7 +197,7 @@ async def test_watchdog_is_fed_beside_a_task_that_runs_for_hours(host: Host) -> 
     host.orchestrator.offer("t-1", "[hang]", timeout_seconds=9000)
     async with host.runner(watchdog_s=120, heartbeat_interval_s=300.0) as life:
         await host.wait_for_state("t-1", "running")
-        await host.clock.advance(7200, asleep=WITH_TASK)
+        await host.clock.advance(7200)
 
     assert len(life.notifier.fed_at_s) >= 180
 
@@ -218,9 +206,9 @@ async def test_watchdog_is_fed_while_the_engine_is_silent(host: Host) -> None:
     host.orchestrator.offer("t-1", "[hang]")
     async with host.runner(watchdog_s=120) as life:
         await host.wait_for_state("t-1", "running")
-        await host.clock.settle(WITH_TASK)
+        await host.clock.settle()
         host.engine.silent = True
-        await host.clock.advance(1200, asleep=WITH_TASK)
+        await host.clock.advance(1200)
 
     assert len(life.notifier.fed_at_s) >= 30
 
@@ -231,12 +219,12 @@ async def test_poll_that_is_stuck_before_its_question_is_not_fed(
     host.engine.silent = True
     async with host.runner(watchdog_s=60) as life:
         await host.wait_for_beat("error")
-        await host.clock.settle(IDLE)
+        await host.clock.settle()
         host.engine.shut("facts")
         await until_stuck(host)
-        await host.clock.advance(300, asleep=IDLE)
+        await host.clock.advance(300)
         fed = len(life.notifier.fed_at_s)
-        await host.clock.advance(120, asleep=IDLE)
+        await host.clock.advance(120)
 
     assert len(life.notifier.fed_at_s) == fed
     stuck = [record for record in log.records if record.message == "a loop is stuck"]
@@ -246,21 +234,21 @@ async def test_poll_that_is_stuck_before_its_question_is_not_fed(
 async def until_stuck(host: Host) -> None:
     """Let time go by until poll stands before the shut door."""
     while not host.engine.waiting["facts"]:
-        await host.clock.advance(1, asleep=IDLE)
+        await host.clock.advance(1)
 
 
 async def test_loop_that_is_stuck_is_not_fed_and_named(
-    clock: FakeClock, log: pytest.LogCaptureFixture
+    clock: VirtualClock, log: pytest.LogCaptureFixture
 ) -> None:
     notifier, watchdog = HeardNotifier(clock, 30), Watchdog(clock)
     watchdog.expect("poll", next_within_s=25)
     watchdog.expect("deliver", next_within_s=1000)
     async with anyio.create_task_group() as group:
         group.start_soon(feed_watchdog, notifier, watchdog, clock, Timings())
-        await clock.advance(100, asleep=1)
+        await clock.advance(100)
         assert len(notifier.fed_at_s) == 3, "at 0, 10 and 20 s"
         watchdog.expect("poll", next_within_s=25)
-        await clock.advance(10, asleep=1)
+        await clock.advance(10)
         assert len(notifier.fed_at_s) == 4
         group.cancel_scope.cancel()
 
@@ -268,12 +256,12 @@ async def test_loop_that_is_stuck_is_not_fed_and_named(
     assert vars(stuck[0])["fields"] == {"loops": "poll"}
 
 
-async def test_loop_that_rests_has_promised_nothing(clock: FakeClock) -> None:
+async def test_loop_that_rests_has_promised_nothing(clock: VirtualClock) -> None:
     watchdog = Watchdog(clock)
     watchdog.expect("poll", next_within_s=1)
-    await clock.advance(1, asleep=0)
+    await clock.advance(1)
     assert watchdog.overdue() == []
-    await clock.advance(1, asleep=0)
+    await clock.advance(1)
     assert watchdog.overdue() == ["poll"]
     watchdog.suspend("poll")
     watchdog.suspend("never-beaten")
@@ -284,10 +272,10 @@ async def test_loop_that_rests_has_promised_nothing(clock: FakeClock) -> None:
 async def test_time_in_which_the_host_was_suspended_is_held_against_no_loop(host: Host) -> None:
     async with host.runner(watchdog_s=60) as life:
         await host.wait_for_calls(BEAT)
-        await host.clock.advance(10, asleep=IDLE)
+        await host.clock.advance(10)
         host.clock.suspend(8 * 3600)
         fed = len(life.notifier.fed_at_s)
-        await host.clock.advance(41, asleep=IDLE)
+        await host.clock.advance(41)
 
     assert len(life.notifier.fed_at_s) == fed + 2
 
@@ -295,7 +283,7 @@ async def test_time_in_which_the_host_was_suspended_is_held_against_no_loop(host
 async def test_nothing_is_fed_without_a_watchdog(host: Host) -> None:
     async with host.runner() as life:
         await host.wait_for_calls(BEAT)
-        await host.clock.advance(120, asleep=IDLE)
+        await host.clock.advance(120)
 
     assert not life.notifier.fed_at_s
 
@@ -310,9 +298,9 @@ async def test_tasks_closed_a_month_ago_are_forgotten_day_by_day(host: Host) -> 
     journal, _ = open_journal(host.state_dir, "now")
     async with host.parts(journal) as parts, anyio.create_task_group() as group:
         group.start_soon(prune_closed_tasks, parts)
-        await host.clock.advance(29 * DAY_S, asleep=1)
+        await host.clock.advance(29 * DAY_S)
         assert host.state_of("t-1") == "closed"
-        await host.clock.advance(2 * DAY_S, asleep=1)
+        await host.clock.advance(2 * DAY_S)
         assert host.state_of("t-1") is None
         group.cancel_scope.cancel()
     journal.close_file()

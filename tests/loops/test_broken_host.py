@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from runner.errors import EngineError, NameInUse
-from tests.loops.host import IDLE, IMAGE
-from tests.loops.orchestrator import POLL
-from tests.unit.until import until
+from tests.harness.host import IMAGE
+from tests.harness.orchestrator import POLL
+from tests.harness.until import until
 
 if TYPE_CHECKING:
-    from tests.loops.host import Host
+    from tests.harness.host import Host
 
 pytestmark = pytest.mark.anyio
 
@@ -26,10 +26,10 @@ async def test_no_task_is_taken_before_the_image_is_there(
     host.orchestrator.offer()
     async with host.runner():
         await host.wait_for_beat("error")
-        await host.clock.advance(100, asleep=IDLE)
+        await host.clock.advance(100)
         assert not host.orchestrator.count(POLL)
         host.engine.image = IMAGE
-        await host.clock.advance(400, asleep=IDLE)
+        await host.clock.advance(400)
         assert (await host.wait_for_end("t-1"))["status"] == "success"
 
     said = f"few new tasks are taken until a container starts: cannot fetch the image {IMAGE}"
@@ -44,14 +44,12 @@ async def test_image_that_is_gone_costs_one_task_and_not_the_queue(host: Host) -
         host.orchestrator.offer("t-1")
         host.orchestrator.offer("t-2")
         assert (await host.wait_for_end("t-1"))["message"].startswith("unstartable: ")
-        await host.clock.advance(100, asleep=IDLE)
+        await host.clock.advance(100)
         assert host.state_of("t-2") is None
         host.engine.image = IMAGE
-        await host.pass_time_until(lambda: host.state_of("t-2") is not None, asleep=IDLE - 1)
+        await host.pass_time_until(lambda: host.state_of("t-2") is not None)
         assert (await host.wait_for_end("t-2"))["status"] == "success"
-        await host.pass_time_until(
-            lambda: host.orchestrator.beats()[-1] == "idle", 1.0, asleep=IDLE - 1
-        )
+        await host.pass_time_until(lambda: host.orchestrator.beats()[-1] == "idle", 1.0)
 
 
 async def test_image_that_went_between_two_looks_is_fetched_again(host: Host) -> None:
@@ -73,12 +71,12 @@ async def test_engine_that_refuses_every_start_is_given_fewer_and_fewer_tasks(ho
         host.orchestrator.offer(f"t-{number}")
     async with host.runner():
         await host.wait_for_end("t-0")
-        await host.clock.advance(600, asleep=IDLE)
+        await host.clock.advance(600)
         ended = host.rows("SELECT task_id FROM tasks")
         assert 3 <= len(ended) <= 9
         assert host.orchestrator.beats()[-1] == "error"
         host.engine.mend()
-        await host.clock.advance(400, asleep=IDLE)
+        await host.clock.advance(400)
         assert (await host.wait_for_end("t-49"))["status"] == "success"
         await host.pass_time_until(lambda: host.orchestrator.beats()[-1] == "idle", 1.0)
 
@@ -90,7 +88,7 @@ async def test_name_in_use_by_what_cannot_be_seen_is_freed_without_haste(host: H
     async with host.runner():
         await until(lambda: host.engine.called["remove"] == 1)
         assert host.engine.called["run"] == 2
-        await host.clock.advance(20, asleep=IDLE)
+        await host.clock.advance(20)
         assert (await host.wait_for_end("t-1"))["status"] == "success"
 
     assert host.starts_of("t-1") == 1
@@ -101,13 +99,13 @@ async def test_no_task_is_taken_while_one_in_hand_waits_for_the_engine(host: Hos
     async with host.runner(max_tasks=2):
         await host.wait_for_state("t-1", "running")
         host.engine.break_("inspect", EngineError("cannot do podman inspect: no answer"))
-        await host.clock.advance(31, asleep=IDLE + 1)
+        await host.clock.advance(31)
         await until(lambda: host.orchestrator.beats()[-1] == "error")
         host.orchestrator.offer("t-2")
-        await host.clock.advance(200, asleep=IDLE)
+        await host.clock.advance(200)
         assert host.state_of("t-2") is None
         host.engine.mend()
         host.let_go()
-        await host.clock.advance(200, asleep=IDLE)
+        await host.clock.advance(200)
         assert (await host.wait_for_end("t-1"))["status"] == "success"
         assert (await host.wait_for_end("t-2"))["status"] == "success"

@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.loops.host import IDLE
-from tests.loops.orchestrator import SILENCE, STATUS
-from tests.unit.scripted_server import http, told
-from tests.unit.until import until
+from tests.harness.orchestrator import SILENCE, STATUS
+from tests.harness.server import http, json_response
+from tests.harness.until import until
 
 if TYPE_CHECKING:
-    from tests.loops.host import Host
-    from tests.unit.scripted_server import Answer
+    from tests.harness.host import Host
+    from tests.harness.server import Answer
 
 pytestmark = pytest.mark.anyio
 
@@ -33,16 +32,16 @@ async def test_start_is_reported_before_the_container_is_asked_for(host: Host) -
 async def test_task_that_is_no_longer_ours_never_starts_and_a_later_offer_of_it_runs(
     host: Host, log: pytest.LogCaptureFixture, status: int
 ) -> None:
-    host.orchestrator.then(STATUS, told({"detail": "given to another node"}, status))
+    host.orchestrator.then(STATUS, json_response({"detail": "given to another node"}, status))
     host.orchestrator.offer()
     async with host.runner():
         await until(lambda: "task is dropped: " in log.text)
         await until(lambda: not host.rows("SELECT * FROM tasks"))
         assert host.starts_of("t-1") == 0
         assert not host.orchestrator.ends("t-1")
-        await host.clock.settle(IDLE)
+        await host.clock.settle()
         host.orchestrator.offer()
-        await host.clock.advance(34, asleep=IDLE)
+        await host.clock.advance(34)
 
         assert (await host.wait_for_end("t-1"))["status"] == "success"
     assert host.starts_of("t-1") == 1
@@ -54,7 +53,7 @@ async def test_task_that_is_over_already_never_starts(host: Host, standing: str)
     host.orchestrator.offer()
     async with host.runner():
         await host.wait_for_calls(STATUS)
-        await host.clock.settle(IDLE)
+        await host.clock.settle()
         await until(lambda: not host.rows("SELECT * FROM tasks"))
 
     assert host.starts_of("t-1") == 0
@@ -91,10 +90,10 @@ async def test_claim_waits_for_an_orchestrator_that_is_away_and_starts_once(
     host.orchestrator.offer()
     async with host.runner():
         await host.wait_for_calls(STATUS)
-        await host.clock.advance(900, asleep=IDLE)
+        await host.clock.advance(900)
         assert host.starts_of("t-1") == 0
         host.orchestrator.always(STATUS, None)
-        await host.clock.advance(61, asleep=IDLE)
+        await host.clock.advance(61)
 
         assert (await host.wait_for_end("t-1"))["status"] == "success"
     assert host.starts_of("t-1") == 1
@@ -105,7 +104,7 @@ async def test_claim_obeys_retry_after(host: Host) -> None:
     host.orchestrator.offer()
     async with host.runner():
         await host.wait_for_calls(STATUS)
-        await host.clock.advance(500, asleep=IDLE)
+        await host.clock.advance(500)
         await host.wait_for_end("t-1")
 
     first, second, _ = host.orchestrator.called(STATUS)

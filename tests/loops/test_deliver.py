@@ -10,18 +10,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.loops.host import IDLE
-from tests.loops.orchestrator import SILENCE, STATUS
-from tests.unit.scripted_server import http, told
-from tests.unit.until import until
+from tests.harness.orchestrator import SILENCE, STATUS
+from tests.harness.server import http, json_response
+from tests.harness.until import until
 
 if TYPE_CHECKING:
-    from tests.loops.host import Host
-    from tests.unit.scripted_server import Answer
+    from tests.harness.host import Host
+    from tests.harness.server import Answer
 
 pytestmark = pytest.mark.anyio
 
-RUNNING = told({"status": "running"})
+RUNNING = json_response({"status": "running"})
 
 
 async def test_reports_carry_both_names_of_the_id_and_a_moment(host: Host) -> None:
@@ -50,7 +49,7 @@ async def test_report_is_tried_until_it_is_taken(host: Host, failure: Answer) ->
     host.orchestrator.offer()
     async with host.runner():
         await until(lambda: host.orchestrator.count(STATUS) == 2)
-        await host.clock.advance(200, asleep=IDLE)
+        await host.clock.advance(200)
         await until(lambda: host.state_of("t-1") == "closed")
 
     assert len(host.orchestrator.ends("t-1")) == 4
@@ -64,16 +63,16 @@ async def test_report_outlives_an_outage_and_restarts_within_it(host: Host) -> N
     host.orchestrator.offer("t-1", "[print-line the last words][fail 7]")
     async with host.runner():
         await host.wait_for_state("t-1", "ended")
-        await host.clock.advance(600, asleep=IDLE)
+        await host.clock.advance(600)
     host.orchestrator.is_down = True
     async with host.runner():
-        await host.clock.advance(600, asleep=IDLE)
+        await host.clock.advance(600)
     assert host.state_of("t-1") == "ended"
     host.orchestrator.is_down = False
     host.orchestrator.always(STATUS, None)
     taken_from = len(host.orchestrator.ends("t-1"))
     async with host.runner():
-        await host.clock.advance(61, asleep=IDLE)
+        await host.clock.advance(61)
         await until(lambda: host.state_of("t-1") == "closed")
 
     (end,) = host.orchestrator.ends("t-1")[taken_from:]
@@ -86,11 +85,11 @@ async def test_report_outlives_an_outage_and_restarts_within_it(host: Host) -> N
 async def test_report_that_is_refused_for_good_is_parked_and_the_task_closed(
     host: Host, log: pytest.LogCaptureFixture, status: int
 ) -> None:
-    host.orchestrator.then(STATUS, RUNNING, told({"detail": "not this one"}, status))
+    host.orchestrator.then(STATUS, RUNNING, json_response({"detail": "not this one"}, status))
     host.orchestrator.offer()
     async with host.runner():
         await host.wait_for_state("t-1", "closed")
-        await host.clock.advance(600, asleep=IDLE)
+        await host.clock.advance(600)
 
     assert len(host.orchestrator.ends("t-1")) == 1
     (letter,) = host.rows("SELECT * FROM outbox")
@@ -102,7 +101,7 @@ async def test_report_that_is_refused_for_good_is_parked_and_the_task_closed(
 async def test_report_on_a_task_that_has_its_end_already_is_dropped(
     host: Host, log: pytest.LogCaptureFixture, status: int
 ) -> None:
-    host.orchestrator.then(STATUS, RUNNING, told({"detail": "it was cancelled"}, status))
+    host.orchestrator.then(STATUS, RUNNING, json_response({"detail": "it was cancelled"}, status))
     host.orchestrator.offer()
     async with host.runner():
         await host.wait_for_state("t-1", "closed")
@@ -116,12 +115,12 @@ async def test_report_on_a_task_that_has_its_end_already_is_dropped(
 async def test_report_goes_out_at_once_under_a_new_key_and_later_if_that_is_refused_too(
     host: Host,
 ) -> None:
-    unknown = told({"detail": "unknown key"}, 401)
+    unknown = json_response({"detail": "unknown key"}, 401)
     host.orchestrator.then(STATUS, RUNNING, unknown, unknown)
     host.orchestrator.offer()
     async with host.runner():
         await until(lambda: len(host.orchestrator.ends("t-1")) == 2)
-        await host.clock.advance(200, asleep=3)
+        await host.clock.advance(200)
         await host.wait_for_state("t-1", "closed")
 
     first, second, third = host.orchestrator.called(STATUS)[1:]
@@ -131,12 +130,12 @@ async def test_report_goes_out_at_once_under_a_new_key_and_later_if_that_is_refu
 
 
 async def test_report_waits_behind_no_parked_one(host: Host) -> None:
-    host.orchestrator.then(STATUS, RUNNING, told({"detail": "not yet"}, 422))
+    host.orchestrator.then(STATUS, RUNNING, json_response({"detail": "not yet"}, 422))
     host.orchestrator.offer("t-1")
     async with host.runner():
         await host.wait_for_state("t-1", "closed")
         host.orchestrator.offer("t-1")
-        await host.clock.advance(34, asleep=IDLE)
+        await host.clock.advance(34)
         await until(lambda: len(host.orchestrator.ends("t-1")) == 2)
         await until(lambda: host.rows("SELECT * FROM outbox") == [])
 
@@ -148,7 +147,7 @@ async def test_report_that_waits_holds_up_no_other_task(host: Host) -> None:
         await host.wait_for_state("t-1", "ended")
         await until(lambda: len(host.orchestrator.ends("t-1")) == 1)
         host.orchestrator.offer("t-2")
-        await host.clock.advance(34, asleep=IDLE)
+        await host.clock.advance(34)
 
         assert (await host.wait_for_end("t-2"))["status"] == "success"
     assert host.state_of("t-1") == "ended"
@@ -159,7 +158,7 @@ async def test_order_within_a_task_is_kept_when_the_first_report_fails(host: Hos
     host.orchestrator.offer()
     async with host.runner():
         await host.wait_for_calls(STATUS)
-        await host.clock.advance(30, asleep=IDLE)
+        await host.clock.advance(30)
         await host.wait_for_end("t-1")
 
     said = [report["status"] for report in host.orchestrator.reports("t-1")]
@@ -171,7 +170,7 @@ async def test_retry_after_is_obeyed(host: Host) -> None:
     host.orchestrator.offer()
     async with host.runner():
         await until(lambda: len(host.orchestrator.ends("t-1")) == 1)
-        await host.clock.advance(800, asleep=IDLE)
+        await host.clock.advance(800)
         await until(lambda: host.state_of("t-1") == "closed")
 
     first, second = host.orchestrator.called(STATUS)[1:]
@@ -193,13 +192,13 @@ async def test_runner_that_starts_counts_failures_anew(host: Host) -> None:
     host.orchestrator.offer()
     async with host.runner():
         await host.wait_for_state("t-1", "ended")
-        await host.clock.advance(600, asleep=IDLE)
+        await host.clock.advance(600)
     (letter,) = host.rows("SELECT attempts FROM outbox")
     assert letter["attempts"] > 5
     async with host.runner():
         await until(lambda: host.rows("SELECT * FROM outbox WHERE attempts = 1") != [])
         host.orchestrator.always(STATUS, None)
-        await host.clock.advance(2.1, asleep=IDLE)
+        await host.clock.advance(2.1)
         await until(lambda: host.state_of("t-1") == "closed")
 
 
@@ -208,7 +207,7 @@ async def test_runner_that_drains_tries_at_once_what_waits(host: Host) -> None:
     host.orchestrator.offer()
     async with host.runner() as run:
         await until(lambda: host.rows("SELECT * FROM outbox WHERE attempts = 1") != [])
-        await host.clock.settle(IDLE)
+        await host.clock.settle()
         os.kill(os.getpid(), signal.SIGUSR1)
         assert await run.end() == 0
 
@@ -220,9 +219,9 @@ async def test_report_is_not_held_back_by_a_clock_that_was_set_back(host: Host) 
     host.orchestrator.offer()
     async with host.runner():
         await until(lambda: len(host.orchestrator.ends("t-1")) == 1)
-        await host.clock.settle(IDLE)
+        await host.clock.settle()
         host.clock.set_wall(-24 * 3600)
-        await host.clock.advance(61, asleep=IDLE)
+        await host.clock.advance(61)
         await until(lambda: host.state_of("t-1") == "closed")
 
 
@@ -234,8 +233,8 @@ async def test_reports_that_stay_behind_with_once_are_said_and_kept(
     host.orchestrator.offer()
     async with host.runner(once=True) as run:
         await host.wait_for_state("t-1", "ended")
-        await host.clock.advance(29, asleep=IDLE)
-        await host.clock.advance(3, asleep=0)
+        await host.clock.advance(29)
+        await host.clock.advance(3)
         assert await run.end() == 75
 
     assert "reports wait in the journal for the next start" in log.text
@@ -251,7 +250,7 @@ async def test_final_status_is_retried_when_a_proxy_refuses_it(host: Host) -> No
     host.orchestrator.offer()
     async with host.runner():
         await until(lambda: host.orchestrator.count(STATUS) == 2)
-        await host.clock.advance(300, asleep=IDLE)
+        await host.clock.advance(300)
         await until(lambda: host.state_of("t-1") == "closed")
 
     assert host.orchestrator.taken[-1]["status"] == "success"
@@ -263,5 +262,5 @@ async def test_final_status_that_a_proxy_refuses_for_hours_is_parked(host: Host)
     host.orchestrator.offer()
     async with host.runner(heartbeat_interval_s=300.0):
         await host.wait_for_state("t-1", "ended")
-        await host.clock.advance(4 * 3600, asleep=IDLE)
+        await host.clock.advance(4 * 3600)
         assert host.state_of("t-1") == "closed"

@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.loops.host import IDLE
+from tests.harness.orchestrator import LOGS, SILENCE, STATUS
+from tests.harness.server import JSON, endless, http, json_response, stalled
+from tests.harness.until import until
 from tests.loops.left import leave_ended
-from tests.loops.orchestrator import LOGS, SILENCE, STATUS
-from tests.unit.scripted_server import JSON, endless, http, stalled, told
-from tests.unit.until import until
 
 if TYPE_CHECKING:
-    from tests.loops.host import Host
+    from tests.harness.host import Host
 
 pytestmark = pytest.mark.anyio
 
@@ -52,7 +51,7 @@ async def test_log_without_an_answer_holds_up_its_status_for_some_minutes_only(h
     await leave_ended(host, "t-1", log=SESSION)
     async with host.runner():
         await host.wait_for_calls(LOGS)
-        await host.clock.advance(700, asleep=IDLE)
+        await host.clock.advance(700)
         await until(lambda: len(host.orchestrator.ends("t-1")) == 1)
 
 
@@ -62,7 +61,7 @@ async def test_log_without_an_answer_holds_up_no_other_task(host: Host) -> None:
     async with host.runner():
         await host.wait_for_calls(LOGS)
         host.orchestrator.offer("t-2")
-        await host.clock.advance(34, asleep=IDLE)
+        await host.clock.advance(34)
 
         assert (await host.wait_for_end("t-2"))["status"] == "success"
 
@@ -98,7 +97,7 @@ async def test_log_outlasts_an_outage_of_any_length(host: Host) -> None:
     host.orchestrator.is_down = True
     await leave_ended(host, "t-1", log=SESSION)
     async with host.runner(poll_interval_s=600.0, heartbeat_interval_s=600.0):
-        await host.clock.advance(12 * 3600, asleep=IDLE)
+        await host.clock.advance(12 * 3600)
         host.orchestrator.is_down = False
         await host.pass_time_until_closed("t-1", step_s=60.0)
 
@@ -110,7 +109,7 @@ async def test_log_outlasts_an_outage_of_any_length(host: Host) -> None:
 async def test_log_that_is_refused_is_parked_and_the_status_goes_out(
     host: Host, status: int
 ) -> None:
-    host.orchestrator.always(LOGS, told({"detail": "not this one"}, status))
+    host.orchestrator.always(LOGS, json_response({"detail": "not this one"}, status))
     await leave_ended(host, "t-1", log=SESSION)
     async with host.runner():
         await host.wait_for_end("t-1")

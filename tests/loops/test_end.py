@@ -8,12 +8,12 @@ import pytest
 
 from runner.errors import EngineError, EngineSilent
 from runner.model import Limits
-from tests.loops.host import IDLE, IMAGE, WITH_TASK, container_of
-from tests.loops.orchestrator import POLL, TOKEN
-from tests.unit.until import until
+from tests.harness.host import IMAGE, container_of
+from tests.harness.orchestrator import POLL, TOKEN
+from tests.harness.until import until
 
 if TYPE_CHECKING:
-    from tests.loops.host import Host
+    from tests.harness.host import Host
 
 pytestmark = pytest.mark.anyio
 
@@ -45,9 +45,9 @@ async def test_timed_out(host: Host) -> None:
     host.orchestrator.offer("t-1", "[hang]", timeout_seconds=90)
     async with host.runner():
         await host.wait_for_state("t-1", "running")
-        await host.clock.advance(89, asleep=WITH_TASK)
+        await host.clock.advance(89)
         assert host.state_of("t-1") == "running"
-        await host.clock.advance(2, asleep=IDLE)
+        await host.clock.advance(2)
         end = await host.wait_for_end("t-1")
 
     assert end["message"] == "timed_out: stopped after 90 s, its time limit of 90 s was up"
@@ -58,7 +58,7 @@ async def test_timed_out_though_it_ignores_term(host: Host) -> None:
     host.orchestrator.offer("t-1", "[ignore-term][hang]", timeout_seconds=5)
     async with host.runner():
         await host.wait_for_state("t-1", "running")
-        await host.clock.advance(6, asleep=IDLE)
+        await host.clock.advance(6)
 
         assert (await host.wait_for_end("t-1"))["message"].startswith("timed_out: ")
 
@@ -68,11 +68,11 @@ async def test_time_limit_holds_while_the_clock_is_set_by_an_hour(host: Host, by
     host.orchestrator.offer("t-1", "[hang]", timeout_seconds=600)
     async with host.runner():
         await host.wait_for_state("t-1", "running")
-        await host.clock.advance(300, asleep=WITH_TASK)
+        await host.clock.advance(300)
         host.clock.set_wall(by_s)
-        await host.clock.advance(299, asleep=WITH_TASK)
+        await host.clock.advance(299)
         assert host.state_of("t-1") == "running"
-        await host.clock.advance(2, asleep=IDLE)
+        await host.clock.advance(2)
 
         assert (await host.wait_for_end("t-1"))["message"].startswith("timed_out: ")
 
@@ -158,7 +158,7 @@ async def test_unstartable_for_an_engine_that_stays_silent_for_an_hour(
         host.engine.break_(call, EngineSilent(said))
         host.orchestrator.offer()
         await until(lambda: host.engine.called[call] >= 1)
-        await host.clock.advance(3603, asleep=IDLE)
+        await host.clock.advance(3603)
         end = await host.wait_for_end("t-1")
 
     assert end["message"] == f"unstartable: {said}"
@@ -225,14 +225,14 @@ async def test_engine_that_is_silent_over_the_end_settles_it_truthfully_when_it_
     host.orchestrator.offer("t-1", "[wait-for go][fail 6]")
     async with host.runner():
         await host.wait_for_state("t-1", "running")
-        await host.clock.settle(WITH_TASK)
+        await host.clock.settle()
         host.engine.silent = True
         host.let_go()
-        await host.clock.advance(900, asleep=WITH_TASK)
+        await host.clock.advance(900)
         assert not host.orchestrator.ends("t-1")
         assert host.orchestrator.beats()[-1] == "error"
         host.engine.silent = False
-        await host.clock.advance(6, asleep=IDLE)
+        await host.clock.advance(6)
         end = await host.wait_for_end("t-1")
         await until(lambda: host.orchestrator.beats()[-1] != "error")
 
@@ -246,7 +246,7 @@ async def test_stop_that_fails_is_tried_again_and_then_the_container_is_removed(
     host.orchestrator.offer("t-1", "[hang]", timeout_seconds=10)
     async with host.runner():
         await host.wait_for_state("t-1", "running")
-        await host.clock.advance(20, asleep=IDLE)
+        await host.clock.advance(20)
         end = await host.wait_for_end("t-1")
 
     assert host.engine.called["stop"] == 3
@@ -269,17 +269,17 @@ async def test_defect_in_a_step_is_logged_tried_again_and_ends_the_task_and_not_
 ) -> None:
     async with host.runner():
         await host.wait_for_calls(POLL)
-        await host.clock.settle(IDLE)
+        await host.clock.settle()
         host.engine.break_(step, RuntimeError("nobody thought of this"))
         host.orchestrator.offer("t-1", prompt)
         seen = host.engine.called[step]
-        await host.clock.advance(34, asleep=IDLE)
+        await host.clock.advance(34)
         await until(lambda: host.engine.called[step] > seen)
-        await host.clock.advance(40, asleep=IDLE)
+        await host.clock.advance(40)
         end = await host.wait_for_end("t-1")
         host.engine.mend()
         host.orchestrator.offer("t-2")
-        await host.clock.advance(34, asleep=IDLE)
+        await host.clock.advance(34)
         assert (await host.wait_for_end("t-2"))["status"] == "success"
 
     defects = [
@@ -299,7 +299,7 @@ async def test_defect_that_passes_costs_the_task_nothing(host: Host) -> None:
     host.orchestrator.offer()
     async with host.runner():
         await until(lambda: host.engine.called["inspect"] >= 1)
-        await host.clock.advance(5, asleep=IDLE)
+        await host.clock.advance(5)
 
         assert (await host.wait_for_end("t-1"))["status"] == "success"
     assert host.starts_of("t-1") == 1
@@ -316,7 +316,7 @@ async def test_defect_in_the_removal_kills_nothing_and_the_next_start_removes(
         assert host.state_of("t-1") == "ended"
         await until(lambda: len(host.orchestrator.ends("t-1")) == 1)
         host.orchestrator.offer("t-2")
-        await host.clock.advance(34, asleep=IDLE)
+        await host.clock.advance(34)
         await host.wait_for_state("t-2", "ended")
         await until(lambda: not host.rows("SELECT * FROM outbox"))
     host.engine.mend()
@@ -333,13 +333,13 @@ async def test_slot_stays_taken_while_a_defect_is_waited_out(host: Host) -> None
     host.orchestrator.offer("t-2")
     async with host.runner():
         await host.wait_for_state("t-1", "running")
-        await host.clock.settle(WITH_TASK)
-        await host.clock.advance(31, asleep=WITH_TASK - 1)
+        await host.clock.settle()
+        await host.clock.advance(31)
         await until(lambda: host.engine.waiting["inspect"] == 1)
         host.engine.open("inspect")
-        await host.clock.settle(IDLE)
+        await host.clock.settle()
         assert host.orchestrator.queue, "no second task beside the first"
-        await host.clock.advance(60, asleep=WITH_TASK)
+        await host.clock.advance(60)
         assert host.orchestrator.queue
         host.let_go()
         await host.wait_for_end("t-2")

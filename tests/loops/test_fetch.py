@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.loops.host import IDLE, WITH_TASK
-from tests.loops.orchestrator import STATUS
-from tests.unit.scripted_server import http, told
-from tests.unit.until import until
+from tests.harness.orchestrator import STATUS
+from tests.harness.server import http, json_response
+from tests.harness.until import until
 
 if TYPE_CHECKING:
-    from tests.loops.host import Host
+    from tests.harness.host import Host
 
 pytestmark = pytest.mark.anyio
 
@@ -25,7 +24,7 @@ async def test_file_that_cannot_be_had_yet_is_waited_for(host: Host) -> None:
     host.orchestrator.offer("t-1", files=["a.csv"])
     async with host.runner():
         await host.wait_for_calls(FILE)
-        await host.clock.advance(2100, asleep=WITH_TASK)
+        await host.clock.advance(2100)
 
         assert (await host.wait_for_end("t-1"))["status"] == "success"
     first, second, _ = host.orchestrator.called(FILE)
@@ -37,7 +36,7 @@ async def test_file_that_cannot_be_had_for_an_hour_makes_the_task_unstartable(ho
     host.orchestrator.offer("t-1", files=["a.csv"])
     async with host.runner(heartbeat_interval_s=60.0):
         await host.wait_for_calls(FILE)
-        await host.clock.advance(3601, asleep=WITH_TASK)
+        await host.clock.advance(3601)
         end = await host.wait_for_end("t-1")
 
     assert end["message"].startswith("unstartable: cannot fetch the file 'a.csv': HTTP 503")
@@ -48,17 +47,19 @@ async def test_file_that_cannot_be_had_for_an_hour_makes_the_task_unstartable(ho
 async def test_files_that_are_refused_since_the_task_is_no_longer_ours_are_no_end_of_it(
     host: Host, status: int
 ) -> None:
-    host.orchestrator.then(FILE, told({"detail": "not this node's task"}, status))
-    host.orchestrator.then(STATUS, told({"detail": "the task is not assigned to this node"}, 409))
+    host.orchestrator.then(FILE, json_response({"detail": "not this node's task"}, status))
+    host.orchestrator.then(
+        STATUS, json_response({"detail": "the task is not assigned to this node"}, 409)
+    )
     host.orchestrator.files["a.csv"] = b"1,2"
     host.orchestrator.offer("t-1", files=["a.csv"])
     async with host.runner():
         await host.wait_for_calls(FILE)
         await until(lambda: not host.rows("SELECT * FROM tasks"))
         assert not host.orchestrator.ends("t-1")
-        await host.clock.settle(IDLE)
+        await host.clock.settle()
         host.orchestrator.offer("t-1", files=["a.csv"])
-        await host.clock.advance(34, asleep=IDLE)
+        await host.clock.advance(34)
         assert (await host.wait_for_end("t-1"))["status"] == "success"
 
     assert host.starts_of("t-1") == 1
@@ -67,7 +68,7 @@ async def test_files_that_are_refused_since_the_task_is_no_longer_ours_are_no_en
 async def test_file_that_is_refused_although_the_task_is_ours_is_asked_for_once_more(
     host: Host,
 ) -> None:
-    host.orchestrator.then(FILE, told({"detail": "no such file"}, 404))
+    host.orchestrator.then(FILE, json_response({"detail": "no such file"}, 404))
     host.orchestrator.files["a.csv"] = b"1,2"
     host.orchestrator.offer("t-1", files=["a.csv"])
     async with host.runner():
@@ -75,7 +76,7 @@ async def test_file_that_is_refused_although_the_task_is_ours_is_asked_for_once_
 
 
 async def test_file_that_is_refused_again_makes_the_task_unstartable(host: Host) -> None:
-    host.orchestrator.always(FILE, told({"detail": "no such file"}, 404))
+    host.orchestrator.always(FILE, json_response({"detail": "no such file"}, 404))
     host.orchestrator.offer("t-1", files=["a.csv"])
     async with host.runner():
         end = await host.wait_for_end("t-1")

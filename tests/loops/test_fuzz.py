@@ -17,9 +17,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from runner.model import is_task_id
-from tests.fakes.clock import FakeClock
-from tests.loops.host import IDLE, hosting
-from tests.loops.orchestrator import orchestrating
+from tests.harness.clock import VirtualClock
+from tests.harness.host import hosting
+from tests.harness.loop import HARNESS
+from tests.harness.orchestrator import orchestrating
 from tests.loops.test_hostile import GOOD, SHA, check_that_it_goes_on, elsewhere
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     import pytest
 
-    from tests.loops.host import Host
+    from tests.harness.host import Host
 
 CONTENT = b"1,2,3\n"
 VARIABLES = {"ORCHESTRATOR_URL", "JOB_ID", "TASK_ID", "NODE_API_KEY", "TASK_FILES_DIR"}
@@ -83,7 +84,8 @@ def test_whatever_is_assigned_the_runner_goes_on_and_writes_nowhere_else(
 ) -> None:
     caplog.clear()
     caplog.set_level(logging.INFO, logger="runner")
-    anyio.run(live_through, assigned)
+    backend, options = HARNESS
+    anyio.run(live_through, assigned, backend=backend, backend_options=dict(options))
 
     assert not [record.getMessage() for record in caplog.records if record.exc_info]
 
@@ -98,7 +100,7 @@ async def live_through(assigned: list[object]) -> None:
             host.orchestrator.hand_out(assignment)
         async with host.runner():
             while host.orchestrator.queue:
-                await host.clock.advance(34, asleep=IDLE)
+                await host.clock.advance(34)
             await check_that_it_goes_on(host)
         check_what_is_left(host, assigned, before)
 
@@ -135,7 +137,7 @@ def serve_files_of(assignment: object, host: Host) -> None:
 @asynccontextmanager
 async def new_host() -> AsyncIterator[Host]:
     """Give a host of its own for each example."""
-    clock = FakeClock()
+    clock = VirtualClock()
     with TemporaryDirectory(prefix="victoria-fuzz-") as folder:
         async with (
             orchestrating(clock.uptime_s) as orchestrator,

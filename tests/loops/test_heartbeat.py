@@ -7,23 +7,22 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.fakes.loop import SLOW
-from tests.loops.host import IDLE, WITH_TASK
-from tests.loops.orchestrator import BEAT, POLL
-from tests.unit.scripted_server import http, stalled, told
-from tests.unit.until import until
+from tests.harness.loop import JUMPING
+from tests.harness.orchestrator import BEAT, POLL
+from tests.harness.server import http, json_response, stalled
+from tests.harness.until import until
 
 if TYPE_CHECKING:
     from anyio.abc import ByteStream
 
-    from tests.loops.host import Host
+    from tests.harness.host import Host
 
 pytestmark = pytest.mark.anyio
 
 
 async def test_heart_beats_at_an_interval_of_its_own_within_a_tenth(host: Host) -> None:
     async with host.runner(heartbeat_interval_s=20.0, poll_interval_s=600.0):
-        await host.clock.advance(900, asleep=IDLE)
+        await host.clock.advance(900)
 
     beats = host.orchestrator.called(BEAT)
     waits = [after.at_s - before.at_s for before, after in pairwise(beats)]
@@ -34,7 +33,7 @@ async def test_heart_beats_at_an_interval_of_its_own_within_a_tenth(host: Host) 
 async def test_change_between_idle_and_busy_is_told_at_once(host: Host) -> None:
     host.orchestrator.holds = True
     async with host.runner(heartbeat_interval_s=10_000.0):
-        await host.clock.settle(IDLE - 1)
+        await host.clock.settle()
         host.orchestrator.offer("t-1", "[wait-for go]")
         await until(lambda: host.orchestrator.beats() == ["idle", "busy"])
         host.let_go()
@@ -57,7 +56,7 @@ async def test_heartbeat_of_several_slots_names_all_tasks(host: Host) -> None:
         host.orchestrator.offer(task_id, "[hang]")
     async with host.runner(max_tasks=3):
         await host.wait_for_state("t-2", "running")
-        await host.clock.advance(17, asleep=IDLE + 2)
+        await host.clock.advance(17)
 
     body = host.orchestrator.called(BEAT)[-1].body
     assert body["task_ids"] == ["t-1", "t-2"]
@@ -69,7 +68,7 @@ async def test_tasks_beyond_the_slots_are_all_named(host: Host) -> None:
         host.orchestrator.offer(task_id, "[hang]")
     async with host.runner(max_tasks=2):
         await host.wait_for_state("t-2", "running")
-        await host.clock.settle(WITH_TASK + 1)
+        await host.clock.settle()
     seen = host.orchestrator.count(BEAT)
     async with host.runner(max_tasks=1):
         await host.wait_for_calls(BEAT, seen + 1)
@@ -83,12 +82,12 @@ async def test_engine_that_falls_silent_beside_a_task_is_told_and_so_is_its_retu
     host.orchestrator.offer("t-1", "[wait-for go]")
     async with host.runner():
         await host.wait_for_state("t-1", "running")
-        await host.clock.settle(WITH_TASK)
+        await host.clock.settle()
         host.engine.silent = True
-        await host.clock.advance(31, asleep=WITH_TASK)
+        await host.clock.advance(31)
         await until(lambda: host.orchestrator.beats()[-1] == "error")
         host.engine.silent = False
-        await host.clock.advance(6, asleep=WITH_TASK)
+        await host.clock.advance(6)
         await until(lambda: host.orchestrator.beats()[-1] == "busy")
         host.let_go()
 
@@ -108,7 +107,7 @@ async def test_heart_beats_while_a_file_trickles_in(host: Host) -> None:
             seen = host.orchestrator.count(BEAT)
             await stream.send(b"x")
             if seen < 12:
-                await host.clock.advance(17, asleep=IDLE - 1)
+                await host.clock.advance(17)
                 await until(lambda seen=seen: host.orchestrator.count(BEAT) > seen)  # type: ignore[misc]
 
     host.orchestrator.files["slow.csv"] = trickle
@@ -127,7 +126,7 @@ async def test_heart_beats_while_an_image_is_fetched(host: Host) -> None:
         host.orchestrator.offer()
         await until(lambda: host.engine.waiting["fetch_image"] == 1)
         seen = host.orchestrator.count(BEAT)
-        await host.clock.advance(300, asleep=IDLE - 1)
+        await host.clock.advance(300)
         assert host.orchestrator.count(BEAT) - seen >= 15
         host.engine.open("fetch_image")
 
@@ -140,7 +139,7 @@ async def test_cancelled_task_is_stopped_and_no_other(host: Host) -> None:
     async with host.runner(max_tasks=2):
         await host.wait_for_state("t-2", "running")
         host.orchestrator.cancelled += ["t-1", "unheard-of"]
-        await host.clock.advance(17, asleep=IDLE)
+        await host.clock.advance(17)
         end = await host.wait_for_end("t-1")
         host.let_go()
 
@@ -154,10 +153,10 @@ async def test_cancellation_that_is_no_list_of_ids_stops_nothing(
     host: Host, told_ids: object
 ) -> None:
     host.orchestrator.offer("t-1", "[wait-for go]")
-    host.orchestrator.always(BEAT, told({"cancelled_task_ids": told_ids}))
+    host.orchestrator.always(BEAT, json_response({"cancelled_task_ids": told_ids}))
     async with host.runner():
         await host.wait_for_state("t-1", "running")
-        await host.clock.advance(60, asleep=WITH_TASK)
+        await host.clock.advance(60)
         host.let_go()
 
         assert (await host.wait_for_end("t-1"))["status"] == "success"
@@ -168,10 +167,10 @@ async def test_heartbeat_that_fails_is_followed_by_the_next_and_not_repeated(
 ) -> None:
     host.orchestrator.always(BEAT, http(500))
     async with host.runner():
-        await host.clock.advance(600, asleep=IDLE)
+        await host.clock.advance(600)
         assert host.orchestrator.count(BEAT) <= 45
         host.orchestrator.always(BEAT, None)
-        await host.clock.advance(20, asleep=IDLE)
+        await host.clock.advance(20)
 
     warned = [record for record in log.records if "cannot send a heartbeat" in record.message]
     assert [record.levelname for record in warned].count("WARNING") == 1
@@ -181,7 +180,7 @@ async def test_heartbeat_that_fails_is_followed_by_the_next_and_not_repeated(
 async def test_tasks_that_follow_one_another_are_no_news_at_once(host: Host) -> None:
     host.orchestrator.holds = True
     async with host.runner(heartbeat_interval_s=10_000.0):
-        await host.clock.settle(IDLE - 1)
+        await host.clock.settle()
         host.orchestrator.offer("t-1", "[wait-for go]")
         host.orchestrator.offer("t-2", "[wait-for further]")
         await until(lambda: host.orchestrator.beats() == ["idle", "busy"])
@@ -192,9 +191,9 @@ async def test_tasks_that_follow_one_another_are_no_news_at_once(host: Host) -> 
         await until(lambda: host.state_of("t-2") is not None)
         host.engine.open("inspect")
         await host.wait_for_state("t-2", "running")
-        await host.clock.settle(WITH_TASK)
+        await host.clock.settle()
         assert host.orchestrator.count(BEAT) == 2
-        await host.clock.advance(1, asleep=WITH_TASK)
+        await host.clock.advance(1)
         await host.wait_for_calls(BEAT, 3)
         assert host.orchestrator.called(BEAT)[2].body["current_task_id"] == "t-2"
         host.let_go("further")
@@ -208,7 +207,7 @@ async def test_burst_of_changes_is_spared_an_orchestrator_in_trouble(host: Host)
     async with host.runner():
         await host.wait_for_end("t-9")
         assert host.orchestrator.count(BEAT) == 1, "no time has gone by"
-        await host.clock.advance(1, asleep=IDLE)
+        await host.clock.advance(1)
         await host.wait_for_calls(BEAT, 2)
 
 
@@ -219,7 +218,7 @@ async def test_heartbeat_without_an_answer_holds_up_no_task(host: Host) -> None:
         assert (await host.wait_for_end("t-1"))["status"] == "success"
 
 
-@pytest.mark.parametrize("anyio_backend", [SLOW], ids=["slow"])  # it has a second
+@pytest.mark.parametrize("anyio_backend", [JUMPING], ids=["jumping"])  # it has a second
 async def test_last_word_is_offline(host: Host) -> None:
     host.orchestrator.offer()
     async with host.runner(once=True) as run:
@@ -232,8 +231,8 @@ async def test_last_word_is_offline(host: Host) -> None:
 async def test_end_does_not_wait_for_an_orchestrator_that_is_gone(
     host: Host, log: pytest.LogCaptureFixture
 ) -> None:
-    host.orchestrator.then(POLL, told(None))
-    host.orchestrator.then(BEAT, told({}))
+    host.orchestrator.then(POLL, json_response(None))
+    host.orchestrator.then(BEAT, json_response({}))
     host.orchestrator.always(BEAT, stalled(b""))
     async with host.runner(once=True) as run:
         assert await run.end() == 0

@@ -7,16 +7,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.loops.host import IDLE, WITH_TASK
-from tests.loops.orchestrator import POLL, sha256
-from tests.unit.scripted_server import http, raw, serving, told
-from tests.unit.until import until
+from tests.harness.orchestrator import POLL, sha256
+from tests.harness.server import http, json_response, raw, serving
+from tests.harness.until import until
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.loops.host import Host
-    from tests.unit.scripted_server import Answer
+    from tests.harness.host import Host
+    from tests.harness.server import Answer
 
 pytestmark = pytest.mark.anyio
 
@@ -103,7 +102,7 @@ UNSTARTABLE: dict[str, Bad] = {
     "file that is refused": Bad(
         "cannot fetch the file 'a': HTTP 403: not yours",
         {"files": ["a"]},
-        {"a": told({"detail": "not yours"}, 403)},
+        {"a": json_response({"detail": "not yours"}, 403)},
     ),
 }
 
@@ -121,9 +120,9 @@ def elsewhere(host: Host) -> dict[Path, object]:
 
 async def check_that_it_goes_on(host: Host) -> None:
     """Run a good task."""
-    await host.clock.settle(IDLE)
+    await host.clock.settle()
     host.orchestrator.offer(GOOD)
-    await host.clock.advance(34, asleep=IDLE)
+    await host.clock.advance(34)
     assert (await host.wait_for_end(GOOD))["status"] == "success"
 
 
@@ -182,7 +181,7 @@ async def test_rejected_assignment_that_is_offered_on_and_on_is_not_asked_for_wi
         host.orchestrator.hand_out({"task_id": "t-1", "prompt": ""})
     async with host.runner():
         await host.wait_for_state("t-1", "closed")
-        await host.clock.advance(600, asleep=IDLE)
+        await host.clock.advance(600)
 
     assert host.orchestrator.count(POLL) <= 25
 
@@ -194,7 +193,7 @@ async def test_half_a_file_is_not_used_and_the_whole_is_fetched_anew(host: Host)
     host.orchestrator.offer("t-1", files=["a.csv"])
     async with host.runner():
         await host.wait_for_calls("/files/a.csv")
-        await host.clock.advance(10, asleep=WITH_TASK)
+        await host.clock.advance(10)
         assert (await host.wait_for_end("t-1"))["status"] == "success"
 
     (only,) = (host.home / "tasks" / "t-1" / "files").iterdir()
@@ -251,7 +250,7 @@ async def test_key_is_not_shown_to_whoever_listens_at_the_address_of_an_assignme
 ) -> None:
     host.orchestrator.files["a.csv"] = CONTENT
     async with serving() as decoy:
-        decoy.answer(told({}))
+        decoy.answer(json_response({}))
         host.orchestrator.offer("t-1", files=["a.csv"], orchestrator_url=decoy.url)
         async with host.runner():
             assert (await host.wait_for_end("t-1"))["status"] == "success"
@@ -263,6 +262,6 @@ async def test_redirect_is_not_followed(host: Host, log: pytest.LogCaptureFixtur
     host.orchestrator.always(POLL, http(307, headers=away))
     async with host.runner():
         await until(lambda: "a redirect, which is not followed" in log.text)
-        await host.clock.advance(120, asleep=IDLE)
+        await host.clock.advance(120)
 
     assert not host.orchestrator.called("/stolen")

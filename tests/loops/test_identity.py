@@ -14,16 +14,16 @@ from runner.engine.base import ContainerSpec
 from runner.errors import ConfigurationError
 from runner.redaction import Secret
 from runner.workspace.download import CONTAINER_HOME
-from tests.loops.engine import ObstructedEngine
-from tests.loops.host import IDLE, IMAGE, WITH_TASK, container_of
-from tests.loops.orchestrator import BEAT, LOGS, POLL, REGISTER, SILENCE, STATUS, orchestrating
+from tests.harness.engine import ObstructedEngine
+from tests.harness.host import IMAGE, container_of
+from tests.harness.orchestrator import BEAT, LOGS, POLL, REGISTER, SILENCE, STATUS, orchestrating
+from tests.harness.server import http, json_response
+from tests.harness.until import until
 from tests.orchestrator.serving import serve
-from tests.unit.scripted_server import http, told
-from tests.unit.until import until
 
 if TYPE_CHECKING:
-    from tests.loops.host import Host
-    from tests.loops.orchestrator import Call
+    from tests.harness.host import Host
+    from tests.harness.orchestrator import Call
 
 pytestmark = pytest.mark.anyio
 
@@ -90,7 +90,7 @@ async def test_other_orchestrator_is_refused_while_a_task_is_unfinished(
     host: Host, state: str
 ) -> None:
     if state == "ended":
-        host.orchestrator.then(STATUS, told({"status": "running"}))
+        host.orchestrator.then(STATUS, json_response({"status": "running"}))
         host.orchestrator.always(STATUS, http(503))
     host.orchestrator.offer("t-1", "[wait-for go]" if state == "running" else "do it")
     async with host.runner():
@@ -128,7 +128,7 @@ async def test_report_of_a_closed_task_keeps_the_orchestrator(host: Host) -> Non
         await host.wait_for_end("t-1")
         host.orchestrator.always(STATUS, SILENCE)
         host.orchestrator.offer()
-        await host.clock.advance(34, asleep=IDLE)
+        await host.clock.advance(34)
         await until(lambda: host.rows("SELECT * FROM outbox WHERE attempts > 0") != [])
     assert host.state_of("t-1") == "closed"
     assert "unfinished tasks (1)" in await refusal_of(host, orchestrator_url=ELSEWHERE)
@@ -216,7 +216,7 @@ async def test_node_stays_the_same_where_it_can_be_described_anew(
     async with host.runner(max_tasks=2, **changed):
         await host.wait_for_calls(REGISTER, 2)
         host.orchestrator.offer("t-2")
-        await host.clock.advance(34, asleep=WITH_TASK + 1)
+        await host.clock.advance(34)
         assert (await host.wait_for_end("t-2"))["status"] == "success"
         host.let_go()
         await host.wait_for_end("t-1")
@@ -241,7 +241,7 @@ async def test_new_description_is_sent_again_when_the_answer_was_lost(host: Host
     seen = host.orchestrator.count(POLL)
     async with host.runner(name="host-2"):
         await host.wait_for_calls(REGISTER, 2)
-        await host.pass_time_until(lambda: host.orchestrator.count(REGISTER) == 4, asleep=WITH_TASK)
+        await host.pass_time_until(lambda: host.orchestrator.count(REGISTER) == 4)
         assert host.orchestrator.count(POLL) == seen, "no new task under the old description"
         host.let_go()
         assert (await host.wait_for_end("t-1"))["status"] == "success"
@@ -259,13 +259,13 @@ async def test_node_without_that_extension_registers_anew_when_its_last_report_i
     host.orchestrator.offer("t-2")
     host.orchestrator.cancelled_for["node-key-1"] = ["t-0"]
     async with host.runner(max_tasks=2, **changed):
-        await host.clock.advance(100, asleep=WITH_TASK + 1)
+        await host.clock.advance(100)
         assert (host.orchestrator.count(POLL), host.orchestrator.count(REGISTER)) == (seen, 1)
         assert host.orchestrator.beats()[-1] == "busy"
         host.orchestrator.always(STATUS, http(503))
         host.let_go()
         await host.wait_for_state("t-1", "ended")
-        await host.clock.advance(100, asleep=IDLE)
+        await host.clock.advance(100)
         assert host.orchestrator.count(REGISTER) == 1, "the report is not delivered"
         host.orchestrator.always(STATUS, None)
         await host.pass_time_until_closed("t-1")
@@ -280,10 +280,10 @@ async def test_node_without_that_extension_registers_anew_when_its_last_report_i
 async def test_extension_that_is_named_later_is_used_at_once(host: Host) -> None:
     await begin(host)
     async with host.runner(name="host-2"):
-        await host.clock.advance(60, asleep=WITH_TASK)
+        await host.clock.advance(60)
         assert host.orchestrator.count(REGISTER) == 1
         host.orchestrator.extensions = ["reregister"]
-        await host.clock.advance(17, asleep=WITH_TASK)
+        await host.clock.advance(17)
         await host.wait_for_calls(REGISTER, 2)
 
     assert host.orchestrator.called(REGISTER)[1].key == "node-key-1"
@@ -310,10 +310,10 @@ async def test_token_that_is_wrong_for_a_new_description_ends_the_runner_after_i
     async with host.runner(name="host-2", registration_token=Secret("wrong")) as life:
         await host.wait_for_calls(REGISTER, 2)
         seen = host.orchestrator.count(BEAT)
-        await host.clock.advance(40, asleep=WITH_TASK)
+        await host.clock.advance(40)
         assert host.orchestrator.count(BEAT) > seen, "its key holds"
         host.let_go()
-        await host.pass_time_until(life.over.is_set, 1, asleep=0)
+        await host.pass_time_until(life.over.is_set, 1)
         assert await life.end() == 77
 
     assert host.state_of("t-1") == "closed"
@@ -345,7 +345,7 @@ async def test_host_name_alone_makes_no_new_node(host: Host) -> None:
 
     host.orchestrator.extensions = ["reregister"]
     async with host.runner():
-        await host.pass_time_until(lambda: host.orchestrator.count(REGISTER) == 2, asleep=IDLE)
+        await host.pass_time_until(lambda: host.orchestrator.count(REGISTER) == 2)
     assert host.orchestrator.called(REGISTER)[1].key == "node-key-1"
 
 
@@ -357,7 +357,7 @@ async def test_host_name_that_cannot_be_changed_keeps_no_node_from_its_work(host
     host.orchestrator.offer()
     async with host.runner(registration_token=Secret("wrong")):
         await host.wait_for_end("t-1")
-        await host.clock.advance(120, asleep=IDLE)
+        await host.clock.advance(120)
 
     assert host.orchestrator.count(REGISTER) == 2, "it is sent once"
 
@@ -368,11 +368,11 @@ async def test_orchestrator_that_makes_a_new_node_after_all_is_given_the_old_one
     host.orchestrator.extensions = ["reregister"]
     await begin(host)
     host.orchestrator.keys.add("node-key-9")
-    host.orchestrator.then(REGISTER, told({"id": "node-9", "api_key": "node-key-9"}))
+    host.orchestrator.then(REGISTER, json_response({"id": "node-9", "api_key": "node-key-9"}))
     seen = host.orchestrator.count(POLL)
     async with host.runner(name="host-2"):
         await host.wait_for_calls(REGISTER, 2)
-        await host.clock.advance(60, asleep=WITH_TASK)
+        await host.clock.advance(60)
         assert host.orchestrator.count(POLL) == seen
         host.let_go()
         await host.wait_for_end("t-1")
@@ -396,7 +396,6 @@ async def test_reference_orchestrator_keeps_the_node_and_its_task_through_a_new_
                 lambda: any(
                     "host-2" in row["node"] for row in host.rows("SELECT * FROM identities")
                 ),
-                asleep=WITH_TASK,
             )
             host.let_go()
             ended = await call(lambda: reference.wait_for_task(task["id"], "success"))
@@ -449,7 +448,7 @@ async def test_tasks_of_several_identities_are_reported_by_each_before_new_ones_
         await leave_running(host, name)
     host.orchestrator.offer("t-new")
     async with host.runner(max_tasks=4):
-        await host.clock.advance(60, asleep=WITH_TASK)
+        await host.clock.advance(60)
         assert host.orchestrator.count(POLL) == 0
         host.let_go()
         for name in ("t-first-running", "t-second-running", "t-new"):
@@ -503,7 +502,7 @@ async def test_identity_of_a_container_is_the_node_s_where_the_journal_has_none(
     (host.state_dir / "journal.sqlite3").write_bytes(b"no journal any more" * 300)
     async with host.runner(max_tasks=2):
         host.orchestrator.offer("t-2")
-        await host.clock.advance(34, asleep=WITH_TASK + 1)
+        await host.clock.advance(34)
         await host.wait_for_end("t-2")
         host.let_go()
         await host.wait_for_end("t-1")
@@ -519,7 +518,7 @@ async def test_container_of_another_orchestrator_is_left_alone(
     (host.state_dir / "journal.sqlite3").write_bytes(b"no journal any more" * 300)
     async with orchestrating(host.clock.uptime_s) as other:
         async with host.runner(orchestrator_url=other.url):
-            await host.clock.advance(900, asleep=IDLE)
+            await host.clock.advance(900)
         assert f"`--orchestrator-url {host.orchestrator.url} --once`" in log.text
         assert other.count(STATUS) == 0
     container = await host.engine.inspect(container_of("t-1"))

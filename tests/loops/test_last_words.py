@@ -21,17 +21,17 @@ from runner.timing import DEFAULT_TIMINGS
 from runner.workspace.handover import FinalStatus, ReporterState, write_reporter_state
 from tests.fakes.crush import Crush, text
 from tests.fakes.hostile_crush import SCHEMAS, hostile_crush
-from tests.loops.host import IDLE, container_of
-from tests.loops.orchestrator import LOGS, STATUS
-from tests.unit.scripted_server import told
-from tests.unit.until import DEADLINE_S, until
+from tests.harness.host import container_of
+from tests.harness.orchestrator import LOGS, STATUS
+from tests.harness.server import json_response
+from tests.harness.until import DEADLINE_S, until
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from anyio.abc import ByteStream
 
-    from tests.loops.host import Host
+    from tests.harness.host import Host
 
 pytestmark = pytest.mark.anyio
 
@@ -138,7 +138,7 @@ async def test_word_is_kept_while_the_orchestrator_is_away(host: Host) -> None:
         await host.wait_for_state("t-1", "ended")
     host.orchestrator.is_down = False
     async with host.runner():
-        await host.clock.advance(61, asleep=IDLE)
+        await host.clock.advance(61)
         end = await host.wait_for_end("t-1")
 
     assert end["message"].startswith("by the agent")
@@ -165,7 +165,7 @@ async def test_word_and_log_that_the_reporter_could_not_send_are_delivered_at_th
     async with host.runner():
         await host.wait_for_state("t-1", "running")
         for path in (STATUS, LOGS):
-            host.orchestrator.always(path, told({"detail": "not now"}, status))
+            host.orchestrator.always(path, json_response({"detail": "not now"}, status))
         given = host.engine.variables[container_of("t-1")]
         job = replace(job_in({**given, "VICTORIA_HOME": str(host.home)}), prompt=PROMPT)
         async with OrchestratorClient(job.orchestrator_url) as orchestrator:
@@ -259,7 +259,7 @@ async def test_log_is_handed_in_though_the_agent_told_its_end_without(host: Host
 
 @pytest.mark.usefixtures("crush")
 async def test_end_is_told_though_the_log_is_refused(host: Host) -> None:
-    host.orchestrator.always(LOGS, told({"detail": "too long"}, 413))
+    host.orchestrator.always(LOGS, json_response({"detail": "too long"}, 413))
     end = await ended(host)
 
     assert end["status"] == "success"
@@ -475,7 +475,9 @@ def refusing_over(most_bytes: int, host: Host) -> Callable[[], object]:
     async def answer(stream: ByteStream) -> None:
         size = int(host.orchestrator.calls[-1].request.headers["content-length"])
         is_taken = size <= most_bytes
-        await (told({}) if is_taken else told({"detail": "too long"}, 413))(stream)
+        await (json_response({}) if is_taken else json_response({"detail": "too long"}, 413))(
+            stream
+        )
 
     return lambda: host.orchestrator.always(LOGS, answer)
 

@@ -11,14 +11,13 @@ from runner.errors import JournalError
 from runner.journal.journal import Journal
 from runner.loops.poll import PollResult, poll
 from runner.model import Task
-from tests.loops.host import IDLE, WITH_TASK
-from tests.loops.orchestrator import BEAT, POLL, SILENCE
-from tests.unit.scripted_server import http, told
-from tests.unit.until import until
+from tests.harness.orchestrator import BEAT, POLL, SILENCE
+from tests.harness.server import http, json_response
+from tests.harness.until import until
 
 if TYPE_CHECKING:
-    from tests.loops.host import Host
-    from tests.loops.orchestrator import ScriptedOrchestrator
+    from tests.harness.host import Host
+    from tests.harness.orchestrator import ScriptedOrchestrator
 
 pytestmark = pytest.mark.anyio
 
@@ -51,7 +50,7 @@ async def test_orchestrator_that_held_the_request_is_asked_again_at_once(host: H
     async with host.runner():
         for count in (1, 2, 3):
             await host.wait_for_calls(POLL, count)
-            await host.clock.advance(25, asleep=IDLE - 1)
+            await host.clock.advance(25)
             host.orchestrator.release()
         await host.wait_for_calls(POLL, 4)
 
@@ -68,9 +67,9 @@ async def test_task_that_ends_a_held_request_starts_at_once(host: Host) -> None:
 
 
 async def test_orchestrator_that_only_says_it_holds_is_not_hammered(host: Host) -> None:
-    host.orchestrator.always(POLL, told(None, headers=HELD))
+    host.orchestrator.always(POLL, json_response(None, headers=HELD))
     async with host.runner():
-        await host.clock.advance(300, asleep=IDLE)
+        await host.clock.advance(300)
 
     assert 10 <= host.orchestrator.count(POLL) <= 12
 
@@ -79,7 +78,7 @@ async def test_orchestrator_that_does_not_hold_is_asked_every_interval_within_a_
     host: Host,
 ) -> None:
     async with host.runner(poll_interval_s=40.0):
-        await host.clock.advance(2000, asleep=IDLE)
+        await host.clock.advance(2000)
 
     waits = gaps(host.orchestrator)
     assert len(waits) >= 45
@@ -89,7 +88,14 @@ async def test_orchestrator_that_does_not_hold_is_asked_every_interval_within_a_
 
 @pytest.mark.parametrize(
     "answer",
-    [http(503), http(500), http(200, b"<html>Welcome</html>"), http(302), told({}, 403), SILENCE],
+    [
+        http(503),
+        http(500),
+        http(200, b"<html>Welcome</html>"),
+        http(302),
+        json_response({}, 403),
+        SILENCE,
+    ],
     ids=["503", "500", "html", "redirect", "403", "silence"],
 )
 async def test_question_that_fails_is_asked_again_with_growing_patience(
@@ -97,7 +103,7 @@ async def test_question_that_fails_is_asked_again_with_growing_patience(
 ) -> None:
     host.orchestrator.always(POLL, answer)  # type: ignore[arg-type]
     async with host.runner(poll_interval_s=5.0, heartbeat_interval_s=300.0):
-        await host.clock.advance(1200, asleep=IDLE)
+        await host.clock.advance(1200)
 
     waits = gaps(host.orchestrator)
     assert "Error polling for tasks: " in log.text
@@ -111,7 +117,7 @@ async def test_question_that_fails_is_asked_again_with_growing_patience(
 async def test_retry_after_is_obeyed(host: Host) -> None:
     host.orchestrator.then(POLL, http(503, headers={"Retry-After": "500"}))
     async with host.runner():
-        await host.clock.advance(700, asleep=IDLE)
+        await host.clock.advance(700)
 
     assert 500 <= gaps(host.orchestrator)[0] <= 550
 
@@ -119,17 +125,17 @@ async def test_retry_after_is_obeyed(host: Host) -> None:
 async def test_silly_retry_after_is_obeyed_for_an_hour(host: Host) -> None:
     host.orchestrator.then(POLL, http(429, headers={"Retry-After": "99999999"}))
     async with host.runner(heartbeat_interval_s=300.0):
-        await host.clock.advance(4000, asleep=IDLE)
+        await host.clock.advance(4000)
 
     assert 3600 <= gaps(host.orchestrator)[0] <= 3960
 
 
 async def test_outage_of_everything_is_outlived_and_work_goes_on(host: Host) -> None:
     async with host.runner():
-        await host.clock.settle(IDLE)
+        await host.clock.settle()
         host.orchestrator.is_down = True
         seen = len(host.orchestrator.calls)
-        await host.clock.advance(3600, asleep=IDLE)
+        await host.clock.advance(3600)
         assert len(host.orchestrator.calls) - seen <= 7200, "once per half second"
         assert min(gaps(host.orchestrator)) >= 0.5
         assert min(gaps(host.orchestrator, BEAT)) >= 0.5
@@ -137,7 +143,7 @@ async def test_outage_of_everything_is_outlived_and_work_goes_on(host: Host) -> 
         host.orchestrator.offer()
         # A machine that is busy elsewhere may let a question or two go unanswered.
         while host.state_of("t-1") != "closed":
-            await host.clock.advance(61, asleep=WITH_TASK)
+            await host.clock.advance(61)
 
         assert (await host.wait_for_end("t-1"))["status"] == "success"
 
@@ -158,7 +164,7 @@ async def test_nothing_is_asked_while_all_slots_are_taken(host: Host) -> None:
     host.orchestrator.offer("t-3")
     async with host.runner(max_tasks=2):
         await host.wait_for_state("t-2", "running")
-        await host.clock.advance(600, asleep=WITH_TASK + 1)
+        await host.clock.advance(600)
         assert host.orchestrator.count(POLL) == 2
         host.let_go()
 
@@ -174,7 +180,7 @@ async def test_next_task_is_taken_while_the_end_of_the_last_is_looked_at(host: H
         host.engine.shut("inspect")
         host.let_go()
         await until(lambda: host.engine.waiting["inspect"] == 2)
-        await host.clock.settle(WITH_TASK)
+        await host.clock.settle()
         assert host.starts_of("t-2") == 1, "the container of the first is surely over"
         assert host.orchestrator.queue, "one is enough while nobody knows how they ended"
         host.engine.open("inspect")
@@ -191,7 +197,7 @@ async def test_nothing_is_asked_at_an_end_that_may_be_none(host: Host) -> None:
     host.orchestrator.offer("t-2")
     async with host.runner():
         await host.wait_for_state("t-1", "running")
-        await host.clock.advance(600, asleep=WITH_TASK)
+        await host.clock.advance(600)
         assert host.orchestrator.count(POLL) == 1
         host.let_go()
         await host.wait_for_end("t-2")
@@ -202,7 +208,7 @@ async def test_task_in_hand_that_is_offered_again_is_not_started_twice(host: Hos
         host.orchestrator.offer("t-1", "[wait-for go]")
     async with host.runner(max_tasks=2):
         await host.wait_for_state("t-1", "running")
-        await host.clock.advance(90, asleep=IDLE + 1)
+        await host.clock.advance(90)
         assert not host.orchestrator.queue
         host.let_go()
         await host.wait_for_end("t-1")
@@ -214,9 +220,9 @@ async def test_closed_task_that_is_offered_again_is_reported_again_and_not_run(h
     host.orchestrator.offer("t-1", "[fail 3]")
     async with host.runner():
         end = await host.wait_for_end("t-1")
-        await host.clock.settle(IDLE)
+        await host.clock.settle()
         host.orchestrator.offer("t-1", "[fail 3]")
-        await host.clock.advance(34, asleep=IDLE)
+        await host.clock.advance(34)
         await until(lambda: len(host.orchestrator.ends("t-1")) == 2)
 
     again = host.orchestrator.ends("t-1")[1]
@@ -230,7 +236,7 @@ async def test_short_disk_is_said_and_no_work_is_asked_for_until_there_is_room(
 ) -> None:
     async with host.runner(min_free_disk=1 << 62):
         await host.wait_for_beat("error")
-        await host.clock.advance(120, asleep=IDLE)
+        await host.clock.advance(120)
 
     assert host.orchestrator.count(POLL) == 0
     assert "free some space there or lower --min-free-disk" in log.text
@@ -243,10 +249,10 @@ async def test_engine_that_is_silent_at_the_start_takes_no_work_until_it_answers
     host.orchestrator.offer()
     async with host.runner():
         await host.wait_for_beat("error")
-        await host.clock.advance(60, asleep=IDLE)
+        await host.clock.advance(60)
         asked = host.orchestrator.count(POLL)
         host.engine.silent = False
-        await host.clock.advance(61, asleep=IDLE)
+        await host.clock.advance(61)
         assert (await host.wait_for_end("t-1"))["status"] == "success"
 
     assert asked <= 1, "the first question may go out while the engine is being asked"

@@ -7,25 +7,24 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.loops.host import IDLE
-from tests.loops.orchestrator import BEAT, POLL, REGISTER, STATUS
-from tests.unit.scripted_server import http, told
+from tests.harness.orchestrator import BEAT, POLL, REGISTER, STATUS
+from tests.harness.server import http, json_response
 
 if TYPE_CHECKING:
-    from tests.loops.host import Host
-    from tests.loops.orchestrator import Call
+    from tests.harness.host import Host
+    from tests.harness.orchestrator import Call
 
 pytestmark = pytest.mark.anyio
 
 HOUR_S = 3600.0
-UNKNOWN = told({"detail": "unknown key"}, 401)
+UNKNOWN = json_response({"detail": "unknown key"}, 401)
 
 
 async def begin(host: Host) -> None:
     """Have a task run, and nothing under way beside it."""
     host.orchestrator.offer("t-1", "[wait-for go][fail 4]", timeout_seconds=9000)
     await host.wait_for_state("t-1", "running")
-    await host.clock.settle(IDLE)
+    await host.clock.settle()
 
 
 def check_pauses(calls: list[Call]) -> None:
@@ -43,9 +42,9 @@ async def test_nothing_is_asked_once_the_registration_is_refused_and_77_waits_fo
     async with host.runner() as run:
         await begin(host)
         host.orchestrator.keys.clear()
-        host.orchestrator.always(REGISTER, told({"detail": "wrong token"}, 401))
+        host.orchestrator.always(REGISTER, json_response({"detail": "wrong token"}, 401))
         seen = len(host.orchestrator.calls)
-        await host.clock.advance(HOUR_S, asleep=IDLE - 1)  # the heart beats no more
+        await host.clock.advance(HOUR_S)  # the heart beats no more
         assert not run.over.is_set()
         assert await host.engine.inspect("victoria-t-1") is not None
         asked = [call.request.target for call in host.orchestrator.calls[seen:]]
@@ -63,14 +62,14 @@ async def test_node_that_was_deleted_registers_once_and_its_task_is_told_of_once
     async with host.runner() as run:
         await begin(host)
         host.orchestrator.keys.clear()  # and the new one will not hold the task
-        await host.clock.advance(20, asleep=IDLE)
+        await host.clock.advance(20)
         await host.wait_for_calls(REGISTER, 2)
-        await host.clock.settle(IDLE)
-        host.orchestrator.always(STATUS, told({"detail": "not this node's task"}, 403))
+        await host.clock.settle()
+        host.orchestrator.always(STATUS, json_response({"detail": "not this node's task"}, 403))
         told_before = host.orchestrator.count(STATUS)
         host.let_go()
         await host.wait_for_state("t-1", "closed")
-        await host.clock.advance(HOUR_S, asleep=IDLE)
+        await host.clock.advance(HOUR_S)
         assert not run.over.is_set()
 
     assert host.orchestrator.count(STATUS) - told_before == 1, "it is parked, not tried again"
@@ -87,7 +86,7 @@ async def test_keys_that_are_revoked_as_soon_as_they_are_given_make_no_flood_bes
         for path in (POLL, BEAT, STATUS):
             host.orchestrator.always(path, UNKNOWN)
         seen = len(host.orchestrator.calls)
-        await host.clock.advance(HOUR_S, asleep=IDLE)
+        await host.clock.advance(HOUR_S)
         asked = [call.request.target for call in host.orchestrator.calls[seen:]]
         assert not run.over.is_set()
         assert host.state_of("t-1") == "running"
@@ -103,7 +102,7 @@ async def test_report_that_nobody_takes_is_sent_with_growing_pauses(host: Host) 
         seen = host.orchestrator.count(STATUS)
         host.let_go()
         await host.wait_for_state("t-1", "ended")
-        await host.clock.advance(HOUR_S, asleep=IDLE)
+        await host.clock.advance(HOUR_S)
         calls = host.orchestrator.called(STATUS)[seen:]
 
     check_pauses(calls)
@@ -112,7 +111,7 @@ async def test_report_that_nobody_takes_is_sent_with_growing_pauses(host: Host) 
 async def test_registration_that_finds_nobody_is_tried_with_growing_pauses(host: Host) -> None:
     host.orchestrator.always(REGISTER, http(503))
     async with host.runner():
-        await host.clock.advance(HOUR_S, asleep=IDLE - 1)  # whoever needs the identity waits for it
+        await host.clock.advance(HOUR_S)  # whoever needs the identity waits for it
 
     assert {call.request.target for call in host.orchestrator.calls} == {REGISTER}
     check_pauses(host.orchestrator.called(REGISTER))
@@ -122,20 +121,20 @@ async def test_registration_that_finds_nobody_is_tried_with_growing_pauses(host:
 async def test_task_whose_claim_is_refused_and_that_is_offered_on_and_on_makes_no_flood(
     host: Host, status: int
 ) -> None:
-    host.orchestrator.always(STATUS, told({"detail": "not this node's task"}, status))
-    host.orchestrator.always(POLL, told({"task_id": "t-1", "prompt": "do it"}))
+    host.orchestrator.always(STATUS, json_response({"detail": "not this node's task"}, status))
+    host.orchestrator.always(POLL, json_response({"task_id": "t-1", "prompt": "do it"}))
     async with host.runner():
         await host.wait_for_calls(POLL)
-        await host.clock.settle(IDLE)  # its next question waits for the interval
-        await host.clock.advance(600, asleep=IDLE)
+        await host.clock.settle()  # its next question waits for the interval
+        await host.clock.advance(600)
         assert 15 <= host.orchestrator.count(POLL) <= 50
 
 
 async def test_task_that_has_its_end_and_is_offered_on_and_on_makes_no_flood(host: Host) -> None:
     host.orchestrator.standing["t-1"] = "error"
-    host.orchestrator.always(POLL, told({"task_id": "t-1", "prompt": "do it"}))
+    host.orchestrator.always(POLL, json_response({"task_id": "t-1", "prompt": "do it"}))
     async with host.runner():
         await host.wait_for_calls(POLL)
-        await host.clock.settle(IDLE)
-        await host.clock.advance(600, asleep=IDLE)
+        await host.clock.settle()
+        await host.clock.advance(600)
         assert 15 <= host.orchestrator.count(POLL) <= 50

@@ -7,18 +7,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from runner.redaction import Secret
-from tests.loops.host import IDLE, WITH_TASK
-from tests.loops.orchestrator import BEAT, POLL, REGISTER, STATUS, TOKEN
-from tests.unit.scripted_server import http, told
-from tests.unit.until import until
+from tests.harness.orchestrator import BEAT, POLL, REGISTER, STATUS, TOKEN
+from tests.harness.server import http, json_response
+from tests.harness.until import until
 
 if TYPE_CHECKING:
-    from tests.loops.host import Host
+    from tests.harness.host import Host
 
 pytestmark = pytest.mark.anyio
 
-WHILE_REGISTERING = IDLE - 1
-"""Who sleeps on the clock while a registration is tried again: it stands for poll and heartbeat."""
 INVALID = "Registration failed - invalid registration token"
 DISABLED = "Registration failed - orchestrator has registration disabled"
 
@@ -67,7 +64,7 @@ async def test_revoked_key_leads_to_a_new_registration_and_reports_still_go_out(
     async with host.runner():
         await host.wait_for_state("t-1", "running")
         host.orchestrator.keys.clear()
-        await host.clock.advance(17, asleep=WITH_TASK)
+        await host.clock.advance(17)
         await host.wait_for_calls(REGISTER, 2)
         host.let_go()
 
@@ -85,7 +82,7 @@ async def test_report_of_an_earlier_identity_goes_out_after_a_restart(host: Host
     host.orchestrator.keys.clear()
     host.orchestrator.always(STATUS, None)
     async with host.runner():
-        await host.clock.advance(61, asleep=IDLE)
+        await host.clock.advance(61)
         end = await host.wait_for_end("t-1")
 
     assert "exit code 3" in end["message"]
@@ -110,10 +107,10 @@ async def test_refused_registration_waits_for_the_work_in_hand_and_keeps_its_rep
     async with host.runner() as run:
         await host.wait_for_state("t-1", "running")
         host.orchestrator.keys.clear()
-        host.orchestrator.always(REGISTER, told({"detail": "wrong token"}, 401))
-        await host.clock.advance(17, asleep=IDLE - 1)
+        host.orchestrator.always(REGISTER, json_response({"detail": "wrong token"}, 401))
+        await host.clock.advance(17)
         await until(lambda: INVALID in log.text)
-        await host.clock.advance(120, asleep=IDLE - 1)
+        await host.clock.advance(120)
         assert not run.over.is_set(), "a task is running"
         host.let_go()
         assert await run.end() == 77
@@ -137,7 +134,7 @@ async def test_task_that_had_not_begun_when_the_registration_was_refused_begins_
         host.orchestrator.offer()
         await until(lambda: host.engine.waiting["fetch_image"] == 1)
         host.orchestrator.keys.clear()
-        host.orchestrator.always(REGISTER, told({}, 401))
+        host.orchestrator.always(REGISTER, json_response({}, 401))
         host.engine.open("fetch_image")
         assert await run.end() == 77
     assert host.state_of("t-1") == "accepted"
@@ -151,9 +148,11 @@ async def test_task_that_had_not_begun_when_the_registration_was_refused_begins_
 async def test_disabled_registration_is_said_and_tried_again(
     host: Host, log: pytest.LogCaptureFixture
 ) -> None:
-    host.orchestrator.then(REGISTER, *[told({"detail": "registration is disabled"}, 503)] * 2)
+    host.orchestrator.then(
+        REGISTER, *[json_response({"detail": "registration is disabled"}, 503)] * 2
+    )
     async with host.runner():
-        await host.clock.advance(20, asleep=WHILE_REGISTERING)
+        await host.clock.advance(20)
         await host.wait_for_calls(POLL)
 
     assert log.text.count(DISABLED) == 2
@@ -163,9 +162,9 @@ async def test_disabled_registration_is_said_and_tried_again(
 async def test_orchestrator_that_is_away_at_the_start_is_waited_for(
     host: Host, log: pytest.LogCaptureFixture
 ) -> None:
-    host.orchestrator.then(REGISTER, http(502), http(200, b"<html>"), told({}, 429))
+    host.orchestrator.then(REGISTER, http(502), http(200, b"<html>"), json_response({}, 429))
     async with host.runner():
-        await host.clock.advance(30, asleep=WHILE_REGISTERING)
+        await host.clock.advance(30)
         await host.wait_for_calls(POLL)
 
     assert DISABLED not in log.text
@@ -174,7 +173,7 @@ async def test_orchestrator_that_is_away_at_the_start_is_waited_for(
 
 @pytest.mark.parametrize("status", [401, 403])
 async def test_registration_that_is_not_allowed_ends_the_runner(host: Host, status: int) -> None:
-    host.orchestrator.always(REGISTER, told({"detail": "go away"}, status))
+    host.orchestrator.always(REGISTER, json_response({"detail": "go away"}, status))
     async with host.runner() as run:
         assert await run.end() == 77
 
@@ -194,9 +193,9 @@ async def test_registration_that_is_not_allowed_ends_the_runner(host: Host, stat
 async def test_registration_that_goes_wrong_says_what_to_do_and_is_tried_again(
     host: Host, log: pytest.LogCaptureFixture, status: int, advice: str
 ) -> None:
-    host.orchestrator.then(REGISTER, *[told({"detail": "no"}, status)] * 2)
+    host.orchestrator.then(REGISTER, *[json_response({"detail": "no"}, status)] * 2)
     async with host.runner():
-        await host.clock.advance(20, asleep=WHILE_REGISTERING)
+        await host.clock.advance(20)
         await host.wait_for_calls(POLL)
 
     said = [record for record in log.records if "cannot register: " in record.getMessage()]
@@ -211,7 +210,7 @@ async def test_registration_that_goes_wrong_says_what_to_do_and_is_tried_again(
 async def test_once_does_not_wait_for_a_registration_that_goes_wrong(
     host: Host, log: pytest.LogCaptureFixture, status: int
 ) -> None:
-    host.orchestrator.always(REGISTER, told({"detail": "no"}, status))
+    host.orchestrator.always(REGISTER, json_response({"detail": "no"}, status))
     async with host.runner(once=True) as run:
         assert await run.end() == 75
 
@@ -227,10 +226,10 @@ async def test_once_does_not_wait_for_an_orchestrator_that_is_away(host: Host) -
 
 async def test_identity_that_is_refused_as_soon_as_it_is_given_makes_no_flood(host: Host) -> None:
     for path in (POLL, BEAT, STATUS):
-        host.orchestrator.always(path, told({"detail": "unknown key"}, 401))
+        host.orchestrator.always(path, json_response({"detail": "unknown key"}, 401))
     async with host.runner():
         await host.wait_for_calls(REGISTER, 2)
-        await host.clock.advance(1800, asleep=3)
+        await host.clock.advance(1800)
 
     assert host.orchestrator.count(REGISTER) <= 2 + 1800 / 30
     assert len(host.orchestrator.calls) <= 400

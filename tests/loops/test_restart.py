@@ -25,13 +25,13 @@ from runner.redaction import Secret
 from runner.state_dir import run_folder
 from runner.tasks.outcome import final_report
 from runner.workspace.download import CONTAINER_HOME
-from tests.loops.host import IMAGE, WITH_TASK, container_of
-from tests.loops.orchestrator import LOGS, STATUS
-from tests.unit.scripted_server import http
-from tests.unit.until import until
+from tests.harness.host import IMAGE, container_of
+from tests.harness.orchestrator import LOGS, STATUS
+from tests.harness.server import http
+from tests.harness.until import until
 
 if TYPE_CHECKING:
-    from tests.loops.host import Host
+    from tests.harness.host import Host
 
 pytestmark = pytest.mark.anyio
 
@@ -169,7 +169,7 @@ async def test_task_is_brought_to_its_true_end_and_was_started_once_at_most(
     async with host.runner():
         if row.container == STILL and not row.other_boot:
             await host.wait_for_state("t-1", "running")
-            await host.clock.settle(WITH_TASK)
+            await host.clock.settle()
             host.let_go()
         end = await host.wait_for_end("t-1")
 
@@ -209,12 +209,12 @@ async def test_adopted_task_has_what_is_left_of_its_time(host: Host) -> None:
     host.orchestrator.offer("t-1", "[hang]", timeout_seconds=100)
     async with host.runner():
         await host.wait_for_state("t-1", "running")
-        await host.clock.settle(WITH_TASK)
-        await host.clock.advance(60, asleep=WITH_TASK)
+        await host.clock.settle()
+        await host.clock.advance(60)
     async with host.runner():
-        await host.clock.advance(30, asleep=WITH_TASK)
+        await host.clock.advance(30)
         assert host.state_of("t-1") == "running"
-        await host.clock.advance(11, asleep=WITH_TASK)
+        await host.clock.advance(11)
 
         assert (await host.wait_for_end("t-1"))["message"].startswith("timed_out: ")
     assert host.starts_of("t-1") == 1
@@ -227,12 +227,12 @@ async def test_adopted_task_has_what_is_left_of_its_time_though_the_clock_was_se
     host.orchestrator.offer("t-1", "[hang]", timeout_seconds=600)
     async with host.runner():
         await host.wait_for_state("t-1", "running")
-        await host.clock.advance(300, asleep=WITH_TASK)
+        await host.clock.advance(300)
     host.clock.set_wall(by_s)
     async with host.runner():
-        await host.clock.advance(299, asleep=WITH_TASK)
+        await host.clock.advance(299)
         assert host.state_of("t-1") == "running"
-        await host.clock.advance(2, asleep=WITH_TASK)
+        await host.clock.advance(2)
 
         assert (await host.wait_for_end("t-1"))["message"].startswith("timed_out: ")
     assert host.starts_of("t-1") == 1
@@ -242,7 +242,7 @@ async def test_time_that_is_up_at_the_start_ends_the_task_at_once(host: Host) ->
     host.orchestrator.offer("t-1", "[hang]", timeout_seconds=100)
     async with host.runner():
         await host.wait_for_state("t-1", "running")
-    await host.clock.advance(500, asleep=0)
+    await host.clock.advance(500)
     async with host.runner():
         assert (await host.wait_for_end("t-1"))["message"].startswith("timed_out: ")
 
@@ -253,7 +253,7 @@ async def test_task_taken_over_occupies_its_slot_before_work_is_asked_for(host: 
     host.orchestrator.offer("t-2")
     async with host.runner():
         await until(lambda: "busy" in host.orchestrator.beats())
-        await host.clock.advance(60, asleep=WITH_TASK)
+        await host.clock.advance(50)
         assert host.orchestrator.queue
         host.let_go()
         await host.wait_for_end("t-2")

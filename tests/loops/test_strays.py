@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from runner.engine.base import LABEL_RUNNER, ContainerSpec
-from tests.loops.host import IDLE, IMAGE
-from tests.loops.orchestrator import POLL
-from tests.unit.until import until
+from tests.harness.host import IMAGE
+from tests.harness.orchestrator import POLL
+from tests.harness.until import until
 
 if TYPE_CHECKING:
-    from tests.loops.host import Host
+    from tests.harness.host import Host
 
 pytestmark = pytest.mark.anyio
 
@@ -36,9 +36,9 @@ async def test_unknown_container_is_untouched_for_five_minutes_and_then_removed(
 ) -> None:
     await make_stray(host, await runner_id_of(host))
     async with host.runner():
-        await host.clock.advance(299, asleep=IDLE + 1)
+        await host.clock.advance(299)
         assert await host.engine.inspect("victoria-unknown") is not None
-        await host.clock.advance(2, asleep=IDLE)
+        await host.clock.advance(2)
         await until(lambda: "container removed" in log.text)
 
         assert await host.engine.inspect("victoria-unknown") is None
@@ -48,7 +48,7 @@ async def test_unknown_container_is_untouched_for_five_minutes_and_then_removed(
 async def test_container_of_another_runner_is_never_touched(host: Host) -> None:
     await make_stray(host, "another-runner")
     async with host.runner():
-        await host.clock.advance(600, asleep=IDLE)
+        await host.clock.advance(600)
 
     assert await host.engine.inspect("victoria-unknown") is not None
 
@@ -58,7 +58,7 @@ async def test_container_of_a_task_in_hand_is_no_stray(host: Host) -> None:
     async with host.runner():
         await host.wait_for_state("t-1", "running")
     async with host.runner():
-        await host.clock.advance(600, asleep=IDLE)
+        await host.clock.advance(600)
         host.let_go()
 
         assert (await host.wait_for_end("t-1"))["status"] == "success"
@@ -67,11 +67,11 @@ async def test_container_of_a_task_in_hand_is_no_stray(host: Host) -> None:
 async def test_task_that_comes_within_the_five_minutes_keeps_its_container(host: Host) -> None:
     await make_stray(host, await runner_id_of(host), "victoria-t-1")
     async with host.runner(max_tasks=2):
-        await host.clock.advance(100, asleep=IDLE + 1)
+        await host.clock.advance(100)
         host.orchestrator.offer("t-1", "[hang]")
-        await host.clock.advance(34, asleep=IDLE + 1)
+        await host.clock.advance(34)
         await host.wait_for_state("t-1", "running")
-        await host.clock.advance(366, asleep=IDLE + 1)
+        await host.clock.advance(366)
         assert await host.engine.inspect("victoria-t-1") is not None
 
         assert host.state_of("t-1") == "running"
@@ -81,8 +81,8 @@ async def test_silent_engine_is_asked_for_strays_later(host: Host) -> None:
     await make_stray(host, await runner_id_of(host))
     host.engine.silent = True
     async with host.runner():
-        await host.clock.advance(200, asleep=IDLE + 1)
+        await host.clock.advance(200)
         host.engine.silent = False
-        await host.clock.advance(61, asleep=IDLE + 1)
-        await host.clock.advance(300, asleep=IDLE)
+        await host.clock.advance(61)
+        await host.clock.advance(300)
         await until(lambda: "victoria-unknown" not in host.engine.names)

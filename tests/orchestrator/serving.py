@@ -29,7 +29,7 @@ from orchestrator.database import Database
 from orchestrator.schema import Base, Node
 from orchestrator.server import Server, bind, url_of
 from orchestrator.settings import Settings
-from tests.ports import kept_port
+from tests.harness.ports import kept_port
 
 REGISTRATION_TOKEN = "the-registration-token"  # noqa: S105 - opens nothing but test servers
 ADMIN_KEY = "the-admin-key"

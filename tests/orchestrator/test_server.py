@@ -4,7 +4,7 @@ import gc
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from tests.knocking import knocking
+from tests.harness.knocking import knocking
 from tests.orchestrator.serving import serve
 
 TIMES = 10

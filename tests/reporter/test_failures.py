@@ -22,18 +22,18 @@ from runner.reporter.reporter import Reporter, ToolAnswer
 from runner.reporter.server import server_for
 from runner.workspace.handover import FinalStatus, ReporterState, read_reporter_state
 from tests.fakes.crush import Crush, text
-from tests.fakes.loop import FORWARD, put_forward
-from tests.reporter.held import Agent
-from tests.unit.scripted_server import (
+from tests.harness.loop import HARNESS, running_loop
+from tests.harness.server import (
     ScriptedServer,
+    json_response,
     nobody_listening,
     raw,
     serving,
     stalled,
-    told,
     trickle,
 )
-from tests.unit.until import until
+from tests.harness.until import until
+from tests.reporter.held import Agent
 
 pytestmark = pytest.mark.anyio
 
@@ -47,9 +47,9 @@ WORSE = {
     "silent": (raw(), "Server disconnected", 2),
     "slow": (stalled(b""), "no answer", 1),
     "trickling": (trickle(), "no answer", 1),
-    "401": (told({"detail": "unknown key"}, 401), "HTTP 401: unknown key", None),
-    "413": (told({"detail": "too long"}, 413), "HTTP 413: too long", None),
-    "500": (told({"detail": "oh no"}, 500), "HTTP 500: oh no", 2),
+    "401": (json_response({"detail": "unknown key"}, 401), "HTTP 401: unknown key", None),
+    "413": (json_response({"detail": "too long"}, 413), "HTTP 413: too long", None),
+    "500": (json_response({"detail": "oh no"}, 500), "HTTP 500: oh no", 2),
     "nonsense": (
         raw(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n<p>"),
         "its response is not JSON",
@@ -57,13 +57,13 @@ WORSE = {
     ),
 }
 """How it is answered, what is said of that, and how often it asks before its time is up."""
-TAKEN = told({"task_id": TASK_ID, "status": "running"})
+TAKEN = json_response({"task_id": TASK_ID, "status": "running"})
 
 
 @pytest.fixture
 def anyio_backend() -> tuple[str, Mapping[str, Any]]:
     """Name the event loop that these tests use."""
-    return FORWARD
+    return HARNESS
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ async def time_passing(
 
     async def pass_time() -> None:
         await until(lambda: after is not None and len(server.requests) >= after)
-        put_forward(seconds)
+        running_loop().put_forward(seconds)
 
     async with anyio.create_task_group() as group:
         group.start_soon(pass_time)
@@ -135,7 +135,7 @@ async def test_log_that_is_not_taken_is_told(server: ScriptedServer, home: Path,
 async def test_end_that_stands_at_the_orchestrator_is_what_is_left_for_the_runner(
     server: ScriptedServer, home: Path
 ) -> None:
-    server.answer(told({"task_id": TASK_ID, "status": "error"}))
+    server.answer(json_response({"task_id": TASK_ID, "status": "error"}))
     async with reporting(job(server.url, home)) as reporter:
         answer = await reporter.report("success", "yes", None)
 
@@ -157,7 +157,7 @@ async def test_orchestrator_that_is_away_is_told(home: Path) -> None:
 
 @pytest.mark.usefixtures("crush")
 async def test_end_is_told_though_its_log_is_refused(server: ScriptedServer, home: Path) -> None:
-    server.answer(told({"detail": "too long"}, 413), TAKEN)
+    server.answer(json_response({"detail": "too long"}, 413), TAKEN)
     async with reporting(job(server.url, home)) as reporter:
         answer = await reporter.finish("error", "no", submit_logs=True)
 
@@ -173,7 +173,7 @@ async def test_log_that_is_refused_as_too_long_is_cut_and_handed_in(
 ) -> None:
     for _ in range(30):
         crush.say("s1", text("x" * 100_000))
-    server.answer(told({"detail": "too long"}, 413), TAKEN)
+    server.answer(json_response({"detail": "too long"}, 413), TAKEN)
     async with reporting(job(server.url, home)) as reporter:
         answer = await reporter.hand_in(None)
 
@@ -205,7 +205,7 @@ async def test_end_is_told_though_its_log_takes_too_long(
 async def test_orchestrator_that_comes_back_in_time_is_told(
     server: ScriptedServer, home: Path
 ) -> None:
-    server.answer(raw(), told({}, 503), TAKEN)
+    server.answer(raw(), json_response({}, 503), TAKEN)
     async with reporting(job(server.url, home)) as reporter:
         answer = await reporter.report("success", None, 100)
 
@@ -215,7 +215,7 @@ async def test_orchestrator_that_comes_back_in_time_is_told(
 
 
 async def test_refusal_is_not_repeated(server: ScriptedServer, home: Path) -> None:
-    server.answer(told({"detail": "no such task"}, 404))
+    server.answer(json_response({"detail": "no such task"}, 404))
     async with reporting(job(server.url, home)) as reporter:
         await reporter.report("running", None, None)
 

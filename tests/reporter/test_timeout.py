@@ -9,16 +9,16 @@ import pytest
 
 from runner.api.client import OrchestratorClient
 from runner.reporter.reporter import Reporter
-from tests.fakes.loop import JUMPING
+from tests.harness.loop import JUMPING
+from tests.harness.server import json_response, raw, serving, stalled
 from tests.reporter.test_failures import job
-from tests.unit.scripted_server import raw, serving, stalled, told
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
     from tests.fakes.crush import Crush
-    from tests.unit.scripted_server import Answer
+    from tests.harness.server import Answer
 
 pytestmark = pytest.mark.anyio
 
@@ -30,7 +30,8 @@ def anyio_backend() -> tuple[str, Mapping[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    "said", [raw(), stalled(b""), told({}, 503), told({}, 503, {"Retry-After": "3600"})]
+    "said",
+    [raw(), stalled(b""), json_response({}, 503), json_response({}, 503, {"Retry-After": "3600"})],
 )
 async def test_agent_has_its_answer_after_half_a_minute_at_most(
     home: Path, crush: Crush, said: Answer

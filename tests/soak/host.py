@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from tests.faults.certificates import Certificates, make_certificates
 from tests.faults.engine import FaultEngine
-from tests.faults.journal import JournalFaults
-from tests.faults.proxy import FaultProxy
+from tests.harness.journal import JournalFaults
+from tests.harness.proxy import FaultProxy
 from tests.soak.orchestrator import OrchestratorProcess
 from tests.soak.place import RunnerPlace
 from tests.soak.program import Program

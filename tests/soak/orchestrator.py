@@ -12,8 +12,8 @@ from typing import Any
 import httpx
 
 from orchestrator.database import DATABASE_NAME
+from tests.harness.ports import kept_port
 from tests.orchestrator.serving import wait_for
-from tests.ports import kept_port
 from tests.soak.program import DEADLINE_S, Program, read_rows
 
 

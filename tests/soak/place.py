@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.timing import Timings
-from tests.faults.launcher import JOURNAL_VARIABLE, LAUNCHER, TIMINGS_VARIABLE
+from tests.harness.launcher import JOURNAL_VARIABLE, LAUNCHER, TIMINGS_VARIABLE
 from tests.soak.program import Program, read_rows
 
 IMPATIENT = Timings(

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from tests.faults.engine import Act, When
-from tests.faults.journal import WRITES
-from tests.faults.proxy import Fault
+from tests.harness.proxy import Fault
 
 LONG_TIMEOUT_S = 900
 """A time limit that no task of a soak reaches."""
@@ -98,7 +97,8 @@ class UpsetPlan:
     upset: Upset
     seconds: float = 0.0
     """How long it lasts, or how long the runner or the orchestrator stays away."""
-    write: str = ""
+    commit: int = 0
+    """The runner is killed at this commit, counted from then on."""
     is_before: bool = False
     fault: EngineFault | None = None
 
@@ -151,10 +151,8 @@ _UPSETS_PER_100_TASKS = {
     Upset.JOURNAL: 5,
     Upset.ENGINE: 3,
 }
-_JOURNAL_WRITES = tuple(
-    write for write in WRITES if write not in {"identity", "refused", "rejected", "adopted"}
-)
-"""The others are not met again after the first start, or are no matter of a soak."""
+_FARTHEST_COMMIT = 20
+"""Some two or three tasks' lives away: so every kind of commit is met."""
 
 NETWORK_FAULTS = (
     *(Fault.drop_request(), Fault.drop_request()),
@@ -244,7 +242,7 @@ def _upsets(seed: int, tasks: int) -> list[UpsetPlan]:
     plans = []
     for upset, per_100 in _UPSETS_PER_100_TASKS.items():
         for _ in range(max(1, round(tasks * per_100 / 100))):
-            write = dice.choice(_JOURNAL_WRITES) if upset is Upset.JOURNAL else ""
+            commit = dice.randint(1, _FARTHEST_COMMIT) if upset is Upset.JOURNAL else 0
             fault = EngineFault(
                 dice.choice(("ps", "info", "image")),
                 dice.choice((Act.BLOCK, Act.HANG, Act.KILL)),
@@ -257,7 +255,7 @@ def _upsets(seed: int, tasks: int) -> list[UpsetPlan]:
                     round(dice.uniform(0, 1), 2),
                     upset,
                     round(dice.uniform(0.2, 3.0), 2),
-                    write,
+                    commit,
                     dice.random() < 0.5,
                     fault if upset is Upset.ENGINE else None,
                 )

@@ -15,7 +15,8 @@ from functools import partial
 from subprocess import CalledProcessError
 from typing import TYPE_CHECKING
 
-from tests.faults.proxy import Chance
+from tests.harness.proxy import Chance
+from tests.harness.runner_process import container_of
 from tests.soak.agenda import Agenda
 from tests.soak.audit import Account, Fault, Finding
 from tests.soak.schedule import (
@@ -28,7 +29,6 @@ from tests.soak.schedule import (
 )
 from tests.soak.upsets import Upsets
 from tests.soak.watch import RunnerWatch
-from tests.system.runner_process import container_of
 
 if TYPE_CHECKING:
     from tests.faults.engine import Planned

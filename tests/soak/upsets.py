@@ -99,7 +99,7 @@ class Upsets:
             self._kill_orchestrator(plan)
         elif plan.upset is Upset.JOURNAL:
             journal = self._host.journal
-            (journal.kill_before if plan.is_before else journal.kill_after)(plan.write)
+            (journal.kill_before if plan.is_before else journal.kill_after)(plan.commit)
         elif plan.fault is not None:
             self.break_call(plan.fault)
         else:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.engines import Engine
+from tests.harness.runner_process import RunnerProcess, process_on
 from tests.system.recording import RecordingOrchestrator
-from tests.system.runner_process import RunnerProcess, process_on
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.system.runner_process import container_of, containers
+from tests.harness.runner_process import container_of, containers
 
 if TYPE_CHECKING:
     from tests.engines import Engine

@@ -7,8 +7,8 @@ import os
 import time
 from pathlib import Path
 
+from tests.harness.runner_process import RunnerProcess, is_running
 from tests.system.recording import RecordingOrchestrator
-from tests.system.runner_process import RunnerProcess, is_running
 
 DAY_S = 24 * 3600
 

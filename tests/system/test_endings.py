@@ -8,9 +8,9 @@ import time
 
 import pytest
 
+from tests.harness.runner_process import RunnerProcess, container_of, containers, is_running
 from tests.orchestrator.serving import wait_for
 from tests.system.recording import MIB, Json, RecordingOrchestrator
-from tests.system.runner_process import RunnerProcess, container_of, containers, is_running
 
 
 def test_timeout_of_3_seconds_ends_a_container_that_ignores_term(

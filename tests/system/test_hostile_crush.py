@@ -7,9 +7,9 @@ import signal
 from pathlib import Path
 
 from tests.fakes.hostile_crush import SCHEMAS, hostile_crush
+from tests.harness.runner_process import RunnerProcess
 from tests.orchestrator.serving import wait_for
 from tests.system.recording import MIB, RecordingOrchestrator
-from tests.system.runner_process import RunnerProcess
 
 TERM_DEADLINE_S = 25
 

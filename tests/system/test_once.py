@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tests.engines import Engine
+from tests.harness.runner_process import RunnerProcess, container_of, containers
 from tests.orchestrator.serving import wait_for
 from tests.system.recording import RecordingOrchestrator
-from tests.system.runner_process import RunnerProcess, container_of, containers
 
 
 def test_once_with_work_runs_one_task_and_ends_with_0(

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.engines import Engine
+from tests.harness.runner_process import DEADLINE_S, RunnerProcess, container_of
 from tests.orchestrator.serving import wait_for
 from tests.system.recording import RecordingOrchestrator
-from tests.system.runner_process import DEADLINE_S, RunnerProcess, container_of
 
 
 def test_option_name_is_what_targeting_matches(

@@ -14,9 +14,9 @@ import pytest
 
 from runner.workspace.handover import read_reporter_state
 from tests.engines import Engine
+from tests.harness.runner_process import RunnerProcess, container_of, process_on
 from tests.orchestrator.serving import wait_for
 from tests.system.recording import Json, RecordingOrchestrator
-from tests.system.runner_process import RunnerProcess, container_of, process_on
 from tools.dev import engines, images, shell
 
 SIX = "report_status report_started report_complete report_error submit_crush_logs get_job_info"

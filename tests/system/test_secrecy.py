@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.harness.runner_process import RunnerProcess
 from tests.system.recording import RecordingOrchestrator
-from tests.system.runner_process import RunnerProcess
 
 ENGINE_PROGRAMS = ("podman", "conmon", "docker", "dockerd", "containerd", "containerd-shim", "runc")
 

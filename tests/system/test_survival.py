@@ -5,9 +5,9 @@ from __future__ import annotations
 import signal
 import time
 
+from tests.harness.runner_process import RunnerProcess, container_of, containers, is_running
 from tests.orchestrator.serving import wait_for
 from tests.system.recording import MIB, RecordingOrchestrator
-from tests.system.runner_process import RunnerProcess, container_of, containers, is_running
 
 TERM_DEADLINE_S = 25
 """Two seconds are promised, on a machine that is not busy with tests; nothing else that a runner

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.harness.runner_process import RunnerProcess
 from tests.orchestrator.serving import wait_for
 from tests.system.recording import RecordingOrchestrator
-from tests.system.runner_process import RunnerProcess
 
 WATCHDOG_USEC = "1500000"
 """It is fed every half second then, and the kernel keeps five seconds for a slow listener."""

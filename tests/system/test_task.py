@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from tests.engines import Engine
+from tests.harness.runner_process import RunnerProcess, container_of, process_on
 from tests.system.recording import Json, RecordingOrchestrator
-from tests.system.runner_process import RunnerProcess, container_of, process_on
 
 CONTENTS = {"Quarterly Sales Q3.csv": b"a,b\n1,2\n", "Verkäufe für 東京.txt": "größer\n".encode()}
 VARIABLES = ("ORCHESTRATOR_URL", "JOB_ID", "TASK_ID", "NODE_API_KEY", "TASK_FILES_DIR")

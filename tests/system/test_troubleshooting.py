@@ -6,9 +6,9 @@ import dataclasses
 import secrets
 from pathlib import Path
 
+from tests.harness.runner_process import RunnerProcess
 from tests.orchestrator.serving import wait_for
 from tests.system.recording import RecordingOrchestrator
-from tests.system.runner_process import RunnerProcess
 
 
 def test_container_runtime_not_found(any_runner: RunnerProcess, tmp_path: Path) -> None:

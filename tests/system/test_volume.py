@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from itertools import pairwise
 
+from tests.harness.runner_process import RunnerProcess
 from tests.system.recording import LONGEST_TASK_S, MIB, RecordingOrchestrator
-from tests.system.runner_process import RunnerProcess
 
 MOST_GROWTH_KIB = 20 * 1024
 LONGEST_SILENCE_S = 5

@@ -10,7 +10,7 @@ import pytest
 from runner.api.client import OrchestratorClient
 from runner.model import Identity
 from runner.redaction import Secret
-from tests.unit.scripted_server import ScriptedServer, serving
+from tests.harness.server import ScriptedServer, serving
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

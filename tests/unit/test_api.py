@@ -24,17 +24,17 @@ from runner.errors import ConfigurationError, Refused, Unauthorised, Unavailable
 from runner.model import Identity, Registration, TaskStatus
 from runner.redaction import Secret
 from runner.timing import DEFAULT_TIMINGS, Timings
-from tests.unit.scripted_server import (
+from tests.harness.server import (
     JSON,
     Answer,
     ScriptedServer,
     endless,
     http,
+    json_response,
     nobody_listening,
     raw,
     serving,
     stalled,
-    told,
     trickle,
     zeros,
 )
@@ -82,7 +82,7 @@ BOMB = gzip.compress(b"{}" + b" " * (4 * MAX_RESPONSE_BYTES), compresslevel=1)
 async def test_registration_sends_the_token_and_the_node(
     orchestrator: OrchestratorClient, server: ScriptedServer
 ) -> None:
-    server.answer(told({"id": NODE_ID, "api_key": "k"}))
+    server.answer(json_response({"id": NODE_ID, "api_key": "k"}))
 
     await orchestrator.register(TOKEN, NODE)
 
@@ -96,7 +96,7 @@ async def test_registration_sends_the_token_and_the_node(
 async def test_registration_gives_the_identity(
     orchestrator: OrchestratorClient, server: ScriptedServer
 ) -> None:
-    server.answer(told({"id": NODE_ID, "api_key": "k", "name": "n-1"}))
+    server.answer(json_response({"id": NODE_ID, "api_key": "k", "name": "n-1"}))
 
     registration = await orchestrator.register(TOKEN, NODE)
 
@@ -120,7 +120,7 @@ async def test_registration_gives_the_identity(
 async def test_registration_without_a_usable_identity_is_no_registration(
     orchestrator: OrchestratorClient, server: ScriptedServer, answer: object
 ) -> None:
-    server.answer(told(answer))
+    server.answer(json_response(answer))
 
     with pytest.raises(Unavailable, match="has no usable id or api_key"):
         await orchestrator.register(TOKEN, NODE)
@@ -129,7 +129,7 @@ async def test_registration_without_a_usable_identity_is_no_registration(
 async def test_registration_of_a_known_node_carries_its_key_beside_the_token(
     orchestrator: OrchestratorClient, identity: Identity, server: ScriptedServer
 ) -> None:
-    server.answer(told({"id": NODE_ID, "api_key": "node-key-1234"}))
+    server.answer(json_response({"id": NODE_ID, "api_key": "node-key-1234"}))
 
     assert (await orchestrator.register(TOKEN, NODE, identity)).identity == identity
 
@@ -154,7 +154,7 @@ async def test_extensions_are_read_from_registrations_and_heartbeats(
     named: object,
     extensions: set[str],
 ) -> None:
-    server.answer(told({"id": NODE_ID, "api_key": "k", "extensions": named}))
+    server.answer(json_response({"id": NODE_ID, "api_key": "k", "extensions": named}))
 
     assert (await orchestrator.register(TOKEN, NODE)).extensions == extensions
     assert (await orchestrator.heartbeat(identity, {})).extensions == extensions
@@ -163,7 +163,7 @@ async def test_extensions_are_read_from_registrations_and_heartbeats(
 async def test_heartbeat_carries_key_and_node_id(
     orchestrator: OrchestratorClient, identity: Identity, server: ScriptedServer
 ) -> None:
-    server.answer(told({}))
+    server.answer(json_response({}))
 
     await orchestrator.heartbeat(identity, {"status": "busy", "current_task_id": "t-1"})
 
@@ -176,7 +176,7 @@ async def test_heartbeat_carries_key_and_node_id(
 async def test_heartbeat_brings_the_tasks_that_were_cancelled(
     orchestrator: OrchestratorClient, identity: Identity, server: ScriptedServer
 ) -> None:
-    server.answer(told({"cancelled_task_ids": ["t-1", "t-2"]}))
+    server.answer(json_response({"cancelled_task_ids": ["t-1", "t-2"]}))
 
     response = await orchestrator.heartbeat(identity, {})
 
@@ -189,7 +189,7 @@ async def test_heartbeat_brings_the_tasks_that_were_cancelled(
 async def test_heartbeat_to_an_orchestrator_that_knows_no_cancelling_cancels_nothing(
     orchestrator: OrchestratorClient, identity: Identity, server: ScriptedServer, answer: object
 ) -> None:
-    server.answer(told(answer))
+    server.answer(json_response(answer))
 
     response = await orchestrator.heartbeat(identity, {})
 
@@ -199,7 +199,7 @@ async def test_heartbeat_to_an_orchestrator_that_knows_no_cancelling_cancels_not
 async def test_request_for_work_prefers_to_be_held(
     orchestrator: OrchestratorClient, identity: Identity, server: ScriptedServer
 ) -> None:
-    server.answer(told(None))
+    server.answer(json_response(None))
 
     await orchestrator.next_task(identity, 25)
 
@@ -225,7 +225,7 @@ async def test_held_request_is_told_by_preference_applied(
     headers: dict[str, str],
     was_held: bool,  # noqa: FBT001 - a column of the table
 ) -> None:
-    server.answer(told(None, headers=headers))
+    server.answer(json_response(None, headers=headers))
 
     assert (await orchestrator.next_task(identity, 25)).was_held is was_held
 
@@ -233,7 +233,7 @@ async def test_held_request_is_told_by_preference_applied(
 async def test_assignment_comes_as_it_was_sent(
     orchestrator: OrchestratorClient, identity: Identity, server: ScriptedServer
 ) -> None:
-    server.answer(told({"task_id": "t-1", "unheard": [1]}))
+    server.answer(json_response({"task_id": "t-1", "unheard": [1]}))
 
     offer = await orchestrator.next_task(identity, 25)
 
@@ -243,7 +243,7 @@ async def test_assignment_comes_as_it_was_sent(
 @pytest.mark.parametrize(
     "answer",
     [
-        told(None),
+        json_response(None),
         http(200),
         http(204),
         http(200, b" \n"),
@@ -270,7 +270,7 @@ async def test_report_is_posted_as_the_caller_wrote_it(
     send: Callable[[OrchestratorClient, Identity, Mapping[str, object]], Awaitable[object]],
     path: str,
 ) -> None:
-    server.answer(told({}))
+    server.answer(json_response({}))
     body = {"job_id": "t-1", "task_id": "t-1", "message": "50 % für heute 🚀" * 10_000}
 
     await send(orchestrator, identity, body)
@@ -285,7 +285,7 @@ async def test_report_is_posted_as_the_caller_wrote_it(
 async def test_claim_reports_the_task_as_running(
     orchestrator: OrchestratorClient, identity: Identity, server: ScriptedServer
 ) -> None:
-    server.answer(told({"task_id": "t-1", "status": "running"}))
+    server.answer(json_response({"task_id": "t-1", "status": "running"}))
 
     assert await orchestrator.claim(identity, "t-1", "container is starting", 0) is None
 
@@ -302,7 +302,7 @@ async def test_claim_reports_the_task_as_running(
 async def test_claim_returns_the_final_status_that_the_task_has_already(
     orchestrator: OrchestratorClient, identity: Identity, server: ScriptedServer
 ) -> None:
-    server.answer(told({"task_id": "t-1", "status": "error"}))
+    server.answer(json_response({"task_id": "t-1", "status": "error"}))
 
     assert await orchestrator.claim(identity, "t-1", "starting", 0) is TaskStatus.ERROR
 
@@ -332,7 +332,7 @@ async def test_report_returns_the_final_status_that_the_response_has(
     response: object,
     status: TaskStatus | None,
 ) -> None:
-    server.answer(told(response))
+    server.answer(json_response(response))
 
     assert await orchestrator.send_status(identity, {"task_id": "t-1"}) is status
 
@@ -340,7 +340,7 @@ async def test_report_returns_the_final_status_that_the_response_has(
 async def test_health_needs_no_key(
     orchestrator: OrchestratorClient, server: ScriptedServer
 ) -> None:
-    server.answer(told({"status": "ok", "version": "1.1.2"}))
+    server.answer(json_response({"status": "ok", "version": "1.1.2"}))
 
     assert (await orchestrator.health())["version"] == "1.1.2"
     assert "x-api-key" not in server.requests[0].headers
@@ -349,7 +349,7 @@ async def test_health_needs_no_key(
 async def test_every_request_says_which_runner_it_is_and_asks_for_plain_json(
     orchestrator: OrchestratorClient, server: ScriptedServer
 ) -> None:
-    server.answer(told({}))
+    server.answer(json_response({}))
 
     await orchestrator.health()
 
@@ -362,7 +362,7 @@ async def test_every_request_says_which_runner_it_is_and_asks_for_plain_json(
 async def test_orchestrator_may_live_below_a_path(
     server: ScriptedServer, identity: Identity
 ) -> None:
-    server.answer(told(None))
+    server.answer(json_response(None))
 
     async with OrchestratorClient(f"{server.url}/victoria/api") as client:
         await client.next_task(identity, 25)
@@ -430,7 +430,7 @@ async def test_download_of_untold_size_says_so(
 async def test_401_is_an_unknown_key_or_token(
     orchestrator: OrchestratorClient, identity: Identity, server: ScriptedServer, call: Call
 ) -> None:
-    server.answer(told({"detail": "Invalid API key"}, 401))
+    server.answer(json_response({"detail": "Invalid API key"}, 401))
 
     with pytest.raises(Unauthorised) as caught:
         await call(orchestrator, identity)
@@ -448,7 +448,7 @@ async def test_other_4xx_is_refused_for_good(
     call: Call,
     status: int,
 ) -> None:
-    server.answer(told({"detail": "no"}, status))
+    server.answer(json_response({"detail": "no"}, status))
 
     with pytest.raises(Refused) as caught:
         await call(orchestrator, identity)
@@ -521,7 +521,7 @@ async def test_trouble_that_passes_is_unavailable(
     call: Call,
     status: int,
 ) -> None:
-    server.answer(told({"detail": "later"}, status))
+    server.answer(json_response({"detail": "later"}, status))
 
     with pytest.raises(Unavailable) as caught:
         await call(orchestrator, identity)
@@ -794,7 +794,7 @@ async def test_answer_that_never_comes_is_unavailable_after_the_deadline(
 async def test_deadline_grows_with_what_is_sent(server: ScriptedServer) -> None:
     async def answer_late(stream: ByteStream) -> None:
         await anyio.sleep(1.0)
-        await told({})(stream)
+        await json_response({})(stream)
 
     server.answer(answer_late)
     a_minute = "x" * 60 * SLOWEST_UPLOAD_BYTES_PER_S
@@ -855,7 +855,7 @@ async def test_redirect_to_another_origin_is_not_followed(
     status: int,
 ) -> None:
     async with serving() as elsewhere:
-        elsewhere.answer(told({"id": NODE_ID, "api_key": "k"}))
+        elsewhere.answer(json_response({"id": NODE_ID, "api_key": "k"}))
         server.answer(http(status, headers={"Location": f"{elsewhere.url}/tasks/pending"}))
 
         with pytest.raises(Unavailable, match="a redirect, which is not followed"):
@@ -950,7 +950,7 @@ async def test_certificate_of_a_private_authority_is_trusted_through_its_file(
     tls: ssl.SSLContext, certificate: tuple[Path, Path], identity: Identity
 ) -> None:
     async with serving(tls) as server, OrchestratorClient(server.url, certificate[0]) as client:
-        server.answer(told({"task_id": "t-1"}))
+        server.answer(json_response({"task_id": "t-1"}))
 
         assert (await client.next_task(identity, 25)).assignment == {"task_id": "t-1"}
 
@@ -1018,9 +1018,9 @@ def test_address_that_was_checked_can_be_asked_or_is_refused(rest: str) -> None:
 async def test_key_for_a_loopback_orchestrator_is_shown_to_no_proxy(
     server: ScriptedServer, identity: Identity, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server.answer(told(None))
+    server.answer(json_response(None))
     async with serving() as proxy:
-        proxy.answer(told(None))
+        proxy.answer(json_response(None))
         for variable in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
             monkeypatch.setenv(variable, proxy.url)
         async with OrchestratorClient(server.url) as orchestrator:
@@ -1034,7 +1034,7 @@ async def test_other_hosts_are_asked_through_the_proxy(
     identity: Identity, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with serving() as proxy:
-        proxy.answer(told(None))
+        proxy.answer(json_response(None))
         monkeypatch.setenv("http_proxy", proxy.url)
         async with OrchestratorClient("http://orchestrator.invalid") as orchestrator:
             await orchestrator.next_task(identity, 0)

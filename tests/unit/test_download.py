@@ -24,18 +24,18 @@ from runner.workspace.download import (
     files_folder,
     files_folder_in_container,
 )
-from tests.fakes.clock import FakeClock
-from tests.unit.scripted_server import (
+from tests.harness.clock import PassingClock
+from tests.harness.server import (
     Answer,
     ScriptedServer,
     endless,
     http,
+    json_response,
     raw,
     stalled,
-    told,
     zeros,
 )
-from tests.unit.until import DEADLINE_S, until
+from tests.harness.until import DEADLINE_S, until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,15 +46,6 @@ TASK_ID = "11111111-2222-4333-8444-555555555555"
 CONTENT = b"region,sales\nnorth,12\n"
 MIB = 1 << 20
 NO_LIMIT = 0
-
-
-class SwiftClock(FakeClock):
-    """A clock on which every sleep is over at once, and has taken its time."""
-
-    async def sleep(self, seconds: float) -> None:
-        """Let so much time pass."""
-        self._move_to(self.awake_s() + seconds)
-        await anyio.lowlevel.checkpoint()
 
 
 @pytest.fixture
@@ -81,7 +72,7 @@ class Fetch:
         self.identity = identity
         self.home = home
         self.folder = files_folder(home, TASK_ID)
-        self.clock = SwiftClock()
+        self.clock = PassingClock()
 
     async def __call__(self, *files: TaskFile, min_free_disk: int = NO_LIMIT) -> None:
         """Fetch these files."""
@@ -540,7 +531,7 @@ async def test_wait_that_is_asked_for_is_granted_for_an_hour_at_most(
 async def test_outage_without_end_makes_the_task_unstartable(
     fetch: Fetch, server: ScriptedServer
 ) -> None:
-    server.answer(told({"detail": "maintenance"}, 503))
+    server.answer(json_response({"detail": "maintenance"}, 503))
     begun_at = fetch.clock.awake_s()
 
     with pytest.raises(Unstartable) as caught:
@@ -557,7 +548,7 @@ async def test_outage_without_end_makes_the_task_unstartable(
 async def test_refused_file_makes_the_task_unstartable_at_once(
     fetch: Fetch, server: ScriptedServer, status: int
 ) -> None:
-    server.answer(told({"detail": "no such file"}, status))
+    server.answer(json_response({"detail": "no such file"}, status))
 
     with pytest.raises(Unstartable) as caught:
         await fetch(sales())
@@ -600,7 +591,7 @@ async def test_page_that_stays_is_a_refusal_in_the_end(
 async def test_unknown_key_is_for_the_caller_to_act_on(
     fetch: Fetch, server: ScriptedServer
 ) -> None:
-    server.answer(told({"detail": "unknown key"}, 401))
+    server.answer(json_response({"detail": "unknown key"}, 401))
 
     with pytest.raises(Unauthorised):
         await fetch(sales())

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runner.timing import Retry, RetryPolicy, Timings, jittered_s, retry
-from tests.fakes.clock import FakeClock
+from tests.harness.clock import PassingClock
 
 POLICY = RetryPolicy()
 attempts = st.integers(1, 10**9)
@@ -90,14 +90,6 @@ class Failing:
         """Keep the wait."""
         assert error is self._error
         self.waits_s.append(wait_s)
-
-
-class PassingClock(FakeClock):
-    """A clock on which a sleep is over at once."""
-
-    async def sleep(self, seconds: float) -> None:
-        """Move on by so much."""
-        self._move_to(self.awake_s() + seconds)
 
 
 @pytest.mark.anyio

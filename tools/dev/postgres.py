@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.ports import kept_port
+from tests.harness.ports import kept_port
 from tools.dev.packages import ensure_program, find_program
 from tools.dev.shell import SetupError, run, wait_until
 

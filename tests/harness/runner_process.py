@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.faults.launcher import LAUNCHER, TIMINGS_VARIABLE
+from tests.harness.launcher import LAUNCHER, TIMINGS_VARIABLE
 from tests.orchestrator.serving import wait_for
 from tests.system.recording import LONGEST_TASK_S, RecordingOrchestrator
 
@@ -88,7 +88,7 @@ class RunnerProcess:
             )
 
     def take_time_for_its_last_word(self) -> None:
-        """Give it more than a second to say that it goes: on a busy machine that is little."""
+        """Allow it more than a second to say that it goes: on a busy machine that is little."""
         self.command = LAUNCHER
         timings = {"offline_timeout_s": LAST_WORD_S}
         self.environment[TIMINGS_VARIABLE] = json.dumps(timings)
@@ -131,7 +131,7 @@ class RunnerProcess:
         wait_for(lambda: not self._remove(ours & set(containers(self.engine))), DEADLINE_S)
 
     def _starting_containers(self) -> list[Path]:
-        """Give the engine's processes that are starting a container, and outlive the runner."""
+        """Return the engine's processes that are starting a container, and outlive the runner."""
         if self._process is None:
             return []
         children = subprocess.run(
@@ -217,7 +217,7 @@ class RunnerProcess:
         return str(self.rows("SELECT node_id FROM identities ORDER BY id DESC")[0]["node_id"])
 
     def task_folder(self, task_id: str) -> Path:
-        """Give the folder of a task in the Victoria home."""
+        """Return the folder of a task in the Victoria home."""
         return self.home / "tasks" / task_id
 
     def starts_of(self, task_id: str) -> int:
@@ -234,7 +234,7 @@ class RunnerProcess:
             raise AssertionError(f"task {task_id} does not start:\n{self.log}") from None
 
     def state_of(self, task_id: str) -> str | None:
-        """Give a task's state in the journal."""
+        """Return a task's state in the journal."""
         rows = self.rows(f"SELECT state FROM tasks WHERE task_id = '{task_id}'")  # noqa: S608 - ours
         return rows[0]["state"] if rows else None
 
@@ -299,7 +299,7 @@ def process_on(
 
 
 def container_of(task_id: str) -> str:
-    """Give the name that a task's container has."""
+    """Return the name that a task's container has."""
     return f"victoria-{task_id}"
 
 
@@ -309,5 +309,5 @@ def containers(engine: Engine) -> list[str]:
 
 
 def is_running(engine: Engine, task_id: str) -> bool:
-    """Tell whether a task's container runs, as the engine says."""
+    """Return whether a task's container runs, as the engine says."""
     return bool(engine.inspect(container_of(task_id))["State"]["Running"])

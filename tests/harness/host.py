@@ -18,9 +18,10 @@ from runner.settings import Settings
 from runner.systemd import Notifier, Watchdog
 from runner.tasks.context import RunnerContext
 from runner.timing import DEFAULT_TIMINGS, ChangeSignal, Timings
-from tests.loops.engine import ObstructedEngine
-from tests.loops.orchestrator import BEAT, FINAL, TOKEN
-from tests.unit.until import DEADLINE_S, until
+from tests.harness.engine import ObstructedEngine
+from tests.harness.loop import running_loop
+from tests.harness.orchestrator import BEAT, FINAL, TOKEN
+from tests.harness.until import DEADLINE_S, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -29,20 +30,16 @@ if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
     from runner.journal.journal import Journal
-    from tests.fakes.clock import FakeClock
-    from tests.loops.orchestrator import ScriptedOrchestrator
+    from tests.harness.clock import VirtualClock
+    from tests.harness.orchestrator import ScriptedOrchestrator
 
 IMAGE = "localhost/victoria-fake:1"
-IDLE = 5
-"""Who sleeps on the clock of an idle runner: poll, heartbeat, deliver, forget and the watchdog."""
-WITH_TASK = IDLE
-"""The same while the only slot is taken: poll waits for the slot, the task for its container."""
 
 
 class HeardNotifier(Notifier):
     """Keeps what systemd would be told, with the moment."""
 
-    def __init__(self, clock: FakeClock, watchdog_s: float | None = None) -> None:
+    def __init__(self, clock: VirtualClock, watchdog_s: float | None = None) -> None:
         """Have a watchdog that wants to be fed so often, or none."""
         watchdog = {} if watchdog_s is None else {"WATCHDOG_USEC": str(round(watchdog_s * 1e6))}
         super().__init__(watchdog)
@@ -87,7 +84,7 @@ class Host:
     """What a runner finds when it starts."""
 
     folder: Path
-    clock: FakeClock
+    clock: VirtualClock
     engine: ObstructedEngine
     orchestrator: ScriptedOrchestrator
     group: TaskGroup
@@ -103,7 +100,7 @@ class Host:
         return self.folder / "state"
 
     def settings(self, **changed: Any) -> Settings:  # noqa: ANN401 - fields of Settings
-        """Give the settings of most tests, with some changed."""
+        """Return the settings of most tests, with some changed."""
         usual = Settings(
             orchestrator_url=self.orchestrator.url,
             name="host-1",
@@ -122,7 +119,7 @@ class Host:
         journal: Journal,
         **changed: Any,  # noqa: ANN401 - as above
     ) -> AsyncIterator[RunnerContext]:
-        """Give what one loop alone needs, with a journal of the test's own."""
+        """Yield what one loop alone needs, with a journal of the test's own."""
         settings = self.settings(**changed)
         watchdog, changes = Watchdog(self.clock), ChangeSignal()
         problems = Problems(changes)
@@ -197,7 +194,7 @@ class Host:
             journal.execute(statement)
 
     def state_of(self, task_id: str) -> str | None:
-        """Give a task's state in the journal."""
+        """Return a task's state in the journal."""
         found = [row for row in self.rows("SELECT * FROM tasks") if row["task_id"] == task_id]
         return found[0]["state"] if found else None
 
@@ -215,17 +212,15 @@ class Host:
         """Wait until the journal has a task in that state."""
         await until(lambda: self.state_of(task_id) == state)
 
-    async def pass_time_until(
-        self, condition: Callable[[], bool], step_s: float = 10.0, asleep: int = IDLE
-    ) -> None:
-        """Let time go by until the condition holds, where more may be at work than are counted."""
+    async def pass_time_until(self, condition: Callable[[], bool], step_s: float = 10.0) -> None:
+        """Let time pass, step by step, until the condition holds."""
         with anyio.fail_after(DEADLINE_S):
             while not condition():
-                await self.clock.advance(step_s, asleep=asleep)
+                await self.clock.advance(step_s)
                 await anyio.sleep(0.01)
 
     async def pass_time_until_closed(self, task_id: str, step_s: float = 10.0) -> None:
-        """Let time go by until a task is closed: a log under way is nobody who sleeps."""
+        """Let time pass until a task is closed."""
         await self.pass_time_until(lambda: self.state_of(task_id) == "closed", step_s)
 
     async def wait_for_end(self, task_id: str) -> dict[str, Any]:
@@ -247,16 +242,17 @@ class Host:
 
 @asynccontextmanager
 async def hosting(
-    folder: Path, clock: FakeClock, orchestrator: ScriptedOrchestrator
+    folder: Path, clock: VirtualClock, orchestrator: ScriptedOrchestrator
 ) -> AsyncIterator[Host]:
-    """Give a host without a runner, in a folder that is made if need be."""
+    """Yield a host without a runner, in a folder that is made if need be."""
     async with ObstructedEngine(IMAGE, clock.wall_s) as engine, anyio.create_task_group() as group:
         found = Host(folder, clock, engine, orchestrator, group)
+        running_loop().works_while(lambda: engine.is_at_work)
         found.home.mkdir(parents=True)
         found.state_dir.mkdir()
         yield found
 
 
 def container_of(task_id: str) -> str:
-    """Give the name that a task's container has."""
+    """Return the name that a task's container has."""
     return f"victoria-{task_id}"

@@ -12,7 +12,7 @@ from urllib.parse import unquote
 import anyio
 from anyio.abc import ByteStream
 
-from tests.unit.scripted_server import Answer, Request, ScriptedServer, http, raw, serving, told
+from tests.harness.server import Answer, Request, ScriptedServer, http, json_response, raw, serving
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -80,11 +80,11 @@ class ScriptedOrchestrator:
     # What tests do to it
 
     def then(self, path: str, *answers: Answer) -> None:
-        """Say what the next calls of one kind are answered with."""
+        """Set what the next calls of one kind are answered with."""
         self._then[path].extend(answers)
 
     def always(self, path: str, answer: Answer | None) -> None:
-        """Say what every call of one kind is answered with; None ends that."""
+        """Set what every call of one kind is answered with; None ends that."""
         if answer is None:
             self._always.pop(path, None)
         else:
@@ -107,7 +107,7 @@ class ScriptedOrchestrator:
     # What it was told
 
     def called(self, path: str) -> list[Call]:
-        """Give the calls of one kind, oldest first."""
+        """Return the calls of one kind, oldest first."""
         return [call for call in self.calls if call.request.target == path]
 
     def count(self, path: str) -> int:
@@ -115,16 +115,16 @@ class ScriptedOrchestrator:
         return len(self.called(path))
 
     def reports(self, task_id: str) -> list[dict[str, Any]]:
-        """Give what was told about a task, oldest first."""
+        """Return what was told about a task, oldest first."""
         bodies = [call.body for call in self.called(STATUS)]
         return [body for body in bodies if body["task_id"] == task_id]
 
     def ends(self, task_id: str) -> list[dict[str, Any]]:
-        """Give the final reports on a task."""
+        """Return the final reports on a task."""
         return [report for report in self.reports(task_id) if report["status"] in FINAL]
 
     def beats(self) -> list[str]:
-        """Give the status words of the heartbeats."""
+        """Return the status words of the heartbeats."""
         return [call.body["status"] for call in self.called(BEAT)]
 
     # How it answers
@@ -147,32 +147,36 @@ class ScriptedOrchestrator:
         if path == REGISTER:
             return self._register(request)
         if request.headers.get("x-api-key") not in self.keys:
-            return told({"detail": "unknown key"}, 401)
+            return json_response({"detail": "unknown key"}, 401)
         if path == POLL:
             return await self._work_for(request)
         if path == BEAT:
             own = self.cancelled_for.get(request.headers["x-api-key"], [])
-            return told({"cancelled_task_ids": self.cancelled + own, **self._named()})
+            return json_response({"cancelled_task_ids": self.cancelled + own, **self._named()})
         if path == STATUS:
             report = cast("dict[str, Any]", request.json())
             self.taken.append(report)
             task_id = report["task_id"]
-            return told({"task_id": task_id, "status": self.standing.get(task_id, "running")})
-        return told({}) if path == LOGS else self._file(unquote(path.removeprefix("/files/")))
+            return json_response(
+                {"task_id": task_id, "status": self.standing.get(task_id, "running")}
+            )
+        return (
+            json_response({}) if path == LOGS else self._file(unquote(path.removeprefix("/files/")))
+        )
 
     def _register(self, request: Request) -> Answer:
         if request.headers["x-registration-token"] != TOKEN:
-            return told({"detail": "wrong token"}, 401)
+            return json_response({"detail": "wrong token"}, 401)
         key = request.headers.get("x-api-key")
         if key is not None and "reregister" in self.extensions:
             if key not in self.keys:
-                return told({"detail": "no node has this key"}, 410)
+                return json_response({"detail": "no node has this key"}, 410)
             node_id = key.replace("-key", "")
-            return told({"id": node_id, "api_key": key, **self._named()})
+            return json_response({"id": node_id, "api_key": key, **self._named()})
         self._registered += 1
         key = f"node-key-{self._registered}"
         self.keys.add(key)
-        return told({"id": f"node-{self._registered}", "api_key": key, **self._named()})
+        return json_response({"id": f"node-{self._registered}", "api_key": key, **self._named()})
 
     def _named(self) -> dict[str, object]:
         return {"extensions": self.extensions} if self.extensions else {}
@@ -182,17 +186,17 @@ class ScriptedOrchestrator:
         if is_held and not self.queue:
             await self._work.wait()
         headers = {"Preference-Applied": "wait=25"} if is_held else {}
-        return told(self.queue.pop(0) if self.queue else None, headers=headers)
+        return json_response(self.queue.pop(0) if self.queue else None, headers=headers)
 
     def _file(self, name: str) -> Answer:
         found = self.files.get(name)
         if found is None:
-            return told({"detail": "no such file"}, 404)
+            return json_response({"detail": "no such file"}, 404)
         return http(200, found) if isinstance(found, bytes) else found
 
 
 def sha256(content: bytes) -> str:
-    """Give a checksum as assignments carry it."""
+    """Return a checksum as assignments carry it."""
     return hashlib.sha256(content).hexdigest()
 
 

@@ -8,8 +8,8 @@ import socket
 def kept_port() -> tuple[socket.socket, int]:
     """Take a free port for as long as the socket given with it is open, and give both.
 
-    The socket is bound and never listens: whoever connects is refused, nobody else is given the
-    port as a free one, and servers that set SO_REUSEADDR, as all here do, may listen on it.
+    The socket is bound and never listens: clients that connect are refused, nobody else is given
+    the port as a free one, and servers that set SO_REUSEADDR, as all here do, may listen on it.
     """
     keeper = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

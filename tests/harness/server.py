@@ -13,7 +13,7 @@ from anyio.abc import ByteStream, SocketAttribute
 from anyio.streams.buffered import BufferedByteReceiveStream
 from anyio.streams.tls import TLSListener
 
-from tests.ports import kept_port
+from tests.harness.ports import kept_port
 
 if TYPE_CHECKING:
     import ssl
@@ -57,7 +57,7 @@ class ScriptedServer:
         return f"{self.scheme}://127.0.0.1:{self.port}"
 
     def answer(self, *answers: Answer) -> None:
-        """Say what the next requests are answered with."""
+        """Set what the next requests are answered with."""
         self.script[:] = answers
 
     async def serve(self, stream: ByteStream) -> None:
@@ -106,7 +106,9 @@ def http(status: int, body: bytes = b"", headers: Mapping[str, str] | None = Non
     return raw(_head(status, {"Content-Length": str(len(body)), **(headers or {})}), body)
 
 
-def told(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Answer:
+def json_response(
+    value: object, status: int = 200, headers: Mapping[str, str] | None = None
+) -> Answer:
     """Answer with JSON."""
     return http(status, json.dumps(value).encode(), {**JSON, **(headers or {})})
 

@@ -33,7 +33,7 @@ from urllib.parse import urlsplit
 
 from typing_extensions import Self
 
-from tests.ports import kept_port
+from tests.harness.ports import kept_port
 
 if TYPE_CHECKING:
     from tests.faults.certificates import Certificate
@@ -282,7 +282,7 @@ class FaultProxy:
             return len(self._plans)
 
     def requests(self, method: str, path: str) -> list[Exchange]:
-        """Give the requests of one kind so far; * stands for any text in the path."""
+        """Return the requests of one kind so far; * stands for any text in the path."""
         return [
             exchange
             for exchange in list(self.exchanges)
@@ -348,7 +348,7 @@ class FaultProxy:
         self.exchanges.append(exchange)
         kept = [line, *(text for text in lines if not _is(text, b"connection"))]
         request = b"\r\n".join([*kept, b"connection: close", b"", b""]) + body
-        # A runner that is killed hangs up; whoever is asked for it must learn that.
+        # A runner that is killed hangs up; the server must learn that.
         hung_up = asyncio.ensure_future(_hung_up(reader))
         answering = asyncio.ensure_future(self._answer(exchange, request, writer))
         try:
@@ -377,7 +377,7 @@ class FaultProxy:
             return found or None
 
     def _is_due(self, fault: Fault, answer: bytes) -> bool:
-        """Tell whether this answer is the one that the fault waits for; it is used up then."""
+        """Return whether this answer is the one that the fault waits for; it is used up then."""
         if not fault.answer_has:
             return True
         with self._lock:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections import Counter
+from collections import Counter, defaultdict, deque
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,6 +52,9 @@ class _Running:
     started_at: float | None = None
     finished_at: float | None = None
     ignores_term: bool = False
+    is_stopping: bool = False
+    awaits: Path | None = None
+    """The file that its program waits for."""
     variables: dict[str, str] = field(default_factory=dict)
     output: bytearray = field(default_factory=bytearray)
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
@@ -128,10 +131,22 @@ class FakeEngine:
         container.scope.cancel()
         container.over.set()
 
+    @property
+    def is_at_work(self) -> bool:
+        """Whether a container goes on by itself, without the test or the runner, in a moment."""
+        return any(
+            container.phase is Phase.RUNNING
+            and (
+                container.is_stopping
+                or (container.awaits is not None and container.awaits.exists())
+            )
+            for container in self._containers.values()
+        )
+
     # What the runner asks of it
 
     async def facts(self) -> EngineFacts:
-        """Say what podman would."""
+        """Return the facts as podman does."""
         await self._answer()
         return EngineFacts(version="5.0.0", is_rootless=True, cgroup_manager="systemd")
 
@@ -164,7 +179,7 @@ class FakeEngine:
         return container.container_id
 
     async def inspect(self, name: str) -> Container | None:
-        """Say how the container stands."""
+        """Return the state of the container."""
         await self._answer()
         container = self._containers.get(name)
         if container is None:
@@ -197,6 +212,7 @@ class FakeEngine:
         if not container.ignores_term:
             container.end(TERMINATED)
             return
+        container.is_stopping = True
         with anyio.move_on_after(self._stop_grace_s):
             await container.over.wait()
         container.end(KILLED)
@@ -216,7 +232,7 @@ class FakeEngine:
         self._containers.pop(name, None)
 
     async def labelled(self, label: str, value: str) -> list[str]:
-        """Give the names of the containers that carry the label."""
+        """Return the names of the containers that carry the label."""
         await self._answer()
         return [
             name
@@ -225,7 +241,7 @@ class FakeEngine:
         ]
 
     async def last_output(self, name: str, lines: int) -> str:
-        """Give the last lines."""
+        """Return the last lines."""
         container = await self._named(name)
         kept = bytes(container.output).decode().splitlines(keepends=True)
         return "".join(kept[-lines:])
@@ -292,8 +308,10 @@ async def _do(  # noqa: C901 - a table of directives, each in a line or two
         (home / target).parent.mkdir(parents=True, exist_ok=True)
         (home / target).write_text(text)
     elif name == "wait-for" and home is not None:
-        while not (home / value).exists():  # noqa: ASYNC110 - a file has no event
+        container.awaits = home / value
+        while not container.awaits.exists():  # noqa: ASYNC110 - a file has no event
             await anyio.sleep(LOOK_AGAIN_S)
+        container.awaits = None
     elif name == "sleep":
         await anyio.sleep(float(value))
     elif name == "hang":
@@ -328,3 +346,128 @@ def _environment(paths: tuple[Path, ...]) -> dict[str, str]:
             if equals and not line.startswith("#"):
                 variables[name] = text
     return variables
+
+
+class ObstructedEngine(FakeEngine):
+    """Counts its calls; each can be held up before or after it has done its work, or fail."""
+
+    def __init__(self, image: str, now: Callable[[], float]) -> None:
+        """Have one image; `now` is the host's wall clock."""
+        super().__init__(image, stop_grace_s=0.1, now=now)
+        self.called: Counter[str] = Counter()
+        self.waiting: Counter[str] = Counter()
+        """How many callers stand before each shut door."""
+        self.specs: dict[str, ContainerSpec] = {}
+        """What each container was last started with."""
+        self.variables: dict[str, dict[str, str]] = {}
+        """What each container was last told."""
+        self.false_ends = 0
+        """How many of the next waits return though the container runs."""
+        self._doors: dict[str, anyio.Event] = {}
+        self._failures: defaultdict[str, deque[Exception]] = defaultdict(deque)
+        self._broken: dict[str, Exception] = {}
+
+    @property
+    def names(self) -> list[str]:
+        """The containers that there are."""
+        return list(self._containers)
+
+    # What tests do to it
+
+    def shut(self, call: str) -> None:
+        """Hold up calls: "run" before it does anything, "after run" before it answers."""
+        self._doors.setdefault(call, anyio.Event())
+
+    def open(self, call: str) -> None:
+        """Let them go on."""
+        self._doors.pop(call).set()
+
+    def fail(self, call: str, *errors: Exception) -> None:
+        """Have the next calls fail."""
+        self._failures[call].extend(errors)
+
+    def break_(self, call: str, error: Exception) -> None:
+        """Have every call fail."""
+        self._broken[call] = error
+
+    def mend(self) -> None:
+        """Have no call fail any more."""
+        self._broken.clear()
+        self._failures.clear()
+
+    async def _enter(self, call: str) -> None:
+        self.called[call] += 1
+        await self._pass(call)
+        if self._failures[call]:
+            raise self._failures[call].popleft()
+        if call in self._broken:
+            error = self._broken[call]
+            raise type(error)(*error.args)
+
+    async def _pass(self, door: str) -> None:
+        if door not in self._doors:
+            return
+        self.waiting[door] += 1
+        try:
+            await self._doors[door].wait()
+        finally:
+            self.waiting[door] -= 1
+
+    # What the runner asks of it
+
+    async def facts(self) -> EngineFacts:
+        """Ask the engine about itself."""
+        await self._enter("facts")
+        return await super().facts()
+
+    async def fetch_image(self, image: str, policy: PullPolicy) -> None:
+        """Fetch the image."""
+        await self._enter("fetch_image")
+        await super().fetch_image(image, policy)
+
+    async def run(self, spec: ContainerSpec) -> str:
+        """Start a container."""
+        await self._enter("run")
+        container_id = await super().run(spec)
+        self.specs[spec.name] = spec
+        self.variables[spec.name] = dict(self._containers[spec.name].variables)
+        await self._pass("after run")
+        return container_id
+
+    async def inspect(self, name: str) -> Container | None:
+        """Return its state."""
+        await self._enter("inspect")
+        return await super().inspect(name)
+
+    async def wait(self, name: str) -> bool:
+        """Wait for its end."""
+        await self._enter("wait")
+        if self.false_ends:
+            self.false_ends -= 1
+            return False
+        return await super().wait(name)
+
+    async def stop(self, name: str) -> None:
+        """Stop it."""
+        await self._enter("stop")
+        await super().stop(name)
+
+    async def remove(self, name: str) -> None:
+        """Remove it."""
+        await self._enter("remove")
+        await super().remove(name)
+
+    async def remove_stopped(self, name: str) -> None:
+        """Remove it unless it runs."""
+        await self._enter("remove_stopped")
+        await super().remove_stopped(name)
+
+    async def labelled(self, label: str, value: str) -> list[str]:
+        """List containers."""
+        await self._enter("labelled")
+        return await super().labelled(label, value)
+
+    async def last_output(self, name: str, lines: int) -> str:
+        """Return its last lines."""
+        await self._enter("last_output")
+        return await super().last_output(name, lines)

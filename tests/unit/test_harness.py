@@ -1,0 +1,172 @@
+"""The harness's clock moves when everything is at rest, and not before."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import anyio
+import anyio.to_thread
+import pytest
+
+from tests.harness.clock import VirtualClock
+from tests.harness.loop import HARNESS, JUMPING, Backend, running_loop
+from tests.harness.server import http, serving
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+pytestmark = pytest.mark.anyio
+WORK_S = 0.3
+
+
+@pytest.fixture
+def anyio_backend() -> Backend:
+    """Return the event loop of the harness."""
+    return HARNESS
+
+
+async def in_thread() -> None:
+    """Do what a slow disk does."""
+    await anyio.to_thread.run_sync(time.sleep, WORK_S)
+
+
+async def in_thread_under_a_limiter() -> None:
+    """Do it under a limit of its own, as the journal does."""
+    await anyio.to_thread.run_sync(time.sleep, WORK_S, limiter=anyio.CapacityLimiter(1))
+
+
+async def in_thread_below_a_generator() -> None:
+    """Do it where asynchronous generators and context managers stand in between."""
+
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[None]:
+        await in_thread()
+        yield
+
+    async def items() -> AsyncIterator[None]:
+        async with opened():
+            yield
+
+    async for _ in items():
+        pass
+
+
+async def in_child() -> None:
+    """Have a child process do it."""
+    code = f"import time; time.sleep({WORK_S})"
+    await anyio.run_process([sys.executable, "-c", code])
+
+
+async def in_child_of_a_thread() -> None:
+    """Have a child process do it that a worker thread waits for."""
+    command = [sys.executable, "-c", f"import time; time.sleep({WORK_S})"]
+    await anyio.to_thread.run_sync(lambda: subprocess.run(command, check=True))
+
+
+async def over_a_socket() -> None:
+    """Send more than a socket's buffers hold, and back."""
+    async with serving() as server:
+        server.answer(http(200, bytes(8 << 20)))
+        async with await anyio.connect_tcp("127.0.0.1", server.port) as stream:
+            await stream.send(b"GET / HTTP/1.1\r\n\r\n")
+            async for _ in stream:
+                pass
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        in_thread,
+        in_thread_under_a_limiter,
+        in_thread_below_a_generator,
+        in_child,
+        in_child_of_a_thread,
+        over_a_socket,
+    ],
+)
+async def test_time_stands_still_while_something_is_at_work(
+    work: Callable[[], Awaitable[None]],
+) -> None:
+    clock = VirtualClock()
+    began_s, ended_s = clock.awake_s(), 0.0
+
+    async def worker() -> None:
+        nonlocal ended_s
+        await clock.sleep(1)
+        await work()
+        ended_s = clock.awake_s()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(worker)
+        await clock.advance(3600)
+        assert ended_s == began_s + 1
+
+
+async def test_sleepers_wake_in_their_order_each_at_its_moment() -> None:
+    clock = VirtualClock()
+    began_s = clock.awake_s()
+    woken: list[tuple[str, float]] = []
+
+    async def sleep(name: str, *naps_s: float) -> None:
+        for nap_s in naps_s:
+            await clock.sleep(nap_s)
+            woken.append((name, round(clock.awake_s() - began_s, 3)))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(sleep, "a", 3, 3)
+        group.start_soon(sleep, "b", 0.1, 4)
+        await clock.advance(10)
+
+    assert woken == [("b", 0.1), ("a", 3), ("b", 4.1), ("a", 6)]
+    assert clock.awake_s() == began_s + 10
+
+
+async def test_what_is_held_on_purpose_is_at_rest() -> None:
+    clock, door = VirtualClock(), anyio.Event()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(door.wait)
+        group.start_soon(anyio.sleep, 3600)
+        await clock.advance(100)
+        group.cancel_scope.cancel()
+
+
+async def test_announced_work_holds_the_clock() -> None:
+    clock = VirtualClock()
+    is_at_work = True
+    running_loop().works_while(lambda: is_at_work)
+
+    async def finish() -> None:
+        nonlocal is_at_work
+        await anyio.sleep(0.05)
+        is_at_work = False
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(finish)
+        await clock.settle()
+        assert not is_at_work
+
+
+async def test_crash_of_the_runner_is_raised_where_the_test_waits() -> None:
+    clock = VirtualClock()
+    clock.fail(RuntimeError("it crashed"))
+
+    with pytest.raises(RuntimeError, match="it crashed"):
+        await clock.settle()
+
+
+@pytest.mark.parametrize("anyio_backend", [JUMPING], ids=["jumping"])
+async def test_on_a_jumping_loop_waits_take_no_time_and_work_is_waited_for() -> None:
+    began_s, real_began_s = anyio.current_time(), time.monotonic()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(in_thread)
+        for _ in range(10):
+            await anyio.sleep(30)
+
+    assert anyio.current_time() - began_s == pytest.approx(300)
+    assert WORK_S <= time.monotonic() - real_began_s < 30
