@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,9 @@ import yaml
 
 from runner import cli
 from runner.journal.journal import JOURNAL_NAME
+from runner.model import Task, TaskState
+from runner.node import find_conflict
+from runner.settings import Settings
 
 ROLE = Path(__file__).resolve().parents[2] / "ansible" / "roles" / "victoria_runner"
 README = ROLE / "README.md"
@@ -60,6 +65,17 @@ def test_every_option_of_the_runner_can_be_set() -> None:
 def test_removal_looks_for_the_journal_by_its_name() -> None:
     look = (ROLE / "files" / "look.sh").read_text(encoding="utf-8")
     assert f'/{JOURNAL_NAME}"' in look
+
+
+def test_role_knows_the_refusal_of_another_orchestrator_or_engine_by_its_beginning() -> None:
+    check = (ROLE / "tasks" / "conflict.yml").read_text(encoding="utf-8")
+    (beginning,) = re.findall(r"select\('match', '(.+)'\)", check)
+    task = Task("t-1", TaskState.RUNNING, "https://old.example.com", None, 1.0, engine="podman")
+    settings = Settings("https://new.example.com", "n", victoria_home=ROLE, state_dir=ROLE)
+    for url, engine in (("https://new.example.com", "podman"), (task.orchestrator_url, "docker")):
+        conflict = find_conflict([task], replace(settings, orchestrator_url=url), engine)
+        assert conflict is not None
+        assert conflict.startswith(beginning)
 
 
 def test_defaults_are_those_of_the_specs() -> None:

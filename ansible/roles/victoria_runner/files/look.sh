@@ -30,6 +30,10 @@ is_installed() {
         rpm --query --quiet --whatprovides "$1"
     fi
 }
+# A variable of the service as runner.env.j2 writes it; nothing where there is none.
+variable() {
+    sed -n "s/^VICTORIA_RUNNER_$1=\"\(.*\)\"\$/\1/p" "$config/runner.env" 2>/dev/null | tail -n 1
+}
 say_if() {
     name=$1
     shift
@@ -50,6 +54,8 @@ say_if has_systemd test -S "/run/user/${uid:-none}/bus"
 echo "home=$(folder "$home")"
 echo "state_dir=$(folder "$state")"
 echo "config_dir=$(folder "$config")"
+echo "orchestrator_url=$(variable ORCHESTRATOR_URL)"
+echo "container_runtime=$(variable CONTAINER_RUNTIME)"
 say_if has_journal test -e "$state/journal.sqlite3"
 echo "command=$(file "$command")"
 echo "unit=$(file "$unit")"
