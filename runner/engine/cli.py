@@ -14,7 +14,7 @@ from typing import Any
 
 from runner.engine import processes
 from runner.engine.arguments import has_memory_limit, run_arguments
-from runner.engine.base import Container, ContainerSpec, EngineFacts
+from runner.engine.base import Container, ContainerSpec, EngineFacts, Phase
 from runner.engine.call import CommandResult, Program, engine_environment
 from runner.engine.inspect import (
     process_ids,
@@ -134,7 +134,7 @@ class CliEngine:
             if inspected is None:
                 raise NoSuchContainer(f"cannot wait for {name}: no such container")
             if not says_running(inspected):
-                return False
+                return read_container(inspected, has_processes=False).phase is Phase.EXITED
             if await processes.wait_for_all(process_ids(inspected), inspected["Id"]):
                 return True
         await self._check_call("wait", name, timeout_s=math.inf)

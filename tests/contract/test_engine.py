@@ -110,6 +110,13 @@ async def test_wait_lasts_while_the_container_runs(subject: Subject, tmp_path: P
             (tmp_path / "go").touch()
 
 
+async def test_wait_is_certain_of_an_exit_that_has_come_before_it(subject: Subject) -> None:
+    await subject.start("[print-line done]")
+    with anyio.fail_after(DEADLINE_S):
+        await subject.engine.wait(subject.name)
+        assert await subject.engine.wait(subject.name)
+
+
 async def test_wait_is_certain_of_the_exit_when_it_has_come_and_not_before(
     subject: Subject, tmp_path: Path
 ) -> None:
