@@ -16,7 +16,7 @@ import click
 
 from orchestrator import __version__
 from orchestrator.app import create_app
-from orchestrator.check.run import check
+from orchestrator.conformance.run import check
 from orchestrator.credentials import Credentials, load_credentials
 from orchestrator.data_folder import hold_alone
 from orchestrator.database import postgresql_url

@@ -12,8 +12,8 @@ import pytest
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from orchestrator.check.run import Verdict, check_all
-from orchestrator.check.site import Site
+from orchestrator.conformance.run import Verdict, check_all
+from orchestrator.conformance.site import Site
 from tests.orchestrator.serving import Json, RunningOrchestrator, rows, serve
 
 ROOT = Path(__file__).parents[2]

@@ -1,6 +1,6 @@
 """Rules about who may call, and what admins see: nodes, statistics, and the rest."""
 
-from orchestrator.check.site import (
+from orchestrator.conformance.site import (
     NODE_FIELDS,
     Broken,
     Rule,

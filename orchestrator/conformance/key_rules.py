@@ -2,7 +2,7 @@
 
 import httpx
 
-from orchestrator.check.site import (
+from orchestrator.conformance.site import (
     Broken,
     Json,
     Rule,

@@ -5,7 +5,7 @@ import time
 from datetime import datetime, timedelta, timezone
 from urllib.parse import quote
 
-from orchestrator.check.site import (
+from orchestrator.conformance.site import (
     NODE_FIELDS,
     Absent,
     Broken,

@@ -8,11 +8,11 @@ from enum import Enum
 import click
 import httpx
 
-from orchestrator.check.admin_rules import ADMIN_RULES
-from orchestrator.check.key_rules import KEY_RULES
-from orchestrator.check.node_rules import LAST_RULES, NODE_RULES
-from orchestrator.check.site import Absent, Broken, Rule, Site, is_sendable
-from orchestrator.check.task_rules import TASK_RULES
+from orchestrator.conformance.admin_rules import ADMIN_RULES
+from orchestrator.conformance.key_rules import KEY_RULES
+from orchestrator.conformance.node_rules import LAST_RULES, NODE_RULES
+from orchestrator.conformance.site import Absent, Broken, Rule, Site, is_sendable
+from orchestrator.conformance.task_rules import TASK_RULES
 
 _RULES = (*NODE_RULES, *TASK_RULES, *ADMIN_RULES, *KEY_RULES, *LAST_RULES)
 

@@ -2,7 +2,7 @@
 
 from datetime import datetime, timedelta, timezone
 
-from orchestrator.check.site import (
+from orchestrator.conformance.site import (
     Broken,
     Rule,
     Site,
