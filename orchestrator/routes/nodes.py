@@ -163,7 +163,7 @@ def remove_node(services: ServicesParam, node_id: str) -> NodeRemoved:
         session.delete(node)
         # Its held request has to end.
         services.announcer.announce(session, None)
-    services.nodes.forget_all()
+    services.nodes.clear()
     return NodeRemoved(node_id=node_id)
 
 

@@ -1,8 +1,8 @@
-"""Tells waiting nodes of work, in every process that serves the fleet.
+"""Announces new work to the long polls, in every process that serves the fleet.
 
-An announcement is part of the transaction that makes the work: it goes out when that is committed,
-and never if it is not. With SQLite there is one process, and the bells are its own. With PostgreSQL
-it goes through the database (NOTIFY), and each process rings one of its bells for it.
+An announcement is part of the transaction that makes the work: it goes out on commit, and never on
+rollback. With SQLite there is one process, which wakes its own waiters. With PostgreSQL it goes
+through the database (NOTIFY), and each process wakes one of its waiters.
 """
 
 import asyncio
@@ -30,59 +30,59 @@ log = logging.getLogger(__name__)
 
 
 class Announcer(Protocol):
-    """The way from a transaction to the bells."""
+    """The way from a transaction to the waiters."""
 
-    def announce(self, session: Session, call: WorkAvailable | None) -> None:
-        """Ring for one node that the task may go to, or for all nodes, after the commit."""
+    def announce(self, session: Session, work: WorkAvailable | None) -> None:
+        """Wake one node that the task may go to, or all nodes for None, after the commit."""
         ...
 
     async def listen(self) -> None:
-        """Carry announcements to the bells, until cancelled."""
+        """Pass announcements on to the waiters, until cancelled."""
         ...
 
 
 class WithinProcess:
-    """Rings the bells of this process."""
+    """Wakes the waiters of this process."""
 
     def __init__(self, waiters: Waiters) -> None:
         self._waiters = waiters
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    def announce(self, session: Session, call: WorkAvailable | None) -> None:
-        """Ring in the event loop's thread, where all bells hang."""
+    def announce(self, session: Session, work: WorkAvailable | None) -> None:
+        """Wake in the event loop's thread, where all waiters are."""
 
-        def ring(_: Session) -> None:
+        def wake(_: Session) -> None:
             if self._loop is not None:
-                self._loop.call_soon_threadsafe(_ring, self._waiters, call)
+                self._loop.call_soon_threadsafe(_wake, self._waiters, work)
 
-        event.listen(session, "after_commit", ring, once=True)
+        event.listen(session, "after_commit", wake, once=True)
 
     async def listen(self) -> None:
-        """Learn which event loop it is; there is nothing to carry."""
+        """Remember the event loop; there is nothing to pass on."""
         self._loop = asyncio.get_running_loop()
 
 
 class ThroughPostgresql:
-    """Rings the bells of every process that is connected to the database."""
+    """Wakes the waiters of every process that is connected to the database."""
 
     def __init__(self, url: URL, waiters: Waiters) -> None:
         self._address = url.set(drivername="postgresql").render_as_string(hide_password=False)
         self._waiters = waiters
 
-    def announce(self, session: Session, call: WorkAvailable | None) -> None:
-        """Have the database tell all processes when it commits."""
-        session.execute(select(func.pg_notify(_CHANNEL, _payload(call))))
+    def announce(self, session: Session, work: WorkAvailable | None) -> None:
+        """Notify all processes on commit."""
+        session.execute(select(func.pg_notify(_CHANNEL, _payload(work))))
 
     async def listen(self) -> None:
-        """Wait for what others tell; connect again for as long as it takes."""
+        """Listen; reconnect for as long as it takes."""
         while True:
             try:
                 await self._listen_once()
             except psycopg.OperationalError as error:
-                log.warning("cannot hear of new work, trying again: %s", str(error).strip())
+                log.warning("cannot listen for new work, retrying: %s", str(error).strip())
             except Exception:
-                # Whatever it is, nodes that wait would not hear of anything any more.
-                log.exception("hearing of new work failed, trying again")
+                # A defect here must not leave the long polls asleep for good.
+                log.exception("listening for new work failed, retrying")
             await anyio.sleep(_CONNECT_AGAIN_S)
 
     async def _listen_once(self) -> None:
@@ -97,32 +97,32 @@ class ThroughPostgresql:
             )
         try:
             await connection.execute("LISTEN victoria_work")
-            # Whatever was told while nobody listened is found by looking.
+            # Work that was announced while nobody listened is found by looking.
             self._waiters.wake_all()
             async for notice in connection.notifies():
-                _ring(self._waiters, _call(notice.payload))
+                _wake(self._waiters, _parse(notice.payload))
         finally:
             with anyio.CancelScope(shield=True):
                 await connection.close()
 
 
-def _ring(waiters: Waiters, call: WorkAvailable | None) -> None:
-    if call is None:
+def _wake(waiters: Waiters, work: WorkAvailable | None) -> None:
+    if work is None:
         waiters.wake_all()
     else:
-        waiters.wake(call)
+        waiters.wake(work)
 
 
-def _payload(call: WorkAvailable | None) -> str:
-    if call is None:
+def _payload(work: WorkAvailable | None) -> str:
+    if work is None:
         return _EVERYONE
-    target = call.target
+    target = work.target
     tags = None if target.tags is None else dict(target.tags)
-    payload = json.dumps([call.task_id, target.node_id, target.node_name, tags])
+    payload = json.dumps([work.task_id, target.node_id, target.node_name, tags])
     return payload if len(payload) <= _LONGEST_PAYLOAD else _EVERYONE
 
 
-def _call(payload: str) -> WorkAvailable | None:
+def _parse(payload: str) -> WorkAvailable | None:
     if payload == _EVERYONE:
         return None
     task_id, node_id, node_name, tags = json.loads(payload)

@@ -85,9 +85,9 @@ def pages(
 
 
 _LOOK_AGAIN_S = 30
-"""How often a waiting node's queue is looked at though no bell rang.
+"""How often the queue is looked at for a held poll that nothing woke.
 
-Longer than our runner waits, whose next request looks anyway: thousands of looks add up.
+Longer than our runner's long poll, whose next request looks anyway: thousands of looks add up.
 """
 _LOOK_AGAIN_AT_LEAST_S = 0.05
 
