@@ -18,15 +18,12 @@ from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
-from orchestrator import audit
-from orchestrator.clock import utc_now
+from orchestrator.db import audit
+from orchestrator.db.tables import ApiKey, Node
 from orchestrator.errors import Disabled, Gone, NotAllowed, Refused, TooMany, Unauthenticated
-from orchestrator.hashing import is_same, key_hash
-from orchestrator.rate import pay
-from orchestrator.roles import PERMISSIONS, Permission, Role
-from orchestrator.schema import ApiKey, Node
+from orchestrator.model import PERMISSIONS, NodeIdentity, Permission, Role, utc_now
+from orchestrator.security import charge, is_same, key_hash
 from orchestrator.services import Services, ServicesParam
-from orchestrator.targeting import NodeIdentity
 
 ADMIN_ID = "admin"
 """What stands where a scoped key's id would, when the admin key was used."""
@@ -119,7 +116,7 @@ async def check_key(services: Services, request: Request) -> None:
         Refused: it does not.
     """
     key = request.headers.get("X-API-Key")
-    if key is None or services.identities.find(key_hash(key)) is None:
+    if key is None or services.nodes.find(key_hash(key)) is None:
         await run_in_threadpool(_identify, services, key, _call(request, _OF_NODES))
 
 
@@ -128,16 +125,16 @@ async def _require_known_node(
 ) -> NodeIdentity:
     # The hash is what it is found by, so the time that it takes tells nothing of the key.
     hash_of_key = key_hash(key or "")
-    known = services.identities.find(hash_of_key)
+    known = services.nodes.find(hash_of_key)
     if known is None:
         known = await run_in_threadpool(_require_node, services, request, key)
-        services.identities.keep(hash_of_key, known)
+        services.nodes.keep(hash_of_key, known)
     return known
 
 
 def keep_identity(services: Services, request: Request, node: NodeIdentity) -> None:
     """Update what is known of the node whose key the call carries."""
-    services.identities.keep(key_hash(request.headers.get("X-API-Key", "")), node)
+    services.nodes.keep(key_hash(request.headers.get("X-API-Key", "")), node)
 
 
 def _find_key_holder(services: ServicesParam, request: Request) -> KeyHolder | None:
@@ -190,7 +187,7 @@ def _identify(services: Services, key: str | None, call: _Call) -> NodeIdentity 
     if key is None:
         raise Unauthenticated("X-API-Key is missing")
     wanted = key_hash(key)
-    with services.database.asking() as session:
+    with services.database.autocommit() as session:
         # Nodes first: nearly every call is theirs.
         node = session.scalars(select(Node).where(Node.api_key_hash == wanted)).one_or_none()
         if node is not None and hmac.compare_digest(node.api_key_hash, wanted):
@@ -202,14 +199,14 @@ def _identify(services: Services, key: str | None, call: _Call) -> NodeIdentity 
         sentence = "X-API-Key is not known here"
         _compare(services, key, services.settings.admin_key, call.client, sentence)
         return Caller(ADMIN_ID, Role.ADMIN, ("*",), call.client)
-    ended = _why_it_holds_no_more(scoped, wanted, call.at)
+    ended = _rejection_reason(scoped, wanted, call.at)
     if ended is not None:
         _record_denial(services, scoped.id, call, ended)
         raise Unauthenticated(ended)
     return Caller(scoped.id, scoped.role, tuple(scoped.allowed_node_patterns), call.client)
 
 
-def _why_it_holds_no_more(key: ApiKey, wanted: str, now: datetime) -> str | None:
+def _rejection_reason(key: ApiKey, wanted: str, now: datetime) -> str | None:
     if not key.enabled:
         return "the key has been revoked"
     if key.expires_at is not None and key.expires_at <= now:
@@ -238,7 +235,7 @@ def _record_use(
         # By id: a row that is gone by now has nothing to limit it, and its key was good just now.
         key = session.get(ApiKey, caller.key_id, with_for_update=True)
         if key is not None and key.rate_limit is not None:
-            key.paid_until, wait = pay(key.paid_until, call.at, key.rate_limit)
+            key.paid_until, wait = charge(key.paid_until, call.at, key.rate_limit)
             if wait is not None:
                 sentence = f"the key is limited to {key.rate_limit} calls a minute"
                 if services.denials.is_due(key.id, sentence, call.at):

@@ -13,8 +13,8 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 
-from orchestrator import storage
-from orchestrator.storage import harmless_name
+from orchestrator import uploads as storage
+from orchestrator.uploads import harmless_name
 from tests.orchestrator.serving import (
     DEADLINE_S,
     RegisteredNode,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import update
 
-from orchestrator.schema import Task
+from orchestrator.db.tables import Task
 from tests.orchestrator.serving import (
     DEADLINE_S,
     Json,

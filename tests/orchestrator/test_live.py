@@ -8,10 +8,9 @@ from datetime import timedelta
 
 from sqlalchemy import insert, select, update
 
-from orchestrator.clock import utc_now
-from orchestrator.database import Database
-from orchestrator.schema import ApiKey, StatusEntry, Task
-from orchestrator.states import TaskStatus
+from orchestrator.db.database import Database
+from orchestrator.db.tables import ApiKey, StatusEntry, Task
+from orchestrator.model import TaskStatus, utc_now
 from tests.orchestrator.serving import RegisteredNode, RunningOrchestrator, ok, refusal
 
 Events = Iterator[tuple[str, str]]
