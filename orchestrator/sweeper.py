@@ -11,7 +11,7 @@ from anyio import to_thread
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
-from orchestrator.db.audit import forget_old
+from orchestrator.db.audit import prune
 from orchestrator.db.tables import Task
 from orchestrator.model import TaskStatus, utc_now
 from orchestrator.scheduling.leases import end_leases, has_ended
@@ -72,4 +72,4 @@ def _due_between(services: Services, since: datetime, now: datetime) -> list[Wor
 
 def _forget_old(services: Services, now: datetime) -> None:
     with services.database.writing() as session:
-        forget_old(session, now)
+        prune(session, now)
