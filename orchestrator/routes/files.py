@@ -7,7 +7,7 @@ it, or, if no task ever did, when it is old.
 import uuid
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, Path, Request
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
@@ -27,6 +27,8 @@ MULTIPART_OVERHEAD_BYTES = 64 * 1024
 """What a body may be larger than the file in it."""
 
 router = APIRouter(tags=["files"])
+
+_Filename = Annotated[str, Path(description="A name from the assignment's `files`, URL-encoded.")]
 
 _UPLOAD_SCHEMA = {
     "requestBody": {
@@ -115,7 +117,7 @@ _BYTES: dict[int | str, dict[str, Any]] = {
     responses={**_BYTES, **problems(401, 403, 404)},
     response_class=FileResponse,
 )
-def download_file(services: ServicesParam, node: NodeParam, filename: str) -> _WholeFile:
+def download_file(services: ServicesParam, node: NodeParam, filename: _Filename) -> _WholeFile:
     """Stream a file to the node that holds a task which names it; to others it does not exist."""
     with services.database.reading() as session:
         file_id = session.scalars(

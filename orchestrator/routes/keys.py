@@ -13,6 +13,7 @@ from orchestrator.db import audit
 from orchestrator.db.tables import ApiKey, AuditEntry
 from orchestrator.errors import Conflict, NotAllowed, NotFound
 from orchestrator.model import Permission, lies_within, utc_now
+from orchestrator.routes import KeyId, Route
 from orchestrator.schemas.keys import (
     AuditLog,
     AuditView,
@@ -32,7 +33,7 @@ _PREFIX_LENGTH = 8
 
 _Admin = Annotated[Caller, Depends(allowed_to(Permission.MANAGE_KEYS))]
 
-router = APIRouter(prefix="/keys", tags=["keys"])
+router = APIRouter(prefix="/keys", tags=["keys"], route_class=Route)
 
 
 @router.post("", responses=problems(401, 403, 422, 429))
@@ -77,10 +78,12 @@ def list_keys(services: ServicesParam, caller: _Admin) -> list[KeyView]:
 def list_uses(  # noqa: PLR0913, PLR0917 - a parameter each
     services: ServicesParam,
     caller: _Admin,
-    key_id: str | None = None,
-    action: str | None = None,
-    hours: Annotated[int, Query(ge=1, le=100_000)] = 24,
-    limit: Annotated[int, Query(ge=1, le=10_000)] = 100,
+    key_id: Annotated[
+        str | None, Query(description="Only entries of this key; `admin` is the admin key.")
+    ] = None,
+    action: Annotated[str | None, Query(description="Only entries with this action.")] = None,
+    hours: Annotated[int, Query(ge=1, le=100_000, description="Only the last so many hours.")] = 24,
+    limit: Annotated[int, Query(ge=1, le=10_000, description="At most so many entries.")] = 100,
 ) -> AuditLog:
     """Show who did what with which key, the latest first; the admin key's id is `admin`."""
     del caller
@@ -96,7 +99,7 @@ def list_uses(  # noqa: PLR0913, PLR0917 - a parameter each
 
 
 @router.get("/{key_id}", responses=problems(401, 403, 404, 429))
-def get_key(services: ServicesParam, caller: _Admin, key_id: str) -> KeyView:
+def get_key(services: ServicesParam, caller: _Admin, key_id: KeyId) -> KeyView:
     """Show one scoped key."""
     del caller
     with services.database.reading() as session:
@@ -107,8 +110,10 @@ def get_key(services: ServicesParam, caller: _Admin, key_id: str) -> KeyView:
 def rotate_key(
     services: ServicesParam,
     caller: _Admin,
-    key_id: str,
-    grace_period_hours: Annotated[int, Query(ge=0, le=100_000)] = 24,
+    key_id: KeyId,
+    grace_period_hours: Annotated[
+        int, Query(ge=0, le=100_000, description="How long the previous secret stays valid.")
+    ] = 24,
 ) -> RotatedKey:
     """Make the key anew and show it, this once; the one before still works for the grace period.
 
@@ -139,7 +144,7 @@ def rotate_key(
 
 
 @router.post("/{key_id}/revoke", responses=problems(401, 403, 404, 429))
-def revoke_key(services: ServicesParam, caller: _Admin, key_id: str) -> KeyView:
+def revoke_key(services: ServicesParam, caller: _Admin, key_id: KeyId) -> KeyView:
     """End a key at once, the one before its rotation too; it stays on the list."""
     with services.database.writing() as session:
         key = _require_to_change(session, caller, key_id)
@@ -149,7 +154,7 @@ def revoke_key(services: ServicesParam, caller: _Admin, key_id: str) -> KeyView:
 
 
 @router.delete("/{key_id}", responses=problems(401, 403, 404, 429))
-def delete_key(services: ServicesParam, caller: _Admin, key_id: str) -> KeyDeleted:
+def delete_key(services: ServicesParam, caller: _Admin, key_id: KeyId) -> KeyDeleted:
     """End a key at once and forget it; its tasks and its audit stay."""
     with services.database.writing() as session:
         key = _require_to_change(session, caller, key_id)

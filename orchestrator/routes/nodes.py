@@ -21,6 +21,7 @@ from orchestrator.db import audit
 from orchestrator.db.tables import Node
 from orchestrator.errors import Gone, NotAllowed, NotFound, Unauthenticated
 from orchestrator.model import NodeStatus, Permission, Target, utc_now
+from orchestrator.routes import NodeId, Route
 from orchestrator.scheduling.heartbeats import Beat
 from orchestrator.scheduling.leases import silent_before
 from orchestrator.scheduling.lifecycle import take_from
@@ -39,7 +40,7 @@ from orchestrator.services import Services, ServicesParam
 
 _READING = Depends(allowed_to(Permission.READ_NODES))
 
-router = APIRouter(tags=["nodes"])
+router = APIRouter(tags=["nodes"], route_class=Route)
 
 
 @router.post(
@@ -143,7 +144,7 @@ def list_nodes(services: ServicesParam) -> list[NodeView]:
 
 
 @router.get("/nodes/{node_id}", dependencies=[_READING], responses=problems(401, 403, 404, 429))
-def get_node(services: ServicesParam, node_id: str) -> NodeView:
+def get_node(services: ServicesParam, node_id: NodeId) -> NodeView:
     """Show one node."""
     with services.database.reading() as session:
         return _view(services, _require(session, node_id), utc_now())
@@ -154,7 +155,7 @@ def get_node(services: ServicesParam, node_id: str) -> NodeView:
     dependencies=[Depends(allowed_to(Permission.REMOVE_NODES))],
     responses=problems(401, 403, 404, 429),
 )
-def remove_node(services: ServicesParam, node_id: str) -> NodeRemoved:
+def remove_node(services: ServicesParam, node_id: NodeId) -> NodeRemoved:
     """Forget a node: its key ends, what it has not started goes back, what it runs is lost."""
     with services.database.writing() as session:
         node = _require(session, node_id, to_change=True)

@@ -11,7 +11,7 @@
                            --engine podman or docker; see docs/reliability.md
 ./dev rollout [ARGUMENTS]  run the Molecule scenarios of the Ansible role: all, or with arguments
                            for pytest some, on bare hosts first: -k "bare or upgrade"
-./dev contract             lint the contract, and call an orchestrator with clients generated from it
+./dev contract             lint the contract, and try clients that are generated from it
 ./dev help                 this text
 
 It installs what is missing, prints what and how long that takes, and leaves no daemon running.
