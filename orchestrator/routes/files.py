@@ -56,7 +56,7 @@ async def upload_file(
     caller: Annotated[Caller, Depends(allowed_to(Permission.UPLOAD_FILES))],
     request: Request,
 ) -> UploadedFile:
-    """Store a file under a name of its own, never over another one."""
+    """Store a file under a new name, which a task may have in `files`."""
     part = FilePart(request.headers.get("content-type", ""))
     file_id = uuid.uuid4().hex
     stored = Upload(
@@ -118,7 +118,7 @@ _BYTES: dict[int | str, dict[str, Any]] = {
     response_class=FileResponse,
 )
 def download_file(services: ServicesParam, node: NodeParam, filename: _Filename) -> _WholeFile:
-    """Stream a file to the node that holds a task which names it; to others it does not exist."""
+    """Return a file to the node that holds a task with it; all others get 404."""
     with services.database.reading() as session:
         file_id = session.scalars(
             select(File.id)

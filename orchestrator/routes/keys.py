@@ -12,7 +12,7 @@ from orchestrator.auth import Caller, allowed_to
 from orchestrator.db import audit
 from orchestrator.db.tables import ApiKey, AuditEntry
 from orchestrator.errors import Conflict, NotAllowed, NotFound
-from orchestrator.model import Permission, lies_within, utc_now
+from orchestrator.model import Permission, Role, lies_within, utc_now
 from orchestrator.routes import KeyId, Route
 from orchestrator.schemas.keys import (
     AuditLog,
@@ -38,11 +38,12 @@ router = APIRouter(prefix="/keys", tags=["keys"], route_class=Route)
 
 @router.post("", responses=problems(401, 403, 422, 429))
 def create_key(services: ServicesParam, caller: _Admin, new: NewKey) -> ShownKey:
-    """Make a scoped key and show it, this once.
+    """Create a scoped key and return its secret, which is shown only here.
 
-    A scoped key manages only keys whose patterns lie within its own.
+    A scoped key may manage only keys whose patterns lie within its own.
     """
-    _check_may_give(caller, new.allowed_node_patterns)
+    patterns = new.allowed_node_patterns or ["*"]
+    _check_may_give(caller, patterns)
     now = utc_now()
     secret = _MARK + new_secret()
     days = new.expires_in_days
@@ -52,8 +53,8 @@ def create_key(services: ServicesParam, caller: _Admin, new: NewKey) -> ShownKey
         description=new.description,
         prefix=secret[:_PREFIX_LENGTH],
         key_hash=key_hash(secret),
-        allowed_node_patterns=new.allowed_node_patterns,
-        role=new.role,
+        allowed_node_patterns=patterns,
+        role=new.role or Role.SUBMITTER,
         rate_limit=new.rate_limit,
         created_at=now,
         expires_at=None if days is None else now + timedelta(days=days),
@@ -67,7 +68,7 @@ def create_key(services: ServicesParam, caller: _Admin, new: NewKey) -> ShownKey
 
 @router.get("", responses=problems(401, 403, 429))
 def list_keys(services: ServicesParam, caller: _Admin) -> list[KeyView]:
-    """List all scoped keys, the oldest first."""
+    """List all scoped keys, the oldest first, without their secrets."""
     del caller
     with services.database.reading() as session:
         keys = session.scalars(select(ApiKey).order_by(ApiKey.created_at, ApiKey.id))
@@ -85,7 +86,7 @@ def list_uses(  # noqa: PLR0913, PLR0917 - a parameter each
     hours: Annotated[int, Query(ge=1, le=100_000, description="Only the last so many hours.")] = 24,
     limit: Annotated[int, Query(ge=1, le=10_000, description="At most so many entries.")] = 100,
 ) -> AuditLog:
-    """Show who did what with which key, the latest first; the admin key's id is `admin`."""
+    """Return what was done with which key, the newest first; the admin key's id is `admin`."""
     del caller
     wanted = select(AuditEntry).where(AuditEntry.timestamp >= utc_now() - timedelta(hours=hours))
     if key_id:
@@ -100,7 +101,7 @@ def list_uses(  # noqa: PLR0913, PLR0917 - a parameter each
 
 @router.get("/{key_id}", responses=problems(401, 403, 404, 429))
 def get_key(services: ServicesParam, caller: _Admin, key_id: KeyId) -> KeyView:
-    """Show one scoped key."""
+    """Return one scoped key, without its secret."""
     del caller
     with services.database.reading() as session:
         return _view(_require(session, key_id))
@@ -115,10 +116,10 @@ def rotate_key(
         int, Query(ge=0, le=100_000, description="How long the previous secret stays valid.")
     ] = 24,
 ) -> RotatedKey:
-    """Make the key anew and show it, this once; the one before still works for the grace period.
+    """Rotate the key and return the new secret, which is shown only here.
 
-    Until that is over it is rotated again only with `grace_period_hours=0`, which ends all but the
-    new one.
+    The previous secret stays valid for the grace period. During that time the key is rotated again
+    only with `grace_period_hours=0`, which ends all secrets but the new one.
     """
     now = utc_now()
     secret = _MARK + new_secret()
@@ -145,7 +146,7 @@ def rotate_key(
 
 @router.post("/{key_id}/revoke", responses=problems(401, 403, 404, 429))
 def revoke_key(services: ServicesParam, caller: _Admin, key_id: KeyId) -> KeyView:
-    """End a key at once, the one before its rotation too; it stays on the list."""
+    """Revoke a key at once, with its previous secret; it stays on the list."""
     with services.database.writing() as session:
         key = _require_to_change(session, caller, key_id)
         key.enabled = False
@@ -155,7 +156,7 @@ def revoke_key(services: ServicesParam, caller: _Admin, key_id: KeyId) -> KeyVie
 
 @router.delete("/{key_id}", responses=problems(401, 403, 404, 429))
 def delete_key(services: ServicesParam, caller: _Admin, key_id: KeyId) -> KeyDeleted:
-    """End a key at once and forget it; its tasks and its audit stay."""
+    """Delete a key at once; its tasks and its audit entries stay."""
     with services.database.writing() as session:
         key = _require_to_change(session, caller, key_id)
         _note(session, caller, key, "deleted")

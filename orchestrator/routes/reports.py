@@ -14,7 +14,7 @@ from orchestrator.errors import NotFound
 from orchestrator.model import Permission, TaskStatus, utc_now
 from orchestrator.routes import TaskId
 from orchestrator.scheduling.lifecycle import begin, end, move, require_own_task, require_task_of
-from orchestrator.schemas.bodies import LogSession, LogSubmission, Report, ReportAnswer
+from orchestrator.schemas.bodies import LogSession, LogSubmission, Report, ReportResponse
 from orchestrator.schemas.problems import problems
 from orchestrator.services import ServicesParam
 
@@ -24,8 +24,8 @@ router = APIRouter()
 
 
 @router.post("/status", tags=["status"], responses=problems(401, 403, 404, 422))
-def report_status(services: ServicesParam, node: NodeParam, report: Report) -> ReportAnswer:
-    """Record a report and say where the task stands, `cancelled` included."""
+def report_status(services: ServicesParam, node: NodeParam, report: Report) -> ReportResponse:
+    """Record a report and return the task's status, which may be `cancelled` meanwhile."""
     now = utc_now()
     with services.database.writing() as session:
         task = require_task_of(session, report.about, node)
@@ -33,7 +33,7 @@ def report_status(services: ServicesParam, node: NodeParam, report: Report) -> R
             task.node_ended_at = now
         if task.status.may_become(report.status):
             _apply(session, task, report, now)
-        return ReportAnswer(task_id=task.id, job_id=task.id, status=task.status)
+        return ReportResponse(task_id=task.id, job_id=task.id, status=task.status)
 
 
 def _apply(session: Session, task: Task, report: Report, now: datetime) -> None:
@@ -59,7 +59,7 @@ def _apply(session: Session, task: Task, report: Report, now: datetime) -> None:
     "/logs", tags=["logs"], response_model=LogSession, responses=problems(401, 403, 404, 413, 422)
 )
 def store_log(services: ServicesParam, node: NodeParam, submission: LogSubmission) -> Response:
-    """Keep a session for a task that was given to this node, and give it back."""
+    """Store the session of a task that this node has been given, and return it."""
     session_id = submission.session.id
     text = json.dumps(submission.session.fields())
     with services.database.writing() as session:
@@ -87,7 +87,7 @@ def get_log(
     caller: Annotated[Caller, Depends(allowed_to(Permission.READ_LOGS))],
     task_id: TaskId,
 ) -> Response:
-    """Show the session that was last sent for a task."""
+    """Return the session that was stored last for a task."""
     with services.database.reading() as session:
         log = session.get(Log, require_own_task(session, task_id, caller.owner).number)
     if log is None:

@@ -42,9 +42,10 @@ _Canceller = Annotated[Caller, Depends(allowed_to(Permission.CANCEL_TASKS))]
 
 @router.post("", responses=problems(401, 403, 422, 429))
 def create_task(services: ServicesParam, caller: _Creator, new: NewTask) -> TaskView:
-    """Queue a task and wake a node that waits for one like it.
+    """Create a task, and assign it at once if a matching node is waiting.
 
-    A scoped key may name only nodes that its patterns allow, and only files that came with it.
+    A scoped key may target only nodes that its patterns allow, and name only files that were
+    uploaded with it.
     """
     now = utc_now()
     due = new.scheduled_for
@@ -56,7 +57,7 @@ def create_task(services: ServicesParam, caller: _Creator, new: NewTask) -> Task
         target_node_id=new.target_node_id,
         target_node_name=new.target_node_name,
         target_tags=new.target_tags,
-        priority=new.priority,
+        priority=new.priority or 0,
         timeout_seconds=new.timeout_seconds or DEFAULT_TIMEOUT_S,
         scheduled_for=due,
         recurrence=new.recurrence,
@@ -84,7 +85,7 @@ def list_tasks(
         int | None, Query(ge=1, le=10_000, description="At most so many, the newest.")
     ] = None,
 ) -> list[TaskView]:
-    """List tasks, the newest first; a scoped key sees those that it created."""
+    """List tasks, the newest first. A scoped key below the role `admin` sees only its own."""
     wanted = select(Task).order_by(Task.number.desc()).limit(limit)
     if status_filter:
         wanted = wanted.where(Task.status == status_filter)
@@ -103,7 +104,7 @@ def clean_up(
     services: ServicesParam,
     days: Annotated[int, Query(ge=0, le=36_500, description="How many days ago.")] = 7,
 ) -> CleanedUp:
-    """Delete tasks that ended so many days ago, with history and logs, and files no task needs."""
+    """Delete tasks that ended at least this long ago, with logs, and files that no task needs."""
     now = utc_now()
     before = now - timedelta(days=days)
     with services.database.writing() as session:
@@ -119,16 +120,16 @@ def clean_up(
 
 @router.get("/{task_id}", responses=problems(401, 403, 404, 429))
 def get_task(services: ServicesParam, caller: _Reader, task_id: TaskId) -> TaskDetail:
-    """Show one task and the steps that it took."""
+    """Return one task with its history."""
     with services.database.reading() as session:
         return TaskDetail.model_validate(require_own_task(session, task_id, caller.owner))
 
 
 @router.delete("/{task_id}", responses=problems(401, 403, 404, 409, 429))
 def cancel_task(services: ServicesParam, caller: _Canceller, task_id: TaskId) -> TaskView:
-    """Cancel a task that has not ended; its node learns it from its next call.
+    """Cancel a task that has not ended; its node stops it after the next heartbeat.
 
-    A repeated task is not repeated any more.
+    A recurring task does not recur any more.
     """
     now = utc_now()
     with services.database.writing() as session:

@@ -47,7 +47,7 @@ _Extensions = Annotated[
     list[str],
     Field(
         default_factory=lambda: list(EXTENSIONS),
-        description="The extensions that the server offers; what is not named is not used.",
+        description="The extensions that the server has; a node must not use others.",
     ),
 ]
 
@@ -73,13 +73,13 @@ class _AboutTask(RequestBody):
 
 
 class Registration(RequestBody):
-    """What a node says of itself: once, and again when it has changed."""
+    """What a node is, for the targets of tasks. Without a name, the host name is its name."""
 
     hostname: NonBlank
     os_type: NonBlank
     name: ShortText | None = None
-    capabilities: Annotated[list[ShortText], Field(default_factory=list)]
-    tags: Annotated[dict[ShortText, ShortText], Field(default_factory=dict)]
+    capabilities: list[ShortText] | None = None
+    tags: dict[ShortText, ShortText] | None = None
 
 
 _TaskId = Annotated[ShortText, WithJsonSchema(UUID_SCHEMA)]
@@ -130,7 +130,7 @@ class RegisteredNode(NodeView):
     extensions: _Extensions
 
 
-class HeartbeatAnswer(NodeView):
+class HeartbeatResponse(NodeView):
     """The node, and the tasks that it must stop."""
 
     cancelled_task_ids: list[Id]
@@ -166,7 +166,7 @@ class NewTask(RequestBody):
         dict[ShortText, ShortText] | None,
         Field(description="Tags that the node must have, with these values. Case matters."),
     ] = None
-    priority: Annotated[int, Field(ge=-MAX_INT, le=MAX_INT), NUMBER] = 0
+    priority: Annotated[int, Field(ge=-MAX_INT, le=MAX_INT), NUMBER] | None = 0
     timeout_seconds: Annotated[int, Field(ge=1, le=MAX_INT), NUMBER] | None = DEFAULT_TIMEOUT_S
     scheduled_for: Moment | None = None
     recurrence: Annotated[
@@ -265,7 +265,7 @@ class Report(_AboutTask):
     timestamp: Moment | None = None
 
 
-class ReportAnswer(BaseModel):
+class ReportResponse(BaseModel):
     """The task's status after the report, which may differ from the reported one."""
 
     task_id: Id
@@ -345,13 +345,13 @@ class UploadedFile(View):
 
 
 class CleanedUp(BaseModel):
-    """How many old tasks are gone."""
+    """How many tasks were deleted."""
 
     deleted_count: int
 
 
 class Statistics(BaseModel):
-    """The fleet in numbers; days are in UTC."""
+    """Numbers of nodes and tasks; today is in UTC."""
 
     total_nodes: int
     active_nodes: int

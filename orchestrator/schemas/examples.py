@@ -67,6 +67,16 @@ _MESSAGE: Fields = {
     "created_at": 1772438400,
     "finished_at": 1772438412,
 }
+_SESSION: Fields = {
+    "id": "session-1",
+    "title": "Sales of the week",
+    "prompt_tokens": 1200,
+    "completion_tokens": 340,
+    "cost": 0.02,
+    "created_at": 1772438400,
+    "updated_at": 1772439150,
+    "messages": [_MESSAGE],
+}
 _SECRET = "vk_Zt3qW-shown-this-once"  # noqa: S105 - opens nothing
 
 EXAMPLES: dict[str, Fields] = {
@@ -85,7 +95,7 @@ EXAMPLES: dict[str, Fields] = {
         "current_task_id": _TASK_ID,
         "task_ids": [_TASK_ID],
     },
-    "HeartbeatAnswer": {**_NODE, "cancelled_task_ids": [], "extensions": ["reregister"]},
+    "HeartbeatResponse": {**_NODE, "cancelled_task_ids": [], "extensions": ["reregister"]},
     "NodeRemoved": {"status": "deleted", "node_id": _NODE_ID},
     "NewTask": {
         "prompt": "Compare this week's sales with last week's",
@@ -120,21 +130,10 @@ EXAMPLES: dict[str, Fields] = {
         "progress": 12.5,
         "timestamp": _MORNING,
     },
-    "ReportAnswer": {"task_id": _TASK_ID, "job_id": _TASK_ID, "status": "running"},
-    "LogSubmission": {
-        "task_id": _TASK_ID,
-        "job_id": _TASK_ID,
-        "session": {
-            "id": "session-1",
-            "title": "Sales of the week",
-            "prompt_tokens": 1200,
-            "completion_tokens": 340,
-            "cost": 0.02,
-            "created_at": 1772438400,
-            "updated_at": 1772439150,
-            "messages": [_MESSAGE],
-        },
-    },
+    "ReportResponse": {"task_id": _TASK_ID, "job_id": _TASK_ID, "status": "running"},
+    "LogMessage": _MESSAGE,
+    "LogSession": _SESSION,
+    "LogSubmission": {"task_id": _TASK_ID, "job_id": _TASK_ID, "session": _SESSION},
     "UploadedFile": {
         "filename": _FILE,
         "original_name": "sales.csv",

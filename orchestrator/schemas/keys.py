@@ -23,16 +23,14 @@ class NewKey(RequestBody):
 
     name: NonBlank
     description: Text
-    allowed_node_patterns: Annotated[
-        list[ShortText], Field(min_length=1, default_factory=lambda: ["*"])
-    ]
-    role: Role = Role.SUBMITTER
+    allowed_node_patterns: Annotated[list[ShortText], Field(min_length=1)] | None = None
+    role: Role | None = Role.SUBMITTER
     rate_limit: Annotated[int, Field(ge=1, le=MAX_INT), NUMBER] | None = None
     expires_in_days: Annotated[int, Field(ge=1, le=36_500), NUMBER] | None = None
 
 
 class KeyView(View):
-    """A scoped key, without the key itself."""
+    """A scoped key, without its secret."""
 
     key_id: Annotated[Id, Field(validation_alias=AliasChoices("key_id", "id"))]
     name: str
@@ -46,7 +44,7 @@ class KeyView(View):
     expires_at: datetime | None = None
     enabled: bool
 
-    @computed_field
+    @computed_field(description="What the role permits.")
     def permissions(self) -> list[Permission]:
         """Return what the role permits."""
         return sorted(PERMISSIONS[self.role])

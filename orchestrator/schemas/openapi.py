@@ -116,7 +116,11 @@ def schema_of(app: FastAPI) -> Json:
     for name in ("HTTPValidationError", "ValidationError"):
         models.pop(name, None)
     requests = _request_models(schema)
+    # Any JSON, which needs no name.
+    del models["JsonValue"]
     for name, model in models.items():
+        if "$ref" in model.get("additionalProperties", {}):
+            model["additionalProperties"] = True
         for field in model.get("properties", {}).values():
             _tidy(field, keep_null=name in requests)
     schema["components"]["responses"] = {
@@ -131,7 +135,11 @@ def _complete(operation: Json) -> None:
     """Add summary, security and the responses that FastAPI does not know."""
     summary, description = _SUMMARIES[operation["operationId"]]
     operation["summary"] = summary
-    operation.setdefault("security", [])
+    operation["security"] = [
+        # FastAPI has the roles here, where linters want them declared, which keys cannot have.
+        {name: _move_roles(operation, roles) for name, roles in alternative.items()}
+        for alternative in operation.get("security", [])
+    ]
     responses = operation["responses"]
     responses["200"]["description"] = description
     for content in responses["200"].get("content", {}).values():
@@ -150,6 +158,14 @@ def _complete(operation: Json) -> None:
         {str(code): {"$ref": f"#/components/responses/{code}"} for code in sorted(codes)}
     )
     operation["responses"] = dict(sorted(responses.items()))
+
+
+def _move_roles(operation: Json, roles: list[str]) -> list[str]:
+    """Write the roles that a scoped key needs into the description."""
+    if roles:
+        names = " or ".join(f"`{role}`" for role in roles)
+        operation["description"] += f"\n\nA scoped key needs the role {names}."
+    return []
 
 
 def _request_models(schema: Json) -> set[str]:

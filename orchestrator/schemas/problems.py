@@ -62,7 +62,7 @@ _RETRY_AFTER = {
 
 
 class Problem(BaseModel):
-    """Every error's body."""
+    """The body of every error."""
 
     detail: str
 

@@ -163,10 +163,11 @@ def _clients(tools: Tools, contract: Path, folder: Path) -> dict[str, list[Comma
 
 def _succeeds(name: str, commands: list[Command], env: Mapping[str, str] | None = None) -> bool:
     """Run the commands until one fails, and print its output; return whether none did."""
+    # With the formatter that openapi-python-client calls.
+    path = f"{GENERATORS.folder / 'bin'}:{os.environ['PATH']}"
+    quiet = {"PATH": path, "NO_COLOR": "1", "REDOCLY_TELEMETRY": "off"}
     for command in commands:
-        result = shell.run(
-            command, env={"NO_COLOR": "1", "REDOCLY_TELEMETRY": "off", **(env or {})}
-        )
+        result = shell.run(command, env={**quiet, **(env or {})})
         has_warned = re.search(r"You have \d+ warning", result.output)  # Redocly's exit code is 0
         if not result.ok or has_warned:
             print(result.output.rstrip())

@@ -26,7 +26,10 @@ const beaten = succeeded(
   }),
 );
 const created = succeeded(
-  await client.POST("/tasks", { headers: admin, body: { prompt: "Count the sales" } }),
+  await client.POST("/tasks", {
+    headers: admin,
+    body: { prompt: "Count the sales", priority: 0, timeout_seconds: 60 },
+  }),
 );
 const tasks = succeeded(await client.GET("/tasks", { headers: admin }));
 const strings: string[] = [node.id, beaten.id, tasks[0]?.prompt ?? ""];
