@@ -146,7 +146,9 @@ class HttpClient:
         hold_s: float = 0.0,
         is_download: bool = False,
     ) -> AsyncIterator[Response]:
-        """Send a request and open its response if that is 2xx; `body` is sent as JSON.
+        """Send a request and open its response if that is 2xx.
+
+        `body` is sent as JSON, without the fields that are None.
 
         The deadline is that of a call, plus `hold_s` seconds for a long poll, plus the time that
         sending the body takes. A download has no deadline, but may not stall.
@@ -185,9 +187,16 @@ class HttpClient:
 def _encode(body: object) -> bytearray:
     # Not `encode`: its text takes four bytes a character as soon as one of them is an emoji.
     encoded = bytearray()
-    for piece in _ENCODER.iterencode(body):
+    for piece in _ENCODER.iterencode(_without_nulls(body)):
         encoded += piece.encode()
     return encoded
+
+
+def _without_nulls(body: object) -> object:
+    """Return the body without fields that have no value: the API's file allows them no null."""
+    if isinstance(body, Mapping):
+        return {name: _without_nulls(value) for name, value in body.items() if value is not None}
+    return [_without_nulls(value) for value in body] if isinstance(body, list) else body
 
 
 async def _chunks_of(encoded: bytearray) -> AsyncGenerator[bytes, None]:
