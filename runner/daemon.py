@@ -70,9 +70,8 @@ async def run(
     with lock_state_dir(settings.state_dir):
         await _check_unfinished_tasks(settings, engine)
         runner_id = prepare_state_dir(settings.state_dir)
-        journal, set_aside = open_journal(
-            settings.state_dir, time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(clock.wall_s()))
-        )
+        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(clock.wall_s()))
+        journal, set_aside = open_journal(settings.state_dir, stamp, timings)
         if set_aside is not None:
             log.error(set_aside)
         watchdog, changes = Watchdog(clock), ChangeSignal()
@@ -172,7 +171,7 @@ class Daemon:
         folder = run_folder(self._runner.settings.state_dir)
         names = {container_name(task.task_id) for task in tasks}
         pids = await anyio.to_thread.run_sync(
-            kill_leftover_starts, folder, names, self._runner.timings.leftover_start_grace_s
+            kill_leftover_starts, folder, names, self._runner.timings
         )
         if pids:
             log.warning("stuck calls of an earlier runner were killed", extra=fields(pids=pids))

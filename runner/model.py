@@ -290,15 +290,14 @@ class Outcome:
     exit_code: int | None = None
 
 
-def status_body(task_id: str, status: str, message: str | None, now: float) -> dict[str, object]:
-    """Return a body for `POST /status`; `status` is a word of `TaskStatus`.
-
-    `now` is in seconds since the epoch.
-    """
+def status_body(
+    task_id: str, status: TaskStatus, message: str | None, now: float
+) -> dict[str, object]:
+    """Return a body for `POST /status`; `now` is in seconds since the epoch."""
     return {
         "job_id": task_id,
         "task_id": task_id,
-        "status": TaskStatus(status).value,
+        "status": status.value,
         "message": message,
         "timestamp": datetime.fromtimestamp(now, timezone.utc).isoformat(),
     }

@@ -44,8 +44,10 @@ class Clock(Protocol):
 class HostClock:
     """The host's own time."""
 
-    def __init__(self) -> None:
-        self.boot_id = _BOOT_ID.read_text(encoding="ascii").strip()
+    @property
+    def boot_id(self) -> str:
+        """The id of this boot of the host."""
+        return _BOOT_ID.read_text(encoding="ascii").strip()
 
     def wall_s(self) -> float:
         """Return seconds since the epoch."""
@@ -125,6 +127,8 @@ class Timings:
     """Outages of seconds are over soon, and one of hours is noticed within a minute of its end."""
     journal_retry_s: float = 5.0
     """A full disk: what happened must be written down, however long it takes."""
+    journal_busy_timeout_s: float = 10.0
+    """While another process has the journal locked, such as a copy of it."""
     engine_retry_s: float = 5.0
     """An engine that does not answer: often its daemon restarts, which takes seconds."""
 
@@ -182,6 +186,8 @@ class Timings:
     """A container killed so shortly after docker's daemon came back went down with the daemon."""
     final_log_timeout_s: float = 60.0
     """For what the agent left: the final status waits for it."""
+    session_read_timeout_s: float = 30.0
+    """A copy of a Crush database of 1 GiB takes some ten seconds, a busy host as long again."""
 
     # The engine
     engine_timeout_s: float = 30.0
@@ -198,6 +204,9 @@ class Timings:
     """Between TERM and KILL, for a command of the engine."""
     leftover_start_grace_s: float = 20.0
     """For which a killed runner's start of a container may finish before it is killed."""
+    leftover_start_kill_timeout_s: float = 2.0
+    """A process that is still there so long after KILL is stuck in the kernel."""
+    leftover_start_check_interval_s: float = 0.05
 
     watchdog_check_interval_s: float = 30.0
     """Where systemd asks for no watchdog, stuck loops are logged so often."""
@@ -222,6 +231,21 @@ class Timings:
 
 
 DEFAULT_TIMINGS = Timings()
+
+
+@dataclass(frozen=True)
+class ReporterTimings:
+    """The deadlines of the status reporter, a process of its own in a container, in seconds."""
+
+    call_timeout_s: float = 30.0
+    """For a call of a tool: half of the timeout that the documents set in Crush."""
+    retry_ceiling_s: float = 5.0
+    """An agent waits meanwhile."""
+    session_id_timeout_s: float = 2.0
+    """To find the agent's session; a report is sent without its id as well."""
+
+
+DEFAULT_REPORTER_TIMINGS = ReporterTimings()
 
 
 class Retry:

@@ -33,7 +33,8 @@ def answer(request: Request) -> tuple[Candidates, dict[str, object] | None]:
         CrushError: the database cannot be read.
     """
     candidates, session_id = Candidates([], certain=False), request.session_id
-    with open_copy(Path(request.database), Path(request.copy_dir)) as connection:
+    copy_dir = Path(request.copy_dir)
+    with open_copy(Path(request.database), copy_dir, request.limits) as connection:
         if connection is None:
             return candidates, None
         columns = check_schema(connection)

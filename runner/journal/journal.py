@@ -42,6 +42,7 @@ from runner.model import (
     TaskState,
     check_transition,
 )
+from runner.timing import DEFAULT_TIMINGS, Timings
 
 JOURNAL_NAME = "journal.sqlite3"
 
@@ -402,7 +403,9 @@ class Journal(Database):
         )
 
 
-def open_journal(state_dir: Path, stamp: str) -> tuple[Journal, str | None]:
+def open_journal(
+    state_dir: Path, stamp: str, timings: Timings = DEFAULT_TIMINGS
+) -> tuple[Journal, str | None]:
     """Open the state folder's journal; set a damaged or newer one aside under a dated name.
 
     Return the journal and, if one was set aside, a sentence for the operator.
@@ -412,7 +415,7 @@ def open_journal(state_dir: Path, stamp: str) -> tuple[Journal, str | None]:
     """
     path = state_dir / JOURNAL_NAME
     try:
-        return Journal(private(path)), None
+        return Journal(private(path), timings), None
     except JournalError as error:
         if not path.exists() or not is_worth_setting_aside(error):
             raise
@@ -422,7 +425,7 @@ def open_journal(state_dir: Path, stamp: str) -> tuple[Journal, str | None]:
             if part.exists():
                 part.rename(f"{aside}{ending}")
         sentence = f"{error}; it was set aside as {aside.name} and a new one begun"
-        return Journal(private(path)), sentence
+        return Journal(private(path), timings), sentence
 
 
 async def read_unfinished_tasks(state_dir: Path) -> list[Task]:

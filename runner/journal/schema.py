@@ -27,8 +27,8 @@ from runner.model import (
     TaskState,
 )
 from runner.redaction import Secret
+from runner.timing import DEFAULT_TIMINGS, Timings
 
-_BUSY_TIMEOUT_S = 10.0
 _FIRST_SCHEMA = """
 CREATE TABLE identities (
     id INTEGER PRIMARY KEY,
@@ -121,7 +121,9 @@ def transaction(
 class Database:
     """An open file, and the connection to it."""
 
-    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+    def __init__(
+        self, path: Path, timings: Timings = DEFAULT_TIMINGS, *, read_only: bool = False
+    ) -> None:
         """Open the journal and bring its schema up to date.
 
         Raises:
@@ -135,7 +137,7 @@ class Database:
             self.connection = sqlite3.connect(
                 address,
                 uri=True,
-                timeout=_BUSY_TIMEOUT_S,
+                timeout=timings.journal_busy_timeout_s,
                 check_same_thread=False,
                 isolation_level=None,  # no transaction but those begun below
             )

@@ -24,13 +24,13 @@ from runner.engine.base import SECRETS_VARIABLE
 from runner.errors import ConfigurationError, RunnerError, Unavailable
 from runner.model import Identity, is_task_id
 from runner.redaction import Secret
+from runner.timing import ReporterTimings
 
 DEFAULT_HOME = "/workspace/Victoria"
 _PROCESSES = Path("/proc")
 _MOST_BYTES = 1 << 20
 _HEADER_SAFE = re.compile(r"[\x21-\x7e]*")
 log = logging.getLogger(__name__)
-_LOOK_TIMEOUT_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -129,15 +129,16 @@ class NothingToHandIn(RunnerError):
 class JobSession:
     """The session of the task's agent, looked up when it is needed until it is known."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, timings: ReporterTimings) -> None:
         self._job = job
         self._wanted = SessionQuery(job.started_at, None, job.prompt, session_mark(job.task_id))
+        self._timeout_s = timings.session_id_timeout_s
         self._id: str | None = None
 
     async def known_id(self) -> str | None:
         """Return its id, or None after a short timeout: a report is sent without it as well."""
         if self._id is None:
-            with anyio.move_on_after(_LOOK_TIMEOUT_S):
+            with anyio.move_on_after(self._timeout_s):
                 try:
                     candidates = await find_sessions(self._job.database, self._wanted)
                     self._id = candidates.ids[0] if candidates.certain else None

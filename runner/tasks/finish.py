@@ -21,7 +21,7 @@ from runner.crush.sessions import SessionQuery, session_mark, session_of_task
 from runner.engine.base import KEY_VARIABLE, SIGNALLED, Container, Phase
 from runner.errors import EngineError, RunnerError
 from runner.log import fields, log_retry
-from runner.model import EndReason, Outcome, Report, Task
+from runner.model import EndReason, Outcome, Report, Task, TaskStatus
 from runner.node import persist
 from runner.redaction import Secret, encoded_forms, known_secrets, redact, redact_output
 from runner.state_dir import cid_file
@@ -197,9 +197,9 @@ def _repeat_agent_status(
     message = final.message and redact(final.message, encoded_forms(secrets))
     if final.status != outcome.reason.status:
         message = f"{message or final.status}\n\nIts container, after that: {outcome.message}"
-    body = {**report.body, "status": final.status, "message": message or outcome.message}
+    body = {**report.body, "status": final.status.value, "message": message or outcome.message}
     body.pop("progress", None)
-    if final.status == "success":
+    if final.status is TaskStatus.SUCCESS:
         body["progress"] = 100.0
     return Report(report.path, body)
 
@@ -238,7 +238,8 @@ async def _find_log(
         tuple((other.assignment and other.assignment.prompt) or None for other in beside),
     )
     database = runner.settings.victoria_home / ".crush" / "crush.db"
-    session = await session_of_task(database, query, secrets)
+    read_timeout_s = runner.timings.session_read_timeout_s
+    session = await session_of_task(database, query, secrets, read_timeout_s=read_timeout_s)
     if session is not None and digest_of(session) == state.log_digest:
         return None
     return session

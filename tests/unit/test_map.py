@@ -38,6 +38,7 @@ DOCUMENTS = [
     ROOT / "docs" / "scaling.md",
     ROOT / "CONTRIBUTING.md",
     ROOT / "CHANGELOG.md",
+    ROOT / "SECURITY.md",
 ]
 
 
