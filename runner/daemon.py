@@ -146,7 +146,7 @@ class Daemon:
                 orphans_adopted = anyio.Event()
                 begin = partial(self._start_task, group)
                 group.start_soon(adopt_or_remove_orphans, self._runner, begin, orphans_adopted)
-                group.start_soon(self._talk, group, orphans_adopted)
+                group.start_soon(self._start_loops, group, orphans_adopted)
                 if len(own) == len(tasks):
                     await self._poll(begin, orphans_adopted)
                 else:
@@ -180,7 +180,7 @@ class Daemon:
         """Recover the tasks, then start what needs neither the engine nor the orchestrator."""
         runner = self._runner
         log.info(
-            "runner starts",
+            "starting",
             extra=fields(
                 name=runner.settings.name,
                 orchestrator=runner.settings.orchestrator_url,
@@ -200,14 +200,14 @@ class Daemon:
         group.start_soon(
             feed_watchdog, self._notifier, runner.watchdog, runner.clock, runner.timings
         )
-        group.start_soon(self._tell_status)
+        group.start_soon(self._show_status)
         self._notifier.notify("READY=1")
 
     def _start_task(self, group: TaskGroup, task: Task) -> None:
         run = track(task, self._runner)
         group.start_soon(run_task, run, task, self._runner)
 
-    async def _talk(self, group: TaskGroup, orphans_adopted: anyio.Event) -> None:
+    async def _start_loops(self, group: TaskGroup, orphans_adopted: anyio.Event) -> None:
         """Start the loops that need an identity."""
         if not await self._runner.node.is_registered():
             # The journal may have been lost; then a container has the identity.
@@ -243,7 +243,8 @@ class Daemon:
             await self._wait_for_change()
         if waiting:
             log.warning(
-                "reports wait in the journal for the next start", extra=fields(tasks=len(waiting))
+                "undelivered reports wait in the journal for the next start",
+                extra=fields(tasks=len(waiting)),
             )
             if runner.settings.once:
                 self._exit_code = EXIT_TRY_AGAIN
@@ -282,7 +283,7 @@ class Daemon:
             task_ids = self._runner.slots.task_ids
             if number == signal.SIGTERM or self._interrupts > 1:
                 log.info(
-                    "stopping at once; containers go on for the next runner",
+                    "stopping; containers keep running for the next runner",
                     extra=fields(tasks_left_running=len(task_ids)),
                 )
                 group.cancel_scope.cancel()
@@ -296,12 +297,12 @@ class Daemon:
                     self._runner.slots.cancel(task_id, "the operator")
             else:
                 log.info(
-                    "draining: no new task is taken; exit follows when those in hand have ended",
+                    "draining: no new task is taken; exiting when the running ones have ended",
                     extra=fields(tasks=len(task_ids)),
                 )
             self._polling.cancel()
 
-    async def _tell_status(self) -> None:
+    async def _show_status(self) -> None:
         """Keep the line that `systemctl status` shows."""
         runner = self._runner
         while True:

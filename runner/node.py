@@ -58,8 +58,8 @@ _HOST_FACTS = frozenset({"hostname", "os_type"})
 class Node:
     """Who this host is to the orchestrator: one identity, registered when it is needed.
 
-    Tasks that an older identity took on are in the journal of an earlier version, or of a
-    journal that was lost: they stay with that one until it is refused.
+    Tasks of an older identity come from an earlier version's journal, or from containers whose
+    journal was lost: they stay with that identity until it is refused.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917 - the parts that it is put together from
@@ -73,7 +73,7 @@ class Node:
         timings: Timings = DEFAULT_TIMINGS,
     ) -> None:
         self.refusal: RegistrationRefused | None = None
-        """Why the orchestrator did not register this host; it is not asked again."""
+        """Why the orchestrator did not register this host; there is no further attempt."""
         self._settings = settings
         self._orchestrator = orchestrator
         self._journal = journal
@@ -84,7 +84,7 @@ class Node:
         self._description = node_description(settings)
         self._registration: Registration | None = None
         self._owners: dict[str, Identity] = {}
-        """By task id, who took on the tasks of an earlier runner."""
+        """By task id, the identities that accepted the tasks of an earlier runner."""
         self._has_sent_facts = False
         """Facts of the host are sent once; a failure does not keep the node from its work."""
         self._is_waiting = False
@@ -139,7 +139,7 @@ class Node:
             return None if must_wait else current.identity
 
     def note_owner(self, task_id: str, owner: Identity | None) -> None:
-        """Note who took on a task of an earlier runner; None if that was refused since."""
+        """Note which identity accepted an earlier runner's task; None if it was refused since."""
         if owner is not None:
             self._owners[task_id] = owner
 
@@ -164,7 +164,7 @@ class Node:
             await self._forget(refused)
 
     async def note_extensions(self, identity: Identity, extensions: frozenset[str]) -> bool:
-        """Note which extensions the orchestrator names; return whether that is news."""
+        """Note which extensions the orchestrator names; return whether they changed."""
         current = self._registration
         if current is None or (current.identity, current.extensions) == (identity, extensions):
             return False
@@ -224,13 +224,13 @@ class Node:
         self._owners = {task_id: owner for task_id, owner in owners if owner != refused}
         if self.known_identity == refused:
             log.warning(
-                "the orchestrator no longer knows this node; registering anew",
+                "the orchestrator no longer knows this node; registering it again",
                 extra=fields(node_id=refused.node_id),
             )
             self._registration = None
 
     async def _register(self, known: Identity | None, *, is_needed: bool = True) -> None:
-        """Register as a new node, or make one attempt to describe the known one anew.
+        """Register as a new node, or make one attempt to replace the known one's description.
 
         Raises:
             RegistrationRefused: as for `identity`, if the registration is needed.
@@ -253,14 +253,14 @@ class Node:
         await self._persist(lambda: self._journal.store_registration(registration, url, now))
         ids = fields(node_id=registration.identity.node_id, name=self._settings.name)
         if known is not None and registration.identity != known:
-            log.warning("the orchestrator made another node of this one", extra=ids)
+            log.warning("the orchestrator registered this node as another one", extra=ids)
             for task in await self._persist(self._journal.unfinished_tasks):
                 self.note_owner(task.task_id, task.identity)
         self._registration = registration
         log.info("registered", extra=ids)
 
     async def _request(self, known: Identity | None) -> Registration | None:
-        """Return the answer of `POST /register`; None if the known node could not be changed now.
+        """Return the response of `POST /register`; None if the known node could not be changed now.
 
         Raises:
             RegistrationRefused: the token is not taken, or with `--once` nobody answers.
@@ -333,7 +333,7 @@ def is_same_node(before: Mapping[str, object] | None, after: Mapping[str, object
 
 
 def belongs_here(task: Task, settings: Settings, engine_kind: str) -> bool:
-    """Check whether a task was taken on from this orchestrator and for this engine."""
+    """Check whether a task was accepted from this orchestrator and for this engine."""
     has_url = settings.orchestrator_url in {"", task.orchestrator_url}
     return has_url and engine_in_use(task) in {None, engine_kind}
 

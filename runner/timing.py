@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class Clock(Protocol):
-    """What the runner asks of time; tests pass one that they move themselves."""
+    """What the runner needs of time; tests pass a clock that they move themselves."""
 
     @property
     def boot_id(self) -> str:
@@ -93,7 +93,7 @@ class RetryPolicy:
     def wait_s(self, failures: int, retry_after_s: float | None = None) -> float:
         """Return the wait after `failures` failures (1 for the first), in seconds.
 
-        A `retry_after_s` that the other side asked for is kept, and spread by a tenth.
+        A `retry_after_s` that the other side asked for is obeyed, and spread by a tenth.
         """
         bound_s = min(self.ceiling_s, self.first_s * 2.0 ** min(failures, 30))
         wait_s = random.uniform(self.shortest_s, max(bound_s, self.shortest_s))  # noqa: S311 - spreading load needs no secrecy
@@ -109,16 +109,16 @@ class Timings:
 
     # Requests to the orchestrator
     connect_timeout_s: float = 10.0
-    """To connect; a host that drops packets answers never."""
+    """To connect; a host that drops packets never answers."""
     call_timeout_s: float = 30.0
     """For a whole request and its response, beside the time that the body takes to send."""
     stall_timeout_s: float = 60.0
-    """Between two pieces of a download, which has no other limit on its time."""
+    """Between two chunks of a download, which has no other time limit."""
     long_poll_s: float = 25.0
     """For how long the orchestrator is asked to hold a poll (RFC 7240): below the 30 s and 60 s
     after which common proxies cut a silent request."""
     shortest_long_poll_s: float = 1.0
-    """A poll that comes back earlier was not held: ask again after the poll interval only."""
+    """A poll that returns earlier was not held: the next one waits for the poll interval."""
 
     # Retries
     retry_first_s: float = 1.0
@@ -138,7 +138,7 @@ class Timings:
     registration_retry_after_limit_s: float = 300.0
     """An operator who corrects the orchestrator sees the node within five minutes."""
     registration_pause_s: float = 30.0
-    """Before a third registration: a key that is refused as soon as it is issued is no flood."""
+    """Before a third registration: a key that is refused at once must not cause a flood."""
 
     # Poll and heartbeat
     host_check_timeout_s: float = 300.0
@@ -177,7 +177,7 @@ class Timings:
     download_timeout_s: float = _DAY_S
     """For all files of a task."""
     inspect_interval_s: float = 30.0
-    """A container is inspected at least so often, whatever `wait` says."""
+    """A container is inspected at least so often, even if `wait` does not return."""
     engine_timeout_grace_s: float = 60.0
     """The engine's own time limit is later than ours: it is for the time without a runner."""
     removal_grace_s: float = 1.0
@@ -194,7 +194,7 @@ class Timings:
     """For what an engine answers at once; more than a busy one needs."""
     engine_run_timeout_s: float = 120.0
     engine_start_grace_s: float = 20.0
-    """For which a start under way is waited for when the runner stops or the task is cancelled: an
+    """For which a start under way may finish when the runner stops or the task is cancelled: an
     engine that is killed as it starts a container does not know afterwards that it ran."""
     pull_timeout_s: float = 3600.0
     """Images have gigabytes."""
@@ -219,7 +219,7 @@ class Timings:
         gives_up_after_s: float | None = None,
         gives_up_after_failures: int | None = None,
     ) -> RetryPolicy:
-        """Return the policy for whatever lies across the network; `ceiling_s` can raise its own."""
+        """Return the policy for calls across the network; `ceiling_s` can raise its ceiling."""
         return RetryPolicy(
             self.retry_first_s,
             self.retry_shortest_s,
@@ -251,7 +251,7 @@ DEFAULT_REPORTER_TIMINGS = ReporterTimings()
 class Retry:
     """The attempts at one thing: counts failures, waits between attempts, and gives up.
 
-    `on_failure` is told of each failure and of the wait in seconds that follows: it logs.
+    `on_failure` is called with each failure and the wait in seconds that follows: it logs.
     """
 
     def __init__(

@@ -15,7 +15,6 @@ from contextlib import aclosing, asynccontextmanager, contextmanager
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from types import TracebackType
 from typing import final
 
 import anyio
@@ -124,16 +123,10 @@ class HttpClient:
         )
 
     async def __aenter__(self) -> HttpClient:
-        await self._client.__aenter__()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self._client.__aexit__(kind, error, traceback)
+    async def __aexit__(self, *_: object) -> None:
+        await self._client.aclose()
 
     @asynccontextmanager
     async def request(  # noqa: PLR0913 - what a request is made of
@@ -233,7 +226,7 @@ def _classify_errors(timeout_s: float, connect_timeout_s: float) -> Iterator[Non
 
 
 def _root_cause(error: BaseException) -> str:
-    """Return the system's own word in an error's chain, such as "Connection refused"."""
+    """Return the system's own text in an error's chain, such as "Connection refused"."""
     chain: list[BaseException] = [error]
     for link in chain:
         if isinstance(link, ssl.SSLCertVerificationError):

@@ -1,8 +1,8 @@
 """Crush's SQLite database, as the child process opens it: a private copy with Crush's own schema.
 
 Crush, or anything else in a container, may be writing while we copy, and may replace what we read
-by something else. So the copy is made through handles, follows no link, and is made again until
-nothing has changed meanwhile. No lock is taken, and `-shm` is not touched: whoever truncates that
+by something else. So the copy is made through handles, follows no link, and is repeated until
+nothing has changed meanwhile. No lock is taken, and `-shm` is not opened: a task that truncates it
 would kill every process that has it mapped.
 
 The tables are in charmbracelet/crush, internal/db/migrations.

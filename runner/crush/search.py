@@ -140,7 +140,7 @@ def _first_mark(connection: sqlite3.Connection, session_id: str) -> str | None:
 def _may_be_anothers(first: str, prompt: str | None, others: list[str | None]) -> bool:
     """Return whether one of the other tasks can have begun a session that has no mark.
 
-    One whose prompt is a part of ours would have said less.
+    A task whose prompt is only a part of ours would have begun a session with the shorter text.
     """
     if prompt is None:
         return bool(others)

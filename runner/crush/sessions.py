@@ -1,4 +1,4 @@
-"""A task's session in Crush's database, asked of a child process.
+"""A task's session in Crush's database, read by a child process.
 
 Crush is the agent in the container. What its database holds was written by an agent and may be
 made to harm its reader. So it is read in a child process, which may take all the time and memory
@@ -100,7 +100,7 @@ class Request:
 
     @classmethod
     def from_json(cls, text: bytes) -> Request:
-        """Read what `json.dumps` of the fields wrote."""
+        """Parse the fields, written as JSON."""
         raw = json.loads(text)
         query, limits = raw.pop("query"), ChildLimits(**raw.pop("limits"))
         return cls(**raw, query=None if query is None else SessionQuery(**query), limits=limits)

@@ -27,7 +27,7 @@ def any_exists(pids: Iterable[int], container_id: str) -> bool:
 async def wait_for_all(pids: Iterable[int], container_id: str) -> bool:
     """Wait until none of these processes of the container is alive.
 
-    Return False if this kernel cannot tell, so that not all were waited for.
+    Return False if this kernel does not support it: then not all were waited for.
     """
     for pid in pids:
         try:

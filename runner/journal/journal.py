@@ -50,7 +50,7 @@ JOURNAL_NAME = "journal.sqlite3"
 class Journal(Database):
     """An open journal."""
 
-    # Who we are
+    # The identity
 
     @transaction
     def registration(self, orchestrator_url: str) -> Registration | None:
@@ -108,7 +108,7 @@ class Journal(Database):
 
     @transaction
     def identity_for(self, task_id: str) -> Identity:
-        """Return the identity that took the task on, whether or not it was refused since."""
+        """Return the identity that accepted the task, whether or not it was refused since."""
         row = self.connection.execute(
             "SELECT node_id, api_key FROM tasks"
             " JOIN identities ON identities.id = tasks.identity WHERE task_id = ?",
@@ -252,7 +252,7 @@ class Journal(Database):
 
     @transaction
     def ask_to_stop(self, task_id: str, reason: EndReason, now: float) -> EndReason:
-        """Write why the task is to be stopped, unless a reason is there; return the one that is."""
+        """Write why the task is being stopped; the first reason stands and is returned."""
         self.connection.execute(
             "UPDATE tasks SET stop_reason = ?, stop_asked_at = ?"
             " WHERE task_id = ? AND stop_reason IS NULL",
@@ -297,27 +297,23 @@ class Journal(Database):
     @transaction
     def report_again(self, task_id: str, report: Report, now: float) -> bool:
         """Put a closed task's report into the outbox again, unless one waits there."""
-        waiting = self.connection.execute(
-            "SELECT 1 FROM outbox WHERE task_id = ? AND parked IS NULL", (task_id,)
-        ).fetchone()
-        if waiting is None:
+        has_waiting = self._has_waiting(task_id)
+        if not has_waiting:
             # A parked one is replaced: else there would be one more with each late offer.
             self.connection.execute(
                 "DELETE FROM outbox WHERE task_id = ? AND path = ?", (task_id, report.path)
             )
             self._post(task_id, [report], now)
-        return waiting is None
+        return not has_waiting
 
     @transaction
     def close(self, task_id: str, now: float) -> bool:
         """Close an ended task whose reports are delivered or parked; False while one waits."""
-        waiting = self.connection.execute(
-            "SELECT 1 FROM outbox WHERE task_id = ? AND parked IS NULL", (task_id,)
-        ).fetchone()
-        if waiting is None:
+        has_waiting = self._has_waiting(task_id)
+        if not has_waiting:
             # The prompt is the orchestrator's; there is no reason to keep it here.
             self._move(task_id, TaskState.CLOSED, closed_at=now, assignment=None)
-        return waiting is None
+        return not has_waiting
 
     @transaction
     def drop(self, task_id: str) -> None:
@@ -395,6 +391,12 @@ class Journal(Database):
     def park(self, row: int, reason: str) -> None:
         """Stop retrying an entry, and keep it with the reason for people to see."""
         self.connection.execute("UPDATE outbox SET parked = ? WHERE id = ?", (reason, row))
+
+    def _has_waiting(self, task_id: str) -> bool:
+        waiting = self.connection.execute(
+            "SELECT 1 FROM outbox WHERE task_id = ? AND parked IS NULL", (task_id,)
+        )
+        return waiting.fetchone() is not None
 
     def _post(self, task_id: str, reports: Iterable[Report], now: float) -> None:
         self.connection.executemany(

@@ -198,7 +198,7 @@ class Database:
         except (JournalError, sqlite3.OperationalError) as error:
             if isinstance(error, sqlite3.OperationalError) and "decode" not in str(error):
                 raise
-            # Without the cause, which would say that it passes.
+            # Without the cause: `is_worth_setting_aside` would take it for temporary.
             raise JournalError(f"cannot use the journal {self.path}: {error}") from None
 
     @contextmanager

@@ -36,7 +36,7 @@ _ENGINE = "engine"
 
 
 async def can_take_work(runner: RunnerContext) -> bool:
-    """Check whether a new task may be taken on now; what forbids it becomes a problem."""
+    """Check whether a new task may be accepted now; what forbids it becomes a problem."""
     runner.watchdog.expect("poll", next_within_s=runner.timings.host_check_timeout_s)
     if not await _has_room(runner):
         return False
@@ -84,7 +84,7 @@ async def _engine_answers(runner: RunnerContext) -> bool:
         return False
     runner.problems.clear(_ENGINE)
     log.info(
-        "engine answers",
+        "engine ready",
         extra=fields(
             engine=engine.kind,
             version=facts.version,
@@ -120,7 +120,7 @@ class PollResult(Enum):
     """What came of a request for work."""
 
     TASK = "task"
-    """A task was taken on: ask again at once."""
+    """A task was accepted: ask again at once."""
     HELD = "held"
     """A long poll ended without work: ask again at once."""
     NOTHING = "nothing"
@@ -178,7 +178,7 @@ async def _ask(
         )
         if offer.assignment is not None and offer.was_held and not await can_take_work(runner):
             # A disk has filled up meanwhile. An orchestrator with long polls offers a task again.
-            log.warning("a task was offered and is not taken now")
+            log.warning("a task was offered and is not accepted now")
             return PollResult.NOTHING, 0
         if offer.assignment is not None:
             # What is in the journal must be begun: a drain may cancel the poll at any moment.

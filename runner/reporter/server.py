@@ -64,7 +64,7 @@ _INSTRUCTIONS = (
 )
 _ANSWER = (
     'The answer is {"sent": true, ...}, or {"sent": false, "error": "..."} when the orchestrator '
-    "did not take it; a failed report is no reason to stop working."
+    "did not accept it; keep working after a failed report."
 )
 _REPORT_STATUS = (
     "Report to the orchestrator how this task stands. Call it when a new step begins and at least "

@@ -45,6 +45,10 @@ class RunnerContext:
     runner_id: str
     """The label that distinguishes this runner's containers from another's on the same engine."""
 
+    async def persist(self, write: Callable[[], Awaitable[T]]) -> T:
+        """Return what a write to the journal returns; retried without end."""
+        return await persist(write, self.problems, self.clock, self.timings)
+
     @property
     def status(self) -> str:
         """The node's status for a heartbeat."""
@@ -150,8 +154,8 @@ class TaskContext:
             self.record = record
 
     async def persist(self, write: Callable[[], Awaitable[T]]) -> T:
-        """Return what a write to the journal returns; retried without end."""
-        return await persist(write, self.runner.problems, self.runner.clock, self.runner.timings)
+        """Persist as `RunnerContext.persist` does."""
+        return await self.runner.persist(write)
 
 
 def lost(why: str) -> TaskError:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-from pathlib import Path
 
 from runner.engine.base import (
     KEY_VARIABLE,
@@ -18,12 +17,10 @@ from runner.engine.base import (
     LABEL_RUNNER,
     LABEL_TASK,
     LABEL_TIMEOUT,
-    SECRETS_VARIABLE,
     Container,
     ContainerSpec,
     Phase,
 )
-from runner.engine.inspect import just_started
 from runner.errors import (
     ConfigurationError,
     EngineError,
@@ -34,7 +31,7 @@ from runner.errors import (
 )
 from runner.log import fields
 from runner.model import EndReason, Identity, TaskState
-from runner.redaction import is_redactable, variables_in
+from runner.redaction import SECRETS_VARIABLE, is_redactable, variables_in
 from runner.settings import check_env_file
 from runner.state_dir import cid_file, env_file
 from runner.tasks.context import TaskContext, cancelled, lost
@@ -140,7 +137,8 @@ async def _run(task: TaskContext, identity: Identity) -> Container | EngineError
     finally:
         env_file(state_dir, task.task_id).unlink(missing_ok=True)
     task.engine_answers("run")
-    return just_started(container_id, task.container_name, task.runner.clock.wall_s())
+    now = task.runner.clock.wall_s()
+    return Container(container_id, task.container_name, Phase.RUNNING, started_at=now)
 
 
 async def _remove_name_holder(task: TaskContext, refusal: NameInUse) -> None:
@@ -201,6 +199,7 @@ def _spec(task: TaskContext, identity: Identity) -> ContainerSpec:
 
 def _write_env_file(task: TaskContext, identity: Identity) -> None:
     """Write the container's variables to a file that exists only while the engine starts it."""
+    settings = task.runner.settings
     variables = {
         "ORCHESTRATOR_URL": task.assignment.orchestrator_url,
         "JOB_ID": task.task_id,
@@ -210,14 +209,11 @@ def _write_env_file(task: TaskContext, identity: Identity) -> None:
     if task.assignment.files:
         variables["TASK_FILES_DIR"] = files_folder_in_container(task.task_id)
     # Shorter values are redacted nowhere.
-    secrets = [
-        name for name, value in variables_in(task.runner.settings.env_file) if is_redactable(value)
-    ]
+    secrets = [name for name, value in variables_in(settings.env_file) if is_redactable(value)]
     if secrets:
         variables[SECRETS_VARIABLE] = " ".join(secrets)
     text = "".join(f"{name}={value}\n" for name, value in variables.items())
-    settings = task.runner.settings
-    path: Path = env_file(settings.state_dir, task.task_id)
+    path = env_file(settings.state_dir, task.task_id)
     try:
         if settings.env_file is not None:
             check_env_file(settings.env_file)
