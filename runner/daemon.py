@@ -54,7 +54,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 async def run(
     settings: Settings,
     engine: Engine,
-    notifier: Notifier,
+    notifier: Notifier | None = None,
     clock: Clock | None = None,
     timings: Timings = DEFAULT_TIMINGS,
 ) -> int:
@@ -95,7 +95,7 @@ async def run(
                     timings=timings,
                     runner_id=runner_id,
                 )
-                exit_code = await Daemon(runner, notifier).run()
+                exit_code = await Daemon(runner, notifier or Notifier()).run()
         finally:
             journal.close_file()
         # What belongs here is finished; what belongs elsewhere is next.
@@ -292,7 +292,7 @@ class Daemon:
                 self._interrupts += 1
             # Not STOPPING=1: systemd would give a drain no longer than TimeoutStopSec.
             if self._interrupts > 1:
-                log.info("stopping the tasks in hand", extra=fields(tasks=len(task_ids)))
+                log.info("stopping the running tasks", extra=fields(tasks=len(task_ids)))
                 for task_id in task_ids:
                     self._runner.slots.cancel(task_id, "the operator")
             else:

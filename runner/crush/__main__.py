@@ -1,6 +1,6 @@
 """The child process that reads Crush's database: one JSON request in, JSON lines out.
 
-The first line is the error, or what was found and the session without its messages; each further
+The first line is the error, or the candidates and the session without its messages; each further
 line is one message. The limits end this process and nothing else, whatever the database does to it.
 """
 

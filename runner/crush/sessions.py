@@ -135,10 +135,10 @@ async def read_session(
 ) -> dict[str, object] | None:
     """Return a session as `POST /logs` takes it, or None when there is no such session.
 
-    Posted to `/logs` it takes at most `limit_bytes`, for which some 10,000 are the least.
-    What was cut is marked: by a first message of the role `system`, and at the head of a content.
-    The secrets are redacted, in whatever text they are, before it is cut.
-    Sessions of sub-agents are left out; what they answered is in the messages of their parent.
+    Posted to `/logs` it takes at most `limit_bytes`, which must be some 10,000 or more. Cuts are
+    marked: by a first message of the role `system`, and at the head of a message's content. Secrets
+    are redacted in all texts before these are cut. Sessions of sub-agents are left out; their
+    answers are in the messages of their parent.
 
     Raises:
         CrushError: the database cannot be read.

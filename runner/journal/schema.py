@@ -320,5 +320,5 @@ def _column(row: sqlite3.Row, name: str) -> Any:  # noqa: ANN401 - as the column
     return row[name] if name in row.keys() else None  # noqa: SIM118 - not a mapping
 
 
-def _reason(word: str | None) -> EndReason | None:
-    return None if word is None else EndReason(word)
+def _reason(text: str | None) -> EndReason | None:
+    return None if text is None else EndReason(text)

@@ -26,7 +26,6 @@ from runner.errors import (
 from runner.handles import free_disk
 from runner.log import fields
 from runner.model import Identity, Task, TaskState
-from runner.node import START
 from runner.tasks.context import RunnerContext
 from runner.tasks.outcome import final_report, outcome_without_container
 from runner.timing import jittered_s
@@ -42,10 +41,10 @@ async def can_take_work(runner: RunnerContext) -> bool:
         return False
     problems = runner.problems.sentences
     if any(name.startswith(f"{_ENGINE}/") for name in problems):
-        return False  # a task in hand waits for the engine, and clears the problem
+        return False  # a running task waits for the engine, and clears the problem
     if _ENGINE in problems and not await _engine_answers(runner):
         return False
-    return START not in problems or await _may_start(runner)
+    return runner.problems.START not in problems or await _may_start(runner)
 
 
 async def check_engine(runner: RunnerContext) -> None:
@@ -267,10 +266,10 @@ async def _reject(
 
 
 async def _answer_redelivery(runner: RunnerContext, task_id: str) -> None:
-    """Leave a task in hand alone; report the end of a finished one again."""
+    """Leave a task that is under way alone; report the outcome of a finished one again."""
     task = await runner.journal.task(task_id)
     if task is None or task.end_reason is None or task.state is not TaskState.CLOSED:
-        log.debug("task is offered again; it is in hand", extra=fields(task_id=task_id))
+        log.debug("task is offered again; it is under way", extra=fields(task_id=task_id))
         return
     log.info("task is offered again; its end is reported again", extra=fields(task_id=task_id))
     now = runner.clock.wall_s()

@@ -102,7 +102,7 @@ async def close(task: TaskContext) -> None:
     while True:
         changes = task.runner.outbox.count
         now = task.runner.clock.wall_s()
-        if await task.persist(lambda: task.runner.journal.close(task.task_id, now)):  # noqa: B023 - called before the next turn
+        if await task.persist(lambda: task.runner.journal.close(task.task_id, now)):  # noqa: B023 - called before the next iteration
             break
         await task.runner.outbox.after(changes)
     task.runner.outbox.notify()

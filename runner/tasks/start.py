@@ -27,6 +27,7 @@ from runner.errors import (
     EngineSilent,
     ImageMissing,
     NameInUse,
+    TaskError,
     Unstartable,
 )
 from runner.log import fields
@@ -34,7 +35,7 @@ from runner.model import EndReason, Identity, TaskState
 from runner.redaction import SECRETS_VARIABLE, is_redactable, variables_in
 from runner.settings import check_env_file
 from runner.state_dir import cid_file, env_file
-from runner.tasks.context import TaskContext, cancelled, lost
+from runner.tasks.context import TaskContext
 from runner.tasks.prepare import fetch_image
 from runner.workspace.download import CONTAINER_HOME, files_folder_in_container
 
@@ -52,18 +53,20 @@ async def recover_container(task: TaskContext) -> Container | None:
     container = await task.inspect()
     is_restarted = task.record.boot_id != task.runner.clock.boot_id
     if is_restarted and container is not None and container.phase is Phase.RUNNING:
-        raise lost("the host restarted, and something started its container again")
+        raise TaskError(
+            "the host restarted, and something started its container again", EndReason.LOST
+        )
     if task.record.state is TaskState.RUNNING:
         return container
     if container is None and _container_was_created(task):
         # A call that outlived the last runner may have created it since.
         container = await task.inspect()
         if container is None:
-            raise lost("its container was removed before it was seen to run")
+            raise TaskError("its container was removed before it was seen to run", EndReason.LOST)
     if container is None or container.phase is not Phase.CREATED:
         return container
     if is_restarted:
-        raise lost("the host restarted while its container was being started")
+        raise TaskError("the host restarted while its container was being started", EndReason.LOST)
     return await _inspect_started(task)
 
 
@@ -74,11 +77,11 @@ async def recover_cancelled(task: TaskContext) -> Container | None:
         TaskError: there is none; the task is cancelled.
     """
     await task.note_stop(EndReason.CANCELLED)
-    if task.record.state is TaskState.ACCEPTED:
-        raise cancelled("before it started")
-    container = await task.inspect()
+    container = None
+    if task.record.state is not TaskState.ACCEPTED:
+        container = await task.inspect()
     if container is None or container.phase is Phase.CREATED:
-        raise cancelled("before it started")
+        raise TaskError("before it started", EndReason.CANCELLED)
     return container
 
 
@@ -99,13 +102,13 @@ async def start(task: TaskContext) -> Container:
         if isinstance(result, Container):
             task.runner.problems.note_start()
             return result
-        # A failure is no evidence: were a running container removed here and this runner killed
+        # A failure proves nothing: were a running container removed here and this runner killed
         # before the outcome is written down, the next runner would run the task again.
         container = await _inspect_started(task)
         if container is not None:
             return container
         if _container_was_created(task):
-            raise lost("its container was removed before it was seen to run")
+            raise TaskError("its container was removed before it was seen to run", EndReason.LOST)
         if isinstance(result, ImageMissing) and not has_fetched_again:
             # It was here a moment ago: somebody pruned images.
             has_fetched_again = True
