@@ -274,8 +274,8 @@ class Daemon:
 
     async def _wait_for_change(self) -> None:
         """Wait until something happens to a task or a report, at most a second."""
-        seen = self._runner.outbox.count
-        await self._runner.outbox.after_or(seen, 1, self._runner.clock)
+        outbox, interval_s = self._runner.outbox, self._runner.timings.drain_check_interval_s
+        await outbox.after_or(outbox.count, interval_s, self._runner.clock)
 
     async def _handle_signals(self, signals: object, group: TaskGroup) -> None:
         """Act on signals, as the head of this file says."""

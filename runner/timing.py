@@ -114,6 +114,8 @@ class Timings:
     """For a whole request and its response, beside the time that the body takes to send."""
     stall_timeout_s: float = 60.0
     """Between two chunks of a download, which has no other time limit."""
+    keepalive_s: float = 60.0
+    """For which an idle connection stays open: above the intervals at which it is used."""
     long_poll_s: float = 25.0
     """For how long the orchestrator is asked to hold a poll (RFC 7240): below the 30 s and 60 s
     after which common proxies cut a silent request."""
@@ -160,6 +162,8 @@ class Timings:
     """After which a task's status overtakes its log."""
     log_retry_ceiling_s: float = 3600.0
     """A log has megabytes: it is not sent every minute."""
+    drain_check_interval_s: float = 1.0
+    """A drain reads the unfinished tasks at least so often: not every change notifies it."""
     last_delivery_s: float = 30.0
     """For which a drained runner waits for its last reports to be delivered."""
 

@@ -110,7 +110,7 @@ class HttpClient:
             base_url=base_url,
             verify=_tls_context(url, ca_file),
             timeout=httpx.Timeout(timings.call_timeout_s, connect=timings.connect_timeout_s),
-            limits=httpx.Limits(max_connections=16, keepalive_expiry=60.0),
+            limits=httpx.Limits(max_connections=16, keepalive_expiry=timings.keepalive_s),
             headers={
                 "User-Agent": f"victoria-runner/{__version__}",
                 "Accept": "application/json",

@@ -121,19 +121,13 @@ class Journal(Database):
     @transaction
     def accept(self, assignment: Assignment, identity: Identity, now: float) -> bool:
         """Write a new task; False, and nothing is written, when it is known already."""
-        added = self.connection.execute(
-            "INSERT INTO tasks (task_id, identity, state, assignment, accepted_at)"
-            " SELECT ?, max(id), ?, ?, ? FROM identities WHERE api_key = ?"
-            " ON CONFLICT DO NOTHING",
-            (
-                assignment.task_id,
-                TaskState.ACCEPTED.value,
-                assignment.to_json(),
-                now,
-                identity.api_key.reveal(),
-            ),
+        return self._insert(
+            identity,
+            task_id=assignment.task_id,
+            state=TaskState.ACCEPTED.value,
+            assignment=assignment.to_json(),
+            accepted_at=now,
         )
-        return added.rowcount == 1
 
     @transaction
     def adopt(self, task: Task, identity: Identity, now: float) -> bool:
@@ -153,47 +147,36 @@ class Journal(Database):
             " (SELECT 1 FROM identities WHERE api_key = ?)",
             (identity.node_id, key, task.orchestrator_url, now, key),
         )
-        self.connection.execute(
-            "INSERT INTO tasks (task_id, identity, state, assignment, accepted_at, boot_id,"
-            " engine, container_id, started_at, deadline_uptime_s)"
-            " SELECT ?, max(id), ?, ?, ?, ?, ?, ?, ?, ? FROM identities WHERE api_key = ?",
-            (
-                task.task_id,
-                TaskState.RUNNING.value,
-                task.assignment.to_json() if task.assignment is not None else None,
-                task.accepted_at,
-                task.boot_id,
-                task.engine,
-                task.container_id,
-                task.started_at,
-                task.deadline_uptime_s,
-                key,
-            ),
+        return self._insert(
+            identity,
+            task_id=task.task_id,
+            state=TaskState.RUNNING.value,
+            assignment=task.assignment.to_json() if task.assignment is not None else None,
+            accepted_at=task.accepted_at,
+            boot_id=task.boot_id,
+            engine=task.engine,
+            container_id=task.container_id,
+            started_at=task.started_at,
+            deadline_uptime_s=task.deadline_uptime_s,
         )
-        return True
 
     @transaction
     def reject(
         self, task_id: str, outcome: Outcome, report: Report, identity: Identity, now: float
     ) -> bool:
         """Write a task that ends where it began, and its report; False when it is known already."""
-        added = self.connection.execute(
-            "INSERT INTO tasks (task_id, identity, state, accepted_at, ended_at, end_reason,"
-            " message) SELECT ?, max(id), ?, ?, ?, ?, ? FROM identities WHERE api_key = ?"
-            " ON CONFLICT DO NOTHING",
-            (
-                task_id,
-                TaskState.ENDED.value,
-                now,
-                now,
-                outcome.reason.value,
-                outcome.message,
-                identity.api_key.reveal(),
-            ),
+        is_new = self._insert(
+            identity,
+            task_id=task_id,
+            state=TaskState.ENDED.value,
+            accepted_at=now,
+            ended_at=now,
+            end_reason=outcome.reason.value,
+            message=outcome.message,
         )
-        if added.rowcount == 1:
+        if is_new:
             self._post(task_id, [report], now)
-        return added.rowcount == 1
+        return is_new
 
     @transaction
     def task(self, task_id: str) -> Task | None:
@@ -326,6 +309,16 @@ class Journal(Database):
         return self.connection.execute(
             "DELETE FROM tasks WHERE state = ? AND closed_at < ?", (TaskState.CLOSED.value, before)
         ).rowcount
+
+    def _insert(self, identity: Identity, **columns: object) -> bool:
+        """Insert a task that the identity accepted; False when it is known already."""
+        marks = ", ?" * len(columns)
+        added = self.connection.execute(
+            f"INSERT INTO tasks (identity, {', '.join(columns)})"  # noqa: S608 - names are keywords above
+            f" SELECT max(id){marks} FROM identities WHERE api_key = ? ON CONFLICT DO NOTHING",
+            (*columns.values(), identity.api_key.reveal()),
+        )
+        return added.rowcount == 1
 
     def _move(self, task_id: str, after: TaskState, **columns: object) -> None:
         row = self.connection.execute(
