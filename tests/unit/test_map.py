@@ -38,7 +38,6 @@ DOCUMENTS = [
     ROOT / "docs" / "scaling.md",
     ROOT / "CONTRIBUTING.md",
     ROOT / "CHANGELOG.md",
-    ROOT / "SECURITY.md",
 ]
 
 
