@@ -103,7 +103,7 @@ def digest_of(session: Mapping[str, object]) -> str:
 
 
 def wire_size(body: object) -> int:
-    """Return the bytes that httpx (since 0.28) sends for a body."""
+    """Return the bytes that a body takes at most when it is sent: nulls are left out then."""
     return len(_WIRE.encode(body).encode())
 
 
