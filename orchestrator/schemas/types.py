@@ -71,9 +71,10 @@ def is_uuid(text: str) -> bool:
 
 def _clamp(value: object) -> object:
     # Before pydantic, which takes no integer that is too large for a float.
-    if isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value):
-        return min(max(value, 0), 100)
-    return value
+    is_nan = isinstance(value, float) and math.isnan(value)
+    if isinstance(value, bool) or is_nan or not isinstance(value, int | float):
+        return value
+    return min(max(value, 0), 100)
 
 
 Percent = Annotated[

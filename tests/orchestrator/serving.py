@@ -289,7 +289,7 @@ def wait_for(condition: Callable[[], T | None], deadline_s: float = DEADLINE_S) 
 
 
 def _check_response(response: httpx.Response) -> None:
-    """Check that the response fits the seed's contract, which every client may have been made of."""
+    """Check that a client generated from the seed's contract could read the response."""
     method, target = response.request.method, response.request.url.raw_path.decode()
     if declares(method, target, response.status_code):
         check_response(

@@ -1,6 +1,7 @@
 """Questions that come while a trip is under way are answered together by the next one."""
 
 import threading
+import uuid
 from collections.abc import Sequence
 
 import anyio
@@ -107,17 +108,18 @@ async def test_heartbeats_at_the_same_time_are_each_answered_as_their_own(
         ok(orchestrator.admin.delete(f"/tasks/{task['id']}"))
         cancelled[node.id].append(task["id"])
     answers: dict[str, dict[str, object]] = {}
+    held = [str(uuid.uuid4()) for _ in nodes]
 
     def beat(index: int) -> None:
         node = nodes[index]
-        answers[node.id] = node.beat("busy", current_task_id=f"held by {index}")
+        answers[node.id] = node.beat("busy", current_task_id=held[index])
 
     async with anyio.create_task_group() as group:
         for index in range(len(nodes)):
             group.start_soon(anyio.to_thread.run_sync, beat, index)
     for index, node in enumerate(nodes):
         answer = answers[node.id]
-        assert (answer["id"], answer["current_task_id"]) == (node.id, f"held by {index}")
+        assert (answer["id"], answer["current_task_id"]) == (node.id, held[index])
         assert answer["cancelled_task_ids"] == cancelled[node.id]
 
 

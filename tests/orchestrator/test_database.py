@@ -16,6 +16,8 @@ from orchestrator.db.tables import Base
 from orchestrator.errors import ConfigurationError
 from tests.orchestrator.serving import serve
 
+OLD_TASK = "b1f2a0c4-3d5e-4f67-8a9b-0c1d2e3f4a5b"
+
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def bare_url(request: pytest.FixtureRequest) -> str | None:
@@ -66,13 +68,14 @@ def test_database_from_before_the_migrations_is_taken_over(
         connection.execute(
             text(
                 "INSERT INTO tasks (id, prompt, priority, timeout_seconds, status, created_at,"
-                " started_at, created_by) VALUES ('old', 'p', 0, 60, 'running',"
+                " started_at, created_by) VALUES (:id, 'p', 0, 60, 'running',"
                 " '2026-01-01 00:00:00', '2026-01-01 00:01:00', 'admin')"
-            )
+            ),
+            {"id": OLD_TASK},
         )
         connection.execute(text("DROP TABLE alembic_version"))
     with serve(tmp_path, database_url=bare_url, lost_after_s=10**9) as orchestrator:
-        assert orchestrator.task("old")["prompt"] == "p"
+        assert orchestrator.task(OLD_TASK)["prompt"] == "p"
     with tables.connect() as connection:
         overdue_at = connection.scalar(text("SELECT overdue_at FROM tasks"))
     assert str(overdue_at).startswith("2026-01-01 00:02:00")

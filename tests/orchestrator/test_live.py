@@ -118,14 +118,14 @@ def test_end_of_a_long_log_is_shown_and_where_the_whole_is(
     assert len(log) < 250_000
 
 
-def test_log_of_any_form_is_shown(orchestrator: RunningOrchestrator, node: RegisteredNode) -> None:
+def test_log_of_few_fields_is_shown(
+    orchestrator: RunningOrchestrator, node: RegisteredNode
+) -> None:
     task = orchestrator.create_task()
     node.poll()
-    _send_log(
-        node, task["id"], {"role": 7, "content": [{"text": "nested"}]}, None, {"content": None}
-    )
+    _send_log(node, task["id"], {"content": "alone", "further": [1]}, {}, {"content": None})
     log = _first_look(orchestrator, task["id"])["log"]
-    assert "nested" in log
+    assert "alone" in log
     assert "GET /logs/" not in log
 
 
@@ -213,6 +213,16 @@ def test_keys_are_shown_with_their_limits(orchestrator: RunningOrchestrator) -> 
     shown = _first_look(orchestrator)["key-list"]
     assert "expired" in shown
     assert "submitter" not in shown
+
+
+def test_task_shows_the_name_of_the_key_that_created_it(orchestrator: RunningOrchestrator) -> None:
+    key = ok(orchestrator.admin.post("/keys", json={"name": "acme-ci", "description": "builds"}))
+    holder = orchestrator.client(key["api_key"])
+    created = ok(holder.post("/tasks", json={"prompt": "p"}))
+    assert created["created_by"] == key["key_id"]
+    assert "acme-ci" in _first_look(orchestrator, created["id"])["chosen"]
+    by_admin = orchestrator.create_task()
+    assert "the admin key" in _first_look(orchestrator, by_admin["id"])["chosen"]
 
 
 def test_list_says_that_there_are_more_tasks(orchestrator: RunningOrchestrator) -> None:
