@@ -24,6 +24,7 @@ from orchestrator.schemas.keys import (
     ShownKey,
 )
 from orchestrator.schemas.problems import problems
+from orchestrator.schemas.types import Text
 from orchestrator.security import key_hash, new_secret
 from orchestrator.services import ServicesParam
 
@@ -80,9 +81,9 @@ def list_uses(  # noqa: PLR0913, PLR0917 - a parameter each
     services: ServicesParam,
     caller: _Admin,
     key_id: Annotated[
-        str | None, Query(description="Only entries of this key; `admin` is the admin key.")
+        Text | None, Query(description="Only entries of this key; `admin` is the admin key.")
     ] = None,
-    action: Annotated[str | None, Query(description="Only entries with this action.")] = None,
+    action: Annotated[Text | None, Query(description="Only entries with this action.")] = None,
     hours: Annotated[int, Query(ge=1, le=100_000, description="Only the last so many hours.")] = 24,
     limit: Annotated[int, Query(ge=1, le=10_000, description="At most so many entries.")] = 100,
 ) -> AuditLog:
