@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import defaultdict, deque
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ TOKEN = "the-registration-token"  # noqa: S105 - opens nothing but test servers
 POLL, BEAT, REGISTER = "/tasks/pending", "/nodes/heartbeat", "/register"
 STATUS, LOGS = "/status", "/logs"
 FINAL = frozenset({"success", "error"})
+
+TEST_ID = re.compile(r'"((?:node|t)-[^"]+)"')
+"""The ids of nodes and tasks in tests, also in journals that tests have written."""
 
 SILENCE = raw()
 """Close the connection without a word, as a server does that is being killed."""
@@ -56,7 +60,8 @@ class ScriptedOrchestrator:
         self.taken: list[dict[str, Any]] = []
         """The reports that were answered with 200, unless by a test's own answer."""
         self.known_ids: set[str] = set()
-        """The ids of nodes and tasks that it has handed out; to a node these are UUIDs."""
+        """The ids of tasks that it has handed out; like those that match TEST_ID, they stand for
+        UUIDs."""
         self.violations: list[Violation] = []
         """What did not fit the seed's contract."""
         self.queue: list[object] = []
@@ -145,7 +150,10 @@ class ScriptedOrchestrator:
     def _check(self, request: Request) -> None:
         message = Message(request.method, request.target, request.headers, request.body)
         try:
-            check_request(message, self.known_ids)
+            check_request(
+                message,
+                {*self.known_ids, *TEST_ID.findall(request.body.decode("utf-8", "replace"))},
+            )
         except Violation as violation:
             self.violations.append(violation)
 
@@ -190,7 +198,6 @@ class ScriptedOrchestrator:
             return json_response({"id": node_id, "api_key": key, **self._named()})
         self._registered += 1
         key = f"node-key-{self._registered}"
-        self.known_ids.add(f"node-{self._registered}")
         self.keys.add(key)
         return json_response({"id": f"node-{self._registered}", "api_key": key, **self._named()})
 
