@@ -96,6 +96,7 @@ class Api:
         """Return the error of one of the `CALLS`."""
         with pytest.raises((Refused, Unavailable)) as caught:
             await self.call(name, answer)
+        assert isinstance(caught.value, Refused | Unavailable)
         return caught.value
 
 
