@@ -1,4 +1,4 @@
-"""What cannot be used is refused with a sentence that has no secret in it."""
+"""A setting that cannot be used is refused with a sentence that has no secret in it."""
 
 from __future__ import annotations
 
@@ -36,8 +36,6 @@ from runner.settings import (
     read_token_file,
 )
 
-URL = "--orchestrator-url {text!r}"
-TOKEN = "the registration token from --registration-token"  # noqa: S105 - no token
 SECRET = "hunter2"  # noqa: S105 - opens nothing
 AS_HTTPS = "give it as https://HOST[:PORT]"
 PLAIN_HTTP = "plain http would show the keys to the network; use https, or give --allow-http"
@@ -45,6 +43,31 @@ IMAGE = "ghcr.io/elcanotek/victoria-terminal:1.2"
 check_https_url = partial(check_orchestrator_url, allow_http=False)
 check_url = partial(check_orchestrator_url, allow_http=True)
 token_of = partial(parse_token, source="--registration-token")
+
+AS_NAME = "give 1 to 255 characters without line breaks"
+AS_TAG = "give it as KEY=VALUE"
+AS_IMAGE = "it is not an image name; give it as REGISTRY/NAME:TAG"
+AS_MEMORY = "give a number with k, m or g, such as 8g"
+AS_CPUS = "give a number of cores, such as 2 or 0.5"
+AS_GPUS = "give all, or indices with commas, such as 0,1"
+AS_RUN_ARG = "the runner itself names, starts and removes the containers; leave it out"
+NO_PATTERN = "no --allow-image pattern matches it"
+
+
+def parse_tag(pair: str) -> object:
+    return parse_tags([pair])
+
+
+def check_policy(image: str) -> None:
+    check_image_policy(image, ("ghcr.io/elcanotek/*",))
+
+
+def check_home(path: str) -> object:
+    return check_mountable(Path(path), "--victoria-home")
+
+
+def expand(path: str) -> Path:
+    return expand_home(Path(path), "--state-dir")
 
 
 def refusal(check: Callable[..., object], *arguments: object) -> str:
@@ -73,7 +96,7 @@ def refusal(check: Callable[..., object], *arguments: object) -> str:
         (check_run_arg, ["--network=host", "--names", "--rmi"]),
     ],
 )
-def test_usable_texts_are_taken_as_they_are(
+def test_usable_texts_are_used_as_they_are(
     check: Callable[[str], object], texts: list[str]
 ) -> None:
     assert [check(text) for text in texts] == texts
@@ -83,7 +106,10 @@ def test_slash_at_the_end_of_a_url_is_left_out() -> None:
     assert check_url("https://o.example.com:8443/api/") == "https://o.example.com:8443/api"
 
 
-UNUSABLE: list[tuple[Callable[[str], object], str, str, list[str]]] = [
+URL = "--orchestrator-url"
+AFTER_THE_URL = "'https://a.example/'…: leave out what follows ? or #"
+Check = Callable[[str], object]
+UNUSABLE: list[tuple[Check, str, str, list[str]]] = [
     (check_https_url, URL, PLAIN_HTTP, ["http://a.example", "http://10.0.0.7:8000"]),
     (check_https_url, URL, PLAIN_HTTP, ["http://localhost.example", "http://127.0.0.1.example"]),
     (check_https_url, URL, PLAIN_HTTP, ["http://[2001:db8::1]", "http://0.0.0.0:8000"]),
@@ -92,87 +118,51 @@ UNUSABLE: list[tuple[Callable[[str], object], str, str, list[str]]] = [
     (check_url, URL, AS_HTTPS, ["https://a.example:0", "https://a b", "https://a.example\n"]),
     (check_url, URL, AS_HTTPS, ["https://käse.example"]),
     (check_url, URL, "it must begin with https://", ["ftp://a.example", "file://a/etc/passwd"]),
-    (
-        check_name,
-        "--name {text!r}",
-        "give 1 to 255 characters without line breaks",
-        ["", "  ", "\t", "a\nb", "a\x00b", "a\x7f"],
-    ),
-    (
-        lambda pair: parse_tags([pair]),
-        "--tag {text!r}",
-        "give it as KEY=VALUE",
-        ["env", "", "=prod", " =prod", "env=a\nb", "e\x00=v"],
-    ),
-    (token_of, TOKEN, "it is empty", ["", " ", "\n"]),
-    (
-        token_of,
-        TOKEN,
-        "it has blanks, line breaks or non-ASCII characters inside",
-        ["hunter2 hunter2", "hunter2\r\nX-Evil: 1", "hünter2", "hunter2\x00", "a\tb"],
-    ),
-    (
-        check_image,
-        "--container-image {text!r}",
-        "it is not an image name; give it as REGISTRY/NAME:TAG",
-        ["", "--privileged", "-v", "two words", "a\nb", "bild-ü"],
-    ),
-    (
-        lambda image: check_image_policy(image, ("ghcr.io/elcanotek/*",)),
-        "--container-image {text}",
-        "no --allow-image pattern matches it",
-        ["ghcr.io/evil/victoria", "GHCR.IO/elcanotek/x", "evil/ghcr.io/elcanotek/x"],
-    ),
-    (
-        check_memory,
-        "--memory {text!r}",
-        "give a number with k, m or g, such as 8g",
-        ["lots", "-1g", "0", "0G", "8 gigs", "", "8g --privileged"],
-    ),
-    (
-        check_cpus,
-        "--cpus {text!r}",
-        "give a number of cores, such as 2 or 0.5",
-        ["two", "0", "-1", "nan", "inf", ""],
-    ),
-    (
-        check_gpus,
-        "--gpus {text!r}",
-        "give all, or indices with commas, such as 0,1",
-        ["", "0,,1", "0 1", "all,", "0;rm"],
-    ),
-    (
-        check_run_arg,
-        "--run-arg {text}",
-        "the runner itself names, starts and removes the containers; leave it out",
-        ["--rm", "--restart=always", "--name=x", "-d", "--pull=never"],
-    ),
-    (
-        lambda path: check_mountable(Path(path), "--victoria-home"),
-        "--victoria-home {text}",
-        "no engine mounts a path with a colon; choose another",
-        ["/a:b"],
-    ),
-    (
-        lambda path: expand_home(Path(path), "--state-dir"),
-        "--state-dir {text}",
-        "there is no such user, or no home; give the whole path",
-        ["~no-such-user/x"],
-    ),
+    (check_name, "--name", AS_NAME, ["", "  ", "\t", "a\nb", "a\x00b", "a\x7f"]),
+    (parse_tag, "--tag", AS_TAG, ["env", "", "=prod", " =prod", "env=a\nb", "e\x00=v"]),
+    (check_image, "--container-image", AS_IMAGE, ["", "--privileged", "-v", "two words", "a\nb"]),
+    (check_image, "--container-image", AS_IMAGE, ["bild-ü"]),
+    (check_memory, "--memory", AS_MEMORY, ["lots", "-1g", "0", "0G", "8 gigs", "", "8g -v"]),
+    (check_cpus, "--cpus", AS_CPUS, ["two", "0", "-1", "nan", "inf", ""]),
+    (check_gpus, "--gpus", AS_GPUS, ["", "0,,1", "0 1", "all,", "0;rm"]),
+    (check_run_arg, "--run-arg", AS_RUN_ARG, ["--rm", "--restart=always", "--name=x", "-d"]),
+    (check_run_arg, "--run-arg", AS_RUN_ARG, ["--pull=never"]),
+    (check_home, "--victoria-home", "no engine mounts a path with a colon; choose another", ["/:"]),
+    (expand, "--state-dir", "there is no such user, or no home; give the whole path", ["~none/x"]),
+    (check_policy, "--container-image", NO_PATTERN, ["ghcr.io/evil/victoria", "evil/ghcr.io/e/x"]),
+    (check_policy, "--container-image", NO_PATTERN, ["GHCR.IO/elcanotek/x"]),
 ]
 
 
-@pytest.mark.parametrize(("check", "thing", "reason", "texts"), UNUSABLE)
+@pytest.mark.parametrize(("check", "option", "reason", "texts"), UNUSABLE)
 def test_unusable_texts_are_refused_with_one_sentence(
-    check: Callable[[str], object], thing: str, reason: str, texts: list[str]
+    check: Check, option: str, reason: str, texts: list[str]
 ) -> None:
+    is_plain = check in {check_run_arg, check_home, expand, check_policy}
     for text in texts:
-        assert refusal(check, text) == f"cannot use {thing.format(text=text)}: {reason}"
+        shown = text if is_plain else repr(text)
+        assert refusal(check, text) == f"cannot use {option} {shown}: {reason}"
+
+
+@pytest.mark.parametrize(
+    ("texts", "reason"),
+    [
+        (["", " ", "\n"], "it is empty"),
+        (
+            ["hunter2 hunter2", "hunter2\r\nX-Evil: 1", "hünter2", "hunter2\x00", "a\tb"],
+            "it has blanks, line breaks or non-ASCII characters inside",
+        ),
+    ],
+)
+def test_unusable_token_is_refused_and_not_repeated(texts: list[str], reason: str) -> None:
+    for text in texts:
+        expected = f"cannot use the registration token from --registration-token: {reason}"
+        assert refusal(token_of, text) == expected
 
 
 @pytest.mark.parametrize("rest", ["?token=hunter2", "#x", "?"])
 def test_query_and_fragment_of_a_url_are_refused_and_not_repeated(rest: str) -> None:
-    expected = "cannot use --orchestrator-url 'https://a.example/'…: leave out what follows ? or #"
+    expected = f"cannot use --orchestrator-url {AFTER_THE_URL}"
     assert refusal(check_url, f"https://a.example/{rest}") == expected
 
 
@@ -199,12 +189,9 @@ def test_name_that_is_too_long_is_refused_and_truncated() -> None:
     assert refusal(check_name, "n" * 256).startswith(f"cannot use --name {'n' * 60!r}: give 1 to")
 
 
-def test_tags_become_a_mapping() -> None:
+def test_tags_become_a_mapping_and_each_key_is_given_once() -> None:
     assert parse_tags(()) == {}
     assert parse_tags(("env=prod", "gpu=", "note=a=b")) == {"env": "prod", "gpu": "", "note": "a=b"}
-
-
-def test_tag_given_twice_is_refused() -> None:
     expected = "cannot use --tag 'env=dev': the key 'env' is given twice"
     assert refusal(parse_tags, ("env=prod", "env=dev")) == expected
 
@@ -214,19 +201,10 @@ def test_image_is_allowed_without_patterns_and_by_one_that_matches() -> None:
     check_image_policy(IMAGE, ("docker.io/*", "ghcr.io/elcanotek/*"))
 
 
-@pytest.mark.parametrize(
-    ("texts", "size"),
-    [
-        (["0"], 0),
-        (["1024", "1k"], 1 << 10),
-        (["500B"], 500),
-        (["500M"], 500 << 20),
-        (["2G", "2GiB", "2 gb"], 2 << 30),
-        ([" 1T "], 1 << 40),
-    ],
-)
-def test_size_is_parsed_with_units_of_1024(texts: list[str], size: int) -> None:
-    assert {parse_size(text) for text in texts} == {size}
+def test_size_is_parsed_with_units_of_1024() -> None:
+    sizes = {"0": 0, "500B": 500, "1024": 1 << 10, "1k": 1 << 10, "500M": 500 << 20}
+    sizes |= {"2G": 2 << 30, "2GiB": 2 << 30, "2 gb": 2 << 30, " 1T ": 1 << 40}
+    assert {text: parse_size(text) for text in sizes} == sizes
 
 
 @pytest.mark.parametrize(
@@ -378,7 +356,7 @@ def test_home_stands_for_a_tilde_at_the_beginning(
     monkeypatch: pytest.MonkeyPatch, path: str, expanded: str
 ) -> None:
     monkeypatch.setenv("HOME", "/home/me")
-    assert expand_home(Path(path), "--state-dir") == Path(expanded)
+    assert expand(path) == Path(expanded)
 
 
 # The whole
