@@ -1,4 +1,4 @@
-"""How an engine's own account of a container is read."""
+"""How the output of an engine is read, and how its arguments are written."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from runner.model import Limits
 NEVER = "0001-01-01T00:00:00Z"
 
 
-def told(**state: object) -> dict[str, Any]:
-    """Write what `inspect` says of a container."""
+def inspected(**state: object) -> dict[str, Any]:
+    """Return what `inspect` reports of a container."""
     return {"Id": "f" * 64, "Name": "/victoria-1", "Config": {"Labels": None}, "State": state}
 
 
@@ -56,14 +56,14 @@ def told(**state: object) -> dict[str, Any]:
         ),
     ],
 )
-def test_phase_follows_from_what_is_told_and_what_is_seen(
+def test_phase_follows_from_the_report_and_the_processes(
     state: dict[str, object], *, has_processes: bool, phase: Phase
 ) -> None:
-    assert read_container(told(**state), has_processes=has_processes).phase is phase
+    assert read_container(inspected(**state), has_processes=has_processes).phase is phase
 
 
 def test_container_has_ended_though_the_clock_was_set_back_meanwhile() -> None:
-    account = told(StartedAt="2026-01-31T09:00:00Z", FinishedAt="2026-01-31T08:00:05Z")
+    account = inspected(StartedAt="2026-01-31T09:00:00Z", FinishedAt="2026-01-31T08:00:05Z")
     assert read_container(account, has_processes=False).phase is Phase.EXITED
 
 
@@ -72,12 +72,12 @@ def test_container_has_ended_though_the_clock_was_set_back_meanwhile() -> None:
     ["2026-01-31T09:00:00.123456789Z", "2026-01-31T10:00:00.123456789+01:00"],
 )
 def test_moments_are_read_in_any_zone(text: str) -> None:
-    container = read_container(told(StartedAt=text), has_processes=False)
+    container = read_container(inspected(StartedAt=text), has_processes=False)
     assert container.started_at == pytest.approx(1769850000.123, abs=0.001)
 
 
 @pytest.mark.parametrize(
-    ("errors", "meaning", "complaint"),
+    ("errors", "error_type", "error_text"),
     [
         (
             "unknown flag: --x\n\nUsage:  docker run\n\nRun 'docker run --help' for more",
@@ -111,15 +111,15 @@ def test_moments_are_read_in_any_zone(text: str) -> None:
         ("", EngineError, "exit code 125"),
     ],
 )
-def test_complaint_is_one_line_and_has_one_meaning(
-    errors: str, meaning: type[EngineError], complaint: str | None
+def test_error_of_an_engine_is_one_line_and_has_one_type(
+    errors: str, error_type: type[EngineError], error_text: str | None
 ) -> None:
-    answer = CommandResult(125, "", errors)
-    assert answer.error_type is meaning
-    assert complaint in {answer.error_text, None}
+    result = CommandResult(125, "", errors)
+    assert result.error_type is error_type
+    assert error_text in {result.error_text, None}
 
 
-def test_docker_is_told_of_the_host_unless_it_shares_its_network() -> None:
+def test_docker_gets_the_name_of_the_host_unless_it_shares_its_network() -> None:
     apart = ContainerSpec(name="n", image="i", arguments=())
     shared = ContainerSpec(name="n", image="i", arguments=(), run_args=("--network", "host"))
     assert "host.containers.internal:host-gateway" in run_arguments("docker", apart)
@@ -127,7 +127,7 @@ def test_docker_is_told_of_the_host_unless_it_shares_its_network() -> None:
     assert "--add-host" not in run_arguments("podman", apart)
 
 
-def test_graphics_processors_are_asked_for_in_each_engines_way() -> None:
+def test_gpus_are_requested_in_each_engines_way() -> None:
     two = ContainerSpec(name="n", image="i", arguments=(), limits=Limits(gpus="0,1"))
     assert '"device=0,1"' in run_arguments("docker", two)
     assert "nvidia.com/gpu=0" in run_arguments("podman", two)

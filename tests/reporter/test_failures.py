@@ -17,7 +17,7 @@ from mcp import Client
 from runner.api.client import OrchestratorClient
 from runner.crush.log import digest_of
 from runner.crush.sessions import read_session
-from runner.model import Identity
+from runner.model import Identity, TaskStatus
 from runner.redaction import Secret
 from runner.reporter.job import Job
 from runner.reporter.reporter import Reporter, ToolAnswer
@@ -136,7 +136,7 @@ async def test_final_status_that_is_not_taken_is_kept_for_the_runner(
 
     assert failure(answer).startswith(f"cannot report 'success': {reason}")
     assert failure(answer).endswith("; it is kept, and delivered when this container has ended")
-    kept = FinalStatus("success", "12 sales", None, is_sent=False)
+    kept = FinalStatus(TaskStatus.SUCCESS, "12 sales", None, is_sent=False)
     assert scripted.state == ReporterState(final=kept)
 
 
@@ -159,7 +159,7 @@ async def test_final_status_of_the_orchestrator_is_left_for_the_runner(scripted:
         answer = await reporter.report("success", "yes", None)
 
     assert answer["task_status"] == "error"
-    assert scripted.state.final == FinalStatus("error", None, None, is_sent=True)
+    assert scripted.state.final == FinalStatus(TaskStatus.ERROR, None, None, is_sent=True)
 
 
 @pytest.mark.usefixtures("crush")
@@ -171,7 +171,7 @@ async def test_end_is_reported_though_its_log_is_refused(scripted: Scripted) -> 
     assert answer["sent"] is True
     assert answer["logs"] == {"sent": False, "error": "cannot submit the log: HTTP 413: too long"}
     assert [request.target for request in scripted.server.requests] == ["/logs", "/status"]
-    final = FinalStatus("error", "no", "s1", is_sent=True)
+    final = FinalStatus(TaskStatus.ERROR, "no", "s1", is_sent=True)
     assert (scripted.state.log_digest, scripted.state.final) == (None, final)
 
 

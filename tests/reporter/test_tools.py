@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from runner.model import TaskStatus
 from runner.workspace.handover import FinalStatus
 from tests.fakes.crush import Crush, text
 from tests.reporter.held import Held, connected
@@ -76,7 +77,7 @@ async def test_success_submits_the_log_first_and_the_next_reporter_goes_on_from_
     assert held.task["crush_session_id"] == "s1"
     contents = [message["content"] for message in held.log["messages"]]
     assert contents == ["Count the sales", "There are 12."]
-    assert held.state.final == FinalStatus("success", "12 sales", "s1", is_sent=True)
+    assert held.state.final == FinalStatus(TaskStatus.SUCCESS, "12 sales", "s1", is_sent=True)
     assert held.state.log_session_id == "s1"
     async with connected(held.variables) as agent:
         info = await agent.call("get_job_info")

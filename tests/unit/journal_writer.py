@@ -1,6 +1,6 @@
-"""A runner's share of journal writing, as a process that can be killed: `JOURNAL_FOLDER`.
+"""A process that writes a journal until it is killed: `JOURNAL_FOLDER`.
 
-After each write that has come back it prints `<task id> <state>`.
+After each write that has returned it prints `<task id> <state>`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ REPORTS = [Report("logs", {"session": {"messages": ["x" * 4000]}}), Report("stat
 
 
 def acknowledge(task_id: str, state: str) -> None:
-    """Say on standard output that a write has come back."""
+    """Write on standard output that a write has returned."""
     sys.stdout.write(f"{task_id} {state}\n")
     sys.stdout.flush()
 

@@ -558,7 +558,7 @@ def test_session_is_the_tasks_whose_mark_came_first_in_it(
     assert find(crush.path, prompt=prompt, mark=session_mark("t-1")) == ours
 
 
-def test_mark_in_a_sentence_and_behind_a_long_message_is_found(crush: Crush) -> None:
+def test_mark_is_recognised_in_a_sentence_and_behind_a_long_message(crush: Crush) -> None:
     crush.begin("s1", prompt="Count")
     crush.say("s1", text("x" * 3_000_000))
     crush.say("s1", text(f"The reporter says {session_mark(TASK_ID)}."))

@@ -1,4 +1,4 @@
-"""Files are downloaded completely, verified, into their folder only, or the task says why not."""
+"""Files are downloaded completely, verified and into their folder only, or the task ends."""
 
 from __future__ import annotations
 

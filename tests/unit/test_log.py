@@ -76,7 +76,7 @@ def test_event_has_its_moment_level_message_and_fields() -> None:
         ("Umsätze.csv", "why=Umsätze.csv"),
     ],
 )
-def test_value_of_a_field_can_be_told_from_what_follows(value: object, shown: str) -> None:
+def test_value_of_a_field_ends_where_it_can_be_seen(value: object, shown: str) -> None:
     assert TextFormatter().format(record("x", why=value)).endswith(f" {shown}")
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.timing import Retry, RetryPolicy, Timings, jittered_s, retry
+from runner.timing import HostClock, Retry, RetryPolicy, Timings, jittered_s, retry
 from tests.harness.clock import PassingClock
 
 POLICY = RetryPolicy()
@@ -57,6 +58,19 @@ def test_regular_wait_is_spread_by_a_tenth(interval_s: float) -> None:
 
 def test_every_deadline_and_pause_is_more_than_nothing() -> None:
     assert all(value > 0 for value in dataclasses.asdict(Timings()).values())
+
+
+# The clock of the host
+
+
+def test_uptime_is_the_kernel_s_time_since_the_boot_which_has_one_id() -> None:
+    def kernel_s() -> float:  # suspended seconds included, to a hundredth (proc(5))
+        return float(Path("/proc/uptime").read_text().split()[0])
+
+    before = kernel_s()
+    assert before <= HostClock().uptime_s() <= kernel_s() + 0.01
+    assert HostClock().boot_id == HostClock().boot_id
+    assert len(HostClock().boot_id) == 36
 
 
 # Retry
