@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import sqlite3
@@ -109,14 +110,6 @@ async def ended(running: Journal) -> Journal:
     return running
 
 
-@pytest.fixture
-async def closed(accepted: Journal) -> Journal:
-    """Return a journal with a task that is closed."""
-    await accepted.end("t-1", DONE, [], 20.0)
-    await accepted.close("t-1", 21.0)
-    return accepted
-
-
 async def the_task(journal: Journal) -> Task:
     task = await journal.task("t-1")
     assert task is not None
@@ -182,13 +175,9 @@ async def test_new_description_takes_the_place_of_the_one_with_the_same_key(
     assert await accepted.registration(URL) == again
     assert select(accepted.path, "SELECT count(*) FROM identities") == [(1,)]
     assert (await the_task(accepted)).identity == FIRST
-
-
-async def test_extensions_that_are_named_later_are_kept(registered: Journal) -> None:
-    await registered.store_extensions(FIRST, ["reregister"])
-
-    expected = Registration(FIRST, NODE, frozenset({"reregister"}))
-    assert await registered.registration(URL) == expected
+    await accepted.store_extensions(FIRST, ["pace"])
+    expected = dataclasses.replace(again, extensions=frozenset({"pace"}))
+    assert await accepted.registration(URL) == expected
 
 
 async def test_task_keeps_the_identity_that_accepted_it_until_that_is_refused(
@@ -242,19 +231,17 @@ async def test_task_cannot_be_accepted_by_an_unknown_identity(journal: Journal) 
         await journal.accept(TASK, FIRST, 10.0)
 
 
-async def test_rejected_task_ends_once_with_its_report(registered: Journal) -> None:
+async def test_task_is_rejected_once_with_its_report_unless_it_is_known(
+    registered: Journal,
+) -> None:
     assert await registered.reject("t-1", REJECTED, STATUS, FIRST, 10.0)
     assert not await registered.reject("t-1", REJECTED, STATUS, FIRST, 11.0)
-
     task = await the_task(registered)
     assert (task.state, task.assignment, task.outcome) == (TaskState.ENDED, None, REJECTED)
+
+    await registered.accept(Assignment("t-2", "p", URL, 60), FIRST, 12.0)
+    assert not await registered.reject("t-2", REJECTED, STATUS, FIRST, 13.0)
     assert await reports_in(registered) == [STATUS]
-
-
-async def test_running_task_is_not_rejected(running: Journal) -> None:
-    assert not await running.reject("t-1", REJECTED, STATUS, FIRST, 21.0)
-    assert (await the_task(running)).state is TaskState.RUNNING
-    assert await running.entries() == []
 
 
 async def test_reports_of_an_end_whose_log_is_pending_are_released_once(running: Journal) -> None:
@@ -336,7 +323,8 @@ async def test_task_is_closed_once_its_reports_are_delivered_or_parked(ended: Jo
     logs, status = await ended.entries()
     assert not await ended.close("t-1", 40.0)
 
-    await ended.park(logs.row, "HTTP 413")
+    await ended.park(logs.row, "HTTP 413: too long")
+    assert [entry.parked for entry in await ended.entries()] == ["HTTP 413: too long", None]
     await ended.delivered(status.row)
 
     assert await ended.close("t-1", 40.0)
@@ -389,22 +377,17 @@ async def test_unfinished_tasks_are_open_or_have_a_report_to_deliver(registered:
     assert [task.task_id for task in await registered.unfinished_tasks()] == ["open", "again"]
 
 
-async def test_unfinished_tasks_are_read_without_a_change_to_the_journal(
+async def test_unfinished_tasks_are_read_from_a_folder_without_a_change(
     ended: Journal, path: Path
 ) -> None:
     ended.close_file()
     before = content_of(path)
-
     assert [task.task_id for task in await read_unfinished_tasks(path.parent)] == ["t-1"]
     assert content_of(path) == before
 
-
-async def test_folder_without_a_journal_that_can_be_read_has_no_unfinished_tasks(
-    tmp_path: Path,
-) -> None:
-    assert await read_unfinished_tasks(tmp_path / "gone") == []
-    (tmp_path / JOURNAL_NAME).write_bytes(b"this is not a database" * 100)
-    assert await read_unfinished_tasks(tmp_path) == []
+    assert await read_unfinished_tasks(path.parent / "gone") == []
+    DAMAGES["garbage"](path)
+    assert await read_unfinished_tasks(path.parent) == []
 
 
 # Recovered without a journal
@@ -421,18 +404,14 @@ async def test_container_s_task_is_adopted_once_with_the_identity_that_started_i
     assert await journal.registration(URL) == Registration(FIRST, None)
 
 
-async def test_adopted_identity_replaces_no_other(registered: Journal) -> None:
-    await registered.adopt(RECOVERED, SECOND, 50.0)
-
-    assert await registered.registration(URL) == Registration(FIRST, NODE)
-
-
-async def test_known_task_is_not_changed_by_adoption(ended: Journal) -> None:
+async def test_adoption_replaces_neither_a_known_task_nor_an_identity(ended: Journal) -> None:
     before = await the_task(ended)
     assert not await ended.adopt(RECOVERED, SECOND, 50.0)
-
     assert await the_task(ended) == before
     assert await ended.identity_for("t-1") == FIRST
+
+    await ended.adopt(dataclasses.replace(RECOVERED, task_id="t-2"), SECOND, 50.0)
+    assert await ended.registration(URL) == Registration(FIRST, NODE)
 
 
 # The outbox
@@ -477,14 +456,6 @@ async def test_entries_are_listed_though_a_body_is_damaged(
     assert await ended.body(status.row) == STATUS.body
 
 
-async def test_parked_entry_is_kept_with_its_reason(ended: Journal) -> None:
-    logs, _ = await ended.entries()
-
-    await ended.park(logs.row, "HTTP 413: too long")
-
-    assert [entry.parked for entry in await ended.entries()] == ["HTTP 413: too long", None]
-
-
 async def test_end_is_reported_again_under_a_new_number_unless_a_report_waits(
     accepted: Journal,
 ) -> None:
@@ -518,15 +489,27 @@ async def test_write_waits_for_the_disk_and_keeps_no_reader_waiting(journal: Jou
     assert (synchronous, mode) == (2, "wal"), "FULL: a power cut takes nothing that was stored"
 
 
-async def test_everything_is_there_after_reopening(ended: Journal, tmp_path: Path) -> None:
+@pytest.mark.parametrize("folder", ["a?mode=ro", "a#b", "50%", "a b", "ü"])
+async def test_everything_is_there_after_reopening_in_a_folder_of_any_name(
+    ended: Journal, tmp_path: Path, folder: str
+) -> None:
     before = (await ended.open_tasks(), await ended.entries())
     ended.close_file()
+    moved = move(tmp_path / JOURNAL_NAME, tmp_path / folder)
 
-    reopened, sentence = open_journal(tmp_path, "now")
+    reopened, sentence = open_journal(moved, "now")
 
     assert sentence is None
     assert (await reopened.open_tasks(), await reopened.entries()) == before
+    await reopened.drop("t-1")
     reopened.close_file()
+    assert names_in(moved) == [JOURNAL_NAME]
+
+
+def move(path: Path, folder: Path) -> Path:
+    folder.mkdir()
+    path.rename(folder / path.name)
+    return folder
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
@@ -548,18 +531,6 @@ async def test_journal_is_for_its_owner_alone(
     modes = modes_in(path.parent)
     journal.close_file()
     assert modes == {JOURNAL_NAME + ending: 0o600 for ending in ("", "-wal", "-shm")}
-
-
-@pytest.mark.parametrize("strange", ["a?mode=ro", "a#b", "50%", "a b", "ü"])
-async def test_folder_s_name_may_be_strange(tmp_path: Path, strange: str) -> None:
-    folder = tmp_path / strange
-    folder.mkdir()
-
-    journal, _ = open_journal(folder, "now")
-    await journal.store_registration(Registration(FIRST, NODE), URL, 1.0)
-    journal.close_file()
-
-    assert names_in(folder) == [JOURNAL_NAME]
 
 
 async def test_writers_in_one_process_take_turns(registered: Journal) -> None:
@@ -696,13 +667,10 @@ def test_journal_that_cannot_be_opened_for_another_reason_is_not_set_aside(path:
 
 
 def test_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
-    gone = tmp_path / "gone"
-    with pytest.raises(JournalError) as caught:
-        open_journal(gone, "now")
-
-    assert str(caught.value) == (
-        f"cannot write the journal {gone / JOURNAL_NAME}: No such file or directory"
-    )
+    path = tmp_path / "gone" / JOURNAL_NAME
+    sentence = f"^cannot write the journal {path}: No such file or directory$"
+    with pytest.raises(JournalError, match=sentence):
+        open_journal(path.parent, "now")
 
 
 # kill -9
