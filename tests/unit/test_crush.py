@@ -193,27 +193,24 @@ def test_parts_of_a_message_are_shown_as_text(crush: Crush, stored: object, show
     assert content(crush, stored, LOG_LIMIT_BYTES) == shown
 
 
-def test_columns_that_an_older_crush_did_not_have_are_empty(tmp_path: Path) -> None:
-    crush = Crush(tmp_path / "crush.db", OLD_SCHEMA)
-    crush.connection.execute("INSERT INTO sessions VALUES ('s1', NULL, ?)", (DURING,))
-    crush.connection.execute("INSERT INTO messages VALUES ('m1', 's1', 'user', NULL, ?)", (DURING,))
-    crush.close()
-
-    assert find(crush.path) == "s1"
-    session = read(crush.path)
+def test_columns_of_an_older_crush_and_values_that_json_does_not_have_are_replaced(
+    tmp_path: Path, crush: Crush
+) -> None:
+    old = Crush(tmp_path / "crush.db", OLD_SCHEMA)
+    old.connection.execute("INSERT INTO sessions VALUES ('s1', NULL, ?)", (DURING,))
+    old.connection.execute("INSERT INTO messages VALUES ('m1', 's1', 'user', NULL, ?)", (DURING,))
+    old.close()
+    assert find(old.path) == "s1"
+    session = read(old.path)
     assert (session["title"], session["cost"], session["updated_at"]) == ("", 0.0, 0)
     (message,) = messages(session)
     assert (message["content"], message["model"], message["finished_at"]) == ("", None, None)
 
-
-def test_values_that_json_does_not_have_are_replaced(crush: Crush) -> None:
     crush.begin("s1")
     crush.connection.execute(
         "UPDATE sessions SET cost = 9e999, prompt_tokens = 'many', title = CAST(x'61FF' AS TEXT)"
     )
-
     session = read(crush.path)
-
     assert (session["cost"], session["prompt_tokens"], session["title"]) == (0.0, 0, "a\ufffd")
 
 
@@ -288,17 +285,6 @@ def test_what_is_not_a_regular_file_below_no_link_is_refused(tmp_path: Path, cru
     ):
         with pytest.raises(CrushError, match=reason):
             find(tmp_path / path)
-
-
-def test_database_within_a_transaction_of_a_rollback_journal_is_not_read(crush: Crush) -> None:
-    crush.begin("s1")
-    crush.connection.execute("PRAGMA journal_mode = DELETE")
-    crush.connection.execute("PRAGMA cache_size = 1")
-    crush.connection.execute("BEGIN EXCLUSIVE")
-    crush.say("s1", text("x" * 200_000))
-
-    with pytest.raises(CrushError, match="another process keeps writing it"):
-        find(crush.path)
 
 
 WRITE = """
@@ -465,6 +451,8 @@ def test_hostile_database_does_not_harm_its_reader(tmp_path: Path, kind: str) ->
     assert measured.threads == 1
     if kind in REFUSED:
         assert measured.reason == "cannot read the Crush database: its sessions are not Crush's"
+    if kind == "unfinished":  # a transaction
+        assert measured.reason.endswith("another process keeps writing it")
 
 
 def test_log_of_a_large_database_is_read_with_memory_by_the_limit(crush: Crush) -> None:
