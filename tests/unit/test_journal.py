@@ -676,10 +676,32 @@ def test_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
 # kill -9
 
 
+async def write_for_ever(folder: str) -> None:
+    """Store tasks until this process is killed; print each write that has returned."""
+    journal, _ = open_journal(Path(folder), "now")
+    await journal.store_registration(Registration(FIRST, NODE), URL, 0.0)
+    reports = [Report("logs", {"messages": "x" * 4000}), Report("status", {})]
+    for number in itertools.count():
+        task_id = f"t-{number}"
+        for state, write in (
+            ("accepted", journal.accept(Assignment(task_id, "p" * 500, URL, 60), FIRST, 1.0)),
+            ("starting", journal.start(task_id, "boot-1", "podman")),
+            ("running", journal.run(task_id, "c0ffee", 2.0, 62.0)),
+            ("ended", journal.end(task_id, DONE, reports, 3.0)),
+        ):
+            await write
+            sys.stdout.write(f"{task_id} {state}\n")
+            sys.stdout.flush()
+
+
 def acknowledged_before_a_kill(folder: Path, writes: int) -> list[str]:
-    program = [sys.executable, "-m", "tests.unit.journal_writer", str(folder)]
+    program = (
+        "import anyio, sys; from tests.unit.test_journal import write_for_ever;"
+        "anyio.run(write_for_ever, sys.argv[1])"
+    )
+    command = [sys.executable, "-c", program, str(folder)]
     root = Path(__file__).parents[2]
-    with subprocess.Popen(program, cwd=root, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         lines = list(itertools.islice(process.stdout, writes))
         process.kill()
