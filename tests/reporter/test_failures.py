@@ -22,6 +22,7 @@ from runner.redaction import Secret
 from runner.reporter.job import Job
 from runner.reporter.reporter import Reporter, ToolAnswer
 from runner.reporter.server import server_for
+from runner.timing import ReporterTimings
 from runner.workspace.handover import FinalStatus, ReporterState, read_reporter_state
 from tests.fakes.crush import Crush, text
 from tests.harness.loop import HARNESS, running_loop
@@ -92,7 +93,7 @@ class Scripted:
         self.server.answer(*responses)
         mine = replace(job(self.server.url, self.home), **changed)
         async with OrchestratorClient(mine.orchestrator_url) as orchestrator:
-            yield Reporter(mine, orchestrator, timeout_s=TIMEOUT_S)
+            yield Reporter(mine, orchestrator, ReporterTimings(call_timeout_s=TIMEOUT_S))
 
     @asynccontextmanager
     async def time_passing(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import ssl
 import subprocess
 from collections.abc import Awaitable, Callable
@@ -21,7 +22,7 @@ from runner.api.address import check_orchestrator_url
 from runner.api.client import HeartbeatResponse, OrchestratorClient
 from runner.api.http import MAX_RESPONSE_BYTES, SLOWEST_UPLOAD_BYTES_PER_S, HttpClient
 from runner.errors import ConfigurationError, Refused, Unauthorised, Unavailable
-from runner.model import Identity, Registration, TaskStatus
+from runner.model import Identity, Registration, TaskStatus, log_body, status_body
 from runner.redaction import Secret
 from runner.timing import DEFAULT_TIMINGS, Timings
 from tests.harness.server import (
@@ -154,6 +155,21 @@ async def test_requests_are_sent_as_the_api_asks(
         "accept-encoding": "identity",
     }
     assert {header: request.headers.get(header) for header in expected} == expected
+
+
+async def test_field_without_a_value_is_left_out_of_every_body(api: Api) -> None:
+    api.server.answer(json_response({}))
+    message = {"id": "m-1", "content": "", "model": None, "finished_at": None}
+    status = status_body("t-1", TaskStatus.RUNNING, None, 0)
+
+    await api.client.heartbeat(api.identity, {"status": "offline", "current_task_id": None})
+    await api.client.send_status(api.identity, status)
+    await api.client.send_log(api.identity, log_body("t-1", {"messages": [message]}))
+
+    heartbeat, report, log = (json.loads(request.body) for request in api.server.requests)
+    assert heartbeat == {"node_id": NODE_ID, "status": "offline"}
+    assert "message" not in report
+    assert log["session"] == {"messages": [{"id": "m-1", "content": ""}]}
 
 
 async def test_orchestrator_may_live_below_a_path(server: ScriptedServer) -> None:
