@@ -24,6 +24,7 @@ from runner.crush.search import answer
 from runner.crush.sessions import (
     LOG_LIMIT_BYTES,
     Candidates,
+    ChildLimits,
     CrushError,
     Request,
     SessionQuery,
@@ -291,7 +292,7 @@ def test_database_within_a_transaction_of_a_rollback_journal_is_not_read(crush: 
     crush.path.with_name("crush.db-journal").write_text("not empty")
 
     with pytest.raises(CrushError, match="another process keeps writing it"):
-        find(crush.path)
+        ask(crush.path, session_id="s1", limits=ChildLimits(copy_timeout_s=0.1))
 
 
 WRITE = """
