@@ -127,31 +127,24 @@ def failure(answer: ToolAnswer) -> str:
     return str(answer["error"])
 
 
-@pytest.mark.parametrize("how", FAILURES)
-async def test_final_status_that_is_not_taken_is_kept_for_the_runner(
-    scripted: Scripted, how: str
-) -> None:
-    response, reason, requests = FAILURES[how]
-    async with scripted.reporting(response) as reporter, scripted.time_passing(requests):
-        answer = await reporter.report("success", "12 sales", None)
-
-    assert failure(answer).startswith(f"cannot report 'success': {reason}")
-    assert failure(answer).endswith("; it is kept, and delivered when this container has ended")
-    kept = FinalStatus(TaskStatus.SUCCESS, "12 sales", None, is_sent=False)
-    assert scripted.state == ReporterState(final=kept)
-
-
 @pytest.mark.usefixtures("crush")
 @pytest.mark.parametrize("how", FAILURES)
-async def test_log_that_is_not_taken_is_not_recorded_as_submitted(
+async def test_final_status_that_is_not_taken_is_kept_and_a_log_is_not_recorded_as_submitted(
     scripted: Scripted, how: str
 ) -> None:
     response, reason, requests = FAILURES[how]
     async with scripted.reporting(response) as reporter, scripted.time_passing(requests):
         answer = await reporter.hand_in(None)
-
     assert failure(answer).startswith(f"cannot submit the log: {reason}")
-    assert scripted.state.log_digest is None
+    assert scripted.state == ReporterState()
+
+    scripted.server.requests.clear()
+    async with scripted.reporting(response) as reporter, scripted.time_passing(requests):
+        answer = await reporter.report("success", "12 sales", None)
+    assert failure(answer).startswith(f"cannot report 'success': {reason}")
+    assert failure(answer).endswith("; it is kept, and delivered when this container has ended")
+    kept = FinalStatus(TaskStatus.SUCCESS, "12 sales", "s1", is_sent=False)
+    assert scripted.state == ReporterState(final=kept)
 
 
 async def test_final_status_of_the_orchestrator_is_left_for_the_runner(scripted: Scripted) -> None:

@@ -1,4 +1,4 @@
-"""What doctor reports about folders and journals that it cannot use."""
+"""What a state folder means for the next start: doctor's report, and the runtime to use."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ import pytest
 from runner.doctor import examine
 from runner.engine.inspect import read_podman_facts
 from runner.errors import EXIT_CONFIGURATION
+from runner.journal.journal import JOURNAL_NAME
+from runner.node import runtime_to_use
 from runner.redaction import Secret
 from runner.settings import Settings
 from tests.unit.another_user import as_another_user
 
-JOURNAL = (Path(__file__).parent / "journals" / "ordinary.sql").read_text()
+JOURNALS = Path(__file__).parent / "journals"
 SETTINGS = Settings(
     orchestrator_url="",
     name="n",
@@ -83,11 +85,15 @@ def test_rootless_podman_without_user_ids_is_recognised(
     assert read_podman_facts(about).has_user_ids is has_user_ids
 
 
+def write_journal(state_dir: Path, name: str) -> None:
+    with closing(sqlite3.connect(state_dir / JOURNAL_NAME)) as journal:
+        journal.executescript((JOURNALS / f"{name}.sql").read_text())
+
+
 @pytest.fixture
 def state_dir(tmp_path: Path) -> Path:
     """Make a state folder with the journal of a registered node and four open tasks."""
-    with closing(sqlite3.connect(tmp_path / "journal.sqlite3")) as journal:
-        journal.executescript(JOURNAL)
+    write_journal(tmp_path, "ordinary")
     return tmp_path
 
 
@@ -114,3 +120,24 @@ def test_journal_of_a_registered_node_is_shown_as_json_without_its_key(state_dir
     assert registration["sentence"] == (
         "registered as node-1, under another name, other tags or other capabilities than these"
     )
+
+
+@pytest.mark.parametrize(
+    ("journal", "option", "runtime"),
+    [
+        ("elsewhere", "auto", "docker"),
+        ("ordinary", "auto", "podman"),
+        ("ordinary", "docker", "docker"),
+        (None, "auto", "auto"),
+    ],
+    ids=["tasks on docker", "tasks on podman", "named by the operator", "no journal"],
+)
+def test_auto_is_the_runtime_of_the_open_tasks(
+    tmp_path: Path, journal: str | None, option: str, runtime: str
+) -> None:
+    if journal is not None:
+        write_journal(tmp_path, journal)
+    url = "http://orchestrator.example"
+    settings = replace(SETTINGS, orchestrator_url=url, state_dir=tmp_path, container_runtime=option)
+
+    assert anyio.run(runtime_to_use, settings) == runtime
