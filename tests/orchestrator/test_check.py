@@ -580,8 +580,8 @@ def test_json_is_one_document_and_the_command_exits_with_1_if_a_rule_is_broken(
             "claim": "The node that holds a task can download its files, and their checksums are"
             " right",
             "verdict": "broken",
-            "reason": f"the checksum is {hashlib.sha256(small_server.FILE).hexdigest()!r},"
-            f" not {'0' * 64!r}",
+            "reason": f"the checksum is {'0' * 64!r}, not"
+            f" {hashlib.sha256(small_server.FILE).hexdigest()!r}",
         }
     ]
     assert document["left_behind"] == [f"/nodes/{node}" for node in small_server.NODES.values()]
