@@ -419,6 +419,11 @@ class RunnerTarget(Target):
     def _is_ours(self, task: Json) -> bool:
         return self._held is not None and task.get("task_id") == self._held.task_id
 
+    def _return_work(self, node: Node) -> None:
+        super()._return_work(node)
+        # A last heartbeat would only put off that the node counts as silent.
+        self._nodes.remove(node)
+
     def require_no_foreign_work(self, node: Node) -> None:
         """Do nothing: only an admin can see what is waiting."""
 

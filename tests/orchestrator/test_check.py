@@ -96,6 +96,10 @@ def _no_rotation(status: int, body: Any) -> tuple[int, Any]:  # noqa: ANN401 - a
     return (500, {"detail": "no"}) if is_rotated else (status, body)
 
 
+def _accepted(code: int) -> Callable[[int, Any], tuple[int, Any]]:
+    return lambda status, body: (200, {"id": "none"}) if status == code else (status, body)
+
+
 class _Once:
     """Assigns each task once."""
 
@@ -129,6 +133,35 @@ class _LateStatus:
 
 
 FAULTS = {
+    "a log may have any size": Fault("/logs", {"large_log"}, answer=_accepted(413)),
+    "any node may report on a task": Fault("/status", {"tasks_of_others"}, answer=_accepted(403)),
+    "any status is accepted": Fault(
+        "/status", {"unknown_status", "bad_progress"}, answer=_accepted(422)
+    ),
+    "files are there for all nodes": Fault("/files/", {"files_of_others"}, answer=_accepted(404)),
+    "a node's key is an admin's": Fault(
+        "/nodes", {"node_is_not_admin"}, answer=_accepted(403), method="GET"
+    ),
+    "the admin may take work": Fault(
+        "/tasks/pending", {"admin_is_not_node"}, answer=_accepted(403)
+    ),
+    "any task is accepted": Fault(
+        "/tasks", {"bad_task", "recurrence"}, answer=_accepted(422), method="POST"
+    ),
+    "what has ended can be cancelled": Fault(
+        "/tasks/", {"cancel_pending"}, answer=_accepted(409), method="DELETE"
+    ),
+    "keys never end": Fault(
+        "/tasks",
+        {"scoped_key", "rotation", "key_deletion", "key_needed"},
+        answer=_accepted(401),
+        method="POST",
+    ),
+    "any key exists": Fault(
+        "/keys/", {"unknown_is_404", "key_deletion"}, answer=_accepted(404), method="GET"
+    ),
+    "health has no version": Fault("/health", {"health"}, answer=lambda *_: (200, {})),
+    "a cleanup says nothing": Fault("/tasks/cleanup", {"cleanup"}, answer=lambda *_: (200, {})),
     "a wrong token is answered 200": Fault(
         "/register",
         {"wrong_token"},
