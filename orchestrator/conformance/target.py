@@ -7,6 +7,7 @@ same, its node is removed at once, which returns the task to the queue.
 """
 
 import secrets
+import ssl
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -105,8 +106,11 @@ class Target:
         """The paths of what could not be removed."""
         self._run = secrets.token_hex(6)
         self._stack = ExitStack()
-        # Made once: httpx would load the system's certificates anew for every client.
-        self._tls = httpx.create_ssl_context()
+        # Made once: httpx would load the certificates of the CAs for every client, also for http.
+        is_https = self.url.lower().startswith("https:")
+        self._tls = (
+            httpx.create_ssl_context() if is_https else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        )
         self._anonymous = self.client()
         self._has_admin_key = admin_key is not None
         self.admin = self.client(admin_key)
