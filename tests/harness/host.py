@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -24,7 +25,7 @@ from tests.harness.orchestrator import BEAT, FINAL, TOKEN
 from tests.harness.until import DEADLINE_S, until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Mapping
     from pathlib import Path
 
     from anyio.abc import TaskGroup
@@ -162,6 +163,30 @@ class Host:
         if life.error is not None:
             raise life.error
 
+    @asynccontextmanager
+    async def running_task(
+        self,
+        prompt: str = "[wait-for go]",
+        assigned: Mapping[str, object] = MappingProxyType({}),
+        **changed: Any,  # noqa: ANN401 - as above
+    ) -> AsyncIterator[Run]:
+        """Run a runner whose task t-1 is running; `assigned` are more fields of its assignment."""
+        self.orchestrator.offer("t-1", prompt, **assigned)
+        async with self.runner(**changed) as life:
+            await self.wait_for_state("t-1", "running")
+            yield life
+
+    async def finish_task(
+        self,
+        prompt: str = "do it",
+        assigned: Mapping[str, object] = MappingProxyType({}),
+        **changed: Any,  # noqa: ANN401 - as above
+    ) -> dict[str, Any]:
+        """Run the task t-1 to its end; return its final report."""
+        self.orchestrator.offer("t-1", prompt, **assigned)
+        async with self.runner(**changed):
+            return await self.wait_for_end("t-1")
+
     async def _live(
         self, life: Run, scope: anyio.CancelScope, settings: Settings, timings: Timings
     ) -> None:
@@ -193,6 +218,10 @@ class Host:
         with closing(sqlite3.connect(self.state_dir / "journal.sqlite3")) as journal, journal:
             journal.execute(statement)
 
+    def damage_journal(self) -> None:
+        """Leave a file that is not a journal."""
+        (self.state_dir / "journal.sqlite3").write_bytes(b"not a journal any more" * 300)
+
     def state_of(self, task_id: str) -> str | None:
         """Return a task's state in the journal."""
         found = [row for row in self.rows("SELECT * FROM tasks") if row["task_id"] == task_id]
@@ -223,8 +252,8 @@ class Host:
         """Let time pass until a task is closed."""
         await self.pass_time_until(lambda: self.state_of(task_id) == "closed", step_s)
 
-    async def wait_for_end(self, task_id: str) -> dict[str, Any]:
-        """Wait until a task is reported and closed; give the one final report that was taken."""
+    async def wait_for_end(self, task_id: str = "t-1") -> dict[str, Any]:
+        """Wait until a task is closed; return the one final report that was accepted."""
         await self.wait_for_state(task_id, "closed")
         taken = self.orchestrator.taken
         (end,) = [body for body in taken if body["task_id"] == task_id and body["status"] in FINAL]

@@ -205,46 +205,37 @@ async def test_reports_left_behind_keep_their_order_though_the_first_fails(host:
     assert [path for path in told if path in {LOGS, STATUS}] == [LOGS, LOGS, STATUS]
 
 
-async def test_adopted_task_has_what_is_left_of_its_time(host: Host) -> None:
-    host.orchestrator.offer("t-1", "[hang]", timeout_seconds=100)
-    async with host.runner():
-        await host.wait_for_state("t-1", "running")
-        await host.clock.settle()
-        await host.clock.advance(60)
-    async with host.runner():
-        await host.clock.advance(30)
-        assert host.state_of("t-1") == "running"
-        await host.clock.advance(11)
-
-        assert (await host.wait_for_end("t-1"))["message"].startswith("timed_out: ")
-    assert host.starts_of("t-1") == 1
-
-
-@pytest.mark.parametrize("by_s", [HOUR_S, -HOUR_S], ids=["forth", "back"])
-async def test_adopted_task_has_what_is_left_of_its_time_though_the_clock_was_set_by_an_hour(
-    host: Host, by_s: float
+@pytest.mark.parametrize(
+    ("by_s", "is_journal_lost"),
+    [(0, False), (HOUR_S, False), (-HOUR_S, False), (0, True)],
+    ids=["same clock", "clock set forth", "clock set back", "journal lost"],
+)
+async def test_adopted_task_has_what_is_left_of_its_time_though_the_clock_was_set(
+    host: Host,
+    by_s: float,
+    is_journal_lost: bool,  # noqa: FBT001 - pytest passes it
 ) -> None:
-    host.orchestrator.offer("t-1", "[hang]", timeout_seconds=600)
-    async with host.runner():
-        await host.wait_for_state("t-1", "running")
+    async with host.running_task("[hang]", {"timeout_seconds": 600}):
+        await host.clock.settle()
         await host.clock.advance(300)
     host.clock.set_wall(by_s)
+    if is_journal_lost:
+        host.damage_journal()
     async with host.runner():
         await host.clock.advance(299)
         assert host.state_of("t-1") == "running"
         await host.clock.advance(2)
 
-        assert (await host.wait_for_end("t-1"))["message"].startswith("timed_out: ")
+        assert (await host.wait_for_end())["message"].startswith("timed_out: ")
     assert host.starts_of("t-1") == 1
 
 
 async def test_time_that_is_up_at_the_start_ends_the_task_at_once(host: Host) -> None:
-    host.orchestrator.offer("t-1", "[hang]", timeout_seconds=100)
-    async with host.runner():
-        await host.wait_for_state("t-1", "running")
+    async with host.running_task("[hang]", {"timeout_seconds": 100}):
+        pass
     await host.clock.advance(500)
     async with host.runner():
-        assert (await host.wait_for_end("t-1"))["message"].startswith("timed_out: ")
+        assert (await host.wait_for_end())["message"].startswith("timed_out: ")
 
 
 async def test_task_taken_over_occupies_its_slot_before_work_is_asked_for(host: Host) -> None:
