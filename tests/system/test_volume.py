@@ -15,8 +15,9 @@ do as well, everything takes longer: half the time that the file took is no sile
 
 
 def test_task_that_prints_200_mb_finishes_and_the_runner_does_not_grow_by_20_mib(
-    runner: RunnerProcess, orchestrator: RecordingOrchestrator
+    any_runner: RunnerProcess, orchestrator: RecordingOrchestrator
 ) -> None:
+    runner = any_runner
     runner.start()
     orchestrator.wait_for_call("GET", "/tasks/pending")
     before_kib = runner.memory_kib
@@ -53,7 +54,7 @@ def test_file_of_1_gib_is_streamed_without_growing_by_20_mib_and_heartbeats_go_o
 
 
 def show(what: str, began_at: float, before_kib: int, runner: RunnerProcess) -> None:
-    """Tell the figures, for whoever runs pytest with -rP."""
+    """Print the figures, which pytest shows with -rP."""
     growth_kib = runner.peak_memory_kib - before_kib
     print(  # noqa: T201 - that is its purpose
         f"measured: {what}: {time.monotonic() - began_at:.1f} s, "
