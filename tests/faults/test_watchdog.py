@@ -11,7 +11,6 @@ import pytest
 
 from tests.faults.engine import Act
 from tests.faults.systemd import Systemd
-from tests.faults.test_engine_faults import wait_for_beat
 from tests.harness.proxy import Fault
 from tests.harness.runner_process import DEADLINE_S, ROOT
 from tests.orchestrator.serving import wait_for
@@ -45,7 +44,6 @@ StandardError=inherit
 """
 STORAGE = '[storage]\ndriver = "overlay"\ngraphroot = "{0}/graph"\nrunroot = "/run/containers"\n'
 FAILURES = 3
-REGISTERING, POLLING = "cannot register: ", "Error polling for tasks: "
 
 
 class Service:
@@ -88,7 +86,7 @@ class Service:
         return (self._folder / "service.log").read_text()
 
     def freeze(self) -> None:
-        """Have its process do nothing any more."""
+        """Stop its process without ending it."""
         self._systemd.kill(NAME, signal.SIGSTOP)
 
     def wait_for_restart(self) -> None:
@@ -97,36 +95,36 @@ class Service:
         wait_for(lambda: self.log.count("runner starts") > 1, DEADLINE_S)
 
     def wait_through_failures(self, text: str) -> None:
-        """Wait until the log has a text some more times, and the watchdog could have bitten."""
+        """Wait until the log has a text more often, and the watchdog would have acted by then."""
         seen = self.log.count(text)
         until = time.monotonic() + 2 * WATCHDOG_S
 
-        def has_been_patient() -> bool:
+        def is_over() -> bool:
             return time.monotonic() > until and self.log.count(text) >= seen + FAILURES
 
-        wait_for(has_been_patient, 2 * WATCHDOG_S + DEADLINE_S)
+        wait_for(is_over, 2 * WATCHDOG_S + DEADLINE_S)
 
 
 @pytest.fixture
 def service(podman_rig: Rig, tmp_path: Path) -> Iterator[Service]:
-    """Give the rig's runner as a service that is fed every six seconds, or restarted."""
+    """Yield the rig's runner as a service that is restarted unless it feeds the watchdog."""
     with Systemd(tmp_path) as systemd:
         yield Service(podman_rig, systemd, tmp_path)
 
 
 def test_runner_whose_process_is_frozen_is_restarted(service: Service, podman_rig: Rig) -> None:
     service.start()
-    wait_for_beat(podman_rig, "idle")
+    podman_rig.wait_for_beat("idle")
     service.freeze()
     service.wait_for_restart()
-    wait_for_beat(podman_rig, "idle")
+    podman_rig.wait_for_beat("idle")
     assert len(podman_rig.orchestrator.nodes()) == 1
 
 
 def test_runner_with_one_loop_that_is_stuck_is_restarted(service: Service, podman_rig: Rig) -> None:
     podman_rig.set_timings(host_check_timeout_s=1.0)
     service.start()
-    wait_for_beat(podman_rig, "idle")
+    podman_rig.wait_for_beat("idle")
     podman_rig.disks_hang.touch()
     wait_for(lambda: service.restarts, DEADLINE_S)  # and again, as long as the disk hangs
     assert "a loop is stuck loops=poll" in service.log
@@ -143,15 +141,12 @@ def test_orchestrator_that_is_away_trips_no_watchdog(service: Service, podman_ri
     rig.set_timings(call_timeout_s=4.0, connect_timeout_s=4.0, long_poll_s=1)
     rig.proxy.refuse()
     service.start()
-    service.wait_through_failures(REGISTERING)
+    service.wait_through_failures("cannot register: ")
     rig.proxy.accept()
-    wait_for_beat(rig, "idle")
-    rig.proxy.refuse()
-    service.wait_through_failures(POLLING)
+    rig.wait_for_beat("idle")
     rig.proxy.plan("*", "*", *[Fault.hold_request()] * 100)
-    rig.proxy.accept()
-    service.wait_through_failures(POLLING)
+    service.wait_through_failures("Error polling for tasks: ")
     rig.proxy.clear()
-    wait_for_beat(rig, "idle")
+    rig.wait_for_beat("idle")
     assert service.restarts == 0
     assert "stuck" not in service.log
