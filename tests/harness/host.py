@@ -38,10 +38,10 @@ IMAGE = "localhost/victoria-fake:1"
 
 
 class HeardNotifier(Notifier):
-    """Keeps what systemd would be told, with the moment."""
+    """Keeps the messages to systemd, with their moments."""
 
     def __init__(self, clock: VirtualClock, watchdog_s: float | None = None) -> None:
-        """Have a watchdog that wants to be fed so often, or none."""
+        """Have a watchdog of this interval, or none."""
         watchdog = {} if watchdog_s is None else {"WATCHDOG_USEC": str(round(watchdog_s * 1e6))}
         super().__init__(watchdog)
         self.messages: list[str] = []
@@ -62,11 +62,11 @@ class Run:
     notifier: HeardNotifier
     exit_code: int | None = None
     error: Exception | None = None
-    """What killed it. No test is to see that."""
+    """What it crashed with."""
     over: anyio.Event = field(default_factory=anyio.Event)
 
     async def end(self) -> int:
-        """Wait until it ends by itself; give its exit code."""
+        """Wait until it ends by itself; return its exit code."""
         with anyio.fail_after(DEADLINE_S):
             await self.over.wait()
         if self.error is not None:
@@ -76,7 +76,7 @@ class Run:
 
     @property
     def is_ready(self) -> bool:
-        """Whether it has said so."""
+        """Whether it has notified systemd of that."""
         return "READY=1" in self.notifier.messages
 
 
@@ -149,7 +149,7 @@ class Host:
         timings: Timings = DEFAULT_TIMINGS,
         **changed: Any,  # noqa: ANN401 - as above
     ) -> AsyncIterator[Run]:
-        """Run a runner until it ends or the block does; then it is gone without a word."""
+        """Run a runner until it ends or the block does; then it is gone at once."""
         life = Run(HeardNotifier(self.clock, watchdog_s))
 
         scope = anyio.CancelScope()
@@ -224,8 +224,8 @@ class Host:
 
     def state_of(self, task_id: str) -> str | None:
         """Return a task's state in the journal."""
-        found = [row for row in self.rows("SELECT * FROM tasks") if row["task_id"] == task_id]
-        return found[0]["state"] if found else None
+        rows = [row for row in self.rows("SELECT * FROM tasks") if row["task_id"] == task_id]
+        return rows[0]["state"] if rows else None
 
     def starts_of(self, task_id: str) -> int:
         """Count how often a task's container was started."""
@@ -255,8 +255,10 @@ class Host:
     async def wait_for_end(self, task_id: str = "t-1") -> dict[str, Any]:
         """Wait until a task is closed; return the one final report that was accepted."""
         await self.wait_for_state(task_id, "closed")
-        taken = self.orchestrator.taken
-        (end,) = [body for body in taken if body["task_id"] == task_id and body["status"] in FINAL]
+        accepted = self.orchestrator.taken
+        (end,) = [
+            body for body in accepted if body["task_id"] == task_id and body["status"] in FINAL
+        ]
         return end
 
     async def wait_for_calls(self, path: str, count: int = 1) -> None:
@@ -264,7 +266,7 @@ class Host:
         await until(lambda: self.orchestrator.count(path) >= count)
 
     async def wait_for_beat(self, status: str) -> None:
-        """Wait for a heartbeat, from now on, with that word."""
+        """Wait for a heartbeat, from now on, with that status."""
         seen = self.orchestrator.count(BEAT)
         await until(lambda: status in self.orchestrator.beats()[seen:])
 
@@ -275,11 +277,11 @@ async def hosting(
 ) -> AsyncIterator[Host]:
     """Yield a host without a runner, in a folder that is made if need be."""
     async with ObstructedEngine(IMAGE, clock.wall_s) as engine, anyio.create_task_group() as group:
-        found = Host(folder, clock, engine, orchestrator, group)
+        host = Host(folder, clock, engine, orchestrator, group)
         running_loop().works_while(lambda: engine.is_at_work)
-        found.home.mkdir(parents=True)
-        found.state_dir.mkdir()
-        yield found
+        host.home.mkdir(parents=True)
+        host.state_dir.mkdir()
+        yield host
 
 
 def container_of(task_id: str) -> str:

@@ -21,14 +21,10 @@ from runner.timing import Timings
 from tests.harness.host import HeardNotifier
 from tests.harness.orchestrator import BEAT, POLL
 from tests.harness.until import until
-from tests.orchestrator.serving import serve
 
 DAY_S = 24 * 3600.0
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
-
     from tests.harness.clock import VirtualClock
     from tests.harness.host import Host
 
@@ -87,18 +83,6 @@ async def test_secrets_are_in_no_log_of_a_whole_run(
         assert secret not in logged
 
 
-async def test_damaged_journal_is_set_aside_and_logged_and_work_goes_on(
-    host: Host, log: pytest.LogCaptureFixture
-) -> None:
-    (host.state_dir / "journal.sqlite3").write_bytes(b"this is no database" * 100)
-    host.orchestrator.offer()
-    async with host.runner():
-        assert (await host.wait_for_end("t-1"))["status"] == "success"
-
-    assert "it was set aside as journal.sqlite3." in log.text
-    assert len(list(host.state_dir.glob("*.unusable"))) == 1
-
-
 async def test_journal_that_fails_at_the_start_ends_the_runner_with_a_sentence(host: Host) -> None:
     async with host.runner():
         await host.wait_for_calls(POLL)
@@ -140,26 +124,6 @@ async def test_drain_outlives_a_journal_that_cannot_be_read_for_twenty_minutes(
 
     assert "cannot use the journal" in log.text
     assert len(host.orchestrator.ends("t-1")) == 1
-
-
-async def test_task_goes_its_way_through_the_reference_orchestrator(host: Host) -> None:
-    def in_thread(call: Callable[..., Any], *arguments: object, **named: object) -> Any:  # noqa: ANN401 - whatever the call gives
-        return anyio.to_thread.run_sync(lambda: call(*arguments, **named))
-
-    with serve(host.folder / "orchestrator") as reference:
-        file = await in_thread(reference.upload, "a b.csv", b"1,2")
-        task = await in_thread(reference.create_task, "count", files=[file["filename"]])
-        async with host.runner(orchestrator_url=reference.url) as life:
-            await until(lambda: life.is_ready)
-            ended = await in_thread(reference.wait_for_task, task["id"], "success")
-            (node,) = await in_thread(reference.nodes)
-            await host.wait_for_state(task["id"], "closed")
-            await in_thread(reference.stop)
-
-    assert ended["assigned_node_id"] == node["id"]
-    assert host.starts_of(task["id"]) == 1
-    (fetched,) = (host.home / "tasks" / task["id"] / "files").iterdir()
-    assert fetched.read_bytes() == b"1,2"
 
 
 # The watchdog

@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness.orchestrator import POLL, SILENCE, STATUS
+from tests.harness.orchestrator import POLL, STATUS
 from tests.harness.server import http, json_response
 from tests.harness.until import until
 
 if TYPE_CHECKING:
     from tests.harness.host import Host
-    from tests.harness.server import Answer
 
 pytestmark = pytest.mark.anyio
 
@@ -74,39 +73,6 @@ async def test_orchestrator_that_does_not_understand_the_claim_does_not_hold_it_
     host.orchestrator.then(STATUS, http(status))
 
     assert (await host.finish_task())["status"] == "success"
-
-
-@pytest.mark.parametrize(
-    "failure", [SILENCE, http(503), http(200, b"<html>")], ids=["silence", "503", "html"]
-)
-async def test_claim_waits_for_an_orchestrator_that_is_away_and_starts_once(
-    host: Host, failure: Answer
-) -> None:
-    host.orchestrator.always(STATUS, failure)
-    host.orchestrator.offer()
-    async with host.runner():
-        await host.wait_for_calls(STATUS)
-        await host.clock.advance(900)
-        assert host.starts_of("t-1") == 0
-    async with host.runner():
-        await host.clock.advance(60)
-        host.orchestrator.always(STATUS, None)
-        await host.clock.advance(61)
-
-        assert (await host.wait_for_end())["status"] == "success"
-    assert host.starts_of("t-1") == 1
-
-
-async def test_claim_obeys_retry_after(host: Host) -> None:
-    host.orchestrator.then(STATUS, http(503, headers={"Retry-After": "400"}))
-    host.orchestrator.offer()
-    async with host.runner():
-        await host.wait_for_calls(STATUS)
-        await host.clock.advance(500)
-        await host.wait_for_end()
-
-    first, second, _ = host.orchestrator.called(STATUS)
-    assert 400 <= second.at_s - first.at_s <= 440
 
 
 @pytest.mark.parametrize("refusal", [403, 404, 409, "it has its end"])

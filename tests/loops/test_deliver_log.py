@@ -9,7 +9,7 @@ import pytest
 from tests.harness.orchestrator import LOGS, SILENCE, STATUS
 from tests.harness.server import JSON, endless, http, json_response, stalled
 from tests.harness.until import until
-from tests.loops.left import leave_ended
+from tests.loops.left import leave_task
 
 if TYPE_CHECKING:
     from tests.harness.host import Host
@@ -26,7 +26,7 @@ def reported(host: Host) -> list[str]:
 
 
 async def test_log_goes_out_first(host: Host) -> None:
-    await leave_ended(host, "t-1", log=SESSION)
+    await leave_task(host, log=SESSION)
     async with host.runner():
         await host.wait_for_end("t-1")
 
@@ -35,7 +35,7 @@ async def test_log_goes_out_first(host: Host) -> None:
 
 async def test_status_overtakes_a_log_that_fails_twice(host: Host) -> None:
     host.orchestrator.then(LOGS, http(500), SILENCE, http(500), http(500))
-    await leave_ended(host, "t-1", log=SESSION)
+    await leave_task(host, log=SESSION)
     async with host.runner():
         await host.pass_time_until_closed("t-1")
 
@@ -50,7 +50,7 @@ async def test_log_without_a_response_holds_up_its_status_for_minutes_and_no_oth
     host: Host,
 ) -> None:
     host.orchestrator.always(LOGS, stalled(b""))
-    await leave_ended(host, "t-1", log=SESSION)
+    await leave_task(host, log=SESSION)
     async with host.runner():
         await host.wait_for_calls(LOGS)
         host.orchestrator.offer("t-2")
@@ -63,7 +63,7 @@ async def test_log_without_a_response_holds_up_its_status_for_minutes_and_no_oth
 @pytest.mark.parametrize("path", [LOGS, STATUS])
 async def test_report_is_delivered_although_its_response_has_no_end(host: Host, path: str) -> None:
     host.orchestrator.always(path, endless(JSON, first=b'{"echo": "'))
-    await leave_ended(host, "t-1", log=SESSION)
+    await leave_task(host, log=SESSION)
     async with host.runner():
         await host.wait_for_state("t-1", "closed")
 
@@ -74,7 +74,7 @@ async def test_log_that_keeps_failing_is_given_up_with_one_line_for_the_operator
     host: Host, log: pytest.LogCaptureFixture
 ) -> None:
     host.orchestrator.always(LOGS, http(500))
-    await leave_ended(host, "t-1", log=SESSION)
+    await leave_task(host, log=SESSION)
     async with host.runner(poll_interval_s=600.0, heartbeat_interval_s=600.0):
         await host.pass_time_until_closed("t-1", step_s=600.0)
 
@@ -89,7 +89,7 @@ async def test_log_that_keeps_failing_is_given_up_with_one_line_for_the_operator
 
 async def test_log_outlasts_an_outage_of_any_length(host: Host) -> None:
     host.orchestrator.is_down = True
-    await leave_ended(host, "t-1", log=SESSION)
+    await leave_task(host, log=SESSION)
     async with host.runner(poll_interval_s=600.0, heartbeat_interval_s=600.0):
         await host.clock.advance(12 * 3600)
         host.orchestrator.is_down = False
@@ -104,7 +104,7 @@ async def test_log_that_is_refused_is_parked_and_the_status_goes_out(
     host: Host, status: int
 ) -> None:
     host.orchestrator.always(LOGS, json_response({"detail": "not this one"}, status))
-    await leave_ended(host, "t-1", log=SESSION)
+    await leave_task(host, log=SESSION)
     async with host.runner():
         await host.wait_for_end("t-1")
 
@@ -116,7 +116,7 @@ async def test_log_that_is_refused_is_parked_and_the_status_goes_out(
 async def test_log_that_is_damaged_in_the_journal_is_parked_and_the_status_goes_out(
     host: Host, log: pytest.LogCaptureFixture
 ) -> None:
-    await leave_ended(host, "t-1", log=SESSION)
+    await leave_task(host, log=SESSION)
     host.change("UPDATE outbox SET body = '{' WHERE path = 'logs'")
     async with host.runner():
         await host.wait_for_end("t-1")

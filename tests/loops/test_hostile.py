@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.harness.orchestrator import POLL, sha256
-from tests.harness.server import http, json_response, raw, serving
-from tests.harness.until import until
+from tests.harness.server import json_response, raw, serving
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -162,51 +161,6 @@ async def test_rejected_assignment_that_is_offered_on_and_on_is_not_asked_for_wi
     assert host.orchestrator.count(POLL) <= 25
 
 
-async def test_half_a_file_is_not_used_and_the_whole_is_fetched_anew(host: Host) -> None:
-    half = raw(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n1,2")
-    host.orchestrator.then("/files/a.csv", half)
-    host.orchestrator.files["a.csv"] = CONTENT
-    host.orchestrator.offer("t-1", files=["a.csv"])
-    async with host.runner():
-        await host.wait_for_calls("/files/a.csv")
-        await host.clock.advance(10)
-        assert (await host.wait_for_end())["status"] == "success"
-
-    (only,) = (host.home / "tasks" / "t-1" / "files").iterdir()
-    assert only.read_bytes() == CONTENT
-
-
-@pytest.mark.parametrize("place", ["tasks", "tasks/t-1", "tasks/t-1/files"])
-async def test_folder_that_an_earlier_task_has_made_a_link_is_not_followed(
-    host: Host, place: str
-) -> None:
-    outside = host.folder / "outside"
-    outside.mkdir()
-    (host.home / place).parent.mkdir(parents=True, exist_ok=True)
-    (host.home / place).symlink_to(outside)
-    host.orchestrator.files["a.csv"] = CONTENT
-    end = await host.finish_task(assigned={"files": ["a.csv"]})
-
-    assert end["message"].startswith("unstartable: cannot open the folder ")
-    assert not list(outside.iterdir())
-    assert host.starts_of("t-1") == 0
-
-
-async def test_file_that_an_earlier_task_has_made_a_link_is_replaced(host: Host) -> None:
-    precious = host.folder / "precious"
-    precious.write_text("untouched")
-    folder = host.home / "tasks" / "t-1" / "files"
-    folder.mkdir(parents=True)
-    (folder / "a.csv").symlink_to(precious)
-    host.orchestrator.files["a.csv"] = CONTENT
-    end = await host.finish_task(assigned={"files": ["a.csv"]})
-
-    assert end["status"] == "success"
-    assert precious.read_text() == "untouched"
-    assert (folder / "a.csv").read_bytes() == CONTENT
-    assert not (folder / "a.csv").is_symlink()
-
-
 async def test_key_is_not_sent_to_the_address_of_an_assignment(
     host: Host,
 ) -> None:
@@ -216,13 +170,3 @@ async def test_key_is_not_sent_to_the_address_of_an_assignment(
         assigned = {"files": ["a.csv"], "orchestrator_url": decoy.url}
         assert (await host.finish_task(assigned=assigned))["status"] == "success"
         assert decoy.requests == []
-
-
-async def test_redirect_is_not_followed(host: Host, log: pytest.LogCaptureFixture) -> None:
-    away = {"Location": f"{host.orchestrator.url}/stolen"}
-    host.orchestrator.always(POLL, http(307, headers=away))
-    async with host.runner():
-        await until(lambda: "a redirect, which is not followed" in log.text)
-        await host.clock.advance(120)
-
-    assert not host.orchestrator.called("/stolen")

@@ -20,7 +20,6 @@ from runner.reporter.reporter import Reporter
 from runner.timing import DEFAULT_TIMINGS
 from runner.workspace.handover import FinalStatus, ReporterState, write_reporter_state
 from tests.fakes.crush import Crush, text
-from tests.fakes.hostile_crush import SCHEMAS, hostile_crush
 from tests.harness.host import container_of
 from tests.harness.orchestrator import LOGS, STATUS
 from tests.harness.server import json_response
@@ -408,20 +407,6 @@ async def test_final_word_of_the_agent_stands_though_its_engine_is_silent_after_
         await until(lambda: host.orchestrator.taken[-1]["status"] == "error")
 
     assert host.orchestrator.taken[-1]["message"].startswith("by the agent")
-
-
-@pytest.mark.parametrize("kind", SCHEMAS)
-async def test_hostile_database_keeps_no_task_from_its_end(host: Host, kind: str) -> None:
-    host.orchestrator.offer("t-1", PROMPT)
-    host.orchestrator.offer("t-2", "[print-line and on]")
-    with hostile_crush(host.home / ".crush" / "crush.db", kind):
-        async with host.runner():
-            await host.wait_for_state("t-1", "running")
-            host.let_go()
-            first = await host.wait_for_end()
-            second = await host.wait_for_end("t-2")
-
-    assert (first["status"], second["status"]) == ("success", "success")
 
 
 def refusing_over(most_bytes: int, host: Host) -> Callable[[], object]:

@@ -139,9 +139,6 @@ AS_A_WHOLE, BY_OPTIONS = "check --orchestrator-url", "check --name, --tag and --
     ("failure", "sentence"),
     [
         (DISABLED_503, DISABLED),
-        (http(502), "cannot register: HTTP 502"),
-        (http(200, b"<html>"), "cannot register: its response is not JSON"),
-        (json_response({}, 429), "cannot register: HTTP 429"),
         (json_response({"detail": "no"}, 404), f"cannot register: HTTP 404: no; {AS_A_WHOLE}"),
         (json_response({"detail": "no"}, 405), f"cannot register: HTTP 405: no; {AS_A_WHOLE}"),
         (json_response({"detail": "no"}, 400), f"cannot register: HTTP 400: no; {BY_OPTIONS}"),
@@ -151,7 +148,7 @@ AS_A_WHOLE, BY_OPTIONS = "check --orchestrator-url", "check --name, --tag and --
             "cannot register: HTTP 409: no; ask the orchestrator's administrator",
         ),
     ],
-    ids=["disabled", "502", "html", "429", "404", "405", "400", "422", "409"],
+    ids=["disabled", "404", "405", "400", "422", "409"],
 )
 async def test_registration_that_goes_wrong_is_logged_with_advice_and_retried(
     host: Host, log: pytest.LogCaptureFixture, failure: Answer, sentence: str
@@ -166,15 +163,6 @@ async def test_registration_that_goes_wrong_is_logged_with_advice_and_retried(
     if "; " in sentence:
         assert {record.levelname for record in logged} == {"ERROR"}
     assert host.orchestrator.count(REGISTER) == 3
-
-
-async def test_registration_obeys_retry_after(host: Host) -> None:
-    host.orchestrator.then(REGISTER, http(429, headers={"Retry-After": "200"}))
-    async with host.runner():
-        await host.clock.advance(300)
-
-    first, second = host.orchestrator.called(REGISTER)
-    assert 200 <= second.at_s - first.at_s <= 220
 
 
 @pytest.mark.parametrize("failure", [json_response({}, 404), DISABLED_503, SILENCE])
