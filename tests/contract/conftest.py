@@ -133,29 +133,29 @@ def anyio_backend() -> str:
 @pytest.fixture
 async def subject(request: pytest.FixtureRequest, anyio_backend: str) -> AsyncIterator[Subject]:  # noqa: ARG001 - asked for, so that it runs there
     """Yield each engine, the fake one too."""
-    async with subject_named(request.param) as found:
-        yield found
+    async with subject_named(request.param) as made:
+        yield made
 
 
 @pytest.fixture
 async def real(request: pytest.FixtureRequest, anyio_backend: str) -> AsyncIterator[Subject]:  # noqa: ARG001 - as above
     """Yield each real engine."""
-    async with subject_named(request.param) as found:
-        yield found
+    async with subject_named(request.param) as made:
+        yield made
 
 
 @pytest.fixture
 async def podman(anyio_backend: str) -> AsyncIterator[Subject]:  # noqa: ARG001 - as above
     """Yield podman."""
-    async with subject_named("podman") as found:
-        yield found
+    async with subject_named("podman") as made:
+        yield made
 
 
 @pytest.fixture
 async def docker(anyio_backend: str) -> AsyncIterator[Subject]:  # noqa: ARG001 - as above
     """Yield docker."""
-    async with subject_named("docker") as found:
-        yield found
+    async with subject_named("docker") as made:
+        yield made
 
 
 @asynccontextmanager
@@ -168,8 +168,8 @@ async def subject_named(kind: str) -> AsyncIterator[Subject]:
         return
     if kind not in os.environ.get("VICTORIA_TEST_ENGINES", "").split(","):
         pytest.fail(f"cannot test on {kind}: {ADVICE}", pytrace=False)
-    found = Subject(find_engine(kind), named_image(), name)
+    made = Subject(find_engine(kind), named_image(), name)
     try:
-        yield found
+        yield made
     finally:
-        await found.clean_up()
+        await made.clean_up()

@@ -76,6 +76,6 @@ class Crush:
         self.connection.close()
 
 
-def text(said: str) -> list[object]:
-    """Give the parts of a message that says something."""
-    return [{"type": "text", "data": {"text": said}}]
+def text(content: str) -> list[object]:
+    """Return the parts of a message with this text."""
+    return [{"type": "text", "data": {"text": content}}]

@@ -179,15 +179,15 @@ def _end_calls(folder: Path) -> None:
     """Wait for engine calls that outlive the runner: they may still make a container."""
 
     def under_way() -> list[int]:
-        found = []
+        paths = []
         for path in Path("/proc").glob("[0-9]*/cmdline"):
             with suppress(OSError):
                 if f"{folder}/".encode() in path.read_bytes():
-                    found.append(path)
-        for path in found:
+                    paths.append(path)
+        for path in paths:
             with suppress(OSError):
                 if b"engine_call.py" in path.read_bytes():
                     os.kill(int(path.parent.name), signal.SIGKILL)
-        return [int(path.parent.name) for path in found]
+        return [int(path.parent.name) for path in paths]
 
     wait_for(lambda: not under_way(), DEADLINE_S)

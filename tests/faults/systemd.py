@@ -84,7 +84,7 @@ class Systemd:
         assert started.returncode == 0, started.stderr
 
     def show(self, name: str, what: str) -> str:
-        """Give a property of a service, such as NRestarts."""
+        """Return a property of a service, such as NRestarts."""
         shown = self._systemctl("show", "--value", f"--property={what}", name)
         return shown.stdout.strip()
 

@@ -187,7 +187,7 @@ def test_container_that_is_removed_before_the_engine_has_said_that_it_runs_is_lo
     rig.runner.start()
     starting.wait()
     wait_for(lambda: unknown.has_happened, DEADLINE_S)  # the start has met its deadline
-    # In three steps: whoever kills does not wait for the end, and what runs is not removed.
+    # In three steps: `kill` does not wait for the end, and `rm` refuses what runs.
     for call in ("kill", "wait", "rm"):
         rig.runner.engine.run(call, container_of(task_id))
     unknown.lift()

@@ -301,8 +301,8 @@ async def _do(  # noqa: C901 - a table of directives, each in a line or two
     elif name in {"print-line", "stderr"}:
         container.show(f"{value}\n".encode())
     elif name == "env":
-        found = f"{value}={environment[value]}" if value in environment else f"{value} is not set"
-        container.show(f"{found}\n".encode())
+        shown = f"{value}={environment[value]}" if value in environment else f"{value} is not set"
+        container.show(f"{shown}\n".encode())
     elif name == "write" and home is not None:
         target, _, text = value.partition(" ")
         (home / target).parent.mkdir(parents=True, exist_ok=True)

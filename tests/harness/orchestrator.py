@@ -189,10 +189,10 @@ class ScriptedOrchestrator:
         return json_response(self.queue.pop(0) if self.queue else None, headers=headers)
 
     def _file(self, name: str) -> Answer:
-        found = self.files.get(name)
-        if found is None:
+        file = self.files.get(name)
+        if file is None:
             return json_response({"detail": "no such file"}, 404)
-        return http(200, found) if isinstance(found, bytes) else found
+        return http(200, file) if isinstance(file, bytes) else file
 
 
 def sha256(content: bytes) -> str:

@@ -30,7 +30,7 @@ DEADLINE_S = 120
 
 @dataclass(frozen=True)
 class Answer:
-    """What a command that ended by itself said."""
+    """The outcome of a command that ended by itself."""
 
     exit_code: int
     output: str
@@ -45,7 +45,7 @@ class RunnerProcess:
     engine: Engine
     orchestrator: RecordingOrchestrator
     options: list[str]
-    """What every start is given, before the start's own arguments."""
+    """The arguments of every start, before the start's own."""
     environment: dict[str, str] = field(default_factory=dict)
     """What every start has in its environment, beside what this process has."""
     command: tuple[str, ...] = COMMAND
@@ -72,7 +72,7 @@ class RunnerProcess:
     # Start and end
 
     def start(self, *arguments: str, terminal: int | None = None) -> None:
-        """Start the process; what it says goes to the log file, or to a terminal if given."""
+        """Start the process; its output goes to the log file, or to a terminal if given."""
         assert self._process is None or self._process.poll() is not None, "it runs already"
         self.folder.mkdir(exist_ok=True)
         with self._log_path.open("ab") as log:
@@ -111,7 +111,7 @@ class RunnerProcess:
         os.kill(self.pid, number)
 
     def exit_code(self, deadline_s: float = DEADLINE_S) -> int:
-        """Wait for the end of the process; give its exit code."""
+        """Wait for the end of the process; return its exit code."""
         assert self._process is not None, "it was never started"
         return self._process.wait(deadline_s)
 
@@ -143,7 +143,7 @@ class RunnerProcess:
         return [Path(f"/proc/{row[0]}") for row in rows if "run" in row[2:4]]
 
     def _remove(self, names: set[str]) -> set[str]:
-        """Try to remove containers, which somebody else may be doing; give what was there."""
+        """Try to remove containers, as others may do meanwhile; return what was there."""
         for name in names:
             # Two steps: `rm --force` alone gives podman's containers ten seconds to end.
             for arguments in (["kill", name], ["rm", "--force", name]):
@@ -158,7 +158,7 @@ class RunnerProcess:
         }
         return {**ours, **self.environment}
 
-    # What it says and keeps
+    # What it logs and keeps
 
     @property
     def _log_path(self) -> Path:
@@ -261,7 +261,7 @@ class RunnerProcess:
         return self._status_kib("VmHWM")
 
     def forget_peak(self) -> None:
-        """Begin anew with the largest resident memory (proc(5), clear_refs)."""
+        """Reset the largest resident memory (proc(5), clear_refs)."""
         Path(f"/proc/{self.pid}/clear_refs").write_text("5")
 
     def _status_kib(self, name: str) -> int:

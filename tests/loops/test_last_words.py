@@ -314,13 +314,13 @@ async def test_what_is_secret_leaves_neither_in_the_log_nor_in_the_agents_word(
         variables = host.engine.variables[container_of("t-1")]
         key = variables["NODE_API_KEY"]
         crush.say("s1", text(f"NODE_API_KEY={key} API_PASSWORD=hunter2-hunter2"))
-        leave(host, final("success", message=f"I found {key}!"))
+        leave(host, final("success", message=f"It is {key}!"))
         host.let_go()
         end = await host.wait_for_end()
 
     (log,) = logs(host)
     assert log["session"]["messages"][-1]["content"] == "NODE_API_KEY=*** API_PASSWORD=***"
-    assert end["message"] == "I found ***!"
+    assert end["message"] == "It is ***!"
     assert variables["VICTORIA_SECRETS"] == "API_PASSWORD"
 
 

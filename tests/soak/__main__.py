@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--engine", action="append", choices=ENGINES, help="may be repeated (the first there is)"
     )
-    parser.add_argument("--folder", type=Path, help="keep what is said and stored, below this one")
+    parser.add_argument("--folder", type=Path, help="keep logs and data in a folder below this one")
     parser.add_argument(
         "--minutes", type=float, default=24 * 60, help="then no more tasks are made"
     )
@@ -60,7 +60,7 @@ def _soak(seed: int, engine: Engine, image: str, given: argparse.Namespace) -> i
     )
     print(outcome.table(minutes=(time.monotonic() - began) / 60))
     if not outcome.is_clean:
-        print(f"what was said and stored is kept in {folder}")
+        print(f"logs and data are in {folder}")
     elif kept_below is None:
         shutil.rmtree(folder)
     print(f"seed {seed}", flush=True)

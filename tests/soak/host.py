@@ -52,7 +52,7 @@ class Host:
     files: list[StoredFile]
 
     def calm(self) -> None:
-        """Let nothing more go wrong."""
+        """Take back every fault."""
         self.proxy.present(self.certificates.trusted)
         self.proxy.accept()
         self.proxy.clear()

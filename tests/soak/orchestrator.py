@@ -69,12 +69,12 @@ class OrchestratorProcess:
         self._keeper.close()
 
     def upload(self, name: str, content: bytes) -> str:
-        """Store a file; give the name that tasks call it by."""
+        """Store a file; return the name that tasks call it by."""
         answer = self._http.post("/upload", files={"file": (name, content)})
         return str(answer.raise_for_status().json()["filename"])
 
     def create_task(self, **fields: object) -> str:
-        """Queue a task; give its id."""
+        """Queue a task; return its id."""
         return str(self._http.post("/tasks", json=fields).raise_for_status().json()["id"])
 
     def cancel(self, task_id: str) -> bool:

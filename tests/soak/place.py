@@ -38,7 +38,7 @@ IMPATIENT = Timings(
 
 @dataclass(frozen=True)
 class RunnerPlace:
-    """Where a runner works, and what it is given."""
+    """Where a runner works, and with which options."""
 
     folder: Path
     engine_name: str
@@ -108,11 +108,11 @@ class RunnerPlace:
         return read_rows(path, query) if path.exists() else []
 
     def starts(self, task_id: str) -> list[str]:
-        """Give the start marks that a task's containers have left."""
+        """Return the start marks that a task's containers have left."""
         log = self.home / "tasks" / task_id / "starts.log"
         return log.read_text().splitlines() if log.exists() else []
 
     def result(self, task_id: str) -> list[str]:
-        """Give what the last container of a task wrote down at its end."""
+        """Return what the last container of a task wrote down at its end."""
         path = self.home / "tasks" / task_id / "result.txt"
         return path.read_text().splitlines() if path.exists() else []

@@ -65,7 +65,7 @@ class EngineFault:
 
     @property
     def keeps_from_starting(self) -> bool:
-        """Whether a container does not start for it; one that does, whatever is said, runs on."""
+        """Whether it keeps a container from starting, whatever the engine says."""
         if self.act is not Act.FAIL or self.says != REFUSED:
             return False
         return self.call == "create" or (self.call in {"run", "start"} and self.when is When.BEFORE)
@@ -225,7 +225,7 @@ def _prompt(kind: Kind, number: int, lasts_s: float, exit_code: int) -> str:
 def _faults(dice: random.Random, kind: Kind, starting: tuple[str, str]) -> tuple[EngineFault, ...]:
     calls = (*starting, "inspect", "inspect", "rm", "logs", "stop")
     share = _FAULTY_SHARE
-    found = []
+    faults = []
     while dice.random() < share:
         call = dice.choice(calls)
         act = dice.choice((Act.BLOCK, Act.BLOCK, Act.FAIL, Act.FAIL, Act.HANG, Act.KILL))
@@ -233,8 +233,8 @@ def _faults(dice: random.Random, kind: Kind, starting: tuple[str, str]) -> tuple
         # A task that never starts cannot have its container removed.
         says = UNREACHABLE if dice.random() < 0.5 or kind is Kind.REMOVED else REFUSED
         seconds = round(dice.uniform(0.3, 4.0), 2)
-        found.append(EngineFault(call, act, dice.choice(moments), seconds, says))
-    return tuple(found[:2])
+        faults.append(EngineFault(call, act, dice.choice(moments), seconds, says))
+    return tuple(faults[:2])
 
 
 def _upsets(seed: int, tasks: int) -> list[UpsetPlan]:

@@ -103,12 +103,12 @@ class RecordingOrchestrator(RunningOrchestrator):
     ) -> Call:
         """Wait for a call that comes after the first `since` of all calls; return it."""
 
-        def found() -> Call | None:
+        def matching() -> Call | None:
             later = [call for call in self.calls[since:] if (call.method, call.path) == wanted]
             return later[0] if later else None
 
         wanted = (method, path)
-        return wait_for(found, deadline_s)
+        return wait_for(matching, deadline_s)
 
     def end_of(self, task_id: str) -> Json:
         """Wait until a task has ended; return it as the admin sees it."""
