@@ -65,11 +65,6 @@ class Rig:
         """Start the runner with these fields of `Timings` the next time."""
         self.runner.set_timings(**timings)
 
-    def set_option(self, option: str, text: str) -> None:
-        """Start the runner with another value of an option the next time."""
-        kept = [given for given in self.runner.options if not given.startswith(f"{option}=")]
-        self.runner.options[:] = [*kept, f"{option}={text}"]
-
     def begin(self, prompt: str = "[wait-for go]") -> str:
         """Start the runner and a task; return the task's id when the journal has it as running."""
         task_id = str(self.orchestrator.create_task(prompt)["id"])
@@ -100,8 +95,7 @@ class Rig:
         engine, name = self.runner.engine, f"127.0.0.1:1/victoria-{uuid4().hex[:12]}:1"
         engine.run("tag", image, name)
         try:
-            self.set_option("--container-image", name)
-            self.set_option("--pull", "newer")
+            self.runner.set_options(container_image=name, pull="newer")
             at_start = self.refuse_pull()
             self.runner.start()
             at_start.wait()
@@ -165,7 +159,7 @@ def rigged(folder: Path, engine: Engine, image: str, timings: Timings = IMPATIEN
             TIMINGS_VARIABLE: json.dumps(asdict(timings)),
         }
         rig = Rig(orchestrator, proxy, fault_engine, faults, runner, folder / "disks-hang")
-        rig.set_option("--orchestrator-url", proxy.url)
+        runner.set_options(orchestrator_url=proxy.url)
         try:
             yield rig
         finally:

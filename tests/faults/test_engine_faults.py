@@ -44,7 +44,7 @@ def test_container_that_is_gone_is_lost(how: str, podman_rig: Rig) -> None:
 
 
 def test_out_of_memory_is_reported_by_the_flag_of_the_engine(any_rig: Rig) -> None:
-    any_rig.set_option("--memory", "48m")
+    any_rig.runner.set_options(memory="48m")
     task_id = any_rig.orchestrator.create_task("[eat-memory 256]")["id"]
     any_rig.runner.start()
     any_rig.check_ended_once(task_id, "out_of_memory: the kernel ended it")
@@ -89,7 +89,7 @@ def test_step_of_a_start_that_hangs_is_given_up_and_the_task_goes_on(
 ) -> None:
     rig = podman_rig
     rig.set_timings(engine_run_timeout_s=START_S, kill_grace_s=0.5)
-    rig.set_option("--memory", "64m")  # so that podman 4 starts it in two steps
+    rig.runner.set_options(memory="64m")  # so that podman 4 starts it in two steps
     hang = rig.engine.plan(call, Act.HANG)
     task_id = rig.orchestrator.create_task("[print-line done]")["id"]
     rig.runner.start()

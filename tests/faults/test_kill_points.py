@@ -218,7 +218,7 @@ def test_task_ends_once_when_the_runner_is_killed_at_a_start_in_two_steps(
     call: str, when: When, podman_rig: Rig
 ) -> None:
     rig = podman_rig
-    rig.set_option("--memory", "64m")
+    rig.runner.set_options(memory="64m")
     task_id = rig.orchestrator.create_task("[print-line done]")["id"]
     rig.engine.plan(call, Act.KILL, when)
     rig.runner.start()

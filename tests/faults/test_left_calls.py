@@ -105,7 +105,7 @@ def test_second_step_that_is_stuck_when_the_runner_is_killed_does_not_happen_lat
 ) -> None:
     rig = podman_rig
     rig.set_timings(leftover_start_grace_s=3)
-    rig.set_option("--memory", "64m")
+    rig.runner.set_options(memory="64m")
     task_id = rig.orchestrator.create_task("[print-line done]")["id"]
     stuck = _get_stuck(rig, tmp_path / "stuck-engine", "start")
     rig.runner.start()
@@ -196,7 +196,7 @@ def test_container_that_is_removed_before_the_engine_has_said_that_it_runs_is_lo
 
 def test_refused_look_at_what_was_made_is_no_refusal_to_start_it(podman_rig: Rig) -> None:
     rig = podman_rig
-    rig.set_option("--memory", "64m")
+    rig.runner.set_options(memory="64m")
     task_id = rig.orchestrator.create_task("[print-line done]")["id"]
     rig.engine.plan("inspect", Act.FAIL, needs=container_of(task_id))
     rig.runner.start()

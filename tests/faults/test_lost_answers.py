@@ -151,8 +151,8 @@ def test_server_with_a_bad_certificate_is_sent_nothing_until_it_has_a_good_one(
     bad = "its TLS certificate is not trusted: "
     task_id = rig.orchestrator.create_task("[wait-for go]")["id"]
     with FaultProxy(rig.orchestrator.url, certificates.untrusted) as server:
-        rig.set_option("--orchestrator-url", server.url)
-        rig.set_option("--ca-file", str(certificates.ca_file))
+        rig.runner.set_options(orchestrator_url=server.url)
+        rig.runner.set_options(ca_file=str(certificates.ca_file))
         rig.runner.start()
         rig.runner.wait_for_log(f"cannot register: {bad}self-signed certificate")
         assert server.exchanges == []

@@ -63,8 +63,8 @@ def test_running_task_is_not_lost_while_a_disk_is_full_and_no_other_is_taken(
 ) -> None:
     rig = any_rig
     folder = mount(rig.runner.folder / which)
-    rig.set_option("--min-free-disk", "2M")
-    rig.set_option("--max-tasks", "2")
+    rig.runner.set_options(min_free_disk="2M")
+    rig.runner.set_options(max_tasks="2")
     task_id = rig.begin()
     filler = fill(folder)
     later = rig.orchestrator.create_task("[print-line done]")["id"]

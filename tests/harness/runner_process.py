@@ -6,16 +6,16 @@ import json
 import os
 import secrets
 import signal
-import sqlite3
 import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+from tests.harness.journal import read_rows
 from tests.harness.launcher import LAUNCHER, TIMINGS_VARIABLE
 from tests.orchestrator.serving import wait_for
-from tests.system.recording import LONGEST_TASK_S, RecordingOrchestrator
+from tests.system.recording import LONGEST_TASK_S
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,13 +37,29 @@ class Answer:
     log: str
 
 
+class Orchestrator(Protocol):
+    """What a runner needs of an orchestrator."""
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+
+    @property
+    def registration_token(self) -> str | None:
+        """The token that it takes, if any."""
+
+    @property
+    def task_ids(self) -> list[str]:
+        """The tasks that a test has made."""
+
+
 @dataclass
 class RunnerProcess:
     """One host's runner: its folders stay, its process comes and goes."""
 
     folder: Path
     engine: Engine
-    orchestrator: RecordingOrchestrator
+    orchestrator: Orchestrator
     options: list[str]
     """The arguments of every start, before the start's own."""
     environment: dict[str, str] = field(default_factory=dict)
@@ -80,7 +96,7 @@ class RunnerProcess:
             self._process = subprocess.Popen(
                 [*self.command, *self.options, *arguments],
                 cwd=ROOT,
-                env=self._full_environment(),
+                env=self.full_environment,
                 stdin=subprocess.DEVNULL if terminal is None else terminal,
                 stdout=log if terminal is None else terminal,
                 stderr=log if terminal is None else terminal,
@@ -92,12 +108,20 @@ class RunnerProcess:
         known = json.loads(self.environment.get(TIMINGS_VARIABLE, "{}"))
         self.environment[TIMINGS_VARIABLE] = json.dumps({**known, **timings})
 
+    def set_options(self, **options: object) -> None:
+        """Start the runner with other values of these options; None leaves one out."""
+        for name, value in options.items():
+            option = f"--{name.replace('_', '-')}"
+            self.options[:] = [text for text in self.options if not text.startswith(f"{option}=")]
+            if value is not None:
+                self.options.append(f"{option}={value}")
+
     def run(self, *arguments: str, environment: Mapping[str, str] | None = None) -> Answer:
         """Run to the end, beside the process that was started or instead of it."""
         done = subprocess.run(
             [*self.command, *self.options, *arguments],
             cwd=ROOT,
-            env={**self._full_environment(), **(environment or {})},
+            env={**self.full_environment, **(environment or {})},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -150,7 +174,9 @@ class RunnerProcess:
                 subprocess.run([self.engine.name, *arguments], check=False, capture_output=True)
         return names
 
-    def _full_environment(self) -> dict[str, str]:
+    @property
+    def full_environment(self) -> dict[str, str]:
+        """The variables of every start."""
         ours = {
             name: text
             for name, text in os.environ.items()
@@ -196,14 +222,9 @@ class RunnerProcess:
         path = self.state_dir / "journal.sqlite3"
         if not path.exists():
             return []
-        journal = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=DEADLINE_S)
-        journal.row_factory = sqlite3.Row
-        try:
-            # Of one that is being made there is nothing to read yet.
-            is_made = journal.execute("PRAGMA user_version").fetchone()[0] > 0
-            return [dict(row) for row in journal.execute(query)] if is_made else []
-        finally:
-            journal.close()
+        # Of one that is being made there is nothing to read yet.
+        (made,) = read_rows(path, "PRAGMA user_version")
+        return read_rows(path, query) if made["user_version"] else []
 
     @property
     def node_key(self) -> str:
@@ -270,7 +291,7 @@ class RunnerProcess:
 
 
 def process_on(
-    engine: Engine, image: str, folder: Path, orchestrator: RecordingOrchestrator
+    engine: Engine, image: str, folder: Path, orchestrator: Orchestrator
 ) -> RunnerProcess:
     """Prepare a runner for an engine and an orchestrator, with short intervals."""
     folder.mkdir(parents=True, exist_ok=True)

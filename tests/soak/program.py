@@ -1,16 +1,13 @@
-"""A process that is killed and started again, and the files that it and its like write."""
+"""A process that is killed and started again."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sqlite3
 import subprocess
-import time
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).parents[2]
 DEADLINE_S = 60.0
@@ -88,18 +85,3 @@ class Program:
         with self.log_path.open("rb") as log:
             log.seek(start)
             return log.read().decode(errors="replace")
-
-
-def read_rows(path: Path, query: str) -> list[dict[str, Any]]:
-    """Read an SQLite file that others write to; it is waited for."""
-    until = time.monotonic() + DEADLINE_S
-    while True:
-        try:
-            with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10)) as database:
-                database.row_factory = sqlite3.Row
-                return [dict(row) for row in database.execute(query)]
-        except sqlite3.OperationalError:
-            # In the moment in which its writer dies or comes back it may be locked.
-            if time.monotonic() > until:
-                raise
-            time.sleep(0.05)

@@ -168,7 +168,7 @@ class Soak:
         )
         over = {row["id"] for row in rows}
         for record in self.records:
-            if record.ran_at is None and self._host.place.starts(record.task_id):
+            if record.ran_at is None and self._host.place.starts_of(record.task_id):
                 record.ran_at = time.monotonic()
             if record.task_id in over and not record.is_over:
                 record.is_over = True
@@ -215,11 +215,11 @@ class Soak:
         place = self._host.place
         left = [
             f"task {row['task_id']} is {row['state']} in the journal"
-            for row in place.journal("SELECT task_id, state FROM tasks WHERE state <> 'closed'")
+            for row in place.rows("SELECT task_id, state FROM tasks WHERE state <> 'closed'")
         ]
         left += [
             f"a report of task {row['task_id']} waits, {row['parked'] or 'to be sent'}"
-            for row in place.journal("SELECT task_id, parked FROM outbox")
+            for row in place.rows("SELECT task_id, parked FROM outbox")
         ]
         if self._look_at_tasks() < len(self.records):
             left.append("tasks have not ended")
@@ -249,7 +249,7 @@ class Soak:
                 status=stored[record.task_id]["status"],
                 message=stored[record.task_id]["message"],
                 final_steps=stored[record.task_id]["final_steps"],
-                starts=len(self._host.place.starts(record.task_id)),
+                starts=self._host.place.starts_of(record.task_id),
                 wrong_files=self._wrong_files(record),
                 has_container=container_of(record.task_id) in containers,
                 is_cancelled=record.is_cancelled,
@@ -261,7 +261,7 @@ class Soak:
 
     def _wrong_files(self, record: Record) -> tuple[str, ...]:
         wanted = {self._host.files[index].seen_as for index in record.plan.files}
-        seen = {
-            line for line in self._host.place.result(record.task_id) if line.startswith("file: ")
-        }
+        result = self._host.place.task_folder(record.task_id) / "result.txt"
+        lines = result.read_text().splitlines() if result.exists() else []
+        seen = {line for line in lines if line.startswith("file: ")}
         return tuple(sorted(wanted ^ seen))

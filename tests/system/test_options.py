@@ -26,7 +26,7 @@ def test_victoria_home_is_asked_for_on_a_terminal_with_the_default_offered(
     orchestrator: RecordingOrchestrator,
     tmp_path: Path,
 ) -> None:
-    omit(any_runner, "--victoria-home")
+    any_runner.set_options(victoria_home=None)
     any_runner.environment["HOME"] = str(tmp_path)
     shown = on_a_terminal(any_runner, line.format(folder=tmp_path))
     assert "[~/Victoria]: " in shown
@@ -40,8 +40,7 @@ def test_name_home_and_engine_have_defaults_podman_first_and_else_docker(
     engines: list[Engine],
     tmp_path: Path,
 ) -> None:
-    for option in ("--name", "--victoria-home", "--container-runtime"):
-        omit(any_runner, option)
+    any_runner.set_options(name=None, victoria_home=None, container_runtime=None)
     programs = tmp_path / "programs"
     programs.mkdir()
     any_runner.environment |= {"PATH": str(programs), "HOME": str(tmp_path / "account")}
@@ -109,11 +108,6 @@ def test_help_names_every_option_of_the_seed_with_its_default() -> None:
         _, separator, text = help_text.partition(f" {option} ")
         assert separator, option
         assert default in text.partition(" --")[0], option
-
-
-def omit(runner: RunnerProcess, option: str) -> None:
-    """Leave out one of the options that tests start the runner with."""
-    runner.options[:] = [text for text in runner.options if not text.startswith(f"{option}=")]
 
 
 def on_a_terminal(runner: RunnerProcess, answer: str) -> str:

@@ -66,7 +66,7 @@ def test_token_is_not_in_the_arguments_and_what_is_stored_is_private(
 def give_token(runner: RunnerProcess, orchestrator: RecordingOrchestrator, *arguments: str) -> None:
     """Start the runner with its token in these arguments instead of in a file."""
     token = str(orchestrator.registration_token)
-    runner.options[:] = [text for text in runner.options if "token" not in text]
+    runner.set_options(registration_token_file=None)
     runner.options += [text.format(token) for text in arguments]
 
 
