@@ -10,7 +10,7 @@ import pytest
 
 from tests.faults.engine import Act, When
 from tests.faults.rig import Rig
-from tests.harness.proxy import Fault
+from tests.harness.proxy import Fault, Kind
 from tests.harness.runner_process import DEADLINE_S, RunnerProcess, container_of
 from tests.orchestrator.serving import wait_for
 
@@ -94,18 +94,18 @@ def _no_preparation(_rig: Rig) -> None:
 
 
 ON_THE_WIRE = [
-    at_request("registration-unanswered", "POST", "/register", Fault.hold_answer(), nodes=2),
+    at_request("registration-unanswered", "POST", "/register", Fault(Kind.HOLD_ANSWER), nodes=2),
     at_request(
         "assignment-unanswered",
         "GET",
         "/tasks/pending",
-        Fault.hold_answer(answer_has=b"task_id"),
+        Fault(Kind.HOLD_ANSWER, answer_has=b"task_id"),
     ),
-    at_request("during-files", "GET", "/files/*", Fault.hold_request(), files=True),
-    at_request("claim-unasked", "POST", "/status", Fault.hold_request(request_has=RUNNING)),
-    at_request("claim-unanswered", "POST", "/status", Fault.hold_answer(request_has=RUNNING)),
-    at_request("report-unasked", "POST", "/status", Fault.hold_request(request_has=FINAL)),
-    at_request("report-unanswered", "POST", "/status", Fault.hold_answer(request_has=FINAL)),
+    at_request("during-files", "GET", "/files/*", Fault(Kind.HOLD_REQUEST), files=True),
+    at_request("claim-unasked", "POST", "/status", Fault(Kind.HOLD_REQUEST, request_has=RUNNING)),
+    at_request("claim-unanswered", "POST", "/status", Fault(Kind.HOLD_ANSWER, request_has=RUNNING)),
+    at_request("report-unasked", "POST", "/status", Fault(Kind.HOLD_REQUEST, request_has=FINAL)),
+    at_request("report-unanswered", "POST", "/status", Fault(Kind.HOLD_ANSWER, request_has=FINAL)),
 ]
 """Steps of which the engine knows nothing."""
 

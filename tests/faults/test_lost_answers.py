@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.faults.certificates import make_certificates
-from tests.harness.proxy import Fault, FaultProxy
+from tests.harness.proxy import Fault, FaultProxy, Kind
 from tests.harness.runner_process import DEADLINE_S
 from tests.orchestrator.serving import wait_for
 
@@ -46,9 +46,9 @@ def finish_a_task(rig: Rig) -> None:
 
 @pytest.mark.parametrize(("method", "path", "when"), EVERY_CALL)
 def test_lost_answer_doubles_nothing_and_loses_nothing(
-    method: str, path: str, when: dict[str, bytes], any_rig: Rig
+    method: str, path: str, when: dict[str, Any], any_rig: Rig
 ) -> None:
-    any_rig.proxy.plan(method, path, Fault.drop_answer(**when))
+    any_rig.proxy.plan(method, path, Fault(Kind.DROP_ANSWER, **when))
     finish_a_task(any_rig)
     assert any_rig.proxy.counts["drop-answer"] == 1
     # A registration cannot be asked about: the node whose key was lost stays behind, without work.
@@ -57,9 +57,9 @@ def test_lost_answer_doubles_nothing_and_loses_nothing(
 
 @pytest.mark.parametrize(("method", "path", "when"), EVERY_CALL)
 def test_half_of_an_answer_is_no_answer(
-    method: str, path: str, when: dict[str, bytes], any_rig: Rig
+    method: str, path: str, when: dict[str, Any], any_rig: Rig
 ) -> None:
-    any_rig.proxy.plan(method, path, Fault.half_body(**when))
+    any_rig.proxy.plan(method, path, Fault(Kind.HALF_BODY, **when))
     finish_a_task(any_rig)
     assert any_rig.proxy.counts["half-body"] == 1
 
@@ -67,13 +67,13 @@ def test_half_of_an_answer_is_no_answer(
 def test_session_whose_answer_is_lost_is_stored_once(any_rig: Rig) -> None:
     rig = any_rig
     task_id = rig.orchestrator.create_task("[print-line done]")["id"]
-    rig.proxy.plan("POST", "/status", Fault.hold_request(request_has=FINAL))
+    rig.proxy.plan("POST", "/status", Fault(Kind.HOLD_REQUEST, request_has=FINAL))
     rig.runner.start()
     wait_for(lambda: rig.proxy.counts["hold-request"], DEADLINE_S)
     rig.runner.kill()
     rig.proxy.clear()
     put_into_outbox(rig, task_id, {"job_id": task_id, "task_id": task_id, "session": {"id": "s-1"}})
-    rig.proxy.plan("POST", "/logs", Fault.drop_answer(), Fault.drop_answer())
+    rig.proxy.plan("POST", "/logs", Fault(Kind.DROP_ANSWER), Fault(Kind.DROP_ANSWER))
     rig.runner.start()
     rig.check_ended_once(task_id)
     assert rig.orchestrator.log_of(task_id) == {"id": "s-1"}
@@ -97,7 +97,7 @@ def test_cancellation_whose_answer_is_lost_comes_with_the_next_heartbeat(any_rig
     rig.runner.start()
     rig.runner.wait_for_start_of(task_id)
     rig.proxy.plan(
-        "POST", "/nodes/heartbeat", *2 * [Fault.drop_answer(answer_has=task_id.encode())]
+        "POST", "/nodes/heartbeat", *2 * [Fault(Kind.DROP_ANSWER, answer_has=task_id.encode())]
     )
     rig.orchestrator.cancel(task_id)
     rig.runner.wait_until_closed(task_id)
@@ -112,13 +112,13 @@ def test_cancellation_whose_answer_is_lost_comes_with_the_next_heartbeat(any_rig
 def test_connections_held_open_for_ever_are_given_up_at_the_deadline(any_rig: Rig) -> None:
     rig = any_rig
     rig.set_timings(call_timeout_s=3.0, stall_timeout_s=3.0, long_poll_s=1)
-    rig.proxy.plan("POST", "/register", Fault.hold_request())
-    rig.proxy.plan("GET", "/tasks/pending", Fault.hold_answer(answer_has=ASSIGNED))
-    rig.proxy.plan("POST", "/nodes/heartbeat", Fault.hold_answer(), Fault.hold_request())
-    rig.proxy.plan("GET", "/files/*", Fault.hold_request(), Fault.hold_answer())
-    rig.proxy.plan("POST", "/status", Fault.hold_request(request_has=RUNNING))
-    rig.proxy.plan("POST", "/status", Fault.hold_answer(request_has=RUNNING))
-    rig.proxy.plan("POST", "/status", Fault.hold_answer(request_has=FINAL))
+    rig.proxy.plan("POST", "/register", Fault(Kind.HOLD_REQUEST))
+    rig.proxy.plan("GET", "/tasks/pending", Fault(Kind.HOLD_ANSWER, answer_has=ASSIGNED))
+    rig.proxy.plan("POST", "/nodes/heartbeat", Fault(Kind.HOLD_ANSWER), Fault(Kind.HOLD_REQUEST))
+    rig.proxy.plan("GET", "/files/*", Fault(Kind.HOLD_REQUEST), Fault(Kind.HOLD_ANSWER))
+    rig.proxy.plan("POST", "/status", Fault(Kind.HOLD_REQUEST, request_has=RUNNING))
+    rig.proxy.plan("POST", "/status", Fault(Kind.HOLD_ANSWER, request_has=RUNNING))
+    rig.proxy.plan("POST", "/status", Fault(Kind.HOLD_ANSWER, request_has=FINAL))
     finish_a_task(rig)
     assert "cannot register: no response within 3 s" in rig.runner.log
     assert "Error polling for tasks: no response within 4 s" in rig.runner.log

@@ -137,14 +137,6 @@ def make_newer(journal: Path) -> None:
         connection.execute("PRAGMA user_version = 99")
 
 
-def cut(journal: Path) -> None:
-    """Lose half of the file, and the log that was not yet brought into it."""
-    for ending in ("-wal", "-shm"):
-        journal.with_name(journal.name + ending).unlink(missing_ok=True)
-    with journal.open("r+b") as file:
-        file.truncate(journal.stat().st_size // 2)
-
-
 def set_aside(runner: RunnerProcess) -> list[str]:
     """Return the names of the journals that were set aside."""
     return [path.name for path in runner.state_dir.glob("journal.sqlite3.*.unusable")]
@@ -168,17 +160,6 @@ def test_running_task_is_adopted_from_its_container_when_the_journal_cannot_be_u
     rig.check_ended_once(task_id)
     # The key came from the container, and with it the node is what it was.
     assert len(rig.orchestrator.nodes()) == 1
-
-
-def test_journal_that_is_cut_short_is_set_aside_and_nothing_is_lost(any_rig: Rig) -> None:
-    task_id = any_rig.begin()
-    any_rig.runner.send(signal.SIGTERM)
-    assert any_rig.runner.exit_code() == 0
-    cut(any_rig.runner.state_dir / "journal.sqlite3")
-    any_rig.runner.start()
-    any_rig.runner.let_go("go")
-    any_rig.check_ended_once(task_id)
-    assert set_aside(any_rig.runner)
 
 
 @pytest.mark.parametrize("commit", [1, 2])  # the identity is stored, the task adopted

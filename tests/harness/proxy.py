@@ -1,8 +1,9 @@
 """A proxy between runner and orchestrator that loses, delays and garbles what passes through it.
 
     with FaultProxy(orchestrator.url) as proxy:
-        proxy.plan("POST", "/status", Fault.drop_answer())
-        proxy.by_chance(Chance(seed=1, share=0.1, faults=(Fault.delay(0.2), Fault.drop_request())))
+        proxy.plan("POST", "/status", Fault(Kind.DROP_ANSWER))
+        chance = Chance(seed=1, share=0.1, faults=(Fault(Kind.DROP_REQUEST),))
+        proxy.by_chance(chance)
         ...  # the runner is given proxy.url
 
 What is planned for a request comes first, one fault a request and in order; then chance decides,
@@ -80,50 +81,6 @@ class Fault:
     retry_after: str | None = None
     request_has: bytes = b""
     answer_has: bytes = b""
-
-    @classmethod
-    def drop_request(cls, **when: bytes) -> Fault:
-        """Lose the request."""
-        return cls(Kind.DROP_REQUEST, **_when(when))
-
-    @classmethod
-    def drop_answer(cls, **when: bytes) -> Fault:
-        """Lose the answer."""
-        return cls(Kind.DROP_ANSWER, **_when(when))
-
-    @classmethod
-    def delay(cls, seconds: float, **when: bytes) -> Fault:
-        """Pass it on after so many seconds."""
-        return cls(Kind.DELAY, seconds=seconds, **_when(when))
-
-    @classmethod
-    def half_body(cls, **when: bytes) -> Fault:
-        """Lose the second half of the answer's body."""
-        return cls(Kind.HALF_BODY, **_when(when))
-
-    @classmethod
-    def answer(cls, status: int, *, retry_after: str | None = None, **when: bytes) -> Fault:
-        """Answer with this status code, such as 429 or 503."""
-        return cls(Kind.STATUS, status=status, retry_after=retry_after, **_when(when))
-
-    @classmethod
-    def html(cls, status: int, **when: bytes) -> Fault:
-        """Answer with a page for people, such as a captive portal does with 200."""
-        return cls(Kind.HTML, status=status, **_when(when))
-
-    @classmethod
-    def hold_request(cls, **when: bytes) -> Fault:
-        """Never answer, and never pass it on."""
-        return cls(Kind.HOLD_REQUEST, **_when(when))
-
-    @classmethod
-    def hold_answer(cls, **when: bytes) -> Fault:
-        """Pass it on, and never answer."""
-        return cls(Kind.HOLD_ANSWER, **_when(when))
-
-
-def _when(when: dict[str, bytes]) -> dict[str, Any]:
-    return dict(when)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from enum import Enum
 
 from tests.faults.engine import Act, When
 from tests.harness.proxy import Fault
+from tests.harness.proxy import Kind as Network
 
 LONG_TIMEOUT_S = 900
 """A time limit that no task of a soak reaches."""
@@ -155,13 +156,17 @@ _FARTHEST_COMMIT = 20
 """Some two or three tasks' lives away: so every kind of commit is met."""
 
 NETWORK_FAULTS = (
-    *(Fault.drop_request(), Fault.drop_request()),
-    *(Fault.drop_answer(), Fault.drop_answer(), Fault.drop_answer()),
-    *(Fault.half_body(), Fault.half_body()),
-    *(Fault.delay(0.3), Fault.delay(1.5)),
-    *(Fault.answer(429, retry_after="1"), Fault.answer(503, retry_after="1"), Fault.answer(500)),
-    *(Fault.html(200), Fault.html(502)),
-    *(Fault.hold_request(), Fault.hold_answer()),
+    *(Fault(Network.DROP_REQUEST), Fault(Network.DROP_REQUEST)),
+    *(Fault(Network.DROP_ANSWER), Fault(Network.DROP_ANSWER), Fault(Network.DROP_ANSWER)),
+    *(Fault(Network.HALF_BODY), Fault(Network.HALF_BODY)),
+    *(Fault(Network.DELAY, seconds=0.3), Fault(Network.DELAY, seconds=1.5)),
+    *(
+        Fault(Network.STATUS, status=429, retry_after="1"),
+        Fault(Network.STATUS, status=503, retry_after="1"),
+        Fault(Network.STATUS, status=500),
+    ),
+    *(Fault(Network.HTML, status=200), Fault(Network.HTML, status=502)),
+    *(Fault(Network.HOLD_REQUEST), Fault(Network.HOLD_ANSWER)),
 )
 NETWORK_FAULT_SHARE = 0.07
 """How many requests of the runner meet one of these, by chance."""
