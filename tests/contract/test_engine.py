@@ -286,8 +286,8 @@ async def test_only_as_many_last_lines_are_given_as_are_asked_for(subject: Subje
     assert await subject.engine.last_output(subject.name, 2) == "two\nthree\n"
 
 
-async def test_output_of_200_mb_is_bounded_and_its_end_is_kept(subject: Subject) -> None:
-    await subject.finish("[print 200000000][print-line the-end]")
+async def test_output_of_50_mb_is_bounded_and_its_end_is_kept(subject: Subject) -> None:
+    await subject.finish("[print 50000000][print-line the-end]")
     output = await subject.engine.last_output(subject.name, 20)
     assert output.endswith("the-end\n")
     assert len(output) < 10_000

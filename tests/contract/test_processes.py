@@ -331,8 +331,8 @@ async def test_zombie_does_not_pass_for_a_running_container() -> None:
 # Memory
 
 
-async def test_one_line_of_200_mb_is_bounded(real: Subject) -> None:
-    program = "import sys; [sys.stdout.write('x' * 1000000) for _ in range(200)]"
+async def test_one_line_of_50_mb_is_bounded(real: Subject) -> None:
+    program = "import sys; [sys.stdout.write('x' * 1000000) for _ in range(50)]"
     container = await real.finish(
         "",
         arguments=("-c", f"{program}; print(); print('the-end')"),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import sqlite3
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.fakes.crush import Crush
 from tests.faults.certificates import make_certificates
 from tests.harness.proxy import Fault, FaultProxy, Kind
 from tests.harness.runner_process import DEADLINE_S
@@ -65,30 +65,16 @@ def test_half_of_an_answer_is_no_answer(
 
 
 def test_session_whose_answer_is_lost_is_stored_once(any_rig: Rig) -> None:
-    rig = any_rig
-    task_id = rig.orchestrator.create_task("[print-line done]")["id"]
-    rig.proxy.plan("POST", "/status", Fault(Kind.HOLD_REQUEST, request_has=FINAL))
-    rig.runner.start()
-    wait_for(lambda: rig.proxy.counts["hold-request"], DEADLINE_S)
-    rig.runner.kill()
-    rig.proxy.clear()
-    put_into_outbox(rig, task_id, {"job_id": task_id, "task_id": task_id, "session": {"id": "s-1"}})
-    rig.proxy.plan("POST", "/logs", Fault(Kind.DROP_ANSWER), Fault(Kind.DROP_ANSWER))
-    rig.runner.start()
-    rig.check_ended_once(task_id)
-    assert rig.orchestrator.log_of(task_id) == {"id": "s-1"}
-    assert len(rig.proxy.requests("POST", "/logs")) == 3
-
-
-def put_into_outbox(rig: Rig, task_id: str, body: dict[str, object]) -> None:
-    """Add one more entry, for /logs, while no runner is at work."""
-    journal = sqlite3.connect(rig.runner.state_dir / "journal.sqlite3")
-    with journal:
-        journal.execute(
-            "INSERT INTO outbox (task_id, path, body, created_at) VALUES (?, 'logs', ?, 0)",
-            (task_id, json.dumps(body)),
-        )
-    journal.close()
+    prompt = "Count the sales [wait-for go]"
+    task_id = any_rig.begin(prompt)
+    crush = Crush(any_rig.runner.home / ".crush" / "crush.db", now=int(time.time()))
+    crush.begin("s-1", prompt=prompt)
+    crush.close()
+    any_rig.proxy.plan("POST", "/logs", *2 * [Fault(Kind.DROP_ANSWER)])
+    any_rig.runner.let_go("go")
+    any_rig.check_ended_once(task_id)
+    assert any_rig.orchestrator.log_of(task_id)["id"] == "s-1"
+    assert len(any_rig.proxy.requests("POST", "/logs")) == 3
 
 
 def test_cancellation_whose_answer_is_lost_comes_with_the_next_heartbeat(any_rig: Rig) -> None:
