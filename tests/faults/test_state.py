@@ -105,21 +105,6 @@ def test_runner_that_starts_on_a_full_disk_keeps_its_journal_and_its_task(
     assert set_aside(rig.runner) == []
 
 
-def test_first_start_on_a_full_disk_ends_with_a_sentence_and_the_next_works(
-    any_rig: Rig, mount: Callable[[Path], Path]
-) -> None:
-    rig = any_rig
-    filler = fill(mount(rig.runner.state_dir))
-    answer = rig.runner.run("--once")
-    assert answer.exit_code == 75, answer.log
-    assert answer.log.startswith("victoria-runner: cannot use the state folder")
-    assert answer.log.endswith(
-        "no space left on device; run as its owner, on a disk with free space\n"
-    )
-    filler.unlink()
-    assert rig.runner.run("--once").exit_code == 0
-
-
 # Journals that cannot be used
 
 

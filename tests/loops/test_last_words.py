@@ -14,10 +14,10 @@ from runner.api.client import OrchestratorClient
 from runner.crush.log import digest_of
 from runner.crush.sessions import read_session, session_mark
 from runner.errors import EngineSilent
-from runner.model import log_body
+from runner.model import TaskStatus, log_body
 from runner.reporter.job import job_in
 from runner.reporter.reporter import Reporter
-from runner.timing import DEFAULT_TIMINGS
+from runner.timing import DEFAULT_TIMINGS, ReporterTimings
 from runner.workspace.handover import FinalStatus, ReporterState, write_reporter_state
 from tests.fakes.crush import Crush, text
 from tests.harness.host import container_of
@@ -58,7 +58,7 @@ def final(
     status: str, *, is_sent: bool = False, message: str | None = "by the agent"
 ) -> FinalStatus:
     """Return a final report of the agent."""
-    return FinalStatus(status, message, None, is_sent=is_sent)
+    return FinalStatus(TaskStatus(status), message, None, is_sent=is_sent)
 
 
 def leave(host: Host, status: FinalStatus | None) -> None:
@@ -154,7 +154,7 @@ async def test_final_report_and_log_that_the_reporter_could_not_send_are_deliver
         given = host.engine.variables[container_of("t-1")]
         job = replace(job_in({**given, "VICTORIA_HOME": str(host.home)}), prompt=PROMPT)
         async with OrchestratorClient(job.orchestrator_url) as orchestrator:
-            reporter = Reporter(job, orchestrator, timeout_s=16)
+            reporter = Reporter(job, orchestrator, ReporterTimings(call_timeout_s=16))
             result = await reporter.finish("error", "12 sales are too few", submit_logs=True)
         for path in (STATUS, LOGS):
             host.orchestrator.always(path, None)

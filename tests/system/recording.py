@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.database import DATABASE_NAME
+from orchestrator.db.database import DATABASE_NAME
 from tests.orchestrator.serving import DEADLINE_S, RunningOrchestrator, wait_for
 
 if TYPE_CHECKING:

@@ -142,11 +142,13 @@ def test_authentication_step_3_every_other_call_carries_the_key(finished: Finish
 
 
 def test_heartbeats_request_for_work_and_downloads_are_as_documented(finished: Finished) -> None:
-    beats = [call.json() for call in finished.orchestrator.calls_of("POST", "/nodes/heartbeat")]
-    ours = [beat for beat in beats if beat["status"] == "busy"] + beats[:1]
+    calls = finished.orchestrator.calls_of("POST", "/nodes/heartbeat")
+    ours = [
+        call.json() for call in calls if call.headers["user-agent"].startswith("victoria-runner/")
+    ]
     assert {beat["node_id"] for beat in ours} == {finished.runner.node_id}
     states = {(beat["status"], beat.get("current_task_id")) for beat in ours}
-    assert states == {("idle", None), ("busy", finished.task_id)}
+    assert {("idle", None), ("busy", finished.task_id)} <= states
     assert all("task_ids" not in beat for beat in ours)
     calls = finished.orchestrator.calls_of("GET", "/tasks/pending")
     assert {call.headers["prefer"] for call in calls} == {"wait=25"}
