@@ -12,10 +12,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
+SKIPPED = 77
+"""Exit code of a command for which this machine has no Python; automake has it so, too."""
+INTERRUPTED = 130
+"""Exit code after Ctrl-C or TERM."""
 
 
 class SetupError(Exception):
     """A step failed; the message is one sentence that says what to do."""
+
+
+class MissingPythonError(SetupError):
+    """No Python of the version that a command needs is on this machine."""
 
 
 class Result(NamedTuple):
