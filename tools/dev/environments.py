@@ -71,9 +71,13 @@ class Environment:
     def _fingerprint(self) -> str:
         parts = [*self.packages, (ROOT / self.pins).read_text()]
         if "-e" in self.packages:
-            # What is installed depends on the project's table, not on the settings of tools.
-            parts.append((ROOT / "pyproject.toml").read_text().partition("\n[tool.")[0])
+            parts.append(project_table())
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def project_table() -> str:
+    """Return what pyproject.toml says of the project, without the settings of tools."""
+    return (ROOT / "pyproject.toml").read_text().partition("\n[tool.")[0]
 
 
 def project() -> Environment:
