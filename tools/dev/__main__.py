@@ -180,7 +180,7 @@ def contract(arguments: list[str]) -> int:
 
 def bench(arguments: list[str]) -> int:
     """Run benchmarks, on the engines or the PostgreSQL that they need."""
-    what = set(options.benchmarks_of(options.bench().parse_args(arguments)))
+    what = set(options.bench().parse_args(arguments).what)
     with contextlib.ExitStack() as stack:
         with setup_lock():
             python = envs.project().ensure()

@@ -98,7 +98,7 @@ def ensure_tests(version: str) -> Path:
         )
     packages = ("-e", f"{ROOT}[orchestrator,reporter,test]")
     return Environment(
-        ROOT / f".venv-{version}", "the project and pytest: 140 MB, a minute", packages
+        ROOT / f".venv-{version}", "the project and pytest: 130 MB, a minute", packages
     ).ensure(python)
 
 
