@@ -49,8 +49,8 @@ from tools.dev.shell import (
 )
 
 ON_EVERY_PYTHON = ["tests/unit", "tests/contract", "tests/reporter"]
-# Many tests wait for deadlines; one worker more than there are cores keeps the cores at work.
-WORKERS = [f"--numprocesses={(os.cpu_count() or 1) + 1}", "--dist=worksteal"]
+# Many tests wait for engines and deadlines: two workers a core keep the cores at work.
+WORKERS = [f"--numprocesses={2 * (os.cpu_count() or 1)}", "--dist=worksteal"]
 
 
 def main(arguments: list[str]) -> int:
