@@ -14,12 +14,11 @@ from pathlib import Path
 from sqlalchemy import insert
 
 from benchmarks.servers import POSTGRESQL_VARIABLE, new_database
-from orchestrator.claims import claim_next
-from orchestrator.clock import utc_now
-from orchestrator.database import Database
-from orchestrator.schema import Node, Task
+from orchestrator.db.database import Database
+from orchestrator.db.tables import Node, Task
+from orchestrator.model import NodeStatus, TaskStatus, utc_now
 from orchestrator.settings import Settings
-from orchestrator.states import NodeStatus, TaskStatus
+from tests.orchestrator.claiming import claim_next
 
 _QUEUED = 10_000
 _SECONDS = 8.0

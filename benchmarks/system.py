@@ -16,7 +16,7 @@ from pathlib import Path
 
 import httpx
 
-from orchestrator.database import DATABASE_NAME
+from orchestrator.db.database import DATABASE_NAME
 
 _DEADLINE_S = 60.0
 # Stands first on PATH under the engine's name, and notes when each call began and ended.

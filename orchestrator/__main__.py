@@ -17,18 +17,18 @@ import click
 from orchestrator import __version__
 from orchestrator.app import create_app
 from orchestrator.conformance.run import check
-from orchestrator.credentials import Credentials, load_credentials
-from orchestrator.data_folder import hold_alone
-from orchestrator.database import postgresql_url
+from orchestrator.db.database import postgresql_url
 from orchestrator.errors import ConfigurationError
-from orchestrator.open_files import open_as_many_as_allowed
-from orchestrator.server import Server, bind
+from orchestrator.server import Server, bind, open_as_many_as_allowed
 from orchestrator.settings import (
     DEFAULT_HEARTBEAT_TIMEOUT_S,
     DEFAULT_LOST_AFTER_S,
     DEFAULT_MAX_UPLOAD_BYTES,
     DEFAULT_MIN_FREE_BYTES,
+    Credentials,
     Settings,
+    hold_alone,
+    load_credentials,
 )
 
 _BAD_CONFIGURATION = 78

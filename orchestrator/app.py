@@ -18,48 +18,29 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.routing import compile_path
 
-from orchestrator import (
-    __version__,
-    dashboard,
-    documentation,
-    files,
-    keys,
-    logs,
-    nodes,
-    pending,
-    statistics,
-    status,
-    system,
-    tasks,
-)
-from orchestrator.announcing import Announcer, ThroughPostgresql, WithinProcess
+from orchestrator import __version__
 from orchestrator.auth import check_key
-from orchestrator.batch import Batch
-from orchestrator.body_limit import BodyLimit
-from orchestrator.character_zero import CharacterZero
-from orchestrator.claims import look_for
-from orchestrator.contract import schema_of
-from orchestrator.database import CONNECTIONS, Database
-from orchestrator.denials import Denials
+from orchestrator.db.database import CONNECTIONS, Database
 from orchestrator.errors import ConfigurationError, Refused
-from orchestrator.heartbeats import note_all
-from orchestrator.identities import Identities
-from orchestrator.json_bodies import JsonBodies
-from orchestrator.key_first import KeyFirst
+from orchestrator.middleware import BodyLimit, JsonBodies, NulBytes, RequireKeyBeforeBody
+from orchestrator.routes import assignments, files, keys, nodes, reports, stats, tasks
+from orchestrator.scheduling.announcing import Announcer, ThroughPostgresql, WithinProcess
+from orchestrator.scheduling.batch import Batch
+from orchestrator.scheduling.claims import look_for
+from orchestrator.scheduling.heartbeats import store_all
+from orchestrator.scheduling.waiting import Waiters
+from orchestrator.schemas.openapi import schema_of, to_yaml
+from orchestrator.security import DenialSampler, NodeCache, Throttle
 from orchestrator.services import Services
 from orchestrator.settings import Settings
-from orchestrator.storage import prepare_folder
 from orchestrator.sweeper import sweep
-from orchestrator.throttle import Throttle
-from orchestrator.waiters import Waiters
+from orchestrator.uploads import prepare_folder
+from orchestrator.web import dashboard
 
 _SENTENCES = {404: "there is no such path", 405: "the path does not take this method"}
 
-# pending comes before tasks: /tasks/pending is not the task named "pending".
-_MODULES = (
-    *(system, documentation, nodes, pending, tasks, files, status, logs, keys, statistics),
-    dashboard,
-)
+# assignments come before tasks: /tasks/pending is not the task named "pending".
+_ROUTES = (stats, nodes, assignments, tasks, files, reports, keys, dashboard)
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +73,7 @@ def create_app(settings: Settings) -> FastAPI:
         generate_unique_id_function=lambda route: route.name,
         lifespan=lifespan,
         redirect_slashes=False,
-        # Theirs come from elsewhere on the net; ours is in `documentation`.
+        # Their viewers load scripts from elsewhere.
         docs_url=None,
         redoc_url=None,
     )
@@ -100,19 +81,22 @@ def create_app(settings: Settings) -> FastAPI:
     # FastAPI's way to a schema of one's own: it is made when it is first asked for, and kept.
     app.openapi = cache(lambda: schema_of(app))  # type: ignore[method-assign]
     app.add_middleware(
-        KeyFirst, paths=frozenset({"/logs"}), check=lambda call: check_key(services, call)
+        RequireKeyBeforeBody,
+        paths=frozenset({"/logs"}),
+        check=lambda call: check_key(services, call),
     )
     app.add_middleware(
         BodyLimit,
         limits={
-            "/logs": logs.MAX_LOG_BYTES,
+            "/logs": reports.MAX_LOG_BYTES,
             "/upload": settings.max_upload_bytes + files.MULTIPART_OVERHEAD_BYTES,
         },
     )
-    app.add_middleware(CharacterZero)
+    app.add_middleware(NulBytes)
     app.add_middleware(JsonBodies)
-    for module in _MODULES:
+    for module in _ROUTES:
         app.include_router(module.router)
+    app.add_api_route("/openapi.yaml", _show_contract, include_in_schema=False)
     app.add_exception_handler(Refused, _answer_refusal)
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_exception_handler(RequestValidationError, _answer_invalid)
@@ -135,11 +119,15 @@ def _services(settings: Settings) -> Services:
         waiters,
         announcer,
         Throttle(settings.failures_per_minute),
-        Denials(),
-        Identities(),
-        heartbeats=Batch(partial(note_all, database)),
+        DenialSampler(),
+        NodeCache(),
+        heartbeats=Batch(partial(store_all, database)),
         looks=Batch(partial(look_for, database, settings)),
     )
+
+
+def _show_contract(request: Request) -> Response:
+    return Response(to_yaml(request.app.openapi()), media_type="application/yaml")
 
 
 async def _answer_refusal(_: Request, error: Exception) -> JSONResponse:

@@ -1,4 +1,4 @@
-"""Who calls: the admin, a scoped key, a node, or someone who holds the registration token.
+"""Authentication: the admin key, scoped keys, node keys and the registration token.
 
 Keys are looked up by their SHA-256 and compared in constant time; no key itself is stored. Each
 call by the admin or a scoped key is written into the audit before it is carried out; of those over
@@ -18,21 +18,18 @@ from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
-from orchestrator import audit
-from orchestrator.clock import utc_now
+from orchestrator.db import audit
+from orchestrator.db.tables import ApiKey, Node
 from orchestrator.errors import Disabled, Gone, NotAllowed, Refused, TooMany, Unauthenticated
-from orchestrator.hashing import is_same, key_hash
-from orchestrator.rate import pay
-from orchestrator.roles import PERMISSIONS, Permission, Role
-from orchestrator.schema import ApiKey, Node
+from orchestrator.model import PERMISSIONS, NodeIdentity, Permission, Role, utc_now
+from orchestrator.security import charge, is_same, key_hash
 from orchestrator.services import Services, ServicesParam
-from orchestrator.targeting import NodeIdentity
 
 ADMIN_ID = "admin"
-"""What stands where a scoped key's id would, when the admin key was used."""
+"""In the audit, the id of the admin key."""
 
 _OF_NODES = "node"
-"""What stands where a permission would, when somebody else does what only nodes may."""
+"""In the audit, the action when another key calls what only nodes may call."""
 
 _API_KEY = APIKeyHeader(
     name="X-API-Key",
@@ -54,7 +51,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Caller:
-    """Someone who may do more than a node: the admin, or whoever holds a scoped key."""
+    """The admin, or the holder of a scoped key."""
 
     key_id: str
     role: Role
@@ -64,7 +61,7 @@ class Caller:
 
     @property
     def owner(self) -> str | None:
-        """Whose tasks and files are there for this caller; None means everybody's."""
+        """The key whose tasks and files this caller sees; None means all."""
         return None if self.role is Role.ADMIN else self.key_id
 
 
@@ -87,57 +84,57 @@ class _Call:
 
 
 def allowed_to(permission: Permission) -> Callable[..., Caller]:
-    """Make a dependency that lets the admin in, and scoped keys whose role permits this."""
+    """Return a dependency that admits the admin and scoped keys whose role has the permission."""
 
     def require(services: ServicesParam, request: Request, key: _KeyHeader) -> Caller:
         call = _call(request, permission.value)
-        found = _identify(services, key, call)
-        if isinstance(found, NodeIdentity):
+        holder = _identify(services, key, call)
+        if isinstance(holder, NodeIdentity):
             raise NotAllowed("a node key may not do this")
-        refusal = _record_use(services, found, permission, call)
+        refusal = _record_use(services, holder, permission, call)
         if refusal is not None:
             raise refusal
-        return found
+        return holder
 
     return require
 
 
 def _require_node(services: ServicesParam, request: Request, key: _KeyHeader) -> NodeIdentity:
     call = _call(request, _OF_NODES)
-    found = _identify(services, key, call)
-    if isinstance(found, NodeIdentity):
-        return found
+    holder = _identify(services, key, call)
+    if isinstance(holder, NodeIdentity):
+        return holder
     sentence = "only a node may do this"
-    _record_denial(services, found.key_id, call, sentence)
+    _record_denial(services, holder.key_id, call, sentence)
     raise NotAllowed(sentence)
 
 
 async def check_key(services: Services, request: Request) -> None:
-    """See that the call carries a key that is known here, whatever it may do.
+    """Check that the request carries a valid key, whatever the key may do.
 
     Raises:
-        Refused: it does not.
+        Refused: the key is missing, unknown or expired.
     """
     key = request.headers.get("X-API-Key")
-    if key is None or services.identities.find(key_hash(key)) is None:
+    if key is None or services.nodes.find(key_hash(key)) is None:
         await run_in_threadpool(_identify, services, key, _call(request, _OF_NODES))
 
 
 async def _require_known_node(
     services: ServicesParam, request: Request, key: _KeyHeader
 ) -> NodeIdentity:
-    # The hash is what it is found by, so the time that it takes tells nothing of the key.
+    # Looked up by hash, so timing reveals nothing about the key.
     hash_of_key = key_hash(key or "")
-    known = services.identities.find(hash_of_key)
+    known = services.nodes.find(hash_of_key)
     if known is None:
         known = await run_in_threadpool(_require_node, services, request, key)
-        services.identities.keep(hash_of_key, known)
+        services.nodes.keep(hash_of_key, known)
     return known
 
 
 def keep_identity(services: Services, request: Request, node: NodeIdentity) -> None:
-    """Update what is known of the node whose key the call carries."""
-    services.identities.keep(key_hash(request.headers.get("X-API-Key", "")), node)
+    """Update the cached node of the key that the request carries."""
+    services.nodes.keep(key_hash(request.headers.get("X-API-Key", "")), node)
 
 
 def _find_key_holder(services: ServicesParam, request: Request) -> KeyHolder | None:
@@ -169,29 +166,29 @@ def _require_registration_token(
 
 
 NodeParam = Annotated[NodeIdentity, Depends(_require_node)]
-"""A handler's parameter that receives the node whose key the call carries."""
+"""A handler's parameter: the node whose key the request carries."""
 
 KnownNodeParam = Annotated[NodeIdentity, Depends(_require_known_node)]
-"""The same, for a handler that itself finds out if the node has been removed since it called first.
+"""The same from the cache, for a handler that itself notices when the node has been removed.
 
-Nearly all calls are heartbeats and requests for work, and these do.
+Nearly all requests are heartbeats and polls, and their handlers do.
 """
 
 REGISTRATION_TOKEN_REQUIRED = Depends(_require_registration_token)
 
 KeyHolderParam = Annotated[KeyHolder | None, Depends(_find_key_holder)]
-"""A parameter of the registration's handler: the node whose key came beside the token, if any."""
+"""A parameter of the registration: the node whose key came beside the token, if any."""
 
 TOKEN_AND_KEY: dict[str, object] = {"security": [{"RegistrationToken": [], "ApiKey": []}]}
-"""For the schema of a call that takes a key beside the token."""
+"""For the schema of a request that takes a key beside the token."""
 
 
 def _identify(services: Services, key: str | None, call: _Call) -> NodeIdentity | Caller:
     if key is None:
         raise Unauthenticated("X-API-Key is missing")
     wanted = key_hash(key)
-    with services.database.asking() as session:
-        # Nodes first: nearly every call is theirs.
+    with services.database.autocommit() as session:
+        # Nodes first: nearly every request is theirs.
         node = session.scalars(select(Node).where(Node.api_key_hash == wanted)).one_or_none()
         if node is not None and hmac.compare_digest(node.api_key_hash, wanted):
             return node.identity
@@ -202,14 +199,14 @@ def _identify(services: Services, key: str | None, call: _Call) -> NodeIdentity 
         sentence = "X-API-Key is not known here"
         _compare(services, key, services.settings.admin_key, call.client, sentence)
         return Caller(ADMIN_ID, Role.ADMIN, ("*",), call.client)
-    ended = _why_it_holds_no_more(scoped, wanted, call.at)
-    if ended is not None:
-        _record_denial(services, scoped.id, call, ended)
-        raise Unauthenticated(ended)
+    reason = _rejection_reason(scoped, wanted, call.at)
+    if reason is not None:
+        _record_denial(services, scoped.id, call, reason)
+        raise Unauthenticated(reason)
     return Caller(scoped.id, scoped.role, tuple(scoped.allowed_node_patterns), call.client)
 
 
-def _why_it_holds_no_more(key: ApiKey, wanted: str, now: datetime) -> str | None:
+def _rejection_reason(key: ApiKey, wanted: str, now: datetime) -> str | None:
     if not key.enabled:
         return "the key has been revoked"
     if key.expires_at is not None and key.expires_at <= now:
@@ -235,10 +232,10 @@ def _record_use(
     services: Services, caller: Caller, permission: Permission, call: _Call
 ) -> Refused | None:
     with services.database.writing() as session:
-        # By id: a row that is gone by now has nothing to limit it, and its key was good just now.
+        # By id: a key that was deleted just now has no row that could limit it.
         key = session.get(ApiKey, caller.key_id, with_for_update=True)
         if key is not None and key.rate_limit is not None:
-            key.paid_until, wait = pay(key.paid_until, call.at, key.rate_limit)
+            key.paid_until, wait = charge(key.paid_until, call.at, key.rate_limit)
             if wait is not None:
                 sentence = f"the key is limited to {key.rate_limit} calls a minute"
                 if services.denials.is_due(key.id, sentence, call.at):
@@ -253,7 +250,7 @@ def _record_use(
 
 
 def _record_denial(services: Services, key_id: str, call: _Call, cause: str) -> None:
-    # Asked first: a flood of them does not write at all.
+    # Checked first, so that a flood does not write at all.
     if services.denials.is_due(key_id, cause, call.at):
         with services.database.writing() as session:
             _record(session, key_id, call, cause)

@@ -1,7 +1,8 @@
 """The server's story: bind, say where it listens, serve, send the waiting home, stop."""
 
-import asyncio
+import logging
 import os
+import resource
 import socket
 from collections.abc import Callable
 
@@ -12,11 +13,17 @@ from orchestrator.errors import ConfigurationError
 from orchestrator.services import services_of
 
 _KEEP_ALIVE_S = 75
-_STOP_WITHIN_S = 5
-"""How long a download may go on once the server is to stop; after twice that uvicorn cancels."""
-_TURNS_UNTIL_MET = 10
-"""Of the event loop: whoever was accepted is known to uvicorn by then."""
+_SHUTDOWN_TIMEOUT_S = 5
+"""How long a request may go on once the server shuts down; uvicorn then cancels it."""
 _BACKLOG = 2048
+
+_RESERVED_FILES = 100
+"""For libraries, the database and uploads."""
+_CONNECTIONS_PER_NODE = 2
+"""One for the long poll, one for all other requests."""
+_ENOUGH_FILES = 2000
+
+log = logging.getLogger(__name__)
 
 
 class Server(uvicorn.Server):
@@ -38,7 +45,7 @@ class Server(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 timeout_keep_alive=_KEEP_ALIVE_S,
-                timeout_graceful_shutdown=2 * _STOP_WITHIN_S,
+                timeout_graceful_shutdown=_SHUTDOWN_TIMEOUT_S,
             )
         )
         self._waiters = services.waiters
@@ -61,26 +68,9 @@ class Server(uvicorn.Server):
             self._on_listening(url_of(self._listener))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Answer the held requests first: uvicorn would wait for them. Cut off the slow ones."""
-        loop = asyncio.get_running_loop()
-        # asyncio forgets to close who was accepted by a server that has closed since.
-        for server in self.servers:
-            for listener in server.sockets:
-                loop.remove_reader(listener.fileno())
-        for _ in range(_TURNS_UNTIL_MET):
-            await asyncio.sleep(0)
+        """Answer the long polls first: uvicorn would wait for them."""
         self._waiters.close()
-        # A download whose client is gone ends by itself; a cancelled one leaves its file open.
-        due = loop.call_later(_STOP_WITHIN_S, self._cut_off)
         await super().shutdown(sockets)
-        due.cancel()
-        self._cut_off()
-        await asyncio.sleep(0)  # the loop closes them in its next turn
-
-    def _cut_off(self) -> None:
-        for connection in list(self.server_state.connections):
-            if isinstance(connection.transport, asyncio.WriteTransport):
-                connection.transport.abort()
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -105,3 +95,17 @@ def url_of(listener: socket.socket) -> str:
     """Give the address that a listener took, as a URL."""
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def open_as_many_as_allowed() -> None:
+    """Raise the limit of open files as far as we may; say so where that is not far."""
+    _, allowed = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, allowed))
+    if allowed == resource.RLIM_INFINITY or allowed >= _ENOUGH_FILES:
+        return
+    log.warning(
+        "at most %d nodes can be connected: this process may have %d files open. Raise the limit"
+        " (LimitNOFILE= in its unit, or ulimit -Hn)",
+        max(0, allowed - _RESERVED_FILES) // _CONNECTIONS_PER_NODE,
+        allowed,
+    )

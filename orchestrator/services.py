@@ -5,17 +5,15 @@ from typing import Annotated
 
 from fastapi import Depends, FastAPI, Request
 
-from orchestrator.announcing import Announcer
-from orchestrator.batch import Batch
-from orchestrator.claims import Look
-from orchestrator.database import Database
-from orchestrator.denials import Denials
-from orchestrator.heartbeats import Beat
-from orchestrator.identities import Identities
+from orchestrator.db.database import Database
+from orchestrator.scheduling.announcing import Announcer
+from orchestrator.scheduling.batch import Batch
+from orchestrator.scheduling.claims import Look
+from orchestrator.scheduling.heartbeats import Beat
+from orchestrator.scheduling.waiting import Waiters
+from orchestrator.schemas.bodies import HeartbeatAnswer
+from orchestrator.security import DenialSampler, NodeCache, Throttle
 from orchestrator.settings import Settings
-from orchestrator.throttle import Throttle
-from orchestrator.waiters import Waiters
-from orchestrator.wire import HeartbeatAnswer
 
 
 @dataclass(frozen=True)
@@ -27,8 +25,8 @@ class Services:
     waiters: Waiters
     announcer: Announcer
     throttle: Throttle
-    denials: Denials
-    identities: Identities
+    denials: DenialSampler
+    nodes: NodeCache
     heartbeats: Batch[Beat, HeartbeatAnswer | None]
     looks: Batch[str, Look | None]
     """Looks at the queue, each for the node of this id; None where it is no longer registered."""

@@ -11,13 +11,12 @@ from anyio import to_thread
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
-from orchestrator.audit import forget_old
-from orchestrator.clock import utc_now
-from orchestrator.leases import end_leases, has_ended
-from orchestrator.schema import Task
+from orchestrator.db.audit import prune
+from orchestrator.db.tables import Task
+from orchestrator.model import TaskStatus, utc_now
+from orchestrator.scheduling.leases import end_leases, has_ended
+from orchestrator.scheduling.waiting import WorkAvailable
 from orchestrator.services import Services
-from orchestrator.states import TaskStatus
-from orchestrator.waiters import Call
 
 _FORGET_EVERY = timedelta(hours=1)
 _CALLS_AT_ONCE = 1000
@@ -54,11 +53,11 @@ def _end_leases(services: Services, now: datetime) -> None:
     with services.database.writing() as session:
         returned, lost = end_leases(session, services.settings, now)
         for task in returned:
-            services.announcer.announce(session, Call(task.id, task.target))
+            services.announcer.announce(session, WorkAvailable(task.id, task.target))
     log.warning("tasks of silent nodes: returned=%d lost=%d", len(returned), lost)
 
 
-def _due_between(services: Services, since: datetime, now: datetime) -> list[Call]:
+def _due_between(services: Services, since: datetime, now: datetime) -> list[WorkAvailable]:
     due = (
         select(Task)
         .where(
@@ -68,9 +67,9 @@ def _due_between(services: Services, since: datetime, now: datetime) -> list[Cal
         .limit(_CALLS_AT_ONCE)
     )
     with services.database.reading() as session:
-        return [Call(task.id, task.target) for task in session.scalars(due)]
+        return [WorkAvailable(task.id, task.target) for task in session.scalars(due)]
 
 
 def _forget_old(services: Services, now: datetime) -> None:
     with services.database.writing() as session:
-        forget_old(session, now)
+        prune(session, now)

@@ -6,9 +6,19 @@ python -m tests.orchestrator.claiming DATA_DIR DATABASE_URL NODE_ID
 import sys
 from pathlib import Path
 
-from orchestrator.claims import claim_next
-from orchestrator.database import Database
+from orchestrator.db.database import Database
+from orchestrator.scheduling.claims import Claim, look_for, take
 from orchestrator.settings import Settings
+
+
+def claim_next(database: Database, settings: Settings, node_id: str) -> Claim:
+    """Return the node's next task, assigned to it, or when to look again."""
+    (look,) = look_for(database, settings, [node_id])
+    if look is None:
+        raise LookupError(node_id)
+    if not look.seen:
+        return Claim(look_again_s=look.look_again_s)
+    return take(database, settings, look)
 
 
 def main(data_dir: Path, database_url: str, node_id: str) -> None:

@@ -12,8 +12,8 @@ import pytest
 from psycopg import sql
 from sqlalchemy import create_engine
 
-from orchestrator.database import postgresql_url as postgresql_url_of
-from orchestrator.migrate import migrate
+from orchestrator.db.database import postgresql_url as postgresql_url_of
+from orchestrator.db.migrate import migrate
 from tests.orchestrator.serving import RegisteredNode, RunningOrchestrator, serve
 from tools.dev.postgres import postgresql
 

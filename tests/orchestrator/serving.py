@@ -25,8 +25,8 @@ from sqlalchemy import Update, select, update
 from typing_extensions import Self
 
 from orchestrator.app import create_app
-from orchestrator.database import Database
-from orchestrator.schema import Base, Node
+from orchestrator.db.database import Database
+from orchestrator.db.tables import Base, Node
 from orchestrator.server import Server, bind, url_of
 from orchestrator.settings import Settings
 from tests.harness.ports import kept_port

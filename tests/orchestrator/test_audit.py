@@ -4,8 +4,8 @@ from datetime import datetime, timedelta, timezone
 
 from sqlalchemy import update
 
-from orchestrator.denials import Denials
-from orchestrator.schema import ApiKey
+from orchestrator.db.tables import ApiKey
+from orchestrator.security import DenialSampler
 from tests.orchestrator.serving import Json, RunningOrchestrator, ok, refusal
 
 NODE_CALLS = {
@@ -116,7 +116,7 @@ def test_keys_that_do_what_only_nodes_may_are_in_the_audit(
 
 
 def test_refusals_that_are_alike_are_noted_again_after_a_minute() -> None:
-    denials = Denials()
+    denials = DenialSampler()
     now = datetime(2026, 1, 1, tzinfo=timezone.utc)
     assert denials.is_due("key", "revoked", now)
     assert not denials.is_due("key", "revoked", now + timedelta(seconds=59))
@@ -126,7 +126,7 @@ def test_refusals_that_are_alike_are_noted_again_after_a_minute() -> None:
 
 
 def test_only_so_many_refusals_are_remembered() -> None:
-    denials = Denials()
+    denials = DenialSampler()
     now = datetime(2026, 1, 1, tzinfo=timezone.utc)
     for number in range(10_001):
         assert denials.is_due(f"key-{number}", "revoked", now)

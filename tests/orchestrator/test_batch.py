@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import anyio
 import pytest
 
-from orchestrator.batch import Batch
+from orchestrator.scheduling.batch import Batch
 from tests.orchestrator.serving import DEADLINE_S, RunningOrchestrator, ok
 
 pytestmark = pytest.mark.anyio

@@ -7,7 +7,7 @@ import httpx
 import pytest
 from sqlalchemy import update
 
-from orchestrator.schema import ApiKey
+from orchestrator.db.tables import ApiKey
 from tests.orchestrator.serving import Json, RunningOrchestrator, ok, refusal, rows
 
 VIEW = {

@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import insert, select
 
-from orchestrator.clock import utc_now
-from orchestrator.database import Database
-from orchestrator.schema import Node, Task
-from orchestrator.states import NodeStatus, TaskStatus
+from orchestrator.db.database import Database
+from orchestrator.db.tables import Node, Task
+from orchestrator.model import NodeStatus, TaskStatus, utc_now
 
 PROCESSES = 8
 # As many as take seconds; VICTORIA_TEST_CLAIMS=10000 is for those who have minutes.

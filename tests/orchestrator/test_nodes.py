@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from orchestrator.schema import Node
+from orchestrator.db.tables import Node
 from orchestrator.settings import Settings
 from runner.settings import DEFAULT_HEARTBEAT_INTERVAL_S
 from tests.orchestrator.serving import (

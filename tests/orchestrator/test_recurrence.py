@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.recurrence import check_expression, next_time
+from orchestrator.model import check_expression, next_time
 from tests.orchestrator.serving import Json, RegisteredNode, RunningOrchestrator, ok, serve
 
 NOW = datetime(2026, 3, 29, 0, 30, 15, tzinfo=timezone.utc)

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from orchestrator.claims import claim_next, look_for, take
-from orchestrator.database import Database
-from orchestrator.schema import Node
+from orchestrator.db.database import Database
+from orchestrator.db.tables import Node
+from orchestrator.scheduling.claims import look_for, take
+from tests.orchestrator.claiming import claim_next
 from tests.orchestrator.serving import (
     Json,
     RegisteredNode,

@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 
-from orchestrator.states import HELD, TRANSITIONS, TaskStatus
+from orchestrator.model import HELD, TRANSITIONS, TaskStatus
 
 
 def test_table_has_every_status() -> None:

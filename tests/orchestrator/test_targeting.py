@@ -2,7 +2,7 @@
 
 import pytest
 
-from orchestrator.targeting import NodeIdentity, Target, matches
+from orchestrator.model import NodeIdentity, Target, matches
 from tests.orchestrator.serving import RunningOrchestrator
 
 NAMES = [

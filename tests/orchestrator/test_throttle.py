@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import TooMany
-from orchestrator.rate import pay
-from orchestrator.throttle import Throttle
+from orchestrator.security import Throttle, charge
 from tests.orchestrator.serving import RunningOrchestrator, refusal, serve
 
 NOW = datetime(2026, 1, 1, tzinfo=timezone.utc)
@@ -17,21 +16,21 @@ NOW = datetime(2026, 1, 1, tzinfo=timezone.utc)
 def test_minutes_calls_may_come_at_once_and_no_more(per_minute: int) -> None:
     paid_until = None
     for _ in range(per_minute):
-        paid_until, wait = pay(paid_until, NOW, per_minute)
+        paid_until, wait = charge(paid_until, NOW, per_minute)
         assert wait is None
-    again, wait = pay(paid_until, NOW, per_minute)
+    again, wait = charge(paid_until, NOW, per_minute)
     assert again == paid_until
     assert wait is not None
-    assert pay(paid_until, NOW + wait, per_minute)[1] is None
+    assert charge(paid_until, NOW + wait, per_minute)[1] is None
 
 
 def test_rate_comes_back_as_time_passes() -> None:
-    paid_until, _ = pay(None, NOW, 2)
-    paid_until, _ = pay(paid_until, NOW, 2)
-    assert pay(paid_until, NOW + timedelta(seconds=29), 2)[1] == timedelta(seconds=1)
-    paid_until, wait = pay(paid_until, NOW + timedelta(seconds=30), 2)
+    paid_until, _ = charge(None, NOW, 2)
+    paid_until, _ = charge(paid_until, NOW, 2)
+    assert charge(paid_until, NOW + timedelta(seconds=29), 2)[1] == timedelta(seconds=1)
+    paid_until, wait = charge(paid_until, NOW + timedelta(seconds=30), 2)
     assert wait is None
-    assert pay(paid_until, NOW + timedelta(seconds=30), 2)[1] is not None
+    assert charge(paid_until, NOW + timedelta(seconds=30), 2)[1] is not None
 
 
 def test_address_that_failed_too_often_is_refused_for_a_while() -> None:

@@ -2,15 +2,15 @@
 
 from contextlib import ExitStack
 
-from orchestrator.targeting import NodeIdentity, Target
-from orchestrator.waiters import Bell, Call, Waiters
+from orchestrator.model import NodeIdentity, Target
+from orchestrator.scheduling.waiting import Waiter, Waiters, WorkAvailable
 
 
-def _call(task_id: str, node_name: str | None = None) -> Call:
-    return Call(task_id, Target(node_name=node_name))
+def _offer(task_id: str, node_name: str | None = None) -> WorkAvailable:
+    return WorkAvailable(task_id, Target(node_name=node_name))
 
 
-def _wait(waiters: Waiters, stack: ExitStack, name: str) -> Bell:
+def _wait(waiters: Waiters, stack: ExitStack, name: str) -> Waiter:
     return stack.enter_context(waiters.waiting(NodeIdentity(name, name, {})))
 
 
@@ -18,28 +18,28 @@ def test_task_calls_the_one_who_has_waited_longest() -> None:
     waiters = Waiters()
     with ExitStack() as stack:
         first, second = (_wait(waiters, stack, name) for name in ("first", "second"))
-        waiters.wake(_call("task"))
-        assert (first.calls, second.calls) == ([_call("task")], [])
+        waiters.wake(_offer("task"))
+        assert (first.offers, second.offers) == ([_offer("task")], [])
 
 
 def test_next_task_calls_the_next_one() -> None:
     waiters = Waiters()
     with ExitStack() as stack:
         first, second = (_wait(waiters, stack, name) for name in ("first", "second"))
-        waiters.wake(_call("one"))
-        waiters.wake(_call("two"))
-        waiters.wake(_call("three"))
-        assert first.calls == [_call("one"), _call("three")]
-        assert second.calls == [_call("two")]
+        waiters.wake(_offer("one"))
+        waiters.wake(_offer("two"))
+        waiters.wake(_offer("three"))
+        assert first.offers == [_offer("one"), _offer("three")]
+        assert second.offers == [_offer("two")]
 
 
 def test_task_calls_only_whom_it_may_go_to() -> None:
     waiters = Waiters()
     with ExitStack() as stack:
         first, second = (_wait(waiters, stack, name) for name in ("first", "second"))
-        waiters.wake(_call("task", "second"))
-        waiters.wake(_call("other", "nobody"))
-        assert (first.calls, second.calls) == ([], [_call("task", "second")])
+        waiters.wake(_offer("task", "second"))
+        waiters.wake(_offer("other", "nobody"))
+        assert (first.offers, second.offers) == ([], [_offer("task", "second")])
 
 
 def test_call_goes_on_when_the_one_called_leaves() -> None:
@@ -48,8 +48,8 @@ def test_call_goes_on_when_the_one_called_leaves() -> None:
         with ExitStack() as leaving:
             _wait(waiters, leaving, "first")
             second = _wait(waiters, stack, "second")
-            waiters.wake(_call("task"))
-        assert second.calls == [_call("task")]
+            waiters.wake(_offer("task"))
+        assert second.offers == [_offer("task")]
         assert len(waiters) == 1
 
 
@@ -59,9 +59,9 @@ def test_call_goes_on_when_the_one_called_takes_another_task() -> None:
         with ExitStack() as leaving:
             first = _wait(waiters, leaving, "first")
             second = _wait(waiters, stack, "second")
-            waiters.wake(_call("task", "*"))
-            first.settle(list(first.calls), "a-better-one")
-        assert second.calls == [_call("task", "*")]
+            waiters.wake(_offer("task", "*"))
+            first.settle(list(first.offers), "a-better-one")
+        assert second.offers == [_offer("task", "*")]
 
 
 def test_call_ends_when_its_task_is_taken() -> None:
@@ -70,39 +70,39 @@ def test_call_ends_when_its_task_is_taken() -> None:
         with ExitStack() as leaving:
             first = _wait(waiters, leaving, "first")
             second = _wait(waiters, stack, "second")
-            waiters.wake(_call("task"))
-            first.settle(list(first.calls), "task")
-        assert second.calls == []
+            waiters.wake(_offer("task"))
+            first.settle(list(first.offers), "task")
+        assert second.offers == []
 
 
 def test_call_ends_when_nothing_is_found_but_later_ones_stay() -> None:
     waiters = Waiters()
     with ExitStack() as stack:
         only = _wait(waiters, stack, "only")
-        waiters.wake(_call("one"))
-        heard = list(only.calls)
-        waiters.wake(_call("two"))
-        only.settle(heard, None)
-        assert only.calls == [_call("two")]
+        waiters.wake(_offer("one"))
+        offered = list(only.offers)
+        waiters.wake(_offer("two"))
+        only.settle(offered, None)
+        assert only.offers == [_offer("two")]
 
 
 def test_node_that_changes_hears_of_what_suits_it_now() -> None:
     waiters = Waiters()
     with ExitStack() as stack:
-        bell = _wait(waiters, stack, "first")
+        waiter = _wait(waiters, stack, "first")
         waiters.change(NodeIdentity("first", "renamed", {}))
-        waiters.wake(_call("old", "first"))
-        waiters.wake(_call("new", "renamed"))
-        assert bell.calls == [_call("new", "renamed")]
+        waiters.wake(_offer("old", "first"))
+        waiters.wake(_offer("new", "renamed"))
+        assert waiter.offers == [_offer("new", "renamed")]
 
 
 def test_calls_go_on_when_the_one_called_changes() -> None:
     waiters = Waiters()
     with ExitStack() as stack:
         first = _wait(waiters, stack, "one-a")
-        waiters.wake(_call("task", "one-*"))
-        waiters.wake(_call("any"))
+        waiters.wake(_offer("task", "one-*"))
+        waiters.wake(_offer("any"))
         second = _wait(waiters, stack, "one-b")
         waiters.change(NodeIdentity("one-a", "two", {}))
-        assert first.calls == [_call("any")]
-        assert second.calls == [_call("task", "one-*")]
+        assert first.offers == [_offer("any")]
+        assert second.offers == [_offer("task", "one-*")]

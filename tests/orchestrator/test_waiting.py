@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.app import create_app
-from orchestrator.pending import preferred_wait_s
+from orchestrator.routes.assignments import preferred_wait_s
 from orchestrator.services import services_of
 from orchestrator.settings import Settings
 from tests.orchestrator.serving import (

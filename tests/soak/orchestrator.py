@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 
-from orchestrator.database import DATABASE_NAME
+from orchestrator.db.database import DATABASE_NAME
 from tests.harness.ports import kept_port
 from tests.orchestrator.serving import wait_for
 from tests.soak.program import DEADLINE_S, Program, read_rows

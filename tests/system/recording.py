@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from orchestrator.database import DATABASE_NAME
+from orchestrator.db.database import DATABASE_NAME
 from tests.orchestrator.serving import DEADLINE_S, RunningOrchestrator, wait_for
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import yaml
 
 from runner import cli
@@ -20,6 +21,7 @@ from runner.settings import Settings
 
 ROLE = Path(__file__).resolve().parents[2] / "ansible" / "roles" / "victoria_runner"
 README = ROLE / "README.md"
+INSTALL = ROLE.parents[2] / "docs" / "install.md"
 BEGIN, END = "<!-- made from", "<!-- end -->"
 
 # A service has no use for the first; the second is what the role writes the token into instead.
@@ -96,8 +98,8 @@ def test_readme_has_the_table_of_the_specs() -> None:
     assert shown == table(), f"it should be:\n{table()}"
 
 
-def test_unit_of_the_role_is_the_unit_of_the_readme() -> None:
-    by_hand = (ROLE.parents[2] / "README.md").read_text(encoding="utf-8")
+def test_unit_of_the_role_is_the_unit_that_is_installed_by_hand() -> None:
+    by_hand = INSTALL.read_text(encoding="utf-8")
     template = (ROLE / "templates" / "victoria-runner.service.j2").read_text(encoding="utf-8")
     unit = by_hand[by_hand.index("[Unit]") : by_hand.index("WantedBy=multi-user.target")]
     kept = [
@@ -107,6 +109,20 @@ def test_unit_of_the_role_is_the_unit_of_the_readme() -> None:
         if "1000" not in line and not line.startswith(("User=", "EnvironmentFile=", "ExecStart="))
     ]
     assert [line for line in kept if line not in template.splitlines()] == []
+
+
+def test_command_of_the_role_is_the_command_that_is_installed_by_hand() -> None:
+    template = (ROLE / "templates" / "victoria-runner.j2").read_text(encoding="utf-8")
+    by_the_role = jinja2.Template(template, trim_blocks=True).render(
+        victoria_runner_user="victoria",
+        __victoria_runner_uid=1000,
+        __victoria_runner_is_rootless=True,
+        __victoria_runner_env_file="/etc/victoria-runner/runner.env",
+        __victoria_runner_current="CURRENT",
+    )
+    wanted = by_the_role.replace("CURRENT/venv/bin", "/opt/victoria-runner/bin")
+    command = wanted[wanted.index("exec ") :].strip()
+    assert f"#!/bin/sh\n{command}\n" in INSTALL.read_text(encoding="utf-8")
 
 
 def fingerprint(*places: Path) -> str:

@@ -1,0 +1,55 @@
+"""Retention: deletes old tasks that have ended, with all that belongs to them, and unused files."""
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from typing import TypeVar
+
+from sqlalchemy import delete, exists, select
+from sqlalchemy.orm import Session
+
+from orchestrator.db.tables import File, Log, StatusEntry, Task, TaskFile
+from orchestrator.model import TaskStatus
+
+T = TypeVar("T")
+
+_AT_ONCE = 500
+"""Rows in one statement."""
+_ENDED = [status for status in TaskStatus if status.is_final]
+
+
+def delete_old_tasks(session: Session, before: datetime) -> int:
+    """Delete tasks that ended before that moment; return their number."""
+    ended = select(Task.number).where(Task.status.in_(_ENDED), Task.completed_at < before)
+    # Locked, and by number from here on: a report may come in for one of them meanwhile.
+    numbers = session.scalars(ended.order_by(Task.number).with_for_update()).all()
+    for some in _parts(numbers):
+        for table in (Log, StatusEntry, TaskFile):
+            session.execute(delete(table).where(table.task_number.in_(some)))
+        session.execute(delete(Task).where(Task.number.in_(some)))
+    return len(numbers)
+
+
+def delete_unused_files(session: Session, before: datetime) -> list[str]:
+    """Delete files from before that moment that no task names; return their ids."""
+    is_unused = ~exists().where(TaskFile.filename == File.filename)
+    unused = select(File.id).where(File.created_at < before, is_unused)
+    ids = session.scalars(unused.order_by(File.id).with_for_update()).all()
+    deleted: list[str] = []
+    for some in _parts(ids):
+        # Asked again: a task may have taken one just before it was locked.
+        deletion = delete(File).where(File.id.in_(some), is_unused).returning(File.id)
+        deleted += session.scalars(deletion)
+    return deleted
+
+
+def unknown_files(session: Session, ids: Sequence[str]) -> set[str]:
+    """Return those of the ids that no file has."""
+    known: set[str] = set()
+    for some in _parts(ids):
+        known.update(session.scalars(select(File.id).where(File.id.in_(some))))
+    return set(ids) - known
+
+
+def _parts(things: Sequence[T]) -> Iterator[Sequence[T]]:
+    for start in range(0, len(things), _AT_ONCE):
+        yield things[start : start + _AT_ONCE]

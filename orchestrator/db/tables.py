@@ -1,0 +1,240 @@
+"""The tables.
+
+The same ones serve SQLite and PostgreSQL; `migrations` makes them, and a test holds it to this. A
+task's `number` orders tasks that came in the same instant. Node ids in tasks are no foreign keys,
+since a node can be removed and its finished tasks stay.
+"""
+
+from datetime import datetime, timezone
+from enum import Enum as PythonEnum
+from typing import Any, ClassVar
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    DateTime,
+    Enum,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    String,
+    Text,
+)
+from sqlalchemy.engine import Dialect
+from sqlalchemy.orm import DeclarativeBase, Mapped, WriteOnlyMapped, mapped_column, relationship
+from sqlalchemy.types import TypeDecorator
+
+from orchestrator.model import NodeIdentity, NodeStatus, Role, Target, TaskStatus
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware datetime, kept as naive UTC: SQLite has no time zones."""
+
+    impl = DateTime
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Store UTC without its zone."""
+        del dialect
+        return None if value is None else value.astimezone(timezone.utc).replace(tzinfo=None)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Return UTC with its zone."""
+        del dialect
+        return None if value is None else value.replace(tzinfo=timezone.utc)
+
+
+def _enum_values(enum: type[PythonEnum]) -> list[str]:
+    return [str(member.value) for member in enum]
+
+
+class Base(DeclarativeBase):
+    """The base of all tables; maps Python's types to columns."""
+
+    type_annotation_map: ClassVar[dict[Any, Any]] = {
+        datetime: UtcDateTime,
+        dict[str, str]: JSON(none_as_null=True),
+        list[str]: JSON(none_as_null=True),
+        TaskStatus: Enum(TaskStatus, native_enum=False, length=16, values_callable=_enum_values),
+        NodeStatus: Enum(NodeStatus, native_enum=False, length=16, values_callable=_enum_values),
+        Role: Enum(Role, native_enum=False, length=16, values_callable=_enum_values),
+    }
+
+
+class Node(Base):
+    """A registered runner. Of its key only the hash is kept."""
+
+    __tablename__ = "nodes"
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    api_key_hash: Mapped[str] = mapped_column(String(64), unique=True)
+    hostname: Mapped[str] = mapped_column(Text)
+    name: Mapped[str] = mapped_column(Text)
+    os_type: Mapped[str] = mapped_column(Text)
+    capabilities: Mapped[list[str]]
+    tags: Mapped[dict[str, str]]
+    status: Mapped[NodeStatus]
+    last_heartbeat: Mapped[datetime]
+    current_task_id: Mapped[str | None] = mapped_column(Text)
+    held_task_ids: Mapped[list[str]]
+    """The tasks that the node held at its last heartbeat."""
+    registered_at: Mapped[datetime]
+
+    @property
+    def identity(self) -> NodeIdentity:
+        """What targeting compares."""
+        return NodeIdentity(self.id, self.name, self.tags)
+
+
+class Task(Base):
+    """A task, from its creation to its end and after."""
+
+    __tablename__ = "tasks"
+
+    number: Mapped[int] = mapped_column(
+        BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True
+    )
+    id: Mapped[str] = mapped_column(String(36), unique=True)
+    prompt: Mapped[str] = mapped_column(Text)
+    target_node_id: Mapped[str | None] = mapped_column(Text)
+    target_node_name: Mapped[str | None] = mapped_column(Text)
+    target_tags: Mapped[dict[str, str] | None]
+    priority: Mapped[int] = mapped_column()
+    timeout_seconds: Mapped[int]
+    status: Mapped[TaskStatus]
+    assigned_node_id: Mapped[str | None] = mapped_column(String(36))
+    offered_at: Mapped[datetime | None]
+    """When the assignment last went out to its node."""
+    node_ended_at: Mapped[datetime | None]
+    """When the node itself first reported an end, whatever the task's status was by then."""
+    crush_session_id: Mapped[str | None] = mapped_column(Text)
+    created_at: Mapped[datetime]
+    started_at: Mapped[datetime | None]
+    overdue_at: Mapped[datetime | None]
+    """When its time limit is over; None until it runs."""
+    completed_at: Mapped[datetime | None]
+    result: Mapped[str | None] = mapped_column(Text)
+    error_message: Mapped[str | None] = mapped_column(Text)
+    scheduled_for: Mapped[datetime | None]
+    recurrence: Mapped[str | None] = mapped_column(Text)
+    created_by: Mapped[str] = mapped_column(Text)
+
+    file_links: Mapped[list["TaskFile"]] = relationship(
+        order_by="TaskFile.position", lazy="selectin", cascade="all, delete-orphan"
+    )
+    history: Mapped[list["StatusEntry"]] = relationship(
+        order_by="StatusEntry.number", viewonly=True
+    )
+    further_steps: WriteOnlyMapped["StatusEntry"] = relationship()
+    """Adds to the history without loading it: it may be long."""
+
+    __table_args__ = (
+        # In the order in which tasks are given out, so that a long queue need not be sorted.
+        Index("ix_tasks_queue", "status", priority.desc(), "number"),
+        Index("ix_tasks_node", "assigned_node_id", "status"),
+        Index("ix_tasks_due", "status", "scheduled_for"),
+        Index("ix_tasks_overdue", "status", "overdue_at"),
+        Index("ix_tasks_completed", "completed_at"),
+    )
+
+    @property
+    def target(self) -> Target:
+        """The conditions on the node."""
+        return Target(self.target_node_id, self.target_node_name, self.target_tags)
+
+    @property
+    def files(self) -> list[str]:
+        """The names of the task's files, in their order."""
+        return [link.filename for link in self.file_links]
+
+
+class File(Base):
+    """An uploaded file; its bytes lie under its id, never under a name that came from outside."""
+
+    __tablename__ = "files"
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    filename: Mapped[str] = mapped_column(Text, unique=True)
+    original_name: Mapped[str] = mapped_column(Text)
+    checksum: Mapped[str] = mapped_column(String(64))
+    size: Mapped[int] = mapped_column(BigInteger)
+    created_at: Mapped[datetime]
+    created_by: Mapped[str] = mapped_column(Text)
+
+
+class TaskFile(Base):
+    """A file of a task, with its position."""
+
+    __tablename__ = "task_files"
+
+    task_number: Mapped[int] = mapped_column(ForeignKey("tasks.number"), primary_key=True)
+    position: Mapped[int] = mapped_column(primary_key=True)
+    filename: Mapped[str] = mapped_column(ForeignKey("files.filename"), index=True)
+
+    file: Mapped[File] = relationship(lazy="joined")
+
+
+class StatusEntry(Base):
+    """One step in a task's life, as it took effect."""
+
+    __tablename__ = "status_history"
+
+    number: Mapped[int] = mapped_column(
+        BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True
+    )
+    task_number: Mapped[int] = mapped_column(ForeignKey("tasks.number"), index=True)
+    status: Mapped[TaskStatus]
+    message: Mapped[str | None] = mapped_column(Text)
+    progress: Mapped[float | None] = mapped_column(Float)
+    timestamp: Mapped[datetime]
+
+
+class Log(Base):
+    """The session that was last sent for a task, as JSON text."""
+
+    __tablename__ = "logs"
+
+    task_number: Mapped[int] = mapped_column(ForeignKey("tasks.number"), primary_key=True)
+    session: Mapped[str] = mapped_column(Text)
+    received_at: Mapped[datetime]
+
+
+class ApiKey(Base):
+    """A scoped key. Of the key itself only the hash is kept, and its first characters."""
+
+    __tablename__ = "api_keys"
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    name: Mapped[str] = mapped_column(Text)
+    description: Mapped[str] = mapped_column(Text)
+    prefix: Mapped[str] = mapped_column(String(16))
+    key_hash: Mapped[str] = mapped_column(String(64), unique=True)
+    previous_hash: Mapped[str | None] = mapped_column(String(64), unique=True)
+    previous_until: Mapped[datetime | None]
+    """Until when the key from before the last rotation is valid."""
+    allowed_node_patterns: Mapped[list[str]]
+    role: Mapped[Role]
+    rate_limit: Mapped[int | None]
+    """Calls a minute; None does not limit."""
+    paid_until: Mapped[datetime | None]
+    """Up to when the calls so far use up the rate; see `rate`."""
+    created_at: Mapped[datetime]
+    rotated_at: Mapped[datetime | None]
+    expires_at: Mapped[datetime | None]
+    enabled: Mapped[bool]
+
+
+class AuditEntry(Base):
+    """A use of the admin key or a scoped one, or a change to a key."""
+
+    __tablename__ = "key_audit"
+
+    number: Mapped[int] = mapped_column(
+        BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True
+    )
+    timestamp: Mapped[datetime] = mapped_column(index=True)
+    key_id: Mapped[str] = mapped_column(Text)
+    action: Mapped[str] = mapped_column(Text)
+    detail: Mapped[str] = mapped_column(Text)
+    client: Mapped[str] = mapped_column(Text)

@@ -1,0 +1,118 @@
+"""ASGI middleware: what is decided about a request before FastAPI reads it."""
+
+from collections.abc import Awaitable, Callable, Mapping
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from orchestrator.errors import Refused, TooLarge
+
+DEFAULT_LIMIT_BYTES = 1024**2
+
+
+class BodyLimit:
+    """Refuses a body over the limit of its path, before it is read to its end."""
+
+    def __init__(self, app: ASGIApp, limits: Mapping[str, int]) -> None:
+        self._app = app
+        self._limits = limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuse by Content-Length at once, otherwise as the bytes come in."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        limit = self._limits.get(scope["path"], DEFAULT_LIMIT_BYTES)
+        sentence = f"body is over the limit of {limit} bytes"
+        declared = Headers(scope=scope).get("content-length", "0")
+        if declared.isdecimal() and int(declared) > limit:
+            await JSONResponse({"detail": sentence}, TooLarge.status_code)(scope, receive, send)
+            return
+
+        received = 0
+
+        async def counted() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > limit:
+                # FastAPI lets only this kind through while it reads a body.
+                raise HTTPException(TooLarge.status_code, sentence)
+            return message
+
+        await self._app(scope, counted, send)
+
+
+class NulBytes:
+    """Refuses the NUL character in a path or query: PostgreSQL's text cannot hold it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Check path and query."""
+        answer: ASGIApp = self._app
+        if scope["type"] == "http" and "\0" in scope["path"]:
+            answer = JSONResponse({"detail": "there is no such path"}, 404)
+        elif scope["type"] == "http" and b"%00" in scope["query_string"]:
+            answer = JSONResponse({"detail": "query: may not have the character zero"}, 422)
+        await answer(scope, receive, send)
+
+
+_NOT_DECLARED = frozenset({"", "application/x-www-form-urlencoded"})
+
+
+class JsonBodies:
+    """Reads a body as JSON when its sender did not declare a type.
+
+    `curl -d '{…}'` declares a form, which no path here takes.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Correct the Content-Type."""
+        if (
+            scope["type"] == "http"
+            and Headers(scope=scope).get("content-type", "") in _NOT_DECLARED
+        ):
+            scope = {**scope, "headers": list(scope["headers"])}
+            MutableHeaders(scope=scope)["content-type"] = "application/json"
+        await self._app(scope, receive, send)
+
+
+class RequireKeyBeforeBody:
+    """Checks the key before a large body is read.
+
+    FastAPI reads and parses a body before it checks the key. With bodies of 10 MB that would let
+    anybody use hundreds of megabytes of memory and block all other requests meanwhile.
+    """
+
+    def __init__(
+        self, app: ASGIApp, paths: frozenset[str], check: Callable[[Request], Awaitable[None]]
+    ) -> None:
+        self._app = app
+        self._paths = paths
+        self._check = check
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuse before anything of the body is stored."""
+        is_large = scope["type"] == "http" and scope["path"] in self._paths
+        if not is_large or scope["method"] != "POST":
+            await self._app(scope, receive, send)
+            return
+        try:
+            await self._check(Request(scope))
+        except Refused as error:
+            # Read to its end: a client that is still sending would miss the response.
+            while (message := await receive())["type"] == "http.request":
+                if not message.get("more_body", False):
+                    break
+            answer = JSONResponse({"detail": str(error)}, error.status_code, headers=error.headers)
+            await answer(scope, receive, send)
+            return
+        await self._app(scope, receive, send)

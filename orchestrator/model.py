@@ -1,0 +1,165 @@
+"""The domain: what tasks and nodes can be, roles of keys, targeting, and times."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from enum import Enum
+from fnmatch import fnmatchcase
+
+from cronsim import CronSim, CronSimError
+
+
+class TaskStatus(str, Enum):
+    """The status of a task."""
+
+    PENDING = "pending"
+    ASSIGNED = "assigned"
+    RUNNING = "running"
+    ANALYZING = "analyzing"
+    SUCCESS = "success"
+    ERROR = "error"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_final(self) -> bool:
+        """Nothing follows a final status."""
+        return not TRANSITIONS[self]
+
+    def may_become(self, following: "TaskStatus") -> bool:
+        """Return whether the table of transitions allows this step."""
+        return following in TRANSITIONS[self]
+
+
+class NodeStatus(str, Enum):
+    """What a node reports of itself; a silent node is shown as `offline`."""
+
+    IDLE = "idle"
+    BUSY = "busy"
+    OFFLINE = "offline"
+    ERROR = "error"
+
+
+_UNDER_WAY = frozenset(
+    {
+        TaskStatus.RUNNING,
+        TaskStatus.ANALYZING,
+        TaskStatus.SUCCESS,
+        TaskStatus.ERROR,
+        TaskStatus.CANCELLED,
+    }
+)
+
+TRANSITIONS: dict[TaskStatus, frozenset[TaskStatus]] = {
+    TaskStatus.PENDING: frozenset({TaskStatus.ASSIGNED, TaskStatus.CANCELLED}),
+    # Back to pending when its node fell silent before it reported anything.
+    TaskStatus.ASSIGNED: _UNDER_WAY | {TaskStatus.PENDING},
+    # To itself as well: a progress report is a step.
+    TaskStatus.RUNNING: _UNDER_WAY,
+    TaskStatus.ANALYZING: _UNDER_WAY,
+    TaskStatus.SUCCESS: frozenset(),
+    TaskStatus.ERROR: frozenset(),
+    TaskStatus.CANCELLED: frozenset(),
+}
+
+HELD = (TaskStatus.ASSIGNED, TaskStatus.RUNNING, TaskStatus.ANALYZING)
+"""The statuses in which a node holds the task."""
+
+
+class Permission(str, Enum):
+    """One kind of request that a key may make."""
+
+    CREATE_TASKS = "tasks:create"
+    UPLOAD_FILES = "files:upload"
+    READ_TASKS = "tasks:read"
+    CANCEL_TASKS = "tasks:cancel"
+    READ_LOGS = "logs:read"
+    CLEAN_UP_TASKS = "tasks:cleanup"
+    READ_NODES = "nodes:read"
+    REMOVE_NODES = "nodes:remove"
+    READ_STATISTICS = "statistics:read"
+    MANAGE_KEYS = "keys:manage"
+
+
+class Role(str, Enum):
+    """A named set of permissions; all but the admin see only their own tasks."""
+
+    SUBMITTER = "submitter"
+    OPERATOR = "operator"
+    ADMIN = "admin"
+
+
+_SUBMITTING = frozenset({Permission.CREATE_TASKS, Permission.UPLOAD_FILES})
+
+PERMISSIONS: dict[Role, frozenset[Permission]] = {
+    Role.SUBMITTER: _SUBMITTING,
+    Role.OPERATOR: _SUBMITTING
+    | {Permission.READ_TASKS, Permission.CANCEL_TASKS, Permission.READ_LOGS},
+    Role.ADMIN: frozenset(Permission),
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """Conditions on the node; one that is None does not restrict."""
+
+    node_id: str | None = None
+    node_name: str | None = None
+    tags: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class NodeIdentity:
+    """What targeting compares, as of the node's last registration."""
+
+    id: str
+    name: str
+    tags: Mapping[str, str]
+
+
+def matches(target: Target, node: NodeIdentity) -> bool:
+    """Return whether the node meets every condition of the target."""
+    if target.node_id is not None and target.node_id != node.id:
+        return False
+    if target.node_name is not None and not name_matches(target.node_name, node.name):
+        return False
+    return all(node.tags.get(key) == wanted for key, wanted in (target.tags or {}).items())
+
+
+def name_matches(pattern: str, name: str) -> bool:
+    """Return whether the pattern matches the whole name, case-sensitively; `*` is any text.
+
+    fnmatch also gives `?` and `[` a meaning. They are escaped: node names may contain them.
+    """
+    return fnmatchcase(name, pattern.replace("[", "[[]").replace("?", "[?]"))
+
+
+def lies_within(pattern: str, allowed: Iterable[str]) -> bool:
+    """Return whether one of the allowed patterns matches all that this pattern matches.
+
+    That is so if it matches the pattern's own text, with its `*` as an ordinary character.
+    """
+    return any(name_matches(one, pattern) for one in allowed)
+
+
+def utc_now() -> datetime:
+    """Return the current time as an aware datetime."""
+    return datetime.now(timezone.utc)
+
+
+def check_expression(expression: str) -> None:
+    """Raise ValueError for an invalid cron expression."""
+    try:
+        CronSim(expression, datetime(2000, 1, 1))  # noqa: DTZ001 - see `next_time`
+    except CronSimError as error:
+        raise ValueError(f"cannot be read as a cron expression: {error}".lower()) from error
+
+
+def next_time(expression: str, after: datetime) -> datetime | None:
+    """Return the next time of a cron expression in UTC, or None if there is none."""
+    # Naive, so that cronsim applies no daylight saving.
+    naive = after.replace(tzinfo=None)
+    try:
+        following: datetime = next(CronSim(expression, naive))
+    except (StopIteration, OverflowError):
+        return None
+    return following.replace(tzinfo=after.tzinfo)

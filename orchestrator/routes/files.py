@@ -1,0 +1,152 @@
+"""Files: in from whoever creates tasks, out to the node that holds a task which names them.
+
+A file is its uploader's: nobody else can put it into a task. It goes with the last task that named
+it, or, if no task ever did, when it is old.
+"""
+
+import uuid
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import FileResponse
+from starlette.types import Receive, Scope, Send
+
+from orchestrator.auth import Caller, NodeParam, allowed_to
+from orchestrator.db.tables import File, Task, TaskFile
+from orchestrator.errors import Invalid, NotFound
+from orchestrator.model import HELD, Permission, utc_now
+from orchestrator.schemas.bodies import UploadedFile
+from orchestrator.schemas.problems import problems
+from orchestrator.services import ServicesParam
+from orchestrator.uploads import FilePart, Upload, harmless_name, stored_file
+
+MULTIPART_OVERHEAD_BYTES = 64 * 1024
+"""What a body may be larger than the file in it."""
+
+router = APIRouter(tags=["files"])
+
+_UPLOAD_SCHEMA = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file"],
+                    "properties": {"file": {"type": "string", "format": "binary"}},
+                }
+            }
+        },
+    }
+}
+
+
+@router.post(
+    "/upload",
+    responses=problems(401, 403, 413, 422, 429, 507),
+    openapi_extra=_UPLOAD_SCHEMA,
+)
+async def upload_file(
+    services: ServicesParam,
+    caller: Annotated[Caller, Depends(allowed_to(Permission.UPLOAD_FILES))],
+    request: Request,
+) -> UploadedFile:
+    """Store a file under a name of its own, never over another one."""
+    part = FilePart(request.headers.get("content-type", ""))
+    file_id = uuid.uuid4().hex
+    stored = Upload(
+        services.settings.data_dir,
+        file_id,
+        limit_bytes=services.settings.max_upload_bytes,
+        min_free_bytes=services.settings.min_free_bytes,
+    )
+    with stored:
+        async for chunk in request.stream():
+            stored.add(part.feed(chunk))
+            if stored.is_due:
+                await run_in_threadpool(stored.write)
+        original_name = part.finish()
+        await run_in_threadpool(stored.keep)
+
+    file = File(
+        id=file_id,
+        filename=f"{file_id[:12]}-{harmless_name(original_name)}",
+        original_name=original_name.replace("\0", ""),
+        checksum=stored.checksum,
+        size=stored.size,
+        created_at=utc_now(),
+        created_by=caller.key_id,
+    )
+
+    def insert() -> UploadedFile:
+        with services.database.writing() as session:
+            session.add(file)
+        return UploadedFile.model_validate(file)
+
+    return await run_in_threadpool(insert)
+
+
+class _WholeFile(FileResponse):
+    """Answers with all of the file, whatever part is asked for.
+
+    The contract knows no parts, RFC 9110 lets a server pass over Range, and Starlette answers one
+    that it does not like in plain text.
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer as if no part was asked for."""
+        headers = [pair for pair in scope["headers"] if pair[0] != b"range"]
+        await super().__call__({**scope, "headers": headers}, receive, send)
+
+
+_BYTES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The file's bytes.",
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
+
+
+@router.get(
+    "/files/{filename}",
+    responses={**_BYTES, **problems(401, 403, 404)},
+    response_class=FileResponse,
+)
+def download_file(services: ServicesParam, node: NodeParam, filename: str) -> _WholeFile:
+    """Stream a file to the node that holds a task which names it; to others it does not exist."""
+    with services.database.reading() as session:
+        file_id = session.scalars(
+            select(File.id)
+            .join(TaskFile, TaskFile.filename == File.filename)
+            .join(Task, Task.number == TaskFile.task_number)
+            .where(
+                File.filename == filename,
+                Task.assigned_node_id == node.id,
+                Task.status.in_(HELD),
+            )
+        ).first()
+    if file_id is None:
+        raise NotFound("there is no such file for this node")
+    path = stored_file(services.settings.data_dir, file_id)
+    if not path.is_file():
+        raise NotFound("the file's bytes are gone from the server")
+    return _WholeFile(
+        path,
+        media_type="application/octet-stream",
+        filename=filename,
+        headers={"X-Content-Type-Options": "nosniff", "Accept-Ranges": "none"},
+    )
+
+
+def require_file(session: Session, filename: str, caller: Caller) -> File:
+    """Find a file that this caller may put into a task, or raise Invalid; it stays until then."""
+    wanted = select(File).where(File.filename == filename)
+    if caller.owner is not None:
+        wanted = wanted.where(File.created_by == caller.owner)
+    file = session.scalars(wanted.with_for_update(read=True, key_share=True)).one_or_none()
+    if file is None:
+        raise Invalid("files: a name is not that of a file that was uploaded with this key")
+    return file

@@ -1,0 +1,181 @@
+"""Nodes: registration, heartbeat, and the admin's view of them."""
+
+import uuid
+from datetime import datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Depends, Request
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from orchestrator.auth import (
+    REGISTRATION_TOKEN_REQUIRED,
+    TOKEN_AND_KEY,
+    KeyHolder,
+    KeyHolderParam,
+    KnownNodeParam,
+    address_of,
+    allowed_to,
+)
+from orchestrator.db import audit
+from orchestrator.db.tables import Node
+from orchestrator.errors import Gone, NotAllowed, NotFound, Unauthenticated
+from orchestrator.model import NodeStatus, Permission, Target, utc_now
+from orchestrator.scheduling.heartbeats import Beat
+from orchestrator.scheduling.leases import silent_before
+from orchestrator.scheduling.lifecycle import take_from
+from orchestrator.scheduling.waiting import WorkAvailable
+from orchestrator.schemas.bodies import (
+    Heartbeat,
+    HeartbeatAnswer,
+    NodeRemoved,
+    NodeView,
+    RegisteredNode,
+    Registration,
+)
+from orchestrator.schemas.problems import problems
+from orchestrator.security import key_hash, new_secret
+from orchestrator.services import Services, ServicesParam
+
+_READING = Depends(allowed_to(Permission.READ_NODES))
+
+router = APIRouter(tags=["nodes"])
+
+
+@router.post(
+    "/register",
+    dependencies=[REGISTRATION_TOKEN_REQUIRED],
+    responses=problems(401, 403, 410, 422, 429, 503),
+    openapi_extra=TOKEN_AND_KEY,
+)
+def register(
+    services: ServicesParam, request: Request, holder: KeyHolderParam, registration: Registration
+) -> RegisteredNode:
+    """Register a node and show it its key, this once. The same name again is another node.
+
+    With a node's key in X-API-Key beside the token (extension `reregister`) no node is made: that
+    node gets the name, tags, capabilities, hostname and os_type of the body. Its id, key and tasks
+    stay, and the answer shows the key that came, so a retry changes nothing. 410 means that no node
+    has this key: the caller drops its id and key, and registers without them as a new node.
+    """
+    if holder is not None:
+        return _reregister(services, request, holder, registration)
+    now = utc_now()
+    api_key = new_secret()
+    node = Node(
+        id=str(uuid.uuid4()),
+        api_key_hash=key_hash(api_key),
+        **_description(registration),
+        status=NodeStatus.IDLE,
+        last_heartbeat=now,
+        held_task_ids=[],
+        registered_at=now,
+    )
+    with services.database.writing() as session:
+        session.add(node)
+    return _registered(services, node, api_key, now)
+
+
+def _reregister(
+    services: Services, request: Request, holder: KeyHolder, registration: Registration
+) -> RegisteredNode:
+    now = utc_now()
+    with services.database.writing() as session:
+        node = session.get(Node, holder.node_id, with_for_update=True)
+        if node is None:
+            raise Gone("the node is no longer registered: register without X-API-Key")
+        changes = []
+        for field, after in _description(registration).items():
+            before = getattr(node, field)
+            if before != after:
+                changes.append(f"{field}: {before!r} -> {after!r}")
+                setattr(node, field, after)
+        # Nothing of a heartbeat is touched: this call does not say which tasks are in hand.
+        if changes:
+            # A request for work that it holds has to look again. No task has the id of a node.
+            services.announcer.announce(session, WorkAvailable(node.id, Target(node_id=node.id)))
+            audit.record(
+                session,
+                now,
+                key_id=node.id,
+                action="node:reregistered",
+                detail="; ".join(changes),
+                client=address_of(request),
+            )
+    return _registered(services, node, holder.api_key, now)
+
+
+def _description(registration: Registration) -> dict[str, Any]:
+    return {
+        "hostname": registration.hostname,
+        "name": (registration.name or "").strip() or registration.hostname,
+        "os_type": registration.os_type,
+        "capabilities": registration.capabilities,
+        "tags": registration.tags,
+    }
+
+
+def _registered(services: Services, node: Node, api_key: str, now: datetime) -> RegisteredNode:
+    return RegisteredNode(**_view(services, node, now).model_dump(), api_key=api_key)
+
+
+@router.post("/nodes/heartbeat", responses=problems(401, 403, 422))
+async def record_heartbeat(
+    services: ServicesParam, caller: KnownNodeParam, heartbeat: Annotated[Heartbeat, Body()]
+) -> HeartbeatAnswer:
+    """Record a node's sign of life and tell it which tasks to stop."""
+    if heartbeat.node_id != caller.id:
+        raise NotAllowed("node_id is not the node of this key")
+    beat = Beat(caller.id, heartbeat.status, heartbeat.current_task_id, heartbeat.held_task_ids)
+    answer = await services.heartbeats.ask(beat)
+    if answer is None:
+        raise Unauthenticated("the node is no longer registered")
+    return answer
+
+
+@router.get("/nodes", dependencies=[_READING], responses=problems(401, 403, 429))
+def list_nodes(services: ServicesParam) -> list[NodeView]:
+    """List every registered node, the oldest first."""
+    now = utc_now()
+    with services.database.reading() as session:
+        nodes = session.scalars(select(Node).order_by(Node.registered_at, Node.id)).all()
+        return [_view(services, node, now) for node in nodes]
+
+
+@router.get("/nodes/{node_id}", dependencies=[_READING], responses=problems(401, 403, 404, 429))
+def get_node(services: ServicesParam, node_id: str) -> NodeView:
+    """Show one node."""
+    with services.database.reading() as session:
+        return _view(services, _require(session, node_id), utc_now())
+
+
+@router.delete(
+    "/nodes/{node_id}",
+    dependencies=[Depends(allowed_to(Permission.REMOVE_NODES))],
+    responses=problems(401, 403, 404, 429),
+)
+def remove_node(services: ServicesParam, node_id: str) -> NodeRemoved:
+    """Forget a node: its key ends, what it has not started goes back, what it runs is lost."""
+    with services.database.writing() as session:
+        node = _require(session, node_id, to_change=True)
+        for task in take_from(session, node.id, utc_now()):
+            services.announcer.announce(session, WorkAvailable(task.id, task.target))
+        session.delete(node)
+        # Its held request has to end.
+        services.announcer.announce(session, None)
+    services.nodes.clear()
+    return NodeRemoved(node_id=node_id)
+
+
+def _require(session: Session, node_id: str, *, to_change: bool = False) -> Node:
+    node = session.get(Node, node_id, with_for_update=to_change or None)
+    if node is None:
+        raise NotFound("there is no such node")
+    return node
+
+
+def _view(services: Services, node: Node, now: datetime) -> NodeView:
+    view = NodeView.model_validate(node)
+    if node.last_heartbeat >= silent_before(services.settings, now):
+        return view
+    return view.model_copy(update={"status": NodeStatus.OFFLINE})

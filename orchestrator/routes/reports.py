@@ -1,0 +1,102 @@
+"""What nodes report of their tasks, and the sessions of the agents that did the work."""
+
+import json
+from datetime import datetime
+from typing import Annotated
+
+from fastapi import APIRouter, Depends
+from pydantic import JsonValue
+from sqlalchemy.orm import Session
+from starlette.responses import Response
+
+from orchestrator.auth import Caller, NodeParam, allowed_to
+from orchestrator.db.tables import Log, Task
+from orchestrator.errors import NotFound
+from orchestrator.model import Permission, TaskStatus, utc_now
+from orchestrator.scheduling.lifecycle import begin, end, move, require_own_task, require_task_of
+from orchestrator.schemas.bodies import LogSubmission, Report, ReportAnswer
+from orchestrator.schemas.problems import problems
+from orchestrator.services import ServicesParam
+
+MAX_LOG_BYTES = 10 * 1024**2
+
+_Session = dict[str, JsonValue]
+
+router = APIRouter()
+
+
+@router.post("/status", tags=["status"], responses=problems(401, 403, 404, 422))
+def report_status(services: ServicesParam, node: NodeParam, report: Report) -> ReportAnswer:
+    """Record a report and say where the task stands, `cancelled` included."""
+    now = utc_now()
+    with services.database.writing() as session:
+        task = require_task_of(session, report.about, node)
+        if report.status.is_final and task.node_ended_at is None:
+            task.node_ended_at = now
+        if task.status.may_become(report.status):
+            _apply(session, task, report, now)
+        return ReportAnswer(task_id=task.id, job_id=task.id, status=task.status)
+
+
+def _apply(session: Session, task: Task, report: Report, now: datetime) -> None:
+    move(
+        task,
+        report.status,
+        report.timestamp or now,
+        message=report.message,
+        progress=report.progress,
+    )
+    task.crush_session_id = report.crush_session_id or task.crush_session_id
+    if not report.status.is_final:
+        begin(task, now)
+        return
+    if report.status is TaskStatus.SUCCESS:
+        task.result = report.message
+    else:
+        task.error_message = report.message
+    end(session, task, now)
+
+
+@router.post(
+    "/logs", tags=["logs"], response_model=_Session, responses=problems(401, 403, 404, 413, 422)
+)
+def store_log(services: ServicesParam, node: NodeParam, submission: LogSubmission) -> Response:
+    """Keep a session for a task that was given to this node, and give it back."""
+    session_id = submission.session.get("id")
+    text = json.dumps(submission.session)
+    with services.database.writing() as session:
+        task = require_task_of(session, submission.about, node)
+        session.merge(
+            Log(
+                task_number=task.number,
+                session=text,
+                received_at=utc_now(),
+            )
+        )
+        if task.crush_session_id is None and isinstance(session_id, str) and session_id:
+            task.crush_session_id = session_id.replace("\0", "")
+    return _as_it_is(text)
+
+
+@router.get(
+    "/logs/{task_id}",
+    tags=["logs"],
+    response_model=_Session,
+    responses=problems(401, 403, 404, 429),
+)
+def get_log(
+    services: ServicesParam,
+    caller: Annotated[Caller, Depends(allowed_to(Permission.READ_LOGS))],
+    task_id: str,
+) -> Response:
+    """Show the session that was last sent for a task."""
+    with services.database.reading() as session:
+        log = session.get(Log, require_own_task(session, task_id, caller.owner).number)
+    if log is None:
+        raise NotFound("no log has been sent for this task")
+    return _as_it_is(log.session)
+
+
+def _as_it_is(text: str) -> Response:
+    # Not taken apart again: pydantic reads deeper nesting than it writes, and it may be long.
+    return Response(text, media_type="application/json")

@@ -1,0 +1,73 @@
+"""Whether the server is healthy, and the fleet in numbers."""
+
+from collections import Counter
+from datetime import datetime
+from typing import Literal
+
+from fastapi import APIRouter, Depends
+from pydantic import BaseModel
+from sqlalchemy import func, select
+
+from orchestrator import __version__
+from orchestrator.auth import allowed_to
+from orchestrator.db.tables import Node, Task
+from orchestrator.model import NodeStatus, Permission, TaskStatus, utc_now
+from orchestrator.scheduling.leases import silent_before
+from orchestrator.schemas.bodies import Statistics
+from orchestrator.schemas.problems import problems
+from orchestrator.services import ServicesParam
+
+router = APIRouter(tags=["system"])
+
+_RUNNING = (TaskStatus.RUNNING, TaskStatus.ANALYZING)
+
+
+class Health(BaseModel):
+    """That the server answers."""
+
+    status: Literal["healthy"] = "healthy"
+    version: str
+    timestamp: datetime
+
+
+@router.get("/health")
+def get_health(services: ServicesParam) -> Health:
+    """Answer whoever asks, if the database answers."""
+    with services.database.reading() as session:
+        session.execute(select(1))
+    return Health(version=__version__, timestamp=utc_now())
+
+
+@router.get(
+    "/dashboard/stats",
+    dependencies=[Depends(allowed_to(Permission.READ_STATISTICS))],
+    responses=problems(401, 403, 429),
+)
+def get_statistics(services: ServicesParam) -> Statistics:
+    """Count nodes and tasks; a node is active as long as it is not offline."""
+    now = utc_now()
+    today = now.replace(hour=0, minute=0, second=0, microsecond=0)
+    is_there = Node.status != NodeStatus.OFFLINE
+    is_heard = Node.last_heartbeat >= silent_before(services.settings, now)
+    by_node = select(
+        func.count(),
+        func.count().filter(is_there, is_heard),
+        func.count().filter(Node.status == NodeStatus.IDLE, is_heard),
+    ).select_from(Node)
+    counted = select(Task.status, func.count()).group_by(Task.status)
+    by_status = counted.where(Task.status.in_([TaskStatus.PENDING, *_RUNNING]))
+    ended_today = counted.where(Task.completed_at >= today)
+    with services.database.reading() as session:
+        total, active, idle = session.execute(by_node).one()
+        now_in = Counter({row[0]: row[1] for row in session.execute(by_status)})
+        ended = Counter({row[0]: row[1] for row in session.execute(ended_today)})
+    return Statistics(
+        total_nodes=total,
+        active_nodes=active,
+        idle_nodes=idle,
+        offline_nodes=total - active,
+        pending_tasks=now_in[TaskStatus.PENDING],
+        running_tasks=sum(now_in[status] for status in _RUNNING),
+        completed_tasks_today=ended[TaskStatus.SUCCESS],
+        failed_tasks_today=ended[TaskStatus.ERROR],
+    )

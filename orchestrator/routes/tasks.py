@@ -1,0 +1,140 @@
+"""Tasks as their owners see them: create, list, show, cancel, clean up."""
+
+import uuid
+from datetime import timedelta
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Depends, Query
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from orchestrator.auth import Caller, allowed_to
+from orchestrator.db.retention import delete_old_tasks, delete_unused_files, unknown_files
+from orchestrator.db.tables import Node, Task, TaskFile
+from orchestrator.errors import NotAllowed
+from orchestrator.model import Permission, TaskStatus, lies_within, next_time, utc_now
+from orchestrator.routes.files import require_file
+from orchestrator.scheduling.lifecycle import end, move, require_own_task
+from orchestrator.scheduling.waiting import WorkAvailable
+from orchestrator.schemas.bodies import DEFAULT_TIMEOUT_S, CleanedUp, NewTask, TaskDetail, TaskView
+from orchestrator.schemas.problems import problems
+from orchestrator.services import ServicesParam
+from orchestrator.uploads import stored_before, stored_file
+
+router = APIRouter(prefix="/tasks", tags=["tasks"])
+
+_A_DAY = timedelta(days=1)
+"""No upload takes longer; bytes that are older and that the database lacks are a crash's."""
+
+_Creator = Annotated[Caller, Depends(allowed_to(Permission.CREATE_TASKS))]
+_Reader = Annotated[Caller, Depends(allowed_to(Permission.READ_TASKS))]
+_Canceller = Annotated[Caller, Depends(allowed_to(Permission.CANCEL_TASKS))]
+
+
+@router.post("", responses=problems(401, 403, 422, 429))
+def create_task(services: ServicesParam, caller: _Creator, new: NewTask) -> TaskView:
+    """Queue a task and wake a node that waits for one like it.
+
+    A scoped key may name only nodes that its patterns allow, and only files that came with it.
+    """
+    now = utc_now()
+    due = new.scheduled_for
+    if new.recurrence and due is None:
+        due = next_time(new.recurrence, now)
+    task = Task(
+        id=str(uuid.uuid4()),
+        prompt=new.prompt,
+        target_node_id=new.target_node_id,
+        target_node_name=new.target_node_name,
+        target_tags=new.target_tags,
+        priority=new.priority,
+        timeout_seconds=new.timeout_seconds or DEFAULT_TIMEOUT_S,
+        scheduled_for=due,
+        recurrence=new.recurrence,
+        created_at=now,
+        created_by=caller.key_id,
+    )
+    move(task, TaskStatus.PENDING, now)
+    with services.database.writing() as session:
+        _check_may_target(session, caller, new)
+        task.file_links = [
+            TaskFile(position=position, filename=require_file(session, filename, caller).filename)
+            for position, filename in enumerate(new.files or [])
+        ]
+        session.add(task)
+        services.announcer.announce(session, WorkAvailable(task.id, task.target))
+    return TaskView.model_validate(task)
+
+
+@router.get("", responses=problems(401, 403, 422, 429))
+def list_tasks(
+    services: ServicesParam,
+    caller: _Reader,
+    status_filter: TaskStatus | Literal[""] | None = None,
+    limit: Annotated[int | None, Query(ge=1, le=10_000)] = None,
+) -> list[TaskView]:
+    """List tasks, the newest first; a scoped key sees those that it created."""
+    wanted = select(Task).order_by(Task.number.desc()).limit(limit)
+    if status_filter:
+        wanted = wanted.where(Task.status == status_filter)
+    if caller.owner is not None:
+        wanted = wanted.where(Task.created_by == caller.owner)
+    with services.database.reading() as session:
+        return [TaskView.model_validate(task) for task in session.scalars(wanted)]
+
+
+@router.post(
+    "/cleanup",
+    dependencies=[Depends(allowed_to(Permission.CLEAN_UP_TASKS))],
+    responses=problems(401, 403, 422, 429),
+)
+def clean_up(
+    services: ServicesParam, days: Annotated[int, Query(ge=0, le=36_500)] = 7
+) -> CleanedUp:
+    """Delete tasks that ended so many days ago, with history and logs, and files no task needs."""
+    now = utc_now()
+    before = now - timedelta(days=days)
+    with services.database.writing() as session:
+        deleted_count = delete_old_tasks(session, before)
+        deleted_ids = delete_unused_files(session, before)
+    data_dir = services.settings.data_dir
+    with services.database.reading() as session:
+        unknown_ids = unknown_files(session, stored_before(data_dir, min(before, now - _A_DAY)))
+    for file_id in {*deleted_ids, *unknown_ids}:
+        stored_file(data_dir, file_id).unlink(missing_ok=True)
+    return CleanedUp(deleted_count=deleted_count)
+
+
+@router.get("/{task_id}", responses=problems(401, 403, 404, 429))
+def get_task(services: ServicesParam, caller: _Reader, task_id: str) -> TaskDetail:
+    """Show one task and the steps that it took."""
+    with services.database.reading() as session:
+        return TaskDetail.model_validate(require_own_task(session, task_id, caller.owner))
+
+
+@router.delete("/{task_id}", responses=problems(401, 403, 404, 409, 429))
+def cancel_task(services: ServicesParam, caller: _Canceller, task_id: str) -> TaskView:
+    """Cancel a task that has not ended; its node learns it from its next call.
+
+    A repeated task is not repeated any more.
+    """
+    now = utc_now()
+    with services.database.writing() as session:
+        task = require_own_task(session, task_id, caller.owner, to_change=True)
+        move(task, TaskStatus.CANCELLED, now)
+        end(session, task, now)
+        return TaskView.model_validate(task)
+
+
+def _check_may_target(session: Session, caller: Caller, new: NewTask) -> None:
+    patterns = caller.allowed_node_patterns
+    if "*" in patterns:
+        return
+    names = [] if new.target_node_name is None else [new.target_node_name]
+    node = session.get(Node, new.target_node_id) if new.target_node_id else None
+    if node is not None:
+        names.append(node.name)
+    if not any(lies_within(name, patterns) for name in names):
+        raise NotAllowed(
+            f"the key may target {', '.join(patterns)} only: give a target_node_name within that"
+        )

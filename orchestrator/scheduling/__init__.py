@@ -1,0 +1,1 @@
+"""Which node gets which task, and when: claims, leases, long polls, heartbeats."""

@@ -1,0 +1,134 @@
+"""The steps in a task's life, as `model.TRANSITIONS` allows them, and repeated tasks.
+
+Each occurrence of a repeated task is a task of its own, and its end queues the next one. So
+occurrences of one series never overlap, missed times are not made up for, and cancelling the
+pending one ends the series.
+"""
+
+import uuid
+from datetime import datetime, timedelta
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session, selectinload
+
+from orchestrator.db.tables import StatusEntry, Task, TaskFile
+from orchestrator.errors import Conflict, NotAllowed, NotFound
+from orchestrator.model import HELD, NodeIdentity, TaskStatus, next_time
+
+
+def move(
+    task: Task,
+    status: TaskStatus,
+    timestamp: datetime,
+    *,
+    message: str | None = None,
+    progress: float | None = None,
+) -> None:
+    """Change a task's status and add the step to its history.
+
+    Raises Conflict for a step that the table of transitions does not have.
+    """
+    # A task that is being created has no status yet.
+    if task.status is not None and not task.status.may_become(status):
+        raise Conflict(f"cannot make the task {status.value}: it is {task.status.value} already")
+    task.status = status
+    task.further_steps.add(
+        StatusEntry(status=status, message=message, progress=progress, timestamp=timestamp)
+    )
+
+
+def begin(task: Task, now: datetime) -> None:
+    """Start a task's time limit, unless it runs already."""
+    if task.started_at is None:
+        task.started_at = now
+        task.overdue_at = now + timedelta(seconds=task.timeout_seconds)
+
+
+def end(session: Session, task: Task, now: datetime) -> None:
+    """Complete a task that has a final status; queue the next one if it is repeated."""
+    task.completed_at = now
+    following = None if task.status is TaskStatus.CANCELLED else successor(task, now)
+    if following is not None:
+        move(following, TaskStatus.PENDING, now)
+        session.add(following)
+
+
+def put_back(task: Task, now: datetime, reason: str) -> None:
+    """Return an assigned task that was not started to the queue."""
+    move(task, TaskStatus.PENDING, now, message=reason)
+    task.assigned_node_id = None
+    task.offered_at = None
+
+
+def give_up(session: Session, task: Task, now: datetime, reason: str) -> None:
+    """End a task as lost: its node will not report on it any more."""
+    move(task, TaskStatus.ERROR, now, message=f"lost: {reason}")
+    task.error_message = f"lost: {reason}"
+    end(session, task, now)
+
+
+def take_from(session: Session, node_id: str, now: datetime) -> list[Task]:
+    """Take the tasks of a node that is being removed; return those back in the queue."""
+    held = select(Task).where(Task.assigned_node_id == node_id, Task.status.in_(HELD))
+    unstarted = []
+    for task in session.scalars(held.with_for_update(of=Task)).all():
+        if task.status.may_become(TaskStatus.PENDING):
+            put_back(task, now, "its node was removed before the task was started")
+            unstarted.append(task)
+        else:
+            give_up(session, task, now, "its node was removed while the task ran")
+    return unstarted
+
+
+def require_task(session: Session, task_id: str, *, to_change: bool = False) -> Task:
+    """Return a task, its row locked if it is to be changed. Raises NotFound."""
+    wanted = select(Task).where(Task.id == task_id)
+    if to_change:
+        wanted = wanted.with_for_update(of=Task)
+    else:
+        wanted = wanted.options(selectinload(Task.history))
+    task = session.scalars(wanted).one_or_none()
+    if task is None:
+        raise NotFound("there is no such task")
+    return task
+
+
+def require_own_task(
+    session: Session, task_id: str, owner: str | None, *, to_change: bool = False
+) -> Task:
+    """Return a task that this key created; any task if it is None. Raises NotFound."""
+    task = require_task(session, task_id, to_change=to_change)
+    if owner not in {None, task.created_by}:
+        raise NotFound("there is no such task")
+    return task
+
+
+def require_task_of(session: Session, task_id: str, node: NodeIdentity) -> Task:
+    """Return a task that this node holds, its row locked. Raises NotFound, NotAllowed."""
+    task = require_task(session, task_id, to_change=True)
+    if task.assigned_node_id != node.id:
+        raise NotAllowed("the task is not assigned to this node")
+    return task
+
+
+def successor(task: Task, now: datetime) -> Task | None:
+    """Return the next occurrence of a task that has just ended, not yet queued."""
+    due = next_time(task.recurrence, now) if task.recurrence else None
+    if due is None:
+        return None
+    return Task(
+        id=str(uuid.uuid4()),
+        prompt=task.prompt,
+        target_node_id=task.target_node_id,
+        target_node_name=task.target_node_name,
+        target_tags=task.target_tags,
+        priority=task.priority,
+        timeout_seconds=task.timeout_seconds,
+        scheduled_for=due,
+        recurrence=task.recurrence,
+        created_at=now,
+        created_by=task.created_by,
+        file_links=[
+            TaskFile(position=link.position, filename=link.filename) for link in task.file_links
+        ],
+    )

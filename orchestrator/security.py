@@ -1,0 +1,140 @@
+"""Keys and their hashes, rates of calls, and what a process remembers of callers."""
+
+import hashlib
+import hmac
+import secrets
+import threading
+from datetime import datetime, timedelta
+
+from orchestrator.errors import TooMany
+from orchestrator.model import NodeIdentity
+
+
+def new_secret() -> str:
+    """Return a new secret that fits a header and a shell variable."""
+    return secrets.token_urlsafe(32)
+
+
+def key_hash(key: str) -> str:
+    """Return the hash that is stored of a key. Keys are random, so a fast hash is enough."""
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def is_same(given: str, expected: str) -> bool:
+    """Compare two secrets in constant time, whatever their lengths."""
+    return hmac.compare_digest(key_hash(given), key_hash(expected))
+
+
+_MINUTE = timedelta(minutes=1)
+
+_REMEMBERED = 10_000
+"""How many addresses or keys are remembered; the oldest are dropped first."""
+
+
+def charge(
+    paid_until: datetime | None, now: datetime, per_minute: int
+) -> tuple[datetime, timedelta | None]:
+    """Charge one call to a rate; return the new state, and the wait if the rate is used up.
+
+    A rate is one moment: up to which the calls so far are paid for. Each call moves it on by its
+    share of a minute. It may lie a minute ahead at most, so a minute's calls may come at once.
+    """
+    share = _MINUTE / per_minute
+    after = max(paid_until or now, now) + share
+    excess = after - now - _MINUTE
+    # Shares are rounded to microseconds; that must not cost the last call of a minute.
+    if excess > per_minute * timedelta.resolution:
+        return paid_until or now, excess
+    return after, None
+
+
+class Throttle:
+    """Slows guessing: an address with too many wrong credentials is refused for a while.
+
+    It guards the two secrets that an operator may have chosen, the registration token and the
+    admin key. Other keys are random and cannot be guessed, so a node is never refused because of
+    others behind the same address. Each process counts for itself.
+    """
+
+    def __init__(self, failures_per_minute: int) -> None:
+        self._failures_per_minute = failures_per_minute
+        self._paid_until: dict[str, datetime] = {}
+        self._lock = threading.Lock()
+
+    def check(self, address: str, now: datetime) -> None:
+        """Raise TooMany if this address has failed too often lately."""
+        with self._lock:
+            _, wait = charge(self._paid_until.get(address), now, self._failures_per_minute)
+        if wait is not None:
+            raise TooMany("too many wrong credentials came from this address", wait)
+
+    def note_failure(self, address: str, now: datetime) -> None:
+        """Count one failure."""
+        with self._lock:
+            paid_until, _ = charge(
+                self._paid_until.pop(address, None), now, self._failures_per_minute
+            )
+            self._paid_until[address] = paid_until
+            if len(self._paid_until) > _REMEMBERED:
+                self._paid_until.pop(next(iter(self._paid_until)))
+
+    def address_count(self) -> int:
+        """Return the number of addresses that are remembered."""
+        return len(self._paid_until)
+
+
+_NOTED_EVERY = timedelta(minutes=1)
+
+
+class DenialSampler:
+    """Decides which refused calls the audit records: one a minute of each key and cause.
+
+    A revoked key, or one over its rate, may be in a program that calls without end. The audit
+    shows it, and the database does not fill up. Each process counts for itself.
+    """
+
+    def __init__(self) -> None:
+        self._noted: dict[tuple[str, str], datetime] = {}
+        self._lock = threading.Lock()
+
+    def is_due(self, key_id: str, cause: str, now: datetime) -> bool:
+        """Return whether a refusal of this key for this cause is recorded now."""
+        alike = (key_id, cause)
+        with self._lock:
+            last = self._noted.get(alike)
+            if last is not None and now - last < _NOTED_EVERY:
+                return False
+            self._noted.pop(alike, None)
+            self._noted[alike] = now
+            if len(self._noted) > _REMEMBERED:
+                self._noted.pop(next(iter(self._noted)))
+        return True
+
+
+_MAX_NODES = 50_000
+
+
+class NodeCache:
+    """Nodes by the hash of their key, so that they are not looked up for each request.
+
+    Only for requests that read the node's row anyway and fail where it is gone. Name and tags may
+    be older than the node's last registration, also one at another process: a poll compares them
+    with the row and updates them here.
+    """
+
+    def __init__(self) -> None:
+        self._by_hash: dict[str, NodeIdentity] = {}
+
+    def find(self, hash_of_key: str) -> NodeIdentity | None:
+        """Return the node of this key if it has called before."""
+        return self._by_hash.get(hash_of_key)
+
+    def keep(self, hash_of_key: str, node: NodeIdentity) -> None:
+        """Store a node whose key was valid just now."""
+        if len(self._by_hash) >= _MAX_NODES:
+            self._by_hash.clear()
+        self._by_hash[hash_of_key] = node
+
+    def clear(self) -> None:
+        """Drop all entries: a node was removed."""
+        self._by_hash.clear()

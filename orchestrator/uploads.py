@@ -1,0 +1,234 @@
+"""Uploads: parsed out of a multipart body, stored in `DATA_DIR/files` under random ids.
+
+The name of a file in tasks is its id and what is safe of the original name: unique, and without a
+path. Several server processes may share the folder.
+"""
+
+import errno
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import unicodedata
+from contextlib import suppress
+from datetime import datetime
+from io import FileIO
+from pathlib import Path
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+from orchestrator.errors import Invalid, OutOfSpace, TooLarge
+
+_BROKEN = "body is not valid multipart/form-data"
+
+
+class FilePart:
+    """Parses the chunks of a body and returns the bytes of the part named `file`."""
+
+    def __init__(self, content_type: str) -> None:
+        """Begin with the request's Content-Type; raises Invalid when it is not multipart."""
+        kind, options = parse_options_header(content_type)
+        boundary = options.get(b"boundary")
+        if kind != b"multipart/form-data" or not boundary:
+            raise Invalid("body must be multipart/form-data with a part named file")
+        self.original_name: str | None = None
+        """The client's name of the file; None until the part has arrived."""
+        self._in_file = False
+        self._at_end = False
+        self._header_name = b""
+        self._header_value = b""
+        self._disposition = b""
+        self._content = bytearray()
+        try:
+            self._parser = MultipartParser(
+                boundary,
+                {
+                    "on_part_begin": self._begin_part,
+                    "on_header_field": self._add_to_header_name,
+                    "on_header_value": self._add_to_header_value,
+                    "on_header_end": self._end_header,
+                    "on_headers_finished": self._end_headers,
+                    "on_part_data": self._add_content,
+                    "on_end": self._end,
+                },
+            )
+        except FormParserError as error:
+            raise Invalid(_BROKEN) from error
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Return the file's bytes in the next chunk of the body. Raises Invalid."""
+        try:
+            self._parser.write(chunk)
+        except FormParserError as error:
+            raise Invalid(_BROKEN) from error
+        content = bytes(self._content)
+        self._content.clear()
+        return content
+
+    def finish(self) -> str:
+        """Return the file's original name once the body has ended. Raises Invalid."""
+        if not self._at_end:
+            raise Invalid(_BROKEN)
+        if self.original_name is None:
+            raise Invalid("body has no part named file")
+        return self.original_name
+
+    def _begin_part(self) -> None:
+        self._in_file = False
+        self._disposition = b""
+
+    def _add_to_header_name(self, data: bytes, start: int, end: int) -> None:
+        self._header_name += data[start:end]
+
+    def _add_to_header_value(self, data: bytes, start: int, end: int) -> None:
+        self._header_value += data[start:end]
+
+    def _end_header(self) -> None:
+        if self._header_name.lower() == b"content-disposition":
+            self._disposition = self._header_value
+        self._header_name = b""
+        self._header_value = b""
+
+    def _end_headers(self) -> None:
+        _, options = parse_options_header(self._disposition)
+        if options.get(b"name") != b"file":
+            return
+        if self.original_name is not None:
+            raise Invalid("body has more than one part named file")
+        self._in_file = True
+        self.original_name = options.get(b"filename", b"").decode("utf-8", "replace")
+
+    def _add_content(self, data: bytes, start: int, end: int) -> None:
+        if self._in_file:
+            self._content += data[start:end]
+
+    def _end(self) -> None:
+        self._at_end = True
+
+
+_FOLDER = "files"
+_PARTIAL = ".partial"
+_WRITE_BYTES = 1024**2
+_MAX_NAME_BYTES = 180
+_MAX_SUFFIX_BYTES = 20
+_NO_ROOM = "the server's disk has no room for the file"
+
+
+def prepare_folder(data_dir: Path) -> None:
+    """Create the folder for files and remove uploads that a crash has interrupted."""
+    folder = data_dir / _FOLDER
+    folder.mkdir(mode=0o700, exist_ok=True)
+    for partial in folder.glob(f"*{_PARTIAL}"):
+        _remove_if_abandoned(partial)
+
+
+def stored_file(data_dir: Path, file_id: str) -> Path:
+    """Return the path of a file's bytes."""
+    return data_dir / _FOLDER / file_id
+
+
+def stored_before(data_dir: Path, moment: datetime) -> list[str]:
+    """Return the ids of stored bytes that are older than that moment."""
+    paths = (data_dir / _FOLDER).iterdir()
+    return [
+        path.name
+        for path in paths
+        if not path.name.endswith(_PARTIAL) and path.stat().st_mtime < moment.timestamp()
+    ]
+
+
+def harmless_name(original: str) -> str:
+    """Return what of a client's name is safe as a file name: no folder, no control character."""
+    last = re.split(r"[/\\]", unicodedata.normalize("NFC", original))[-1]
+    kept = "".join(char for char in last if unicodedata.category(char)[0] != "C")
+    name = re.sub(r'[<>:"|?*]', "_", kept).strip(" .")
+    stem, dot, suffix = name.rpartition(".")
+    if not dot or len(suffix.encode()) > _MAX_SUFFIX_BYTES:
+        stem, dot, suffix = name, "", ""
+    short = stem.encode()[: _MAX_NAME_BYTES - _MAX_SUFFIX_BYTES].decode("utf-8", "ignore")
+    return f"{short}{dot}{suffix}" or "file"
+
+
+class Upload:
+    """A file that is being uploaded; nothing of it stays unless `keep` is called."""
+
+    def __init__(
+        self, data_dir: Path, file_id: str, *, limit_bytes: int, min_free_bytes: int
+    ) -> None:
+        self._final = stored_file(data_dir, file_id)
+        self._partial = self._final.with_name(file_id + _PARTIAL)
+        self._limit_bytes = limit_bytes
+        self._min_free_bytes = min_free_bytes
+        self._sink: FileIO | None = None
+        self._buffer = bytearray()
+        self._digest = hashlib.sha256()
+        self.size = 0
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *_: object) -> None:
+        if self._sink is not None:
+            self._sink.close()
+        with suppress(FileNotFoundError):
+            self._partial.unlink()
+
+    @property
+    def checksum(self) -> str:
+        """The lower-case hex SHA-256 of what was written."""
+        return self._digest.hexdigest()
+
+    @property
+    def is_due(self) -> bool:
+        """Whether enough bytes have arrived for a write."""
+        return len(self._buffer) >= _WRITE_BYTES
+
+    def add(self, content: bytes) -> None:
+        """Add some bytes. Raises TooLarge."""
+        self.size += len(content)
+        if self.size > self._limit_bytes:
+            raise TooLarge(f"file is over the limit of {self._limit_bytes} bytes")
+        self._buffer += content
+
+    def write(self) -> None:
+        """Write the bytes that have arrived. Raises OutOfSpace."""
+        free = shutil.disk_usage(self._partial.parent).free
+        if free - len(self._buffer) < self._min_free_bytes:
+            raise OutOfSpace(_NO_ROOM)
+        try:
+            self._append()
+        except OSError as error:
+            if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+                raise
+            raise OutOfSpace(_NO_ROOM) from error
+        self._digest.update(self._buffer)
+        self._buffer.clear()
+
+    def keep(self) -> None:
+        """Write the rest, sync it to the disk, and give the file its final name."""
+        self.write()
+        if self._sink is None:
+            raise AssertionError("write() opens the sink")
+        os.fsync(self._sink.fileno())
+        self._partial.rename(self._final)
+
+    def _append(self) -> None:
+        if self._sink is None:
+            self._sink = FileIO(self._partial, "x")
+            # While the lock is held, no server that starts removes the file as abandoned.
+            fcntl.flock(self._sink, fcntl.LOCK_EX)
+        rest = memoryview(self._buffer)
+        while rest:
+            rest = rest[self._sink.write(rest) :]
+        rest.release()
+
+
+def _remove_if_abandoned(partial: Path) -> None:
+    with suppress(FileNotFoundError), partial.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        partial.unlink()

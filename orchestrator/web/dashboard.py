@@ -1,0 +1,92 @@
+"""The dashboard. The page needs no key; its data does, and comes as server-sent events.
+
+A stream is one request with a key, and so one entry in the audit. It ends after a minute, so that
+an expired key shows no more than that.
+"""
+
+import json
+import secrets
+import time
+from collections.abc import AsyncIterator
+
+import anyio
+from fastapi import APIRouter, Depends
+from sqlalchemy import select
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import HTMLResponse, StreamingResponse
+
+from orchestrator.auth import allowed_to
+from orchestrator.db.tables import Node
+from orchestrator.model import Permission, Target, matches
+from orchestrator.schemas.problems import problems
+from orchestrator.schemas.types import RequestBody, ShortText
+from orchestrator.services import Services, ServicesParam
+from orchestrator.web.live import Viewer, pages
+
+_STREAM_S = 60
+_LOOK_EVERY_S = 1.0
+
+router = APIRouter(tags=["system"])
+_ADMIN = [Depends(allowed_to(Permission.READ_STATISTICS))]
+
+
+class TargetOfTask(RequestBody):
+    """The conditions of a task that is being written."""
+
+    target_node_name: ShortText | None = None
+    target_tags: dict[ShortText, ShortText] | None = None
+
+
+@router.get("/dashboard", response_class=HTMLResponse)
+def show_dashboard() -> HTMLResponse:
+    """Return the page, which asks for the admin key and shows nodes, tasks and keys with it."""
+    nonce = secrets.token_urlsafe(16)
+    allowed = f"script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'"
+    page = pages().get_template("dashboard.html").render(nonce=nonce)
+    return HTMLResponse(
+        page,
+        headers={
+            "Content-Security-Policy": f"default-src 'none'; {allowed}; frame-ancestors 'none'",
+            "X-Content-Type-Options": "nosniff",
+            "Referrer-Policy": "no-referrer",
+            "Cache-Control": "no-store",
+        },
+    )
+
+
+@router.get(
+    "/dashboard/live",
+    include_in_schema=False,
+    dependencies=_ADMIN,
+    responses=problems(401, 403, 429),
+)
+async def stream_fleet(services: ServicesParam, task_id: str = "") -> StreamingResponse:
+    """Stream the parts of the page as they change."""
+    return StreamingResponse(
+        _events(services, task_id),
+        media_type="text/event-stream",
+        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+    )
+
+
+@router.post("/dashboard/matches", include_in_schema=False, dependencies=_ADMIN)
+def count_matches(services: ServicesParam, target: TargetOfTask) -> dict[str, int]:
+    """Return how many nodes meet the conditions."""
+    wanted = Target(None, target.target_node_name, target.target_tags)
+    with services.database.reading() as session:
+        nodes = session.scalars(select(Node)).all()
+    matching = sum(matches(wanted, node.identity) for node in nodes)
+    return {"matching": matching, "total": len(nodes)}
+
+
+async def _events(services: Services, task_id: str) -> AsyncIterator[str]:
+    ends_at = time.monotonic() + _STREAM_S
+    viewer = Viewer(services, task_id)
+    while time.monotonic() < ends_at and not services.waiters.closed:
+        changed = await run_in_threadpool(viewer.look)
+        for part, html in changed.items():
+            yield f"data: {json.dumps({'part': part, 'html': html})}\n\n"
+        if not changed:
+            # Writing something is how the server notices that the reader is gone.
+            yield ": still here\n\n"
+        await anyio.sleep(_LOOK_EVERY_S)
