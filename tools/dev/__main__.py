@@ -43,11 +43,13 @@ from tools.dev.shell import (
     SKIPPED,
     MissingPythonError,
     SetupError,
+    run,
     run_in_foreground,
     say,
     setup_lock,
 )
 
+CHECK_TIMEOUT_S = 1200
 ON_EVERY_PYTHON = ["tests/unit", "tests/contract", "tests/reporter"]
 # Many tests wait for engines and deadlines: two workers a core keep the cores at work.
 WORKERS = [f"--numprocesses={2 * (os.cpu_count() or 1)}", "--dist=worksteal"]
@@ -90,7 +92,7 @@ def check(arguments: list[str]) -> int:
         say(f"not checking the role: {envs.NO_ANSIBLE_PYTHON}")
     else:
         checks |= role_checks(programs)
-    return max(_timed(name, command) for name, command in checks.items())
+    return max(_run_check(name, command) for name, command in checks.items())
 
 
 def project_checks(python: Path, settings: str) -> dict[str, list[str]]:
@@ -98,10 +100,10 @@ def project_checks(python: Path, settings: str) -> dict[str, list[str]]:
     checks = {
         "ruff check": [str(python), "-m", "ruff", "check", "--quiet", "."],
         "ruff format": [str(python), "-m", "ruff", "format", "--quiet", "--diff", "."],
-        "mypy": [str(python), "-m", "mypy", "--no-error-summary"],
+        "mypy": [str(python), "-m", "mypy"],
     }
     if "\n[tool.importlinter]\n" in settings:
-        checks["import-linter"] = [str(python.parent / "lint-imports"), "--no-logo", "--quiet"]
+        checks["import-linter"] = [str(python.parent / "lint-imports"), "--no-logo"]
     return checks
 
 
@@ -115,12 +117,14 @@ def role_checks(programs: Path) -> dict[str, list[str]]:
     }
 
 
-def _timed(name: str, command: list[str]) -> int:
-    """Run a check and print how it ended; return its exit code."""
+def _run_check(name: str, command: list[str]) -> int:
+    """Run a check, print one line on it, and its output if it failed; return the exit code."""
     began = time.monotonic()
-    code = run_in_foreground(command)
-    say(f"{name:<14}{time.monotonic() - began:4.0f} s  {'failed' if code else 'ok'}")
-    return code
+    result = run(command, timeout_s=CHECK_TIMEOUT_S)
+    say(f"{name:<14}{time.monotonic() - began:4.0f} s  {'ok' if result.ok else 'failed'}")
+    if not result.ok:
+        print(result.output.rstrip(), flush=True)
+    return 0 if result.ok else 1
 
 
 def test(arguments: list[str]) -> int:
