@@ -11,7 +11,7 @@ STEPS = (
     ("test", "--python", "3.10"),
     ("rollout",),
 )
-"""Commands of ./dev. With the scenarios left out here: at most 40 minutes on two cores."""
+"""Commands of ./dev; together at most 40 minutes on two cores."""
 
 
 def run(steps: tuple[tuple[str, ...], ...] = STEPS) -> int:

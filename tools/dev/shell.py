@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 SKIPPED = 77
-"""Exit code of a command for which this machine has no Python; automake has it so, too."""
+"""Exit code of a command that finds no suitable Python; automake uses it for skipped tests."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C or TERM."""
 
@@ -23,7 +23,7 @@ class SetupError(Exception):
 
 
 class MissingPythonError(SetupError):
-    """No Python of the version that a command needs is on this machine."""
+    """A command needs a version of Python that this machine does not have."""
 
 
 class Result(NamedTuple):
