@@ -9,6 +9,8 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -19,21 +21,25 @@ from orchestrator.app import create_app
 from orchestrator.conformance.run import check
 from orchestrator.db.database import postgresql_url
 from orchestrator.errors import ConfigurationError
+from orchestrator.log import set_up_logging
 from orchestrator.server import Server, bind, open_as_many_as_allowed
 from orchestrator.settings import (
     DEFAULT_HEARTBEAT_TIMEOUT_S,
     DEFAULT_LOST_AFTER_S,
     DEFAULT_MAX_UPLOAD_BYTES,
     DEFAULT_MIN_FREE_BYTES,
-    Credentials,
+    SHORTEST_SECRET,
+    Secret,
     Settings,
     hold_alone,
-    load_credentials,
+    load_secrets,
 )
 
 _BAD_CONFIGURATION = 78
 _OBJECTS_UNTIL_COLLECTION = 100_000
 _SECONDS = click.FloatRange(min=0, min_open=True)
+
+log = logging.getLogger("orchestrator.start")
 
 
 def _web_address(_context: click.Context, _option: click.Parameter, url: str | None) -> str | None:
@@ -113,7 +119,10 @@ def _web_address(_context: click.Context, _option: click.Parameter, url: str | N
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"], case_sensitive=False),
     default="info",
-    help="What is logged, to standard error.",
+    help="Least severe messages to log, to standard error.",
+)
+@click.option(
+    "--log-format", type=click.Choice(["text", "json"]), default="text", help="Log format."
 )
 @click.version_option(__version__, prog_name="orchestrator")
 @click.pass_context
@@ -132,18 +141,17 @@ def main(  # noqa: PLR0913 - click hands every option over as an argument
     max_upload_bytes: int,
     min_free_bytes: int,
     log_level: str,
+    log_format: str,
 ) -> None:
     """Serve the reference orchestrator.
 
-    The registration token and the admin key come from REGISTRATION_TOKEN and ADMIN_API_KEY. Those
-    not set are made on first start, kept in the data folder and shown once. An empty
-    REGISTRATION_TOKEN disables registration.
+    The registration token and the admin key come from REGISTRATION_TOKEN and ADMIN_API_KEY. Any
+    that is unset is generated on the first start and kept in the data folder; a terminal shows it
+    once. An empty REGISTRATION_TOKEN disables registration.
     """
     if context.invoked_subcommand is not None:
         return
-    logging.basicConfig(
-        level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
-    )
+    set_up_logging(log_format, log_level)
     open_as_many_as_allowed()
     # Whatever the server writes is its owner's alone.
     os.umask(0o077)
@@ -152,17 +160,19 @@ def main(  # noqa: PLR0913 - click hands every option over as an argument
         signal.signal(number, lambda *_: sys.exit(0))
     try:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # Whatever may be refused is looked at before secrets are made.
         if database_url is not None:
             postgresql_url(database_url)
         lock = None if database_url is not None else hold_alone(data_dir)
         listener = bind(host, port)
-        credentials = load_credentials(data_dir, os.environ)
-        _show_once(credentials)
+        token, admin_key = secrets = load_secrets(data_dir, os.environ)
+        if token.value and len(token.value) < SHORTEST_SECRET:
+            log.warning(
+                "%s could be guessed: use %d characters or more", token.variable, SHORTEST_SECRET
+            )
         settings = Settings(
             data_dir=data_dir,
-            admin_key=credentials.admin_key,
-            registration_token=credentials.registration_token,
+            admin_key=admin_key.value,
+            registration_token=token.value or None,
             database_url=database_url,
             heartbeat_timeout_s=heartbeat_timeout,
             lost_after_s=lost_after,
@@ -172,7 +182,10 @@ def main(  # noqa: PLR0913 - click hands every option over as an argument
             public_url=public_url,
             trusted_proxies=forwarded_allow_ips,
         )
-        server = Server(create_app(settings), listener, _say_where)
+        server = Server(create_app(settings), listener, partial(_print_start, secrets))
+        # Stored last: a start that failed before this has used up no secret's only showing.
+        for secret in secrets:
+            secret.store()
     except OSError as error:
         _refuse(f"cannot use data folder {data_dir}: {error.strerror}")
     except ConfigurationError as error:
@@ -195,16 +208,16 @@ def _refuse(sentence: str) -> None:
     sys.exit(_BAD_CONFIGURATION)
 
 
-def _show_once(credentials: Credentials) -> None:
-    values = {
-        "REGISTRATION_TOKEN": credentials.registration_token,
-        "ADMIN_API_KEY": credentials.admin_key,
-    }
-    for variable in credentials.made:
-        click.echo(f"{variable}={values[variable]}")
-
-
-def _say_where(url: str) -> None:
+def _print_start(secrets: Sequence[Secret], url: str) -> None:
+    # What is no terminal is mostly a journal or a log file, which keeps what it gets.
+    is_terminal = sys.stdout.isatty()
+    for secret in secrets:
+        if secret.is_new and is_terminal:
+            click.echo(f"{secret.variable}={secret.value}")
+        elif secret.path is not None:
+            click.echo(f"{secret.variable} is in {secret.path.absolute()}")
+    click.echo(f"dashboard: {url}/dashboard")
+    # Programs that start this one read up to this line.
     click.echo(f"listening on {url}")
     sys.stdout.flush()
 
