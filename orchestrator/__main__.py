@@ -1,6 +1,7 @@
 """The command line: `python -m orchestrator --host 127.0.0.1 --port 8000 --data-dir DIR` serves.
 
-`python -m orchestrator check URL` tries another one against the contract.
+`python -m orchestrator check URL` tests any orchestrator against the contract, and
+`python -m orchestrator move-to-postgresql` moves the database of one of ours.
 """
 
 import contextlib
@@ -19,6 +20,7 @@ import click
 from orchestrator import __version__
 from orchestrator.app import create_app
 from orchestrator.conformance.run import check
+from orchestrator.db.copy import COPIED_NAME, move_to_postgresql
 from orchestrator.db.database import postgresql_url
 from orchestrator.errors import ConfigurationError
 from orchestrator.log import set_up_logging
@@ -193,6 +195,40 @@ def main(  # noqa: PLR0913 - click hands every option over as an argument
     _collect_seldom()
     with lock or contextlib.nullcontext():
         server.serve_until_stopped()
+
+
+@main.command("move-to-postgresql")
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    envvar="VICTORIA_ORCHESTRATOR_DATA_DIR",
+    default="orchestrator-data",
+    show_default=True,
+    help="Folder with the SQLite database.",
+)
+@click.option(
+    "--database-url",
+    metavar="URL",
+    envvar="VICTORIA_ORCHESTRATOR_DATABASE_URL",
+    required=True,
+    help="Empty PostgreSQL database: postgresql://USER@HOST/NAME, or postgresql:///NAME by socket.",
+)
+def move(data_dir: Path, database_url: str) -> None:
+    """Copy the SQLite database to PostgreSQL, all or nothing; the server must be stopped."""
+    os.umask(0o077)
+    try:
+        with hold_alone(data_dir):
+            counts = move_to_postgresql(data_dir, database_url)
+    except OSError as error:
+        _refuse(f"cannot use data folder {data_dir}: {error.strerror}")
+    except ConfigurationError as error:
+        _refuse(str(error))
+    for table, count in counts.items():
+        click.echo(f"{table}: {count}")
+    click.echo(
+        f"copied; the SQLite database is now {data_dir / COPIED_NAME}."
+        " Start the server with this --database-url and the same --data-dir"
+    )
 
 
 def _collect_seldom() -> None:

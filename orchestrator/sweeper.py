@@ -12,12 +12,14 @@ from sqlalchemy import or_, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator.db.audit import forget_old
+from orchestrator.db.database import Database
 from orchestrator.db.tables import Node, Task
 from orchestrator.log import fields
 from orchestrator.model import NodeStatus, TaskStatus, utc_now
 from orchestrator.scheduling.leases import end_leases, has_ended, silent_before
 from orchestrator.scheduling.waiting import WorkAvailable
 from orchestrator.services import Services
+from orchestrator.settings import Settings
 
 _FORGET_EVERY = timedelta(hours=1)
 _CALLS_AT_ONCE = 1000
@@ -29,7 +31,7 @@ async def sweep(services: Services) -> None:
     """Sweep for as long as the server lives."""
     seen_until = utc_now()
     forgotten_at = seen_until
-    nodes = _NodeWatch(services, seen_until)
+    nodes = NodeWatch(services.database, services.settings, seen_until)
     while True:
         await anyio.sleep(services.settings.sweep_every_s)
         now = utc_now()
@@ -58,16 +60,17 @@ def _end_leases(services: Services, now: datetime) -> None:
             services.announcer.announce(session, WorkAvailable(task.id, task.target))
 
 
-class _NodeWatch:
+class NodeWatch:
     """Logs which nodes go offline and which come back.
 
     After a start every node has one heartbeat timeout to show up, so that a restart of the server
     does not log each of them twice.
     """
 
-    def __init__(self, services: Services, started_at: datetime) -> None:
-        self._services = services
-        self._begins_at = started_at + timedelta(seconds=services.settings.heartbeat_timeout_s)
+    def __init__(self, database: Database, settings: Settings, started_at: datetime) -> None:
+        self._database = database
+        self._settings = settings
+        self._begins_at = started_at + timedelta(seconds=settings.heartbeat_timeout_s)
         self._offline: set[str] = set()
         """Ids of the nodes that were offline at the last call."""
 
@@ -75,14 +78,14 @@ class _NodeWatch:
         """Log what has changed since the last call."""
         if now < self._begins_at:
             return
-        silent_since = silent_before(self._services.settings, now)
+        silent_since = silent_before(self._settings, now)
         is_offline = or_(Node.last_heartbeat < silent_since, Node.status == NodeStatus.OFFLINE)
         columns = select(Node.id, Node.name, Node.status, Node.last_heartbeat)
-        with self._services.database.reading() as session:
+        with self._database.reading() as session:
             offline = {row.id: row for row in session.execute(columns.where(is_offline))}
             left = [node_id for node_id in self._offline if node_id not in offline]
             present = select(Node.id, Node.name).where(Node.id.in_(left[:_CALLS_AT_ONCE]))
-            returned = session.execute(present).tuples().all() if left else []
+            returned = session.execute(present).all() if left else []
         for node_id, row in offline.items():
             if node_id in self._offline:
                 continue

@@ -3,12 +3,16 @@
 import json
 import logging
 import re
+from contextlib import closing
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
 
+from orchestrator.db.database import Database
 from orchestrator.log import JsonFormatter, Sampler, TextFormatter, fields
+from orchestrator.sweeper import NodeWatch
 from tests.orchestrator.serving import Json, RunningOrchestrator, ok, serve, wait_for
 
 Caplog = pytest.LogCaptureFixture
@@ -139,29 +143,35 @@ def test_tasks_of_a_silent_node_are_logged_with_both_ids(
     assert given_up == [("WARNING", "task lost", {**ids, "reason": reason})]
 
 
-def test_node_that_falls_silent_and_comes_back_is_logged_once_each(
-    tmp_path: Path, database_url: str | None, caplog: Caplog
+def test_silent_node_is_logged_by_the_server(tmp_path: Path, caplog: Caplog) -> None:
+    with serve(tmp_path, sweep_every_s=0.05, heartbeat_timeout_s=0.2) as orchestrator:
+        node = orchestrator.register("worker")
+        [(level, _, event)] = wait_for(lambda: _events(caplog, "node offline"))
+    assert (level, event["node_id"], event["name"]) == ("WARNING", node.id, "worker")
+
+
+def test_node_that_goes_and_comes_back_is_logged_once_each(
+    orchestrator: RunningOrchestrator, caplog: Caplog
 ) -> None:
-    settings = {"database_url": database_url, "sweep_every_s": 0.05, "heartbeat_timeout_s": 1}
-    with serve(tmp_path, **settings) as orchestrator:
-        node, leaving = orchestrator.register("worker"), orchestrator.register("leaving")
-        leaving.beat("offline")
-        wait_for(lambda: len(_events(caplog, "node offline")) == 2)
-        node.beat()
-        wait_for(lambda: _events(caplog, "node back online"))
+    node, leaving = orchestrator.register("worker"), orchestrator.register("leaving")
+    leaving.beat("offline")
+    settings = replace(orchestrator.settings, heartbeat_timeout_s=45)
+    now = datetime.now(timezone.utc)
+    in_a_minute = now + timedelta(minutes=1)
+    with closing(Database(settings.data_dir, settings.database_url)) as database:
+        watch = NodeWatch(database, settings, now - timedelta(hours=1))
+        for moment in (now, now, in_a_minute, in_a_minute, now, now):
+            watch.log_changes(moment)
         ok(orchestrator.admin.delete(f"/nodes/{leaving.id}"))
-        wait_for(lambda: len(_events(caplog, "node offline")) == 3)
-    of_leaving = {"node_id": leaving.id, "name": "leaving"}
-    assert ("INFO", "node offline", of_leaving) in _events(caplog, "node offline")
-    [*_, again] = _events(caplog, "node offline")
-    assert again[0] == "WARNING"
-    assert again[2] | {"last_heartbeat": ""} == {
-        "node_id": node.id,
-        "name": "worker",
-        "last_heartbeat": "",
-    }
-    assert _events(caplog, "node back online") == [
-        ("INFO", "node back online", {"node_id": node.id, "name": "worker"})
+        watch.log_changes(now)
+        # A server that has just started gives its nodes the time to call.
+        NodeWatch(database, settings, in_a_minute).log_changes(in_a_minute)
+    worker = {"node_id": node.id, "name": "worker"}
+    last_heartbeat = orchestrator.nodes()[0]["last_heartbeat"][:19] + "Z"
+    assert [*_events(caplog, "node offline"), *_events(caplog, "node back")] == [
+        ("INFO", "node offline", {"node_id": leaving.id, "name": "leaving"}),
+        ("WARNING", "node offline", {**worker, "last_heartbeat": last_heartbeat}),
+        ("INFO", "node back online", worker),
     ]
 
 
