@@ -67,37 +67,37 @@ def _web_address(_context: click.Context, _option: click.Parameter, url: str | N
     "--data-dir",
     type=click.Path(path_type=Path, file_okay=False),
     default="orchestrator-data",
-    help="Folder for the database, files and secrets; made if it is missing.",
+    help="Folder for the database, files and secrets; created if it is missing.",
 )
 @click.option(
     "--database-url",
     metavar="URL",
-    help="PostgreSQL database: postgresql://USER@HOST/NAME. Others can read a command line, so a"
-    " password is better in the variable, or where libpq looks. Default: SQLite in the folder.",
+    help="PostgreSQL database: postgresql://USER@HOST/NAME, or postgresql:///NAME by socket. Put a"
+    " URL with a password into the variable. Default: SQLite in the data folder.",
 )
 @click.option(
     "--public-url",
     callback=_web_address,
-    help="URL of this server as containers reach it. Default: as the node asked.",
+    help="URL of this server as containers reach it. Default: the one that the node uses.",
 )
 @click.option(
     "--forwarded-allow-ips",
     envvar=["FORWARDED_ALLOW_IPS", "VICTORIA_ORCHESTRATOR_FORWARDED_ALLOW_IPS"],
     metavar="ADDRESSES",
-    help="Proxies, with commas between, whose X-Forwarded-For and X-Forwarded-Proto are believed;"
-    " 127.0.0.1 for one on this machine. Default: nobody's.",
+    help="Addresses of proxies, separated by commas, whose X-Forwarded-For and X-Forwarded-Proto"
+    " are believed; 127.0.0.1 for one on this machine. Default: none.",
 )
 @click.option(
     "--heartbeat-timeout",
     type=_SECONDS,
     default=DEFAULT_HEARTBEAT_TIMEOUT_S,
-    help="Seconds until a silent node is offline: three of its heartbeats.",
+    help="Seconds without a heartbeat until a node is offline.",
 )
 @click.option(
     "--lost-after",
     type=click.FloatRange(min=0),
     default=DEFAULT_LOST_AFTER_S,
-    help="Seconds after its time limit until a task is given up that no node has in hand.",
+    help="Seconds after its time limit until a task that no node holds ends as lost.",
 )
 @click.option(
     "--redelivery-after",
@@ -109,13 +109,13 @@ def _web_address(_context: click.Context, _option: click.Parameter, url: str | N
     "--max-upload-bytes",
     type=click.IntRange(min=1),
     default=DEFAULT_MAX_UPLOAD_BYTES,
-    help="Largest file that is taken.",
+    help="Largest file accepted.",
 )
 @click.option(
     "--min-free-bytes",
     type=click.IntRange(min=0),
     default=DEFAULT_MIN_FREE_BYTES,
-    help="No file is taken that would leave less of the disk.",
+    help="Refuse files that would leave less free disk space than this.",
 )
 @click.option(
     "--log-level",
@@ -155,10 +155,10 @@ def main(  # noqa: PLR0913 - click hands every option over as an argument
         return
     set_up_logging(log_format, log_level)
     open_as_many_as_allowed()
-    # Whatever the server writes is its owner's alone.
+    # Files are for the server's own user only.
     os.umask(0o077)
     for number in (signal.SIGTERM, signal.SIGINT):
-        # Before uvicorn listens for signals; and after, when it raises the one that it got again.
+        # For the time before uvicorn handles signals, and after, when it raises the signal again.
         signal.signal(number, lambda *_: sys.exit(0))
     try:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -185,7 +185,7 @@ def main(  # noqa: PLR0913 - click hands every option over as an argument
             trusted_proxies=forwarded_allow_ips,
         )
         server = Server(create_app(settings), listener, partial(_print_start, secrets))
-        # Stored last: a start that failed before this has used up no secret's only showing.
+        # Stored last: if the start fails before, the next one generates and prints them again.
         for secret in secrets:
             secret.store()
     except OSError as error:
@@ -232,8 +232,8 @@ def move(data_dir: Path, database_url: str) -> None:
 
 
 def _collect_seldom() -> None:
-    # Each request that is held is many objects. To look through those of thousands for garbage
-    # stops the server for some tenths of a second, and there is hardly any.
+    # Each long poll is many objects. Searching those of thousands for garbage stops the server for
+    # some tenths of a second, and finds hardly any.
     gc.collect()
     gc.freeze()
     gc.set_threshold(_OBJECTS_UNTIL_COLLECTION)
@@ -245,7 +245,7 @@ def _refuse(sentence: str) -> None:
 
 
 def _print_start(secrets: Sequence[Secret], url: str) -> None:
-    # What is no terminal is mostly a journal or a log file, which keeps what it gets.
+    # Anything but a terminal is probably a journal or a log file, which would keep the secrets.
     is_terminal = sys.stdout.isatty()
     for secret in secrets:
         if secret.is_new and is_terminal:

@@ -1,4 +1,4 @@
-"""The application: its parts wired together, and every error answered as one sentence."""
+"""The application: its parts wired together, and a response of one sentence for every error."""
 
 import logging
 from collections.abc import AsyncIterator, Sequence
@@ -106,7 +106,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_exception_handler(Refused, _answer_refusal)
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_exception_handler(RequestValidationError, _answer_invalid)
-    app.add_exception_handler(ClientDisconnect, _answer_nobody)
+    app.add_exception_handler(ClientDisconnect, _end_request)
     for trouble in (OperationalError, InterfaceError, DatabaseTimeout):
         app.add_exception_handler(trouble, _answer_no_database)
     app.add_exception_handler(Exception, _answer_defect)
@@ -206,7 +206,7 @@ async def _answer_invalid(_: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"detail": "; ".join(map(_sentence, error.errors()))}, 422)
 
 
-async def _answer_nobody(_: Request, error: Exception) -> Response:
+async def _end_request(_: Request, error: Exception) -> Response:
     log.debug("client hung up while it sent its body: %s", type(error).__name__)
     return Response(status_code=400)
 

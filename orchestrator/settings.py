@@ -33,7 +33,7 @@ class Settings:
     The default is three heartbeats of our runner.
     """
     lost_after_s: float = DEFAULT_LOST_AFTER_S
-    """How long after its time limit a task is given up if its node is silent or has it no more."""
+    """How long after its time limit a task is lost if its node is silent or no longer holds it."""
     redelivery_after_s: float = 5
     """How long an assignment may go unreported before it is offered to its node again."""
     sweep_every_s: float = 1
@@ -42,14 +42,14 @@ class Settings:
     min_free_bytes: int = DEFAULT_MIN_FREE_BYTES
     """Uploads are refused where they would leave less of the disk."""
     failures_per_minute: int = 20
-    """How many wrong credentials one address may show."""
+    """How many wrong credentials one address may send."""
     trusted_proxies: str | None = None
-    """Addresses, with commas between, that may tell clients' own in X-Forwarded-For; None: nobody.
+    """Addresses, separated by commas, whose X-Forwarded-For is believed; None: nobody's.
 
-    Whoever may chooses what the throttle and the audit see.
+    They decide which client addresses the throttle, the log and the audit see.
     """
     public_url: str | None = None
-    """The address that assignments carry; None means the one that the node asked at."""
+    """The URL in assignments; None means the one that the node uses."""
 
 
 TOKEN_VARIABLE = "REGISTRATION_TOKEN"  # noqa: S105 - a variable's name, not a secret

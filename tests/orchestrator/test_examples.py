@@ -48,9 +48,8 @@ def test_files_that_the_image_and_compose_take_are_there() -> None:
     )
     for name in " ".join(sources).split():
         assert (REPOSITORY / name).exists(), name
-    build = yaml.safe_load((EXAMPLES / "compose.yaml").read_text())["services"]["orchestrator"][
-        "build"
-    ]
+    compose = yaml.safe_load((EXAMPLES / "compose.yaml").read_text())
+    build = compose["services"]["orchestrator"]["build"]
     assert (EXAMPLES / build["context"] / build["dockerfile"]).is_file()
 
 
