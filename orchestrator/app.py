@@ -176,8 +176,10 @@ def _log_refusal(services: Services, request: Request, error: Refused) -> None:
     log.log(level, "request refused", extra=fields(**event))
 
 
-async def _answer_no_database(_: Request, error: Exception) -> JSONResponse:
-    log.error("the database does not answer: %s", str(getattr(error, "orig", error)).strip())
+async def _answer_no_database(request: Request, error: Exception) -> JSONResponse:
+    # Every node calls every few seconds: one line a minute is enough.
+    if services_of(request.app).refusals.take(("no database",), utc_now()) is not None:
+        log.error("the database does not answer: %s", str(getattr(error, "orig", error)).strip())
     detail = "the database does not answer: try again"
     return JSONResponse({"detail": detail}, 503, headers={"Retry-After": "1"})
 

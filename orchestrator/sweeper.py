@@ -83,9 +83,10 @@ class NodeWatch:
         columns = select(Node.id, Node.name, Node.status, Node.last_heartbeat)
         with self._database.reading() as session:
             offline = {row.id: row for row in session.execute(columns.where(is_offline))}
-            left = [node_id for node_id in self._offline if node_id not in offline]
-            present = select(Node.id, Node.name).where(Node.id.in_(left[:_CALLS_AT_ONCE]))
-            returned = session.execute(present).all() if left else []
+            left = self._offline.difference(offline)
+            # Those that are missing were removed.
+            nodes = session.execute(select(Node.id, Node.name)) if left else ()
+            returned = [(node_id, name) for node_id, name in nodes if node_id in left]
         for node_id, row in offline.items():
             if node_id in self._offline:
                 continue

@@ -8,6 +8,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from orchestrator.db.database import Database
@@ -205,6 +206,22 @@ def test_wrong_key_of_a_log_is_logged(orchestrator: RunningOrchestrator, caplog:
     orchestrator.client("a-wrong-key").post("/logs", json={})
     [(level, _, event)] = _events(caplog, "request refused")
     assert (level, event["status"], event["path"]) == ("WARNING", 401, "/logs")
+
+
+def test_database_that_does_not_answer_is_logged_once_a_minute(
+    tmp_path: Path, postgresql_url: str, caplog: Caplog
+) -> None:
+    end_sessions = (
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE application_name = 'victoria-orchestrator' AND datname = current_database()"
+    )
+    with serve(tmp_path, database_url=postgresql_url, sweep_every_s=3600) as orchestrator:
+        for _ in range(3):
+            orchestrator.nodes()
+            with psycopg.connect(postgresql_url, autocommit=True) as connection:
+                connection.execute(end_sessions)
+            assert orchestrator.admin.get("/nodes").status_code == 503
+    assert caplog.text.count("the database does not answer") == 1
 
 
 def test_keys_and_files_are_logged_with_who_did_it(
