@@ -29,7 +29,7 @@ from orchestrator.routes import assignments, files, keys, nodes, reports, stats,
 from orchestrator.scheduling.announcing import Announcer, ThroughPostgresql, WithinProcess
 from orchestrator.scheduling.batch import Batch
 from orchestrator.scheduling.claims import look_for
-from orchestrator.scheduling.heartbeats import note_all
+from orchestrator.scheduling.heartbeats import store_all
 from orchestrator.scheduling.waiting import Waiters
 from orchestrator.schemas.openapi import schema_of, to_yaml
 from orchestrator.security import DenialSampler, NodeCache, Throttle
@@ -128,7 +128,7 @@ def _services(settings: Settings) -> Services:
         DenialSampler(),
         Sampler(),
         NodeCache(),
-        heartbeats=Batch(partial(note_all, database)),
+        heartbeats=Batch(partial(store_all, database)),
         looks=Batch(partial(look_for, database, settings)),
     )
 

@@ -1,4 +1,4 @@
-"""Who calls: the admin, a scoped key, a node, or someone who holds the registration token.
+"""Authentication: the admin key, scoped keys, node keys and the registration token.
 
 Keys are looked up by their SHA-256 and compared in constant time; no key itself is stored. Each
 call by the admin or a scoped key is written into the audit before it is carried out; of those over
@@ -25,10 +25,10 @@ from orchestrator.security import charge, is_same, key_hash
 from orchestrator.services import Services, ServicesParam
 
 ADMIN_ID = "admin"
-"""What stands where a scoped key's id would, when the admin key was used."""
+"""In the audit, the id of the admin key."""
 
 _OF_NODES = "node"
-"""What stands where a permission would, when somebody else does what only nodes may."""
+"""In the audit, the action when another key calls what only nodes may call."""
 
 _API_KEY = APIKeyHeader(
     name="X-API-Key",
@@ -48,7 +48,7 @@ _KeyHeader = Annotated[str | None, Security(_API_KEY)]
 
 @dataclass(frozen=True)
 class Caller:
-    """Someone who may do more than a node: the admin, or whoever holds a scoped key."""
+    """The admin, or the holder of a scoped key."""
 
     key_id: str
     role: Role
@@ -58,7 +58,7 @@ class Caller:
 
     @property
     def owner(self) -> str | None:
-        """Whose tasks and files are there for this caller; None means everybody's."""
+        """The key whose tasks and files this caller sees; None means all."""
         return None if self.role is Role.ADMIN else self.key_id
 
 
@@ -81,36 +81,36 @@ class _Call:
 
 
 def allowed_to(permission: Permission) -> Callable[..., Caller]:
-    """Make a dependency that lets the admin in, and scoped keys whose role permits this."""
+    """Return a dependency that admits the admin and scoped keys whose role has the permission."""
 
     def require(services: ServicesParam, request: Request, key: _KeyHeader) -> Caller:
         call = _call(request, permission.value)
-        found = _identify(services, key, call)
-        if isinstance(found, NodeIdentity):
+        holder = _identify(services, key, call)
+        if isinstance(holder, NodeIdentity):
             raise NotAllowed("a node key may not do this")
-        refusal = _record_use(services, found, permission, call)
+        refusal = _record_use(services, holder, permission, call)
         if refusal is not None:
             raise refusal
-        return found
+        return holder
 
     return require
 
 
 def _require_node(services: ServicesParam, request: Request, key: _KeyHeader) -> NodeIdentity:
     call = _call(request, _OF_NODES)
-    found = _identify(services, key, call)
-    if isinstance(found, NodeIdentity):
-        return found
+    holder = _identify(services, key, call)
+    if isinstance(holder, NodeIdentity):
+        return holder
     sentence = "only a node may do this"
-    _record_denial(services, found.key_id, call, sentence)
+    _record_denial(services, holder.key_id, call, sentence)
     raise NotAllowed(sentence)
 
 
 async def check_key(services: Services, request: Request) -> None:
-    """See that the call carries a key that is known here, whatever it may do.
+    """Check that the request carries a valid key, whatever the key may do.
 
     Raises:
-        Refused: it does not.
+        Refused: the key is missing, unknown or expired.
     """
     key = request.headers.get("X-API-Key")
     if key is None or services.nodes.find(key_hash(key)) is None:
@@ -120,7 +120,7 @@ async def check_key(services: Services, request: Request) -> None:
 async def _require_known_node(
     services: ServicesParam, request: Request, key: _KeyHeader
 ) -> NodeIdentity:
-    # The hash is what it is found by, so the time that it takes tells nothing of the key.
+    # Looked up by hash, so timing reveals nothing about the key.
     hash_of_key = key_hash(key or "")
     known = services.nodes.find(hash_of_key)
     if known is None:
@@ -130,7 +130,7 @@ async def _require_known_node(
 
 
 def keep_identity(services: Services, request: Request, node: NodeIdentity) -> None:
-    """Update what is known of the node whose key the call carries."""
+    """Update the cached node of the key that the request carries."""
     services.nodes.keep(key_hash(request.headers.get("X-API-Key", "")), node)
 
 
@@ -163,21 +163,21 @@ def _require_registration_token(
 
 
 NodeParam = Annotated[NodeIdentity, Depends(_require_node)]
-"""A handler's parameter that receives the node whose key the call carries."""
+"""A handler's parameter: the node whose key the request carries."""
 
 KnownNodeParam = Annotated[NodeIdentity, Depends(_require_known_node)]
-"""The same, for a handler that itself finds out if the node has been removed since it called first.
+"""The same from the cache, for a handler that itself notices when the node has been removed.
 
-Nearly all calls are heartbeats and requests for work, and these do.
+Nearly all requests are heartbeats and polls, and their handlers do.
 """
 
 REGISTRATION_TOKEN_REQUIRED = Depends(_require_registration_token)
 
 KeyHolderParam = Annotated[KeyHolder | None, Depends(_find_key_holder)]
-"""A parameter of the registration's handler: the node whose key came beside the token, if any."""
+"""A parameter of the registration: the node whose key came beside the token, if any."""
 
 TOKEN_AND_KEY: dict[str, object] = {"security": [{"RegistrationToken": [], "ApiKey": []}]}
-"""For the schema of a call that takes a key beside the token."""
+"""For the schema of a request that takes a key beside the token."""
 
 
 def _identify(services: Services, key: str | None, call: _Call) -> NodeIdentity | Caller:
@@ -185,7 +185,7 @@ def _identify(services: Services, key: str | None, call: _Call) -> NodeIdentity 
         raise Unauthenticated("X-API-Key is missing")
     wanted = key_hash(key)
     with services.database.autocommit() as session:
-        # Nodes first: nearly every call is theirs.
+        # Nodes first: nearly every request is theirs.
         node = session.scalars(select(Node).where(Node.api_key_hash == wanted)).one_or_none()
         if node is not None and hmac.compare_digest(node.api_key_hash, wanted):
             return node.identity
@@ -196,10 +196,10 @@ def _identify(services: Services, key: str | None, call: _Call) -> NodeIdentity 
         sentence = "X-API-Key is not known here"
         _compare(services, key, services.settings.admin_key, call.client, sentence)
         return Caller(ADMIN_ID, Role.ADMIN, ("*",), call.client)
-    ended = _rejection_reason(scoped, wanted, call.at)
-    if ended is not None:
-        _record_denial(services, scoped.id, call, ended)
-        raise Unauthenticated(ended)
+    reason = _rejection_reason(scoped, wanted, call.at)
+    if reason is not None:
+        _record_denial(services, scoped.id, call, reason)
+        raise Unauthenticated(reason)
     return Caller(scoped.id, scoped.role, tuple(scoped.allowed_node_patterns), call.client)
 
 
@@ -228,7 +228,7 @@ def _record_use(
     services: Services, caller: Caller, permission: Permission, call: _Call
 ) -> Refused | None:
     with services.database.writing() as session:
-        # By id: a row that is gone by now has nothing to limit it, and its key was good just now.
+        # By id: a key that was deleted just now has no row that could limit it.
         key = session.get(ApiKey, caller.key_id, with_for_update=True)
         if key is not None and key.rate_limit is not None:
             key.paid_until, wait = charge(key.paid_until, call.at, key.rate_limit)
@@ -246,7 +246,7 @@ def _record_use(
 
 
 def _record_denial(services: Services, key_id: str, call: _Call, cause: str) -> None:
-    # Asked first: a flood of them does not write at all.
+    # Checked first, so that a flood does not write at all.
     if services.denials.is_due(key_id, cause, call.at):
         with services.database.writing() as session:
             _record(session, key_id, call, cause)

@@ -1,8 +1,8 @@
-"""What can go wrong, by the cause that a caller acts on.
+"""The tree of errors, by what a caller does about each.
 
 OrchestratorError
-├── ConfigurationError      the server cannot start like this; the operator mends it
-└── Refused                 a call is answered with an error status and one sentence
+├── ConfigurationError      the server cannot start with these settings
+└── Refused                 a request is answered with an error status and one sentence
 """
 
 from datetime import timedelta
@@ -18,7 +18,7 @@ class ConfigurationError(OrchestratorError):
 
 
 class Refused(OrchestratorError):
-    """A call that is refused; `str()` is the sentence that the caller reads."""
+    """A refused request; `str()` is the sentence in the response."""
 
     status_code: ClassVar[int] = 400
 
@@ -27,28 +27,28 @@ class Refused(OrchestratorError):
 
     @property
     def headers(self) -> dict[str, str]:
-        """What the answer's head says beside the status."""
+        """Headers of the response beside the status."""
         return {}
 
 
 class Unauthenticated(Refused, status_code=401):
-    """The caller has shown no credential, or one that does not hold."""
+    """The credential is missing or invalid."""
 
 
 class NotAllowed(Refused, status_code=403):
-    """The caller is known and may not do this."""
+    """The credential is valid and does not permit this."""
 
 
 class NotFound(Refused, status_code=404):
-    """What the call names is not here, or not for this caller."""
+    """What the request names does not exist, or not for this caller."""
 
 
 class Conflict(Refused, status_code=409):
-    """The thing is in a state in which this cannot be done."""
+    """The current state does not allow this."""
 
 
 class Gone(Refused, status_code=410):
-    """What the call needs is not here any more, if it ever was: a retry does not help."""
+    """What the request needs no longer exists: a retry does not help."""
 
 
 class TooLarge(Refused, status_code=413):
@@ -56,11 +56,11 @@ class TooLarge(Refused, status_code=413):
 
 
 class Invalid(Refused, status_code=422):
-    """The body was understood and makes no sense."""
+    """The body was read and its content is invalid."""
 
 
 class TooMany(Refused, status_code=429):
-    """The caller asks too often; after `retry_after` it may again."""
+    """The caller is over its rate limit until `retry_after` has passed."""
 
     def __init__(self, sentence: str, retry_after: timedelta) -> None:
         super().__init__(sentence)
@@ -68,7 +68,7 @@ class TooMany(Refused, status_code=429):
 
     @property
     def headers(self) -> dict[str, str]:
-        """Say in how many whole seconds the caller may come again."""
+        """Retry-After, in whole seconds."""
         return {"Retry-After": str(max(1, -int(-self.retry_after.total_seconds() // 1)))}
 
 
@@ -77,4 +77,4 @@ class Disabled(Refused, status_code=503):
 
 
 class OutOfSpace(Refused, status_code=507):
-    """The disk has no room for the file."""
+    """The disk has not enough free space for the file."""

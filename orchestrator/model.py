@@ -10,7 +10,7 @@ from cronsim import CronSim, CronSimError
 
 
 class TaskStatus(str, Enum):
-    """Where a task stands."""
+    """The status of a task."""
 
     PENDING = "pending"
     ASSIGNED = "assigned"
@@ -26,12 +26,12 @@ class TaskStatus(str, Enum):
         return not TRANSITIONS[self]
 
     def may_become(self, following: "TaskStatus") -> bool:
-        """Say whether the table of transitions has this step."""
+        """Return whether the table of transitions allows this step."""
         return following in TRANSITIONS[self]
 
 
 class NodeStatus(str, Enum):
-    """What a node says of itself; `offline` is also what a silent one is shown as."""
+    """What a node reports of itself; a silent node is shown as `offline`."""
 
     IDLE = "idle"
     BUSY = "busy"
@@ -62,11 +62,11 @@ TRANSITIONS: dict[TaskStatus, frozenset[TaskStatus]] = {
 }
 
 HELD = (TaskStatus.ASSIGNED, TaskStatus.RUNNING, TaskStatus.ANALYZING)
-"""The statuses in which a task is in a node's hands."""
+"""The statuses in which a node holds the task."""
 
 
 class Permission(str, Enum):
-    """One kind of call that a key may make."""
+    """One kind of request that a key may make."""
 
     CREATE_TASKS = "tasks:create"
     UPLOAD_FILES = "files:upload"
@@ -81,7 +81,7 @@ class Permission(str, Enum):
 
 
 class Role(str, Enum):
-    """A named set of permissions; all but the admin see only tasks of their own."""
+    """A named set of permissions; all but the admin see only their own tasks."""
 
     SUBMITTER = "submitter"
     OPERATOR = "operator"
@@ -100,7 +100,7 @@ PERMISSIONS: dict[Role, frozenset[Permission]] = {
 
 @dataclass(frozen=True)
 class Target:
-    """Whom a task is for; a condition that is None does not restrict."""
+    """Conditions on the node; one that is None does not restrict."""
 
     node_id: str | None = None
     node_name: str | None = None
@@ -109,7 +109,7 @@ class Target:
 
 @dataclass(frozen=True)
 class NodeIdentity:
-    """What targeting looks at in a node; as it was when the node last registered."""
+    """What targeting compares, as of the node's last registration."""
 
     id: str
     name: str
@@ -117,7 +117,7 @@ class NodeIdentity:
 
 
 def matches(target: Target, node: NodeIdentity) -> bool:
-    """Say whether a task with this target may go to this node."""
+    """Return whether the node meets every condition of the target."""
     if target.node_id is not None and target.node_id != node.id:
         return False
     if target.node_name is not None and not name_matches(target.node_name, node.name):
@@ -126,28 +126,28 @@ def matches(target: Target, node: NodeIdentity) -> bool:
 
 
 def name_matches(pattern: str, name: str) -> bool:
-    """Match the whole name, case and all; `*` stands for any run of characters, nothing else does.
+    """Return whether the pattern matches the whole name, case-sensitively; `*` is any text.
 
-    fnmatch also gives `?` and `[` a meaning. They are neutralised: a node name may hold them.
+    fnmatch also gives `?` and `[` a meaning. They are escaped: node names may contain them.
     """
     return fnmatchcase(name, pattern.replace("[", "[[]").replace("?", "[?]"))
 
 
 def lies_within(pattern: str, allowed: Iterable[str]) -> bool:
-    """Say whether whatever a pattern matches is matched by one of those that are allowed.
+    """Return whether one of the allowed patterns matches all that this pattern matches.
 
-    It is if that one matches the pattern itself, whose `*` is a character like any other then.
+    That is so if it matches the pattern's own text, with its `*` as an ordinary character.
     """
     return any(name_matches(one, pattern) for one in allowed)
 
 
 def utc_now() -> datetime:
-    """Give the present moment as an aware datetime."""
+    """Return the current time as an aware datetime."""
     return datetime.now(timezone.utc)
 
 
 def check_expression(expression: str) -> None:
-    """Raise ValueError, with a sentence, for what is no cron expression."""
+    """Raise ValueError for an invalid cron expression."""
     try:
         CronSim(expression, datetime(2000, 1, 1))  # noqa: DTZ001 - see `next_time`
     except CronSimError as error:
@@ -155,11 +155,11 @@ def check_expression(expression: str) -> None:
 
 
 def next_time(expression: str, after: datetime) -> datetime | None:
-    """Give the next moment of a cron expression, or None if there is none."""
-    # Without a zone there is no daylight saving to go wrong.
+    """Return the next time of a cron expression in UTC, or None if there is none."""
+    # Naive, so that cronsim applies no daylight saving.
     naive = after.replace(tzinfo=None)
     try:
-        found: datetime = next(CronSim(expression, naive))
+        following: datetime = next(CronSim(expression, naive))
     except (StopIteration, OverflowError):
         return None
-    return found.replace(tzinfo=after.tzinfo)
+    return following.replace(tzinfo=after.tzinfo)

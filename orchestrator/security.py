@@ -16,12 +16,12 @@ def new_secret() -> str:
 
 
 def key_hash(key: str) -> str:
-    """Give what is stored of a key. Keys are random, so a fast hash does."""
+    """Return the hash that is stored of a key. Keys are random, so a fast hash is enough."""
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def is_same(given: str, expected: str) -> bool:
-    """Compare two secrets in a time that tells nothing, not even of their lengths."""
+    """Compare two secrets in constant time, whatever their lengths."""
     return hmac.compare_digest(key_hash(given), key_hash(expected))
 
 

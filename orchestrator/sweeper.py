@@ -11,7 +11,7 @@ from anyio import to_thread
 from sqlalchemy import or_, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from orchestrator.db.audit import forget_old
+from orchestrator.db.audit import prune
 from orchestrator.db.database import Database
 from orchestrator.db.tables import Node, Task
 from orchestrator.log import fields
@@ -116,4 +116,4 @@ def _due_between(services: Services, since: datetime, now: datetime) -> list[Wor
 
 def _forget_old(services: Services, now: datetime) -> None:
     with services.database.writing() as session:
-        forget_old(session, now)
+        prune(session, now)

@@ -1,4 +1,8 @@
-"""Files on their way in: read out of a multipart body, and stored in `DATA_DIR/files`."""
+"""Uploads: parsed out of a multipart body, stored in `DATA_DIR/files` under random ids.
+
+The name of a file in tasks is its id and what is safe of the original name: unique, and without a
+path. Several server processes may share the folder.
+"""
 
 import errno
 import fcntl
@@ -21,7 +25,7 @@ _BROKEN = "body is not valid multipart/form-data"
 
 
 class FilePart:
-    """Feeds on the body's chunks and gives the bytes of the part named `file`."""
+    """Parses the chunks of a body and returns the bytes of the part named `file`."""
 
     def __init__(self, content_type: str) -> None:
         """Begin with the request's Content-Type; raises Invalid when it is not multipart."""
@@ -30,7 +34,7 @@ class FilePart:
         if kind != b"multipart/form-data" or not boundary:
             raise Invalid("body must be multipart/form-data with a part named file")
         self.original_name: str | None = None
-        """What the client calls its file; None as long as the part has not come."""
+        """The client's name of the file; None until the part has arrived."""
         self._in_file = False
         self._at_end = False
         self._header_name = b""
@@ -54,7 +58,7 @@ class FilePart:
             raise Invalid(_BROKEN) from error
 
     def feed(self, chunk: bytes) -> bytes:
-        """Take the next chunk of the body; give the file's bytes in it. Raises Invalid."""
+        """Return the file's bytes in the next chunk of the body. Raises Invalid."""
         try:
             self._parser.write(chunk)
         except FormParserError as error:
@@ -64,7 +68,7 @@ class FilePart:
         return content
 
     def finish(self) -> str:
-        """End the body and give the file's original name. Raises Invalid if no file came whole."""
+        """Return the file's original name once the body has ended. Raises Invalid."""
         if not self._at_end:
             raise Invalid(_BROKEN)
         if self.original_name is None:
@@ -113,7 +117,7 @@ _NO_ROOM = "the server's disk has no room for the file"
 
 
 def prepare_folder(data_dir: Path) -> None:
-    """Make the folder for files, and clear it of uploads that a crash has cut short."""
+    """Create the folder for files and remove uploads that a crash has interrupted."""
     folder = data_dir / _FOLDER
     folder.mkdir(mode=0o700, exist_ok=True)
     for partial in folder.glob(f"*{_PARTIAL}"):
@@ -121,12 +125,12 @@ def prepare_folder(data_dir: Path) -> None:
 
 
 def stored_file(data_dir: Path, file_id: str) -> Path:
-    """Say where a file's bytes lie."""
+    """Return the path of a file's bytes."""
     return data_dir / _FOLDER / file_id
 
 
 def stored_before(data_dir: Path, moment: datetime) -> list[str]:
-    """Give the ids under which bytes have lain since before that moment."""
+    """Return the ids of stored bytes that are older than that moment."""
     paths = (data_dir / _FOLDER).iterdir()
     return [
         path.name
@@ -136,7 +140,7 @@ def stored_before(data_dir: Path, moment: datetime) -> list[str]:
 
 
 def harmless_name(original: str) -> str:
-    """Keep of a client's name what is safe as a file's name anywhere: no folder, no control."""
+    """Return what of a client's name is safe as a file name: no folder, no control character."""
     last = re.split(r"[/\\]", unicodedata.normalize("NFC", original))[-1]
     kept = "".join(char for char in last if unicodedata.category(char)[0] != "C")
     name = re.sub(r'[<>:"|?*]', "_", kept).strip(" .")
@@ -148,7 +152,7 @@ def harmless_name(original: str) -> str:
 
 
 class Upload:
-    """A file on its way in; unless it is kept, nothing of it stays."""
+    """A file that is being uploaded; nothing of it stays unless `keep` is called."""
 
     def __init__(
         self, data_dir: Path, file_id: str, *, limit_bytes: int, min_free_bytes: int
@@ -178,18 +182,18 @@ class Upload:
 
     @property
     def is_due(self) -> bool:
-        """Whether enough has come to be written."""
+        """Whether enough bytes have arrived for a write."""
         return len(self._buffer) >= _WRITE_BYTES
 
     def add(self, content: bytes) -> None:
-        """Take some bytes. Raises TooLarge."""
+        """Add some bytes. Raises TooLarge."""
         self.size += len(content)
         if self.size > self._limit_bytes:
             raise TooLarge(f"file is over the limit of {self._limit_bytes} bytes")
         self._buffer += content
 
     def write(self) -> None:
-        """Write what has come. Raises OutOfSpace."""
+        """Write the bytes that have arrived. Raises OutOfSpace."""
         free = shutil.disk_usage(self._partial.parent).free
         if free - len(self._buffer) < self._min_free_bytes:
             raise OutOfSpace(_NO_ROOM)
@@ -203,7 +207,7 @@ class Upload:
         self._buffer.clear()
 
     def keep(self) -> None:
-        """Write the rest and give the file its name, once it is safe on the disk."""
+        """Write the rest, sync it to the disk, and give the file its final name."""
         self.write()
         if self._sink is None:
             raise AssertionError("write() opens the sink")
@@ -213,7 +217,7 @@ class Upload:
     def _append(self) -> None:
         if self._sink is None:
             self._sink = FileIO(self._partial, "x")
-            # As long as it is held, no server that starts takes the file for abandoned.
+            # While the lock is held, no server that starts removes the file as abandoned.
             fcntl.flock(self._sink, fcntl.LOCK_EX)
         rest = memoryview(self._buffer)
         while rest:

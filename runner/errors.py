@@ -15,6 +15,7 @@
     ├── EngineError                 a call of the container engine failed
     │   ├── EngineSilent            it timed out: what is true there is unknown
     │   ├── NoSuchContainer         there is no such container
+    │   ├── HalfRemoved             a killed removal left it without storage: remove it again
     │   ├── NameInUse               there is a container of that name already
     │   └── ImageMissing            the image is not on this host and cannot be pulled
     └── TaskError                   this task cannot run; it ends with the reason named
@@ -145,6 +146,10 @@ class NoSuchContainer(EngineError):
     """There is no container of that name."""
 
 
+class HalfRemoved(EngineError):
+    """A killed removal left the container without storage: it cannot run or be inspected."""
+
+
 class NameInUse(EngineError):
     """There is a container of that name already."""
 
@@ -157,6 +162,10 @@ class TaskError(RunnerError):
     """The task cannot run; it ends with `reason`."""
 
     reason = EndReason.UNSTARTABLE
+
+    def __init__(self, message: str, reason: EndReason | None = None) -> None:
+        super().__init__(message)
+        self.reason = reason or self.reason
 
 
 class BadAssignment(TaskError):

@@ -1,6 +1,6 @@
-"""Prints what this host shows of the runner and of the task's container that runs, as JSON.
+"""Print what this host shows of the runner and of the running task's container, as JSON.
 
-The secrets to look for come on standard input, one a line, so that they stand in no command line.
+The secrets to search for come on standard input, one per line, so that no command line has them.
 """
 
 import json
@@ -13,7 +13,7 @@ UNIT = "victoria-runner.service"
 
 
 def main() -> None:
-    """Look everywhere."""
+    """Collect and print everything."""
     secrets = [line.encode() for line in sys.stdin.read().split()]
     unit = properties()
     uid = pwd.getpwnam(unit["User"]).pw_uid
@@ -40,20 +40,20 @@ def main() -> None:
 
 
 def properties() -> dict[str, str]:
-    """Give what systemd knows of the unit."""
+    """Return the properties of the unit."""
     names = "User,ActiveState,UnitFileState,MainPID,NRestarts"
     lines = run("systemctl", "show", UNIT, f"--property={names}").decode().splitlines()
     return dict(line.split("=", 1) for line in lines)
 
 
 def pids() -> list[int]:
-    """Give every process of this host but this one's."""
+    """Return the id of every process on this host except this one."""
     found = (int(path.name) for path in Path("/proc").glob("[0-9]*"))
     return [pid for pid in found if b"--look-for" not in read(pid, "cmdline")]
 
 
 def read(pid: int, name: str) -> bytes:
-    """Read a file of a process, which may have ended."""
+    """Read a file of a process; return nothing if the process has ended."""
     try:
         return Path(f"/proc/{pid}/{name}").read_bytes()
     except OSError:
@@ -61,13 +61,13 @@ def read(pid: int, name: str) -> bytes:
 
 
 def cgroup(pid: int) -> str:
-    """Give the path of a process in the unified hierarchy."""
+    """Return the path of a process in the unified hierarchy."""
     lines = read(pid, "cgroup").decode().splitlines()
     return next((line[3:] for line in lines if line.startswith("0::")), "")
 
 
 def run(*command: str) -> bytes:
-    """Run a program and give its output."""
+    """Run a program and return its output."""
     return subprocess.run(command, check=True, capture_output=True).stdout
 
 

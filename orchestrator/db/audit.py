@@ -1,4 +1,4 @@
-"""Who did what with which key: written when a key is used, and when one is changed."""
+"""The audit: every use of a key, and every change to one."""
 
 from datetime import datetime, timedelta
 
@@ -27,6 +27,6 @@ def record(  # noqa: PLR0913 - an entry's fields
     )
 
 
-def forget_old(session: Session, now: datetime) -> None:
-    """Delete what is older than anybody asks for."""
+def prune(session: Session, now: datetime) -> None:
+    """Delete entries older than `KEPT_FOR`."""
     session.execute(delete(AuditEntry).where(AuditEntry.timestamp < now - KEPT_FOR))

@@ -4,9 +4,9 @@ On SQLite a writing transaction takes the write lock when it begins, so that wha
 change before it writes. Within the process writers queue at a lock of our own: SQLite's waiting is
 by sleeping and asking again, which is slow and unfair.
 
-On PostgreSQL writers run side by side. Whoever changes a row on account of what it says has to
-read it with `with_for_update()`, which SQLite passes over. Rows are locked in one order: keys,
-nodes, tasks, files.
+On PostgreSQL writers run side by side. A change that depends on what a row contains must read that
+row `with_for_update()`, which SQLite ignores. Rows are locked in one order: keys, nodes, tasks,
+files.
 """
 
 import threading
@@ -25,7 +25,7 @@ from orchestrator.errors import ConfigurationError
 
 DATABASE_NAME = "orchestrator.db"
 CONNECTIONS = 10
-"""How many connections one process has at most, where a server has to share them out."""
+"""The size of the pool of one process on PostgreSQL."""
 
 _BUSY_TIMEOUT_S = 30
 _PRAGMAS = (
@@ -87,27 +87,27 @@ class Database:
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
-        """Give one consistent view; what is changed in it is forgotten."""
+        """Read in one consistent view; changes are discarded."""
         with Session(self._reading_engine, expire_on_commit=False, autoflush=False) as session:
             yield session
 
     @contextmanager
     def autocommit(self) -> Iterator[Session]:
-        """Give what answers each question by itself: for one question, which is the cheapest."""
+        """Read without a transaction: the cheapest, for a single statement."""
         with Session(self._autocommit_engine, expire_on_commit=False, autoflush=False) as session:
             yield session
 
     @contextmanager
     def writing(self) -> Iterator[Session]:
-        """Give one transaction; it is committed at the end and rolled back on an error."""
+        """Write in one transaction, committed at the end and rolled back on an error."""
         with self._write_lock, self._writes.begin() as session:
             yield session
 
     @contextmanager
     def writing_relaxed(self) -> Iterator[Session]:
-        """Give one transaction for what will be said again: its end does not wait for the disk.
+        """Write in one transaction that does not wait for the disk: for what will be sent again.
 
-        A power cut can take the last moments of it, as if they had not been said. Nothing else
+        A power cut can lose the last moments of it, as if they had not been sent. Nothing else
         is touched by that: a transaction of `writing` after it takes it to the disk as well.
         """
         with self._write_lock, self._notes.begin() as session:
@@ -162,7 +162,7 @@ def _postgresql(url: URL) -> Engine:
 
 
 def _prepare_connection(connection: Any, _record: object) -> None:  # noqa: ANN401 - DBAPI has no type
-    # sqlite3's own transactions are off: `_begin` says which kind it is to be.
+    # sqlite3's own transactions are off: `_begin` chooses the kind.
     connection.isolation_level = None
     cursor = connection.cursor()
     for pragma in _PRAGMAS:

@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Engine, inspect, text
 from orchestrator.errors import ConfigurationError
 
 FIRST = "0001"
-"""What databases have that were made before there were migrations."""
+"""The revision of databases from before there were migrations."""
 
 _LOCK = 0x76696374
 """The advisory lock's number: any, as long as it stays the same."""
@@ -45,7 +45,7 @@ def migrate(engine: Engine) -> None:
 
 
 def configuration() -> Config:
-    """Say where the migrations are; a database comes by `attributes["connection"]`."""
+    """Return Alembic's configuration; the caller sets `attributes["connection"]`."""
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     return config

@@ -1,4 +1,4 @@
-"""Deletes what is old: tasks that have ended, with all that belongs to them, and unused files."""
+"""Retention: deletes old tasks that have ended, with all that belongs to them, and unused files."""
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime
@@ -13,12 +13,12 @@ from orchestrator.model import TaskStatus
 T = TypeVar("T")
 
 _AT_ONCE = 500
-"""How many rows are named in one statement."""
+"""Rows in one statement."""
 _ENDED = [status for status in TaskStatus if status.is_final]
 
 
 def delete_old_tasks(session: Session, before: datetime) -> int:
-    """Delete tasks that ended before that moment; say how many."""
+    """Delete tasks that ended before that moment; return their number."""
     ended = select(Task.number).where(Task.status.in_(_ENDED), Task.completed_at < before)
     # Locked, and by number from here on: a report may come in for one of them meanwhile.
     numbers = session.scalars(ended.order_by(Task.number).with_for_update()).all()
@@ -30,7 +30,7 @@ def delete_old_tasks(session: Session, before: datetime) -> int:
 
 
 def delete_unused_files(session: Session, before: datetime) -> list[str]:
-    """Delete files that came before that moment and that no task names; give their ids."""
+    """Delete files from before that moment that no task names; return their ids."""
     is_unused = ~exists().where(TaskFile.filename == File.filename)
     unused = select(File.id).where(File.created_at < before, is_unused)
     ids = session.scalars(unused.order_by(File.id).with_for_update()).all()
@@ -43,7 +43,7 @@ def delete_unused_files(session: Session, before: datetime) -> list[str]:
 
 
 def unknown_files(session: Session, ids: Sequence[str]) -> set[str]:
-    """Give those of the ids that no file has."""
+    """Return those of the ids that no file has."""
     known: set[str] = set()
     for some in _parts(ids):
         known.update(session.scalars(select(File.id).where(File.id.in_(some))))

@@ -40,7 +40,7 @@ class UtcDateTime(TypeDecorator[datetime]):
         return None if value is None else value.astimezone(timezone.utc).replace(tzinfo=None)
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Give the zone back."""
+        """Return UTC with its zone."""
         del dialect
         return None if value is None else value.replace(tzinfo=timezone.utc)
 
@@ -50,7 +50,7 @@ def _enum_values(enum: type[PythonEnum]) -> list[str]:
 
 
 class Base(DeclarativeBase):
-    """How Python's types become columns."""
+    """The base of all tables; maps Python's types to columns."""
 
     type_annotation_map: ClassVar[dict[Any, Any]] = {
         datetime: UtcDateTime,
@@ -78,12 +78,12 @@ class Node(Base):
     last_heartbeat: Mapped[datetime]
     current_task_id: Mapped[str | None] = mapped_column(Text)
     held_task_ids: Mapped[list[str]]
-    """The tasks that the last heartbeat said the node has in hand."""
+    """The tasks that the node held at its last heartbeat."""
     registered_at: Mapped[datetime]
 
     @property
     def identity(self) -> NodeIdentity:
-        """What targeting looks at."""
+        """What targeting compares."""
         return NodeIdentity(self.id, self.name, self.tags)
 
 
@@ -127,7 +127,7 @@ class Task(Base):
         order_by="StatusEntry.number", viewonly=True
     )
     further_steps: WriteOnlyMapped["StatusEntry"] = relationship()
-    """Where a step is added to the history without reading it: it may be long."""
+    """Adds to the history without loading it: it may be long."""
 
     __table_args__ = (
         # In the order in which tasks are given out, so that a long queue need not be sorted.
@@ -140,7 +140,7 @@ class Task(Base):
 
     @property
     def target(self) -> Target:
-        """Whom the task is for."""
+        """The conditions on the node."""
         return Target(self.target_node_id, self.target_node_name, self.target_tags)
 
     @property
@@ -164,7 +164,7 @@ class File(Base):
 
 
 class TaskFile(Base):
-    """Which task names which file, and as its how-manieth."""
+    """A file of a task, with its position."""
 
     __tablename__ = "task_files"
 
@@ -212,7 +212,7 @@ class ApiKey(Base):
     key_hash: Mapped[str] = mapped_column(String(64), unique=True)
     previous_hash: Mapped[str | None] = mapped_column(String(64), unique=True)
     previous_until: Mapped[datetime | None]
-    """How long the key from before the last rotation still holds."""
+    """Until when the key from before the last rotation is valid."""
     allowed_node_patterns: Mapped[list[str]]
     role: Mapped[Role]
     rate_limit: Mapped[int | None]

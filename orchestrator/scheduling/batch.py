@@ -1,8 +1,8 @@
-"""Questions of one kind, answered together: one trip to the database for all who ask meanwhile.
+"""Batches of queries: one round trip to the database for all requests that arrive meanwhile.
 
-Whoever asks while nobody is on the way sets out at once. Whoever asks later waits until that trip
-is over and goes with all the others who do, so the more there are, the less each one costs. All of
-it but the trip happens in the event loop's thread, so nothing is locked.
+A request runs its query at once if none is running. Requests that arrive while one runs are
+collected and answered by the next one, so the more there are, the less each one costs. Only the
+query runs in another thread, so nothing is locked.
 """
 
 import asyncio
@@ -11,50 +11,50 @@ from typing import Generic, TypeVar
 
 from anyio import to_thread
 
-Question = TypeVar("Question")
-Answer = TypeVar("Answer")
+Query = TypeVar("Query")
+Result = TypeVar("Result")
 
 _AT_ONCE = 500
-"""How many go together; a statement has only so many parameters."""
+"""The size of a batch: a statement has a limit on its parameters."""
 
 
-class Batch(Generic[Question, Answer]):
-    """Asks `answer_all`, in a thread, and gives everyone the answer in the place of the question.
+class Batch(Generic[Query, Result]):
+    """Runs `run_all` in a thread on a batch of queries; it returns one result each, in order.
 
-    What `answer_all` raises, everyone of that trip gets.
+    An error of `run_all` is raised to every caller of that batch.
     """
 
-    def __init__(self, answer_all: Callable[[Sequence[Question]], Sequence[Answer]]) -> None:
-        self._answer_all = answer_all
-        self._asked: list[tuple[Question, asyncio.Future[Answer]]] = []
-        self._trip: asyncio.Task[None] | None = None
+    def __init__(self, run_all: Callable[[Sequence[Query]], Sequence[Result]]) -> None:
+        self._run_all = run_all
+        self._queued: list[tuple[Query, asyncio.Future[Result]]] = []
+        self._running: asyncio.Task[None] | None = None
 
-    async def ask(self, question: Question) -> Answer:
-        """Ask, and wait for the answer; the look at the database begins after this call."""
-        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._asked.append((question, answer))
-        if self._trip is None:
-            self._trip = asyncio.create_task(self._go_until_all_are_answered())
-        return await answer
+    async def ask(self, query: Query) -> Result:
+        """Return the result of one query, which begins to run after this call."""
+        result: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._queued.append((query, result))
+        if self._running is None:
+            self._running = asyncio.create_task(self._run_until_empty())
+        return await result
 
-    async def _go_until_all_are_answered(self) -> None:
+    async def _run_until_empty(self) -> None:
         try:
-            while self._asked:
-                together, self._asked = self._asked[:_AT_ONCE], self._asked[_AT_ONCE:]
-                await self._go(together)
+            while self._queued:
+                batch, self._queued = self._queued[:_AT_ONCE], self._queued[_AT_ONCE:]
+                await self._run(batch)
         finally:
-            self._trip = None
+            self._running = None
 
-    async def _go(self, together: list[tuple[Question, asyncio.Future[Answer]]]) -> None:
-        questions = [question for question, _ in together]
+    async def _run(self, batch: list[tuple[Query, asyncio.Future[Result]]]) -> None:
+        queries = [query for query, _ in batch]
         try:
-            answers = await to_thread.run_sync(self._answer_all, questions)
-        except Exception as error:  # noqa: BLE001 - it is theirs who asked
-            for _, waiting in together:
-                # One who was cancelled wants none.
+            results = await to_thread.run_sync(self._run_all, queries)
+        except Exception as error:  # noqa: BLE001 - it belongs to the callers
+            for _, waiting in batch:
+                # A caller that was cancelled wants none.
                 if not waiting.done():
                     waiting.set_exception(error)
             return
-        for (_, waiting), answer in zip(together, answers, strict=True):
+        for (_, waiting), result in zip(batch, results, strict=True):
             if not waiting.done():
-                waiting.set_result(answer)
+                waiting.set_result(result)

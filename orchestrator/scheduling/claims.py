@@ -1,4 +1,4 @@
-"""Which task a node gets next; choosing and taking it is one transaction.
+"""Claims: which task a node gets next. Choosing and assigning it is one transaction.
 
 In this order:
 1. an assignment of its own that it has demonstrably lost: unreported, due for redelivery, and not
@@ -10,8 +10,8 @@ An assignment is due `redelivery_after_s` after it was last offered. A node that
 polls while the last one is not yet reported: new work must not wait behind that one.
 
 Other server processes may be taking the same tasks this moment. On PostgreSQL a row that somebody
-holds is passed over (SKIP LOCKED), and a row that somebody has taken no longer is what was asked
-for; on SQLite there is one writer at a time.
+holds is skipped (SKIP LOCKED), and a row that somebody has taken no longer matches the query; on
+SQLite there is one writer at a time.
 """
 
 import logging
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 _FIRST_LOOK = 20
 _LONGEST_LOOK = 5000
-"""How many tasks of the queue are looked at at once; most nodes find theirs among the first."""
+"""Tasks in one page of the queue; most nodes find theirs on the first."""
 
 # Made once: to make a statement costs more than to run it.
 _QUEUE = (
@@ -98,7 +98,7 @@ _LOOK_AGAIN_AT_LEAST_S = 0.05
 REMOVED = "the node is no longer registered"
 
 # Statements are made once: to make one costs more than to run it.
-_ASKING = select(Node.id, Node.name, Node.tags, Node.last_heartbeat, Node.held_task_ids).where(
+_POLLS = select(Node.id, Node.name, Node.tags, Node.last_heartbeat, Node.held_task_ids).where(
     Node.id.in_(bindparam("node_ids", expanding=True))
 )
 _OLDEST = (
@@ -123,7 +123,7 @@ _OFFERS = (
 
 @dataclass(frozen=True)
 class Claim:
-    """What a node gets, or when to look again."""
+    """A task for the node, or when to look again."""
 
     task: Task | None = None
     look_again_s: float = _LOOK_AGAIN_S
@@ -139,8 +139,8 @@ class _Offer:
 
 
 @dataclass(frozen=True)
-class _Asking:
-    """A node that asks for work: who it is, and what it said and was offered last."""
+class _Poll:
+    """A node that polls, with its last heartbeat and offers."""
 
     identity: NodeIdentity
     last_heartbeat: datetime
@@ -150,7 +150,7 @@ class _Asking:
 
     @property
     def lost(self) -> _Offer | None:
-        """What it has demonstrably lost: a heartbeat after the offer lacks it."""
+        """The offer that it has demonstrably lost: a heartbeat after the offer lacks it."""
         if self.due is None or self.due.task_id in self.held_task_ids:
             return None
         return self.due if self.last_heartbeat > self.due.at else None
@@ -158,9 +158,9 @@ class _Asking:
 
 @dataclass(frozen=True)
 class Look:
-    """What was seen for one node: tasks that it might take, or when to look again."""
+    """The result of one look: tasks that the node might take, or when to look again."""
 
-    asking: _Asking
+    asking: _Poll
     seen: list[int]
     look_again_s: float = _LOOK_AGAIN_S
 
@@ -171,7 +171,7 @@ class Look:
 
 
 def look_for(database: Database, settings: Settings, node_ids: Sequence[str]) -> list[Look | None]:
-    """Look at the queue once for all these nodes; the answer is None for one that was removed."""
+    """Look at the queue once for all these nodes; return None for one that was removed."""
     now = utc_now()
     asked = {"node_ids": sorted(set(node_ids))}
     with database.reading() as session:
@@ -181,13 +181,13 @@ def look_for(database: Database, settings: Settings, node_ids: Sequence[str]) ->
                 offers.setdefault(node_id, _Offer(number, task_id, at))
         due_before = _due_before(settings, now)
         asking = [
-            _Asking(
+            _Poll(
                 NodeIdentity(node_id, name, tags),
                 last_heartbeat,
                 held,
                 offers[node_id] if node_id in offers and offers[node_id].at <= due_before else None,
             )
-            for node_id, name, tags, last_heartbeat, held in session.execute(_ASKING, asked)
+            for node_id, name, tags, last_heartbeat, held in session.execute(_POLLS, asked)
         ]
         seen = _seen(session, asking, now)
     looks = {
@@ -202,7 +202,7 @@ def look_for(database: Database, settings: Settings, node_ids: Sequence[str]) ->
 
 
 def take(database: Database, settings: Settings, look: Look) -> Claim:
-    """Give the node one of the tasks that were seen, or another if they are in other hands by now.
+    """Assign the node one of the tasks that were seen, or another if other nodes have them now.
 
     Raises Unauthenticated when the node has been removed meanwhile.
     """
@@ -212,7 +212,7 @@ def take(database: Database, settings: Settings, look: Look) -> Claim:
         if _hold(session, asking.identity.id) != asking.identity:
             # It has registered again since the look: what was seen may not be for it any more.
             return Claim(look_again_s=_LOOK_AGAIN_AT_LEAST_S)
-        # Mostly one of those that were seen is still to be had. If not, all others are looked at.
+        # Usually one of those that were seen is still free. If not, the whole queue is searched.
         for numbers in chain([look.seen], _candidates(session, asking, now)):
             task = _take_first(session, settings, numbers, asking.identity.id, now)
             if task is not None:
@@ -220,7 +220,7 @@ def take(database: Database, settings: Settings, look: Look) -> Claim:
     return Claim(look_again_s=_LOOK_AGAIN_AT_LEAST_S)
 
 
-def _seen(session: Session, asking: Sequence[_Asking], now: datetime) -> dict[str, list[int]]:
+def _seen(session: Session, asking: Sequence[_Poll], now: datetime) -> dict[str, list[int]]:
     seen = {one.identity.id: [one.lost.number] for one in asking if one.lost is not None}
     looking = [one for one in asking if one.identity.id not in seen]
     for page in pages(session, [one.identity.id for one in looking], now) if looking else ():
@@ -243,7 +243,7 @@ def _hold(session: Session, node_id: str) -> NodeIdentity:
     return NodeIdentity(node_id, row.name, row.tags)
 
 
-def _candidates(session: Session, asking: _Asking, now: datetime) -> Iterator[list[int]]:
+def _candidates(session: Session, asking: _Poll, now: datetime) -> Iterator[list[int]]:
     if asking.lost is not None:
         yield [asking.lost.number]
     for page in pages(session, [asking.identity.id], now):

@@ -1,4 +1,4 @@
-"""Heartbeats as they are written down: those that come at the same time, in one transaction."""
+"""Heartbeats: those that arrive at the same time are stored in one transaction."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,20 +13,20 @@ from orchestrator.model import NodeStatus, TaskStatus, utc_now
 from orchestrator.schemas.bodies import HeartbeatAnswer, NodeView
 
 _UNCONFIRMED_CANCEL_FOR = timedelta(days=1)
-"""How long a cancelled task is told to a node that neither holds nor confirms it."""
+"""How long a cancellation is repeated to a node that neither holds nor confirms the task."""
 
 _HELD_AT_ONCE = 5000
-"""How many task ids one statement asks about."""
+"""Task ids in one statement."""
 
 # Statements are made once: to make one costs more than to run it.
 _NODES = Base.metadata.tables[Node.__tablename__]
-_NOTE = (
+_UPDATE = (
     update(_NODES)
     .where(_NODES.c.id == bindparam("node_id"))
     .values(
-        status=bindparam("said_status"),
-        current_task_id=bindparam("said_task_id"),
-        held_task_ids=bindparam("said_held"),
+        status=bindparam("new_status"),
+        current_task_id=bindparam("new_task_id"),
+        held_task_ids=bindparam("new_held"),
         last_heartbeat=bindparam("now"),
     )
 )
@@ -47,7 +47,7 @@ _CANCELLED = (
 
 @dataclass(frozen=True)
 class Beat:
-    """What a node says of itself."""
+    """One heartbeat of a node."""
 
     node_id: str
     status: NodeStatus
@@ -55,14 +55,14 @@ class Beat:
     held_task_ids: list[str]
 
 
-def note_all(database: Database, beats: Sequence[Beat]) -> list[HeartbeatAnswer | None]:
-    """Write the beats down; answer each with its node and the tasks to stop.
+def store_all(database: Database, beats: Sequence[Beat]) -> list[HeartbeatAnswer | None]:
+    """Store the heartbeats; return for each its node and the tasks to stop.
 
-    The answer is None where there is no such node any more.
+    The result is None where the node no longer exists.
     """
     now = utc_now()
     with database.writing_relaxed() as session:
-        _note(session, beats, now)
+        _store(session, beats, now)
         asked = {"node_ids": sorted({beat.node_id for beat in beats})}
         nodes = {node.id: node for node in session.execute(_SHOW, asked)}
         cancelled = _cancelled(session, beats, now)
@@ -77,20 +77,20 @@ def note_all(database: Database, beats: Sequence[Beat]) -> list[HeartbeatAnswer 
     ]
 
 
-def _note(session: Session, beats: Sequence[Beat], now: datetime) -> None:
-    # In one order, since another process may be noting beats of the same nodes.
+def _store(session: Session, beats: Sequence[Beat], now: datetime) -> None:
+    # In one order, since another process may store heartbeats of the same nodes.
     in_order = sorted(beats, key=lambda beat: beat.node_id)
-    said = [
+    rows = [
         {
             "node_id": beat.node_id,
-            "said_status": beat.status,
-            "said_task_id": beat.current_task_id,
-            "said_held": beat.held_task_ids,
+            "new_status": beat.status,
+            "new_task_id": beat.current_task_id,
+            "new_held": beat.held_task_ids,
             "now": now,
         }
         for beat in in_order
     ]
-    session.connection().execute(_NOTE, said)
+    session.connection().execute(_UPDATE, rows)
 
 
 def _cancelled(session: Session, beats: Sequence[Beat], now: datetime) -> list[list[str]]:
@@ -99,7 +99,7 @@ def _cancelled(session: Session, beats: Sequence[Beat], now: datetime) -> list[l
         "unconfirmed_since": now - _UNCONFIRMED_CANCEL_FOR,
     }
     held = sorted({task_id for beat in beats for task_id in beat.held_task_ids})
-    # One node may say that it holds any number, which must not be too many for all.
+    # One node may report any number of tasks; that must not fail the batch of all.
     pieces = [held[start : start + _HELD_AT_ONCE] for start in range(0, len(held), _HELD_AT_ONCE)]
     found = {
         row.id: row

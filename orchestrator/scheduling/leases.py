@@ -1,6 +1,6 @@
-"""What becomes of tasks whose node is silent: unstarted ones return, running ones are lost at last.
+"""Leases: unstarted tasks of a silent node return to the queue, running ones end as lost.
 
-A node that lives may still have lost a task. So a task that is over its time is given up also if
+A node that is online may still have lost a task. So a task over its time limit ends as lost also if
 its node's last heartbeat lacks it.
 """
 
@@ -19,16 +19,16 @@ from orchestrator.settings import Settings
 
 _RUNNING = (TaskStatus.RUNNING, TaskStatus.ANALYZING)
 _AT_ONCE = 500
-"""So many tasks are dealt with in one transaction; the rest waits for the next sweep."""
+"""Tasks in one transaction; the rest waits for the next sweep."""
 
 
 def silent_before(settings: Settings, now: datetime) -> datetime:
-    """Give the moment before which a last heartbeat means that the node is offline."""
+    """Return the time before which a last heartbeat means that the node is offline."""
     return now - timedelta(seconds=settings.heartbeat_timeout_s)
 
 
 def has_ended(session: Session, settings: Settings, now: datetime) -> bool:
-    """Say whether there is any lease to be ended."""
+    """Return whether any lease has expired."""
     if session.scalars(_unstarted(settings, now).limit(1)).first() is not None:
         return True
     overdue = session.execute(_overdue(settings, now))
@@ -36,8 +36,8 @@ def has_ended(session: Session, settings: Settings, now: datetime) -> bool:
 
 
 def end_leases(session: Session, settings: Settings, now: datetime) -> list[Task]:
-    """End what there is to end; return the tasks that are in the queue again."""
-    # Several processes sweep: what another one has in hand is left to it.
+    """End expired leases; return the tasks that are back in the queue."""
+    # Several processes sweep: rows that another one has locked are left to it.
     unstarted = _unstarted(settings, now).limit(_AT_ONCE)
     returned = session.scalars(unstarted.with_for_update(skip_locked=True, of=Task)).all()
     for task in returned:
@@ -81,4 +81,4 @@ def _is_lost(settings: Settings, now: datetime, task: Task, node: Node | None) -
 def _reason(settings: Settings, now: datetime, node: Node | None) -> str:
     if node is None or node.last_heartbeat < silent_before(settings, now):
         return "its node fell silent, and its time limit is long over"
-    return "its node has it no more, and its time limit is long over"
+    return "its node no longer has it, and its time limit is long over"

@@ -1,4 +1,9 @@
-"""The steps in a task's life; whoever takes one does it here, and `states` says which there are."""
+"""The steps in a task's life, as `model.TRANSITIONS` allows them, and repeated tasks.
+
+Each occurrence of a repeated task is a task of its own, and its end queues the next one. So
+occurrences of one series never overlap, missed times are not made up for, and cancelling the
+pending one ends the series.
+"""
 
 import logging
 import uuid
@@ -23,11 +28,11 @@ def move(
     message: str | None = None,
     progress: float | None = None,
 ) -> None:
-    """Move a task on and write the step into its history.
+    """Change a task's status and add the step to its history.
 
     Raises Conflict for a step that the table of transitions does not have.
     """
-    # A task that is being made has no status yet.
+    # A task that is being created has no status yet.
     if task.status is not None and not task.status.may_become(status):
         raise Conflict(f"cannot make the task {status.value}: it is {task.status.value} already")
     task.status = status
@@ -37,14 +42,14 @@ def move(
 
 
 def begin(task: Task, now: datetime) -> None:
-    """Start a task's time, if it does not run yet."""
+    """Start a task's time limit, unless it runs already."""
     if task.started_at is None:
         task.started_at = now
         task.overdue_at = now + timedelta(seconds=task.timeout_seconds)
 
 
 def end(session: Session, task: Task, now: datetime) -> None:
-    """Close a task that has just been moved to its end; queue the next if it is repeated."""
+    """Complete a task that has a final status; queue the next one if it is repeated."""
     task.completed_at = now
     following = None if task.status is TaskStatus.CANCELLED else successor(task, now)
     if following is not None:
@@ -55,7 +60,7 @@ def end(session: Session, task: Task, now: datetime) -> None:
 
 
 def put_back(session: Session, task: Task, now: datetime, reason: str) -> None:
-    """Return an assigned task that its node has not started to the queue."""
+    """Return an assigned task that was not started to the queue."""
     move(task, TaskStatus.PENDING, now, message=reason)
     ids = {"task_id": task.id, "node_id": task.assigned_node_id, "reason": reason}
     log_on_commit(session, log, "task put back", ids, logging.WARNING)
@@ -64,7 +69,7 @@ def put_back(session: Session, task: Task, now: datetime, reason: str) -> None:
 
 
 def give_up(session: Session, task: Task, now: datetime, reason: str) -> None:
-    """End a task that nobody will report on any more."""
+    """End a task as lost: its node will not report on it any more."""
     move(task, TaskStatus.ERROR, now, message=f"lost: {reason}")
     task.error_message = f"lost: {reason}"
     ids = {"task_id": task.id, "node_id": task.assigned_node_id, "reason": reason}
@@ -73,7 +78,7 @@ def give_up(session: Session, task: Task, now: datetime, reason: str) -> None:
 
 
 def take_from(session: Session, node_id: str, now: datetime) -> list[Task]:
-    """Take its tasks from a node that is being removed; give those that are in the queue again."""
+    """Take the tasks of a node that is being removed; return those back in the queue."""
     held = select(Task).where(Task.assigned_node_id == node_id, Task.status.in_(HELD))
     unstarted = []
     for task in session.scalars(held.with_for_update(of=Task)).all():
@@ -86,7 +91,7 @@ def take_from(session: Session, node_id: str, now: datetime) -> list[Task]:
 
 
 def require_task(session: Session, task_id: str, *, to_change: bool = False) -> Task:
-    """Find a task, or raise NotFound; lock its row if it is to be changed."""
+    """Return a task, its row locked if it is to be changed. Raises NotFound."""
     wanted = select(Task).where(Task.id == task_id)
     if to_change:
         wanted = wanted.with_for_update(of=Task)
@@ -101,7 +106,7 @@ def require_task(session: Session, task_id: str, *, to_change: bool = False) -> 
 def require_own_task(
     session: Session, task_id: str, owner: str | None, *, to_change: bool = False
 ) -> Task:
-    """Find a task that this key created, whoever did if it is None, or raise NotFound."""
+    """Return a task that this key created; any task if it is None. Raises NotFound."""
     task = require_task(session, task_id, to_change=to_change)
     if owner not in {None, task.created_by}:
         raise NotFound("there is no such task")
@@ -109,15 +114,15 @@ def require_own_task(
 
 
 def require_task_of(session: Session, task_id: str, node: NodeIdentity) -> Task:
-    """Find a task that was given to this node and lock it, or raise NotFound or NotAllowed."""
+    """Return a task that this node holds, its row locked. Raises NotFound, NotAllowed."""
     task = require_task(session, task_id, to_change=True)
     if task.assigned_node_id != node.id:
-        raise NotAllowed("the task is not in this node's hands")
+        raise NotAllowed("the task is not assigned to this node")
     return task
 
 
 def successor(task: Task, now: datetime) -> Task | None:
-    """Give the next occurrence of a task that has just ended, not yet in the queue."""
+    """Return the next occurrence of a task that has just ended, not yet queued."""
     due = next_time(task.recurrence, now) if task.recurrence else None
     if due is None:
         return None

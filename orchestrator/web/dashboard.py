@@ -1,7 +1,7 @@
-"""The page for people. It needs no key; what it shows does, and comes as server-sent events.
+"""The dashboard. The page needs no key; its data does, and comes as server-sent events.
 
-One stream is one call with a key, and so one entry in the audit; it ends after a minute, so that a
-key that has ended shows no more than that.
+A stream is one request with a key, and so one entry in the audit. It ends after a minute, so that
+an expired key shows no more than that.
 """
 
 import json
@@ -31,7 +31,7 @@ _ADMIN = [Depends(allowed_to(Permission.READ_STATISTICS))]
 
 
 class TargetOfTask(RequestBody):
-    """Whom a task would be for."""
+    """The conditions of a task that is being written."""
 
     target_node_name: ShortText | None = None
     target_tags: dict[ShortText, ShortText] | None = None
@@ -39,7 +39,7 @@ class TargetOfTask(RequestBody):
 
 @router.get("/dashboard", response_class=HTMLResponse)
 def show_dashboard() -> HTMLResponse:
-    """Show the page; it asks for the admin key and shows nodes, tasks and keys with it."""
+    """Return the page, which asks for the admin key and shows nodes, tasks and keys with it."""
     nonce = secrets.token_urlsafe(16)
     allowed = f"script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'"
     page = pages().get_template("dashboard.html").render(nonce=nonce)
@@ -61,7 +61,7 @@ def show_dashboard() -> HTMLResponse:
     responses=problems(401, 403, 429),
 )
 async def stream_fleet(services: ServicesParam, task_id: str = "") -> StreamingResponse:
-    """Stream the parts of the page, each whenever it changes."""
+    """Stream the parts of the page as they change."""
     return StreamingResponse(
         _events(services, task_id),
         media_type="text/event-stream",
@@ -71,7 +71,7 @@ async def stream_fleet(services: ServicesParam, task_id: str = "") -> StreamingR
 
 @router.post("/dashboard/matches", include_in_schema=False, dependencies=_ADMIN)
 def count_matches(services: ServicesParam, target: TargetOfTask) -> dict[str, int]:
-    """Say how many of the nodes a task with this target could go to."""
+    """Return how many nodes meet the conditions."""
     wanted = Target(None, target.target_node_name, target.target_tags)
     with services.database.reading() as session:
         nodes = session.scalars(select(Node)).all()
@@ -87,6 +87,6 @@ async def _events(services: Services, task_id: str) -> AsyncIterator[str]:
         for part, html in changed.items():
             yield f"data: {json.dumps({'part': part, 'html': html})}\n\n"
         if not changed:
-            # A line that says nothing tells the server that the reader is gone.
+            # Writing something is how the server notices that the reader is gone.
             yield ": still here\n\n"
         await anyio.sleep(_LOOK_EVERY_S)

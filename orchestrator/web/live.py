@@ -1,7 +1,7 @@
-"""The parts that the dashboard is made of, as they are now; an open page gets those that changed.
+"""The parts of the dashboard; an open page receives those that changed.
 
-A look is taken each second for each page that is open. So it loads what is shown and no more, and
-a log, which may be long, only when another has been sent.
+They are rendered once a second for each open page. So only what is shown is loaded, and a log,
+which may be long, only when a new one has arrived.
 """
 
 import json
@@ -25,23 +25,23 @@ _SHOWN_OF_A_PROMPT = 120
 _SHOWN_OF_A_MESSAGE = 2_000
 _SHOWN_OF_A_TEXT = 20_000
 _BEGINNING = 1_000
-"""So much of a prompt is loaded for the list: it may begin with blank lines."""
+"""Characters of a prompt that are loaded for the list: it may begin with blank lines."""
 
 Json = dict[str, Any]
 
 
 class Viewer:
-    """One open page: what it shows, and the task that was chosen there."""
+    """One open page: its parts, and the task that was chosen there."""
 
     def __init__(self, services: Services, task_id: str) -> None:
         self._services = services
         self._task_id = task_id
         self._shown: dict[str, str] = {}
         self._log_of: tuple[int, datetime] | None = None
-        """Which task's log is shown, and when it came."""
+        """The number of the task whose log is shown, and when the log was received."""
 
     def look(self) -> dict[str, str]:
-        """Give the parts that are not as they were at the last look, as HTML."""
+        """Return the parts that have changed since the last call, as HTML."""
         now = utc_now()
         numbers = get_statistics(self._services).model_dump()
         with self._services.database.reading() as session:
@@ -97,21 +97,21 @@ def _newest_tasks() -> Select[Any]:
             Task.recurrence,
         )
         .order_by(Task.number.desc())
-        # One more than is shown, to know if there are more.
+        # One more than is shown, to know whether there are more.
         .limit(_TASKS_SHOWN + 1)
     )
 
 
 def _progress() -> ColumnElement[float | None]:
-    told = (
+    latest = (
         select(StatusEntry.progress)
         .where(StatusEntry.task_number == Task.number, StatusEntry.progress.is_not(None))
         .order_by(StatusEntry.number.desc())
         .limit(1)
         .scalar_subquery()
     )
-    # What has ended is not half done, and what is in the queue again begins anew.
-    return case((Task.status.in_(HELD), told))
+    # A task that has ended is not half done, and one back in the queue starts over.
+    return case((Task.status.in_(HELD), latest))
 
 
 def _node(services: Services, node: Node, now: datetime) -> Json:
@@ -218,7 +218,7 @@ def _part(template: str, **what: object) -> str:
 
 @cache
 def pages() -> Environment:
-    """Give the templates; what is put into them becomes text, whatever it is."""
+    """Return the templates; values are escaped."""
     return Environment(
         loader=PackageLoader("orchestrator.web", "pages"),
         autoescape=True,
@@ -233,14 +233,14 @@ _SHOWN_OF_A_TITLE = 500
 
 
 def shown_log(session: str) -> dict[str, Any]:
-    """Give a session's title and its last messages; `is_cut` tells that there is more of it.
+    """Return a session's title and its last messages; `is_cut` if there is more of it.
 
-    It was kept as it came: nothing in it need have the form that agents give it.
+    It is stored as received: nothing in it need have the form that agents send.
     """
-    kept = json.loads(session)
-    found = kept.get("messages")
-    messages = [one for one in (found if isinstance(found, list) else []) if isinstance(one, dict)]
-    title = _text(kept.get("title", ""))
+    content = json.loads(session)
+    value = content.get("messages")
+    messages = [one for one in (value if isinstance(value, list) else []) if isinstance(one, dict)]
+    title = _text(content.get("title", ""))
     shown: list[dict[str, str]] = []
     room = _CHARACTERS_SHOWN
     is_cut = len(messages) > _MESSAGES_SHOWN or len(title) > _SHOWN_OF_A_TITLE

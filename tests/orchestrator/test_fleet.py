@@ -118,7 +118,7 @@ def test_server_that_was_told_nonsense_is_told_again(
             wait_for(lambda: orchestrator.waiting_count == 1)
             with psycopg.connect(postgresql_url, autocommit=True) as connection:
                 connection.execute("NOTIFY victoria_work, 'nonsense'")
-            wait_for(lambda: "hearing of new work failed" in caplog.text)
+            wait_for(lambda: "listening for new work failed" in caplog.text)
             task = orchestrator.create_task()
             assignment = answer.result(DEADLINE_S)
         assert assignment is not None

@@ -113,7 +113,8 @@ def test_running_task_that_its_node_has_no_more_is_lost_after_limit_and_grace(
     node.beat("idle")
     _age(orchestrator, task, overdue=LONG_OVER)
     lost = orchestrator.wait_for_task(task["id"], "error")
-    assert lost["error_message"] == "lost: its node has it no more, and its time limit is long over"
+    reason = "its node no longer has it, and its time limit is long over"
+    assert lost["error_message"] == f"lost: {reason}"
 
 
 def _see_the_sweeper_pass(orchestrator: RunningOrchestrator, node: RegisteredNode) -> None:

@@ -305,6 +305,26 @@ def test_signal_ends_it_cleanly_though_polls_are_held(
             assert poll_answer.exception(DEADLINE_S) or poll_answer.result() is None
 
 
+def test_client_that_does_not_take_its_download_does_not_hold_up_the_end(tmp_path: Path) -> None:
+    with _running(tmp_path / "data", TOKEN | ADMIN) as program:
+        node = ok(_register(program.url, TOKEN["REGISTRATION_TOKEN"]))
+        with _client(program.url, {"X-API-Key": ADMIN["ADMIN_API_KEY"]}) as admin:
+            upload = admin.post("/upload", files={"file": ("large.bin", bytes(64 << 20))})
+            name = ok(upload)["filename"]
+            ok(admin.post("/tasks", json={"prompt": "hello", "files": [name]}))
+        key = {"X-API-Key": node["api_key"]}
+        with _client(program.url, key) as client:
+            ok(client.get("/tasks/pending"))
+        with (
+            _client(program.url, key) as client,
+            client.stream("GET", f"/files/{name}") as response,
+        ):
+            assert response.status_code == httpx.codes.OK
+            program.process.terminate()
+            code, _ = program.end()
+    assert code == 0
+
+
 def test_killed_server_loses_nothing(tmp_path: Path, database_url: str | None) -> None:
     data_dir = tmp_path / "data"
     place = {"VICTORIA_ORCHESTRATOR_DATABASE_URL": database_url} if database_url else {}

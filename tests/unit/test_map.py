@@ -1,4 +1,4 @@
-"""What the documents say of the code is true. Layers and doors are held by import-linter."""
+"""The documents are true of the code. Layers and doors are held by import-linter."""
 
 from __future__ import annotations
 
@@ -27,22 +27,18 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 UNIT_OF_THE_ROLE = ROOT / "ansible/roles/victoria_runner/templates/victoria-runner.service.j2"
-README = ROOT / "README.md"
-ARCHITECTURE = ROOT / "docs" / "architecture.md"
-STATUS_REPORTER = ROOT / "docs" / "status-reporter.md"
-DOCUMENTS = [
-    README,
-    ARCHITECTURE,
-    STATUS_REPORTER,
-    ROOT / "docs" / "orchestrator.md",
-    ROOT / "docs" / "scaling.md",
-    ROOT / "CONTRIBUTING.md",
-    ROOT / "CHANGELOG.md",
-]
+ROLE_README = ROOT / "ansible/roles/victoria_runner/README.md"
+DOCS = ROOT / "docs"
+ARCHITECTURE = DOCS / "architecture.md"
+INSTALL = DOCS / "install.md"
+REFERENCE = DOCS / "reference.md"
+STATUS_REPORTER = DOCS / "status-reporter.md"
+TROUBLESHOOTING = DOCS / "troubleshooting.md"
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted(DOCS.glob("*.md")), ROLE_README]
 
 
 def table_rows(document: Path, first_cell: str) -> list[list[str]]:
-    """Give the cells of every table row whose first cell matches the pattern."""
+    """Return the cells of every table row whose first cell matches the pattern."""
     rows = []
     for line in document.read_text(encoding="utf-8").splitlines():
         cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
@@ -52,7 +48,7 @@ def table_rows(document: Path, first_cell: str) -> list[list[str]]:
 
 
 def options(command: click.Command, name: str = "") -> Iterator[tuple[str, str, str, str]]:
-    """Yield a row of the README's table for each option: itself, variable, default, meaning."""
+    """Yield a row of the reference's table for each option: itself, variable, default, meaning."""
     for option in command.params:
         if not isinstance(option, click.Option) or not option.expose_value:
             continue
@@ -74,7 +70,7 @@ def options(command: click.Command, name: str = "") -> Iterator[tuple[str, str, 
 
 
 def default_of(option: click.Option) -> str:
-    """Return what holds when an option is not given."""
+    """Return the default of an option."""
     if isinstance(option.show_default, str):
         return option.show_default
     if option.is_flag or option.count:
@@ -132,25 +128,25 @@ def test_every_tool_is_shown_with_its_parameters(tmp_path: Path) -> None:
     assert shown == parameters
 
 
-# What README.md shows
+# What docs/reference.md, docs/install.md and docs/troubleshooting.md show
 
 
-def test_readme_shows_every_option_as_the_command_line_has_it() -> None:
+def test_reference_shows_every_option_as_the_command_line_has_it() -> None:
     wanted = sorted(options(cli.command))
-    found = sorted(tuple(row) for row in table_rows(README, r"`(?:cleanup |doctor )?--.*"))
+    found = sorted(tuple(row) for row in table_rows(REFERENCE, r"`(?:cleanup |doctor )?--.*"))
     lines = "\n".join(f"| {' | '.join(row)} |" for row in options(cli.command))
     assert found == wanted, f"the table of options is now:\n\n{lines}"
 
 
-def test_readme_shows_every_exit_code() -> None:
+def test_reference_shows_every_exit_code() -> None:
     wanted = {code for name, code in vars(errors).items() if name.startswith("EXIT_")}
-    assert {int(row[0]) for row in table_rows(README, r"\d+")} == wanted
+    assert {int(row[0]) for row in table_rows(REFERENCE, r"\d+")} == wanted
 
 
 def test_units_are_not_restarted_where_a_restart_mends_nothing() -> None:
     codes = (errors.EXIT_USAGE, errors.EXIT_REGISTRATION_REFUSED, errors.EXIT_CONFIGURATION)
     wanted = f"RestartPreventExitStatus={' '.join(map(str, codes))}"
-    for unit in (README, UNIT_OF_THE_ROLE):
+    for unit in (INSTALL, UNIT_OF_THE_ROLE):
         assert wanted in unit.read_text(encoding="utf-8").splitlines()
 
 
@@ -163,8 +159,8 @@ def test_units_are_not_restarted_where_a_restart_mends_nothing() -> None:
         "Error polling for tasks: Connection refused",
     ],
 )
-def test_readme_explains_the_sentences_that_people_will_search_for(sentence: str) -> None:
-    assert f"```\n{sentence}\n```" in README.read_text(encoding="utf-8")
+def test_troubleshooting_explains_the_sentences_that_people_will_search_for(sentence: str) -> None:
+    assert f"```\n{sentence}\n```" in TROUBLESHOOTING.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -175,8 +171,8 @@ def test_code_says_the_sentences_word_for_word(source: object, literal: str) -> 
     assert literal in {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
 
 
-def test_readme_shows_true_matches_of_wildcards() -> None:
-    rows = table_rows(README, r"`[\w*-]+\*[\w*-]*`")
+def test_reference_shows_true_matches_of_wildcards() -> None:
+    rows = table_rows(REFERENCE, r"`[\w*-]+\*[\w*-]*`")
     assert len(rows) >= 5
     for pattern, name, answer in rows:
         matches = fnmatchcase(name.strip("`"), pattern.strip("`"))
@@ -186,17 +182,39 @@ def test_readme_shows_true_matches_of_wildcards() -> None:
 # What all of them show
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def name_of(document: Path) -> str:
+    """Return the document's path in the checkout."""
+    return document.relative_to(ROOT).as_posix()
+
+
+def anchors(document: Path) -> set[str]:
+    """Return the anchors of a document's headings, as GitHub makes them."""
+    text = re.sub(r"^```.*?^```", "", document.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 def test_documents_point_at_what_is_there(document: Path) -> None:
     text = document.read_text(encoding="utf-8")
-    links = re.findall(r"\]\((?!https?://|#)([^)#]+)", text)
+    links = re.findall(r"\]\((?!https?://)([^)#]*)(?:#([^)]+))?\)", text)
     paths = re.findall(r"`((?:runner|orchestrator|tests|docs)/[\w/.]+)`", text)
-    missing = [link for link in links if not (document.parent / link).exists()]
-    missing += [path for path in paths if not (ROOT / path).exists()]
+    missing = [path for path in paths if not (ROOT / path).exists()]
+    for link, anchor in links:
+        target = document.parent / link if link else document
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            missing.append(f"{link}#{anchor}")
     assert not missing
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_documents_install_nothing_from_an_index_that_does_not_have_it(document: Path) -> None:
+    """Until there is a release, what pip installs is a checkout or a wheel, by its path."""
+    text = document.read_text(encoding="utf-8")
+    assert re.findall(r"pip\d? install (?:-\S+ )*'?victoria[-_]runner(?!\S*\.whl)", text) == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 def test_documents_name_no_image_but_the_default(document: Path) -> None:
     images = re.findall(
         r"(?<![\w./-])[\w-]+\.(?:io|com|org)/[\w-]+/[\w./:-]+", document.read_text("utf-8")

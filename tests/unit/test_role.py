@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import yaml
 
 from runner import cli
@@ -20,6 +21,7 @@ from runner.settings import Settings
 
 ROLE = Path(__file__).resolve().parents[2] / "ansible" / "roles" / "victoria_runner"
 README = ROLE / "README.md"
+INSTALL = ROLE.parents[2] / "docs" / "install.md"
 BEGIN, END = "<!-- made from", "<!-- end -->"
 
 # A service has no use for the first; the second is what the role writes the token into instead.
@@ -28,13 +30,13 @@ NOT_OF_THE_RUNNER = {"HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY"}
 
 
 def read(name: str) -> dict[str, Any]:
-    """Give a YAML file of the role."""
+    """Return the content of a YAML file of the role."""
     content: dict[str, Any] = yaml.safe_load((ROLE / name).read_text(encoding="utf-8"))
     return content
 
 
 def specs() -> dict[str, dict[str, Any]]:
-    """Give the specs of the variables by their names."""
+    """Return the specs of the variables by their names."""
     options: dict[str, dict[str, Any]] = read("meta/argument_specs.yml")["argument_specs"]["main"][
         "options"
     ]
@@ -42,7 +44,7 @@ def specs() -> dict[str, dict[str, Any]]:
 
 
 def table() -> str:
-    """Give the README's table."""
+    """Return the table that the README must have."""
     rows = ["| Variable | Default | Meaning |", "| --- | --- | --- |"]
     for name, spec in specs().items():
         default = spec.get("default")
@@ -85,9 +87,10 @@ def test_defaults_are_those_of_the_specs() -> None:
 
 
 def test_variables_of_each_option_are_named_after_it() -> None:
+    names = specs()
     for variable in set(read("vars/main.yml")["__victoria_runner_variables"]) - NOT_OF_THE_RUNNER:
         if variable not in {"VICTORIA_RUNNER_ENV_FILE", "VICTORIA_RUNNER_CA_FILE"}:
-            assert variable.lower() in specs()
+            assert variable.lower() in names
 
 
 def test_readme_has_the_table_of_the_specs() -> None:
@@ -96,8 +99,8 @@ def test_readme_has_the_table_of_the_specs() -> None:
     assert shown == table(), f"it should be:\n{table()}"
 
 
-def test_unit_of_the_role_is_the_unit_of_the_readme() -> None:
-    by_hand = (ROLE.parents[2] / "README.md").read_text(encoding="utf-8")
+def test_unit_of_the_role_is_the_unit_that_is_installed_by_hand() -> None:
+    by_hand = INSTALL.read_text(encoding="utf-8")
     template = (ROLE / "templates" / "victoria-runner.service.j2").read_text(encoding="utf-8")
     unit = by_hand[by_hand.index("[Unit]") : by_hand.index("WantedBy=multi-user.target")]
     kept = [
@@ -107,6 +110,20 @@ def test_unit_of_the_role_is_the_unit_of_the_readme() -> None:
         if "1000" not in line and not line.startswith(("User=", "EnvironmentFile=", "ExecStart="))
     ]
     assert [line for line in kept if line not in template.splitlines()] == []
+
+
+def test_command_of_the_role_is_the_command_that_is_installed_by_hand() -> None:
+    template = (ROLE / "templates" / "victoria-runner.j2").read_text(encoding="utf-8")
+    by_the_role = jinja2.Template(template, trim_blocks=True).render(
+        victoria_runner_user="victoria",
+        __victoria_runner_uid=1000,
+        __victoria_runner_is_rootless=True,
+        __victoria_runner_env_file="/etc/victoria-runner/runner.env",
+        __victoria_runner_current="CURRENT",
+    )
+    wanted = by_the_role.replace("CURRENT/venv/bin", "/opt/victoria-runner/bin")
+    command = wanted[wanted.index("exec ") :].strip()
+    assert f"#!/bin/sh\n{command}\n" in INSTALL.read_text(encoding="utf-8")
 
 
 def fingerprint(*places: Path) -> str:

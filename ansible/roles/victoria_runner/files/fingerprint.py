@@ -1,6 +1,6 @@
-"""Prints one hash for what a release is made of: PATH...
+"""Print one hash of the sources of a release: PATH...
 
-Of a folder, its *.py and *.whl with their names; of a file, what is in it.
+Of a folder it covers the *.py and *.whl files and their names; of a file, its content.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ KINDS = {".py", ".whl"}
 
 
 def main() -> None:
-    """Hash what the command line names."""
+    """Hash the paths of the command line."""
     whole = hashlib.sha256()
     for place in map(Path, sys.argv[1:]):
         inside = sorted(path for path in place.rglob("*") if path.suffix in KINDS)

@@ -1,11 +1,11 @@
-# Installs a release in the current folder, from its parcel: PYTHON REQUIREMENT
+# Installs a release from its parcel into the current folder. Arguments: PYTHON REQUIREMENT
 set -eu
 python=$1 requirement=$2
 rm -rf venv
 "$python" -m venv venv
 set -- --quiet --disable-pip-version-check --no-input --constraint parcel/constraints.txt
 if ls parcel/wheels/*.whl >/dev/null 2>&1; then
-    # All that is needed is in the folder: nothing is asked of the network.
+    # The folder has everything: no network is needed.
     set -- "$@" --no-index --find-links parcel/wheels
 fi
 if [ -n "$requirement" ]; then

@@ -1,4 +1,4 @@
-# Looks at the host once, for all that the role goes by; prints NAME=VALUE lines. Arguments:
+# Prints everything that the role needs to know of the host, as NAME=VALUE lines. Arguments:
 # USER HOME PREFIX STATE_DIR CONFIG_DIR COMMAND UNIT_FILE DROP_IN PACKAGE_MANAGER [PACKAGE...]
 user=$1 home=$2 prefix=$3 state=$4 config=$5
 shift 5
@@ -10,15 +10,16 @@ free_mib() {
     while [ ! -d "$folder" ]; do folder=$(dirname "$folder"); done
     df --block-size=1M --output=avail "$folder" | tail -n 1 | tr -d ' '
 }
-# Owner, group and mode of a folder; nothing where there is none.
+# Owner, group and mode of a folder; nothing if it does not exist.
 folder() {
     [ ! -d "$1" ] || stat --dereference --format='%U:%G %a' "$1"
 }
-# The same and the hash of a file that anybody may read.
+# The same, and the hash, of a file that anyone may read.
 file() {
     [ ! -f "$1" ] || echo "$(stat --format='%U:%G %a' "$1") $(sha256sum < "$1" | cut -d ' ' -f 1)"
 }
-# Then apt removes it with that one; naming it to apt changes that. A stanza has three lines.
+# Whether another package pulled it in. apt would remove it together with that one; installing it by
+# name prevents this. A stanza has three lines.
 came_with_another() {
     grep -s -F -x -A 2 "Package: $1" /var/lib/apt/extended_states | grep -qx 'Auto-Installed: 1'
 }
@@ -30,7 +31,7 @@ is_installed() {
         rpm --query --quiet --whatprovides "$1"
     fi
 }
-# A variable of the service as runner.env.j2 writes it; nothing where there is none.
+# A variable of the service as runner.env.j2 writes it; nothing if it is not set.
 variable() {
     sed -n "s/^VICTORIA_RUNNER_$1=\"\(.*\)\"\$/\1/p" "$config/runner.env" 2>/dev/null | tail -n 1
 }

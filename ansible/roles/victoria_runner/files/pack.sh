@@ -1,4 +1,5 @@
-# Packs what a host needs to install a release: PARCEL PYTHON PACKAGE WHEELS CONSTRAINTS
+# Packs everything that a host needs to install a release. Arguments:
+# PARCEL PYTHON PACKAGE WHEELS CONSTRAINTS
 set -eu
 parcel=$1 python=$2 package=$3 wheels=$4 constraints=$5
 work=$(mktemp -d)
