@@ -32,7 +32,7 @@ async def test_no_task_is_taken_before_the_image_is_there(
         await host.clock.advance(400)
         assert (await host.wait_for_end("t-1"))["status"] == "success"
 
-    sentence = f"few new tasks are taken until a container starts: cannot fetch the image {IMAGE}"
+    sentence = f"slowing down until a container starts: cannot fetch the image {IMAGE}"
     assert sum(sentence in line for line in log.messages) == 1
 
 

@@ -97,7 +97,7 @@ async def test_report_on_a_task_that_has_its_end_already_is_dropped(
         await host.wait_for_state("t-1", "closed")
 
     assert host.rows("SELECT * FROM outbox") == []
-    (event,) = [record for record in log.records if "has its end already" in record.getMessage()]
+    (event,) = [record for record in log.records if "has a final status" in record.getMessage()]
     assert event.levelname == "INFO"
     assert "ERROR" not in {record.levelname for record in log.records}
 

@@ -36,7 +36,7 @@ GONE = "lost: container is gone (host restarted?)"
         (
             "[eat-memory 9]",
             {"limits": Limits(memory="8m")},
-            "out_of_memory: the kernel ended it for want of memory after 0 s",
+            "out_of_memory: the kernel killed it because it was out of memory after 0 s",
         ),
         (
             "do it",

@@ -76,7 +76,7 @@ def test_doctor_reports_that_all_is_well_and_shows_the_running_task(
             ["--min-free-disk=1000T"],
             {},
             75,
-            "are to stay free; free some space there or lower --min-free-disk",
+            "must stay free; free some space there or lower --min-free-disk",
         ),
         (
             [f"--container-image={IMAGE}"],
