@@ -1,4 +1,4 @@
-"""An orchestrator on a real socket that says what a test wants, and keeps what it was told."""
+"""An orchestrator on a real socket that responds as a test has scripted, and keeps its requests."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Call:
 
     @property
     def body(self) -> dict[str, Any]:
-        """What it told."""
+        """The body of the request."""
         return cast("dict[str, Any]", self.request.json())
 
 
@@ -70,7 +70,7 @@ class ScriptedOrchestrator:
         self.keys: set[str] = set()
         """The node keys that hold; take one out and it is answered 401."""
         self.cancelled: list[str] = []
-        """The tasks that every heartbeat is told were cancelled."""
+        """The tasks that every heartbeat's response names as cancelled."""
         self.cancelled_for: dict[str, list[str]] = {}
         """The same for the heartbeats under one key alone."""
         self.standing: dict[str, str] = {}
@@ -105,7 +105,7 @@ class ScriptedOrchestrator:
         self.hand_out({"task_id": task_id, "prompt": prompt, **fields})
 
     def hand_out(self, assignment: object) -> None:
-        """Hand out whatever it is."""
+        """Hand out an assignment that need not be one."""
         self.queue.append(assignment)
         if isinstance(assignment, dict) and isinstance(assignment.get("task_id"), str):
             self.known_ids.add(assignment["task_id"])
@@ -116,7 +116,7 @@ class ScriptedOrchestrator:
         self._work.set()
         self._work = anyio.Event()
 
-    # What it was told
+    # What it was sent
 
     def called(self, path: str) -> list[Call]:
         """Return the calls of one kind, oldest first."""
@@ -127,7 +127,7 @@ class ScriptedOrchestrator:
         return len(self.called(path))
 
     def reports(self, task_id: str) -> list[dict[str, Any]]:
-        """Return what was told about a task, oldest first."""
+        """Return the reports on a task, oldest first."""
         bodies = [call.body for call in self.called(STATUS)]
         return [body for body in bodies if body["task_id"] == task_id]
 
@@ -212,10 +212,10 @@ class ScriptedOrchestrator:
         return json_response(self.queue.pop(0) if self.queue else None, headers=headers)
 
     def _file(self, name: str) -> Answer:
-        found = self.files.get(name)
-        if found is None:
+        file = self.files.get(name)
+        if file is None:
             return json_response({"detail": "no such file"}, 404)
-        return http(200, found) if isinstance(found, bytes) else found
+        return http(200, file) if isinstance(file, bytes) else file
 
 
 def sha256(content: bytes) -> str:
