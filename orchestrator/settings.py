@@ -33,7 +33,7 @@ class Settings:
     The default is three heartbeats of our runner.
     """
     lost_after_s: float = DEFAULT_LOST_AFTER_S
-    """Seconds after its time limit until a task is lost whose node is silent or no longer holds it."""
+    """Seconds after its time limit until a task that no node holds any more is lost."""
     redelivery_after_s: float = 5
     """Seconds until an unreported assignment is offered to its node again."""
     sweep_every_s: float = 1

@@ -133,7 +133,7 @@ def rotate_key(
         if not key.enabled:
             raise Conflict("cannot rotate the key: it has been revoked")
         if grace_period_hours and key.previous_until is not None and key.previous_until > now:
-            # Only one old key is kept: a second rotation would end it before its grace period is over.
+            # Only one old key is kept: a second rotation would cut its grace period short.
             raise Conflict(
                 "cannot rotate the key: the one before its last rotation holds until"
                 f" {key.previous_until:%Y-%m-%d %H:%M} UTC: wait until then, or rotate with"
