@@ -61,7 +61,7 @@ def _web_address(_context: click.Context, _option: click.Parameter, url: str | N
 )
 @click.option("--host", default="127.0.0.1", help="Address to listen on.")
 @click.option(
-    "--port", type=click.IntRange(0, 65535), default=8000, help="Port; 0 takes a free one."
+    "--port", type=click.IntRange(0, 65535), default=8000, help="Port; 0 picks a free one."
 )
 @click.option(
     "--data-dir",
@@ -72,56 +72,57 @@ def _web_address(_context: click.Context, _option: click.Parameter, url: str | N
 @click.option(
     "--database-url",
     metavar="URL",
-    help="PostgreSQL database: postgresql://USER@HOST/NAME, or postgresql:///NAME by socket. Put a"
-    " URL with a password into the variable. Default: SQLite in the data folder.",
+    help="PostgreSQL database: postgresql://USER@HOST/NAME, or postgresql:///NAME by socket. Set a"
+    " URL with a password by its variable. Default: SQLite in the data folder.",
 )
 @click.option(
     "--public-url",
     callback=_web_address,
-    help="URL of this server as containers reach it. Default: the one that the node uses.",
+    help="URL at which containers reach this server. Default: the one that the node uses.",
 )
 @click.option(
     "--forwarded-allow-ips",
     envvar=["FORWARDED_ALLOW_IPS", "VICTORIA_ORCHESTRATOR_FORWARDED_ALLOW_IPS"],
     metavar="ADDRESSES",
     help="Addresses of proxies, separated by commas, whose X-Forwarded-For and X-Forwarded-Proto"
-    " are believed; 127.0.0.1 for one on this machine. Default: none.",
+    " are trusted; 127.0.0.1 for one on this machine. Also set by FORWARDED_ALLOW_IPS. Default:"
+    " none.",
 )
 @click.option(
     "--heartbeat-timeout",
     type=_SECONDS,
     default=DEFAULT_HEARTBEAT_TIMEOUT_S,
-    help="Seconds without a heartbeat until a node is offline.",
+    help="Seconds without a heartbeat after which a node is offline.",
 )
 @click.option(
     "--lost-after",
     type=click.FloatRange(min=0),
     default=DEFAULT_LOST_AFTER_S,
-    help="Seconds after its time limit until a task that no node holds ends as lost.",
+    help="Seconds after its time limit at which a running task that no node holds ends as lost.",
 )
 @click.option(
     "--redelivery-after",
     type=click.FloatRange(min=0),
     default=5,
-    help="Seconds until an unreported assignment is offered again.",
+    help="Seconds after which an unreported assignment is offered to its node again.",
 )
 @click.option(
     "--max-upload-bytes",
     type=click.IntRange(min=1),
     default=DEFAULT_MAX_UPLOAD_BYTES,
-    help="Largest file accepted.",
+    help="Largest file that can be uploaded.",
 )
 @click.option(
     "--min-free-bytes",
     type=click.IntRange(min=0),
     default=DEFAULT_MIN_FREE_BYTES,
-    help="Refuse files that would leave less free disk space than this.",
+    help="Refuse uploads that would leave less free disk space than this.",
 )
 @click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"], case_sensitive=False),
     default="info",
-    help="Least severe messages to log, to standard error.",
+    help="Lowest level that is logged, to standard error.",
 )
 @click.option(
     "--log-format", type=click.Choice(["text", "json"]), default="text", help="Log format."
@@ -147,9 +148,12 @@ def main(  # noqa: PLR0913 - click hands every option over as an argument
 ) -> None:
     """Serve the reference orchestrator.
 
-    The registration token and the admin key come from REGISTRATION_TOKEN and ADMIN_API_KEY. Any
-    that is unset is generated on the first start and kept in the data folder; a terminal shows it
-    once. An empty REGISTRATION_TOKEN disables registration.
+    The registration token and the admin key come from REGISTRATION_TOKEN and ADMIN_API_KEY. One
+    that is unset is generated on the first start, kept in a file in the data folder, and printed
+    once, on a terminal only. An empty REGISTRATION_TOKEN disables registration.
+
+    Each option can also be set by a variable: --log-format by VICTORIA_ORCHESTRATOR_LOG_FORMAT, and
+    so on. To run it as a service, behind a proxy or on PostgreSQL, see docs/orchestrator.md.
     """
     if context.invoked_subcommand is not None:
         return
@@ -197,7 +201,7 @@ def main(  # noqa: PLR0913 - click hands every option over as an argument
         server.serve_until_stopped()
 
 
-@main.command("move-to-postgresql")
+@main.command("move-to-postgresql", short_help="Copy the SQLite database to PostgreSQL.")
 @click.option(
     "--data-dir",
     type=click.Path(path_type=Path, file_okay=False, exists=True),
@@ -211,10 +215,15 @@ def main(  # noqa: PLR0913 - click hands every option over as an argument
     metavar="URL",
     envvar="VICTORIA_ORCHESTRATOR_DATABASE_URL",
     required=True,
-    help="Empty PostgreSQL database: postgresql://USER@HOST/NAME, or postgresql:///NAME by socket.",
+    help="Empty PostgreSQL database: postgresql://USER@HOST/NAME, or postgresql:///NAME by socket."
+    " Set a URL with a password by VICTORIA_ORCHESTRATOR_DATABASE_URL.",
 )
 def move(data_dir: Path, database_url: str) -> None:
-    """Copy the SQLite database to PostgreSQL, all or nothing; the server must be stopped."""
+    """Copy the SQLite database to PostgreSQL, all or nothing. Stop the server first.
+
+    The SQLite database is renamed afterwards. Start the server with the same data folder and the
+    URL of the PostgreSQL database.
+    """
     os.umask(0o077)
     try:
         with hold_alone(data_dir):

@@ -86,7 +86,7 @@ def _sendable(
     return credential
 
 
-@click.command(name="check")
+@click.command(name="check", short_help="Check an orchestrator against the contract.")
 @click.argument("url")
 @click.option(
     "--profile",
@@ -99,21 +99,22 @@ def _sendable(
     callback=_sendable,
     envvar="REGISTRATION_TOKEN",
     required=True,
-    help="What a node registers with; from REGISTRATION_TOKEN it stays off the command line.",
+    help="Token with which nodes register. Set it by REGISTRATION_TOKEN to keep it off the command"
+    " line.",
 )
 @click.option(
     "--admin-key",
     callback=_sendable,
     envvar="ADMIN_API_KEY",
-    help="The admin key; from ADMIN_API_KEY it stays off the command line. The profile runner uses"
-    " it only to remove its nodes.",
+    help="The admin key. Set it by ADMIN_API_KEY to keep it off the command line. The profile"
+    " runner uses it only to remove its nodes.",
 )
 @click.option(
     "--take-task",
     is_flag=True,
-    help="With --profile runner: work on the one task that the orchestrator offers, and end it.",
+    help="With --profile runner: take the one task that is queued, report on it, and end it.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of lines.")
 def check(  # noqa: PLR0913 - click passes every option as an argument
     url: str,
     *,
@@ -123,11 +124,12 @@ def check(  # noqa: PLR0913 - click passes every option as an argument
     take_task: bool,
     as_json: bool,
 ) -> None:
-    """Check any orchestrator, the one at URL, against the contract.
+    """Check the orchestrator at URL against the contract; it need not be this one.
 
-    It registers nodes, creates keys and tasks for these nodes alone, and removes them at the end,
-    also after Ctrl-C. Tasks of others stay theirs. Exits with 0 if no rule is broken, 1 if one is,
-    69 if the orchestrator cannot be reached, 78 if it refuses a credential.
+    The check registers nodes, and creates keys and tasks for these nodes only. At the end, also
+    after Ctrl-C, it removes its nodes and keys and cancels its tasks. It leaves the tasks of others
+    alone. Exit codes: 0 if no rule is broken, 1 if one is, 69 if the orchestrator cannot be
+    reached, 78 if it refuses a credential.
     """
     if profile == "full" and admin_key is None:
         raise click.UsageError("--profile full needs --admin-key (or ADMIN_API_KEY)")

@@ -1,23 +1,25 @@
-"""./dev: one entry point for everything that is done with a checkout.
+"""./dev: run, test and measure what is in this checkout.
 
 ./dev demo [--keep]       run one task in a real container and show each step; with --keep,
-                          orchestrator and runner keep running until Ctrl-C
-./dev check               lint, format, types and import rules, also of the Ansible role
+                          the orchestrator and the runner keep running until Ctrl-C
+./dev check               check lint, format, types and import rules, and lint the Ansible role
 ./dev test                ./dev check, then all tests on podman and docker, on SQLite and
                           PostgreSQL; at most ten minutes on two cores
-./dev test ARGUMENTS      only these tests; the arguments are pytest's, as in tests/unit -k map
+./dev test ARGUMENTS      some tests only; the arguments are pytest's, as in tests/unit -k map
 ./dev test --python 3.10 [ARGUMENTS]
-                          the tests of unit, contract and reporter, on another Python
-./dev soak [OPTIONS]      300 random tasks under random faults; see docs/reliability.md
-./dev rollout             the Ansible role on hosts with systemd: the scenarios that CI runs
-./dev rollout --all       all scenarios, also the long ones
-./dev rollout ARGUMENTS   some scenarios; the arguments are pytest's, as in -k "bare or upgrade"
+                          tests/unit, tests/contract and tests/reporter on another Python
+./dev soak [OPTIONS]      run 300 random tasks under random faults; see docs/reliability.md
+./dev rollout             test the Ansible role on containers with systemd, in the scenarios that
+                          CI runs; needs sudo
+./dev rollout --all       the same, with the long scenarios
+./dev rollout ARGUMENTS   some scenarios only; the arguments are pytest's, as in
+                          -k "bare or upgrade"
 ./dev contract            lint the contract, and generate clients that call the orchestrator
 ./dev bench [OPTIONS]     measure the runner, the status reporter or the orchestrator
-./dev ci                  what CI runs: test, soak, test --python 3.10, rollout
-./dev help                this text
+./dev ci                  run what CI runs: test, soak, test --python 3.10, rollout
+./dev help                show this text
 
-demo, soak and bench list their options with --help. What is missing is installed first; ./dev
+demo, soak and bench list their options with --help. ./dev first installs what is missing, and
 prints what it installs and how long that takes. It leaves no daemon running.
 """
 

@@ -15,14 +15,15 @@ HEARTBEAT_S = 15.0
 """As the runner has it by default."""
 
 _BENCH = """\
-Measure. Without a name: throughput, idle and reporter.
+Run benchmarks. Without a name: throughput, idle and reporter.
 
 benchmarks:
-  throughput   queued no-op tasks against bare runs of the engine, on podman and docker
+  throughput   queued no-op tasks, compared with bare runs of the engine, on podman and docker
   idle         memory and CPU time of a runner without work
-  reporter     start and memory of the status reporter against a bare server of the same SDK
-  claims       claims per second from a queue of 10,000, on SQLite and PostgreSQL
-  fleet        a reference orchestrator under a simulated fleet, on SQLite and PostgreSQL
+  reporter     startup time and memory of the status reporter, compared with a bare MCP server
+  claims       tasks assigned per second from a queue of 10,000, on SQLite and PostgreSQL
+  fleet        latency and CPU time of the orchestrator under a simulated fleet, on SQLite and
+               PostgreSQL; see docs/scaling.md
 """
 
 
@@ -30,7 +31,7 @@ def demo() -> argparse.ArgumentParser:
     """Return the parser of ./dev demo."""
     parser = argparse.ArgumentParser(
         prog="./dev demo",
-        description="Run orchestrator and runner on this machine, with one task in a container.",
+        description="Run an orchestrator and a runner on this machine, and a task in a container.",
     )
     parser.add_argument("--keep", action="store_true", help="keep both running until Ctrl-C")
     return parser
@@ -40,22 +41,27 @@ def soak() -> argparse.ArgumentParser:
     """Return the parser of ./dev soak."""
     parser = argparse.ArgumentParser(
         prog="./dev soak",
-        description="Run random tasks under random faults, then audit them; see "
-        "docs/reliability.md. The exit code is 0 only if nothing was lost, run twice or left.",
+        description="Run random tasks under random faults, then check what became of each; see "
+        "docs/reliability.md. The exit code is 0 only if no task was lost or ran twice, and "
+        "nothing was left behind.",
     )
     _option(parser, "--tasks", int, 300, "number of tasks")
-    parser.add_argument("--seed", type=int, help="replay the schedule of this seed (random)")
+    parser.add_argument(
+        "--seed", type=int, help="repeat the schedule of this seed (default: random)"
+    )
     parser.add_argument(
         "--engine",
         action="append",
         choices=ENGINES,
-        help="engine to run on, may be repeated (podman, or docker if only docker is here)",
+        help="engine to run on; repeatable (default: podman, or docker if only docker is here)",
     )
     parser.add_argument(
-        "--folder", type=Path, help="keep logs and databases in this folder, also of a clean run"
+        "--folder",
+        type=Path,
+        help="keep logs and databases in this folder, even if nothing went wrong",
     )
     parser.add_argument(
-        "--minutes", type=float, help="create no more tasks after this time (no limit)"
+        "--minutes", type=float, help="create no more tasks after this long (default: no limit)"
     )
     return parser
 
@@ -73,9 +79,9 @@ def bench() -> argparse.ArgumentParser:
         "what", nargs="*", type=_benchmark, default=DEFAULT_BENCHMARKS, help=argparse.SUPPRESS
     )
     engine = parser.add_argument_group("throughput, idle and reporter")
-    _option(engine, "--tasks", int, 10, "throughput: tasks in a round")
-    _option(engine, "--rounds", int, 5, "throughput, reporter: rounds; the figures are medians")
-    _option(engine, "--idle-seconds", float, 60.0, "idle: seconds of waiting to measure")
+    _option(engine, "--tasks", int, 10, "throughput: tasks per round")
+    _option(engine, "--rounds", int, 5, "throughput, reporter: rounds; figures are medians")
+    _option(engine, "--idle-seconds", float, 60.0, "idle: how long to measure, in seconds")
     fleet = parser.add_argument_group("fleet")
     _option(fleet, "--nodes", int, [2000], "fleet sizes, measured one after another", nargs="+")
     _option(
@@ -110,5 +116,10 @@ def _option(  # noqa: PLR0913, PLR0917 - as argparse has it
 ) -> None:
     shown = " ".join(map(str, default)) if isinstance(default, list) else default
     parser.add_argument(
-        name, type=kind, default=default, nargs=nargs, help=f"{meaning} ({shown})", metavar="N"
+        name,
+        type=kind,
+        default=default,
+        nargs=nargs,
+        help=f"{meaning} (default: {shown})",
+        metavar="N",
     )
