@@ -37,7 +37,6 @@ from orchestrator.settings import (
     load_secrets,
 )
 
-_BAD_CONFIGURATION = 78
 _OBJECTS_UNTIL_COLLECTION = 100_000
 _SECONDS = click.FloatRange(min=0, min_open=True)
 
@@ -195,7 +194,7 @@ def main(  # noqa: PLR0913 - click hands every option over as an argument
     except OSError as error:
         _refuse(f"cannot use data folder {data_dir}: {error.strerror}")
     except ConfigurationError as error:
-        _refuse(str(error))
+        _refuse(str(error), error.exit_code)
     _collect_seldom()
     with lock or contextlib.nullcontext():
         server.serve_until_stopped()
@@ -231,7 +230,7 @@ def move(data_dir: Path, database_url: str) -> None:
     except OSError as error:
         _refuse(f"cannot use data folder {data_dir}: {error.strerror}")
     except ConfigurationError as error:
-        _refuse(str(error))
+        _refuse(str(error), error.exit_code)
     for table, count in counts.items():
         click.echo(f"{table}: {count}")
     click.echo(
@@ -248,9 +247,9 @@ def _collect_seldom() -> None:
     gc.set_threshold(_OBJECTS_UNTIL_COLLECTION)
 
 
-def _refuse(sentence: str) -> None:
+def _refuse(sentence: str, exit_code: int = ConfigurationError.exit_code) -> None:
     click.echo(f"Error: {sentence}", err=True)
-    sys.exit(_BAD_CONFIGURATION)
+    sys.exit(exit_code)
 
 
 def _print_start(secrets: Sequence[Secret], url: str) -> None:

@@ -16,6 +16,14 @@ class OrchestratorError(Exception):
 class ConfigurationError(OrchestratorError):
     """The server cannot start with these settings."""
 
+    exit_code: ClassVar[int] = 78
+
+
+class DatabaseUnreachable(ConfigurationError):
+    """The database does not answer, or refuses the login: a later start may work."""
+
+    exit_code = 75
+
 
 class Refused(OrchestratorError):
     """A refused request; `str()` is the sentence in the response."""

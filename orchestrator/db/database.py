@@ -17,11 +17,11 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
 from orchestrator.db.migrate import migrate
-from orchestrator.errors import ConfigurationError
+from orchestrator.errors import ConfigurationError, DatabaseUnreachable
 
 DATABASE_NAME = "orchestrator.db"
 CONNECTIONS = 10
@@ -79,8 +79,14 @@ class Database:
             self.close()
             # psycopg's have lines that say what a user of psql might do.
             reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
-            place = data_dir / DATABASE_NAME if self.url is None else self.url.render_as_string()
-            raise ConfigurationError(f"cannot open database {place}: {reason}") from error
+            place = (
+                data_dir / DATABASE_NAME
+                if self.url is None
+                else self.url.set(drivername="postgresql").render_as_string()
+            )
+            is_unreachable = self.url is not None and isinstance(error, OperationalError)
+            kind = DatabaseUnreachable if is_unreachable else ConfigurationError
+            raise kind(f"cannot open database {place}: {reason}") from error
         except ConfigurationError:
             self.close()
             raise

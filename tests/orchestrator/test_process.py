@@ -420,8 +420,8 @@ def test_database_that_does_not_answer_is_one_sentence_without_its_password(
 ) -> None:
     url = "postgresql://user:the-password@127.0.0.1:1/name"
     code, sentence = _fails(tmp_path, {**TOKEN, **ADMIN, "VICTORIA_ORCHESTRATOR_DATABASE_URL": url})
-    assert code == 78
-    place = "postgresql+psycopg://user:***@127.0.0.1:1/name"
+    assert code == 75
+    place = "postgresql://user:***@127.0.0.1:1/name"
     assert sentence.startswith(f"Error: cannot open database {place}: ")
     assert "the-password" not in sentence
 
