@@ -13,7 +13,7 @@ from orchestrator.errors import ConfigurationError
 from orchestrator.services import services_of
 
 _KEEP_ALIVE_S = 75
-_SHUTDOWN_TIMEOUT_S = 10
+_SHUTDOWN_TIMEOUT_S = 5
 """How long a request may go on once the server shuts down; uvicorn then cancels it."""
 _BACKLOG = 2048
 

@@ -25,7 +25,6 @@ from runner.engine.cli import NO_RUNTIME, find_engine
 from runner.errors import EXIT_DEFECT, NoContainerRuntime, RunnerError
 from runner.log import set_up_logging
 from runner.model import Limits, PullPolicy
-from runner.redaction import Secret
 from runner.settings import Settings
 from runner.timing import DEFAULT_TIMINGS, Timings
 
@@ -248,7 +247,7 @@ def _settings(ctx: click.Context, *, to_run: bool) -> Settings:
             "registering needs it."
         )
     params["orchestrator_url"] = url and check_orchestrator_url(url, allow_http=allow_http)
-    params["registration_token"] = token or token_in_file or Secret("")
+    params["registration_token"] = token or token_in_file or settings.NO_TOKEN
     params["pull"] = PullPolicy(params["pull"])
     params["tags"] = settings.parse_tags(params["tags"])
     params["limits"] = Limits(params.pop("memory"), params.pop("cpus"), params.pop("gpus"))
@@ -357,12 +356,11 @@ def cleanup(ctx: click.Context, /, *, older_than: float, dry_run: bool) -> None:
 def _run(ctx: click.Context) -> int:
     from runner.daemon import run  # noqa: PLC0415 - doctor and cleanup need not load it
     from runner.node import runtime_to_use  # noqa: PLC0415
-    from runner.systemd import Notifier  # noqa: PLC0415
 
     checked = _settings(ctx, to_run=True)
     timings: Timings = ctx.obj
     engine = find_engine(anyio.run(runtime_to_use, checked), timings=timings)
-    return anyio.run(partial(run, checked, engine, Notifier(), timings=timings))
+    return anyio.run(partial(run, checked, engine, timings=timings))
 
 
 def main(timings: Timings = DEFAULT_TIMINGS) -> NoReturn:

@@ -54,7 +54,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 async def run(
     settings: Settings,
     engine: Engine,
-    notifier: Notifier,
+    notifier: Notifier | None = None,
     clock: Clock | None = None,
     timings: Timings = DEFAULT_TIMINGS,
 ) -> int:
@@ -70,9 +70,8 @@ async def run(
     with lock_state_dir(settings.state_dir):
         await _check_unfinished_tasks(settings, engine)
         runner_id = prepare_state_dir(settings.state_dir)
-        journal, set_aside = open_journal(
-            settings.state_dir, time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(clock.wall_s()))
-        )
+        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(clock.wall_s()))
+        journal, set_aside = open_journal(settings.state_dir, stamp, timings)
         if set_aside is not None:
             log.error(set_aside)
         watchdog, changes = Watchdog(clock), ChangeSignal()
@@ -96,7 +95,7 @@ async def run(
                     timings=timings,
                     runner_id=runner_id,
                 )
-                exit_code = await Daemon(runner, notifier).run()
+                exit_code = await Daemon(runner, notifier or Notifier()).run()
         finally:
             journal.close_file()
         # What belongs here is finished; what belongs elsewhere is next.
@@ -147,7 +146,7 @@ class Daemon:
                 orphans_adopted = anyio.Event()
                 begin = partial(self._start_task, group)
                 group.start_soon(adopt_or_remove_orphans, self._runner, begin, orphans_adopted)
-                group.start_soon(self._talk, group, orphans_adopted)
+                group.start_soon(self._start_loops, group, orphans_adopted)
                 if len(own) == len(tasks):
                     await self._poll(begin, orphans_adopted)
                 else:
@@ -172,7 +171,7 @@ class Daemon:
         folder = run_folder(self._runner.settings.state_dir)
         names = {container_name(task.task_id) for task in tasks}
         pids = await anyio.to_thread.run_sync(
-            kill_leftover_starts, folder, names, self._runner.timings.leftover_start_grace_s
+            kill_leftover_starts, folder, names, self._runner.timings
         )
         if pids:
             log.warning("stuck calls of an earlier runner were killed", extra=fields(pids=pids))
@@ -181,7 +180,7 @@ class Daemon:
         """Recover the tasks, then start what needs neither the engine nor the orchestrator."""
         runner = self._runner
         log.info(
-            "runner starts",
+            "starting",
             extra=fields(
                 name=runner.settings.name,
                 orchestrator=runner.settings.orchestrator_url,
@@ -201,14 +200,14 @@ class Daemon:
         group.start_soon(
             feed_watchdog, self._notifier, runner.watchdog, runner.clock, runner.timings
         )
-        group.start_soon(self._tell_status)
+        group.start_soon(self._show_status)
         self._notifier.notify("READY=1")
 
     def _start_task(self, group: TaskGroup, task: Task) -> None:
         run = track(task, self._runner)
         group.start_soon(run_task, run, task, self._runner)
 
-    async def _talk(self, group: TaskGroup, orphans_adopted: anyio.Event) -> None:
+    async def _start_loops(self, group: TaskGroup, orphans_adopted: anyio.Event) -> None:
         """Start the loops that need an identity."""
         if not await self._runner.node.is_registered():
             # The journal may have been lost; then a container has the identity.
@@ -244,7 +243,8 @@ class Daemon:
             await self._wait_for_change()
         if waiting:
             log.warning(
-                "reports wait in the journal for the next start", extra=fields(tasks=len(waiting))
+                "undelivered reports wait in the journal for the next start",
+                extra=fields(tasks=len(waiting)),
             )
             if runner.settings.once:
                 self._exit_code = EXIT_TRY_AGAIN
@@ -274,8 +274,8 @@ class Daemon:
 
     async def _wait_for_change(self) -> None:
         """Wait until something happens to a task or a report, at most a second."""
-        seen = self._runner.outbox.count
-        await self._runner.outbox.after_or(seen, 1, self._runner.clock)
+        outbox, interval_s = self._runner.outbox, self._runner.timings.drain_check_interval_s
+        await outbox.after_or(outbox.count, interval_s, self._runner.clock)
 
     async def _handle_signals(self, signals: object, group: TaskGroup) -> None:
         """Act on signals, as the head of this file says."""
@@ -283,7 +283,7 @@ class Daemon:
             task_ids = self._runner.slots.task_ids
             if number == signal.SIGTERM or self._interrupts > 1:
                 log.info(
-                    "stopping at once; containers go on for the next runner",
+                    "stopping; containers keep running for the next runner",
                     extra=fields(tasks_left_running=len(task_ids)),
                 )
                 group.cancel_scope.cancel()
@@ -292,17 +292,17 @@ class Daemon:
                 self._interrupts += 1
             # Not STOPPING=1: systemd would give a drain no longer than TimeoutStopSec.
             if self._interrupts > 1:
-                log.info("stopping the tasks in hand", extra=fields(tasks=len(task_ids)))
+                log.info("stopping the running tasks", extra=fields(tasks=len(task_ids)))
                 for task_id in task_ids:
                     self._runner.slots.cancel(task_id, "the operator")
             else:
                 log.info(
-                    "draining: no new task is taken; exit follows when those in hand have ended",
+                    "draining: no new task is taken; exiting when the running ones have ended",
                     extra=fields(tasks=len(task_ids)),
                 )
             self._polling.cancel()
 
-    async def _tell_status(self) -> None:
+    async def _show_status(self) -> None:
         """Keep the line that `systemctl status` shows."""
         runner = self._runner
         while True:

@@ -44,7 +44,7 @@ class Check:
     what: str
     sentence: str
     exit_code: int = EXIT_OK
-    """With which doctor ends if this is the first check that failed; EXIT_OK if it did not fail."""
+    """Doctor's exit code if this is the first check that failed; EXIT_OK if it passed."""
 
     @property
     def ok(self) -> bool:
@@ -193,11 +193,6 @@ class _JournalContent:
     entries: Sequence[OutboxEntry] = ()
     registration: Registration | None = None
 
-    @property
-    def node_id(self) -> str | None:
-        """The id of the node that this host is registered as."""
-        return None if self.registration is None else self.registration.identity.node_id
-
 
 async def _read_journal(settings: Settings) -> _JournalContent:
     path = settings.state_dir / JOURNAL_NAME
@@ -253,7 +248,7 @@ def _as_json(checks: list[Check], journal: _JournalContent) -> object:
     return {
         "version": __version__,
         "ok": all(check.ok for check in checks),
-        "node_id": journal.node_id,
+        "node_id": journal.registration and journal.registration.identity.node_id,
         "checks": [
             {"what": check.what, "ok": check.ok, "sentence": check.sentence} for check in checks
         ],

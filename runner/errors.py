@@ -158,6 +158,10 @@ class TaskError(RunnerError):
 
     reason = EndReason.UNSTARTABLE
 
+    def __init__(self, message: str, reason: EndReason | None = None) -> None:
+        super().__init__(message)
+        self.reason = reason or self.reason
+
 
 class BadAssignment(TaskError):
     """The assignment is invalid. `task_id` is set when it has a valid one."""

@@ -18,8 +18,6 @@ PART_PREFIX = ".victoria-part-"
 """Of a file that is being written; it is renamed when it is whole."""
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-OLD_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
-"""A pipe that was planted in the place of a file must not block its opening."""
 
 
 def free_disk(place: Path | int) -> int:
@@ -57,7 +55,8 @@ def open_file(folder: int, name: str) -> int:
     Raises:
         OSError: it is missing, a link, or not a regular file.
     """
-    handle = os.open(name, OLD_FILE, dir_fd=folder)
+    # A pipe that was planted in the place of a file must not block its opening.
+    handle = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
         raise OSError(errno.EINVAL, f"{name} is not a regular file")

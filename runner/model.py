@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from runner.redaction import Secret
 
-TASK_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+_TASK_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 
 
 class TaskState(str, Enum):
@@ -63,7 +63,7 @@ class TaskStatus(str, Enum):
     PENDING = "pending"
     """It waits for a node."""
     ASSIGNED = "assigned"
-    """A node was given it, and has not reported on it yet."""
+    """Offered to a node that has not reported on it yet."""
     RUNNING = "running"
     """Its node has claimed it."""
     ANALYZING = "analyzing"
@@ -218,7 +218,7 @@ class Assignment:
 
 def is_task_id(text: str) -> bool:
     """Return whether a text can be a task's id, which is part of paths and names."""
-    return TASK_ID.fullmatch(text) is not None
+    return _TASK_ID.fullmatch(text) is not None
 
 
 @dataclass(frozen=True)
@@ -231,7 +231,7 @@ class Task:
     assignment: Assignment | None
     accepted_at: float
     identity: Identity | None = None
-    """Who took it on; None when that identity was refused since."""
+    """The node that accepted it; None once that identity was refused."""
     boot_id: str | None = None
     engine: str | None = None
     container_id: str | None = None
@@ -290,15 +290,14 @@ class Outcome:
     exit_code: int | None = None
 
 
-def status_body(task_id: str, status: str, message: str | None, now: float) -> dict[str, object]:
-    """Return a body for `POST /status`; `status` is a word of `TaskStatus`.
-
-    `now` is in seconds since the epoch.
-    """
+def status_body(
+    task_id: str, status: TaskStatus, message: str | None, now: float
+) -> dict[str, object]:
+    """Return a body for `POST /status`; `now` is in seconds since the epoch."""
     return {
         "job_id": task_id,
         "task_id": task_id,
-        "status": TaskStatus(status).value,
+        "status": status.value,
         "message": message,
         "timestamp": datetime.fromtimestamp(now, timezone.utc).isoformat(),
     }

@@ -44,8 +44,6 @@ _NOT_ALLOWED = frozenset({401, 403})
 _CHECK_ADDRESS, _CHECK_NODE = "check --orchestrator-url", "check --name, --tag and --capability"
 _ADVICE = {404: _CHECK_ADDRESS, 405: _CHECK_ADDRESS, 400: _CHECK_NODE, 422: _CHECK_NODE}
 _ASK = "ask the orchestrator's administrator"
-START = "start"
-"""The name of the problem that containers cannot be started here."""
 T = TypeVar("T")
 
 
@@ -58,8 +56,8 @@ _HOST_FACTS = frozenset({"hostname", "os_type"})
 class Node:
     """Who this host is to the orchestrator: one identity, registered when it is needed.
 
-    Tasks that an older identity took on are in the journal of an earlier version, or of a
-    journal that was lost: they stay with that one until it is refused.
+    Tasks of an older identity come from an earlier version's journal, or from containers whose
+    journal was lost: they stay with that identity until it is refused.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917 - the parts that it is put together from
@@ -73,7 +71,7 @@ class Node:
         timings: Timings = DEFAULT_TIMINGS,
     ) -> None:
         self.refusal: RegistrationRefused | None = None
-        """Why the orchestrator did not register this host; it is not asked again."""
+        """Why the orchestrator did not register this host; there is no further attempt."""
         self._settings = settings
         self._orchestrator = orchestrator
         self._journal = journal
@@ -84,7 +82,7 @@ class Node:
         self._description = node_description(settings)
         self._registration: Registration | None = None
         self._owners: dict[str, Identity] = {}
-        """By task id, who took on the tasks of an earlier runner."""
+        """By task id, the identities that accepted the tasks of an earlier runner."""
         self._has_sent_facts = False
         """Facts of the host are sent once; a failure does not keep the node from its work."""
         self._is_waiting = False
@@ -98,7 +96,7 @@ class Node:
 
     @property
     def is_refused(self) -> bool:
-        """Whether there is no identity and will be none."""
+        """Whether there is no identity, and there will be none."""
         return self.refusal is not None and self._registration is None
 
     async def identity(self) -> Identity:
@@ -139,7 +137,7 @@ class Node:
             return None if must_wait else current.identity
 
     def note_owner(self, task_id: str, owner: Identity | None) -> None:
-        """Note who took on a task of an earlier runner; None if that was refused since."""
+        """Note which identity accepted an earlier runner's task; None if it was refused since."""
         if owner is not None:
             self._owners[task_id] = owner
 
@@ -164,7 +162,7 @@ class Node:
             await self._forget(refused)
 
     async def note_extensions(self, identity: Identity, extensions: frozenset[str]) -> bool:
-        """Note which extensions the orchestrator names; return whether that is news."""
+        """Note which extensions the orchestrator names; return whether they changed."""
         current = self._registration
         if current is None or (current.identity, current.extensions) == (identity, extensions):
             return False
@@ -224,13 +222,13 @@ class Node:
         self._owners = {task_id: owner for task_id, owner in owners if owner != refused}
         if self.known_identity == refused:
             log.warning(
-                "the orchestrator no longer knows this node; registering anew",
+                "the orchestrator no longer knows this node; registering it again",
                 extra=fields(node_id=refused.node_id),
             )
             self._registration = None
 
     async def _register(self, known: Identity | None, *, is_needed: bool = True) -> None:
-        """Register as a new node, or make one attempt to describe the known one anew.
+        """Register as a new node, or make one attempt to replace the known one's description.
 
         Raises:
             RegistrationRefused: as for `identity`, if the registration is needed.
@@ -253,14 +251,14 @@ class Node:
         await self._persist(lambda: self._journal.store_registration(registration, url, now))
         ids = fields(node_id=registration.identity.node_id, name=self._settings.name)
         if known is not None and registration.identity != known:
-            log.warning("the orchestrator made another node of this one", extra=ids)
+            log.warning("the orchestrator registered this node as another one", extra=ids)
             for task in await self._persist(self._journal.unfinished_tasks):
                 self.note_owner(task.task_id, task.identity)
         self._registration = registration
         log.info("registered", extra=ids)
 
     async def _request(self, known: Identity | None) -> Registration | None:
-        """Return the answer of `POST /register`; None if the known node could not be changed now.
+        """Return the response of `POST /register`; None if the known node could not be changed now.
 
         Raises:
             RegistrationRefused: the token is not taken, or with `--once` nobody answers.
@@ -326,14 +324,14 @@ class Node:
 
 
 def is_same_node(before: Mapping[str, object] | None, after: Mapping[str, object]) -> bool:
-    """Check whether only facts of the host differ, or what was before is not known."""
+    """Check whether only facts of the host differ; an unknown description counts as the same."""
     if before is None:
         return True
     return all(before.get(name) == after[name] for name in after.keys() - _HOST_FACTS)
 
 
 def belongs_here(task: Task, settings: Settings, engine_kind: str) -> bool:
-    """Check whether a task was taken on from this orchestrator and for this engine."""
+    """Check whether a task was accepted from this orchestrator and for this engine."""
     has_url = settings.orchestrator_url in {"", task.orchestrator_url}
     return has_url and engine_in_use(task) in {None, engine_kind}
 
@@ -346,7 +344,7 @@ def engine_in_use(task: Task) -> str | None:
 def can_be_drained(tasks: Sequence[Task], settings: Settings, engine_kind: str) -> bool:
     """Check whether a runner with these settings can finish some of these unfinished tasks.
 
-    Where tasks at this orchestrator hold it to another engine, one of its own must hold it to this.
+    If other tasks of this orchestrator need another engine, only a task that uses this one counts.
     """
     own = [task for task in tasks if belongs_here(task, settings, engine_kind)]
     is_held = any(
@@ -413,6 +411,9 @@ def os_type(os_release: Path = Path("/etc/os-release")) -> str:
 class Problems:
     """What keeps new tasks away from this host: a sentence by the name of each problem."""
 
+    START = "start"
+    """The name of the problem that containers cannot be started here."""
+
     def __init__(self, changes: ChangeSignal, timings: Timings = DEFAULT_TIMINGS) -> None:
         self._changes = changes
         self._timings = timings
@@ -449,24 +450,24 @@ class Problems:
         self._refused_starts += 1
         doubled_s = self._timings.start_retry_first_s * 2.0 ** min(self._refused_starts - 1, 30)
         self.next_start_at_s = uptime_s + min(doubled_s, self._timings.start_retry_ceiling_s)
-        self.set(START, f"few new tasks are taken until a container starts: {sentence}")
+        self.set(self.START, f"few new tasks are taken until a container starts: {sentence}")
 
     def note_start(self) -> None:
         """Note that containers do start here."""
         self._refused_starts = 0
         self.next_start_at_s = 0.0
-        self.clear(START)
+        self.clear(self.START)
 
 
 class Cancellable(Protocol):
-    """A task in hand, as far as its slot is concerned."""
+    """What `Slots` needs of a running task."""
 
     def cancel(self, who: str) -> None:
-        """Have it stopped; `who` is named in its final message."""
+        """Stop it at whatever step it is; `who` is named in the log."""
 
 
 class Slots:
-    """The tasks in hand, and the slots that they occupy."""
+    """The running tasks, and the slots that they occupy."""
 
     def __init__(
         self, max_tasks: int, changes: ChangeSignal, timings: Timings = DEFAULT_TIMINGS
@@ -481,7 +482,7 @@ class Slots:
 
     @property
     def task_ids(self) -> tuple[str, ...]:
-        """The ids of the tasks in hand, oldest first."""
+        """The ids of the running tasks, oldest first."""
         return tuple(self._tasks)
 
     @property
@@ -496,13 +497,13 @@ class Slots:
         self._notify()
 
     def release(self, task_id: str) -> None:
-        """Let go of the task, and free its slot; that may have been done before."""
+        """Stop tracking a task and free its slot; both may have been done before."""
         self._exited.discard(task_id)
         if self._tasks.pop(task_id, None) is not None:
             self._notify()
 
     def cancel(self, task_id: str, who: str) -> None:
-        """Have a task stopped, if it is in hand."""
+        """Cancel a task, if it is running."""
         task = self._tasks.get(task_id)
         if task is not None:
             task.cancel(who)
@@ -519,11 +520,11 @@ class Slots:
             await self._slots.after(self._slots.count)
 
     def note_dropped(self, task_id: str, uptime_s: float) -> None:
-        """Note that a task was dropped, because the orchestrator did not want it to begin."""
+        """Note that a task was dropped, because its claim was refused."""
         self._dropped_at_s[task_id] = uptime_s
 
     def was_just_dropped(self, task_id: str, uptime_s: float) -> bool:
-        """Check whether a task was dropped a moment ago: taken at once it would be again."""
+        """Check whether a task was dropped a moment ago: accepted now, it would be again."""
         self._dropped_at_s = {
             dropped: at_s
             for dropped, at_s in self._dropped_at_s.items()

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 MASK = "***"
+SECRETS_VARIABLE = "VICTORIA_SECRETS"
+"""Names the variables of the operator's env file whose values the reporter redacts too."""
 _MIN_SECRET_CHARS = 8
 """Shorter texts are not redacted: they occur by chance, and half of the output would be masked."""
 _ESCAPED_BY_GO = {ord(char): f"\\u{ord(char):04x}" for char in "<>&"}

@@ -1,7 +1,7 @@
 """What the operator asked for, checked once and frozen.
 
-What cannot be used raises ConfigurationError, but for the two functions that say ValueError: their
-errors are errors of usage. A message names the option and what to do, and has no secret in it.
+A value that cannot be used raises ConfigurationError; from the two functions that raise ValueError
+it is an error of usage. A message names the option and what to do, and has no secret in it.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ DEFAULT_VICTORIA_HOME = "~/Victoria"
 DEFAULT_POLL_INTERVAL_S: float = 30
 DEFAULT_HEARTBEAT_INTERVAL_S: float = 15
 DEFAULT_MIN_FREE_DISK = 1 << 30
+NO_TOKEN = Secret("")
 _MAX_NAME_CHARS = 255
 _ENV_NAME = re.compile(r"[^\s=#\ufeff][^\s=]*")
 _SIZE = re.compile(r"(\d+)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
@@ -51,7 +52,7 @@ class Settings:
     name: str
     victoria_home: Path
     state_dir: Path
-    registration_token: Secret = field(default_factory=lambda: Secret(""))
+    registration_token: Secret = NO_TOKEN
     poll_interval_s: float = DEFAULT_POLL_INTERVAL_S
     heartbeat_interval_s: float = DEFAULT_HEARTBEAT_INTERVAL_S
     container_image: str = DEFAULT_IMAGE

@@ -79,9 +79,10 @@ def known_runner_id(state_dir: Path) -> str | None:
 
 
 def _unusable(state_dir: Path, error: OSError) -> TryAgain:
+    file = f"{error.filename} " if error.filename else ""
     return TryAgain(
-        f"cannot use the state folder {state_dir}: {error.filename or ''} "
-        f"{(error.strerror or str(error)).lower()}; run as its owner, on a disk with free space"
+        f"cannot use the state folder {state_dir}: {file}{(error.strerror or str(error)).lower()}; "
+        "run as its owner, on a disk with free space"
     )
 
 

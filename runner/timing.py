@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class Clock(Protocol):
-    """What the runner asks of time; tests pass one that they move themselves."""
+    """What the runner needs of time; tests pass a clock that they move themselves."""
 
     @property
     def boot_id(self) -> str:
@@ -44,8 +44,10 @@ class Clock(Protocol):
 class HostClock:
     """The host's own time."""
 
-    def __init__(self) -> None:
-        self.boot_id = _BOOT_ID.read_text(encoding="ascii").strip()
+    @property
+    def boot_id(self) -> str:
+        """The id of this boot of the host."""
+        return _BOOT_ID.read_text(encoding="ascii").strip()
 
     def wall_s(self) -> float:
         """Return seconds since the epoch."""
@@ -91,7 +93,7 @@ class RetryPolicy:
     def wait_s(self, failures: int, retry_after_s: float | None = None) -> float:
         """Return the wait after `failures` failures (1 for the first), in seconds.
 
-        A `retry_after_s` that the other side asked for is kept, and spread by a tenth.
+        A `retry_after_s` that the other side asked for is obeyed, and spread by a tenth.
         """
         bound_s = min(self.ceiling_s, self.first_s * 2.0 ** min(failures, 30))
         wait_s = random.uniform(self.shortest_s, max(bound_s, self.shortest_s))  # noqa: S311 - spreading load needs no secrecy
@@ -107,16 +109,18 @@ class Timings:
 
     # Requests to the orchestrator
     connect_timeout_s: float = 10.0
-    """To connect; a host that drops packets answers never."""
+    """To connect; a host that drops packets never answers."""
     call_timeout_s: float = 30.0
     """For a whole request and its response, beside the time that the body takes to send."""
     stall_timeout_s: float = 60.0
-    """Between two pieces of a download, which has no other limit on its time."""
+    """Between two chunks of a download, which has no other time limit."""
+    keepalive_s: float = 60.0
+    """For which an idle connection stays open: above the intervals at which it is used."""
     long_poll_s: float = 25.0
     """For how long the orchestrator is asked to hold a poll (RFC 7240): below the 30 s and 60 s
     after which common proxies cut a silent request."""
     shortest_long_poll_s: float = 1.0
-    """A poll that comes back earlier was not held: ask again after the poll interval only."""
+    """A poll that returns earlier was not held: the next one waits for the poll interval."""
 
     # Retries
     retry_first_s: float = 1.0
@@ -125,6 +129,8 @@ class Timings:
     """Outages of seconds are over soon, and one of hours is noticed within a minute of its end."""
     journal_retry_s: float = 5.0
     """A full disk: what happened must be written down, however long it takes."""
+    journal_busy_timeout_s: float = 10.0
+    """While another process has the journal locked, such as a copy of it."""
     engine_retry_s: float = 5.0
     """An engine that does not answer: often its daemon restarts, which takes seconds."""
 
@@ -134,7 +140,7 @@ class Timings:
     registration_retry_after_limit_s: float = 300.0
     """An operator who corrects the orchestrator sees the node within five minutes."""
     registration_pause_s: float = 30.0
-    """Before a third registration: a key that is refused as soon as it is issued is no flood."""
+    """Before a third registration: a key that is refused at once must not cause a flood."""
 
     # Poll and heartbeat
     host_check_timeout_s: float = 300.0
@@ -156,6 +162,8 @@ class Timings:
     """After which a task's status overtakes its log."""
     log_retry_ceiling_s: float = 3600.0
     """A log has megabytes: it is not sent every minute."""
+    drain_check_interval_s: float = 1.0
+    """A drain reads the unfinished tasks at least so often: not every change notifies it."""
     last_delivery_s: float = 30.0
     """For which a drained runner waits for its last reports to be delivered."""
 
@@ -173,7 +181,7 @@ class Timings:
     download_timeout_s: float = _DAY_S
     """For all files of a task."""
     inspect_interval_s: float = 30.0
-    """A container is inspected at least so often, whatever `wait` says."""
+    """A container is inspected at least so often, even if `wait` does not return."""
     engine_timeout_grace_s: float = 60.0
     """The engine's own time limit is later than ours: it is for the time without a runner."""
     removal_grace_s: float = 1.0
@@ -182,13 +190,15 @@ class Timings:
     """A container killed so shortly after docker's daemon came back went down with the daemon."""
     final_log_timeout_s: float = 60.0
     """For what the agent left: the final status waits for it."""
+    session_read_timeout_s: float = 30.0
+    """A copy of a Crush database of 1 GiB takes some ten seconds, a busy host as long again."""
 
     # The engine
     engine_timeout_s: float = 30.0
     """For what an engine answers at once; more than a busy one needs."""
     engine_run_timeout_s: float = 120.0
     engine_start_grace_s: float = 20.0
-    """For which a start under way is waited for when the runner stops or the task is cancelled: an
+    """For which a start under way may finish when the runner stops or the task is cancelled: an
     engine that is killed as it starts a container does not know afterwards that it ran."""
     pull_timeout_s: float = 3600.0
     """Images have gigabytes."""
@@ -198,6 +208,9 @@ class Timings:
     """Between TERM and KILL, for a command of the engine."""
     leftover_start_grace_s: float = 20.0
     """For which a killed runner's start of a container may finish before it is killed."""
+    leftover_start_kill_timeout_s: float = 2.0
+    """A process that is still there so long after KILL is stuck in the kernel."""
+    leftover_start_check_interval_s: float = 0.05
 
     watchdog_check_interval_s: float = 30.0
     """Where systemd asks for no watchdog, stuck loops are logged so often."""
@@ -210,7 +223,7 @@ class Timings:
         gives_up_after_s: float | None = None,
         gives_up_after_failures: int | None = None,
     ) -> RetryPolicy:
-        """Return the policy for whatever lies across the network; `ceiling_s` can raise its own."""
+        """Return the policy for calls across the network; `ceiling_s` can raise its ceiling."""
         return RetryPolicy(
             self.retry_first_s,
             self.retry_shortest_s,
@@ -224,10 +237,25 @@ class Timings:
 DEFAULT_TIMINGS = Timings()
 
 
+@dataclass(frozen=True)
+class ReporterTimings:
+    """The deadlines of the status reporter, a process of its own in a container, in seconds."""
+
+    call_timeout_s: float = 30.0
+    """For a call of a tool: half of the timeout that the documents set in Crush."""
+    retry_ceiling_s: float = 5.0
+    """An agent waits meanwhile."""
+    session_id_timeout_s: float = 2.0
+    """To find the agent's session; a report is sent without its id as well."""
+
+
+DEFAULT_REPORTER_TIMINGS = ReporterTimings()
+
+
 class Retry:
     """The attempts at one thing: counts failures, waits between attempts, and gives up.
 
-    `on_failure` is told of each failure and of the wait in seconds that follows: it logs.
+    `on_failure` is called with each failure and the wait in seconds that follows: it logs.
     """
 
     def __init__(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from runner.errors import ConfigurationError
@@ -31,12 +31,8 @@ def check_orchestrator_url(url: str, *, allow_http: bool) -> str:
             f"cannot use --orchestrator-url {re.split('[?#]', url)[0]!r}…: "
             "leave out what follows ? or #"
         )
-    try:
-        parts = urlsplit(url)
-        port_is_valid = parts.port is None or parts.port > 0
-    except ValueError:
-        port_is_valid = False
-    if not port_is_valid or not parts.hostname or not _PRINTABLE.fullmatch(url):
+    parts = _split(url)
+    if parts is None:
         raise ConfigurationError(
             f"cannot use --orchestrator-url {url!r}: give it as https://HOST[:PORT]"
         )
@@ -44,7 +40,7 @@ def check_orchestrator_url(url: str, *, allow_http: bool) -> str:
         raise ConfigurationError(
             f"cannot use --orchestrator-url {url!r}: it must begin with https://"
         )
-    if parts.scheme == "http" and not allow_http and not _is_loopback(parts.hostname):
+    if parts.scheme == "http" and not allow_http and not _is_loopback(parts.hostname or ""):
         raise ConfigurationError(
             f"cannot use --orchestrator-url {url!r}: plain http would show the keys to the "
             "network; use https, or give --allow-http"
@@ -68,7 +64,8 @@ def proxy_to(url: str) -> str | None:
         return None
     if "://" not in proxy:
         proxy = f"http://{proxy}"
-    if not _is_http(proxy):
+    proxy_parts = _split(proxy)
+    if proxy_parts is None or proxy_parts.scheme not in {"http", "https"}:
         name = f"{scheme}_proxy"
         variable = name if name in os.environ else name.upper()
         raise ConfigurationError(
@@ -83,14 +80,14 @@ def without_password(proxy: str) -> str:
     return urlsplit(proxy).netloc.rpartition("@")[2]
 
 
-def _is_http(proxy: str) -> bool:
+def _split(url: str) -> SplitResult | None:
+    """Return the parts of a URL; None without a host or with an invalid port or character."""
     try:
-        parts = urlsplit(proxy)
-        has_port = parts.port is None or parts.port > 0
+        parts = urlsplit(url)
+        is_usable = parts.port != 0 and parts.hostname and _PRINTABLE.fullmatch(url)
     except ValueError:
-        return False
-    is_complete = has_port and bool(parts.hostname) and _PRINTABLE.fullmatch(proxy) is not None
-    return is_complete and parts.scheme in {"http", "https"}
+        return None
+    return parts if is_usable else None
 
 
 def _is_loopback(host: str) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 from runner.errors import BadAssignment
-from runner.model import TASK_ID, Assignment, TaskFile
+from runner.model import Assignment, TaskFile, is_task_id
 
 DEFAULT_TIMEOUT_S = 3600
 MAX_TIMEOUT_S = 366 * 24 * 3600
@@ -29,7 +29,7 @@ def parse_assignment(raw: object, *, orchestrator_url: str) -> Assignment:
     if not isinstance(raw, Mapping):
         raise BadAssignment("cannot read the assignment: it is not a JSON object")
     task_id = raw.get("task_id")
-    if not isinstance(task_id, str) or not TASK_ID.fullmatch(task_id):
+    if not isinstance(task_id, str) or not is_task_id(task_id):
         raise BadAssignment(
             "cannot read the assignment: its task_id must be 1 to 128 letters, digits, dots, "
             "dashes or underscores"

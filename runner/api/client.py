@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TypeGuard, final
 from urllib.parse import quote
 
@@ -37,7 +36,7 @@ class Offer:
 
 @dataclass(frozen=True)
 class HeartbeatResponse:
-    """The answer to a heartbeat; both are empty where the orchestrator knows nothing of them."""
+    """The response to a heartbeat; both are empty where the orchestrator does not offer them."""
 
     cancelled: frozenset[str]
     """The ids of the node's tasks that were cancelled."""
@@ -72,16 +71,10 @@ class OrchestratorClient:
         self._http = HttpClient(url, ca_file, timings)
 
     async def __aenter__(self) -> OrchestratorClient:
-        await self._http.__aenter__()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self._http.__aexit__(kind, error, traceback)
+    async def __aexit__(self, *_: object) -> None:
+        await self._http.__aexit__()
 
     async def health(self) -> Mapping[str, Any]:
         """Return the orchestrator's health, which may have `version` and `timestamp`."""
@@ -92,8 +85,8 @@ class OrchestratorClient:
     ) -> Registration:
         """Register this host as a node, described in the API's own field names.
 
-        With a `known` identity that node is described anew, where the orchestrator offers
-        `reregister`; elsewhere it would be one more node.
+        With a `known` identity the description of that node is replaced, where the orchestrator
+        offers `reregister`; elsewhere another node would be registered.
 
         Raises:
             Unauthorised: the token is wrong.
@@ -109,7 +102,7 @@ class OrchestratorClient:
         return Registration(Identity(node_id, Secret(api_key)), node, _extensions(body))
 
     async def heartbeat(self, identity: Identity, body: Mapping[str, object]) -> HeartbeatResponse:
-        """Send a heartbeat; return what the response says."""
+        """Send a heartbeat; return its response."""
         response = await self._call(
             "POST", "nodes/heartbeat", _key_header(identity), {"node_id": identity.node_id, **body}
         )
@@ -201,7 +194,7 @@ def _check_object(body: object) -> Mapping[str, Any]:
 def _final_status(body: object, task_id: object) -> TaskStatus | None:
     """Return a task's final status; where the body does not name the task, only `cancelled`.
 
-    Any other word may describe how the request went.
+    Any other status may describe the request and not the task.
     """
     if not isinstance(body, Mapping):
         return None

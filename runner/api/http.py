@@ -15,7 +15,6 @@ from contextlib import aclosing, asynccontextmanager, contextmanager
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from types import TracebackType
 from typing import final
 
 import anyio
@@ -111,7 +110,7 @@ class HttpClient:
             base_url=base_url,
             verify=_tls_context(url, ca_file),
             timeout=httpx.Timeout(timings.call_timeout_s, connect=timings.connect_timeout_s),
-            limits=httpx.Limits(max_connections=16, keepalive_expiry=60.0),
+            limits=httpx.Limits(max_connections=16, keepalive_expiry=timings.keepalive_s),
             headers={
                 "User-Agent": f"victoria-runner/{__version__}",
                 "Accept": "application/json",
@@ -124,16 +123,10 @@ class HttpClient:
         )
 
     async def __aenter__(self) -> HttpClient:
-        await self._client.__aenter__()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self._client.__aexit__(kind, error, traceback)
+    async def __aexit__(self, *_: object) -> None:
+        await self._client.aclose()
 
     @asynccontextmanager
     async def request(  # noqa: PLR0913 - what a request is made of
@@ -146,7 +139,9 @@ class HttpClient:
         hold_s: float = 0.0,
         is_download: bool = False,
     ) -> AsyncIterator[Response]:
-        """Send a request and open its response if that is 2xx; `body` is sent as JSON.
+        """Send a request and open its response if that is 2xx.
+
+        `body` is sent as JSON, without the fields that are None.
 
         The deadline is that of a call, plus `hold_s` seconds for a long poll, plus the time that
         sending the body takes. A download has no deadline, but may not stall.
@@ -185,9 +180,16 @@ class HttpClient:
 def _encode(body: object) -> bytearray:
     # Not `encode`: its text takes four bytes a character as soon as one of them is an emoji.
     encoded = bytearray()
-    for piece in _ENCODER.iterencode(body):
+    for piece in _ENCODER.iterencode(_without_nulls(body)):
         encoded += piece.encode()
     return encoded
+
+
+def _without_nulls(body: object) -> object:
+    """Return the body without fields that have no value: the API's file allows them no null."""
+    if isinstance(body, Mapping):
+        return {name: _without_nulls(value) for name, value in body.items() if value is not None}
+    return [_without_nulls(value) for value in body] if isinstance(body, list) else body
 
 
 async def _chunks_of(encoded: bytearray) -> AsyncGenerator[bytes, None]:
@@ -224,7 +226,7 @@ def _classify_errors(timeout_s: float, connect_timeout_s: float) -> Iterator[Non
 
 
 def _root_cause(error: BaseException) -> str:
-    """Return the system's own word in an error's chain, such as "Connection refused"."""
+    """Return the system's own text in an error's chain, such as "Connection refused"."""
     chain: list[BaseException] = [error]
     for link in chain:
         if isinstance(link, ssl.SSLCertVerificationError):

@@ -1,6 +1,6 @@
 """The child process that reads Crush's database: one JSON request in, JSON lines out.
 
-The first line is the error, or what was found and the session without its messages; each further
+The first line is the error, or the candidates and the session without its messages; each further
 line is one message. The limits end this process and nothing else, whatever the database does to it.
 """
 
@@ -16,19 +16,16 @@ from runner.crush.search import answer
 from runner.crush.sessions import CrushError, Request
 
 _CANNOT = "cannot read the Crush database"
-_MEMORY_MIB = 512
-_CPU_S = 20
-_WALL_S = 60
-"""Ends a child whose parent was killed; the parent itself waits for less."""
 
 
 def main() -> None:
     """Answer the request on standard input."""
-    signal.alarm(_WALL_S)
-    _set_limit(resource.RLIMIT_AS, _MEMORY_MIB << 20)
-    _set_limit(resource.RLIMIT_CPU, _CPU_S)
+    request = Request.from_json(sys.stdin.buffer.read())
+    signal.alarm(request.limits.wall_s)
+    _set_limit(resource.RLIMIT_AS, request.limits.memory_mib << 20)
+    _set_limit(resource.RLIMIT_CPU, request.limits.cpu_s)
     _set_limit(resource.RLIMIT_CORE, 0)
-    for line in _lines(Request.from_json(sys.stdin.buffer.read())):
+    for line in _lines(request):
         text = json.dumps(line, ensure_ascii=False, separators=(",", ":"))
         sys.stdout.buffer.write(text.encode() + b"\n")
 
@@ -46,7 +43,7 @@ def _lines(request: Request) -> Iterator[object]:
         yield {"error": str(error)}
         return
     except MemoryError:
-        yield {"error": f"{_CANNOT}: it takes over {_MEMORY_MIB} MiB of memory"}
+        yield {"error": f"{_CANNOT}: it takes over {request.limits.memory_mib} MiB of memory"}
         return
     except Exception as error:  # noqa: BLE001 - nobody reads a traceback of this process
         yield {"error": f"{_CANNOT}: a defect: {type(error).__name__}: {error}"}

@@ -1,8 +1,8 @@
 """Crush's SQLite database, as the child process opens it: a private copy with Crush's own schema.
 
 Crush, or anything else in a container, may be writing while we copy, and may replace what we read
-by something else. So the copy is made through handles, follows no link, and is made again until
-nothing has changed meanwhile. No lock is taken, and `-shm` is not touched: whoever truncates that
+by something else. So the copy is made through handles, follows no link, and is repeated until
+nothing has changed meanwhile. No lock is taken, and `-shm` is not opened: a task that truncates it
 would kill every process that has it mapped.
 
 The tables are in charmbracelet/crush, internal/db/migrations.
@@ -17,19 +17,18 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from runner.crush.sessions import CrushError
+from runner.crush.sessions import ChildLimits, CrushError
 from runner.handles import free_disk, open_below, open_file
 
 _COPY_LIMIT_BYTES = 1 << 30
 _BLOCK_BYTES = 1 << 20
-_COPY_PATIENCE_S = 5.0
-_TICK_S = 0.01
-"""Longer than the kernel's tick: a later write shows in the modification time."""
 _WAL_HEADER_BYTES = 32
 
 
 @contextmanager
-def open_copy(database: Path, copy_dir: Path) -> Iterator[sqlite3.Connection | None]:
+def open_copy(
+    database: Path, copy_dir: Path, limits: ChildLimits
+) -> Iterator[sqlite3.Connection | None]:
     """Open a copy of the database, made in an empty folder; None if there is no database.
 
     Raises:
@@ -37,7 +36,7 @@ def open_copy(database: Path, copy_dir: Path) -> Iterator[sqlite3.Connection | N
     """
     try:
         copy = copy_dir / "crush.db"
-        if not _copy_when_quiet(database, copy):
+        if not _copy_when_quiet(database, copy, limits):
             yield None
             return
         connection = sqlite3.connect(copy, isolation_level=None)
@@ -87,7 +86,7 @@ def check_schema(connection: sqlite3.Connection) -> dict[str, set[str]]:
     return columns
 
 
-def _copy_when_quiet(database: Path, copy: Path) -> bool:
+def _copy_when_quiet(database: Path, copy: Path, limits: ChildLimits) -> bool:
     """Copy the database and its write-ahead log as they are at one moment; False if there is none.
 
     Raises:
@@ -99,8 +98,8 @@ def _copy_when_quiet(database: Path, copy: Path) -> bool:
     except FileNotFoundError:
         return False
     try:
-        ends_at_s = time.monotonic() + _COPY_PATIENCE_S
-        while not _copy_once(folder, database.name, copy):
+        ends_at_s = time.monotonic() + limits.copy_timeout_s
+        while not _copy_once(folder, database.name, copy, limits.tick_s):
             if time.monotonic() > ends_at_s:
                 raise CrushError("cannot read the Crush database: another process keeps writing it")
     except FileNotFoundError:
@@ -110,7 +109,7 @@ def _copy_when_quiet(database: Path, copy: Path) -> bool:
     return True
 
 
-def _copy_once(folder: int, name: str, copy: Path) -> bool:
+def _copy_once(folder: int, name: str, copy: Path, tick_s: float) -> bool:
     with ExitStack() as stack:
         database = open_file(folder, name)
         stack.callback(os.close, database)
@@ -120,7 +119,7 @@ def _copy_once(folder: int, name: str, copy: Path) -> bool:
             wal = open_file(folder, f"{name}-wal")
             stack.callback(os.close, wal)
         before = _state(database, wal)
-        time.sleep(_TICK_S)
+        time.sleep(tick_s)
         # A rollback journal holds what a half-written database lacks.
         with suppress(FileNotFoundError):
             if os.stat(f"{name}-journal", dir_fd=folder, follow_symlinks=False).st_size:

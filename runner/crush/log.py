@@ -95,7 +95,7 @@ def truncate(session: Mapping[str, object], limit_bytes: int) -> dict[str, objec
 
 
 def digest_of(session: Mapping[str, object]) -> str:
-    """Return what tells this session, as it stands, from what it becomes when the agent goes on."""
+    """Return a hash of the session, which changes when the agent continues it."""
     digest = hashlib.sha256()
     for piece in _WIRE.iterencode(session):
         digest.update(piece.encode())
@@ -103,7 +103,7 @@ def digest_of(session: Mapping[str, object]) -> str:
 
 
 def wire_size(body: object) -> int:
-    """Return the bytes that httpx (since 0.28) sends for a body."""
+    """Return the bytes that a body takes at most when it is sent: nulls are left out then."""
     return len(_WIRE.encode(body).encode())
 
 
@@ -114,7 +114,7 @@ async def hand_in_log(
 
     Raises:
         Refused: it is refused for another reason, or although it was cut.
-        Unavailable: as everywhere.
+        Unavailable: the orchestrator did not respond.
     """
     session = body["session"]
     if not isinstance(session, Mapping):

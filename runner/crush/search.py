@@ -33,7 +33,8 @@ def answer(request: Request) -> tuple[Candidates, dict[str, object] | None]:
         CrushError: the database cannot be read.
     """
     candidates, session_id = Candidates([], certain=False), request.session_id
-    with open_copy(Path(request.database), Path(request.copy_dir)) as connection:
+    copy_dir = Path(request.copy_dir)
+    with open_copy(Path(request.database), copy_dir, request.limits) as connection:
         if connection is None:
             return candidates, None
         columns = check_schema(connection)
@@ -139,7 +140,7 @@ def _first_mark(connection: sqlite3.Connection, session_id: str) -> str | None:
 def _may_be_anothers(first: str, prompt: str | None, others: list[str | None]) -> bool:
     """Return whether one of the other tasks can have begun a session that has no mark.
 
-    One whose prompt is a part of ours would have said less.
+    A task whose prompt is only a part of ours would have begun a session with the shorter text.
     """
     if prompt is None:
         return bool(others)

@@ -1,4 +1,4 @@
-"""A task's session in Crush's database, asked of a child process.
+"""A task's session in Crush's database, read by a child process.
 
 Crush is the agent in the container. What its database holds was written by an agent and may be
 made to harm its reader. So it is read in a child process, which may take all the time and memory
@@ -24,14 +24,13 @@ import anyio.lowlevel
 import anyio.to_thread
 
 from runner.errors import RunnerError
+from runner.timing import DEFAULT_TIMINGS
 
 LOG_LIMIT_BYTES = 10_000_000
-READ_TIMEOUT_S = 30.0
-"""A copy of a database of 1 GiB takes some ten seconds, a busy host as long again."""
 _MAX_ANSWER_BYTES = 11_000_000
 _DISK_TEMP = "/var/tmp"  # noqa: S108 - a private folder is made in it
 _AT_ONCE = anyio.CapacityLimiter(2)
-"""Tasks may end all at once, and each child may take 512 MiB and a copy of the database."""
+"""Tasks may end all at once, and each child may take its limits and a copy of the database."""
 _SOURCE = Path(__file__).parents[2]
 _CANNOT = "cannot read the Crush database"
 
@@ -64,6 +63,26 @@ class Candidates(NamedTuple):
 
 
 @dataclass(frozen=True)
+class ChildLimits:
+    """What the child process may take; it gets no `Timings`, for it knows nothing but its request.
+
+    It is ended by one of these if the database harms it; the caller itself waits for less.
+    """
+
+    memory_mib: int = 512
+    cpu_s: int = 20
+    wall_s: int = 60
+    """Ends a child whose parent was killed."""
+    copy_timeout_s: float = 5.0
+    """For a moment in which nothing writes to the database."""
+    tick_s: float = 0.01
+    """Longer than the kernel's tick: a later write shows in the modification time."""
+
+
+DEFAULT_LIMITS = ChildLimits()
+
+
+@dataclass(frozen=True)
 class Request:
     """What the child is asked: the candidates, and the log of one of them."""
 
@@ -77,13 +96,14 @@ class Request:
     secrets: tuple[str, ...] = ()
     copy_dir: str = ""
     """An empty folder for the private copy."""
+    limits: ChildLimits = DEFAULT_LIMITS
 
     @classmethod
     def from_json(cls, text: bytes) -> Request:
-        """Read what `json.dumps` of the fields wrote."""
+        """Parse the fields, written as JSON."""
         raw = json.loads(text)
-        query = raw.pop("query")
-        return cls(**raw, query=None if query is None else SessionQuery(**query))
+        query, limits = raw.pop("query"), ChildLimits(**raw.pop("limits"))
+        return cls(**raw, query=None if query is None else SessionQuery(**query), limits=limits)
 
 
 class _Answer(NamedTuple):
@@ -96,15 +116,13 @@ def session_mark(task_id: str) -> str:
     return f"victoria-reporter/{task_id}"
 
 
-async def find_sessions(
-    database: Path, query: SessionQuery, *, read_timeout_s: float = READ_TIMEOUT_S
-) -> Candidates:
+async def find_sessions(database: Path, query: SessionQuery) -> Candidates:
     """Return the sessions that can belong to a task; `search.find` has the rules.
 
     Raises:
         CrushError: the database cannot be read.
     """
-    return (await _ask(Request(str(database), query), read_timeout_s)).candidates
+    return (await _ask(Request(str(database), query))).candidates
 
 
 async def read_session(
@@ -113,14 +131,14 @@ async def read_session(
     *,
     secrets: Collection[str] = (),
     limit_bytes: int = LOG_LIMIT_BYTES,
-    read_timeout_s: float = READ_TIMEOUT_S,
+    read_timeout_s: float = DEFAULT_TIMINGS.session_read_timeout_s,
 ) -> dict[str, object] | None:
     """Return a session as `POST /logs` takes it, or None when there is no such session.
 
-    Posted to `/logs` it takes at most `limit_bytes`, for which some 10,000 are the least.
-    What was cut is marked: by a first message of the role `system`, and at the head of a content.
-    The secrets are redacted, in whatever text they are, before it is cut.
-    Sessions of sub-agents are left out; what they answered is in the messages of their parent.
+    Posted to `/logs` it takes at most `limit_bytes`, which must be some 10,000 or more. Cuts are
+    marked: by a first message of the role `system`, and at the head of a message's content. Secrets
+    are redacted in all texts before these are cut. Sessions of sub-agents are left out; their
+    answers are in the messages of their parent.
 
     Raises:
         CrushError: the database cannot be read.
@@ -134,7 +152,7 @@ async def session_of_task(
     query: SessionQuery,
     secrets: Collection[str] = (),
     *,
-    read_timeout_s: float = READ_TIMEOUT_S,
+    read_timeout_s: float = DEFAULT_TIMINGS.session_read_timeout_s,
 ) -> dict[str, object] | None:
     """Return the newest session that certainly is the task's, as `read_session` does.
 
@@ -145,7 +163,9 @@ async def session_of_task(
     return (await _ask(request, read_timeout_s)).session
 
 
-async def _ask(request: Request, timeout_s: float) -> _Answer:
+async def _ask(
+    request: Request, timeout_s: float = DEFAULT_TIMINGS.session_read_timeout_s
+) -> _Answer:
     """Ask a child process; it is gone when this returns, whichever way.
 
     Raises:

@@ -8,7 +8,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Protocol
 
-from runner.model import Limits, PullPolicy
+from runner.model import UNLIMITED, Limits, PullPolicy
 
 SIGNALLED = frozenset({137, 143})
 """Exit codes of a program that KILL or TERM has ended."""
@@ -19,8 +19,6 @@ LABEL_ORCHESTRATOR = "victoria-runner.orchestrator-url"
 LABEL_TIMEOUT = "victoria-runner.timeout-s"
 LABEL_BOOT = "victoria-runner.boot-id"
 KEY_VARIABLE = "NODE_API_KEY"
-SECRETS_VARIABLE = "VICTORIA_SECRETS"
-"""Names the variables of the operator's env file whose values the reporter redacts too."""
 
 
 class Engine(Protocol):
@@ -53,10 +51,10 @@ class Engine(Protocol):
         """
 
     async def stop(self, name: str) -> None:
-        """Send TERM, and KILL after the grace; a container that is not there is no error."""
+        """Send TERM, and KILL after the grace; a container that is not there is not an error."""
 
     async def remove(self, name: str) -> None:
-        """Remove the container, running or not; one that is not there is no error."""
+        """Remove the container, running or not; one that is not there is not an error."""
 
     async def remove_stopped(self, name: str) -> None:
         """Remove the container; raise EngineError if it runs, and leave it running."""
@@ -69,7 +67,7 @@ class Engine(Protocol):
 
 
 class Phase(str, Enum):
-    """What is true of a container, once the engine's word was checked against the host."""
+    """What is true of a container, once the engine's output was checked against the host."""
 
     CREATED = "created"
     """It never ran."""
@@ -88,11 +86,11 @@ class Container:
     container_id: str
     name: str
     phase: Phase
-    exit_code: int
-    out_of_memory: bool
-    started_at: float | None
-    finished_at: float | None
-    labels: Mapping[str, str]
+    exit_code: int = 0
+    out_of_memory: bool = False
+    started_at: float | None = None
+    finished_at: float | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
     variables: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Its environment; there are secrets in it."""
 
@@ -109,7 +107,7 @@ class ContainerSpec:
     volumes: Mapping[Path, str] = field(default_factory=dict)
     timeout_s: float | None = None
     """After this the engine itself ends the container (podman only)."""
-    limits: Limits = Limits()  # noqa: RUF009 - a named tuple is immutable
+    limits: Limits = UNLIMITED
     run_args: tuple[str, ...] = ()
     cid_file: Path | None = None
     """Where the engine writes the container's id before it starts it; must not exist."""

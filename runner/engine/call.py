@@ -191,7 +191,7 @@ class CommandResult:
 
     @property
     def asks_for_migration(self) -> bool:
-        """Whether podman refuses every command until `podman system migrate` was called."""
+        """Whether podman refuses every command until `podman system migrate` is run."""
         return not self.ok and "podman system migrate" in self.errors
 
     @property

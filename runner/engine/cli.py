@@ -81,7 +81,7 @@ class CliEngine:
             return
         if is_local:
             raise ImageMissing(
-                f"cannot find the image {image} on this host, and it is not to be fetched "
+                f"cannot find the image {image} on this host, and it may not be pulled "
                 f"(--pull {policy.value})"
             )
         result = await self._call("pull", "--quiet", image, timeout_s=self._timings.pull_timeout_s)
@@ -89,7 +89,7 @@ class CliEngine:
             return
         if policy is PullPolicy.NEWER and await self._has_image(image):
             log.warning(
-                "cannot ask for a newer image, the one at hand is used: %s",
+                "cannot check for a newer image, using the local one: %s",
                 result.error_text,
                 extra=fields(image=image),
             )
@@ -165,10 +165,10 @@ class CliEngine:
         result = await self._check_call("logs", "--tail", str(lines), name, is_one_stream=True)
         return result.output
 
-    # What the engine's answers are held against
+    # Checks of what the engine says
 
     async def _is_image_present(self, image: str) -> bool:
-        """Return whether the image is here, asked once: a `run` that misses it clears the note."""
+        """Return whether the image is on this host; cached until a `run` misses it."""
         if image not in self._images_present and await self._has_image(image):
             self._images_present.add(image)
         return image in self._images_present
@@ -238,7 +238,7 @@ class CliEngine:
 
         Raises:
             EngineSilent: there is no answer, or none that says what is true.
-            EngineError: the command cannot be given at all.
+            EngineError: the arguments cannot be passed to any program.
         """
         call = partial(
             self._program.call,

@@ -51,20 +51,6 @@ def process_ids(inspected: Mapping[str, Any]) -> list[int]:
     return [pid for pid in pids if pid]
 
 
-def just_started(container_id: str, name: str, now: float) -> Container:
-    """Return a container as it is when `run` has just succeeded."""
-    return Container(
-        container_id=container_id,
-        name=name,
-        phase=Phase.RUNNING,
-        exit_code=0,
-        out_of_memory=False,
-        started_at=now,
-        finished_at=None,
-        labels={},
-    )
-
-
 def read_container(inspected: Mapping[str, Any], *, has_processes: bool) -> Container:
     """Return what is true of a container, by the engine's `inspect` and the host's processes."""
     state = inspected["State"]

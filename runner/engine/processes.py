@@ -16,9 +16,7 @@ from pathlib import Path
 
 import anyio
 
-_KILLED_WITHIN_S = 2.0
-"""A process that is still there so long after KILL is stuck in the kernel."""
-_CHECK_INTERVAL_S = 0.05
+from runner.timing import Timings
 
 
 def any_exists(pids: Iterable[int], container_id: str) -> bool:
@@ -29,7 +27,7 @@ def any_exists(pids: Iterable[int], container_id: str) -> bool:
 async def wait_for_all(pids: Iterable[int], container_id: str) -> bool:
     """Wait until none of these processes of the container is alive.
 
-    Return False if this kernel cannot tell, so that not all were waited for.
+    Return False if this kernel does not support it: then not all were waited for.
     """
     for pid in pids:
         try:
@@ -47,7 +45,7 @@ async def wait_for_all(pids: Iterable[int], container_id: str) -> bool:
     return True
 
 
-def kill_leftover_starts(cid_folder: Path, names: Collection[str], grace_s: float) -> list[int]:
+def kill_leftover_starts(cid_folder: Path, names: Collection[str], timings: Timings) -> list[int]:
     """Wait for the engine calls with which a killed runner was starting containers, then kill them.
 
     Where no service manager ends them, they live on. A stuck one could start its container again
@@ -55,16 +53,16 @@ def kill_leftover_starts(cid_folder: Path, names: Collection[str], grace_s: floa
     `cid_folder`, or by `start` and one of `names`. Return the ids of the killed ones.
     """
     killed: set[int] = set()
-    grace_ends_at = time.monotonic() + grace_s
+    grace_ends_at_s = time.monotonic() + timings.leftover_start_grace_s
     while starts := set(_starts(cid_folder, names)):
-        if time.monotonic() > grace_ends_at + _KILLED_WITHIN_S:
+        if time.monotonic() > grace_ends_at_s + timings.leftover_start_kill_timeout_s:
             break
-        if time.monotonic() > grace_ends_at:
+        if time.monotonic() > grace_ends_at_s:
             for pid in starts - killed:
                 with suppress(OSError):
                     os.kill(pid, signal.SIGKILL)
             killed |= starts
-        time.sleep(_CHECK_INTERVAL_S)
+        time.sleep(timings.leftover_start_check_interval_s)
     return sorted(killed)
 
 

@@ -42,6 +42,7 @@ from runner.model import (
     TaskState,
     check_transition,
 )
+from runner.timing import DEFAULT_TIMINGS, Timings
 
 JOURNAL_NAME = "journal.sqlite3"
 
@@ -49,7 +50,7 @@ JOURNAL_NAME = "journal.sqlite3"
 class Journal(Database):
     """An open journal."""
 
-    # Who we are
+    # The identity
 
     @transaction
     def registration(self, orchestrator_url: str) -> Registration | None:
@@ -107,7 +108,7 @@ class Journal(Database):
 
     @transaction
     def identity_for(self, task_id: str) -> Identity:
-        """Return the identity that took the task on, whether or not it was refused since."""
+        """Return the identity that accepted the task, whether or not it was refused since."""
         row = self.connection.execute(
             "SELECT node_id, api_key FROM tasks"
             " JOIN identities ON identities.id = tasks.identity WHERE task_id = ?",
@@ -120,19 +121,13 @@ class Journal(Database):
     @transaction
     def accept(self, assignment: Assignment, identity: Identity, now: float) -> bool:
         """Write a new task; False, and nothing is written, when it is known already."""
-        added = self.connection.execute(
-            "INSERT INTO tasks (task_id, identity, state, assignment, accepted_at)"
-            " SELECT ?, max(id), ?, ?, ? FROM identities WHERE api_key = ?"
-            " ON CONFLICT DO NOTHING",
-            (
-                assignment.task_id,
-                TaskState.ACCEPTED.value,
-                assignment.to_json(),
-                now,
-                identity.api_key.reveal(),
-            ),
+        return self._insert(
+            identity,
+            task_id=assignment.task_id,
+            state=TaskState.ACCEPTED.value,
+            assignment=assignment.to_json(),
+            accepted_at=now,
         )
-        return added.rowcount == 1
 
     @transaction
     def adopt(self, task: Task, identity: Identity, now: float) -> bool:
@@ -152,47 +147,36 @@ class Journal(Database):
             " (SELECT 1 FROM identities WHERE api_key = ?)",
             (identity.node_id, key, task.orchestrator_url, now, key),
         )
-        self.connection.execute(
-            "INSERT INTO tasks (task_id, identity, state, assignment, accepted_at, boot_id,"
-            " engine, container_id, started_at, deadline_uptime_s)"
-            " SELECT ?, max(id), ?, ?, ?, ?, ?, ?, ?, ? FROM identities WHERE api_key = ?",
-            (
-                task.task_id,
-                TaskState.RUNNING.value,
-                task.assignment.to_json() if task.assignment is not None else None,
-                task.accepted_at,
-                task.boot_id,
-                task.engine,
-                task.container_id,
-                task.started_at,
-                task.deadline_uptime_s,
-                key,
-            ),
+        return self._insert(
+            identity,
+            task_id=task.task_id,
+            state=TaskState.RUNNING.value,
+            assignment=task.assignment.to_json() if task.assignment is not None else None,
+            accepted_at=task.accepted_at,
+            boot_id=task.boot_id,
+            engine=task.engine,
+            container_id=task.container_id,
+            started_at=task.started_at,
+            deadline_uptime_s=task.deadline_uptime_s,
         )
-        return True
 
     @transaction
     def reject(
         self, task_id: str, outcome: Outcome, report: Report, identity: Identity, now: float
     ) -> bool:
         """Write a task that ends where it began, and its report; False when it is known already."""
-        added = self.connection.execute(
-            "INSERT INTO tasks (task_id, identity, state, accepted_at, ended_at, end_reason,"
-            " message) SELECT ?, max(id), ?, ?, ?, ?, ? FROM identities WHERE api_key = ?"
-            " ON CONFLICT DO NOTHING",
-            (
-                task_id,
-                TaskState.ENDED.value,
-                now,
-                now,
-                outcome.reason.value,
-                outcome.message,
-                identity.api_key.reveal(),
-            ),
+        is_new = self._insert(
+            identity,
+            task_id=task_id,
+            state=TaskState.ENDED.value,
+            accepted_at=now,
+            ended_at=now,
+            end_reason=outcome.reason.value,
+            message=outcome.message,
         )
-        if added.rowcount == 1:
+        if is_new:
             self._post(task_id, [report], now)
-        return added.rowcount == 1
+        return is_new
 
     @transaction
     def task(self, task_id: str) -> Task | None:
@@ -251,7 +235,7 @@ class Journal(Database):
 
     @transaction
     def ask_to_stop(self, task_id: str, reason: EndReason, now: float) -> EndReason:
-        """Write why the task is to be stopped, unless a reason is there; return the one that is."""
+        """Write why the task is being stopped; the first reason stands and is returned."""
         self.connection.execute(
             "UPDATE tasks SET stop_reason = ?, stop_asked_at = ?"
             " WHERE task_id = ? AND stop_reason IS NULL",
@@ -296,27 +280,23 @@ class Journal(Database):
     @transaction
     def report_again(self, task_id: str, report: Report, now: float) -> bool:
         """Put a closed task's report into the outbox again, unless one waits there."""
-        waiting = self.connection.execute(
-            "SELECT 1 FROM outbox WHERE task_id = ? AND parked IS NULL", (task_id,)
-        ).fetchone()
-        if waiting is None:
+        has_waiting = self._has_waiting(task_id)
+        if not has_waiting:
             # A parked one is replaced: else there would be one more with each late offer.
             self.connection.execute(
                 "DELETE FROM outbox WHERE task_id = ? AND path = ?", (task_id, report.path)
             )
             self._post(task_id, [report], now)
-        return waiting is None
+        return not has_waiting
 
     @transaction
     def close(self, task_id: str, now: float) -> bool:
         """Close an ended task whose reports are delivered or parked; False while one waits."""
-        waiting = self.connection.execute(
-            "SELECT 1 FROM outbox WHERE task_id = ? AND parked IS NULL", (task_id,)
-        ).fetchone()
-        if waiting is None:
+        has_waiting = self._has_waiting(task_id)
+        if not has_waiting:
             # The prompt is the orchestrator's; there is no reason to keep it here.
             self._move(task_id, TaskState.CLOSED, closed_at=now, assignment=None)
-        return waiting is None
+        return not has_waiting
 
     @transaction
     def drop(self, task_id: str) -> None:
@@ -329,6 +309,16 @@ class Journal(Database):
         return self.connection.execute(
             "DELETE FROM tasks WHERE state = ? AND closed_at < ?", (TaskState.CLOSED.value, before)
         ).rowcount
+
+    def _insert(self, identity: Identity, **columns: object) -> bool:
+        """Insert a task that the identity accepted; False when it is known already."""
+        marks = ", ?" * len(columns)
+        added = self.connection.execute(
+            f"INSERT INTO tasks (identity, {', '.join(columns)})"  # noqa: S608 - names are keywords above
+            f" SELECT max(id){marks} FROM identities WHERE api_key = ? ON CONFLICT DO NOTHING",
+            (*columns.values(), identity.api_key.reveal()),
+        )
+        return added.rowcount == 1
 
     def _move(self, task_id: str, after: TaskState, **columns: object) -> None:
         row = self.connection.execute(
@@ -395,6 +385,12 @@ class Journal(Database):
         """Stop retrying an entry, and keep it with the reason for people to see."""
         self.connection.execute("UPDATE outbox SET parked = ? WHERE id = ?", (reason, row))
 
+    def _has_waiting(self, task_id: str) -> bool:
+        waiting = self.connection.execute(
+            "SELECT 1 FROM outbox WHERE task_id = ? AND parked IS NULL", (task_id,)
+        )
+        return waiting.fetchone() is not None
+
     def _post(self, task_id: str, reports: Iterable[Report], now: float) -> None:
         self.connection.executemany(
             "INSERT INTO outbox (task_id, path, body, created_at) VALUES (?, ?, ?, ?)",
@@ -402,7 +398,9 @@ class Journal(Database):
         )
 
 
-def open_journal(state_dir: Path, stamp: str) -> tuple[Journal, str | None]:
+def open_journal(
+    state_dir: Path, stamp: str, timings: Timings = DEFAULT_TIMINGS
+) -> tuple[Journal, str | None]:
     """Open the state folder's journal; set a damaged or newer one aside under a dated name.
 
     Return the journal and, if one was set aside, a sentence for the operator.
@@ -412,7 +410,7 @@ def open_journal(state_dir: Path, stamp: str) -> tuple[Journal, str | None]:
     """
     path = state_dir / JOURNAL_NAME
     try:
-        return Journal(private(path)), None
+        return Journal(private(path), timings), None
     except JournalError as error:
         if not path.exists() or not is_worth_setting_aside(error):
             raise
@@ -422,7 +420,7 @@ def open_journal(state_dir: Path, stamp: str) -> tuple[Journal, str | None]:
             if part.exists():
                 part.rename(f"{aside}{ending}")
         sentence = f"{error}; it was set aside as {aside.name} and a new one begun"
-        return Journal(private(path)), sentence
+        return Journal(private(path), timings), sentence
 
 
 async def read_unfinished_tasks(state_dir: Path) -> list[Task]:

@@ -27,8 +27,8 @@ from runner.model import (
     TaskState,
 )
 from runner.redaction import Secret
+from runner.timing import DEFAULT_TIMINGS, Timings
 
-_BUSY_TIMEOUT_S = 10.0
 _FIRST_SCHEMA = """
 CREATE TABLE identities (
     id INTEGER PRIMARY KEY,
@@ -121,7 +121,9 @@ def transaction(
 class Database:
     """An open file, and the connection to it."""
 
-    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+    def __init__(
+        self, path: Path, timings: Timings = DEFAULT_TIMINGS, *, read_only: bool = False
+    ) -> None:
         """Open the journal and bring its schema up to date.
 
         Raises:
@@ -135,7 +137,7 @@ class Database:
             self.connection = sqlite3.connect(
                 address,
                 uri=True,
-                timeout=_BUSY_TIMEOUT_S,
+                timeout=timings.journal_busy_timeout_s,
                 check_same_thread=False,
                 isolation_level=None,  # no transaction but those begun below
             )
@@ -196,7 +198,7 @@ class Database:
         except (JournalError, sqlite3.OperationalError) as error:
             if isinstance(error, sqlite3.OperationalError) and "decode" not in str(error):
                 raise
-            # Without the cause, which would say that it passes.
+            # Without the cause: `is_worth_setting_aside` would take it for temporary.
             raise JournalError(f"cannot use the journal {self.path}: {error}") from None
 
     @contextmanager
@@ -318,5 +320,5 @@ def _column(row: sqlite3.Row, name: str) -> Any:  # noqa: ANN401 - as the column
     return row[name] if name in row.keys() else None  # noqa: SIM118 - not a mapping
 
 
-def _reason(word: str | None) -> EndReason | None:
-    return None if word is None else EndReason(word)
+def _reason(text: str | None) -> EndReason | None:
+    return None if text is None else EndReason(text)

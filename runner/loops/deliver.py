@@ -172,7 +172,9 @@ async def _attempt(runner: RunnerContext, loop: str, entry: OutboxEntry, *, is_l
         if error.status in _HAS_ITS_END:
             log.info("the task has its end already; a report is dropped: %s", error, extra=ids)
             await runner.journal.delivered(entry.row)
-        elif error.detail is None and entry.attempts + 1 < _most_unexplained(entry):
+        elif error.detail is None and entry.attempts + 1 < (
+            _LOG_ATTEMPTS if entry.is_log else _UNEXPLAINED_ATTEMPTS
+        ):
             return await _postpone(runner, entry, error)
         else:
             log.error("the orchestrator refuses a report; it is parked: %s", error, extra=ids)
@@ -187,10 +189,6 @@ async def _attempt(runner: RunnerContext, loop: str, entry: OutboxEntry, *, is_l
 def _longest_call_s(runner: RunnerContext) -> float:
     """Return the longest time of a delivery: a log that is too long is sent twice."""
     return 2 * runner.timings.call_timeout_s + (12 << 20) / SLOWEST_UPLOAD_BYTES_PER_S
-
-
-def _most_unexplained(entry: OutboxEntry) -> int:
-    return _LOG_ATTEMPTS if entry.is_log else _UNEXPLAINED_ATTEMPTS
 
 
 async def _postpone(

@@ -43,7 +43,7 @@ async def heartbeat(runner: RunnerContext) -> None:
             await runner.clock.sleep(runner.timings.debounce_s)
         else:
             if failures:
-                log.info("heartbeats arrive again")
+                log.info("heartbeats restored")
             failures = 0
         await runner.changes.after_or(seen, interval_s, runner.clock)
         if runner.changes.count > seen:

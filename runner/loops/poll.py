@@ -26,7 +26,6 @@ from runner.errors import (
 from runner.handles import free_disk
 from runner.log import fields
 from runner.model import Identity, Task, TaskState
-from runner.node import START
 from runner.tasks.context import RunnerContext
 from runner.tasks.outcome import final_report, outcome_without_container
 from runner.timing import jittered_s
@@ -36,16 +35,16 @@ _ENGINE = "engine"
 
 
 async def can_take_work(runner: RunnerContext) -> bool:
-    """Check whether a new task may be taken on now; what forbids it becomes a problem."""
+    """Check whether a new task may be accepted now; what forbids it becomes a problem."""
     runner.watchdog.expect("poll", next_within_s=runner.timings.host_check_timeout_s)
     if not await _has_room(runner):
         return False
     problems = runner.problems.sentences
     if any(name.startswith(f"{_ENGINE}/") for name in problems):
-        return False  # a task in hand waits for the engine, and clears the problem
+        return False  # a running task waits for the engine, and clears the problem
     if _ENGINE in problems and not await _engine_answers(runner):
         return False
-    return START not in problems or await _may_start(runner)
+    return runner.problems.START not in problems or await _may_start(runner)
 
 
 async def check_engine(runner: RunnerContext) -> None:
@@ -84,7 +83,7 @@ async def _engine_answers(runner: RunnerContext) -> bool:
         return False
     runner.problems.clear(_ENGINE)
     log.info(
-        "engine answers",
+        "engine ready",
         extra=fields(
             engine=engine.kind,
             version=facts.version,
@@ -120,7 +119,7 @@ class PollResult(Enum):
     """What came of a request for work."""
 
     TASK = "task"
-    """A task was taken on: ask again at once."""
+    """A task was accepted: ask again at once."""
     HELD = "held"
     """A long poll ended without work: ask again at once."""
     NOTHING = "nothing"
@@ -178,7 +177,7 @@ async def _ask(
         )
         if offer.assignment is not None and offer.was_held and not await can_take_work(runner):
             # A disk has filled up meanwhile. An orchestrator with long polls offers a task again.
-            log.warning("a task was offered and is not taken now")
+            log.warning("a task was offered and is not accepted now")
             return PollResult.NOTHING, 0
         if offer.assignment is not None:
             # What is in the journal must be begun: a drain may cancel the poll at any moment.
@@ -267,10 +266,10 @@ async def _reject(
 
 
 async def _answer_redelivery(runner: RunnerContext, task_id: str) -> None:
-    """Leave a task in hand alone; report the end of a finished one again."""
+    """Leave a task that is under way alone; report the outcome of a finished one again."""
     task = await runner.journal.task(task_id)
     if task is None or task.end_reason is None or task.state is not TaskState.CLOSED:
-        log.debug("task is offered again; it is in hand", extra=fields(task_id=task_id))
+        log.debug("task is offered again; it is under way", extra=fields(task_id=task_id))
         return
     log.info("task is offered again; its end is reported again", extra=fields(task_id=task_id))
     now = runner.clock.wall_s()

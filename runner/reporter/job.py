@@ -20,17 +20,16 @@ from runner.crush.sessions import (
     read_session,
     session_mark,
 )
-from runner.engine.base import SECRETS_VARIABLE
 from runner.errors import ConfigurationError, RunnerError, Unavailable
 from runner.model import Identity, is_task_id
-from runner.redaction import Secret
+from runner.redaction import SECRETS_VARIABLE, Secret
+from runner.timing import ReporterTimings
 
 DEFAULT_HOME = "/workspace/Victoria"
 _PROCESSES = Path("/proc")
 _MOST_BYTES = 1 << 20
 _HEADER_SAFE = re.compile(r"[\x21-\x7e]*")
 log = logging.getLogger(__name__)
-_LOOK_TIMEOUT_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -77,10 +76,10 @@ def job_in(variables: Mapping[str, str], processes: Path = _PROCESSES) -> Job:
     """
     task_id = variables.get("JOB_ID") or variables["TASK_ID"]
     if not is_task_id(task_id):
-        raise ConfigurationError(f"cannot use JOB_ID {task_id[:80]!r}: it is no task's id")
+        raise ConfigurationError(f"cannot use JOB_ID {task_id[:80]!r}: it is not a task id")
     url = variables["ORCHESTRATOR_URL"].rstrip("/")
     if not url.startswith(("http://", "https://")):
-        raise ConfigurationError(f"cannot use ORCHESTRATOR_URL {url[:80]!r}: it is no http URL")
+        raise ConfigurationError(f"cannot use ORCHESTRATOR_URL {url[:80]!r}: it is not an http URL")
     key = variables.get("NODE_API_KEY", "")
     if not _HEADER_SAFE.fullmatch(key):
         raise ConfigurationError("cannot use NODE_API_KEY: it has characters that no key has")
@@ -103,8 +102,8 @@ def _started_at(processes: Path) -> float:
     """Return the start time of process 1, which is the container's, or else of this process."""
     for process in ("1", "self"):
         try:
-            told = (processes / process / "stat").read_text(encoding="utf-8", errors="replace")
-            ticks = int(told.rpartition(")")[2].split()[19])  # starttime, proc(5)
+            stat = (processes / process / "stat").read_text(encoding="utf-8", errors="replace")
+            ticks = int(stat.rpartition(")")[2].split()[19])  # starttime, proc(5)
         except (OSError, ValueError, IndexError):
             continue
         lived_s = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
@@ -129,15 +128,16 @@ class NothingToHandIn(RunnerError):
 class JobSession:
     """The session of the task's agent, looked up when it is needed until it is known."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, timings: ReporterTimings) -> None:
         self._job = job
         self._wanted = SessionQuery(job.started_at, None, job.prompt, session_mark(job.task_id))
+        self._timeout_s = timings.session_id_timeout_s
         self._id: str | None = None
 
     async def known_id(self) -> str | None:
         """Return its id, or None after a short timeout: a report is sent without it as well."""
         if self._id is None:
-            with anyio.move_on_after(_LOOK_TIMEOUT_S):
+            with anyio.move_on_after(self._timeout_s):
                 try:
                     candidates = await find_sessions(self._job.database, self._wanted)
                     self._id = candidates.ids[0] if candidates.certain else None
@@ -170,12 +170,12 @@ class JobSession:
             raise NothingToHandIn(f"the session {session_id!r} is gone")
         return session
 
-    def _latest(self, found: Candidates) -> str:
-        if not found.ids:
+    def _latest(self, candidates: Candidates) -> str:
+        if not candidates.ids:
             raise NothingToHandIn(f"{self._job.database} has no session of this task")
-        if not found.certain:
+        if not candidates.certain:
             raise NothingToHandIn(
-                f"{len(found.ids)} sessions could be this task's; now that you have read "
+                f"{len(candidates.ids)} sessions could be this task's; now that you have read "
                 f"{session_mark(self._job.task_id)}, call this tool again"
             )
-        return found.ids[0]
+        return candidates.ids[0]

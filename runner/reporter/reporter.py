@@ -21,10 +21,17 @@ from runner.crush.log import digest_of, hand_in_log
 from runner.crush.messages import to_valid_unicode
 from runner.crush.sessions import session_mark
 from runner.errors import RunnerError, Unauthorised, Unavailable
-from runner.model import log_body, status_body
+from runner.model import TaskStatus, log_body, status_body
 from runner.redaction import encoded_forms, redact
 from runner.reporter.job import Job, JobSession
-from runner.timing import RetryPolicy
+from runner.timing import (
+    DEFAULT_REPORTER_TIMINGS,
+    HostClock,
+    ReporterTimings,
+    Retry,
+    RetryPolicy,
+    retry,
+)
 from runner.workspace.handover import (
     MOST_MESSAGE_CHARS,
     FinalStatus,
@@ -35,10 +42,6 @@ from runner.workspace.handover import (
 )
 
 log = logging.getLogger(__name__)
-CALL_TIMEOUT_S = 30.0
-"""How long an agent waits for one answer: half of the timeout that the documents set in Crush."""
-_RETRY = RetryPolicy(ceiling_s=5.0)
-_FINAL = frozenset({"success", "error"})
 ToolAnswer = dict[str, object]
 """A tool's answer as JSON: `sent`, and with it `error` if that is false, or what was sent."""
 T = TypeVar("T")
@@ -48,36 +51,43 @@ class Reporter:
     """The reporter of one task; handles an agent's calls one after another."""
 
     def __init__(
-        self, job: Job, orchestrator: OrchestratorClient, *, timeout_s: float = CALL_TIMEOUT_S
+        self,
+        job: Job,
+        orchestrator: OrchestratorClient,
+        timings: ReporterTimings = DEFAULT_REPORTER_TIMINGS,
     ) -> None:
         self._job = job
         self._orchestrator = orchestrator
-        self._timeout_s = timeout_s
+        self._timings = timings
+        self._clock = HostClock()
         self._lock = anyio.Lock()
         self._state = _saved_state(job)
-        self._session = JobSession(job)
+        self._session = JobSession(job, timings)
         self._secret_forms = encoded_forms(job.secrets)
 
     async def report(self, status: str, message: str | None, progress: float | None) -> ToolAnswer:
-        """Report the task's status; `success` and `error` are final."""
+        """Report the task's status, one that `TaskStatus` has; `success` and `error` are final."""
         deadline = self._deadline()
+        message = self._prepare_message(message)
         async with self._lock:
-            return await self._report(status, self._prepare_message(message), progress, deadline)
+            return await self._report(TaskStatus(status), message, progress, deadline)
 
     async def finish(self, status: str, message: str | None, *, submit_logs: bool) -> ToolAnswer:
         """Hand in the log, if that is asked for, then report the final status."""
         deadline = self._deadline()
-        message = self._prepare_message(message)
+        end, message = TaskStatus(status), self._prepare_message(message)
         async with self._lock:
             session_id = await self._session.known_id()
             # Before the log: the container may be gone before that has been taken.
-            await self._save_final(FinalStatus(status, message, session_id, is_sent=False))
+            await self._save_final(FinalStatus(end, message, session_id, is_sent=False))
             logs: ToolAnswer = {}
             if submit_logs:
                 # Half of the time, so that the status can be sent when the log is not taken.
-                logs = {"logs": await self._hand_in(None, deadline - self._timeout_s / 2)}
-            progress = 100.0 if status == "success" else None
-            return {**await self._report(status, message, progress, deadline), **logs}
+                logs = {
+                    "logs": await self._hand_in(None, deadline - self._timings.call_timeout_s / 2)
+                }
+            progress = 100.0 if end is TaskStatus.SUCCESS else None
+            return {**await self._report(end, message, progress, deadline), **logs}
 
     async def hand_in(self, session_id: str | None) -> ToolAnswer:
         """Hand in a session as the task's log: the latest, or the one that is named."""
@@ -98,7 +108,7 @@ class Reporter:
         }
 
     def _deadline(self) -> float:
-        return anyio.current_time() + self._timeout_s
+        return anyio.current_time() + self._timings.call_timeout_s
 
     def _prepare_message(self, message: str | None) -> str | None:
         """Redact a message, and replace or truncate what the orchestrator would not take."""
@@ -112,12 +122,11 @@ class Reporter:
     # Status
 
     async def _report(
-        self, status: str, message: str | None, progress: float | None, deadline: float
+        self, status: TaskStatus, message: str | None, progress: float | None, deadline: float
     ) -> ToolAnswer:
         session_id = await self._session.known_id()
-        is_final = status in _FINAL
         final = FinalStatus(status, message, session_id, is_sent=False)
-        is_saved = is_final and await self._save_final(final)
+        is_saved = status.is_final and await self._save_final(final)
         body = status_body(self._job.task_id, status, message, time.time())
         if progress is not None:
             body["progress"] = progress
@@ -128,13 +137,13 @@ class Reporter:
             standing = await self._send(send, deadline)
         except RunnerError as error:
             later = "; it is kept, and delivered when this container has ended" if is_saved else ""
-            return _failure(f"cannot report {status!r}: {error}{later}")
-        if is_final:
+            return _failure(f"cannot report {status.value!r}: {error}{later}")
+        if status.is_final:
             await self._save(replace(self._state, final=self._standing_final(final, standing)))
         return {
             "sent": True,
             "job_id": self._job.task_id,
-            "status": status,
+            "status": status.value,
             **_conflict(status, standing),
             "reporter": session_mark(self._job.task_id),
         }
@@ -145,9 +154,9 @@ class Reporter:
             return False
         return await self._save(replace(self._state, final=final))
 
-    def _standing_final(self, final: FinalStatus, standing: str | None) -> FinalStatus:
+    def _standing_final(self, final: FinalStatus, standing: TaskStatus | None) -> FinalStatus:
         """Return the final status that the orchestrator has after it has answered `final`."""
-        if standing in {None, final.status} or standing not in _FINAL:
+        if standing in {None, final.status, TaskStatus.CANCELLED}:
             return replace(final, is_sent=True)
         before = self._state.final
         if before is not None and before.status == standing:
@@ -198,22 +207,20 @@ class Reporter:
         """
         if not self._job.identity.api_key:
             raise Unauthorised("NODE_API_KEY is not set")
-        attempts = 0
-        failure = Unavailable("no time was left for it")
-        while (left_s := deadline - anyio.current_time()) > 0:
-            try:
-                with anyio.fail_after(left_s):
-                    return await call()
-            except TimeoutError:
-                raise failure if attempts else Unavailable("no answer in time") from None
-            except Unavailable as error:
-                failure = error
-            attempts += 1
-            pause_s = _RETRY.wait_s(attempts, failure.retry_after_s)
-            if anyio.current_time() + pause_s >= deadline:
-                break
-            await anyio.sleep(pause_s)
-        raise failure
+        failure: Exception = Unavailable("no answer in time")
+
+        def note_failure(error: Exception, wait_s: float) -> None:
+            nonlocal failure
+            failure = error
+            if anyio.current_time() + wait_s >= deadline:
+                raise error
+
+        policy = RetryPolicy(ceiling_s=self._timings.retry_ceiling_s)
+        try:
+            with anyio.fail_after(max(0.0, deadline - anyio.current_time())):
+                return await retry(call, Unavailable, Retry(self._clock, policy, note_failure))
+        except TimeoutError:
+            raise failure from None
 
 
 def _saved_state(job: Job) -> ReporterState:
@@ -225,13 +232,13 @@ def _saved_state(job: Job) -> ReporterState:
         return ReporterState()
 
 
-def _conflict(status: str, standing: str | None) -> ToolAnswer:
+def _conflict(status: TaskStatus, standing: TaskStatus | None) -> ToolAnswer:
     """Return a note if the orchestrator has the task at another status than the reported one."""
     if standing in {None, status}:
         return {}
     note = (
         "the task was cancelled: stop working on it"
-        if standing == "cancelled"
+        if standing is TaskStatus.CANCELLED
         else f"the task had ended as {standing} before; this report has changed nothing"
     )
     return {"task_status": standing, "note": note}

@@ -23,6 +23,7 @@ from pydantic import Field, StringConstraints, ValidationError
 from runner import __version__
 from runner.api.client import OrchestratorClient
 from runner.errors import EXIT_OK, ConfigurationError, RunnerError
+from runner.model import TaskStatus
 from runner.reporter.job import Job, job_in, missing_in
 from runner.reporter.reporter import Reporter, ToolAnswer
 
@@ -63,7 +64,7 @@ _INSTRUCTIONS = (
 )
 _ANSWER = (
     'The answer is {"sent": true, ...}, or {"sent": false, "error": "..."} when the orchestrator '
-    "did not take it; a failed report is no reason to stop working."
+    "did not accept it; keep working after a failed report."
 )
 _REPORT_STATUS = (
     "Report to the orchestrator how this task stands. Call it when a new step begins and at least "
@@ -151,19 +152,19 @@ def server_for(reporter: Reporter) -> MCPServer[Any]:
 
     @server.tool(title="Report start", description=_REPORT_STARTED, annotations=_SENDS)
     async def report_started(message: Message = "") -> ToolAnswer:
-        return await reporter.report("running", message or None, None)
+        return await reporter.report(TaskStatus.RUNNING, message or None, None)
 
     @server.tool(title="Report success", description=_REPORT_COMPLETE, annotations=_SENDS)
     async def report_complete(
         message: Message = "", *, submit_logs: SubmitLogs = True
     ) -> ToolAnswer:
-        return await reporter.finish("success", message or None, submit_logs=submit_logs)
+        return await reporter.finish(TaskStatus.SUCCESS, message or None, submit_logs=submit_logs)
 
     @server.tool(title="Report failure", description=_REPORT_ERROR, annotations=_SENDS)
     async def report_error(
         error_message: ErrorMessage, *, submit_logs: SubmitLogs = True
     ) -> ToolAnswer:
-        return await reporter.finish("error", error_message, submit_logs=submit_logs)
+        return await reporter.finish(TaskStatus.ERROR, error_message, submit_logs=submit_logs)
 
     @server.tool(title="Hand in the log", description=_SUBMIT_CRUSH_LOGS, annotations=_SENDS)
     async def submit_crush_logs(session_id: SessionId = "") -> ToolAnswer:

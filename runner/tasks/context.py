@@ -11,7 +11,7 @@ import anyio
 
 from runner.api.client import OrchestratorClient
 from runner.engine.base import Container, Engine, container_name
-from runner.errors import EngineError, TaskError
+from runner.errors import EngineError
 from runner.journal.journal import Journal
 from runner.log import fields
 from runner.model import Assignment, EndReason, Identity, Task
@@ -44,6 +44,10 @@ class RunnerContext:
     timings: Timings
     runner_id: str
     """The label that distinguishes this runner's containers from another's on the same engine."""
+
+    async def persist(self, write: Callable[[], Awaitable[T]]) -> T:
+        """Return what a write to the journal returns; retried without end."""
+        return await persist(write, self.problems, self.clock, self.timings)
 
     @property
     def status(self) -> str:
@@ -104,7 +108,7 @@ class TaskContext:
     async def inspect(self) -> Container | None:
         """Return what is true of the container, retried until the engine answers.
 
-        An engine that does not answer is no evidence that the container is gone.
+        An engine that does not answer does not prove that the container is gone.
         """
         container = await retry(
             lambda: self.engine.inspect(self.container_name), EngineError, self.engine_retry()
@@ -150,19 +154,5 @@ class TaskContext:
             self.record = record
 
     async def persist(self, write: Callable[[], Awaitable[T]]) -> T:
-        """Return what a write to the journal returns; retried without end."""
-        return await persist(write, self.runner.problems, self.runner.clock, self.runner.timings)
-
-
-def lost(why: str) -> TaskError:
-    """Return the error of a task whose end nobody saw."""
-    error = TaskError(why)
-    error.reason = EndReason.LOST
-    return error
-
-
-def cancelled(when: str) -> TaskError:
-    """Return the error of a task that was cancelled and never ran."""
-    error = TaskError(when)
-    error.reason = EndReason.CANCELLED
-    return error
+        """Persist as `RunnerContext.persist` does."""
+        return await self.runner.persist(write)

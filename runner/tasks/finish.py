@@ -21,12 +21,11 @@ from runner.crush.sessions import SessionQuery, session_mark, session_of_task
 from runner.engine.base import KEY_VARIABLE, SIGNALLED, Container, Phase
 from runner.errors import EngineError, RunnerError
 from runner.log import fields, log_retry
-from runner.model import EndReason, Outcome, Report, Task
-from runner.node import persist
+from runner.model import EndReason, Outcome, Report, Task, TaskStatus, log_body
 from runner.redaction import Secret, encoded_forms, known_secrets, redact, redact_output
 from runner.state_dir import cid_file
 from runner.tasks.context import RunnerContext, TaskContext
-from runner.tasks.outcome import LAST_LINES, decide_outcome, final_report, log_report
+from runner.tasks.outcome import LAST_LINES, decide_outcome, final_report
 from runner.timing import Retry, retry
 from runner.workspace.handover import FinalStatus, ReporterState, read_reporter_state
 
@@ -81,7 +80,7 @@ async def write_end(task: TaskContext, end: Outcome, container: Container | None
 
 
 async def recover_report(task: TaskContext) -> None:
-    """Report an outcome of which an earlier runner, or attempt, has only written it down."""
+    """Report an outcome that an earlier runner, or attempt, wrote down and did not report."""
     until = anyio.current_time() + task.runner.timings.final_log_timeout_s
     # First, so that a silent engine does not cost the agent's final status.
     state = await _reporter_state(task, until)
@@ -103,7 +102,7 @@ async def close(task: TaskContext) -> None:
     while True:
         changes = task.runner.outbox.count
         now = task.runner.clock.wall_s()
-        if await task.persist(lambda: task.runner.journal.close(task.task_id, now)):  # noqa: B023 - called before the next turn
+        if await task.persist(lambda: task.runner.journal.close(task.task_id, now)):  # noqa: B023 - called before the next iteration
             break
         await task.runner.outbox.after(changes)
     task.runner.outbox.notify()
@@ -146,7 +145,8 @@ async def _report(
     if final is not None:
         report = _repeat_agent_status(report, outcome, final, secrets)
     await _release(
-        task, [report] if session is None else [log_report(task.task_id, session), report]
+        task,
+        [report] if session is None else [Report("logs", log_body(task.task_id, session)), report],
     )
 
 
@@ -173,20 +173,16 @@ async def _reporter_state(task: TaskContext, until: float) -> ReporterState:
 async def secrets_of(task_id: str, runner: RunnerContext, container: Container | None) -> list[str]:
     """Return the texts that are redacted from everything that is reported of a task."""
     settings = runner.settings
-    identity = await persist(
-        lambda: runner.journal.identity_for(task_id), runner.problems, runner.clock, runner.timings
-    )
+    identity = await runner.persist(lambda: runner.journal.identity_for(task_id))
     # The node may have another key by now than the container.
-    container_key = Secret(
-        container.variables.get(KEY_VARIABLE, "") if container is not None else ""
-    )
+    container_key = Secret(container.variables.get(KEY_VARIABLE, "") if container else "")
     return known_secrets(
         settings.registration_token, identity.api_key, container_key, env_file=settings.env_file
     )
 
 
 def _may_have_run(task: Task, outcome: Outcome, container: Container | None) -> bool:
-    """Return whether there can have been an agent; state from before that was planted."""
+    """Return whether an agent may have run; if not, state in the task's folder was planted."""
     return task.started_at is not None or container is not None or outcome.reason is EndReason.LOST
 
 
@@ -197,9 +193,9 @@ def _repeat_agent_status(
     message = final.message and redact(final.message, encoded_forms(secrets))
     if final.status != outcome.reason.status:
         message = f"{message or final.status}\n\nIts container, after that: {outcome.message}"
-    body = {**report.body, "status": final.status, "message": message or outcome.message}
+    body = {**report.body, "status": final.status.value, "message": message or outcome.message}
     body.pop("progress", None)
-    if final.status == "success":
+    if final.status is TaskStatus.SUCCESS:
         body["progress"] = 100.0
     return Report(report.path, body)
 
@@ -223,11 +219,8 @@ async def _find_log(
     # The end is earlier than the start when the clock was set back in between.
     if container is not None and (container.finished_at or 0) >= started_at:
         ended_at = container.finished_at or ended_at
-    beside = await persist(
-        lambda: runner.journal.tasks_beside(task.task_id, started_at, ended_at),
-        runner.problems,
-        runner.clock,
-        runner.timings,
+    beside = await runner.persist(
+        lambda: runner.journal.tasks_beside(task.task_id, started_at, ended_at)
     )
     query = SessionQuery(
         started_at,
@@ -238,14 +231,15 @@ async def _find_log(
         tuple((other.assignment and other.assignment.prompt) or None for other in beside),
     )
     database = runner.settings.victoria_home / ".crush" / "crush.db"
-    session = await session_of_task(database, query, secrets)
+    read_timeout_s = runner.timings.session_read_timeout_s
+    session = await session_of_task(database, query, secrets, read_timeout_s=read_timeout_s)
     if session is not None and digest_of(session) == state.log_digest:
         return None
     return session
 
 
 async def _read(task_id: str, read: Callable[[], Awaitable[T]], until: float) -> T | None:
-    """Return what `read` finds of what the agent left; None if it cannot be read in time."""
+    """Return what `read` returns of what the agent left; None if it cannot be read in time."""
     try:
         with anyio.fail_after(max(0.0, until - anyio.current_time())):
             return await read()

@@ -1,11 +1,9 @@
-"""Why a task ended: decided from its container, and put into the words of its final report."""
+"""Why a task ended: decided from its container, and written as its final report."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from runner.engine.base import SIGNALLED, Container, Phase
-from runner.model import EndReason, Outcome, Report, Task, log_body, status_body
+from runner.model import EndReason, Outcome, Report, Task, status_body
 
 LAST_LINES = 20
 _UNRECORDED = -1
@@ -93,8 +91,3 @@ def final_report(task_id: str, outcome: Outcome, now: float, session_id: object 
     if outcome.reason is EndReason.COMPLETED:
         body["progress"] = 100.0
     return Report("status", body)
-
-
-def log_report(task_id: str, session: Mapping[str, object]) -> Report:
-    """Return the report that sends the agent's session as the task's log."""
-    return Report("logs", log_body(task_id, session))

@@ -27,7 +27,7 @@ from runner.workspace.download import fetch_files
 log = logging.getLogger(__name__)
 
 _REASSIGNED = frozenset({403, 404, 409, 410})
-"""Answers to a claim by which the orchestrator says that the task is not this node's."""
+"""Status codes of a refused claim by which the task is not this node's."""
 
 
 async def prepare(task: TaskContext) -> None:

@@ -13,7 +13,6 @@ from runner.engine.base import Container
 from runner.errors import RegistrationRefused, TaskError
 from runner.log import fields
 from runner.model import EndReason, Task, TaskState
-from runner.node import persist
 from runner.tasks.context import RunnerContext, TaskContext, TaskReassigned
 from runner.tasks.finish import close, finish, recover_report, release_without_log, write_end
 from runner.tasks.outcome import outcome_without_container
@@ -132,12 +131,7 @@ async def run_task(run: TaskRun, task: Task, runner: RunnerContext) -> None:
             await attempts.wait_after(defect)
         except Exception:  # noqa: BLE001 - the defect itself: it was retried often enough
             break
-        record = await persist(
-            lambda: runner.journal.task(task.task_id),
-            runner.problems,
-            runner.clock,
-            runner.timings,
-        )
+        record = await runner.persist(lambda: runner.journal.task(task.task_id))
         if record is None or record.state is TaskState.CLOSED:
             runner.slots.release(task.task_id)
             return

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-from pathlib import Path
 
 from runner.engine.base import (
     KEY_VARIABLE,
@@ -18,26 +17,25 @@ from runner.engine.base import (
     LABEL_RUNNER,
     LABEL_TASK,
     LABEL_TIMEOUT,
-    SECRETS_VARIABLE,
     Container,
     ContainerSpec,
     Phase,
 )
-from runner.engine.inspect import just_started
 from runner.errors import (
     ConfigurationError,
     EngineError,
     EngineSilent,
     ImageMissing,
     NameInUse,
+    TaskError,
     Unstartable,
 )
 from runner.log import fields
 from runner.model import EndReason, Identity, TaskState
-from runner.redaction import is_redactable, variables_in
+from runner.redaction import SECRETS_VARIABLE, is_redactable, variables_in
 from runner.settings import check_env_file
 from runner.state_dir import cid_file, env_file
-from runner.tasks.context import TaskContext, cancelled, lost
+from runner.tasks.context import TaskContext
 from runner.tasks.prepare import fetch_image
 from runner.workspace.download import CONTAINER_HOME, files_folder_in_container
 
@@ -55,18 +53,20 @@ async def recover_container(task: TaskContext) -> Container | None:
     container = await task.inspect()
     is_restarted = task.record.boot_id != task.runner.clock.boot_id
     if is_restarted and container is not None and container.phase is Phase.RUNNING:
-        raise lost("the host restarted, and something started its container again")
+        raise TaskError(
+            "the host restarted, and something started its container again", EndReason.LOST
+        )
     if task.record.state is TaskState.RUNNING:
         return container
     if container is None and _container_was_created(task):
         # A call that outlived the last runner may have created it since.
         container = await task.inspect()
         if container is None:
-            raise lost("its container was removed before it was seen to run")
+            raise TaskError("its container was removed before it was seen to run", EndReason.LOST)
     if container is None or container.phase is not Phase.CREATED:
         return container
     if is_restarted:
-        raise lost("the host restarted while its container was being started")
+        raise TaskError("the host restarted while its container was being started", EndReason.LOST)
     return await _inspect_started(task)
 
 
@@ -77,11 +77,11 @@ async def recover_cancelled(task: TaskContext) -> Container | None:
         TaskError: there is none; the task is cancelled.
     """
     await task.note_stop(EndReason.CANCELLED)
-    if task.record.state is TaskState.ACCEPTED:
-        raise cancelled("before it started")
-    container = await task.inspect()
+    container = None
+    if task.record.state is not TaskState.ACCEPTED:
+        container = await task.inspect()
     if container is None or container.phase is Phase.CREATED:
-        raise cancelled("before it started")
+        raise TaskError("before it started", EndReason.CANCELLED)
     return container
 
 
@@ -102,13 +102,13 @@ async def start(task: TaskContext) -> Container:
         if isinstance(result, Container):
             task.runner.problems.note_start()
             return result
-        # A failure is no evidence: were a running container removed here and this runner killed
+        # A failure proves nothing: were a running container removed here and this runner killed
         # before the outcome is written down, the next runner would run the task again.
         container = await _inspect_started(task)
         if container is not None:
             return container
         if _container_was_created(task):
-            raise lost("its container was removed before it was seen to run")
+            raise TaskError("its container was removed before it was seen to run", EndReason.LOST)
         if isinstance(result, ImageMissing) and not has_fetched_again:
             # It was here a moment ago: somebody pruned images.
             has_fetched_again = True
@@ -140,7 +140,8 @@ async def _run(task: TaskContext, identity: Identity) -> Container | EngineError
     finally:
         env_file(state_dir, task.task_id).unlink(missing_ok=True)
     task.engine_answers("run")
-    return just_started(container_id, task.container_name, task.runner.clock.wall_s())
+    now = task.runner.clock.wall_s()
+    return Container(container_id, task.container_name, Phase.RUNNING, started_at=now)
 
 
 async def _remove_name_holder(task: TaskContext, refusal: NameInUse) -> None:
@@ -201,6 +202,7 @@ def _spec(task: TaskContext, identity: Identity) -> ContainerSpec:
 
 def _write_env_file(task: TaskContext, identity: Identity) -> None:
     """Write the container's variables to a file that exists only while the engine starts it."""
+    settings = task.runner.settings
     variables = {
         "ORCHESTRATOR_URL": task.assignment.orchestrator_url,
         "JOB_ID": task.task_id,
@@ -210,14 +212,11 @@ def _write_env_file(task: TaskContext, identity: Identity) -> None:
     if task.assignment.files:
         variables["TASK_FILES_DIR"] = files_folder_in_container(task.task_id)
     # Shorter values are redacted nowhere.
-    secrets = [
-        name for name, value in variables_in(task.runner.settings.env_file) if is_redactable(value)
-    ]
+    secrets = [name for name, value in variables_in(settings.env_file) if is_redactable(value)]
     if secrets:
         variables[SECRETS_VARIABLE] = " ".join(secrets)
     text = "".join(f"{name}={value}\n" for name, value in variables.items())
-    settings = task.runner.settings
-    path: Path = env_file(settings.state_dir, task.task_id)
+    path = env_file(settings.state_dir, task.task_id)
     try:
         if settings.env_file is not None:
             check_env_file(settings.env_file)

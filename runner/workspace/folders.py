@@ -21,10 +21,10 @@ from runner.handles import (
     BLOCK_BYTES,
     FOLDER,
     NEW_FILE,
-    OLD_FILE,
     PART_PREFIX,
     free_disk,
     open_below,
+    open_file,
 )
 from runner.model import is_task_id
 
@@ -73,12 +73,10 @@ class Folder:
     def sha256_of(self, name: str) -> str | None:
         """Return the checksum of a file that is there already; None if it is not a regular file."""
         try:
-            handle = os.open(name, OLD_FILE, dir_fd=self.handle)
+            handle = open_file(self.handle, name)
         except OSError:
             return None
         with open(handle, "rb", buffering=0) as file:  # noqa: PTH123 - as above
-            if not stat.S_ISREG(os.fstat(handle).st_mode):
-                return None
             digest = hashlib.sha256()
             block = memoryview(bytearray(BLOCK_BYTES))
             while size := file.readinto(block):

@@ -32,8 +32,8 @@ class HandoverError(RunnerError):
 class FinalStatus:
     """The final status that the agent reported."""
 
-    status: str
-    """`success` or `error`."""
+    status: TaskStatus
+    """Success or error."""
     message: str | None
     session_id: str | None
     is_sent: bool
@@ -104,7 +104,7 @@ def _parse_final(raw: object) -> FinalStatus:
     if status not in (TaskStatus.SUCCESS, TaskStatus.ERROR) or not isinstance(is_sent, bool):
         raise ValueError("its final status is neither success nor error")
     return FinalStatus(
-        status=TaskStatus(status).value,
+        status=TaskStatus(status),
         message=_parse_text(raw.get("message"), MOST_MESSAGE_CHARS),
         session_id=_parse_text(raw.get("session_id"), _MAX_ID_CHARS),
         is_sent=is_sent,

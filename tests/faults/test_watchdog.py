@@ -94,7 +94,7 @@ class Service:
     def wait_for_restart(self) -> None:
         """Wait until systemd has ended it for the watchdog's sake, and started it again."""
         wait_for(lambda: self.restarts, DEADLINE_S)
-        wait_for(lambda: self.log.count("runner starts") > 1, DEADLINE_S)
+        wait_for(lambda: self.log.count("INFO starting") > 1, DEADLINE_S)
 
     def wait_through_failures(self, text: str) -> None:
         """Wait until the log has a text some more times, and the watchdog could have bitten."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import resource
 import socket
 import uuid
 from itertools import pairwise
@@ -13,9 +14,10 @@ import anyio
 import pytest
 
 from runner.daemon import run
-from runner.errors import JournalError, StateFolderInUse
-from runner.journal.journal import Journal, open_journal
+from runner.errors import JournalError, StateFolderInUse, TryAgain
+from runner.journal.journal import open_journal
 from runner.loops.housekeeping import prune_closed_tasks
+from runner.state_dir import prepare_state_dir
 from runner.systemd import Notifier, Watchdog, feed_watchdog
 from runner.timing import Timings
 from tests.harness.host import HeardNotifier
@@ -52,6 +54,21 @@ async def test_second_runner_on_a_state_folder_is_refused_with_a_sentence(host: 
     )
     async with host.runner() as third:
         await until(lambda: third.is_ready)
+
+
+def test_state_folder_on_a_full_disk_is_named_in_a_sentence(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        with pytest.raises(TryAgain) as caught:
+            prepare_state_dir(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    assert str(caught.value) == (
+        f"cannot use the state folder {tmp_path}: file too large; "
+        "run as its owner, on a disk with free space"
+    )
 
 
 async def test_systemd_is_told_of_readiness_work_trouble_and_the_end(host: Host) -> None:
@@ -116,15 +133,28 @@ async def test_journal_that_fails_at_the_start_ends_the_runner_with_a_sentence(h
 
 
 async def test_runner_starts_and_drains_where_the_disk_of_the_journal_is_full(
-    host: Host, log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    host: Host, log: pytest.LogCaptureFixture
 ) -> None:
-    async def retry_all_now(_journal: Journal) -> None:
-        raise JournalError("cannot use the journal: database or disk is full")
-
-    monkeypatch.setattr(Journal, "retry_all_now", retry_all_now)
+    async with host.runner():
+        await host.wait_for_calls(POLL)
+    later = host.clock.wall_s() + 1800
+    host.change(
+        "INSERT INTO tasks (task_id, identity, state, accepted_at, closed_at)"  # noqa: S608 - a number
+        f" VALUES ('t-0', 1, 'closed', 1, {later})"
+    )
+    host.change(
+        "INSERT INTO outbox"  # noqa: S608 - as above
+        " (task_id, path, body, created_at, attempts, next_attempt_at)"
+        f" VALUES ('t-0', 'status', '{{}}', 1, 1, {later})"
+    )
+    host.change(
+        "CREATE TRIGGER full BEFORE UPDATE ON outbox WHEN old.task_id = 't-0'"
+        " BEGIN SELECT raise(ABORT, 'database or disk is full'); END"
+    )
     host.orchestrator.offer()
     async with host.runner(once=True) as life:
-        assert await life.end() == 0
+        await host.pass_time_until(life.over.is_set)
+        assert await life.end() == 75, "a report waits"
 
     assert host.state_of("t-1") == "closed"
     assert log.text.count("database or disk is full") == 2

@@ -14,10 +14,10 @@ from runner.api.client import OrchestratorClient
 from runner.crush.log import digest_of
 from runner.crush.sessions import read_session, session_mark
 from runner.errors import EngineSilent
-from runner.model import log_body
+from runner.model import TaskStatus, log_body
 from runner.reporter.job import job_in
 from runner.reporter.reporter import Reporter
-from runner.timing import DEFAULT_TIMINGS
+from runner.timing import DEFAULT_TIMINGS, ReporterTimings
 from runner.workspace.handover import FinalStatus, ReporterState, write_reporter_state
 from tests.fakes.crush import Crush, text
 from tests.fakes.hostile_crush import SCHEMAS, hostile_crush
@@ -61,7 +61,7 @@ async def ended(
 
 def said(status: str, *, is_sent: bool, message: str | None = "by the agent") -> FinalStatus:
     """Give a final word of the agent."""
-    return FinalStatus(status, message, None, is_sent=is_sent)
+    return FinalStatus(TaskStatus(status), message, None, is_sent=is_sent)
 
 
 def leaving(host: Host, trace: ReporterState) -> Callable[[], object]:
@@ -169,7 +169,7 @@ async def test_word_and_log_that_the_reporter_could_not_send_are_delivered_at_th
         given = host.engine.variables[container_of("t-1")]
         job = replace(job_in({**given, "VICTORIA_HOME": str(host.home)}), prompt=PROMPT)
         async with OrchestratorClient(job.orchestrator_url) as orchestrator:
-            reporter = Reporter(job, orchestrator, timeout_s=16)
+            reporter = Reporter(job, orchestrator, ReporterTimings(call_timeout_s=16))
             answer = await reporter.finish("error", "12 sales are too few", submit_logs=True)
         for path in (STATUS, LOGS):
             host.orchestrator.always(path, None)
@@ -342,7 +342,7 @@ async def test_what_is_secret_leaves_neither_in_the_log_nor_in_the_agents_word(
         variables = host.engine.variables[container_of("t-1")]
         key = variables["NODE_API_KEY"]
         crush.say("s1", text(f"NODE_API_KEY={key} API_PASSWORD=hunter2-hunter2"))
-        word = FinalStatus("success", f"I found {key}!", None, is_sent=False)
+        word = FinalStatus(TaskStatus.SUCCESS, f"I found {key}!", None, is_sent=False)
         write_reporter_state(host.home, "t-1", ReporterState(final=word))
         host.let_go()
         end = await host.wait_for_end("t-1")

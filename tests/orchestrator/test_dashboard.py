@@ -82,7 +82,7 @@ def test_page_needs_no_key_but_its_data_does(page: Page, orchestrator: RunningOr
     expect(page.get_by_text("the-prompt")).to_have_count(0)
     _sign_in(page, orchestrator.admin_key)
     expect(page.get_by_text("the-prompt")).to_be_visible()
-    page.get_by_role("button", name="Forget the key").click()
+    page.get_by_role("button", name="Sign out").click()
     expect(page.get_by_text("the-prompt")).to_have_count(0)
 
 
@@ -104,7 +104,7 @@ def test_what_happens_is_shown_without_reloading(
     expect(fleet.locator("#task")).to_contain_text("three lines")
     # What has ended is not half done.
     expect(fleet.locator("#tasks")).not_to_contain_text("50 %")
-    expect(fleet.get_by_role("button", name="Cancel it")).to_have_count(0)
+    expect(fleet.get_by_role("button", name="Cancel", exact=True)).to_have_count(0)
 
 
 def test_task_is_created_with_a_preview_of_its_target(
@@ -135,10 +135,10 @@ def test_task_is_cancelled_after_a_question(fleet: Page, orchestrator: RunningOr
     task = orchestrator.create_task("never mind")
     fleet.get_by_role("button", name="never mind").click()
     fleet.once("dialog", lambda dialog: dialog.dismiss())
-    fleet.get_by_role("button", name="Cancel it").click()
+    fleet.get_by_role("button", name="Cancel", exact=True).click()
     assert orchestrator.task(task["id"])["status"] == "pending"
     fleet.once("dialog", lambda dialog: dialog.accept())
-    fleet.get_by_role("button", name="Cancel it").click()
+    fleet.get_by_role("button", name="Cancel", exact=True).click()
     expect(fleet.locator("#task")).to_contain_text("cancelled")
     assert orchestrator.task(task["id"])["status"] == "cancelled"
 
@@ -147,10 +147,10 @@ def test_key_is_made_shown_once_rotated_and_revoked(
     fleet: Page, orchestrator: RunningOrchestrator
 ) -> None:
     fleet.get_by_label("Name", exact=True).fill("acme-ci")
-    fleet.get_by_label("What it is for").fill("builds")
-    fleet.get_by_label("Nodes it may target").fill("client-acme-*, shared-1")
-    fleet.get_by_label("Ends after so many days").fill("30")
-    fleet.get_by_label("Calls a minute").fill("60")
+    fleet.get_by_label("Description").fill("builds")
+    fleet.get_by_label("May target").fill("client-acme-*, shared-1")
+    fleet.get_by_label("Expires after").fill("30")
+    fleet.get_by_label("Rate limit").fill("60")
     fleet.get_by_role("button", name="Create key").click()
     expect(fleet.locator("#new-key")).to_contain_text("vk_")
     (key,) = rows(orchestrator.admin.get("/keys"))
@@ -163,7 +163,7 @@ def test_key_is_made_shown_once_rotated_and_revoked(
     ok(orchestrator.client(secret).post("/tasks", json=body))
     expect(fleet.locator("#key-list")).to_contain_text("client-acme-*, shared-1")
     fleet.get_by_role("button", name="Rotate").click()
-    expect(fleet.locator("#new-key")).to_contain_text("The new key")
+    expect(fleet.locator("#new-key")).to_contain_text("Rotated key")
     fleet.once("dialog", lambda dialog: dialog.accept())
     fleet.get_by_role("button", name="Revoke").click()
     expect(fleet.locator("#key-list")).to_contain_text("revoked")
@@ -176,7 +176,7 @@ def test_refusal_stays_in_sight_though_the_fleet_lives(
     fleet.set_viewport_size({"width": PHONE["width"], "height": PHONE["height"]})
     fleet.get_by_text("New task").click()
     fleet.get_by_label("Prompt").fill("p")
-    fleet.get_by_label("Repeated").fill("nonsense")
+    fleet.get_by_label("Repeat").fill("nonsense")
     fleet.get_by_role("button", name="Create task").click()
     expect(fleet.locator("#state")).to_contain_text("cron")
     expect(fleet.locator("#state")).to_be_in_viewport()
@@ -193,10 +193,10 @@ def test_refusal_goes_when_the_next_try_works(
 ) -> None:
     fleet.get_by_text("New task").click()
     fleet.get_by_label("Prompt").fill("at last")
-    fleet.get_by_label("Repeated").fill("nonsense")
+    fleet.get_by_label("Repeat").fill("nonsense")
     fleet.get_by_role("button", name="Create task").click()
     expect(fleet.locator("#state")).to_contain_text("cron")
-    fleet.get_by_label("Repeated").fill("0 8 * * mon")
+    fleet.get_by_label("Repeat").fill("0 8 * * mon")
     fleet.get_by_role("button", name="Create task").click()
     expect(fleet.locator("#task")).to_contain_text("at last")
     expect(fleet.locator("#state")).to_have_text("")
@@ -218,7 +218,7 @@ def test_server_that_is_gone_is_told_until_it_is_back(
     ("body", "sentence"),
     [
         ('{"detail": "the database does not answer: try again"}', "the database does not answer"),
-        ("<html>a proxy's own page</html>", "the server answers 503"),
+        ("<html>a proxy's own page</html>", "HTTP status 503"),
     ],
 )
 def test_server_in_trouble_is_told_until_it_is_over(
@@ -243,7 +243,7 @@ def test_who_guessed_too_often_is_told(new_page: Page, tmp_path: Path) -> None:
             expect(page.locator("#sign-in")).to_be_visible()
         _sign_in(page, "wrong again")
         expect(page.locator("#state")).to_contain_text("too many wrong credentials")
-        expect(page.locator("#state")).to_contain_text("trying again in")
+        expect(page.locator("#state")).to_contain_text("retrying in")
         expect(page.locator("#fleet")).to_be_hidden()
 
 

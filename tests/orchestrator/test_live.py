@@ -54,8 +54,8 @@ def test_stream_has_nodes_tasks_keys_and_the_chosen_task(
     shown = "".join(_first_look(orchestrator, task["id"]).values())
     for text in (node.name, "the-prompt", "a=b", "0 0 1 1 *", "the-key"):
         assert text in shown
-    assert "Cancel it" in shown
-    assert "Cancel it" not in "".join(_first_look(orchestrator, "unknown").values())
+    assert ">Cancel<" in shown
+    assert ">Cancel<" not in "".join(_first_look(orchestrator, "unknown").values())
 
 
 def test_only_what_has_changed_is_sent_again(

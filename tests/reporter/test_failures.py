@@ -15,11 +15,12 @@ from mcp import Client
 from runner.api.client import OrchestratorClient
 from runner.crush.log import digest_of
 from runner.crush.sessions import read_session
-from runner.model import Identity
+from runner.model import Identity, TaskStatus
 from runner.redaction import Secret
 from runner.reporter.job import Job
 from runner.reporter.reporter import Reporter, ToolAnswer
 from runner.reporter.server import server_for
+from runner.timing import ReporterTimings
 from runner.workspace.handover import FinalStatus, ReporterState, read_reporter_state
 from tests.fakes.crush import Crush, text
 from tests.harness.loop import HARNESS, running_loop
@@ -80,7 +81,7 @@ def job(url: str, home: Path, key: str = "node-key-1234", prompt: str | None = N
 @asynccontextmanager
 async def reporting(found: Job) -> AsyncIterator[Reporter]:
     async with OrchestratorClient(found.orchestrator_url) as orchestrator:
-        yield Reporter(found, orchestrator, timeout_s=TIMEOUT_S)
+        yield Reporter(found, orchestrator, ReporterTimings(call_timeout_s=TIMEOUT_S))
 
 
 @asynccontextmanager
@@ -116,7 +117,7 @@ async def test_final_word_that_is_not_taken_is_told_and_kept(
 
     assert failure(answer).startswith(f"cannot report 'success': {reason}")
     assert failure(answer).endswith("; it is kept, and delivered when this container has ended")
-    kept = FinalStatus("success", "12 sales", None, is_sent=False)
+    kept = FinalStatus(TaskStatus.SUCCESS, "12 sales", None, is_sent=False)
     assert read_reporter_state(home, TASK_ID) == ReporterState(final=kept)
 
 
@@ -141,7 +142,7 @@ async def test_end_that_stands_at_the_orchestrator_is_what_is_left_for_the_runne
 
     assert answer["task_status"] == "error"
     assert read_reporter_state(home, TASK_ID).final == FinalStatus(
-        "error", None, None, is_sent=True
+        TaskStatus.ERROR, None, None, is_sent=True
     )
 
 
@@ -149,7 +150,7 @@ async def test_orchestrator_that_is_away_is_told(home: Path) -> None:
     with nobody_listening() as port:
         found = job(f"http://127.0.0.1:{port}", home)
         async with OrchestratorClient(found.orchestrator_url) as orchestrator:
-            reporter = Reporter(found, orchestrator, timeout_s=WAITED_OUT_S)
+            reporter = Reporter(found, orchestrator, ReporterTimings(call_timeout_s=WAITED_OUT_S))
             answer = await reporter.report("running", None, 5)
 
     assert failure(answer) == "cannot report 'running': Connection refused"
@@ -165,7 +166,10 @@ async def test_end_is_told_though_its_log_is_refused(server: ScriptedServer, hom
     assert answer["logs"] == {"sent": False, "error": "cannot submit the log: HTTP 413: too long"}
     assert [request.target for request in server.requests] == ["/logs", "/status"]
     left = read_reporter_state(home, TASK_ID)
-    assert (left.log_digest, left.final) == (None, FinalStatus("error", "no", "s1", is_sent=True))
+    assert (left.log_digest, left.final) == (
+        None,
+        FinalStatus(TaskStatus.ERROR, "no", "s1", is_sent=True),
+    )
 
 
 async def test_log_that_is_refused_as_too_long_is_cut_and_handed_in(

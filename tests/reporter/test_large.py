@@ -23,6 +23,7 @@ from runner.model import Identity
 from runner.reporter.job import Job
 from runner.reporter.reporter import Reporter
 from runner.redaction import Secret
+from runner.timing import ReporterTimings
 
 url, task_id, key, home = sys.argv[1:]
 
@@ -34,7 +35,7 @@ def peak_kib():
 async def main():
     job = Job(task_id, url, Identity("", Secret(key)), Path(home), time.time() - 3600, "Count")
     async with OrchestratorClient(url) as orchestrator:
-        reporter = Reporter(job, orchestrator, timeout_s=120)
+        reporter = Reporter(job, orchestrator, ReporterTimings(call_timeout_s=120))
         assert (await reporter.report("running", None, None))["sent"]
         before, began_s = peak_kib(), time.process_time()
         answer = await reporter.hand_in(None)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from runner.model import TaskStatus
 from runner.workspace.handover import FinalStatus
 from tests.fakes.crush import Crush, text
 from tests.reporter.held import Held, connected
@@ -93,7 +94,7 @@ async def test_success_hands_in_the_log_first(held: Held, crush: Crush) -> None:
         "Count the sales",
         "There are 12.",
     ]
-    assert held.trace.final == FinalStatus("success", "12 sales", "s1", is_sent=True)
+    assert held.trace.final == FinalStatus(TaskStatus.SUCCESS, "12 sales", "s1", is_sent=True)
     assert held.trace.log_session_id == "s1"
 
 

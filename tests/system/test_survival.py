@@ -85,7 +85,7 @@ def test_term_returns_at_once_and_leaves_the_container_to_the_next_runner(
     runner.send(signal.SIGTERM)
     assert runner.exit_code(TERM_DEADLINE_S) == 0
     print(f"TERM took {time.monotonic() - asked_at:.2f} s")  # noqa: T201 - shown by pytest -rP
-    assert "stopping at once; containers go on for the next runner tasks_left_running=1" in (
+    assert "stopping; containers keep running for the next runner tasks_left_running=1" in (
         runner.log
     )
     assert is_running(runner.engine, task_id)

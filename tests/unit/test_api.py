@@ -21,7 +21,7 @@ from runner.api.address import check_orchestrator_url
 from runner.api.client import HeartbeatResponse, OrchestratorClient
 from runner.api.http import MAX_RESPONSE_BYTES, SLOWEST_UPLOAD_BYTES_PER_S, HttpClient
 from runner.errors import ConfigurationError, Refused, Unauthorised, Unavailable
-from runner.model import Identity, Registration, TaskStatus
+from runner.model import Identity, Registration, TaskStatus, log_body, status_body
 from runner.redaction import Secret
 from runner.timing import DEFAULT_TIMINGS, Timings
 from tests.harness.server import (
@@ -171,6 +171,24 @@ async def test_heartbeat_carries_key_and_node_id(
     assert (request.method, request.target) == ("POST", "/nodes/heartbeat")
     assert request.headers["x-api-key"] == "node-key-1234"
     assert request.json() == {"node_id": NODE_ID, "status": "busy", "current_task_id": "t-1"}
+
+
+async def test_field_without_a_value_is_left_out_of_every_body(
+    orchestrator: OrchestratorClient, identity: Identity, server: ScriptedServer
+) -> None:
+    server.answer(json_response({}))
+    message = {"id": "m-1", "content": "", "model": None, "finished_at": None}
+
+    await orchestrator.heartbeat(identity, {"status": "offline", "current_task_id": None})
+    await orchestrator.send_status(identity, status_body("t-1", TaskStatus.RUNNING, None, 0))
+    await orchestrator.send_log(identity, log_body("t-1", {"messages": [message]}))
+
+    heartbeat, status, log = (request.json() for request in server.requests)
+    assert heartbeat == {"node_id": NODE_ID, "status": "offline"}
+    assert isinstance(status, dict)
+    assert "message" not in status
+    assert isinstance(log, dict)
+    assert log["session"] == {"messages": [{"id": "m-1", "content": ""}]}
 
 
 async def test_heartbeat_brings_the_tasks_that_were_cancelled(

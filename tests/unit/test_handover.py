@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from runner.model import TaskStatus
 from runner.workspace.handover import (
     FinalStatus,
     HandoverError,
@@ -28,7 +29,9 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_state_is_read_as_it_was_written(tmp_path: Path) -> None:
-    state = ReporterState("a" * 64, "s1", FinalStatus("error", "größer 🚀\n", "s1", is_sent=True))
+    state = ReporterState(
+        "a" * 64, "s1", FinalStatus(TaskStatus.ERROR, "größer 🚀\n", "s1", is_sent=True)
+    )
     write_reporter_state(tmp_path, "t-1", ReporterState())
     write_reporter_state(tmp_path, "t-1", state)
 
@@ -39,7 +42,7 @@ def test_state_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 def test_state_with_the_longest_message_can_be_read(tmp_path: Path) -> None:
     state = ReporterState(
-        final=FinalStatus("success", "🚀" * 80_000 + "\x01" * 20_000, None, is_sent=True)
+        final=FinalStatus(TaskStatus.SUCCESS, "🚀" * 80_000 + "\x01" * 20_000, None, is_sent=True)
     )
     write_reporter_state(tmp_path, "t-1", state)
 

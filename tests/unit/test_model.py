@@ -110,8 +110,3 @@ def test_status_is_written_as_the_word_of_the_api(status: TaskStatus) -> None:
 
     assert type(body["status"]) is str
     assert body["status"] == status.value == f"{status}"
-
-
-def test_status_that_the_api_does_not_know_is_a_defect() -> None:
-    with pytest.raises(ValueError, match="paused"):
-        status_body("t-1", "paused", None, 0)

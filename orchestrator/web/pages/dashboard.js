@@ -4,17 +4,17 @@ let key = sessionStorage.getItem("key");
 let selected = "";
 let watching = null;
 
-// How the connection stands goes by itself; what was refused stays until it is dismissed or tried again.
-const told = { connection: "", refusal: "" };
+// The state of the connection clears by itself; a refusal stays until it is dismissed or retried.
+const messages = { connection: "", refusal: "" };
 let refusedAt = null;
 
 function say(about, text) {
-  if (told[about] === text) return;
-  told[about] = text;
-  const sentence = [told.connection, told.refusal].filter(Boolean).join(" ");
+  if (messages[about] === text) return;
+  messages[about] = text;
+  const sentence = [messages.connection, messages.refusal].filter(Boolean).join(" ");
   by("state").textContent = sentence;
   by("notice").classList.toggle("tells", sentence !== "");
-  by("dismiss").hidden = !told.refusal;
+  by("dismiss").hidden = !messages.refusal;
 }
 
 function refuse(text) {
@@ -24,7 +24,7 @@ function refuse(text) {
 
 by("dismiss").addEventListener("click", () => {
   say("refusal", "");
-  // What is live may have put another element in its place.
+  // A live update may have replaced the element.
   const place = refusedAt.isConnected ? refusedAt : by(refusedAt.id) || by("tasks");
   place.focus({ preventScroll: true });
 });
@@ -41,8 +41,8 @@ async function call(method, path, body) {
 
 async function reason(answer) {
   const text = await answer.text();
-  // What stands between may answer in its own way.
-  try { return JSON.parse(text).detail || text; } catch { return `the server answers ${answer.status}`; }
+  // A proxy may respond in its own way.
+  try { return JSON.parse(text).detail || text; } catch { return `HTTP status ${answer.status}`; }
 }
 
 const shown = new Map();
@@ -67,7 +67,7 @@ function take(event) {
   if (event.part === "chosen" && left !== null) reveal();
 }
 
-// The task that was chosen before, from the choice until it is in sight.
+// The task that was selected before, until the new one is shown.
 let left = null;
 
 function choose(id) {
@@ -111,10 +111,10 @@ async function watch() {
         const why = await reason(answer);
         if (answer.status === 401 || answer.status === 403) return signOut(why);
         wait_s = Math.min(Math.max(Number(answer.headers.get("Retry-After")) || 1, 1), 60);
-        say("connection", `${why}; trying again in ${wait_s} s.`);
+        say("connection", `${why}; retrying in ${wait_s} s.`);
       }
     } catch (error) {
-      if (!mine.signal.aborted) say("connection", "The server does not answer; trying again.");
+      if (!mine.signal.aborted) say("connection", "The server does not answer; retrying.");
     }
     await new Promise((resume) => setTimeout(resume, wait_s * 1000));
   }
@@ -159,8 +159,8 @@ let asking = 0;
 async function preview() {
   const mine = ++asking;
   try {
-    const told = await call("POST", "dashboard/matches", target());
-    if (mine === asking) by("matches").textContent = `matches ${told.matching} of ${told.total} nodes`;
+    const count = await call("POST", "dashboard/matches", target());
+    if (mine === asking) by("matches").textContent = `matches ${count.matching} of ${count.total} nodes`;
   } catch (error) { if (key) by("matches").textContent = error.message; }
 }
 
@@ -173,7 +173,7 @@ by("sign-in").addEventListener("submit", (event) => {
   event.preventDefault();
   key = by("key").value;
   by("key").value = "";
-  if (!canBeSent(key)) return signOut("That cannot be a key: it has a character that no key has. Copy it once more.");
+  if (!canBeSent(key)) return signOut("This cannot be a key: it contains a character that no key has. Copy it again.");
   sessionStorage.setItem("key", key);
   signIn();
 });
@@ -212,7 +212,7 @@ by("create-key").addEventListener("submit", (event) => {
       expires_in_days: Number(by("key-days").value) || null, rate_limit: Number(by("key-rate").value) || null,
     });
     by("create-key").reset();
-    by("new-key").textContent = `The key, shown this once: ${made.api_key}`;
+    by("new-key").textContent = `New key (shown only once): ${made.api_key}`;
   });
 });
 
@@ -226,7 +226,7 @@ document.addEventListener("click", (event) => {
   if (remove && confirm("Delete this key?")) trying(() => call("DELETE", `keys/${remove}`));
   if (rotate) trying(async () => {
     const made = await call("POST", `keys/${rotate}/rotate`);
-    by("new-key").textContent = `The new key, shown this once: ${made.api_key}`;
+    by("new-key").textContent = `Rotated key (shown only once): ${made.api_key}`;
   });
 });
 
