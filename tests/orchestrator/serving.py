@@ -216,7 +216,8 @@ class RunningOrchestrator:
 
     def assign(self, node: RegisteredNode, *reports: str, **fields: object) -> str:
         """Create a task for a node that polls for it and sends these reports; return its id."""
-        task_id = str(self.create_task(**{"target_node_id": node.id, **fields})["id"])
+        body = {"prompt": "do it", "target_node_id": node.id, **fields}
+        task_id = str(ok(self.admin.post("/tasks", json=body))["id"])
         assert node.poll_id() == task_id
         for status in reports:
             node.report(task_id, status)

@@ -103,10 +103,9 @@ def test_calls_that_only_nodes_may_make_are_in_the_audit(orchestrator: RunningOr
 def test_audit_is_filtered_and_limited(orchestrator: RunningOrchestrator) -> None:
     for _ in range(3):
         orchestrator.create_task()
-    params = {"action": "tasks:create", "limit": 2, "hours": 1}
-    audit = ok(orchestrator.admin.get("/keys/audit", params=params))
+    audit = ok(orchestrator.admin.get("/keys/audit?action=tasks:create&limit=2&hours=1"))
     assert (len(audit["entries"]), audit["total"]) == (2, 3)
-    audit = ok(orchestrator.admin.get("/keys/audit", params={"key_id": "nobody"}))
+    audit = ok(orchestrator.admin.get("/keys/audit?key_id=nobody"))
     assert audit == {"entries": [], "total": 0}
 
 

@@ -42,7 +42,7 @@ def test_holder_downloads_files_whole_and_in_their_order(
         "Übersicht 2024.xlsx": CONTENT,
         "日本.md": b"d",
     }
-    names = []
+    names: list[str] = []
     for name, content in contents.items():
         file = orchestrator.upload(name, content)
         names.insert(0, file.pop("filename"))

@@ -97,7 +97,7 @@ def test_progress_out_of_range_is_422(shared: RunningOrchestrator, progress: str
 def test_body_names_its_task_by_either_name(shared: RunningOrchestrator, path: str) -> None:
     node = shared.register()
     task_id = shared.assign(node)
-    body = {"status": "running", "session": {}}
+    body: Json = {"status": "running", "session": {}}
     for names in (("job_id",), ("task_id",), ("job_id", "task_id")):
         ok(node.http.post(path, json={**body, **dict.fromkeys(names, task_id)}))
     assert refusal(node.http.post(path, json=body))[0] == 422

@@ -42,9 +42,7 @@ def pair(tmp_path: Path, postgresql_url: str) -> Iterator[list[RunningOrchestrat
         yield [one, other]
 
 
-def _register(
-    orchestrator: RunningOrchestrator, api_key: str, **changes: object
-) -> httpx.Response:
+def _register(orchestrator: RunningOrchestrator, api_key: str, **changes: object) -> httpx.Response:
     headers = {"X-Registration-Token": str(orchestrator.registration_token), "X-API-Key": api_key}
     return orchestrator.client().post("/register", json={**CHANGED, **changes}, headers=headers)
 
@@ -66,13 +64,6 @@ def test_node_changes_its_description_and_keeps_its_id_and_key(
     assert "name: 'node' -> 'new'" in entry["detail"]
     assert "tags: {} -> {'zone': 'eu'}" in entry["detail"]
     assert node.api_key not in orchestrator.stored()
-
-
-def test_responses_to_registrations_and_heartbeats_name_the_extension(
-    orchestrator: RunningOrchestrator, node: RegisteredNode
-) -> None:
-    assert node.beat()["extensions"] == ["reregister"]
-    assert ok(_register(orchestrator, node.api_key))["extensions"] == ["reregister"]
 
 
 def test_name_defaults_to_the_hostname_and_may_be_that_of_another_node(
@@ -106,18 +97,6 @@ def test_silent_node_stays_offline_until_its_heartbeat(
     orchestrator.silence(node)
     assert ok(_register(orchestrator, node.api_key))["status"] == "offline"
     assert node.beat("idle")["status"] == "idle"
-
-
-@pytest.mark.both_databases
-def test_tasks_are_for_what_the_node_is_now(
-    orchestrator: RunningOrchestrator, node: RegisteredNode
-) -> None:
-    assert node.poll() is None
-    old = orchestrator.create_task(target_node_name="node")["id"]
-    new = orchestrator.create_task(target_node_name="new", target_tags={"zone": "eu"})["id"]
-    ok(_register(orchestrator, node.api_key))
-    assert [node.poll_id() for _ in range(2)] == [new, None]
-    assert orchestrator.task(old)["status"] == "pending"
 
 
 @pytest.mark.both_databases
