@@ -18,6 +18,7 @@ from orchestrator.model import NodeStatus, TaskStatus, utc_now
 from tests.orchestrator.serving import Json
 
 PROCESSES = 8
+KILLED = 2
 # These take seconds; VICTORIA_TEST_CLAIMS=10000 takes minutes.
 TASKS = int(os.environ.get("VICTORIA_TEST_CLAIMS", "400"))
 ROOT = Path(__file__).parents[2]
@@ -63,9 +64,8 @@ def _pipe(stream: IO[str] | None) -> IO[str]:
     return stream
 
 
-@pytest.mark.parametrize("killed", [0, 2])
-def test_each_task_is_claimed_once(
-    tmp_path: Path, postgresql_url: str, database: Database, killed: int
+def test_each_task_is_claimed_once_though_processes_are_killed(
+    tmp_path: Path, postgresql_url: str, database: Database
 ) -> None:
     with ExitStack() as stack:
         processes = [
@@ -77,19 +77,19 @@ def test_each_task_is_claimed_once(
         for process in processes:
             _pipe(process.stdin).write("go\n")
             _pipe(process.stdin).flush()
-        for output, process in zip(outputs[:killed], processes[:killed], strict=True):
+        for output, process in zip(outputs[:KILLED], processes[:KILLED], strict=True):
             # In the middle: it has claimed some, and is about to claim the next.
             for _ in range(TASKS // PROCESSES // 10):
                 assert output.readline()
             process.kill()
-        claimed = [output.read().split() for output in outputs[killed:]]
-        codes = [process.wait() for process in processes[killed:]]
-    assert codes == [0] * (PROCESSES - killed)
+        claimed = [output.read().split() for output in outputs[KILLED:]]
+        codes = [process.wait() for process in processes[KILLED:]]
+    assert codes == [0] * (PROCESSES - KILLED)
     with database.reading() as session:
         tasks = session.scalars(select(Task)).all()
         steps = Counter(len(task.history) for task in tasks)
     assert {task.status for task in tasks} == {TaskStatus.ASSIGNED}
     assert steps == {1: TASKS}
     by_node = Counter(task.assigned_node_id for task in tasks)
-    for number, task_ids in enumerate(claimed, start=killed):
+    for number, task_ids in enumerate(claimed, start=KILLED):
         assert len(set(task_ids)) == len(task_ids) == by_node[f"node-{number}"]

@@ -115,7 +115,7 @@ def test_only_the_holder_reports(shared: RunningOrchestrator, path: str) -> None
         (node, pending, 403),
         (node, "unknown", 404),
     ):
-        body = {"status": "success", "session": {}, "task_id": reported}
+        body: Json = {"status": "success", "session": {}, "task_id": reported}
         assert refusal(client.http.post(path, json=body))[0] == expected
     assert shared.task(task_id)["status"] == "assigned"
 
