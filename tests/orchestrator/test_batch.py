@@ -1,6 +1,7 @@
 """Requests that come while a batch is under way are answered together by the next one."""
 
 import threading
+import uuid
 from collections.abc import Sequence
 
 import anyio
@@ -83,17 +84,18 @@ async def test_heartbeats_at_the_same_time_are_each_answered_as_their_own(
     for node in nodes[::2]:
         cancelled[node.id] = [orchestrator.assign(node)]
         orchestrator.cancel(cancelled[node.id][0])
+    task_ids = [str(uuid.uuid4()) for _ in nodes]
     responses: dict[int, dict[str, object]] = {}
 
     def beat(index: int) -> None:
-        responses[index] = nodes[index].beat("busy", current_task_id=f"held by {index}")
+        responses[index] = nodes[index].beat("busy", current_task_id=task_ids[index])
 
     async with anyio.create_task_group() as group:
         for index in range(len(nodes)):
             group.start_soon(anyio.to_thread.run_sync, beat, index)
     for index, node in enumerate(nodes):
         response = responses[index]
-        assert (response["id"], response["current_task_id"]) == (node.id, f"held by {index}")
+        assert (response["id"], response["current_task_id"]) == (node.id, task_ids[index])
         assert response["cancelled_task_ids"] == cancelled[node.id]
 
 

@@ -16,6 +16,8 @@ from orchestrator.db.tables import Base
 from orchestrator.errors import ConfigurationError
 from tests.orchestrator.serving import serve
 
+OLD_TASK = "b1f2a0c4-3d5e-4f67-8a9b-0c1d2e3f4a5b"
+
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def bare_url(request: pytest.FixtureRequest) -> str | None:
@@ -69,13 +71,13 @@ def test_database_from_before_the_migrations_is_migrated(
     _execute(
         tables,
         "INSERT INTO tasks (id, prompt, priority, timeout_seconds, status, created_at,"
-        " started_at, created_by) VALUES ('old', 'p', 0, 60, 'running',"
-        " '2026-01-01 00:00:00', '2026-01-01 00:01:00', 'admin')",
+        " started_at, created_by) VALUES ('OLD_TASK', 'p', 0, 60, 'running',"
+        " '2026-01-01 00:00:00', '2026-01-01 00:01:00', 'admin')".replace("OLD_TASK", OLD_TASK),
         "DROP TABLE alembic_version",
         first_migration=True,
     )
     with serve(tmp_path, database_url=bare_url, lost_after_s=10**9) as orchestrator:
-        assert orchestrator.task("old")["prompt"] == "p"
+        assert orchestrator.task(OLD_TASK)["prompt"] == "p"
     overdue_at = str(_scalar(tables, "SELECT overdue_at FROM tasks"))
     assert overdue_at.startswith("2026-01-01 00:02:00")
 

@@ -1,5 +1,6 @@
 """Scoped keys: what each may do, and how they are limited, rotated and revoked."""
 
+import uuid
 from typing import Any
 
 import httpx
@@ -124,7 +125,7 @@ def test_scoped_key_sees_only_its_own_tasks(orchestrator: RunningOrchestrator) -
         ({"target_node_name": "client-beta-1"}, 403),
         ({"target_node_name": "shared-*"}, 403),
         ({"target_node_name": ""}, 403),
-        ({"target_node_id": "nothing"}, 403),
+        ({"target_node_id": str(uuid.uuid4())}, 403),
     ],
 )
 def test_patterns_limit_what_a_key_may_target(

@@ -1,5 +1,6 @@
 """Registration, heartbeats, and the admin's view of nodes."""
 
+import uuid
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
@@ -50,20 +51,14 @@ def test_disabled_registration_is_503(orchestrator: RunningOrchestrator) -> None
         assert refusal(_register(orchestrator, token)) == (503, "registration is disabled")
 
 
-def test_two_nodes_of_one_name_have_their_own_keys(shared: RunningOrchestrator) -> None:
-    first, second = shared.register("twin"), shared.register("twin")
-    assert (first.id != second.id, first.api_key != second.api_key) == (True, True)
-    shared.assign(second)
-
-
-@pytest.mark.parametrize("status", ["idle", "busy", "offline", "error"])
-def test_heartbeat_is_recorded_as_sent(shared: RunningOrchestrator, status: str) -> None:
-    node = shared.register()
+def test_heartbeat_is_recorded_as_sent(shared: RunningOrchestrator) -> None:
+    node, task_ids = shared.register(), [str(uuid.uuid4()), str(uuid.uuid4())]
     before = ok(shared.admin.get(f"/nodes/{node.id}"))["last_heartbeat"]
-    response = node.beat(status, current_task_id="some-task", task_ids=["some-task", "another"])
-    assert response["cancelled_task_ids"] == []
-    shown = ok(shared.admin.get(f"/nodes/{node.id}"))
-    assert (shown["status"], shown["current_task_id"]) == (status, "some-task")
+    for status in ("idle", "busy", "offline", "error"):
+        response = node.beat(status, current_task_id=task_ids[0], task_ids=task_ids)
+        assert response["cancelled_task_ids"] == []
+        shown = ok(shared.admin.get(f"/nodes/{node.id}"))
+        assert (shown["status"], shown["current_task_id"]) == (status, task_ids[0])
     assert shown["last_heartbeat"] > before
 
 
@@ -73,7 +68,7 @@ def test_heartbeat_that_does_not_fit_is_refused(shared: RunningOrchestrator) -> 
     assert refusal(node.http.post("/nodes/heartbeat", json=body))[0] == 403
     body = {"node_id": node.id, "status": "sleepy"}
     code, sentence = refusal(node.http.post("/nodes/heartbeat", json=body))
-    assert (code, sentence.partition(": ")[0]) == (422, "status")
+    assert (code, sentence.startswith("status")) == (422, True)
 
 
 @pytest.mark.both_databases

@@ -72,18 +72,6 @@ def test_error_keeps_its_message(shared: RunningOrchestrator) -> None:
     assert (ended.get("result"), ended.get("started_at")) == (None, None)
 
 
-@pytest.mark.parametrize("status", ["pending", "assigned", "cancelled", "RUNNING", "", None])
-def test_status_that_a_node_may_not_report_is_422(
-    shared: RunningOrchestrator, status: str | None
-) -> None:
-    node = shared.register()
-    task_id = shared.assign(node)
-    body = {"task_id": task_id, "status": status}
-    code, sentence = refusal(node.http.post("/status", json=body))
-    assert (code, sentence.partition(": ")[0]) == (422, "status")
-    assert shared.task(task_id)["status"] == "assigned"
-
-
 @pytest.mark.parametrize("progress", ["-1", "100.1", "NaN", "1e999", '"half"'])
 def test_progress_out_of_range_is_422(shared: RunningOrchestrator, progress: str) -> None:
     body = f'{{"task_id": "any", "status": "running", "progress": {progress}}}'

@@ -30,6 +30,7 @@ CHANGED: Json = {
     "capabilities": ["cuda"],
     "tags": {"zone": "eu"},
 }
+NOT_OURS = "b1f2a0c4-3d5e-4f67-8a9b-0c1d2e3f4a5b"
 PROMPTLY_S = 20
 """Less than the 30 s after which a held request looks for work without an announcement."""
 
@@ -51,7 +52,7 @@ def _register(orchestrator: RunningOrchestrator, api_key: str, **changes: object
 def test_node_changes_its_description_and_keeps_its_id_and_key(
     orchestrator: RunningOrchestrator, node: RegisteredNode
 ) -> None:
-    node.beat("busy", current_task_id="some-task", task_ids=["some-task"])
+    node.beat("busy", current_task_id=NOT_OURS, task_ids=[NOT_OURS])
     (before,) = orchestrator.nodes()
     responses = [ok(_register(orchestrator, node.api_key)) for _ in range(3)]
     assert responses[0] == responses[1] == responses[2]

@@ -76,16 +76,6 @@ def test_cancelling_an_unknown_task_is_404(shared: RunningOrchestrator) -> None:
     assert refusal(shared.admin.delete("/tasks/nothing"))[0] == 404
 
 
-def test_no_node_learns_of_a_cancelled_task_that_was_pending(
-    orchestrator: RunningOrchestrator, node: RegisteredNode
-) -> None:
-    cancelled = orchestrator.cancel(orchestrator.create_task()["id"])
-    assert cancelled["status"] == "cancelled"
-    assert cancelled["completed_at"] is not None
-    assert node.poll() is None
-    assert node.beat()["cancelled_task_ids"] == []
-
-
 @pytest.mark.both_databases
 @pytest.mark.parametrize("reports", [(), ("running",), ("analyzing",)])
 def test_node_learns_of_a_cancelled_task_until_it_confirms(
@@ -103,18 +93,6 @@ def test_node_learns_of_a_cancelled_task_until_it_confirms(
     for field in ({"current_task_id": task_id}, {"task_ids": [task_id]}):
         assert node.beat("busy", **field)["cancelled_task_ids"] == [task_id]
     assert orchestrator.task(task_id)["status"] == "cancelled"
-
-
-@pytest.mark.parametrize("status", ["success", "error", "cancelled"])
-def test_task_that_has_ended_cannot_be_cancelled(shared: RunningOrchestrator, status: str) -> None:
-    node = shared.register()
-    task_id = shared.assign(node, *([] if status == "cancelled" else [status]))
-    if status == "cancelled":
-        shared.cancel(task_id)
-    code, sentence = refusal(shared.admin.delete(f"/tasks/{task_id}"))
-    assert code == 409
-    assert status in sentence
-    assert shared.task(task_id)["status"] == status
 
 
 @pytest.mark.both_databases
