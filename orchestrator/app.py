@@ -1,11 +1,10 @@
 """The application: its parts wired together, and every error answered as one sentence."""
 
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import cache, partial
 from http import HTTPStatus
-from typing import Any
 
 import anyio
 from anyio import to_thread
@@ -30,6 +29,7 @@ from orchestrator.scheduling.claims import look_for
 from orchestrator.scheduling.heartbeats import store_all
 from orchestrator.scheduling.waiting import Waiters
 from orchestrator.schemas.openapi import schema_of, to_yaml
+from orchestrator.schemas.problems import validation_sentence
 from orchestrator.security import DenialSampler, NodeCache, Throttle
 from orchestrator.services import Services
 from orchestrator.settings import Settings
@@ -163,7 +163,7 @@ def _methods_of(request: Request) -> list[str]:
 async def _answer_invalid(_: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, RequestValidationError):
         raise error
-    return JSONResponse({"detail": "; ".join(map(_sentence, error.errors()))}, 422)
+    return JSONResponse({"detail": "; ".join(map(validation_sentence, error.errors()))}, 422)
 
 
 async def _answer_nobody(_: Request, error: Exception) -> Response:
@@ -175,13 +175,3 @@ async def _answer_defect(_: Request, error: Exception) -> JSONResponse:
     # The server logs the traceback; the caller gets none of it.
     del error
     return JSONResponse({"detail": "the server failed to answer; its log says why"}, 500)
-
-
-def _sentence(error: dict[str, Any]) -> str:
-    # The input itself is not repeated: it may hold a secret.
-    place: Sequence[str | int] = error["loc"]
-    if error["type"] == "json_invalid":
-        return "body is not valid JSON"
-    field = ".".join(str(step) for step in place[1:]) or str(place[0])
-    message = str(error["msg"]).removeprefix("Value error, ")
-    return f"{field}: {message[:1].lower()}{message[1:]}"

@@ -21,22 +21,23 @@ from starlette.concurrency import run_in_threadpool
 from orchestrator.db import audit
 from orchestrator.db.tables import ApiKey, Node
 from orchestrator.errors import Disabled, Gone, NotAllowed, Refused, TooMany, Unauthenticated
-from orchestrator.model import PERMISSIONS, NodeIdentity, Permission, Role, utc_now
+from orchestrator.model import ADMIN_ID, PERMISSIONS, NodeIdentity, Permission, Role, utc_now
 from orchestrator.security import charge, is_same, key_hash
 from orchestrator.services import Services, ServicesParam
-
-ADMIN_ID = "admin"
-"""In the audit, the id of the admin key."""
 
 _OF_NODES = "node"
 """In the audit, the action when another key calls what only nodes may call."""
 
-_API_KEY = APIKeyHeader(
-    name="X-API-Key",
-    scheme_name="ApiKey",
-    description="A node's key, the admin key, or a scoped key.",
-    auto_error=False,
-)
+
+def _key_scheme(name: str, description: str) -> APIKeyHeader:
+    return APIKeyHeader(
+        name="X-API-Key", scheme_name=name, description=description, auto_error=False
+    )
+
+
+_NODE_KEY = _key_scheme("NodeApiKey", "The key that a node received when it registered.")
+_ADMIN_KEY = _key_scheme("AdminApiKey", "The admin key.")
+_SCOPED_KEY = _key_scheme("ScopedKey", "A scoped key that has one of the roles named at the call.")
 _REGISTRATION_TOKEN = APIKeyHeader(
     name="X-Registration-Token",
     scheme_name="RegistrationToken",
@@ -44,7 +45,7 @@ _REGISTRATION_TOKEN = APIKeyHeader(
     auto_error=False,
 )
 
-_KeyHeader = Annotated[str | None, Security(_API_KEY)]
+_NodeKeyHeader = Annotated[str | None, Security(_NODE_KEY)]
 
 log = logging.getLogger(__name__)
 
@@ -85,8 +86,14 @@ class _Call:
 
 def allowed_to(permission: Permission) -> Callable[..., Caller]:
     """Return a dependency that admits the admin and scoped keys whose role has the permission."""
+    roles = [role.value for role in Role if permission in PERMISSIONS[role]]
 
-    def require(services: ServicesParam, request: Request, key: _KeyHeader) -> Caller:
+    def require(
+        services: ServicesParam,
+        request: Request,
+        key: Annotated[str | None, Security(_ADMIN_KEY)],
+        _: Annotated[str | None, Security(_SCOPED_KEY, scopes=roles)],
+    ) -> Caller:
         call = _call(request, permission.value)
         holder = _identify(services, key, call)
         if isinstance(holder, NodeIdentity):
@@ -99,7 +106,7 @@ def allowed_to(permission: Permission) -> Callable[..., Caller]:
     return require
 
 
-def _require_node(services: ServicesParam, request: Request, key: _KeyHeader) -> NodeIdentity:
+def _require_node(services: ServicesParam, request: Request, key: _NodeKeyHeader) -> NodeIdentity:
     call = _call(request, _OF_NODES)
     holder = _identify(services, key, call)
     if isinstance(holder, NodeIdentity):
@@ -121,7 +128,7 @@ async def check_key(services: Services, request: Request) -> None:
 
 
 async def _require_known_node(
-    services: ServicesParam, request: Request, key: _KeyHeader
+    services: ServicesParam, request: Request, key: _NodeKeyHeader
 ) -> NodeIdentity:
     # Looked up by hash, so timing reveals nothing about the key.
     hash_of_key = key_hash(key or "")
@@ -179,7 +186,7 @@ REGISTRATION_TOKEN_REQUIRED = Depends(_require_registration_token)
 KeyHolderParam = Annotated[KeyHolder | None, Depends(_find_key_holder)]
 """A parameter of the registration: the node whose key came beside the token, if any."""
 
-TOKEN_AND_KEY: dict[str, object] = {"security": [{"RegistrationToken": [], "ApiKey": []}]}
+TOKEN_AND_KEY: dict[str, object] = {"security": [{"RegistrationToken": [], "NodeApiKey": []}]}
 """For the schema of a request that takes a key beside the token."""
 
 
@@ -196,7 +203,7 @@ def _identify(services: Services, key: str | None, call: _Call) -> NodeIdentity 
             select(ApiKey).where(or_(ApiKey.key_hash == wanted, ApiKey.previous_hash == wanted))
         ).first()
     if scoped is None:
-        sentence = "X-API-Key is not known here"
+        sentence = "unknown or expired API key"
         _compare(services, key, services.settings.admin_key, call.client, sentence)
         return Caller(ADMIN_ID, Role.ADMIN, ("*",), call.client)
     reason = _rejection_reason(scoped, wanted, call.at)

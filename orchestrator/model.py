@@ -65,6 +65,10 @@ HELD = (TaskStatus.ASSIGNED, TaskStatus.RUNNING, TaskStatus.ANALYZING)
 """The statuses in which a node holds the task."""
 
 
+ADMIN_ID = "admin"
+"""The id of the admin key in the database and in the audit log; that of a scoped key is a UUID."""
+
+
 class Permission(str, Enum):
     """One kind of request that a key may make."""
 

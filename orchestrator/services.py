@@ -11,7 +11,7 @@ from orchestrator.scheduling.batch import Batch
 from orchestrator.scheduling.claims import Look
 from orchestrator.scheduling.heartbeats import Beat
 from orchestrator.scheduling.waiting import Waiters
-from orchestrator.schemas.bodies import HeartbeatAnswer
+from orchestrator.schemas.bodies import HeartbeatResponse
 from orchestrator.security import DenialSampler, NodeCache, Throttle
 from orchestrator.settings import Settings
 
@@ -27,7 +27,7 @@ class Services:
     throttle: Throttle
     denials: DenialSampler
     nodes: NodeCache
-    heartbeats: Batch[Beat, HeartbeatAnswer | None]
+    heartbeats: Batch[Beat, HeartbeatResponse | None]
     looks: Batch[str, Look | None]
     """Looks at the queue, each for the node of this id; None where it is no longer registered."""
 

@@ -15,6 +15,7 @@
     ├── EngineError                 a call of the container engine failed
     │   ├── EngineSilent            it timed out: what is true there is unknown
     │   ├── NoSuchContainer         there is no such container
+    │   ├── HalfRemoved             a killed removal left it without storage: remove it again
     │   ├── NameInUse               there is a container of that name already
     │   └── ImageMissing            the image is not on this host and cannot be pulled
     └── TaskError                   this task cannot run; it ends with the reason named
@@ -143,6 +144,10 @@ class EngineSilent(EngineError):
 
 class NoSuchContainer(EngineError):
     """There is no container of that name."""
+
+
+class HalfRemoved(EngineError):
+    """A killed removal left the container without storage: it cannot run or be inspected."""
 
 
 class NameInUse(EngineError):

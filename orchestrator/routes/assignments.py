@@ -47,12 +47,12 @@ async def next_task(
         Annotated[list[str], WithJsonSchema({"type": "string"})] | None,
         Header(
             description="`wait=25` holds the request for up to 25 seconds until there is work; 60"
-            " is the most. What cannot be read is passed over.",
+            " is the maximum. A value that cannot be parsed is ignored.",
             examples=["wait=25"],
         ),
     ] = None,
 ) -> Assignment | None:
-    """Give the node its next assignment, or null; wait for one as long as the node prefers."""
+    """Return the node's next assignment, or null; wait for one as long as the node prefers."""
     wait_s = preferred_wait_s(prefer or [])
     if wait_s:
         response.headers["Preference-Applied"] = f"wait={wait_s}"

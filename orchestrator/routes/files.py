@@ -7,7 +7,7 @@ it, or, if no task ever did, when it is old.
 import uuid
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, Path, Request
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
@@ -27,6 +27,8 @@ MULTIPART_OVERHEAD_BYTES = 64 * 1024
 """What a body may be larger than the file in it."""
 
 router = APIRouter(tags=["files"])
+
+_Filename = Annotated[str, Path(description="A name from the assignment's `files`, URL-encoded.")]
 
 _UPLOAD_SCHEMA = {
     "requestBody": {
@@ -54,7 +56,7 @@ async def upload_file(
     caller: Annotated[Caller, Depends(allowed_to(Permission.UPLOAD_FILES))],
     request: Request,
 ) -> UploadedFile:
-    """Store a file under a name of its own, never over another one."""
+    """Store a file under a new name, which a task may have in `files`."""
     part = FilePart(request.headers.get("content-type", ""))
     file_id = uuid.uuid4().hex
     stored = Upload(
@@ -115,8 +117,8 @@ _BYTES: dict[int | str, dict[str, Any]] = {
     responses={**_BYTES, **problems(401, 403, 404)},
     response_class=FileResponse,
 )
-def download_file(services: ServicesParam, node: NodeParam, filename: str) -> _WholeFile:
-    """Stream a file to the node that holds a task which names it; to others it does not exist."""
+def download_file(services: ServicesParam, node: NodeParam, filename: _Filename) -> _WholeFile:
+    """Return a file to the node that holds a task with it; all others get 404."""
     with services.database.reading() as session:
         file_id = session.scalars(
             select(File.id)

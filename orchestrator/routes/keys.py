@@ -12,7 +12,8 @@ from orchestrator.auth import Caller, allowed_to
 from orchestrator.db import audit
 from orchestrator.db.tables import ApiKey, AuditEntry
 from orchestrator.errors import Conflict, NotAllowed, NotFound
-from orchestrator.model import Permission, lies_within, utc_now
+from orchestrator.model import Permission, Role, lies_within, utc_now
+from orchestrator.routes import KeyId, Route
 from orchestrator.schemas.keys import (
     AuditLog,
     AuditView,
@@ -23,6 +24,7 @@ from orchestrator.schemas.keys import (
     ShownKey,
 )
 from orchestrator.schemas.problems import problems
+from orchestrator.schemas.types import Text
 from orchestrator.security import key_hash, new_secret
 from orchestrator.services import ServicesParam
 
@@ -32,16 +34,17 @@ _PREFIX_LENGTH = 8
 
 _Admin = Annotated[Caller, Depends(allowed_to(Permission.MANAGE_KEYS))]
 
-router = APIRouter(prefix="/keys", tags=["keys"])
+router = APIRouter(prefix="/keys", tags=["keys"], route_class=Route)
 
 
 @router.post("", responses=problems(401, 403, 422, 429))
 def create_key(services: ServicesParam, caller: _Admin, new: NewKey) -> ShownKey:
-    """Make a scoped key and show it, this once.
+    """Create a scoped key and return its secret, which is shown only here.
 
-    A scoped key manages only keys whose patterns lie within its own.
+    A scoped key may manage only keys whose patterns lie within its own.
     """
-    _check_may_give(caller, new.allowed_node_patterns)
+    patterns = new.allowed_node_patterns or ["*"]
+    _check_may_give(caller, patterns)
     now = utc_now()
     secret = _MARK + new_secret()
     days = new.expires_in_days
@@ -51,8 +54,8 @@ def create_key(services: ServicesParam, caller: _Admin, new: NewKey) -> ShownKey
         description=new.description,
         prefix=secret[:_PREFIX_LENGTH],
         key_hash=key_hash(secret),
-        allowed_node_patterns=new.allowed_node_patterns,
-        role=new.role,
+        allowed_node_patterns=patterns,
+        role=new.role or Role.SUBMITTER,
         rate_limit=new.rate_limit,
         created_at=now,
         expires_at=None if days is None else now + timedelta(days=days),
@@ -66,7 +69,7 @@ def create_key(services: ServicesParam, caller: _Admin, new: NewKey) -> ShownKey
 
 @router.get("", responses=problems(401, 403, 429))
 def list_keys(services: ServicesParam, caller: _Admin) -> list[KeyView]:
-    """List all scoped keys, the oldest first."""
+    """List all scoped keys, the oldest first, without their secrets."""
     del caller
     with services.database.reading() as session:
         keys = session.scalars(select(ApiKey).order_by(ApiKey.created_at, ApiKey.id))
@@ -77,12 +80,14 @@ def list_keys(services: ServicesParam, caller: _Admin) -> list[KeyView]:
 def list_uses(  # noqa: PLR0913, PLR0917 - a parameter each
     services: ServicesParam,
     caller: _Admin,
-    key_id: str | None = None,
-    action: str | None = None,
-    hours: Annotated[int, Query(ge=1, le=100_000)] = 24,
-    limit: Annotated[int, Query(ge=1, le=10_000)] = 100,
+    key_id: Annotated[
+        Text | None, Query(description="Only entries of this key; `admin` is the admin key.")
+    ] = None,
+    action: Annotated[Text | None, Query(description="Only entries with this action.")] = None,
+    hours: Annotated[int, Query(ge=1, le=100_000, description="Only the last so many hours.")] = 24,
+    limit: Annotated[int, Query(ge=1, le=10_000, description="At most so many entries.")] = 100,
 ) -> AuditLog:
-    """Show who did what with which key, the latest first; the admin key's id is `admin`."""
+    """Return what was done with which key, the newest first; the admin key's id is `admin`."""
     del caller
     wanted = select(AuditEntry).where(AuditEntry.timestamp >= utc_now() - timedelta(hours=hours))
     if key_id:
@@ -96,8 +101,8 @@ def list_uses(  # noqa: PLR0913, PLR0917 - a parameter each
 
 
 @router.get("/{key_id}", responses=problems(401, 403, 404, 429))
-def get_key(services: ServicesParam, caller: _Admin, key_id: str) -> KeyView:
-    """Show one scoped key."""
+def get_key(services: ServicesParam, caller: _Admin, key_id: KeyId) -> KeyView:
+    """Return one scoped key, without its secret."""
     del caller
     with services.database.reading() as session:
         return _view(_require(session, key_id))
@@ -107,13 +112,15 @@ def get_key(services: ServicesParam, caller: _Admin, key_id: str) -> KeyView:
 def rotate_key(
     services: ServicesParam,
     caller: _Admin,
-    key_id: str,
-    grace_period_hours: Annotated[int, Query(ge=0, le=100_000)] = 24,
+    key_id: KeyId,
+    grace_period_hours: Annotated[
+        int, Query(ge=0, le=100_000, description="How long the previous secret stays valid.")
+    ] = 24,
 ) -> RotatedKey:
-    """Make the key anew and show it, this once; the one before still works for the grace period.
+    """Rotate the key and return the new secret, which is shown only here.
 
-    Until that is over it is rotated again only with `grace_period_hours=0`, which ends all but the
-    new one.
+    The previous secret stays valid for the grace period. During that time the key is rotated again
+    only with `grace_period_hours=0`, which ends all secrets but the new one.
     """
     now = utc_now()
     secret = _MARK + new_secret()
@@ -139,8 +146,8 @@ def rotate_key(
 
 
 @router.post("/{key_id}/revoke", responses=problems(401, 403, 404, 429))
-def revoke_key(services: ServicesParam, caller: _Admin, key_id: str) -> KeyView:
-    """End a key at once, the one before its rotation too; it stays on the list."""
+def revoke_key(services: ServicesParam, caller: _Admin, key_id: KeyId) -> KeyView:
+    """Revoke a key at once, with its previous secret; it stays on the list."""
     with services.database.writing() as session:
         key = _require_to_change(session, caller, key_id)
         key.enabled = False
@@ -149,8 +156,8 @@ def revoke_key(services: ServicesParam, caller: _Admin, key_id: str) -> KeyView:
 
 
 @router.delete("/{key_id}", responses=problems(401, 403, 404, 429))
-def delete_key(services: ServicesParam, caller: _Admin, key_id: str) -> KeyDeleted:
-    """End a key at once and forget it; its tasks and its audit stay."""
+def delete_key(services: ServicesParam, caller: _Admin, key_id: KeyId) -> KeyDeleted:
+    """Delete a key at once; its tasks and its audit entries stay."""
     with services.database.writing() as session:
         key = _require_to_change(session, caller, key_id)
         _note(session, caller, key, "deleted")

@@ -21,13 +21,14 @@ from orchestrator.db import audit
 from orchestrator.db.tables import Node
 from orchestrator.errors import Gone, NotAllowed, NotFound, Unauthenticated
 from orchestrator.model import NodeStatus, Permission, Target, utc_now
+from orchestrator.routes import NodeId, Route
 from orchestrator.scheduling.heartbeats import Beat
 from orchestrator.scheduling.leases import silent_before
 from orchestrator.scheduling.lifecycle import take_from
 from orchestrator.scheduling.waiting import WorkAvailable
 from orchestrator.schemas.bodies import (
     Heartbeat,
-    HeartbeatAnswer,
+    HeartbeatResponse,
     NodeRemoved,
     NodeView,
     RegisteredNode,
@@ -39,7 +40,7 @@ from orchestrator.services import Services, ServicesParam
 
 _READING = Depends(allowed_to(Permission.READ_NODES))
 
-router = APIRouter(tags=["nodes"])
+router = APIRouter(tags=["nodes"], route_class=Route)
 
 
 @router.post(
@@ -51,12 +52,12 @@ router = APIRouter(tags=["nodes"])
 def register(
     services: ServicesParam, request: Request, holder: KeyHolderParam, registration: Registration
 ) -> RegisteredNode:
-    """Register a node and show it its key, this once. The same name again is another node.
+    """Register a node and return its key, which is shown only here. Names need not be unique.
 
-    With a node's key in X-API-Key beside the token (extension `reregister`) no node is made: that
-    node gets the name, tags, capabilities, hostname and os_type of the body. Its id, key and tasks
-    stay, and the answer shows the key that came, so a retry changes nothing. 410 means that no node
-    has this key: the caller drops its id and key, and registers without them as a new node.
+    With a node's key in X-API-Key beside the token (extension `reregister`) that node is updated:
+    it takes the name, tags, capabilities, hostname and os_type of the body, and keeps its id, key
+    and tasks. The response has the key that was sent, so a retry changes nothing. 410 means that
+    no node has this key: drop the id and the key, and register as a new node.
     """
     if holder is not None:
         return _reregister(services, request, holder, registration)
@@ -110,8 +111,8 @@ def _description(registration: Registration) -> dict[str, Any]:
         "hostname": registration.hostname,
         "name": (registration.name or "").strip() or registration.hostname,
         "os_type": registration.os_type,
-        "capabilities": registration.capabilities,
-        "tags": registration.tags,
+        "capabilities": registration.capabilities or [],
+        "tags": registration.tags or {},
     }
 
 
@@ -122,8 +123,8 @@ def _registered(services: Services, node: Node, api_key: str, now: datetime) -> 
 @router.post("/nodes/heartbeat", responses=problems(401, 403, 422))
 async def record_heartbeat(
     services: ServicesParam, caller: KnownNodeParam, heartbeat: Annotated[Heartbeat, Body()]
-) -> HeartbeatAnswer:
-    """Record a node's sign of life and tell it which tasks to stop."""
+) -> HeartbeatResponse:
+    """Record a heartbeat and return the tasks that the node must stop."""
     if heartbeat.node_id != caller.id:
         raise NotAllowed("node_id is not the node of this key")
     beat = Beat(caller.id, heartbeat.status, heartbeat.current_task_id, heartbeat.held_task_ids)
@@ -143,8 +144,8 @@ def list_nodes(services: ServicesParam) -> list[NodeView]:
 
 
 @router.get("/nodes/{node_id}", dependencies=[_READING], responses=problems(401, 403, 404, 429))
-def get_node(services: ServicesParam, node_id: str) -> NodeView:
-    """Show one node."""
+def get_node(services: ServicesParam, node_id: NodeId) -> NodeView:
+    """Return one node."""
     with services.database.reading() as session:
         return _view(services, _require(session, node_id), utc_now())
 
@@ -154,8 +155,11 @@ def get_node(services: ServicesParam, node_id: str) -> NodeView:
     dependencies=[Depends(allowed_to(Permission.REMOVE_NODES))],
     responses=problems(401, 403, 404, 429),
 )
-def remove_node(services: ServicesParam, node_id: str) -> NodeRemoved:
-    """Forget a node: its key ends, what it has not started goes back, what it runs is lost."""
+def remove_node(services: ServicesParam, node_id: NodeId) -> NodeRemoved:
+    """Remove a node and revoke its key.
+
+    Tasks that it has not started become pending again; those that it runs end as `lost`.
+    """
     with services.database.writing() as session:
         node = _require(session, node_id, to_change=True)
         for task in take_from(session, node.id, utc_now()):

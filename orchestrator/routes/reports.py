@@ -5,7 +5,6 @@ from datetime import datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Depends
-from pydantic import JsonValue
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
@@ -13,21 +12,20 @@ from orchestrator.auth import Caller, NodeParam, allowed_to
 from orchestrator.db.tables import Log, Task
 from orchestrator.errors import NotFound
 from orchestrator.model import Permission, TaskStatus, utc_now
+from orchestrator.routes import TaskId
 from orchestrator.scheduling.lifecycle import begin, end, move, require_own_task, require_task_of
-from orchestrator.schemas.bodies import LogSubmission, Report, ReportAnswer
+from orchestrator.schemas.bodies import LogSession, LogSubmission, Report, ReportResponse
 from orchestrator.schemas.problems import problems
 from orchestrator.services import ServicesParam
 
 MAX_LOG_BYTES = 10 * 1024**2
 
-_Session = dict[str, JsonValue]
-
 router = APIRouter()
 
 
 @router.post("/status", tags=["status"], responses=problems(401, 403, 404, 422))
-def report_status(services: ServicesParam, node: NodeParam, report: Report) -> ReportAnswer:
-    """Record a report and say where the task stands, `cancelled` included."""
+def report_status(services: ServicesParam, node: NodeParam, report: Report) -> ReportResponse:
+    """Record a report and return the task's status, which may be `cancelled` meanwhile."""
     now = utc_now()
     with services.database.writing() as session:
         task = require_task_of(session, report.about, node)
@@ -35,7 +33,7 @@ def report_status(services: ServicesParam, node: NodeParam, report: Report) -> R
             task.node_ended_at = now
         if task.status.may_become(report.status):
             _apply(session, task, report, now)
-        return ReportAnswer(task_id=task.id, job_id=task.id, status=task.status)
+        return ReportResponse(task_id=task.id, job_id=task.id, status=task.status)
 
 
 def _apply(session: Session, task: Task, report: Report, now: datetime) -> None:
@@ -58,12 +56,12 @@ def _apply(session: Session, task: Task, report: Report, now: datetime) -> None:
 
 
 @router.post(
-    "/logs", tags=["logs"], response_model=_Session, responses=problems(401, 403, 404, 413, 422)
+    "/logs", tags=["logs"], response_model=LogSession, responses=problems(401, 403, 404, 413, 422)
 )
 def store_log(services: ServicesParam, node: NodeParam, submission: LogSubmission) -> Response:
-    """Keep a session for a task that was given to this node, and give it back."""
-    session_id = submission.session.get("id")
-    text = json.dumps(submission.session)
+    """Store the session of a task that this node has been given, and return it."""
+    session_id = submission.session.id
+    text = json.dumps(submission.session.fields())
     with services.database.writing() as session:
         task = require_task_of(session, submission.about, node)
         session.merge(
@@ -73,7 +71,7 @@ def store_log(services: ServicesParam, node: NodeParam, submission: LogSubmissio
                 received_at=utc_now(),
             )
         )
-        if task.crush_session_id is None and isinstance(session_id, str) and session_id:
+        if task.crush_session_id is None and session_id:
             task.crush_session_id = session_id.replace("\0", "")
     return _as_it_is(text)
 
@@ -81,15 +79,15 @@ def store_log(services: ServicesParam, node: NodeParam, submission: LogSubmissio
 @router.get(
     "/logs/{task_id}",
     tags=["logs"],
-    response_model=_Session,
+    response_model=LogSession,
     responses=problems(401, 403, 404, 429),
 )
 def get_log(
     services: ServicesParam,
     caller: Annotated[Caller, Depends(allowed_to(Permission.READ_LOGS))],
-    task_id: str,
+    task_id: TaskId,
 ) -> Response:
-    """Show the session that was last sent for a task."""
+    """Return the session that was stored last for a task."""
     with services.database.reading() as session:
         log = session.get(Log, require_own_task(session, task_id, caller.owner).number)
     if log is None:

@@ -23,7 +23,7 @@ _RUNNING = (TaskStatus.RUNNING, TaskStatus.ANALYZING)
 
 
 class Health(BaseModel):
-    """That the server answers."""
+    """The server's health."""
 
     status: Literal["healthy"] = "healthy"
     version: str
@@ -32,7 +32,7 @@ class Health(BaseModel):
 
 @router.get("/health")
 def get_health(services: ServicesParam) -> Health:
-    """Answer whoever asks, if the database answers."""
+    """Return the server's version and time, if its database responds."""
     with services.database.reading() as session:
         session.execute(select(1))
     return Health(version=__version__, timestamp=utc_now())
@@ -44,7 +44,7 @@ def get_health(services: ServicesParam) -> Health:
     responses=problems(401, 403, 429),
 )
 def get_statistics(services: ServicesParam) -> Statistics:
-    """Count nodes and tasks; a node is active as long as it is not offline."""
+    """Count nodes and tasks. A node is active unless it is offline."""
     now = utc_now()
     today = now.replace(hour=0, minute=0, second=0, microsecond=0)
     is_there = Node.status != NodeStatus.OFFLINE

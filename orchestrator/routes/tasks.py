@@ -2,9 +2,10 @@
 
 import uuid
 from datetime import timedelta
-from typing import Annotated, Literal
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query
+from pydantic import BeforeValidator, WithJsonSchema
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -13,6 +14,7 @@ from orchestrator.db.retention import delete_old_tasks, delete_unused_files, unk
 from orchestrator.db.tables import Node, Task, TaskFile
 from orchestrator.errors import NotAllowed
 from orchestrator.model import Permission, TaskStatus, lies_within, next_time, utc_now
+from orchestrator.routes import Route, TaskId
 from orchestrator.routes.files import require_file
 from orchestrator.scheduling.lifecycle import end, move, require_own_task
 from orchestrator.scheduling.waiting import WorkAvailable
@@ -21,21 +23,29 @@ from orchestrator.schemas.problems import problems
 from orchestrator.services import ServicesParam
 from orchestrator.uploads import stored_before, stored_file
 
-router = APIRouter(prefix="/tasks", tags=["tasks"])
+router = APIRouter(prefix="/tasks", tags=["tasks"], route_class=Route)
 
 _A_DAY = timedelta(days=1)
 """No upload takes longer; bytes that are older and that the database lacks are a crash's."""
 
 _Creator = Annotated[Caller, Depends(allowed_to(Permission.CREATE_TASKS))]
 _Reader = Annotated[Caller, Depends(allowed_to(Permission.READ_TASKS))]
+_StatusFilter = Annotated[
+    TaskStatus | None,
+    # As forms send what was left empty.
+    BeforeValidator(lambda text: text or None),
+    WithJsonSchema({"type": "string", "enum": [*(status.value for status in TaskStatus), ""]}),
+    Query(description="Only tasks with this status."),
+]
 _Canceller = Annotated[Caller, Depends(allowed_to(Permission.CANCEL_TASKS))]
 
 
 @router.post("", responses=problems(401, 403, 422, 429))
 def create_task(services: ServicesParam, caller: _Creator, new: NewTask) -> TaskView:
-    """Queue a task and wake a node that waits for one like it.
+    """Create a task, and assign it at once if a matching node is waiting.
 
-    A scoped key may name only nodes that its patterns allow, and only files that came with it.
+    A scoped key may target only nodes that its patterns allow, and name only files that were
+    uploaded with it.
     """
     now = utc_now()
     due = new.scheduled_for
@@ -47,7 +57,7 @@ def create_task(services: ServicesParam, caller: _Creator, new: NewTask) -> Task
         target_node_id=new.target_node_id,
         target_node_name=new.target_node_name,
         target_tags=new.target_tags,
-        priority=new.priority,
+        priority=new.priority or 0,
         timeout_seconds=new.timeout_seconds or DEFAULT_TIMEOUT_S,
         scheduled_for=due,
         recurrence=new.recurrence,
@@ -70,10 +80,12 @@ def create_task(services: ServicesParam, caller: _Creator, new: NewTask) -> Task
 def list_tasks(
     services: ServicesParam,
     caller: _Reader,
-    status_filter: TaskStatus | Literal[""] | None = None,
-    limit: Annotated[int | None, Query(ge=1, le=10_000)] = None,
+    status_filter: _StatusFilter = None,
+    limit: Annotated[
+        int | None, Query(ge=1, le=10_000, description="At most so many, the newest.")
+    ] = None,
 ) -> list[TaskView]:
-    """List tasks, the newest first; a scoped key sees those that it created."""
+    """List tasks, the newest first. A scoped key below the role `admin` sees only its own."""
     wanted = select(Task).order_by(Task.number.desc()).limit(limit)
     if status_filter:
         wanted = wanted.where(Task.status == status_filter)
@@ -89,9 +101,10 @@ def list_tasks(
     responses=problems(401, 403, 422, 429),
 )
 def clean_up(
-    services: ServicesParam, days: Annotated[int, Query(ge=0, le=36_500)] = 7
+    services: ServicesParam,
+    days: Annotated[int, Query(ge=0, le=36_500, description="How many days ago.")] = 7,
 ) -> CleanedUp:
-    """Delete tasks that ended so many days ago, with history and logs, and files no task needs."""
+    """Delete tasks that ended at least this long ago, with logs, and files that no task needs."""
     now = utc_now()
     before = now - timedelta(days=days)
     with services.database.writing() as session:
@@ -106,17 +119,17 @@ def clean_up(
 
 
 @router.get("/{task_id}", responses=problems(401, 403, 404, 429))
-def get_task(services: ServicesParam, caller: _Reader, task_id: str) -> TaskDetail:
-    """Show one task and the steps that it took."""
+def get_task(services: ServicesParam, caller: _Reader, task_id: TaskId) -> TaskDetail:
+    """Return one task with its history."""
     with services.database.reading() as session:
         return TaskDetail.model_validate(require_own_task(session, task_id, caller.owner))
 
 
 @router.delete("/{task_id}", responses=problems(401, 403, 404, 409, 429))
-def cancel_task(services: ServicesParam, caller: _Canceller, task_id: str) -> TaskView:
-    """Cancel a task that has not ended; its node learns it from its next call.
+def cancel_task(services: ServicesParam, caller: _Canceller, task_id: TaskId) -> TaskView:
+    """Cancel a task that has not ended; its node stops it after the next heartbeat.
 
-    A repeated task is not repeated any more.
+    A recurring task does not recur any more.
     """
     now = utc_now()
     with services.database.writing() as session:

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from orchestrator.db.database import Database
 from orchestrator.db.tables import Base, Node, Task
 from orchestrator.model import NodeStatus, TaskStatus, utc_now
-from orchestrator.schemas.bodies import HeartbeatAnswer, NodeView
+from orchestrator.schemas.bodies import HeartbeatResponse, NodeView
 
 _UNCONFIRMED_CANCEL_FOR = timedelta(days=1)
 """How long a cancellation is repeated to a node that neither holds nor confirms the task."""
@@ -55,7 +55,7 @@ class Beat:
     held_task_ids: list[str]
 
 
-def store_all(database: Database, beats: Sequence[Beat]) -> list[HeartbeatAnswer | None]:
+def store_all(database: Database, beats: Sequence[Beat]) -> list[HeartbeatResponse | None]:
     """Store the heartbeats; return for each its node and the tasks to stop.
 
     The result is None where the node no longer exists.
@@ -69,7 +69,7 @@ def store_all(database: Database, beats: Sequence[Beat]) -> list[HeartbeatAnswer
     return [
         None
         if beat.node_id not in nodes
-        else HeartbeatAnswer(
+        else HeartbeatResponse(
             **NodeView.model_validate(nodes[beat.node_id]).model_dump(),
             cancelled_task_ids=ids,
         )

@@ -5,10 +5,13 @@ The answers to registrations and heartbeats name them; a node uses only what is 
 
 import json
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
+    BeforeValidator,
+    ConfigDict,
     Field,
     JsonValue,
     StringConstraints,
@@ -17,18 +20,22 @@ from pydantic import (
     model_validator,
 )
 
-from orchestrator.model import NodeStatus, TaskStatus, check_expression
+from orchestrator.model import ADMIN_ID, NodeStatus, TaskStatus, check_expression
 from orchestrator.schemas.types import (
     MAX_INT,
     NUMBER,
+    UUID_SCHEMA,
     WITH_SOMETHING_IN_IT,
+    GivenId,
+    Id,
     Moment,
     NonBlank,
+    Percent,
     RequestBody,
     ShortText,
-    StrictBody,
     Text,
     View,
+    is_uuid,
 )
 
 EXTENSIONS = ("reregister",)
@@ -40,7 +47,7 @@ _Extensions = Annotated[
     list[str],
     Field(
         default_factory=lambda: list(EXTENSIONS),
-        description="The extensions that the server offers; what is not named is not used.",
+        description="The extensions that the server has; a node must not use others.",
     ),
 ]
 
@@ -48,8 +55,8 @@ _Extensions = Annotated[
 class _AboutTask(RequestBody):
     """Names its task as `job_id`, as `task_id`, or as both."""
 
-    job_id: NonBlank | None = None
-    task_id: NonBlank | None = None
+    job_id: GivenId | None = None
+    task_id: GivenId | None = None
 
     @model_validator(mode="after")
     def _name_one_task(self) -> "_AboutTask":
@@ -66,22 +73,25 @@ class _AboutTask(RequestBody):
 
 
 class Registration(RequestBody):
-    """What a node says of itself: once, and again when it has changed."""
+    """What a node is, for the targets of tasks. Without a name, the host name is its name."""
 
     hostname: NonBlank
     os_type: NonBlank
     name: ShortText | None = None
-    capabilities: Annotated[list[ShortText], Field(default_factory=list)]
-    tags: Annotated[dict[ShortText, ShortText], Field(default_factory=dict)]
+    capabilities: list[ShortText] | None = None
+    tags: dict[ShortText, ShortText] | None = None
+
+
+_TaskId = Annotated[ShortText, WithJsonSchema(UUID_SCHEMA)]
 
 
 class Heartbeat(RequestBody):
-    """A node's sign of life; `task_ids` is for nodes that run several tasks at once."""
+    """A node's status; `task_ids` is for nodes that run several tasks at once."""
 
-    node_id: NonBlank
+    node_id: GivenId
     status: NodeStatus
-    current_task_id: ShortText | None = None
-    task_ids: list[ShortText] | None = None
+    current_task_id: _TaskId | None = None
+    task_ids: list[_TaskId] | None = None
 
     @property
     def held_task_ids(self) -> list[str]:
@@ -90,62 +100,82 @@ class Heartbeat(RequestBody):
         return list(dict.fromkeys([*current, *(self.task_ids or [])]))
 
 
-class NodeView(View):
-    """A node as others see it."""
+def _uuid_or_none(text: str | None) -> str | None:
+    return text if text is not None and is_uuid(text) else None
 
-    id: str
+
+# Whatever a node has sent, or a version before this one has stored, a response has UUIDs.
+_ShownId = Annotated[Id | None, AfterValidator(_uuid_or_none)]
+
+
+class NodeView(View):
+    """A node."""
+
+    id: Id
     hostname: str
     name: str
     os_type: str
     status: NodeStatus
     last_heartbeat: datetime
-    current_task_id: str | None
+    current_task_id: _ShownId = None
     registered_at: datetime
     capabilities: list[str]
     tags: dict[str, str]
 
 
 class RegisteredNode(NodeView):
-    """The answer to a registration: the only time that the key is shown."""
+    """The registered node, with its key, which is shown only here."""
 
     api_key: str
     extensions: _Extensions
 
 
-class HeartbeatAnswer(NodeView):
-    """The node, and the tasks that it is to stop."""
+class HeartbeatResponse(NodeView):
+    """The node, and the tasks that it must stop."""
 
-    cancelled_task_ids: list[str]
+    cancelled_task_ids: list[Id]
     extensions: _Extensions
 
 
 class NodeRemoved(BaseModel):
-    """The answer to a node's removal."""
+    """The removed node."""
 
     status: Literal["deleted"] = "deleted"
-    node_id: str
+    node_id: Id
 
 
-_CRON = {"type": "string", "format": "cron", "maxLength": 255}
-_UploadedName = Annotated[
-    ShortText, WithJsonSchema({"type": "string", "format": "uploaded-file", "maxLength": 255})
-]
+def _require_uuid(text: str) -> str:
+    lower = text.lower()
+    if not is_uuid(lower):
+        raise ValueError("must be the id of a node, a UUID")
+    return lower
 
 
-class NewTask(StrictBody):
-    """A task to be created. A target that is null does not restrict."""
+class NewTask(RequestBody):
+    """A task to create. Every target that is given must match; without any, all nodes do."""
 
     prompt: Annotated[str, StringConstraints(pattern=WITH_SOMETHING_IN_IT)]
-    target_node_id: ShortText | None = None
-    target_node_name: ShortText | None = None
-    target_tags: dict[ShortText, ShortText] | None = None
-    priority: Annotated[int, Field(ge=-MAX_INT, le=MAX_INT), NUMBER] = 0
+    target_node_id: (
+        Annotated[ShortText, AfterValidator(_require_uuid), WithJsonSchema(UUID_SCHEMA)] | None
+    ) = None
+    target_node_name: Annotated[
+        ShortText | None,
+        Field(description="A node's name; `*` matches any characters. Case matters."),
+    ] = None
+    target_tags: Annotated[
+        dict[ShortText, ShortText] | None,
+        Field(description="Tags that the node must have, with these values. Case matters."),
+    ] = None
+    priority: Annotated[int, Field(ge=-MAX_INT, le=MAX_INT), NUMBER] | None = 0
     timeout_seconds: Annotated[int, Field(ge=1, le=MAX_INT), NUMBER] | None = DEFAULT_TIMEOUT_S
     scheduled_for: Moment | None = None
-    recurrence: Annotated[ShortText, WithJsonSchema(_CRON)] | None = None
-    files: Annotated[list[_UploadedName], Field(json_schema_extra={"uniqueItems": True})] | None = (
-        None
-    )
+    recurrence: Annotated[
+        ShortText | None, Field(description="A cron expression, in UTC: `0 8 * * mon`.")
+    ] = None
+    files: Annotated[
+        Annotated[list[ShortText], Field(json_schema_extra={"uniqueItems": True})] | None,
+        Field(description="Names from the responses to `POST /upload`."),
+    ] = None
 
     @field_validator("recurrence")
     @classmethod
@@ -167,32 +197,44 @@ class HistoryEntry(View):
     """One step in a task's life."""
 
     status: TaskStatus
-    message: str | None
-    progress: float | None
+    message: str | None = None
+    progress: float | None = None
     timestamp: datetime
 
 
-class TaskView(View):
-    """A task as the admin sees it."""
+ADMIN_CREATOR = "00000000-0000-4000-8000-000000000000"
+"""Stands in `created_by` for the admin key, whose own id is not a UUID."""
 
-    id: str
+
+def _creator(key_id: str) -> str:
+    return ADMIN_CREATOR if key_id == ADMIN_ID else key_id
+
+
+class TaskView(View):
+    """A task."""
+
+    id: Id
     prompt: str
-    target_node_id: str | None
-    target_node_name: str | None
-    target_tags: dict[str, str] | None
+    target_node_id: _ShownId = None
+    target_node_name: str | None = None
+    target_tags: dict[str, str] | None = None
     priority: int
     timeout_seconds: int
     status: TaskStatus
-    assigned_node_id: str | None
-    crush_session_id: str | None
+    assigned_node_id: Id | None = None
+    crush_session_id: str | None = None
     created_at: datetime
-    started_at: datetime | None
-    completed_at: datetime | None
-    result: str | None
-    error_message: str | None
-    scheduled_for: datetime | None
-    recurrence: str | None
-    created_by: str
+    started_at: datetime | None = None
+    completed_at: datetime | None = None
+    result: str | None = None
+    error_message: str | None = None
+    scheduled_for: datetime | None = None
+    recurrence: str | None = None
+    created_by: Annotated[
+        Id,
+        BeforeValidator(_creator),
+        Field(description=f"The id of the key; for the admin key it is `{ADMIN_CREATOR}`."),
+    ]
     files: list[str]
 
 
@@ -203,9 +245,9 @@ class TaskDetail(TaskView):
 
 
 class Assignment(BaseModel):
-    """A task on its way to its node."""
+    """A task for the node that asked."""
 
-    task_id: str
+    task_id: Id
     prompt: str
     orchestrator_url: str
     timeout_seconds: int
@@ -214,33 +256,82 @@ class Assignment(BaseModel):
 
 
 class Report(_AboutTask):
-    """What a node says of a task that it holds."""
+    """The status of a task that the node has been given; `task_id` or `job_id` names it."""
 
     status: Literal[TaskStatus.RUNNING, TaskStatus.ANALYZING, TaskStatus.SUCCESS, TaskStatus.ERROR]
     message: Text | None = None
-    progress: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False), NUMBER] | None = None
+    progress: Percent | None = None
     crush_session_id: Text | None = None
     timestamp: Moment | None = None
 
 
-class ReportAnswer(BaseModel):
-    """Where the task stands now, whatever the report said."""
+class ReportResponse(BaseModel):
+    """The task's status after the report, which may differ from the reported one."""
 
-    task_id: str
-    job_id: str
+    task_id: Id
+    job_id: Id
     status: TaskStatus
 
 
-class LogSubmission(_AboutTask):
-    """A session of the agent that worked on a task. Its fields are kept as they come."""
+_Count = Annotated[int, NUMBER]
+_Epoch = Annotated[int, NUMBER, Field(description="Seconds since 1970.")]
 
-    session: dict[str, JsonValue]
+
+class _LogPart(BaseModel):
+    """Part of a log; fields that are not declared are kept as well."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    __pydantic_extra__: dict[str, JsonValue]
+
+    def fields(self) -> dict[str, Any]:
+        """Return the fields to keep: not the declared ones that are null."""
+        declared = {name: getattr(self, name) for name in type(self).model_fields}
+        present = {name: value for name, value in declared.items() if value is not None}
+        return {**present, **(self.model_extra or {})}
+
+
+class LogMessage(_LogPart):
+    """A message of the agent's session."""
+
+    id: str | None = None
+    role: str | None = None
+    content: str | None = None
+    model: str | None = None
+    provider: str | None = None
+    created_at: _Epoch | None = None
+    finished_at: _Epoch | None = None
+
+
+class LogSession(_LogPart):
+    """A session of the agent that worked on a task. Further fields are kept as they are."""
+
+    id: str | None = None
+    title: str | None = None
+    prompt_tokens: _Count | None = None
+    completion_tokens: _Count | None = None
+    cost: Annotated[float, NUMBER] | None = None
+    created_at: _Epoch | None = None
+    updated_at: _Epoch | None = None
+    messages: list[LogMessage] | None = None
+
+    def fields(self) -> dict[str, Any]:
+        """Return the fields to keep, those of the messages included."""
+        messages = [message.fields() for message in self.messages or []]
+        present = super().fields()
+        return {**present, "messages": messages} if "messages" in present else present
+
+
+class LogSubmission(_AboutTask):
+    """The agent's session; `task_id` or `job_id` names the task."""
+
+    session: LogSession
 
     @field_validator("session")
     @classmethod
-    def _refuse_what_is_no_json(cls, session: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    def _refuse_what_is_not_json(cls, session: LogSession) -> LogSession:
         # Python's parser lets NaN and half characters in that nothing could send out again.
-        json.dumps(session, allow_nan=False, ensure_ascii=False).encode()
+        json.dumps(session.fields(), allow_nan=False, ensure_ascii=False).encode()
         return session
 
 
@@ -254,13 +345,13 @@ class UploadedFile(View):
 
 
 class CleanedUp(BaseModel):
-    """How many old tasks are gone."""
+    """How many tasks were deleted."""
 
     deleted_count: int
 
 
 class Statistics(BaseModel):
-    """The fleet in numbers; days are in UTC."""
+    """Numbers of nodes and tasks; today is in UTC."""
 
     total_nodes: int
     active_nodes: int

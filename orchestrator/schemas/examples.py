@@ -18,7 +18,6 @@ _NODE: Fields = {
     "os_type": "ubuntu",
     "status": "idle",
     "last_heartbeat": _LATER,
-    "current_task_id": None,
     "registered_at": _MORNING,
     "capabilities": ["cuda"],
     "tags": {"env": "production"},
@@ -26,22 +25,17 @@ _NODE: Fields = {
 _TASK: Fields = {
     "id": _TASK_ID,
     "prompt": "Compare this week's sales with last week's",
-    "target_node_id": None,
     "target_node_name": "client-acme-*",
     "target_tags": {"env": "production"},
     "priority": 10,
     "timeout_seconds": 1800,
     "status": "success",
     "assigned_node_id": _NODE_ID,
-    "crush_session_id": None,
     "created_at": _MORNING,
     "started_at": "2026-03-02T08:00:04Z",
     "completed_at": _LATER,
     "result": "Sales rose by 4 percent",
-    "error_message": None,
-    "scheduled_for": None,
-    "recurrence": None,
-    "created_by": "admin",
+    "created_by": _KEY_ID,
     "files": [_FILE],
 }
 _KEY: Fields = {
@@ -54,7 +48,6 @@ _KEY: Fields = {
     "permissions": ["files:upload", "tasks:create"],
     "rate_limit": 60,
     "created_at": _MORNING,
-    "rotated_at": None,
     "expires_at": "2026-05-31T08:00:00Z",
     "enabled": True,
 }
@@ -64,6 +57,25 @@ _USE: Fields = {
     "action": "tasks:create",
     "detail": "POST /tasks",
     "client": "198.51.100.7",
+}
+_MESSAGE: Fields = {
+    "id": "message-1",
+    "role": "assistant",
+    "content": "Sales rose by 4 percent",
+    "model": "a-model",
+    "provider": "a-provider",
+    "created_at": 1772438400,
+    "finished_at": 1772438412,
+}
+_SESSION: Fields = {
+    "id": "session-1",
+    "title": "Sales of the week",
+    "prompt_tokens": 1200,
+    "completion_tokens": 340,
+    "cost": 0.02,
+    "created_at": 1772438400,
+    "updated_at": 1772439150,
+    "messages": [_MESSAGE],
 }
 _SECRET = "vk_Zt3qW-shown-this-once"  # noqa: S105 - opens nothing
 
@@ -83,7 +95,7 @@ EXAMPLES: dict[str, Fields] = {
         "current_task_id": _TASK_ID,
         "task_ids": [_TASK_ID],
     },
-    "HeartbeatAnswer": {**_NODE, "cancelled_task_ids": [], "extensions": ["reregister"]},
+    "HeartbeatResponse": {**_NODE, "cancelled_task_ids": [], "extensions": ["reregister"]},
     "NodeRemoved": {"status": "deleted", "node_id": _NODE_ID},
     "NewTask": {
         "prompt": "Compare this week's sales with last week's",
@@ -97,7 +109,7 @@ EXAMPLES: dict[str, Fields] = {
     "TaskDetail": {
         **_TASK,
         "history": [
-            {"status": "pending", "message": None, "progress": None, "timestamp": _MORNING},
+            {"status": "pending", "timestamp": _MORNING},
             {"status": "success", "message": "done", "progress": 100, "timestamp": _LATER},
         ],
     },
@@ -118,16 +130,10 @@ EXAMPLES: dict[str, Fields] = {
         "progress": 12.5,
         "timestamp": _MORNING,
     },
-    "ReportAnswer": {"task_id": _TASK_ID, "job_id": _TASK_ID, "status": "running"},
-    "LogSubmission": {
-        "task_id": _TASK_ID,
-        "job_id": _TASK_ID,
-        "session": {
-            "id": "session-1",
-            "title": "Sales of the week",
-            "messages": [{"role": "user", "content": "Compare …", "created_at": 1772438400}],
-        },
-    },
+    "ReportResponse": {"task_id": _TASK_ID, "job_id": _TASK_ID, "status": "running"},
+    "LogMessage": _MESSAGE,
+    "LogSession": _SESSION,
+    "LogSubmission": {"task_id": _TASK_ID, "job_id": _TASK_ID, "session": _SESSION},
     "UploadedFile": {
         "filename": _FILE,
         "original_name": "sales.csv",

@@ -6,60 +6,67 @@ from typing import Annotated, Literal
 from pydantic import AliasChoices, BaseModel, Field, computed_field
 
 from orchestrator.model import PERMISSIONS, Permission, Role
-from orchestrator.schemas.types import MAX_INT, NUMBER, NonBlank, ShortText, StrictBody, Text, View
+from orchestrator.schemas.types import (
+    MAX_INT,
+    NUMBER,
+    Id,
+    NonBlank,
+    RequestBody,
+    ShortText,
+    Text,
+    View,
+)
 
 
-class NewKey(StrictBody):
-    """A scoped key to be made."""
+class NewKey(RequestBody):
+    """A scoped key to create."""
 
     name: NonBlank
     description: Text
-    allowed_node_patterns: Annotated[
-        list[ShortText], Field(min_length=1, default_factory=lambda: ["*"])
-    ]
-    role: Role = Role.SUBMITTER
+    allowed_node_patterns: Annotated[list[ShortText], Field(min_length=1)] | None = None
+    role: Role | None = Role.SUBMITTER
     rate_limit: Annotated[int, Field(ge=1, le=MAX_INT), NUMBER] | None = None
     expires_in_days: Annotated[int, Field(ge=1, le=36_500), NUMBER] | None = None
 
 
 class KeyView(View):
-    """A scoped key, without the key itself."""
+    """A scoped key, without its secret."""
 
-    key_id: Annotated[str, Field(validation_alias=AliasChoices("key_id", "id"))]
+    key_id: Annotated[Id, Field(validation_alias=AliasChoices("key_id", "id"))]
     name: str
     description: str
     key_prefix: Annotated[str, Field(validation_alias=AliasChoices("key_prefix", "prefix"))]
     allowed_node_patterns: list[str]
     role: Role
-    rate_limit: int | None
+    rate_limit: int | None = None
     created_at: datetime
-    rotated_at: datetime | None
-    expires_at: datetime | None
+    rotated_at: datetime | None = None
+    expires_at: datetime | None = None
     enabled: bool
 
-    @computed_field
+    @computed_field(description="What the role permits.")
     def permissions(self) -> list[Permission]:
-        """Say what the role lets it do."""
+        """Return what the role permits."""
         return sorted(PERMISSIONS[self.role])
 
 
 class ShownKey(KeyView):
-    """The answer to making a key: the only time that it is shown."""
+    """A scoped key with its secret, which is shown only here."""
 
     api_key: str
 
 
 class RotatedKey(ShownKey):
-    """The answer to a rotation."""
+    """A rotated key with its new secret."""
 
     grace_period_hours: int
 
 
 class KeyDeleted(BaseModel):
-    """The answer to a key's deletion."""
+    """The deleted key."""
 
     deleted: Literal[True] = True
-    key_id: str
+    key_id: Id
 
 
 class AuditView(View):
@@ -73,7 +80,7 @@ class AuditView(View):
 
 
 class AuditLog(BaseModel):
-    """The latest entries that were asked for, and how many there are of them in all."""
+    """The newest entries that match, and how many match in all."""
 
     entries: list[AuditView]
     total: int

@@ -1,41 +1,68 @@
 """How error answers look, for the handlers to name in the schema that the server shows."""
 
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel
 
+from orchestrator.schemas.types import WITH_SOMETHING_IN_IT
+
 SENTENCES = {
     400: ("The body cannot be read.", "there was an error parsing the body"),
-    401: ("No credential was shown, or one that does not hold.", "X-API-Key is not known here"),
-    403: ("The caller is known and may not do this.", "a node key may not do this"),
-    404: ("What the call names is not here, or not for this caller.", "there is no such task"),
+    401: ("The credential is missing, unknown or expired.", "unknown or expired API key"),
+    403: ("The credential does not permit this call.", "a node key may not do this"),
+    404: ("There is no such thing, or not for this caller.", "there is no such task"),
     409: (
-        "The thing is in a state in which this cannot be done.",
+        "The state of the task or the key does not permit this.",
         "cannot make the task cancelled: it is success already",
     ),
     410: (
-        "No node has the key that the call carries beside the registration token.",
+        "No node has the key that was sent beside the registration token.",
         "no node has the key in X-API-Key: register without it, as a new node",
     ),
-    413: ("The body is over its limit.", "body is over the limit of 1048576 bytes"),
-    422: ("Something in the call does not fit.", "prompt: field required"),
-    429: ("The caller asks too often.", "the key is limited to 60 calls a minute"),
+    413: ("The body is too large.", "body is over the limit of 1048576 bytes"),
+    422: ("The request is not valid.", "prompt is missing"),
+    429: ("There are too many requests.", "the key is limited to 60 calls a minute"),
     503: (
-        "Switched off by the operator, or the database does not answer.",
+        "The operator has disabled this, or the database does not respond.",
         "the database does not answer: try again",
     ),
-    507: ("The disk has no room.", "the server's disk has no room for the file"),
+    507: ("The disk is full.", "the server's disk has no room for the file"),
 }
-"""For each status, what it means everywhere, and a detail as an example."""
+"""For each status code, what it means, and an example of its detail."""
+
+_MESSAGES = {
+    "missing": "is missing",
+    "string_type": "must be a string",
+    "bool_type": "must be true or false",
+    "list_type": "must be a list",
+    "dict_type": "must be an object",
+    "model_type": "must be an object",
+    "model_attributes_type": "must be an object",
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "int_parsing_size": "must be a smaller number",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "finite_number": "must be a number",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than_equal": "must be at most {le}",
+    "string_too_short": "must have at least {min_length} characters",
+    "string_too_long": "must have at most {max_length} characters",
+    "too_short": "must have at least {min_length} items",
+}
+"""By pydantic's type of the error, what to say after the field's name."""
 
 _RETRY_AFTER = {
-    "description": "In how many seconds to try again.",
+    "description": "After how many seconds to retry.",
     "schema": {"type": "integer", "minimum": 1},
 }
 
 
 class Problem(BaseModel):
-    """Every error's body."""
+    """The body of every error."""
 
     detail: str
 
@@ -54,3 +81,36 @@ def described_problem(code: int) -> dict[str, Any]:
     if code in {429, 503}:
         described["headers"] = {"Retry-After": _RETRY_AFTER}
     return described
+
+
+def validation_sentence(error: Mapping[str, Any]) -> str:
+    """Return one sentence for an error of pydantic's, without the input, which may be a secret."""
+    kind, place = error["type"], error["loc"]
+    if kind == "json_invalid":
+        return "body is not valid JSON"
+    message = _message(kind, str(error["msg"]), error.get("ctx", {}))
+    if len(place) == 1 and kind == "value_error":
+        # Of several fields; the sentence names them.
+        return message
+    return f"{_field(place)} {message}"
+
+
+def _message(kind: str, message: str, context: Mapping[str, Any]) -> str:
+    if kind in _MESSAGES:
+        return _MESSAGES[kind].format(**context)
+    if kind in {"enum", "literal_error"}:
+        # Pydantic quotes the values; of an enum's members it shows the repr, with the value in it.
+        values = re.findall(r"'([^']*)'", str(context["expected"]))
+        return f"must be one of {', '.join(values)}"
+    if kind == "string_pattern_mismatch":
+        is_blank_refused = context["pattern"] == WITH_SOMETHING_IN_IT
+        return f"must not {'be blank or ' if is_blank_refused else ''}contain the character NUL"
+    if kind.startswith("datetime_"):
+        return "must be a date and time in ISO 8601"
+    text = message.removeprefix("Value error, ")
+    text = re.sub(r"^(Input|Value|String|List) should ", "must ", text)
+    return f"{text[:1].lower()}{text[1:]}"
+
+
+def _field(place: Sequence[str | int]) -> str:
+    return ".".join(str(step) for step in place[1:]) or str(place[0])

@@ -1,9 +1,19 @@
 """The kinds of fields that bodies are made of."""
 
+import math
+import re
 from datetime import datetime, timezone
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, StringConstraints
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    WithJsonSchema,
+)
 
 MAX_INT = 2**31 - 1
 """The largest number that an integer column holds."""
@@ -12,7 +22,7 @@ MAX_INT = 2**31 - 1
 def _no_text(value: object) -> object:
     # Pydantic would read numbers out of texts, which the contract does not promise.
     if isinstance(value, str | bytes | bool):
-        raise ValueError("input should be a number")  # noqa: TRY004 - pydantic listens to this one
+        raise ValueError("must be a number")  # noqa: TRY004 - pydantic listens to this one
     return value
 
 
@@ -20,7 +30,7 @@ def _no_number(value: object) -> object:
     # Nor moments out of numbers.
     if isinstance(value, str | datetime) or value is None:
         return value
-    raise ValueError("input should be a date and a time as text")
+    raise ValueError("must be a date and time in ISO 8601")
 
 
 NUMBER = BeforeValidator(_no_text)
@@ -43,6 +53,38 @@ NonBlank = Annotated[
 """A short text with something in it."""
 
 
+UUID_SCHEMA = {"type": "string", "format": "uuid"}
+
+Id = Annotated[str, WithJsonSchema(UUID_SCHEMA)]
+"""The id of a node, a task or a key: a UUID, though any other text is looked up as well."""
+
+GivenId = Annotated[NonBlank, WithJsonSchema(UUID_SCHEMA)]
+"""An id in a request; one that no node and no task has is for the handler to refuse."""
+
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+def is_uuid(text: str) -> bool:
+    """Return whether the text is a UUID as this server writes them."""
+    return _UUID.fullmatch(text) is not None
+
+
+def _clamp(value: object) -> object:
+    # Before pydantic, which takes no integer that is too large for a float.
+    is_nan = isinstance(value, float) and math.isnan(value)
+    if isinstance(value, bool) or is_nan or not isinstance(value, int | float):
+        return value
+    return min(max(value, 0), 100)
+
+
+Percent = Annotated[
+    float,
+    Field(allow_inf_nan=False, description="0 to 100; any other number is moved into that range."),
+    BeforeValidator(_clamp),
+    NUMBER,
+]
+
+
 def _in_utc(moment: datetime) -> datetime:
     if moment.tzinfo is None:
         return moment.replace(tzinfo=timezone.utc)
@@ -60,12 +102,6 @@ class RequestBody(BaseModel):
     """What comes in; fields that it does not know are passed over."""
 
     model_config = ConfigDict(frozen=True)
-
-
-class StrictBody(RequestBody):
-    """What comes in where a misspelt field would lift a limit: unknown ones are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class View(BaseModel):

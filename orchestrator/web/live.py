@@ -5,6 +5,7 @@ which may be long, only when a new one has arrived.
 """
 
 import json
+from collections.abc import Sequence
 from datetime import datetime
 from functools import cache
 from typing import Any
@@ -14,7 +15,7 @@ from sqlalchemy import ColumnElement, Row, Select, case, func, select
 from sqlalchemy.orm import Session
 
 from orchestrator.db.tables import ApiKey, Log, Node, StatusEntry, Task
-from orchestrator.model import HELD, NodeStatus, utc_now
+from orchestrator.model import ADMIN_ID, HELD, NodeStatus, utc_now
 from orchestrator.routes.stats import get_statistics
 from orchestrator.scheduling.leases import silent_before
 from orchestrator.services import Services
@@ -53,7 +54,7 @@ class Viewer:
                 "numbers": _part(
                     "numbers", numbers=[(name.replace("_", " "), n) for name, n in numbers.items()]
                 ),
-                "chosen": _part("chosen", task=task and _task(session, nodes, task)),
+                "chosen": _part("chosen", task=task and _task(session, nodes, keys, task)),
                 "log": self._log(session, task),
                 "tasks": _part(
                     "tasks",
@@ -139,7 +140,8 @@ def _row(nodes: dict[str, Node], row: Row[Any]) -> Json:
     }
 
 
-def _task(session: Session, nodes: dict[str, Node], task: Task) -> Json:
+def _task(session: Session, nodes: dict[str, Node], keys: Sequence[ApiKey], task: Task) -> Json:
+    creators = {ADMIN_ID: "the admin key", **{key.id: key.name for key in keys}}
     node = nodes.get(task.assigned_node_id or "")
     outcome = task.result or task.error_message or ""
     steps = session.execute(_newest_steps(task)).all()
@@ -151,6 +153,7 @@ def _task(session: Session, nodes: dict[str, Node], task: Task) -> Json:
         "target": _target(nodes, task),
         "node": task.assigned_node_id if node is None else node.name,
         "at": _shown(task.created_at),
+        "creator": creators.get(task.created_by, task.created_by),
         "due": task.scheduled_for and _shown(task.scheduled_for),
         "recurrence": task.recurrence,
         "files": task.files,

@@ -22,7 +22,14 @@ import anyio
 import anyio.to_thread
 import sh
 
-from runner.errors import EngineError, EngineSilent, ImageMissing, NameInUse, NoSuchContainer
+from runner.errors import (
+    EngineError,
+    EngineSilent,
+    HalfRemoved,
+    ImageMissing,
+    NameInUse,
+    NoSuchContainer,
+)
 
 _MAX_OUTPUT_BYTES = 1 << 20
 _MAX_ARGUMENT_PAGES = 32  # MAX_ARG_STRLEN in linux/binfmts.h
@@ -37,6 +44,7 @@ _ERROR_TYPES: tuple[tuple[re.Pattern[str], type[EngineError]], ...] = (
         EngineSilent,
     ),
     (re.compile(r"no such container|no container with name or id"), NoSuchContainer),
+    (re.compile(r"container not known"), HalfRemoved),
     (re.compile(r"container name \S+ is already in use"), NameInUse),
     (re.compile(r"image not known|no such image|unable to find image"), ImageMissing),
 )

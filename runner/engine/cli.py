@@ -26,6 +26,7 @@ from runner.engine.inspect import (
 from runner.errors import (
     EngineError,
     EngineSilent,
+    HalfRemoved,
     ImageMissing,
     NoContainerRuntime,
     NoSuchContainer,
@@ -206,6 +207,10 @@ class CliEngine:
         try:
             result = await self._check_call("container", "inspect", name)
         except NoSuchContainer:
+            return None
+        except HalfRemoved:
+            # podman ends a container before it removes the storage: nothing of it runs.
+            await self.remove(name)
             return None
         try:
             inspected: dict[str, Any] = json.loads(result.output)[0]

@@ -12,6 +12,7 @@ from urllib.parse import unquote
 import anyio
 from anyio.abc import ByteStream
 
+from tests.harness.seed_contract import Message, Violation, check_request
 from tests.harness.server import Answer, Request, ScriptedServer, http, json_response, raw, serving
 
 if TYPE_CHECKING:
@@ -54,6 +55,10 @@ class ScriptedOrchestrator:
         self.calls: list[Call] = []
         self.taken: list[dict[str, Any]] = []
         """The reports that were answered with 200, unless by a test's own answer."""
+        self.known_ids: set[str] = set()
+        """The ids of nodes and tasks that it has handed out; to a node these are UUIDs."""
+        self.violations: list[Violation] = []
+        """What did not fit the seed's contract."""
         self.queue: list[object] = []
         """Assignments to hand out, each once; what a test puts in need not be one."""
         self.files: dict[str, bytes | Answer] = {}
@@ -97,6 +102,8 @@ class ScriptedOrchestrator:
     def hand_out(self, assignment: object) -> None:
         """Hand out whatever it is."""
         self.queue.append(assignment)
+        if isinstance(assignment, dict) and isinstance(assignment.get("task_id"), str):
+            self.known_ids.add(assignment["task_id"])
         self.release()
 
     def release(self) -> None:
@@ -132,7 +139,15 @@ class ScriptedOrchestrator:
     async def _answer(self, stream: ByteStream) -> None:
         request = self._server.requests[-1]
         self.calls.append(Call(request, self._now()))
+        self._check(request)
         await (await self._chosen(request))(stream)
+
+    def _check(self, request: Request) -> None:
+        message = Message(request.method, request.target, request.headers, request.body)
+        try:
+            check_request(message, self.known_ids)
+        except Violation as violation:
+            self.violations.append(violation)
 
     async def _chosen(self, request: Request) -> Answer:
         path = request.target
@@ -175,6 +190,7 @@ class ScriptedOrchestrator:
             return json_response({"id": node_id, "api_key": key, **self._named()})
         self._registered += 1
         key = f"node-key-{self._registered}"
+        self.known_ids.add(f"node-{self._registered}")
         self.keys.add(key)
         return json_response({"id": f"node-{self._registered}", "api_key": key, **self._named()})
 
@@ -204,4 +220,6 @@ def sha256(content: bytes) -> str:
 async def orchestrating(now: Callable[[], float]) -> AsyncIterator[ScriptedOrchestrator]:
     """Run one on a free port."""
     async with serving() as server:
-        yield ScriptedOrchestrator(server, now)
+        orchestrator = ScriptedOrchestrator(server, now)
+        yield orchestrator
+    assert not orchestrator.violations, orchestrator.violations

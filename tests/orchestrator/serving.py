@@ -31,6 +31,7 @@ from orchestrator.db.tables import Base, Node
 from orchestrator.server import Server, bind, url_of
 from orchestrator.settings import Settings
 from tests.harness.ports import kept_port
+from tests.harness.seed_contract import Message, check_response, declares
 
 REGISTRATION_TOKEN = "the-registration-token"  # noqa: S105 - opens nothing but test servers
 ADMIN_KEY = "the-admin-key"
@@ -192,7 +193,12 @@ class RunningOrchestrator:
         """Return a client that calls this server, with a key if one is named."""
         headers = {} if api_key is None else {"X-API-Key": api_key}
         client = httpx.Client(
-            base_url=self.url, headers=headers, timeout=90, trust_env=False, verify=_NO_TLS
+            base_url=self.url,
+            headers=headers,
+            timeout=90,
+            trust_env=False,
+            verify=_NO_TLS,
+            event_hooks={"response": [_check_response]},
         )
         self._clients.append(client)
         return client
@@ -333,6 +339,15 @@ def wait_for(condition: Callable[[], T | None], deadline_s: float = DEADLINE_S) 
             return result
         time.sleep(0.02)
     raise TimeoutError("what was waited for did not happen")
+
+
+def _check_response(response: httpx.Response) -> None:
+    """Check that a client generated from the seed's contract could read the response."""
+    method, target = response.request.method, response.request.url.raw_path.decode()
+    if declares(method, target, response.status_code):
+        check_response(
+            Message(method, target, response.headers, response.read()), response.status_code
+        )
 
 
 def _ok(response: httpx.Response) -> object:

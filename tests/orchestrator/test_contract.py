@@ -1,5 +1,6 @@
 """The contract: the file, the server and the examples agree."""
 
+import json
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import yaml
 from orchestrator.routes import stats
 from orchestrator.schemas import bodies, examples, keys
 from orchestrator.schemas.openapi import to_yaml
+from tests.harness import seed_contract
 from tests.orchestrator.contract_file import CONTRACT, HEAD, shown_schema
 from tests.orchestrator.serving import RunningOrchestrator, ok
 
@@ -45,11 +47,21 @@ def test_every_body_has_an_example(schema: dict[str, Any]) -> None:
     assert names - set(examples.EXAMPLES) == {"HistoryEntry", "Problem"}
 
 
-def test_every_call_names_the_key_that_it_needs(schema: dict[str, Any]) -> None:
-    unsecured = {
-        path
-        for path, operations in schema["paths"].items()
-        for operation in operations.values()
-        if "security" not in operation
+def test_every_call_names_the_key_that_the_seeds_contract_names(schema: dict[str, Any]) -> None:
+    seed = yaml.safe_load(seed_contract.PATH.read_text(encoding="utf-8"))
+    for path, operations in schema["paths"].items():
+        for method, operation in operations.items():
+            expected = seed["paths"][path][method]["security"]
+            assert operation["security"][: len(expected)] == expected, f"{method} {path}"
+
+
+def test_nothing_in_a_response_can_be_null_but_an_assignment_and_a_sent_log(
+    schema: dict[str, Any],
+) -> None:
+    nullable = {
+        name
+        for name, model in schema["components"]["schemas"].items()
+        if '"null"' in json.dumps(model.get("properties"))
     }
-    assert unsecured <= {"/health", "/dashboard"}
+    requests = {"Registration", "Heartbeat", "NewTask", "NewKey", "Report", "LogSubmission"}
+    assert nullable == requests | {"LogSession", "LogMessage"}

@@ -83,7 +83,7 @@ def test_page_needs_no_key_but_its_data_does(page: Page, orchestrator: RunningOr
     orchestrator.create_task("the-prompt")
     expect(page.get_by_label("Admin key")).to_be_focused()
     _sign_in(page, "wrong")
-    expect(page.locator("#state")).to_have_text("X-API-Key is not known here")
+    expect(page.locator("#state")).to_have_text("unknown or expired API key")
     expect(page.get_by_text("the-prompt")).to_have_count(0)
     _sign_in(page, orchestrator.admin_key)
     expect(page.get_by_text("the-prompt")).to_be_visible()
@@ -231,7 +231,7 @@ def test_throttled_sign_in_is_retried(page: Page) -> None:
     # Each wrong key counts once, though the page has more than one call to make.
     for number in range(2):
         _sign_in(page, f"wrong {number}")
-        expect(page.locator("#state")).to_have_text("X-API-Key is not known here")
+        expect(page.locator("#state")).to_have_text("unknown or expired API key")
         expect(page.locator("#sign-in")).to_be_visible()
     _sign_in(page, "wrong again")
     expect(page.locator("#state")).to_contain_text("too many wrong credentials")

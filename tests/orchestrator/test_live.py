@@ -12,7 +12,7 @@ from sqlalchemy import insert, select, update
 from orchestrator.db.database import Database
 from orchestrator.db.tables import ApiKey, StatusEntry, Task
 from orchestrator.model import TaskStatus, utc_now
-from tests.orchestrator.serving import Json, RegisteredNode, RunningOrchestrator, refusal
+from tests.orchestrator.serving import Json, RegisteredNode, RunningOrchestrator, ok, refusal
 
 Events = Iterator[tuple[str, str]]
 
@@ -129,12 +129,13 @@ def test_long_log_is_truncated_to_its_end(
         assert len(log) < 250_000
 
 
-def test_log_of_any_form_is_shown(orchestrator: RunningOrchestrator, node: RegisteredNode) -> None:
+def test_log_of_few_fields_is_shown(
+    orchestrator: RunningOrchestrator, node: RegisteredNode
+) -> None:
     task_id = orchestrator.assign(node)
-    nested = {"role": 7, "content": [{"text": "nested"}]}
-    _send_log(node, task_id, nested, None, {"content": None})
+    _send_log(node, task_id, {"content": "alone", "further": [1]}, {}, {"content": None})
     log = _first_look(orchestrator, task_id)["log"]
-    assert "nested" in log
+    assert "alone" in log
     assert "GET /logs/" not in log
 
 
@@ -184,6 +185,16 @@ def test_keys_are_shown_with_their_limits(orchestrator: RunningOrchestrator) -> 
     shown = _first_look(orchestrator)["key-list"]
     assert "expired" in shown
     assert "submitter" not in shown
+
+
+def test_task_shows_the_name_of_the_key_that_created_it(orchestrator: RunningOrchestrator) -> None:
+    key = orchestrator.create_key(name="acme-ci")
+    holder = orchestrator.client(key["api_key"])
+    created = ok(holder.post("/tasks", json={"prompt": "p"}))
+    assert created["created_by"] == key["key_id"]
+    assert "acme-ci" in _first_look(orchestrator, created["id"])["chosen"]
+    by_admin = orchestrator.create_task()["id"]
+    assert "the admin key" in _first_look(orchestrator, by_admin)["chosen"]
 
 
 def test_list_shows_that_there_are_more_tasks(orchestrator: RunningOrchestrator) -> None:

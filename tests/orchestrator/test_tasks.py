@@ -5,6 +5,7 @@ import uuid
 
 import pytest
 
+from orchestrator.schemas.bodies import ADMIN_CREATOR, NewTask
 from tests.orchestrator.serving import RegisteredNode, RunningOrchestrator, ok, refusal, rows
 
 
@@ -15,7 +16,7 @@ def test_task_is_created_pending_with_defaults(
     task = shared.create_task("Analyze data", target_node_name="nobody", **timeout)
     assert str(uuid.UUID(task["id"])) == task["id"]
     assert (task["status"], task["priority"], task["timeout_seconds"]) == ("pending", 0, 3600)
-    assert task["files"] == []
+    assert (task["files"], task["created_by"]) == ([], ADMIN_CREATOR)
     shown = shared.task(task["id"])
     assert [entry["status"] for entry in shown.pop("history")] == ["pending"]
     assert shown == task
@@ -41,7 +42,7 @@ def test_task_is_created_pending_with_defaults(
         ("recurrence", "* * * *"),
         ("recurrence", "61 * * * *"),
         ("recurrence", "daily"),
-        ("target_nodename", "misspelt: it would go to any node"),
+        ("target_node_id", "not a UUID, so no node's"),
     ],
 )
 def test_invalid_task_is_422_and_names_the_field(
@@ -53,6 +54,15 @@ def test_invalid_task_is_422_and_names_the_field(
     assert code == 422
     assert sentence.startswith(field)
     assert len(shared.tasks()) == before
+
+
+def test_fields_that_are_not_declared_are_ignored_and_null_is_as_if_left_out(
+    shared: RunningOrchestrator,
+) -> None:
+    required = {"id", "prompt", "priority", "timeout_seconds", "status", "created_at"}
+    body = {**dict.fromkeys(NewTask.model_fields), "prompt": "do it", "further": 1}
+    task = ok(shared.admin.post("/tasks", json=body))
+    assert set(task) == required | {"created_by", "files"}
 
 
 @pytest.mark.both_databases

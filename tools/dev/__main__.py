@@ -11,6 +11,7 @@
                            --engine podman or docker; see docs/reliability.md
 ./dev rollout [ARGUMENTS]  run the Molecule scenarios of the Ansible role: all, or with arguments
                            for pytest some, on bare hosts first: -k "bare or upgrade"
+./dev contract             lint the contract, and try clients that are generated from it
 ./dev help                 this text
 
 It installs what is missing, prints what and how long that takes, and leaves no daemon running.
@@ -26,6 +27,7 @@ from typing import NoReturn
 from tools.dev import environments as envs
 from tools.dev import postgres
 from tools.dev import rollout as scenarios
+from tools.dev.contract import run as contract
 from tools.dev.engines import Engine, running_docker
 from tools.dev.images import ready_engine, ready_podman
 from tools.dev.packages import ensure_browser, ensure_program
@@ -42,6 +44,7 @@ ORCHESTRATOR_BENCHMARKS = {"claims", "fleet"}
 def main(arguments: list[str]) -> int:
     """Run the command that the arguments name; return the exit code."""
     commands = {command.__name__: command for command in (demo, test, check, bench, soak, rollout)}
+    commands["contract"] = contract
     name, *rest = arguments or ["help"]
     if name in {"help", "-h", "--help"}:
         print(__doc__.strip())

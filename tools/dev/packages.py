@@ -20,6 +20,8 @@ PACKAGES = {
     "systemctl": ("systemd", "systemd"),
     "postgres": ("postgresql", "postgresql-server"),
     "chromium": ("chromium", "chromium"),
+    "node": ("nodejs", "nodejs"),
+    "npm": ("npm", "nodejs-npm"),
     "ssh": ("openssh-client", "openssh-clients"),
     "newuidmap": ("uidmap", "shadow-utils"),
     "netavark": ("netavark iptables", "netavark"),
