@@ -249,7 +249,7 @@ def test_hostile_texts_are_shown_as_texts(fleet: Page, orchestrator: RunningOrch
     node = orchestrator.register(HOSTILE, tags={HOSTILE: HOSTILE})
     task = orchestrator.create_task(HOSTILE, target_node_name=HOSTILE)
     node.poll()
-    session = {"title": HOSTILE, "messages": [{"role": HOSTILE, "content": HOSTILE}, HOSTILE]}
+    session = {"title": HOSTILE, "messages": [{"role": HOSTILE, "content": HOSTILE}]}
     node.send_log(task["id"], session)
     node.report(task["id"], "error", message=HOSTILE)
     orchestrator.create_key(name=HOSTILE, description=HOSTILE, allowed_node_patterns=[HOSTILE])
