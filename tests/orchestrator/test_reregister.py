@@ -1,8 +1,6 @@
 """The extension `reregister`: a node that registers again with its key stays the same node."""
 
-from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 
 import httpx
 import pytest
@@ -19,7 +17,6 @@ from tests.orchestrator.serving import (
     RunningOrchestrator,
     ok,
     refusal,
-    serve,
 )
 
 GONE = "no node has the key in X-API-Key: register without it, as a new node"
@@ -33,14 +30,6 @@ CHANGED: Json = {
 NOT_OURS = "b1f2a0c4-3d5e-4f67-8a9b-0c1d2e3f4a5b"
 PROMPTLY_S = 20
 """Less than the 30 s after which a held request looks for work without an announcement."""
-
-
-@pytest.fixture
-def pair(tmp_path: Path, postgresql_url: str) -> Iterator[list[RunningOrchestrator]]:
-    """Serve twice over one database."""
-    settings = {"database_url": postgresql_url}
-    with serve(tmp_path / "data", **settings) as one, serve(tmp_path / "data", **settings) as other:
-        yield [one, other]
 
 
 def _register(orchestrator: RunningOrchestrator, api_key: str, **changes: object) -> httpx.Response:
@@ -116,21 +105,6 @@ def test_held_request_is_answered_with_a_task_for_the_new_name(
     names = ("node", "newer")
     tasks = [orchestrator.create_task(target_node_name=name)["id"] for name in names]
     assert [poller.task_id(index, PROMPTLY_S) for index in (1, 0)] == tasks
-
-
-def test_other_process_knows_the_new_name_at_once(pair: list[RunningOrchestrator]) -> None:
-    first, second = pair
-    node = first.register()
-    there = RegisteredNode(node.id, node.name, node.api_key, second.client(node.api_key))
-    assert there.poll() is None
-    poller = Poller(second, there)
-    ok(_register(first, node.api_key))
-    task_id = first.create_task(target_node_name="new")["id"]
-    assert poller.task_id(within_s=PROMPTLY_S) == task_id
-    # What that process has cached of the node has changed as well, not this request alone.
-    poller = Poller(second, there)
-    task_id = first.create_task(target_node_name="new")["id"]
-    assert poller.task_id(within_s=PROMPTLY_S) == task_id
 
 
 @pytest.mark.both_databases
