@@ -1,55 +1,99 @@
 """`python -m orchestrator check URL`: a line for each rule, and whether it holds there."""
 
+import json
+import signal
 import sys
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import Enum
+from itertools import groupby
+from typing import NoReturn
 
 import click
 import httpx
 
 from orchestrator.conformance.admin_rules import ADMIN_RULES
+from orchestrator.conformance.expect import Absent, Broken, Skipped, Stopped
 from orchestrator.conformance.key_rules import KEY_RULES
-from orchestrator.conformance.node_rules import LAST_RULES, NODE_RULES
-from orchestrator.conformance.site import Absent, Broken, Rule, Site, is_sendable
+from orchestrator.conformance.node_rules import NODE_RULES
+from orchestrator.conformance.runner_rules import RUNNER_RULES
+from orchestrator.conformance.target import Rule, RunnerTarget, Target, is_sendable
 from orchestrator.conformance.task_rules import TASK_RULES
 
-_RULES = (*NODE_RULES, *TASK_RULES, *ADMIN_RULES, *KEY_RULES, *LAST_RULES)
+PROFILES: dict[str, dict[str, tuple[Rule, ...]]] = {
+    "full": {**NODE_RULES, **TASK_RULES, **ADMIN_RULES, **KEY_RULES},
+    "runner": RUNNER_RULES,
+}
+"""The rules of each profile, by what they are about."""
+
+_EXIT_BROKEN = 1
+_EXIT_INTERRUPTED = 130
 
 
 class Verdict(str, Enum):
-    """What is said of a rule."""
+    """What came of a rule."""
 
     HOLDS = "holds"
-    BROKEN = "BROKEN"
+    BROKEN = "broken"
     ABSENT = "absent"
+    SKIPPED = "skipped"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What came of one rule."""
+    """A rule with its verdict, as `--json` shows it."""
 
     rule: str
     """The function's name."""
+    group: str
     claim: str
     verdict: Verdict
     reason: str = ""
 
 
-def check_all(site: Site) -> Iterator[Finding]:
-    """Try every rule."""
-    for rule in _RULES:
-        yield _try(rule, site)
+def check_all(target: Target, profile: str = "full") -> Iterator[Finding]:
+    """Try every rule of a profile. Raises Stopped."""
+    for group, rules in PROFILES[profile].items():
+        for rule in rules:
+            yield try_rule(rule, target, group)
 
 
-def _sendable(_context: click.Context, _option: click.Parameter, credential: str) -> str:
-    if not is_sendable(credential):
+def try_rule(rule: Rule, target: Target, group: str = "") -> Finding:
+    """Try one rule. Raises Stopped."""
+    verdict, reason = Verdict.HOLDS, ""
+    try:
+        rule(target)
+    except Broken as error:
+        verdict, reason = Verdict.BROKEN, str(error)
+    except Absent as error:
+        verdict, reason = Verdict.ABSENT, str(error)
+    except Skipped as error:
+        verdict, reason = Verdict.SKIPPED, str(error)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        verdict, reason = Verdict.BROKEN, f"there is no response: {error}"
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        # Any body may come back; the check goes on.
+        verdict, reason = Verdict.BROKEN, f"a response does not follow the contract: {error!r}"
+    return Finding(rule.__name__, group, str(rule.__doc__).rstrip("."), verdict, reason)
+
+
+def _sendable(
+    _context: click.Context, _option: click.Parameter, credential: str | None
+) -> str | None:
+    if credential is not None and not is_sendable(credential):
         raise click.BadParameter("it has characters that no header can carry")
     return credential
 
 
 @click.command(name="check")
 @click.argument("url")
+@click.option(
+    "--profile",
+    type=click.Choice(sorted(PROFILES)),
+    default="full",
+    help="full: the whole contract. runner: the six calls that a runner makes.",
+)
 @click.option(
     "--registration-token",
     callback=_sendable,
@@ -61,44 +105,82 @@ def _sendable(_context: click.Context, _option: click.Parameter, credential: str
     "--admin-key",
     callback=_sendable,
     envvar="ADMIN_API_KEY",
-    required=True,
-    help="The admin key; from ADMIN_API_KEY it stays off the command line.",
+    help="The admin key; from ADMIN_API_KEY it stays off the command line. The profile runner uses"
+    " it only to remove its nodes.",
 )
-def check(url: str, registration_token: str, admin_key: str) -> None:
-    """Run the contract against the orchestrator at URL, whosever it is.
+@click.option(
+    "--take-task",
+    is_flag=True,
+    help="With --profile runner: work on the one task that the orchestrator offers, and end it.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def check(  # noqa: PLR0913 - click passes every option as an argument
+    url: str,
+    *,
+    profile: str,
+    registration_token: str,
+    admin_key: str | None,
+    take_task: bool,
+    as_json: bool,
+) -> None:
+    """Check any orchestrator, the one at URL, against the contract.
 
-    It registers nodes of its own, creates keys, and tasks for its nodes alone, and removes them at
-    the end. Ends with 1 if anything does not hold.
+    It registers nodes, creates keys and tasks for these nodes alone, and removes them at the end,
+    also after Ctrl-C. Tasks of others stay theirs. Exits with 0 if no rule is broken, 1 if one is,
+    69 if the orchestrator cannot be reached, 78 if it refuses a credential.
     """
-    counts = dict.fromkeys(Verdict, 0)
-    with Site(url, registration_token, admin_key) as site:
-        try:
-            site.client().get("/health")
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            click.echo(f"Error: cannot reach {url}: {error}", err=True)
-            sys.exit(69)
-        for finding in check_all(site):
-            counts[finding.verdict] += 1
-            click.echo(f"{finding.verdict.value:8}{finding.claim}")
-            if finding.reason:
-                click.echo(f"        {finding.reason}")
-    told = ", ".join(f"{count} {verdict.value.lower()}" for verdict, count in counts.items())
-    click.echo(f"\n{told}")
-    sys.exit(1 if counts[Verdict.BROKEN] else 0)
-
-
-def _try(rule: Rule, site: Site) -> Finding:
-    name, claim = rule.__name__, str(rule.__doc__).rstrip(".")
+    if profile == "full" and admin_key is None:
+        raise click.UsageError("--profile full needs --admin-key (or ADMIN_API_KEY)")
+    if profile == "full" and take_task:
+        raise click.UsageError("--take-task needs --profile runner")
+    target = (
+        Target(url, registration_token, admin_key)
+        if profile == "full"
+        else RunnerTarget(url, registration_token, admin_key, take_task=take_task)
+    )
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        rule(site)
-    except Broken as error:
-        return Finding(name, claim, Verdict.BROKEN, str(error))
-    except Absent as error:
-        return Finding(name, claim, Verdict.ABSENT, str(error))
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        return Finding(name, claim, Verdict.BROKEN, f"no answer: {error}")
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
-        # Whatever else an orchestrator may answer, the check itself goes on.
-        reason = f"an answer has not the form that it has to have: {error!r}"
-        return Finding(name, claim, Verdict.BROKEN, reason)
-    return Finding(name, claim, Verdict.HOLDS)
+        with target:
+            target.check_credentials()
+            findings = check_all(target, profile)
+            tried = list(findings if as_json else _shown(findings))
+    except Stopped as error:
+        _stop(str(error), target, error.exit_code)
+    except KeyboardInterrupt:
+        _stop("interrupted", target, _EXIT_INTERRUPTED)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    counts = Counter(finding.verdict for finding in tried)
+    totals = {verdict.value: counts[verdict] for verdict in Verdict}
+    if as_json:
+        rules = [asdict(finding) for finding in tried]
+        document = {"url": url, "profile": profile, "rules": rules, "totals": totals}
+        document["left_behind"] = target.left_behind
+        click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+    else:
+        click.echo("\n" + ", ".join(f"{count} {verdict}" for verdict, count in totals.items()))
+        _warn_of_what_is_left(target)
+    sys.exit(_EXIT_BROKEN if counts[Verdict.BROKEN] else 0)
+
+
+def _stop(sentence: str, target: Target, exit_code: int) -> NoReturn:
+    click.echo(f"Error: {sentence}", err=True)
+    _warn_of_what_is_left(target)
+    sys.exit(exit_code)
+
+
+def _warn_of_what_is_left(target: Target) -> None:
+    if target.left_behind:
+        click.echo(f"Warning: left on the orchestrator: {', '.join(target.left_behind)}", err=True)
+
+
+def _shown(findings: Iterator[Finding]) -> Iterator[Finding]:
+    for group, members in groupby(findings, lambda finding: finding.group):
+        click.echo(group)
+        for finding in members:
+            verdict = finding.verdict.value
+            shown = verdict.upper() if finding.verdict is Verdict.BROKEN else verdict
+            click.echo(f"  {shown:9}{finding.claim}")
+            if finding.reason:
+                click.echo(f"           {finding.reason}")
+            yield finding

@@ -1,4 +1,4 @@
-"""How an engine's own account of a container is read."""
+"""How the output of an engine is read, and how its arguments are written."""
 
 from __future__ import annotations
 
@@ -14,10 +14,14 @@ from runner.errors import EngineError, EngineSilent, ImageMissing, NameInUse, No
 from runner.model import Limits
 
 NEVER = "0001-01-01T00:00:00Z"
+AT_NINE = "2026-01-31T09:00:00Z"
+LATER = "2026-01-31T09:00:01Z"
+AWAY = "Cannot connect to the Docker daemon at unix:///x. Is the docker daemon running?"
+TAKEN = 'the container name "x" is already in use by y'
 
 
-def told(**state: object) -> dict[str, Any]:
-    """Write what `inspect` says of a container."""
+def inspected(**state: object) -> dict[str, Any]:
+    """Return what `inspect` reports of a container."""
     return {"Id": "f" * 64, "Name": "/victoria-1", "Config": {"Labels": None}, "State": state}
 
 
@@ -25,46 +29,23 @@ def told(**state: object) -> dict[str, Any]:
     ("state", "has_processes", "phase"),
     [
         ({"Status": "created", "StartedAt": NEVER, "FinishedAt": NEVER}, False, Phase.CREATED),
-        # podman was killed before it noted the start: while it runs, and afterwards.
+        # podman was killed before it recorded the start: while it runs, and afterwards.
         ({"Status": "initialized", "StartedAt": NEVER, "Pid": 7}, True, Phase.RUNNING),
         ({"Status": "created", "StartedAt": NEVER, "Pid": 7}, False, Phase.VANISHED),
-        (
-            {"Status": "running", "Running": True, "StartedAt": "2026-01-31T09:00:00Z"},
-            True,
-            Phase.RUNNING,
-        ),
-        ({"Status": "stopping", "StartedAt": "2026-01-31T09:00:00Z"}, True, Phase.RUNNING),
-        ({"Status": "paused", "StartedAt": "2026-01-31T09:00:00Z"}, True, Phase.RUNNING),
-        (
-            {"Status": "running", "Running": True, "StartedAt": "2026-01-31T09:00:00Z"},
-            False,
-            Phase.VANISHED,
-        ),
-        (
-            {"Status": "exited", "StartedAt": "2026-01-31T09:00:00Z", "FinishedAt": NEVER},
-            False,
-            Phase.VANISHED,
-        ),
-        (
-            {
-                "Status": "exited",
-                "StartedAt": "2026-01-31T09:00:00Z",
-                "FinishedAt": "2026-01-31T09:00:01Z",
-            },
-            False,
-            Phase.EXITED,
-        ),
+        ({"Status": "running", "Running": True, "StartedAt": AT_NINE}, True, Phase.RUNNING),
+        ({"Status": "stopping", "StartedAt": AT_NINE}, True, Phase.RUNNING),
+        ({"Status": "paused", "StartedAt": AT_NINE}, True, Phase.RUNNING),
+        ({"Status": "running", "Running": True, "StartedAt": AT_NINE}, False, Phase.VANISHED),
+        ({"Status": "exited", "StartedAt": AT_NINE, "FinishedAt": NEVER}, False, Phase.VANISHED),
+        ({"Status": "exited", "StartedAt": AT_NINE, "FinishedAt": LATER}, False, Phase.EXITED),
+        # The clock was set back meanwhile.
+        ({"StartedAt": AT_NINE, "FinishedAt": "2026-01-31T08:00:05Z"}, False, Phase.EXITED),
     ],
 )
-def test_phase_follows_from_what_is_told_and_what_is_seen(
+def test_phase_follows_from_the_report_and_the_processes(
     state: dict[str, object], *, has_processes: bool, phase: Phase
 ) -> None:
-    assert read_container(told(**state), has_processes=has_processes).phase is phase
-
-
-def test_container_has_ended_though_the_clock_was_set_back_meanwhile() -> None:
-    account = told(StartedAt="2026-01-31T09:00:00Z", FinishedAt="2026-01-31T08:00:05Z")
-    assert read_container(account, has_processes=False).phase is Phase.EXITED
+    assert read_container(inspected(**state), has_processes=has_processes).phase is phase
 
 
 @pytest.mark.parametrize(
@@ -72,12 +53,12 @@ def test_container_has_ended_though_the_clock_was_set_back_meanwhile() -> None:
     ["2026-01-31T09:00:00.123456789Z", "2026-01-31T10:00:00.123456789+01:00"],
 )
 def test_moments_are_read_in_any_zone(text: str) -> None:
-    container = read_container(told(StartedAt=text), has_processes=False)
+    container = read_container(inspected(StartedAt=text), has_processes=False)
     assert container.started_at == pytest.approx(1769850000.123, abs=0.001)
 
 
 @pytest.mark.parametrize(
-    ("errors", "meaning", "complaint"),
+    ("errors", "error_type", "error_text"),
     [
         (
             "unknown flag: --x\n\nUsage:  docker run\n\nRun 'docker run --help' for more",
@@ -90,36 +71,24 @@ def test_moments_are_read_in_any_zone(text: str) -> None:
             EngineError,
             "it broke",
         ),
-        (
-            "docker: Error response from daemon: it broke",
-            EngineError,
-            "it broke",
-        ),
-        (
-            "Cannot connect to the Docker daemon at unix:///x. Is the docker daemon running?",
-            EngineSilent,
-            "Cannot connect to the Docker daemon at unix:///x. Is the docker daemon running?",
-        ),
+        ("docker: Error response from daemon: it broke", EngineError, "it broke"),
+        (AWAY, EngineSilent, AWAY),
         ("Error: no such container x", NoSuchContainer, "no such container x"),
         ("Error: x: image not known", ImageMissing, "x: image not known"),
-        (
-            'Error: the container name "x" is already in use by y',
-            NameInUse,
-            'the container name "x" is already in use by y',
-        ),
+        (f"Error: {TAKEN}", NameInUse, TAKEN),
         ("Error: address 0.0.0.0:80 is already in use", EngineError, None),
         ("", EngineError, "exit code 125"),
     ],
 )
-def test_complaint_is_one_line_and_has_one_meaning(
-    errors: str, meaning: type[EngineError], complaint: str | None
+def test_error_of_an_engine_is_one_line_and_has_one_type(
+    errors: str, error_type: type[EngineError], error_text: str | None
 ) -> None:
-    answer = CommandResult(125, "", errors)
-    assert answer.error_type is meaning
-    assert complaint in {answer.error_text, None}
+    result = CommandResult(125, "", errors)
+    assert result.error_type is error_type
+    assert error_text in {result.error_text, None}
 
 
-def test_docker_is_told_of_the_host_unless_it_shares_its_network() -> None:
+def test_docker_gets_the_name_of_the_host_unless_it_shares_its_network() -> None:
     apart = ContainerSpec(name="n", image="i", arguments=())
     shared = ContainerSpec(name="n", image="i", arguments=(), run_args=("--network", "host"))
     assert "host.containers.internal:host-gateway" in run_arguments("docker", apart)
@@ -127,7 +96,7 @@ def test_docker_is_told_of_the_host_unless_it_shares_its_network() -> None:
     assert "--add-host" not in run_arguments("podman", apart)
 
 
-def test_graphics_processors_are_asked_for_in_each_engines_way() -> None:
+def test_gpus_are_requested_in_each_engines_way() -> None:
     two = ContainerSpec(name="n", image="i", arguments=(), limits=Limits(gpus="0,1"))
     assert '"device=0,1"' in run_arguments("docker", two)
     assert "nvidia.com/gpu=0" in run_arguments("podman", two)

@@ -29,7 +29,7 @@ class Crush:
     def __init__(
         self, path: Path, schema: str = SCHEMA, *, now: int = DURING, prefix: str = "m"
     ) -> None:
-        """Open the database; `now` is when everything is from, unless it is said otherwise.
+        """Open the database; `now` is the time of everything that has no time of its own.
 
         `prefix` stands before the numbers that are the messages' ids.
         """
@@ -76,6 +76,6 @@ class Crush:
         self.connection.close()
 
 
-def text(said: str) -> list[object]:
-    """Give the parts of a message that says something."""
-    return [{"type": "text", "data": {"text": said}}]
+def text(content: str) -> list[object]:
+    """Return the parts of a message with this text."""
+    return [{"type": "text", "data": {"text": content}}]

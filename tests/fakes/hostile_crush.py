@@ -1,4 +1,4 @@
-"""Databases in Crush's place that a task can leave to harm who reads them."""
+"""Databases in Crush's place that a task can leave to harm their reader."""
 
 from __future__ import annotations
 

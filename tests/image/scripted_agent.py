@@ -1,4 +1,4 @@
-"""An agent that does as its prompt says, with the status reporter as its MCP server.
+"""An agent that follows its prompt, with the status reporter as its MCP server.
 
 Called as the stand-in is, and knows its directives. Beside them:
 
@@ -46,7 +46,7 @@ class Conversation:
 
 
 async def work(prompt: str, home: str) -> int:
-    """Carry out the directives; give the exit code."""
+    """Carry out the directives; return the exit code."""
     conversation = Conversation(home, prompt)
     reporter = StdioServerParameters(
         command="python3", args=["-m", "runner.status_reporter"], env=dict(os.environ)
@@ -79,7 +79,7 @@ async def call(client: Client, conversation: Conversation, tool: str, arguments:
 
 
 def directives(prompt: str) -> list[tuple[str, str]]:
-    """Give the names and values in square brackets."""
+    """Return the names and values in square brackets."""
     found = [part.partition("]")[0].partition(" ")[::2] for part in prompt.split("[")[1:]]
     return [(name, value) for name, value in found if is_known(name, value)]
 
@@ -90,7 +90,7 @@ def is_known(name: str, value: str) -> bool:
 
 
 def main(arguments: list[str]) -> int:
-    """Do the task; give the exit code."""
+    """Do the task; return the exit code."""
     home = os.environ["VICTORIA_HOME"]
     stand_in.die_when_told()
     stand_in.mark_start(os.path.join(home, "tasks", stand_in.task_id()))

@@ -1,4 +1,4 @@
-"""The program of the stand-in image: does what its prompt says, and writes down that it did.
+"""The program of the stand-in image: follows its prompt, and records that it did.
 
 Called as ``--accept-license --task PROMPT``. The first thing it does is to append a line to
 ``tasks/$JOB_ID/starts.log`` below the Victoria home, so that a test can count how often a task ran,
@@ -86,7 +86,7 @@ def mark_start(folder: str) -> None:
 
 
 def die_when_told() -> None:
-    """Give TERM and INT their usual effect, which PID 1 of a container does not have by itself."""
+    """Let TERM and INT end this process, which as PID 1 of a container ignores them otherwise."""
     on_end_signals(lambda number, _frame: os._exit(128 + number))
 
 
@@ -155,7 +155,7 @@ def hang() -> None:
 
 
 def wait_for(path: str) -> None:
-    """Return once the file exists; whoever runs the task decides how long that may take."""
+    """Wait for a file to exist; the task's own timeout is the only one."""
     while not os.path.exists(path):
         time.sleep(LOOK_AGAIN_S)
 
@@ -182,7 +182,7 @@ def write_all(descriptor: int, content: bytes) -> None:
 
 
 def write_whole(path: str, text: str) -> None:
-    """Write a file so that whoever sees it sees all of it."""
+    """Write a file atomically: a reader sees all of it or nothing."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
     part = f"{path}.part"
     with open(part, "w", encoding="utf-8") as file:

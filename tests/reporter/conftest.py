@@ -19,16 +19,16 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-@pytest.fixture
-def orchestrator(tmp_path: Path) -> Iterator[RunningOrchestrator]:
+@pytest.fixture(scope="session")
+def orchestrator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningOrchestrator]:
     """Serve the reference orchestrator."""
-    with RunningOrchestrator(tmp_path / "orchestrator") as running:
+    with RunningOrchestrator(tmp_path_factory.mktemp("orchestrator")) as running:
         yield running
 
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    """Give a Victoria home."""
+    """Make a Victoria home."""
     folder = tmp_path / "home"
     folder.mkdir()
     return folder
@@ -36,7 +36,7 @@ def home(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def held(orchestrator: RunningOrchestrator, home: Path) -> Held:
-    """Give a task that a node has taken, so that it may be reported on."""
+    """Create a task that a node claims, so that it may be reported on."""
     node = orchestrator.register()
     task_id = orchestrator.create_task("Count the sales")["id"]
     assert node.poll() is not None

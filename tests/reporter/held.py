@@ -1,4 +1,4 @@
-"""A task in hand, and the reporter as a process of its own, beside an agent that speaks to it."""
+"""A task that a node has claimed, and an agent that calls its reporter."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mcp import Client, StdioServerParameters
+from mcp import Client
 
+from runner.api.client import OrchestratorClient
+from runner.reporter.job import job_in
+from runner.reporter.reporter import Reporter
+from runner.reporter.server import server_for
 from runner.workspace.handover import ReporterState, read_reporter_state
 from tests.orchestrator.serving import RunningOrchestrator
 
@@ -22,7 +26,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Held:
-    """A task that a node has taken, so that it may be reported on."""
+    """A task that a node has, so that it may be reported on."""
 
     orchestrator: RunningOrchestrator
     home: Path
@@ -31,7 +35,7 @@ class Held:
 
     @property
     def variables(self) -> dict[str, str]:
-        """What a container of the task has in its environment."""
+        """The environment variables of the task's container."""
         return {
             "ORCHESTRATOR_URL": self.orchestrator.url,
             "JOB_ID": self.task_id,
@@ -51,37 +55,31 @@ class Held:
         return self.orchestrator.log_of(self.task_id)
 
     @property
-    def trace(self) -> ReporterState:
+    def state(self) -> ReporterState:
         """What the reporter has left for the runner."""
         return read_reporter_state(self.home, self.task_id)
 
 
 class Agent:
-    """An agent's end of the protocol."""
+    """A client of the reporter's MCP server."""
 
     def __init__(self, client: Client) -> None:
         self.client = client
 
-    async def call(self, tool: str, **arguments: object) -> Json:
-        """Call a tool; return its structured answer, which must not be marked as an error."""
+    async def call(self, tool: str, *, is_error: bool = False, **arguments: object) -> Json:
+        """Call a tool; return its structured answer."""
         result = await self.client.call_tool(tool, arguments)
-        assert not result.is_error
-        assert isinstance(result.structured_content, dict)
-        return result.structured_content
-
-    async def call_in_vain(self, tool: str, **arguments: object) -> Json:
-        """Call a tool; return its structured answer, which must be marked as an error."""
-        result = await self.client.call_tool(tool, arguments)
-        assert result.is_error
+        assert result.is_error is is_error
         assert isinstance(result.structured_content, dict)
         return result.structured_content
 
 
 @asynccontextmanager
 async def connected(variables: Mapping[str, str]) -> AsyncIterator[Agent]:
-    """Start a reporter and speak with it."""
-    server = StdioServerParameters(
-        command=COMMAND[0], args=list(COMMAND[1:]), env=dict(variables), cwd=ROOT
-    )
-    async with Client(server) as client:
+    """Connect an agent to a reporter with these environment variables."""
+    job = job_in(variables)
+    async with (
+        OrchestratorClient(job.orchestrator_url) as orchestrator,
+        Client(server_for(Reporter(job, orchestrator))) as client,
+    ):
         yield Agent(client)

@@ -1,4 +1,4 @@
-"""How long an agent is kept waiting, on a clock that jumps."""
+"""How long an agent waits for its answer, on a clock that jumps."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ import pytest
 from runner.api.client import OrchestratorClient
 from runner.reporter.reporter import Reporter
 from tests.harness.loop import JUMPING
-from tests.harness.server import json_response, raw, serving, stalled
+from tests.harness.server import json_response, nobody_listening, raw, serving, stalled
 from tests.reporter.test_failures import job
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from tests.fakes.crush import Crush
     from tests.harness.server import Answer
 
 pytestmark = pytest.mark.anyio
@@ -29,15 +28,16 @@ def anyio_backend() -> tuple[str, Mapping[str, Any]]:
     return JUMPING
 
 
+@pytest.mark.usefixtures("crush")
 @pytest.mark.parametrize(
-    "said",
+    "response",
     [raw(), stalled(b""), json_response({}, 503), json_response({}, 503, {"Retry-After": "3600"})],
 )
 async def test_agent_has_its_answer_after_half_a_minute_at_most(
-    home: Path, crush: Crush, said: Answer
+    home: Path, response: Answer
 ) -> None:
     async with serving() as server, OrchestratorClient(server.url) as orchestrator:
-        server.answer(said)
+        server.answer(response)
         reporter = Reporter(job(server.url, home), orchestrator)
         began_s = anyio.current_time()
         answer = await reporter.finish("success", "12 sales", submit_logs=True)
@@ -45,4 +45,12 @@ async def test_agent_has_its_answer_after_half_a_minute_at_most(
 
     assert answer["sent"] is False
     assert took_s <= 31
-    crush.close()
+
+
+async def test_orchestrator_that_is_away_is_reported(home: Path) -> None:
+    with nobody_listening() as port:
+        async with OrchestratorClient(f"http://127.0.0.1:{port}") as orchestrator:
+            reporter = Reporter(job(orchestrator.url, home), orchestrator)
+            answer = await reporter.report("running", None, 5)
+
+    assert answer == {"sent": False, "error": "cannot report 'running': Connection refused"}

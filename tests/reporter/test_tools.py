@@ -1,8 +1,6 @@
-"""What an agent that is a real client can do with the reporter, seen from the orchestrator."""
+"""What an agent can do with the reporter, seen from the orchestrator."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -11,9 +9,6 @@ from runner.workspace.handover import FinalStatus
 from tests.fakes.crush import Crush, text
 from tests.reporter.held import Held, connected
 
-if TYPE_CHECKING:
-    from tests.orchestrator.serving import RunningOrchestrator
-
 pytestmark = pytest.mark.anyio
 
 
@@ -21,11 +16,11 @@ async def test_six_tools_are_listed_with_their_parameters(held: Held) -> None:
     async with connected(held.variables) as agent:
         tools = (await agent.client.list_tools()).tools
 
-    taken = {
-        tool.name: (list(tool.input_schema["properties"]), tool.input_schema.get("required", []))
-        for tool in tools
-    }
-    assert taken == {
+    schemas = {tool.name: tool.input_schema for tool in tools}
+    assert {
+        name: (list(schema["properties"]), schema.get("required", []))
+        for name, schema in schemas.items()
+    } == {
         "report_status": (["status", "message", "progress"], ["status"]),
         "report_started": (["message"], []),
         "report_complete": (["message", "submit_logs"], []),
@@ -34,101 +29,96 @@ async def test_six_tools_are_listed_with_their_parameters(held: Held) -> None:
         "get_job_info": ([], []),
     }
     assert all(tool.description for tool in tools)
-
-
-async def test_parameters_have_descriptions_and_defaults(held: Held) -> None:
-    async with connected(held.variables) as agent:
-        tools = (await agent.client.list_tools()).tools
-
-    parameters = {
-        name: schema for tool in tools for name, schema in tool.input_schema["properties"].items()
-    }
-    assert all(schema["description"] for schema in parameters.values())
+    parameters = {name: each for s in schemas.values() for name, each in s["properties"].items()}
+    assert all(parameter["description"] for parameter in parameters.values())
     assert parameters["status"]["enum"] == ["running", "analyzing", "success", "error"]
     assert parameters["submit_logs"]["default"] is True
 
 
-@pytest.mark.parametrize("message", ['{"sales": 12}', "[12, 13]", "null", "12"])
-async def test_message_that_is_json_is_reported_as_it_is(held: Held, message: str) -> None:
+async def test_message_that_is_json_is_reported_as_it_is(held: Held) -> None:
+    messages = ['{"sales": 12}', "[12, 13]", "null", "12"]
     async with connected(held.variables) as agent:
-        answer = await agent.call("report_complete", message=message, submit_logs=False)
+        for message in messages:
+            await agent.call("report_status", status="running", message=message)
+        await agent.call("report_complete", message="[1]", submit_logs=False)
 
-    assert answer["sent"] is True
-    assert held.task["result"] == message
-
-
-async def test_null_stands_for_what_is_left_out(held: Held) -> None:
-    async with connected(held.variables) as agent:
-        answer = await agent.call("report_status", status="running", message=None, progress=None)
-
-    assert answer["sent"] is True
+    steps = [step["message"] for step in held.task["history"]]
+    assert [step for step in steps if step in messages] == messages
+    assert held.task["result"] == "[1]"
 
 
 @pytest.mark.usefixtures("crush")
 async def test_start_and_progress_are_shown_by_the_orchestrator(held: Held) -> None:
     async with connected(held.variables) as agent:
-        started = await agent.call("report_started", message="off we go")
-        analyzing = await agent.call(
-            "report_status", status="analyzing", message="half of it", progress=45
-        )
+        answers = [
+            await agent.call("report_started", message="off we go"),
+            await agent.call("report_status", status="running", message=None, progress=None),
+            await agent.call("report_status", status="analyzing", message="half", progress=45),
+        ]
 
-    assert (started["sent"], analyzing["sent"]) == (True, True)
+    assert all(answer["sent"] for answer in answers)
     steps = [(step["status"], step["message"], step["progress"]) for step in held.task["history"]]
     assert ("running", "off we go", None) in steps
-    assert ("analyzing", "half of it", 45.0) in steps
+    assert ("analyzing", "half", 45.0) in steps
     assert held.task["status"] == "analyzing"
     assert held.task["crush_session_id"] == "s1"
-    assert held.trace.final is None
+    assert held.state.final is None
 
 
-async def test_success_hands_in_the_log_first(held: Held, crush: Crush) -> None:
+async def test_success_submits_the_log_first_and_the_next_reporter_goes_on_from_there(
+    held: Held, crush: Crush
+) -> None:
     crush.say("s1", text("There are 12."))
     async with connected(held.variables) as agent:
         answer = await agent.call("report_complete", message="12 sales")
 
-    assert answer["sent"] is True
-    assert answer["logs"]["session_id"] == "s1"
+    assert (answer["sent"], answer["logs"]["session_id"]) == (True, "s1")
     assert (held.task["status"], held.task["result"]) == ("success", "12 sales")
     assert held.task["crush_session_id"] == "s1"
-    assert [message["content"] for message in held.log["messages"]] == [
-        "Count the sales",
-        "There are 12.",
-    ]
-    assert held.trace.final == FinalStatus(TaskStatus.SUCCESS, "12 sales", "s1", is_sent=True)
-    assert held.trace.log_session_id == "s1"
-
-
-@pytest.mark.usefixtures("crush")
-async def test_failure_is_told_with_its_message(held: Held) -> None:
+    contents = [message["content"] for message in held.log["messages"]]
+    assert contents == ["Count the sales", "There are 12."]
+    assert held.state.final == FinalStatus(TaskStatus.SUCCESS, "12 sales", "s1", is_sent=True)
+    assert held.state.log_session_id == "s1"
     async with connected(held.variables) as agent:
-        answer = await agent.call("report_error", error_message="the sales are in Klingon")
-
-    assert (answer["sent"], answer["logs"]["sent"]) == (True, True)
-    assert (held.task["status"], held.task["error_message"]) == (
-        "error",
-        "the sales are in Klingon",
-    )
+        info = await agent.call("get_job_info")
+    assert (info["logs_submitted"], info["final_status"]) == (True, "success")
 
 
 @pytest.mark.usefixtures("crush")
-async def test_end_without_logs_hands_none_in(held: Held) -> None:
+async def test_error_is_reported_with_its_message_and_the_first_final_status_stands(
+    held: Held,
+) -> None:
+    async with connected(held.variables) as agent:
+        first = await agent.call("report_error", error_message="the sales are in Klingon")
+        second = await agent.call("report_complete", message="yes after all", submit_logs=False)
+
+    assert (first["sent"], first["logs"]["sent"]) == (True, True)
+    assert second["task_status"] == held.task["status"] == "error"
+    assert "changed nothing" in second["note"]
+    assert held.task["error_message"] == "the sales are in Klingon"
+    assert held.state.final is not None
+    assert held.state.final.status == "error"
+
+
+@pytest.mark.usefixtures("crush")
+async def test_end_without_logs_submits_none(held: Held) -> None:
     async with connected(held.variables) as agent:
         answer = await agent.call("report_complete", submit_logs=False)
 
     assert "logs" not in answer
-    assert held.trace.log_digest is None
+    assert held.state.log_digest is None
     assert held.orchestrator.admin.get(f"/logs/{held.task_id}").status_code == 404
 
 
 @pytest.mark.usefixtures("crush")
-@pytest.mark.parametrize("arguments", [{}, {"session_id": "s1"}, {"session_id": None}])
-async def test_log_is_handed_in_when_asked_for(
-    held: Held, arguments: dict[str, str | None]
-) -> None:
+async def test_log_is_submitted_on_its_own(held: Held) -> None:
+    without_an_id: dict[str, object] = {}
     async with connected(held.variables) as agent:
-        answer = await agent.call("submit_crush_logs", **arguments)
+        for arguments in (without_an_id, {"session_id": "s1"}, {"session_id": None}):
+            answer = await agent.call("submit_crush_logs", **arguments)
+            assert (answer["sent"], answer["session_id"]) == (True, "s1")
+            assert answer["message_count"] == 1
 
-    assert (answer["sent"], answer["session_id"], answer["message_count"]) == (True, "s1", 1)
     assert held.log["id"] == "s1"
     assert held.task["status"] != "success"
 
@@ -143,43 +133,13 @@ async def test_job_is_shown_without_its_key(held: Held) -> None:
     assert held.api_key not in str(answer)
 
 
-async def test_first_final_status_stands_and_the_agent_is_told(held: Held) -> None:
-    async with connected(held.variables) as agent:
-        await agent.call("report_error", error_message="no")
-        answer = await agent.call("report_complete", message="yes after all")
-
-    assert answer["task_status"] == "error"
-    assert "changed nothing" in answer["note"]
-    assert held.trace.final is not None
-    assert held.trace.final.status == "error"
-
-
-async def test_agent_of_a_cancelled_task_is_told_to_stop(
-    held: Held, orchestrator: RunningOrchestrator
-) -> None:
-    orchestrator.cancel(held.task_id)
+async def test_agent_of_a_cancelled_task_is_asked_to_stop(held: Held) -> None:
+    held.orchestrator.cancel(held.task_id)
     async with connected(held.variables) as agent:
         answer = await agent.call("report_status", status="running")
 
     assert answer["task_status"] == "cancelled"
     assert "stop working" in answer["note"]
-
-
-async def test_key_does_not_leave_in_a_message(held: Held) -> None:
-    async with connected(held.variables) as agent:
-        await agent.call("report_status", status="running", message=f"I found {held.api_key}!")
-
-    assert held.task["history"][-1]["message"] == "I found ***!"
-
-
-@pytest.mark.usefixtures("crush")
-async def test_next_reporter_of_the_task_goes_on_from_the_trace(held: Held) -> None:
-    async with connected(held.variables) as agent:
-        await agent.call("report_complete")
-    async with connected(held.variables) as agent:
-        answer = await agent.call("get_job_info")
-
-    assert (answer["logs_submitted"], answer["final_status"]) == (True, "success")
 
 
 async def test_of_two_sessions_the_agent_is_asked_to_read_the_mark_and_call_again(
@@ -197,17 +157,19 @@ async def test_of_two_sessions_the_agent_is_asked_to_read_the_mark_and_call_agai
     assert (answer["sent"], answer["session_id"]) == (True, "s1")
 
 
-async def test_secrets_do_not_leave_in_the_log(held: Held, crush: Crush) -> None:
+async def test_secrets_are_redacted_in_messages_and_in_the_log(held: Held, crush: Crush) -> None:
     printed = f"NODE_API_KEY={held.api_key}\nAPI_PASSWORD='hunter2-hunter2'\nLANG=a-language"
     crush.say("s1", [{"type": "tool_result", "data": {"name": "bash", "content": printed}}])
-    given = {
+    operators = {
         "API_PASSWORD": "hunter2-hunter2",
         "LANG": "a-language",
         "VICTORIA_SECRETS": "API_PASSWORD NOT_SET",
     }
-    async with connected({**held.variables, **given}) as agent:
+    async with connected({**held.variables, **operators}) as agent:
+        await agent.call("report_status", status="running", message=f"I found {held.api_key}!")
         await agent.call("report_complete", message="It is hunter2-hunter2.")
 
+    assert "I found ***!" in [step["message"] for step in held.task["history"]]
     assert held.log["messages"][-1]["content"] == (
         "[tool result: bash]\nNODE_API_KEY=***\nAPI_PASSWORD='***'\nLANG=a-language"
     )

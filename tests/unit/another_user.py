@@ -11,7 +11,7 @@ NOBODY = 65534
 
 @contextmanager
 def as_another_user() -> Iterator[None]:
-    """Give up root's rights, if we have them, so that permissions count."""
+    """Drop root's rights, if we have them, so that permissions count."""
     if os.geteuid() != 0:
         yield
         return

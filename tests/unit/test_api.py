@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import gzip
+import json
 import ssl
 import subprocess
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import anyio
 import pytest
@@ -40,102 +41,203 @@ from tests.harness.server import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
 pytestmark = pytest.mark.anyio
 
-Call: TypeAlias = Callable[[OrchestratorClient, Identity], Awaitable[object]]
-
 NODE_ID = "6f1c2a34-0000-4000-8000-0123456789ab"
+KEY = "node-key-1234"
 TOKEN = Secret("registration-token")
 NODE: dict[str, object] = {"name": "n-1", "hostname": "h", "os_type": "linux"}
-
-
-async def _download(client: OrchestratorClient, identity: Identity) -> bytes:
-    async with client.download(identity, "a") as download:
-        return b"".join([chunk async for chunk in download.chunks])
-
-
-CALLS: dict[str, Call] = {
-    "register": lambda client, _: client.register(TOKEN, NODE),
-    "heartbeat": lambda client, identity: client.heartbeat(identity, {"status": "idle"}),
-    "next task": lambda client, identity: client.next_task(identity, 25),
-    "claim": lambda client, identity: client.claim(identity, "t-1", "starting", 0),
-    "status": lambda client, identity: client.send_status(identity, {"status": "success"}),
-    "log": lambda client, identity: client.send_log(identity, {"session": {}}),
-    "download": _download,
-}
-every_call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
-every_json_call = pytest.mark.parametrize(
-    "call",
-    [CALLS["register"], CALLS["heartbeat"], CALLS["next task"], CALLS["claim"]],
-    ids=["register", "heartbeat", "next task", "claim"],
-)
+BEAT: dict[str, object] = {"status": "busy", "current_task_id": "t-1"}
+REPORT = {"job_id": "t-1", "task_id": "t-1", "message": "50 % für heute 🚀" * 10_000}
+REGISTERED: dict[str, object] = {"id": NODE_ID, "api_key": KEY}
+PAGE = {"Content-Type": "text/html"}
+GZIP = {"Content-Encoding": "gzip"}
+NOT_FOUND = b"HTTP/1.1 404 Not Found\r\nContent-Type: application/json\r\n\r\n"
 BOMB = gzip.compress(b"{}" + b" " * (4 * MAX_RESPONSE_BYTES), compresslevel=1)
 """Valid JSON, once it has become four times as long as a response may be."""
 
 
-# What is asked
+async def download(client: OrchestratorClient, identity: Identity) -> bytes:
+    async with client.download(identity, "a") as arriving:
+        return b"".join([chunk async for chunk in arriving.chunks])
 
 
-async def test_registration_sends_the_token_and_the_node(
-    orchestrator: OrchestratorClient, server: ScriptedServer
-) -> None:
-    server.answer(json_response({"id": NODE_ID, "api_key": "k"}))
+CALLS: dict[str, Callable[[OrchestratorClient, Identity], Awaitable[object]]] = {
+    "register": lambda client, _: client.register(TOKEN, NODE),
+    "register again": lambda client, identity: client.register(TOKEN, NODE, identity),
+    "heartbeat": lambda client, identity: client.heartbeat(identity, BEAT),
+    "next task": lambda client, identity: client.next_task(identity, 25),
+    "claim": lambda client, identity: client.claim(identity, "t-1", "starting", 0),
+    "status": lambda client, identity: client.send_status(identity, REPORT),
+    "log": lambda client, identity: client.send_log(identity, REPORT),
+    "download": download,
+    "health": lambda client, _: client.health(),
+}
+NEED_JSON = ("register", "heartbeat", "next task", "claim")
+TAKE_JSON = (*NEED_JSON, "status", "log")
+WITH_KEY = (*TAKE_JSON, "download")
 
-    await orchestrator.register(TOKEN, NODE)
 
-    request = server.requests[0]
-    assert (request.method, request.target) == ("POST", "/register")
-    assert request.headers["x-registration-token"] == "registration-token"
-    assert "x-api-key" not in request.headers
-    assert request.json() == NODE
+class Api:
+    """The client, and the server that it asks."""
+
+    def __init__(
+        self, client: OrchestratorClient, identity: Identity, server: ScriptedServer
+    ) -> None:
+        self.client = client
+        self.identity = identity
+        self.server = server
+
+    async def call(self, name: str, answer: Answer) -> object:
+        """Make one of the `CALLS`, which gets this answer."""
+        self.server.answer(answer)
+        return await CALLS[name](self.client, self.identity)
+
+    async def error(self, name: str, answer: Answer) -> Refused | Unavailable:
+        """Return the error of one of the `CALLS`."""
+        with pytest.raises((Refused, Unavailable)) as caught:
+            await self.call(name, answer)
+        assert isinstance(caught.value, Refused | Unavailable)
+        return caught.value
 
 
-async def test_registration_gives_the_identity(
-    orchestrator: OrchestratorClient, server: ScriptedServer
-) -> None:
-    server.answer(json_response({"id": NODE_ID, "api_key": "k", "name": "n-1"}))
+@pytest.fixture
+async def api(orchestrator: OrchestratorClient, identity: Identity, server: ScriptedServer) -> Api:
+    """Return a client of the scripted server."""
+    return Api(orchestrator, identity, server)
 
-    registration = await orchestrator.register(TOKEN, NODE)
 
-    assert registration == Registration(Identity(NODE_ID, Secret("k")), NODE)
+# What is sent
 
 
 @pytest.mark.parametrize(
-    "answer",
+    ("name", "method", "target", "body"),
     [
-        {},
-        {"id": NODE_ID},
-        {"api_key": "k"},
-        {"id": 7, "api_key": "k"},
-        {"id": NODE_ID, "api_key": None},
-        {"id": NODE_ID, "api_key": ""},
-        {"id": NODE_ID, "api_key": "k\r\nX-Evil: 1"},
-        {"id": NODE_ID, "api_key": "schlüssel"},
-        {"id": "\ud800", "api_key": "k"},
+        ("register", "POST", "/register", NODE),
+        ("register again", "POST", "/register", NODE),
+        ("heartbeat", "POST", "/nodes/heartbeat", {"node_id": NODE_ID, **BEAT}),
+        ("next task", "GET", "/tasks/pending", None),
+        (
+            "claim",
+            "POST",
+            "/status",
+            {
+                "job_id": "t-1",
+                "task_id": "t-1",
+                "status": "running",
+                "message": "starting",
+                "timestamp": "1970-01-01T00:00:00+00:00",
+            },
+        ),
+        ("status", "POST", "/status", REPORT),
+        ("log", "POST", "/logs", REPORT),
+        ("download", "GET", "/files/a", None),
+        ("health", "GET", "/health", None),
     ],
 )
-async def test_registration_without_a_usable_identity_is_no_registration(
-    orchestrator: OrchestratorClient, server: ScriptedServer, answer: object
+async def test_requests_are_sent_as_the_api_asks(
+    api: Api, name: str, method: str, target: str, body: object
 ) -> None:
-    server.answer(json_response(answer))
+    await api.call(name, json_response(REGISTERED))
 
-    with pytest.raises(Unavailable, match="has no usable id or api_key"):
-        await orchestrator.register(TOKEN, NODE)
+    (request,) = api.server.requests
+    assert (request.method, request.target) == (method, target)
+    assert (request.json() if request.body else None) == body
+    expected = {
+        "x-registration-token": TOKEN.reveal() if name.startswith("register") else None,
+        "x-api-key": None if name in {"register", "health"} else KEY,
+        "prefer": "wait=25" if name == "next task" else None,
+        "content-type": "application/json" if body else None,
+        "user-agent": f"victoria-runner/{__version__}",
+        "accept": "application/json",
+        "accept-encoding": "identity",
+    }
+    assert {header: request.headers.get(header) for header in expected} == expected
 
 
-async def test_registration_of_a_known_node_carries_its_key_beside_the_token(
-    orchestrator: OrchestratorClient, identity: Identity, server: ScriptedServer
+async def test_field_without_a_value_is_left_out_of_every_body(api: Api) -> None:
+    api.server.answer(json_response({}))
+    message = {"id": "m-1", "content": "", "model": None, "finished_at": None}
+    status = status_body("t-1", TaskStatus.RUNNING, None, 0)
+
+    await api.client.heartbeat(api.identity, {"status": "offline", "current_task_id": None})
+    await api.client.send_status(api.identity, status)
+    await api.client.send_log(api.identity, log_body("t-1", {"messages": [message]}))
+
+    heartbeat, report, log = (json.loads(request.body) for request in api.server.requests)
+    assert heartbeat == {"node_id": NODE_ID, "status": "offline"}
+    assert "message" not in report
+    assert log["session"] == {"messages": [{"id": "m-1", "content": ""}]}
+
+
+async def test_orchestrator_may_live_below_a_path(server: ScriptedServer) -> None:
+    server.answer(json_response({"status": "ok", "version": "1.1.2"}))
+
+    async with OrchestratorClient(f"{server.url}/victoria/api") as client:
+        assert (await client.health())["version"] == "1.1.2"
+
+    assert server.requests[0].target == "/victoria/api/health"
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        ("two words", "two%20words"),
+        ("Übersicht", "%C3%9Cbersicht"),
+        ("#1", "%231"),
+        ("50%", "50%25"),
+        ("%2e%2e", "%252e%252e"),
+        ("what?", "what%3F"),
+        ("a:b", "a%3Ab"),
+        ("//evil.example", "%2F%2Fevil.example"),
+        ("a+b&c=d;e:f@g", "a%2Bb%26c%3Dd%3Be%3Af%40g"),
+    ],
+)
+async def test_name_of_a_file_is_encoded(api: Api, name: str, target: str) -> None:
+    api.server.answer(http(200, b"x"))
+
+    async with api.client.download(api.identity, name):
+        pass
+
+    assert api.server.requests[0].target == f"/files/{target}"
+
+
+# What is read
+
+
+async def test_registration_returns_the_identity(api: Api) -> None:
+    registration = await api.call("register", json_response({**REGISTERED, "name": "n-1"}))
+
+    assert registration == Registration(Identity(NODE_ID, Secret(KEY)), NODE)
+
+
+NOT_USABLE = "has no usable id or api_key"
+NOT_AN_OBJECT = "its response is not a JSON object"
+
+
+@pytest.mark.parametrize(
+    ("response", "message"),
+    [
+        ({}, NOT_USABLE),
+        ({"id": NODE_ID}, NOT_USABLE),
+        ({"api_key": "k"}, NOT_USABLE),
+        ({"id": 7, "api_key": "k"}, NOT_USABLE),
+        ({"id": NODE_ID, "api_key": None}, NOT_USABLE),
+        ({"id": NODE_ID, "api_key": ""}, NOT_USABLE),
+        ({"id": NODE_ID, "api_key": "k\r\nX-Evil: 1"}, NOT_USABLE),
+        ({"id": NODE_ID, "api_key": "schlüssel"}, NOT_USABLE),
+        ({"id": "\ud800", "api_key": "k"}, NOT_USABLE),
+        ([], NOT_AN_OBJECT),
+        (None, NOT_AN_OBJECT),
+        ("text", NOT_AN_OBJECT),
+    ],
+)
+async def test_registration_without_a_usable_identity_is_unavailable(
+    api: Api, response: object, message: str
 ) -> None:
-    server.answer(json_response({"id": NODE_ID, "api_key": "node-key-1234"}))
-
-    assert (await orchestrator.register(TOKEN, NODE, identity)).identity == identity
-
-    request = server.requests[0]
-    assert request.headers["x-registration-token"] == "registration-token"
-    assert request.headers["x-api-key"] == "node-key-1234"
+    assert message in str(await api.error("register", json_response(response)))
 
 
 @pytest.mark.parametrize(
@@ -148,83 +250,31 @@ async def test_registration_of_a_known_node_carries_its_key_beside_the_token(
     ],
 )
 async def test_extensions_are_read_from_registrations_and_heartbeats(
-    orchestrator: OrchestratorClient,
-    identity: Identity,
-    server: ScriptedServer,
-    named: object,
-    extensions: set[str],
+    api: Api, named: object, extensions: set[str]
 ) -> None:
-    server.answer(json_response({"id": NODE_ID, "api_key": "k", "extensions": named}))
+    api.server.answer(json_response({**REGISTERED, "extensions": named}))
 
-    assert (await orchestrator.register(TOKEN, NODE)).extensions == extensions
-    assert (await orchestrator.heartbeat(identity, {})).extensions == extensions
-
-
-async def test_heartbeat_carries_key_and_node_id(
-    orchestrator: OrchestratorClient, identity: Identity, server: ScriptedServer
-) -> None:
-    server.answer(json_response({}))
-
-    await orchestrator.heartbeat(identity, {"status": "busy", "current_task_id": "t-1"})
-
-    request = server.requests[0]
-    assert (request.method, request.target) == ("POST", "/nodes/heartbeat")
-    assert request.headers["x-api-key"] == "node-key-1234"
-    assert request.json() == {"node_id": NODE_ID, "status": "busy", "current_task_id": "t-1"}
-
-
-async def test_field_without_a_value_is_left_out_of_every_body(
-    orchestrator: OrchestratorClient, identity: Identity, server: ScriptedServer
-) -> None:
-    server.answer(json_response({}))
-    message = {"id": "m-1", "content": "", "model": None, "finished_at": None}
-
-    await orchestrator.heartbeat(identity, {"status": "offline", "current_task_id": None})
-    await orchestrator.send_status(identity, status_body("t-1", TaskStatus.RUNNING, None, 0))
-    await orchestrator.send_log(identity, log_body("t-1", {"messages": [message]}))
-
-    heartbeat, status, log = (request.json() for request in server.requests)
-    assert heartbeat == {"node_id": NODE_ID, "status": "offline"}
-    assert isinstance(status, dict)
-    assert "message" not in status
-    assert isinstance(log, dict)
-    assert log["session"] == {"messages": [{"id": "m-1", "content": ""}]}
-
-
-async def test_heartbeat_brings_the_tasks_that_were_cancelled(
-    orchestrator: OrchestratorClient, identity: Identity, server: ScriptedServer
-) -> None:
-    server.answer(json_response({"cancelled_task_ids": ["t-1", "t-2"]}))
-
-    response = await orchestrator.heartbeat(identity, {})
-
-    assert response.cancelled == {"t-1", "t-2"}
+    assert (await api.client.register(TOKEN, NODE)).extensions == extensions
+    assert (await api.client.heartbeat(api.identity, {})).extensions == extensions
 
 
 @pytest.mark.parametrize(
-    "answer", [None, {}, [], "ok", {"cancelled_task_ids": "t-1"}, {"cancelled_task_ids": [None, 1]}]
+    ("response", "cancelled"),
+    [
+        ({"cancelled_task_ids": ["t-1", "t-2"]}, {"t-1", "t-2"}),
+        ({"cancelled_task_ids": "t-1"}, set()),
+        ({"cancelled_task_ids": [None, 1]}, set()),
+        ({}, set()),
+        ([], set()),
+        ("ok", set()),
+        (None, set()),
+    ],
 )
-async def test_heartbeat_to_an_orchestrator_that_knows_no_cancelling_cancels_nothing(
-    orchestrator: OrchestratorClient, identity: Identity, server: ScriptedServer, answer: object
+async def test_heartbeat_returns_the_tasks_that_were_cancelled(
+    api: Api, response: object, cancelled: set[str]
 ) -> None:
-    server.answer(json_response(answer))
-
-    response = await orchestrator.heartbeat(identity, {})
-
-    assert response == HeartbeatResponse(frozenset(), frozenset())
-
-
-async def test_request_for_work_prefers_to_be_held(
-    orchestrator: OrchestratorClient, identity: Identity, server: ScriptedServer
-) -> None:
-    server.answer(json_response(None))
-
-    await orchestrator.next_task(identity, 25)
-
-    request = server.requests[0]
-    assert (request.method, request.target) == ("GET", "/tasks/pending")
-    assert request.headers["prefer"] == "wait=25"
-    assert request.headers["x-api-key"] == "node-key-1234"
+    expected = HeartbeatResponse(frozenset(cancelled), frozenset())
+    assert await api.call("heartbeat", json_response(response)) == expected
 
 
 @pytest.mark.parametrize(
@@ -236,93 +286,29 @@ async def test_request_for_work_prefers_to_be_held(
         ({}, False),
     ],
 )
-async def test_held_request_is_told_by_preference_applied(
-    orchestrator: OrchestratorClient,
-    identity: Identity,
-    server: ScriptedServer,
+async def test_assignment_comes_as_it_was_sent_and_preference_applied_says_whether_it_was_held(
+    api: Api,
     headers: dict[str, str],
     was_held: bool,  # noqa: FBT001 - a column of the table
 ) -> None:
-    server.answer(json_response(None, headers=headers))
+    api.server.answer(json_response({"task_id": "t-1", "unheard": [1]}, headers=headers))
 
-    assert (await orchestrator.next_task(identity, 25)).was_held is was_held
+    offer = await api.client.next_task(api.identity, 25)
 
-
-async def test_assignment_comes_as_it_was_sent(
-    orchestrator: OrchestratorClient, identity: Identity, server: ScriptedServer
-) -> None:
-    server.answer(json_response({"task_id": "t-1", "unheard": [1]}))
-
-    offer = await orchestrator.next_task(identity, 25)
-
+    assert offer.was_held is was_held
     assert offer.assignment == {"task_id": "t-1", "unheard": [1]}
 
 
-@pytest.mark.parametrize(
-    "answer",
-    [
-        json_response(None),
-        http(200),
-        http(204),
-        http(200, b" \n"),
-        http(200, b"", {"Content-Type": "text/html"}),
-    ],
-    ids=["null", "empty", "no content", "blank", "empty page"],
-)
-async def test_null_or_nothing_is_no_work(
-    orchestrator: OrchestratorClient, identity: Identity, server: ScriptedServer, answer: Answer
-) -> None:
-    server.answer(answer)
-
-    assert (await orchestrator.next_task(identity, 25)).assignment is None
+EMPTY = [json_response(None), http(200), http(204), http(200, b" \n"), http(200, b"", PAGE)]
 
 
-@pytest.mark.parametrize(
-    ("send", "path"),
-    [(OrchestratorClient.send_status, "/status"), (OrchestratorClient.send_log, "/logs")],
-)
-async def test_report_is_posted_as_the_caller_wrote_it(
-    orchestrator: OrchestratorClient,
-    identity: Identity,
-    server: ScriptedServer,
-    send: Callable[[OrchestratorClient, Identity, Mapping[str, object]], Awaitable[object]],
-    path: str,
-) -> None:
-    server.answer(json_response({}))
-    body = {"job_id": "t-1", "task_id": "t-1", "message": "50 % für heute 🚀" * 10_000}
+@pytest.mark.parametrize("answer", EMPTY, ids=["null", "200", "204", "blank", "empty page"])
+async def test_empty_body_is_no_work_and_acknowledges_a_report(api: Api, answer: Answer) -> None:
+    api.server.answer(answer)
 
-    await send(orchestrator, identity, body)
-
-    request = server.requests[0]
-    assert (request.method, request.target) == ("POST", path)
-    assert request.headers["x-api-key"] == "node-key-1234"
-    assert request.headers["content-type"] == "application/json"
-    assert request.json() == body
-
-
-async def test_claim_reports_the_task_as_running(
-    orchestrator: OrchestratorClient, identity: Identity, server: ScriptedServer
-) -> None:
-    server.answer(json_response({"task_id": "t-1", "status": "running"}))
-
-    assert await orchestrator.claim(identity, "t-1", "container is starting", 0) is None
-
-    assert server.requests[0].target == "/status"
-    assert server.requests[0].json() == {
-        "job_id": "t-1",
-        "task_id": "t-1",
-        "status": "running",
-        "message": "container is starting",
-        "timestamp": "1970-01-01T00:00:00+00:00",
-    }
-
-
-async def test_claim_returns_the_final_status_that_the_task_has_already(
-    orchestrator: OrchestratorClient, identity: Identity, server: ScriptedServer
-) -> None:
-    server.answer(json_response({"task_id": "t-1", "status": "error"}))
-
-    assert await orchestrator.claim(identity, "t-1", "starting", 0) is TaskStatus.ERROR
+    assert (await api.client.next_task(api.identity, 25)).assignment is None
+    for name in ("claim", "status", "log"):
+        assert await api.call(name, answer) is None
 
 
 @pytest.mark.parametrize(
@@ -343,136 +329,56 @@ async def test_claim_returns_the_final_status_that_the_task_has_already(
         (["status"], None),
     ],
 )
-async def test_report_returns_the_final_status_that_the_response_has(
-    orchestrator: OrchestratorClient,
-    identity: Identity,
-    server: ScriptedServer,
-    response: object,
-    status: TaskStatus | None,
+async def test_claim_and_report_return_the_final_status_that_the_response_has(
+    api: Api, response: object, status: TaskStatus | None
 ) -> None:
-    server.answer(json_response(response))
-
-    assert await orchestrator.send_status(identity, {"task_id": "t-1"}) is status
-
-
-async def test_health_needs_no_key(
-    orchestrator: OrchestratorClient, server: ScriptedServer
-) -> None:
-    server.answer(json_response({"status": "ok", "version": "1.1.2"}))
-
-    assert (await orchestrator.health())["version"] == "1.1.2"
-    assert "x-api-key" not in server.requests[0].headers
+    for name in ("claim", "status"):
+        assert await api.call(name, json_response(response)) is status
 
 
-async def test_every_request_says_which_runner_it_is_and_asks_for_plain_json(
-    orchestrator: OrchestratorClient, server: ScriptedServer
-) -> None:
-    server.answer(json_response({}))
+async def test_download_streams_what_is_sent_and_has_the_announced_size(api: Api) -> None:
+    api.server.answer(zeros(3_000_000))
+    async with api.client.download(api.identity, "a") as arriving:
+        sizes = [len(chunk) async for chunk in arriving.chunks]
+    assert (arriving.size, sum(sizes)) == (3_000_000, 3_000_000)
+    assert len(sizes) > 1
 
-    await orchestrator.health()
-
-    headers = server.requests[0].headers
-    assert headers["user-agent"] == f"victoria-runner/{__version__}"
-    assert headers["accept"] == "application/json"
-    assert headers["accept-encoding"] == "identity"
-
-
-async def test_orchestrator_may_live_below_a_path(
-    server: ScriptedServer, identity: Identity
-) -> None:
-    server.answer(json_response(None))
-
-    async with OrchestratorClient(f"{server.url}/victoria/api") as client:
-        await client.next_task(identity, 25)
-
-    assert server.requests[0].target == "/victoria/api/tasks/pending"
+    chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n"
+    api.server.answer(raw(chunked))
+    async with api.client.download(api.identity, "a") as arriving:
+        content = b"".join([chunk async for chunk in arriving.chunks])
+    assert (arriving.size, content) == (None, b"x")
 
 
 @pytest.mark.parametrize(
-    ("name", "target"),
+    "content_type",
     [
-        ("two words", "/files/two%20words"),
-        ("Übersicht", "/files/%C3%9Cbersicht"),
-        ("#1", "/files/%231"),
-        ("50%", "/files/50%25"),
-        ("%2e%2e", "/files/%252e%252e"),
-        ("what?", "/files/what%3F"),
-        ("a:b", "/files/a%3Ab"),
-        ("//evil.example", "/files/%2F%2Fevil.example"),
+        "application/json",
+        "application/json; charset=utf-8",
+        "application/json;charset=UTF-8",
+        "APPLICATION/JSON",
+        "Text/Json",
+        "application/problem+json",
+        "application/vnd.victoria.v1+json ; charset=utf-8",
+        " application/json",
     ],
 )
-async def test_name_of_a_file_is_encoded(
-    orchestrator: OrchestratorClient,
-    identity: Identity,
-    server: ScriptedServer,
-    name: str,
-    target: str,
-) -> None:
-    server.answer(http(200, b"x"))
-
-    async with orchestrator.download(identity, name):
-        pass
-
-    assert server.requests[0].target == target
-
-
-async def test_download_streams_what_is_sent_and_tells_its_size(
-    orchestrator: OrchestratorClient, identity: Identity, server: ScriptedServer
-) -> None:
-    server.answer(zeros(3_000_000))
-    sizes: list[int] = []
-
-    async with orchestrator.download(identity, "a") as download:
-        sizes += [len(chunk) async for chunk in download.chunks]
-
-    assert download.size == 3_000_000
-    assert sum(sizes) == 3_000_000
-    assert len(sizes) > 1
-
-
-async def test_download_of_untold_size_says_so(
-    orchestrator: OrchestratorClient, identity: Identity, server: ScriptedServer
-) -> None:
-    server.answer(raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n"))
-
-    async with orchestrator.download(identity, "a") as download:
-        content = b"".join([chunk async for chunk in download.chunks])
-
-    assert (download.size, content) == (None, b"x")
+async def test_content_types_of_json_are_accepted(api: Api, content_type: str) -> None:
+    await api.call("status", http(200, b"{}", {"Content-Type": content_type}))
 
 
 # Refused
 
 
-@every_call
-async def test_401_is_an_unknown_key_or_token(
-    orchestrator: OrchestratorClient, identity: Identity, server: ScriptedServer, call: Call
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 409, 410, 413, 422])
+async def test_4xx_is_refused_for_good_and_401_is_an_unknown_key_or_token(
+    api: Api, status: int
 ) -> None:
-    server.answer(json_response({"detail": "Invalid API key"}, 401))
+    for name in WITH_KEY:
+        error = await api.error(name, json_response({"detail": "no"}, status))
 
-    with pytest.raises(Unauthorised) as caught:
-        await call(orchestrator, identity)
-
-    assert str(caught.value) == "HTTP 401: Invalid API key"
-    assert caught.value.status == 401
-
-
-@every_call
-@pytest.mark.parametrize("status", [400, 403, 404, 405, 409, 410, 413, 422])
-async def test_other_4xx_is_refused_for_good(
-    orchestrator: OrchestratorClient,
-    identity: Identity,
-    server: ScriptedServer,
-    call: Call,
-    status: int,
-) -> None:
-    server.answer(json_response({"detail": "no"}, status))
-
-    with pytest.raises(Refused) as caught:
-        await call(orchestrator, identity)
-
-    assert type(caught.value) is Refused
-    assert (str(caught.value), caught.value.status) == (f"HTTP {status}: no", status)
+        assert type(error) is (Unauthorised if status == 401 else Refused)
+        assert (str(error), error.status) == (f"HTTP {status}: no", status)
 
 
 @pytest.mark.parametrize(
@@ -490,162 +396,79 @@ async def test_other_4xx_is_refused_for_good(
     ],
 )
 async def test_refusal_carries_the_orchestrator_s_reason_as_one_short_line(
-    orchestrator: OrchestratorClient, server: ScriptedServer, body: bytes, message: str
+    api: Api, body: bytes, message: str
 ) -> None:
-    server.answer(http(409, body, JSON))
-
-    with pytest.raises(Refused) as caught:
-        await orchestrator.health()
-
-    assert str(caught.value) == message
+    assert str(await api.error("health", http(409, body, JSON))) == message
 
 
-PAGES = {
-    "html": http(404, b"<html>404 page not found</html>", {"Content-Type": "text/html"}),
-    "text": http(404, b"404 page not found", {"Content-Type": "text/plain"}),
-    "nothing": http(404),
-    "json in a page": http(404, b'{"detail": "no"}', {"Content-Type": "text/html"}),
-    "bomb": http(404, BOMB, {**JSON, "Content-Encoding": "gzip"}),
-    "endless": raw(b"HTTP/1.1 404 Not Found\r\n\r\n", *[bytes(1 << 20)] * 17),
-}
+@pytest.mark.parametrize(
+    "page",
+    [
+        http(404, b"<html>404 page not found</html>", PAGE),
+        http(404, b"404 page not found", {"Content-Type": "text/plain"}),
+        http(404),
+        http(404, b'{"detail": "no"}', PAGE),
+        http(404, BOMB, {**JSON, **GZIP}),
+        raw(b"HTTP/1.1 404 Not Found\r\n\r\n", *[bytes(1 << 20)] * 17),
+    ],
+    ids=["html", "text", "nothing", "json in a page", "bomb", "endless"],
+)
+async def test_refusal_by_a_proxy_has_no_detail(api: Api, page: Answer) -> None:
+    for name in WITH_KEY:
+        error = await api.error(name, page)
+        assert type(error) is Refused
+        assert (str(error), error.detail) == ("HTTP 404", None)
 
 
-@every_call
-@pytest.mark.parametrize("page", PAGES.values(), ids=PAGES.keys())
-async def test_refusal_by_a_proxy_has_no_detail(
-    orchestrator: OrchestratorClient,
-    identity: Identity,
-    server: ScriptedServer,
-    call: Call,
-    page: Answer,
-) -> None:
-    server.answer(page)
-
-    with pytest.raises(Refused) as caught:
-        await call(orchestrator, identity)
-
-    assert (str(caught.value), caught.value.detail) == ("HTTP 404", None)
+@pytest.mark.parametrize("depth", [100, 990, 995, 998, 999, 1000, 1500, 100_000])
+async def test_reason_of_any_depth_is_survived(api: Api, depth: int) -> None:
+    nested = b'{"detail": ' + b"[" * depth + b"]" * depth + b"}"
+    for status, kind in ((409, Refused), (502, Unavailable)):
+        assert type(await api.error("health", http(status, nested, JSON))) is kind
 
 
 # Unavailable
 
 
-@every_call
 @pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504])
-async def test_trouble_that_passes_is_unavailable(
-    orchestrator: OrchestratorClient,
-    identity: Identity,
-    server: ScriptedServer,
-    call: Call,
-    status: int,
-) -> None:
-    server.answer(json_response({"detail": "later"}, status))
+async def test_status_that_will_pass_is_unavailable(api: Api, status: int) -> None:
+    for name in WITH_KEY:
+        error = await api.error(name, json_response({"detail": "later"}, status))
+        assert isinstance(error, Unavailable)
+        assert (str(error), error.status) == (f"HTTP {status}: later", status)
+        assert (error.detail, error.retry_after_s) == ("later", None)
 
-    with pytest.raises(Unavailable) as caught:
-        await call(orchestrator, identity)
-
-    assert str(caught.value) == f"HTTP {status}: later"
-    assert (caught.value.status, caught.value.detail) == (status, "later")
-    assert caught.value.retry_after_s is None
+        assert str(await api.error(name, http(status, b"<html>", PAGE))) == f"HTTP {status}"
 
 
-@pytest.mark.parametrize("status", [429, 503])
-async def test_retry_after_in_seconds_is_kept(
-    orchestrator: OrchestratorClient, server: ScriptedServer, status: int
-) -> None:
-    server.answer(http(status, headers={"Retry-After": "17"}))
-
-    with pytest.raises(Unavailable) as caught:
-        await orchestrator.health()
-
-    assert caught.value.retry_after_s == 17
-
-
-@pytest.mark.parametrize("status", [429, 503])
-async def test_retry_after_as_a_date_is_kept(
-    orchestrator: OrchestratorClient, server: ScriptedServer, status: int
-) -> None:
-    moment = datetime.now(timezone.utc) + timedelta(seconds=600)
-    server.answer(http(status, headers={"Retry-After": format_datetime(moment, usegmt=True)}))
-
-    with pytest.raises(Unavailable) as caught:
-        await orchestrator.health()
-
-    assert caught.value.retry_after_s is not None
-    assert 570 < caught.value.retry_after_s <= 600
-
-
-async def test_retry_after_in_the_past_means_now(
-    orchestrator: OrchestratorClient, server: ScriptedServer
-) -> None:
-    server.answer(http(503, headers={"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}))
-
-    with pytest.raises(Unavailable) as caught:
-        await orchestrator.health()
-
-    assert caught.value.retry_after_s == 0
+IN_TEN_MINUTES = datetime.now(timezone.utc) + timedelta(seconds=600)
 
 
 @pytest.mark.parametrize(
-    "value",
-    ["soon", "-1", "1.5", "Wed, 99 Oct 2015 07:28:00 GMT", "1 Jan 1 0:0:0 +9999999999999999", "²"],
-)
-async def test_retry_after_that_cannot_be_read_is_as_none(
-    orchestrator: OrchestratorClient, server: ScriptedServer, value: str
-) -> None:
-    server.answer(http(503, headers={"Retry-After": value}))
-
-    with pytest.raises(Unavailable) as caught:
-        await orchestrator.health()
-
-    assert caught.value.retry_after_s is None
-
-
-@every_json_call
-@pytest.mark.parametrize(
-    "body",
-    [b'{"half": ', b"\xff\xfe\xfd", b"[" * 200_000, b"9" * 5000, b"<html>"],
-    ids=["half", "not text", "nested", "long number", "html"],
-)
-async def test_response_that_is_not_valid_json_is_unavailable(
-    orchestrator: OrchestratorClient,
-    identity: Identity,
-    server: ScriptedServer,
-    call: Call,
-    body: bytes,
-) -> None:
-    server.answer(http(200, body, JSON))
-
-    with pytest.raises(Unavailable) as caught:
-        await call(orchestrator, identity)
-
-    assert str(caught.value) == "its response is not valid JSON"
-
-
-@pytest.mark.parametrize(
-    "content_type",
+    ("value", "seconds"),
     [
-        "application/json",
-        "application/json; charset=utf-8",
-        "application/json;charset=UTF-8",
-        "APPLICATION/JSON",
-        "Text/Json",
-        "application/problem+json",
-        "application/vnd.victoria.v1+json ; charset=utf-8",
-        " application/json",
+        ("17", 17),
+        (format_datetime(IN_TEN_MINUTES, usegmt=True), 300),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", 0),
+        ("soon", None),
+        ("-1", None),
+        ("1.5", None),
+        ("Wed, 99 Oct 2015 07:28:00 GMT", None),
+        ("1 Jan 1 0:0:0 +9999999999999999", None),
+        ("²", None),
     ],
 )
-@pytest.mark.parametrize("call", [CALLS["status"], CALLS["log"]], ids=["status", "log"])
-async def test_json_is_what_the_content_type_calls_so(
-    orchestrator: OrchestratorClient,
-    identity: Identity,
-    server: ScriptedServer,
-    content_type: str,
-    call: Call,
+@pytest.mark.parametrize("status", [429, 503])
+async def test_retry_after_is_read_in_seconds_and_as_a_date(
+    api: Api, status: int, value: str, seconds: float | None
 ) -> None:
-    server.answer(http(200, b"{}", {"Content-Type": content_type}))
+    error = await api.error("health", http(status, headers={"Retry-After": value}))
 
-    await call(orchestrator, identity)
+    assert isinstance(error, Unavailable)
+    if seconds == 300:  # some time after this table was made
+        assert 300 < (error.retry_after_s or 0) <= 600
+    else:
+        assert error.retry_after_s == seconds
 
 
 @pytest.mark.parametrize(
@@ -662,151 +485,81 @@ async def test_json_is_what_the_content_type_calls_so(
         "text/html; application/json",
     ],
 )
-@pytest.mark.parametrize(
-    "call",
-    [*(CALLS[name] for name in ("register", "heartbeat", "next task", "claim", "status", "log"))],
-    ids=["register", "heartbeat", "next task", "claim", "status", "log"],
-)
 async def test_json_of_another_content_type_is_unavailable(
-    orchestrator: OrchestratorClient,
-    identity: Identity,
-    server: ScriptedServer,
-    content_type: str | None,
-    call: Call,
+    api: Api, content_type: str | None
 ) -> None:
     headers = {} if content_type is None else {"Content-Type": content_type}
-    server.answer(http(200, b'{"id": "n", "api_key": "k", "task_id": "t-1"}', headers))
+    for name in TAKE_JSON:
+        error = await api.error(name, http(200, b'{"id": "n", "api_key": "k"}', headers))
 
-    with pytest.raises(Unavailable) as caught:
-        await call(orchestrator, identity)
-
-    assert str(caught.value) == (
-        f"its response is not JSON (Content-Type: {content_type or 'none'}); "
-        "is this the orchestrator's address?"
-    )
+        assert isinstance(error, Unavailable)
+        assert str(error) == (
+            f"its response is not JSON (Content-Type: {content_type or 'none'}); "
+            "is this the orchestrator's address?"
+        )
 
 
-@pytest.mark.parametrize("call", [CALLS["claim"], CALLS["status"], CALLS["log"]])
+UNREADABLE = [
+    (http(200, b'{"half": ', JSON), "its response is not valid JSON"),
+    (http(200, b"\xff\xfe\xfd", JSON), "its response is not valid JSON"),
+    (http(200, b"[" * 200_000, JSON), "its response is not valid JSON"),
+    (http(200, b"9" * 5000, JSON), "its response is not valid JSON"),
+    (http(200, b"<html>", JSON), "its response is not valid JSON"),
+    (http(200, BOMB, {**JSON, **GZIP}), "its response is not valid JSON"),
+    (endless(JSON, b'{"session": '), "its response is longer than 16 MiB"),
+]
+
+
 @pytest.mark.parametrize(
-    "answer",
-    [http(200), http(204), http(200, b"", {"Content-Type": "text/html"}), http(200, b"", JSON)],
-    ids=["200", "204", "empty page", "empty json"],
+    ("answer", "message"),
+    UNREADABLE,
+    ids=["half", "not text", "nested", "long number", "html", "compressed", "endless"],
 )
-async def test_report_may_be_acknowledged_without_a_body(
-    orchestrator: OrchestratorClient,
-    identity: Identity,
-    server: ScriptedServer,
-    call: Call,
-    answer: Answer,
+async def test_json_that_cannot_be_read_is_unavailable_but_accepts_a_report(
+    api: Api, answer: Answer, message: str
 ) -> None:
-    server.answer(answer)
-
-    assert await call(orchestrator, identity) is None
-
-
-@pytest.mark.parametrize("status", [200, 409, 502])
-async def test_deeply_nested_answer_is_survived_whatever_its_status(
-    orchestrator: OrchestratorClient, server: ScriptedServer, status: int
-) -> None:
-    server.answer(http(status, b'{"detail": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", JSON))
-
-    with pytest.raises((Refused, Unavailable)):
-        await orchestrator.health()
+    for name in NEED_JSON:
+        error = await api.error(name, answer)
+        assert isinstance(error, Unavailable)
+        assert str(error) == message
+    for name in ("status", "log"):
+        assert await api.call(name, answer) is None
 
 
-@pytest.mark.parametrize("depth", [100, 500, 900, 990, 995, 998, 999, 1000, 1500, 5000])
-async def test_reason_of_any_depth_is_survived(
-    orchestrator: OrchestratorClient, server: ScriptedServer, depth: int
-) -> None:
-    server.answer(http(409, b'{"detail": ' + b"[" * depth + b"]" * depth + b"}", JSON))
-
-    with pytest.raises(Refused):
-        await orchestrator.health()
+HALF = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
 
 
-@pytest.mark.parametrize("answer", [b"[]", b"null", b'"text"', b"3"])
-async def test_registration_answered_with_another_kind_of_json_is_unavailable(
-    orchestrator: OrchestratorClient, server: ScriptedServer, answer: bytes
-) -> None:
-    server.answer(http(200, answer, JSON))
-
-    with pytest.raises(Unavailable, match="its response is not a JSON object"):
-        await orchestrator.register(TOKEN, NODE)
-
-
-@every_call
-async def test_error_page_of_a_proxy_is_unavailable(
-    orchestrator: OrchestratorClient, identity: Identity, server: ScriptedServer, call: Call
-) -> None:
-    server.answer(http(500, b"<html>Internal Server Error</html>", {"Content-Type": "text/html"}))
-
-    with pytest.raises(Unavailable) as caught:
-        await call(orchestrator, identity)
-
-    assert str(caught.value) == "HTTP 500"
-
-
-@every_json_call
-async def test_half_a_body_is_unavailable(
-    orchestrator: OrchestratorClient, identity: Identity, server: ScriptedServer, call: Call
-) -> None:
-    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n"
-    server.answer(raw(head + b'{"id": "'))
-
-    with pytest.raises(Unavailable):
-        await call(orchestrator, identity)
-
-
-@every_call
 @pytest.mark.parametrize(
-    "answer",
-    [raw(b""), raw(b"\x00\x01 this is no HTTP\r\n\r\n"), raw(b"HTTP/1.1 200 OK\r\nContent-")],
-    ids=["closed", "junk", "half a head"],
+    "sent",
+    [b"", b"\x00\x01 this is no HTTP\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-", HALF],
+    ids=["nothing", "junk", "half a head", "half a body"],
 )
-async def test_broken_connection_is_unavailable(
-    orchestrator: OrchestratorClient,
-    identity: Identity,
-    server: ScriptedServer,
-    call: Call,
-    answer: Answer,
-) -> None:
-    server.answer(answer)
-
-    with pytest.raises(Unavailable):
-        await call(orchestrator, identity)
+async def test_broken_connection_is_unavailable_and_shows_no_key(api: Api, sent: bytes) -> None:
+    for name in NEED_JSON if sent is HALF else WITH_KEY:
+        link: BaseException | None = await api.error(name, raw(sent))
+        assert isinstance(link, Unavailable)
+        while link is not None:
+            assert KEY not in repr(link)
+            link = link.__cause__
 
 
-async def test_refused_connection_is_called_by_its_name(identity: Identity) -> None:
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"], ids=["one address", "two addresses"])
+async def test_refused_connection_is_called_by_its_name(identity: Identity, host: str) -> None:
     with nobody_listening() as port:
-        async with OrchestratorClient(f"http://127.0.0.1:{port}") as client:
-            with pytest.raises(Unavailable) as caught:
+        async with OrchestratorClient(f"http://{host}:{port}") as client:
+            with pytest.raises(Unavailable, match=r"^Connection refused$"):
                 await client.next_task(identity, 25)
-
-    assert str(caught.value) == "Connection refused"
-
-
-async def test_refused_connection_is_called_by_its_name_where_a_host_has_two_addresses(
-    identity: Identity,
-) -> None:
-    with nobody_listening() as port:
-        async with OrchestratorClient(f"http://localhost:{port}") as client:
-            with pytest.raises(Unavailable) as caught:
-                await client.next_task(identity, 25)
-
-    assert str(caught.value) == "Connection refused"
 
 
 @pytest.mark.parametrize("answer", [stalled(b""), trickle()], ids=["nothing", "a byte at a time"])
-async def test_answer_that_never_comes_is_unavailable_after_the_deadline(
-    orchestrator: OrchestratorClient, identity: Identity, server: ScriptedServer, answer: Answer
+async def test_response_that_never_comes_is_unavailable_after_the_deadline(
+    api: Api, answer: Answer
 ) -> None:
-    server.answer(answer)
+    api.server.answer(answer)
     a_second_in_all = 1 - DEFAULT_TIMINGS.call_timeout_s
 
-    with pytest.raises(Unavailable) as caught:
-        await orchestrator.next_task(identity, a_second_in_all)
-
-    assert str(caught.value) == "no response within 1 s"
+    with pytest.raises(Unavailable, match=r"^no response within 1 s$"):
+        await api.client.next_task(api.identity, a_second_in_all)
 
 
 async def test_deadline_grows_with_what_is_sent(server: ScriptedServer) -> None:
@@ -825,102 +578,35 @@ async def test_deadline_grows_with_what_is_sent(server: ScriptedServer) -> None:
                 pass
 
 
-# Answers that would do harm
-
-
-@pytest.mark.parametrize("call", [CALLS["status"], CALLS["log"]], ids=["status", "log"])
-@pytest.mark.parametrize(
-    "answer",
-    [
-        endless(JSON, first=b'{"session": '),
-        http(200, BOMB, {**JSON, "Content-Encoding": "gzip"}),
-        http(200, b"<html>", JSON),
-    ],
-    ids=["endless", "compressed", "not valid"],
-)
-async def test_report_is_accepted_by_a_response_of_json_that_cannot_be_read(
-    orchestrator: OrchestratorClient,
-    identity: Identity,
-    server: ScriptedServer,
-    answer: Answer,
-    call: Call,
-) -> None:
-    server.answer(answer)
-
-    assert await call(orchestrator, identity) is None
-
-
-@pytest.mark.parametrize("headers", [{}, {"Content-Type": "text/html"}], ids=["untyped", "page"])
-async def test_endless_page_is_not_read_for_long(
-    orchestrator: OrchestratorClient,
-    identity: Identity,
-    server: ScriptedServer,
-    headers: dict[str, str],
-) -> None:
-    server.answer(endless(headers))
-
-    with pytest.raises(Unavailable, match="its response is not JSON"):
-        await orchestrator.send_log(identity, {"session": {}})
-
-
-@every_call
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-async def test_redirect_to_another_origin_is_not_followed(
-    orchestrator: OrchestratorClient,
-    identity: Identity,
-    server: ScriptedServer,
-    call: Call,
-    status: int,
-) -> None:
+async def test_redirect_to_another_origin_is_not_followed(api: Api, status: int) -> None:
     async with serving() as elsewhere:
-        elsewhere.answer(json_response({"id": NODE_ID, "api_key": "k"}))
-        server.answer(http(status, headers={"Location": f"{elsewhere.url}/tasks/pending"}))
-
-        with pytest.raises(Unavailable, match="a redirect, which is not followed"):
-            await call(orchestrator, identity)
+        elsewhere.answer(json_response(REGISTERED))
+        redirect = http(status, headers={"Location": f"{elsewhere.url}/tasks/pending"})
+        for name in WITH_KEY:
+            error = await api.error(name, redirect)
+            assert isinstance(error, Unavailable)
+            assert "a redirect, which is not followed" in str(error)
 
         assert elsewhere.requests == []
 
 
-@every_json_call
-async def test_endless_answer_is_given_up(
-    orchestrator: OrchestratorClient, identity: Identity, server: ScriptedServer, call: Call
+@pytest.mark.parametrize(
+    ("name", "answer", "message"),
+    [
+        ("log", endless(), "its response is not JSON (Content-Type: none)"),
+        ("log", endless(PAGE), "its response is not JSON (Content-Type: text/html)"),
+        ("health", raw(NOT_FOUND, *[bytes(1 << 20)] * 17), "its response is longer than 16 MiB"),
+        ("download", http(200, BOMB, GZIP), "it sent a compressed file, which was not asked for"),
+    ],
+    ids=["endless report", "endless page", "endless refusal", "compressed file"],
+)
+async def test_body_that_would_do_harm_is_not_read_for_long(
+    api: Api, name: str, answer: Answer, message: str
 ) -> None:
-    server.answer(endless(JSON))
-
-    with pytest.raises(Unavailable) as caught:
-        await call(orchestrator, identity)
-
-    assert str(caught.value) == f"its response is longer than {MAX_RESPONSE_BYTES >> 20} MiB"
-
-
-async def test_endless_refusal_is_given_up(
-    orchestrator: OrchestratorClient, server: ScriptedServer
-) -> None:
-    head = b"HTTP/1.1 404 Not Found\r\nContent-Type: application/json\r\n\r\n"
-    server.answer(raw(head, *[bytes(1 << 20)] * 17))
-
-    with pytest.raises(Unavailable, match="longer than 16 MiB"):
-        await orchestrator.health()
-
-
-@every_json_call
-async def test_compressed_response_is_not_decompressed(
-    orchestrator: OrchestratorClient, identity: Identity, server: ScriptedServer, call: Call
-) -> None:
-    server.answer(http(200, BOMB, {**JSON, "Content-Encoding": "gzip"}))
-
-    with pytest.raises(Unavailable, match="its response is not valid JSON"):
-        await call(orchestrator, identity)
-
-
-async def test_compressed_file_is_not_taken(
-    orchestrator: OrchestratorClient, identity: Identity, server: ScriptedServer
-) -> None:
-    server.answer(http(200, BOMB, {"Content-Encoding": "gzip"}))
-
-    with pytest.raises(Unavailable, match="it sent a compressed file"):
-        await _download(orchestrator, identity)
+    error = await api.error(name, answer)
+    assert isinstance(error, Unavailable)
+    assert str(error).startswith(message)
 
 
 # TLS
@@ -945,41 +631,31 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return certificate, key
 
 
-@pytest.fixture
-def tls(certificate: tuple[Path, Path]) -> ssl.SSLContext:
-    """Return the TLS context of a server with that certificate."""
+@pytest.mark.parametrize(
+    ("host", "is_given", "error"),
+    [
+        ("127.0.0.1", True, None),
+        ("127.0.0.1", False, "its TLS certificate is not trusted: self"),
+        ("localhost", True, "its TLS certificate is not trusted: Hostname"),
+    ],
+)
+async def test_certificate_is_trusted_for_its_host_by_its_authority_alone(
+    certificate: tuple[Path, Path],
+    identity: Identity,
+    host: str,
+    is_given: bool,  # noqa: FBT001 - a column of the table
+    error: str | None,
+) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*certificate)
-    return context
-
-
-async def test_certificate_of_an_unknown_authority_is_not_trusted(
-    tls: ssl.SSLContext, identity: Identity
-) -> None:
-    async with serving(tls) as server, OrchestratorClient(server.url) as client:
-        with pytest.raises(Unavailable) as caught:
-            await client.next_task(identity, 25)
-
-        assert str(caught.value).startswith("its TLS certificate is not trusted: self")
-        assert server.requests == []
-
-
-async def test_certificate_of_a_private_authority_is_trusted_through_its_file(
-    tls: ssl.SSLContext, certificate: tuple[Path, Path], identity: Identity
-) -> None:
-    async with serving(tls) as server, OrchestratorClient(server.url, certificate[0]) as client:
+    async with serving(context) as server:
         server.answer(json_response({"task_id": "t-1"}))
-
-        assert (await client.next_task(identity, 25)).assignment == {"task_id": "t-1"}
-
-
-async def test_certificate_for_another_host_is_not_trusted(
-    tls: ssl.SSLContext, certificate: tuple[Path, Path], identity: Identity
-) -> None:
-    async with serving(tls) as server:
-        by_name = server.url.replace("127.0.0.1", "localhost")
-        async with OrchestratorClient(by_name, certificate[0]) as client:
-            with pytest.raises(Unavailable, match="its TLS certificate is not trusted: Hostname"):
+        url = server.url.replace("127.0.0.1", host)
+        async with OrchestratorClient(url, certificate[0] if is_given else None) as client:
+            if error is None:
+                assert (await client.next_task(identity, 25)).assignment == {"task_id": "t-1"}
+                return
+            with pytest.raises(Unavailable, match=f"^{error}"):
                 await client.next_task(identity, 25)
 
         assert server.requests == []
@@ -1007,13 +683,10 @@ async def test_plain_http_behind_https_is_unavailable(identity: Identity) -> Non
 def test_ca_file_without_a_certificate_is_named(tmp_path: Path, content: bytes) -> None:
     ca_file = tmp_path / "ca.pem"
     ca_file.write_bytes(content)
+    message = f"^cannot use --ca-file {ca_file}: it does not hold a PEM certificate$"
 
-    with pytest.raises(ConfigurationError) as caught:
+    with pytest.raises(ConfigurationError, match=message):
         OrchestratorClient("https://o.example.com", ca_file)
-
-    assert (
-        str(caught.value) == f"cannot use --ca-file {ca_file}: it does not hold a PEM certificate"
-    )
 
 
 # Addresses
@@ -1026,58 +699,29 @@ def test_address_that_no_request_could_carry_is_refused(url: str) -> None:
 
 
 @given(st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), max_size=40))
-def test_address_that_was_checked_can_be_asked_or_is_refused(rest: str) -> None:
+def test_address_that_was_checked_can_be_requested_or_is_refused(rest: str) -> None:
     try:
         OrchestratorClient(check_orchestrator_url(f"http://{rest}", allow_http=True))
     except ConfigurationError as error:
         assert str(error).startswith("cannot use --orchestrator-url")  # noqa: PT017 - or none at all
 
 
-async def test_key_for_a_loopback_orchestrator_is_shown_to_no_proxy(
-    server: ScriptedServer, identity: Identity, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("is_loopback", [True, False])
+async def test_key_for_a_loopback_orchestrator_goes_to_no_proxy(
+    server: ScriptedServer,
+    identity: Identity,
+    monkeypatch: pytest.MonkeyPatch,
+    is_loopback: bool,  # noqa: FBT001 - a column of the table
 ) -> None:
+    url = server.url if is_loopback else "http://orchestrator.invalid"
     server.answer(json_response(None))
     async with serving() as proxy:
         proxy.answer(json_response(None))
         for variable in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
             monkeypatch.setenv(variable, proxy.url)
-        async with OrchestratorClient(server.url) as orchestrator:
+        async with OrchestratorClient(url) as orchestrator:
             await orchestrator.next_task(identity, 0)
 
-        assert proxy.requests == []
-    assert len(server.requests) == 1
-
-
-async def test_other_hosts_are_asked_through_the_proxy(
-    identity: Identity, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with serving() as proxy:
-        proxy.answer(json_response(None))
-        monkeypatch.setenv("http_proxy", proxy.url)
-        async with OrchestratorClient("http://orchestrator.invalid") as orchestrator:
-            await orchestrator.next_task(identity, 0)
-
-        assert [request.target for request in proxy.requests] == [
-            "http://orchestrator.invalid/tasks/pending"
-        ]
-
-
-# Secrets
-
-
-async def test_key_is_in_no_error(
-    orchestrator: OrchestratorClient, identity: Identity, server: ScriptedServer
-) -> None:
-    server.answer(raw(b"junk"))
-
-    with pytest.raises(Unavailable) as caught:
-        await orchestrator.next_task(identity, 25)
-
-    link: BaseException | None = caught.value
-    while link is not None:
-        assert identity.api_key.reveal() not in repr(link)
-        link = link.__cause__
-
-
-def test_identity_shows_no_key(identity: Identity) -> None:
-    assert identity.api_key.reveal() not in repr(identity)
+        targets = [request.target for request in proxy.requests]
+        assert targets == ([] if is_loopback else [f"{url}/tasks/pending"])
+    assert len(server.requests) == is_loopback

@@ -1,4 +1,4 @@
-"""What doctor reports where it may not look."""
+"""What a state folder means for the next start: doctor's report, and the runtime to use."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -17,11 +18,20 @@ import pytest
 from runner.doctor import examine
 from runner.engine.inspect import read_podman_facts
 from runner.errors import EXIT_CONFIGURATION
+from runner.journal.journal import JOURNAL_NAME
+from runner.node import runtime_to_use
 from runner.redaction import Secret
 from runner.settings import Settings
 from tests.unit.another_user import as_another_user
 
-SOMEWHERE = Path(tempfile.gettempdir())
+JOURNALS = Path(__file__).parent / "journals"
+SETTINGS = Settings(
+    orchestrator_url="",
+    name="n",
+    registration_token=Secret(""),
+    victoria_home=Path(tempfile.gettempdir()),
+    state_dir=Path(tempfile.gettempdir()),
+)
 
 
 @pytest.fixture
@@ -35,27 +45,23 @@ def closed() -> Iterator[Path]:
         folder.chmod(0o700)
 
 
-def examined(settings: Settings) -> tuple[int, list[str]]:
-    """Run the doctor as another user; return its exit code and lines."""
+def doctor(*, as_json: bool = False, **changed: Any) -> tuple[int, list[str]]:  # noqa: ANN401 - any setting
+    """Run the doctor; return its exit code and lines."""
     lines: list[str] = []
+    settings = replace(SETTINGS, **changed)
+    return anyio.run(partial(examine, settings, lines.append, as_json=as_json)), lines
+
+
+def test_folder_that_may_not_be_entered_is_one_sentence(closed: Path) -> None:
     with as_another_user():
-        code = anyio.run(partial(examine, settings, lines.append, as_json=False))
-    return code, lines
-
-
-def test_state_folder_that_may_not_be_entered_is_one_sentence(closed: Path) -> None:
-    code, lines = examined(settings_with(state_dir=closed / "state"))
+        code, lines = doctor(state_dir=closed / "state", victoria_home=closed / "home")
 
     assert code == EXIT_CONFIGURATION
     journal = f"FAIL journal: cannot read {closed}/state/journal.sqlite3: permission denied; run as"
     assert any(line.startswith(journal) for line in lines)
-    assert f"FAIL --state-dir: cannot write in {closed}: run as its owner" in "\n".join(lines)
-
-
-def test_home_that_may_not_be_made_is_one_sentence(closed: Path, tmp_path: Path) -> None:
-    _, lines = examined(settings_with(victoria_home=closed / "home", state_dir=tmp_path))
-
-    assert f"FAIL --victoria-home: cannot write in {closed}: run as its owner" in "\n".join(lines)
+    for option in ("--state-dir", "--victoria-home"):
+        sentence = f"FAIL {option}: cannot write in {closed}: run as its owner"
+        assert any(line.startswith(sentence) for line in lines)
 
 
 @pytest.mark.parametrize(
@@ -64,9 +70,7 @@ def test_home_that_may_not_be_made_is_one_sentence(closed: Path, tmp_path: Path)
     ids=["none granted", "granted", "as root"],
 )
 def test_rootless_podman_without_user_ids_is_recognised(
-    is_rootless: bool,  # noqa: FBT001 - pytest passes it
-    granted: int,
-    has_user_ids: bool,  # noqa: FBT001 - pytest passes it
+    *, is_rootless: bool, granted: int, has_user_ids: bool
 ) -> None:
     map_ = [{"container_id": 0, "host_id": 1000, "size": 1}] * granted or None
     about = {
@@ -81,41 +85,36 @@ def test_rootless_podman_without_user_ids_is_recognised(
     assert read_podman_facts(about).has_user_ids is has_user_ids
 
 
-@pytest.mark.parametrize("url", ["https://other.example", "http://orchestrator.example", ""])
-def test_unfinished_tasks_of_another_orchestrator_are_one_sentence(
-    tmp_path: Path, url: str
-) -> None:
-    dump = Path(__file__).parent / "journals" / "ordinary.sql"
-    with closing(sqlite3.connect(tmp_path / "journal.sqlite3")) as journal:
-        journal.executescript(dump.read_text())
-    settings = replace(settings_with(state_dir=tmp_path), orchestrator_url=url)
-    lines: list[str] = []
-    code = anyio.run(partial(examine, settings, lines.append, as_json=False))
+def write_journal(state_dir: Path, name: str) -> None:
+    with closing(sqlite3.connect(state_dir / JOURNAL_NAME)) as journal:
+        journal.executescript((JOURNALS / f"{name}.sql").read_text())
 
-    if url == "https://other.example":
-        assert code == EXIT_CONFIGURATION
-        assert lines[0].startswith("FAIL journal: cannot use --orchestrator-url https://other.exam")
-    else:
+
+@pytest.fixture
+def state_dir(tmp_path: Path) -> Path:
+    """Make a state folder with the journal of a registered node and four open tasks."""
+    write_journal(tmp_path, "ordinary")
+    return tmp_path
+
+
+def test_unfinished_tasks_of_another_orchestrator_are_one_sentence(state_dir: Path) -> None:
+    for url in ("http://orchestrator.example", ""):
+        _, lines = doctor(state_dir=state_dir, orchestrator_url=url)
         assert lines[0] == "ok   journal: 4 open tasks"
 
+    code, lines = doctor(state_dir=state_dir, orchestrator_url="https://other.example")
+    assert code == EXIT_CONFIGURATION
+    assert lines[0].startswith("FAIL journal: cannot use --orchestrator-url https://other.exam")
 
-def test_journal_of_a_registered_node_is_told_as_json_without_its_key(tmp_path: Path) -> None:
-    dump = Path(__file__).parent / "journals" / "ordinary.sql"
-    with closing(sqlite3.connect(tmp_path / "journal.sqlite3")) as journal:
-        journal.executescript(dump.read_text())
+
+def test_journal_of_a_registered_node_is_shown_as_json_without_its_key(state_dir: Path) -> None:
     url = "http://orchestrator.example"
-    settings = replace(settings_with(state_dir=tmp_path), orchestrator_url=url)
-    lines: list[str] = []
-    anyio.run(partial(examine, settings, lines.append, as_json=True))
+    _, lines = doctor(as_json=True, state_dir=state_dir, orchestrator_url=url)
 
     report = json.loads(lines[0])
     assert report["node_id"] == "node-1"
-    assert [task["state"] for task in report["tasks"]] == [
-        "accepted",
-        "starting",
-        "running",
-        "ended",
-    ]
+    states = [task["state"] for task in report["tasks"]]
+    assert states == ["accepted", "starting", "running", "ended"]
     assert "node-key-1" not in lines[0]
     (registration,) = [check for check in report["checks"] if check["what"] == "registration"]
     assert registration["sentence"] == (
@@ -123,12 +122,22 @@ def test_journal_of_a_registered_node_is_told_as_json_without_its_key(tmp_path: 
     )
 
 
-def settings_with(*, state_dir: Path, victoria_home: Path = SOMEWHERE) -> Settings:
-    """Return settings without an orchestrator."""
-    return Settings(
-        orchestrator_url="",
-        name="n",
-        registration_token=Secret(""),
-        victoria_home=victoria_home,
-        state_dir=state_dir,
-    )
+@pytest.mark.parametrize(
+    ("journal", "option", "runtime"),
+    [
+        ("elsewhere", "auto", "docker"),
+        ("ordinary", "auto", "podman"),
+        ("ordinary", "docker", "docker"),
+        (None, "auto", "auto"),
+    ],
+    ids=["tasks on docker", "tasks on podman", "named by the operator", "no journal"],
+)
+def test_auto_is_the_runtime_of_the_open_tasks(
+    tmp_path: Path, journal: str | None, option: str, runtime: str
+) -> None:
+    if journal is not None:
+        write_journal(tmp_path, journal)
+    url = "http://orchestrator.example"
+    settings = replace(SETTINGS, orchestrator_url=url, state_dir=tmp_path, container_runtime=option)
+
+    assert anyio.run(runtime_to_use, settings) == runtime

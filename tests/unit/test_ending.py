@@ -1,4 +1,4 @@
-"""What no message may carry is known as the engines know it."""
+"""The outcome of a task, and what its messages must not show."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TASK = Task("t-1", TaskState.RUNNING, "https://orchestrator.example.com", None, 
 
 
 def ended(exit_code: int) -> Container:
-    """Give a container that has ended so."""
+    """Return a container that has exited with this code."""
     return Container(
         "c0ffee",
         "victoria-t-1",
@@ -31,12 +31,12 @@ def ended(exit_code: int) -> Container:
     )
 
 
-def test_value_with_a_line_separator_in_it_is_blanked_whole(tmp_path: Path) -> None:
+def test_value_with_a_line_separator_in_it_is_redacted_whole(tmp_path: Path) -> None:
     env_file = tmp_path / "env"
     env_file.write_text("PASSWORD=first-half\u2028second-half\r\n# NOTE=not-a-secret\n")
     known = known_secrets(Secret("registration-token"), env_file=env_file)
-    said = "registration-token first-half\u2028second-half second-half not-a-secret"
-    assert redact_output(said, known) == "*** *** second-half not-a-secret"
+    output = "registration-token first-half\u2028second-half second-half not-a-secret"
+    assert redact_output(output, known) == "*** *** second-half not-a-secret"
 
 
 @pytest.mark.parametrize("code", [137, 143])

@@ -73,28 +73,17 @@ def test_exit_codes_are_those_of_sysexits(error: type[RunnerError], code: int) -
     assert error.exit_code == code
 
 
-def test_task_that_cannot_be_run_ends_as_unstartable() -> None:
-    assert TaskError("x").reason is EndReason.UNSTARTABLE
-    assert Unstartable("x").reason is EndReason.UNSTARTABLE
-
-
-def test_bad_assignment_ends_as_rejected_and_knows_its_task_if_there_is_one() -> None:
+def test_errors_of_a_task_have_the_reason_of_its_end() -> None:
+    assert TaskError("x").reason is Unstartable("x").reason is EndReason.UNSTARTABLE
     assert BadAssignment("x").reason is EndReason.REJECTED
     assert BadAssignment("x").task_id is None
     assert BadAssignment("x", "t-1").task_id == "t-1"
 
 
-def test_unknown_key_is_a_refusal_with_status_401() -> None:
+def test_unknown_key_is_a_refusal_and_an_outage_is_not() -> None:
     assert isinstance(Unauthorised("x"), Refused)
     assert Unauthorised("x").status == 401
-
-
-def test_unavailable_knows_nothing_more_unless_told() -> None:
-    error = Unavailable("x")
-
-    assert (error.retry_after_s, error.status, error.detail) == (None, None, None)
-
-
-def test_what_is_unavailable_was_not_refused() -> None:
     assert not issubclass(Unavailable, Refused)
     assert not issubclass(Refused, Unavailable)
+    error = Unavailable("x")
+    assert (error.retry_after_s, error.status, error.detail) == (None, None, None)

@@ -37,7 +37,7 @@ def folders(home: Path) -> Iterator[TaskFolders]:
 
 @pytest.fixture
 def outside(tmp_path: Path) -> Path:
-    """Make a folder that nobody may touch, laid out like one of tasks."""
+    """Make a folder outside the home, with the layout of a folder of tasks."""
     outside = tmp_path / "outside"
     (outside / "t-1").mkdir(parents=True)
     (outside / "t-1" / "precious").touch()
@@ -71,14 +71,7 @@ def test_extent_is_the_size_of_all_files_and_the_newest_change(
     assert newest == 2e9
 
 
-def test_folder_is_removed_and_its_neighbour_stays(home: Path, folders: TaskFolders) -> None:
-    folders.remove("t-1")
-
-    assert [path.name for path in (home / "tasks").iterdir()] == ["t-2"]
-    assert (home / "tasks" / "t-2" / "files" / "a.csv").exists()
-
-
-def test_links_are_removed_and_not_followed(
+def test_folder_is_removed_with_the_links_in_it_and_not_what_they_point_to(
     home: Path, folders: TaskFolders, outside: Path
 ) -> None:
     (home / "tasks" / "t-1" / "out").symlink_to(outside)
@@ -86,10 +79,12 @@ def test_links_are_removed_and_not_followed(
 
     folders.remove("t-1")
 
+    assert [path.name for path in (home / "tasks").iterdir()] == ["t-2"]
+    assert (home / "tasks" / "t-2" / "files" / "a.csv").exists()
     assert (outside / "t-1" / "precious").exists()
 
 
-def test_link_that_takes_the_place_of_the_tasks_is_not_followed(
+def test_link_in_place_of_the_tasks_is_not_followed(
     home: Path, folders: TaskFolders, outside: Path
 ) -> None:
     (home / "tasks").rename(home / "moved")
@@ -99,9 +94,11 @@ def test_link_that_takes_the_place_of_the_tasks_is_not_followed(
 
     assert (outside / "t-1" / "precious").exists()
     assert not (home / "moved" / "t-1").exists()
+    with pytest.raises(NotADirectoryError):
+        TaskFolders(home)
 
 
-def test_link_that_takes_the_place_of_a_task_is_not_followed(
+def test_link_in_place_of_a_task_is_not_followed(
     home: Path, folders: TaskFolders, outside: Path
 ) -> None:
     (home / "tasks" / "t-1").rename(home / "moved")
@@ -111,18 +108,7 @@ def test_link_that_takes_the_place_of_a_task_is_not_followed(
         folders.remove("t-1")
 
     assert (outside / "t-1" / "precious").exists()
-
-
-def test_removal_cannot_be_led_astray_by_a_link_that_is_planted_while_it_runs() -> None:
-    assert shutil.rmtree.avoids_symlink_attacks
-
-
-def test_link_in_place_of_the_tasks_is_not_opened(home: Path, outside: Path) -> None:
-    (home / "tasks").rename(home / "moved")
-    (home / "tasks").symlink_to(outside)
-
-    with pytest.raises(NotADirectoryError):
-        TaskFolders(home)
+    assert shutil.rmtree.avoids_symlink_attacks, "one that is planted while it runs"
 
 
 @pytest.mark.parametrize("depth", [100, 3000])

@@ -30,17 +30,17 @@ def anyio_backend() -> Backend:
 
 
 async def in_thread() -> None:
-    """Do what a slow disk does."""
+    """Work as a slow disk does."""
     await anyio.to_thread.run_sync(time.sleep, WORK_S)
 
 
 async def in_thread_under_a_limiter() -> None:
-    """Do it under a limit of its own, as the journal does."""
+    """Work under a limiter, as the journal does."""
     await anyio.to_thread.run_sync(time.sleep, WORK_S, limiter=anyio.CapacityLimiter(1))
 
 
 async def in_thread_below_a_generator() -> None:
-    """Do it where asynchronous generators and context managers stand in between."""
+    """Work where asynchronous generators and context managers stand in between."""
 
     @asynccontextmanager
     async def opened() -> AsyncIterator[None]:
@@ -55,16 +55,17 @@ async def in_thread_below_a_generator() -> None:
         pass
 
 
+COMMAND = [sys.executable, "-c", f"import time; time.sleep({WORK_S})"]
+
+
 async def in_child() -> None:
-    """Have a child process do it."""
-    code = f"import time; time.sleep({WORK_S})"
-    await anyio.run_process([sys.executable, "-c", code])
+    """Work in a child process."""
+    await anyio.run_process(COMMAND)
 
 
 async def in_child_of_a_thread() -> None:
-    """Have a child process do it that a worker thread waits for."""
-    command = [sys.executable, "-c", f"import time; time.sleep({WORK_S})"]
-    await anyio.to_thread.run_sync(lambda: subprocess.run(command, check=True))
+    """Work in a child process that a worker thread waits for."""
+    await anyio.to_thread.run_sync(lambda: subprocess.run(COMMAND, check=True))
 
 
 async def over_a_socket() -> None:
@@ -77,17 +78,13 @@ async def over_a_socket() -> None:
                 pass
 
 
-@pytest.mark.parametrize(
-    "work",
-    [
-        in_thread,
-        in_thread_under_a_limiter,
-        in_thread_below_a_generator,
-        in_child,
-        in_child_of_a_thread,
-        over_a_socket,
-    ],
-)
+WORK = [
+    *(in_thread, in_thread_under_a_limiter, in_thread_below_a_generator),
+    *(in_child, in_child_of_a_thread, over_a_socket),
+]
+
+
+@pytest.mark.parametrize("work", WORK)
 async def test_time_stands_still_while_something_is_at_work(
     work: Callable[[], Awaitable[None]],
 ) -> None:

@@ -1,4 +1,4 @@
-"""What --help shows can be found by grep and copied, however wide the terminal is."""
+"""What --help shows can be searched and copied, however wide the terminal is."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""What the journal has taken in is there whatever happens next, and says what it said."""
+"""What the journal has stored is there whatever happens next."""
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import sqlite3
-import stat
 import subprocess
 import sys
 from contextlib import closing
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 URL = "https://o.example.com"
+OTHER_URL = "https://other.example.com"
 NODE: dict[str, object] = {"name": "n-1", "tags": {"env": "prod"}, "capabilities": []}
 FIRST = Identity("node-1", Secret("key-1"))
 SECOND = Identity("node-2", Secret("key-2"))
@@ -50,41 +51,53 @@ TASK = Assignment("t-1", "count", URL, 60, (TaskFile("a", "0" * 64),))
 STATUS = Report("status", {"job_id": "t-1", "task_id": "t-1", "status": "success"})
 LOGS = Report("logs", {"job_id": "t-1", "task_id": "t-1", "session": {"title": "ä"}})
 DONE = Outcome(EndReason.COMPLETED, "completed: exit code 0", 0)
-MOST_WRITES = 200
+REJECTED = Outcome(EndReason.REJECTED, "rejected: its prompt is missing or empty")
+RECOVERED = Task(
+    "t-1",
+    TaskState.RUNNING,
+    URL,
+    Assignment("t-1", "", URL, 60),
+    accepted_at=20.0,
+    identity=FIRST,
+    boot_id="boot-1",
+    container_id="c0ffee",
+    started_at=20.0,
+    deadline_uptime_s=80.0,
+)
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Give the place of a journal that is not there yet."""
+    """Return the path of a journal that is not there yet."""
     return tmp_path / JOURNAL_NAME
 
 
 @pytest.fixture
 def journal(tmp_path: Path) -> Iterator[Journal]:
     """Open a new journal."""
-    opened, said = open_journal(tmp_path, "now")
-    assert said is None
+    opened, sentence = open_journal(tmp_path, "now")
+    assert sentence is None
     yield opened
     opened.close_file()
 
 
 @pytest.fixture
 async def registered(journal: Journal) -> Journal:
-    """Give a journal that knows who we are."""
+    """Return a journal with a registration."""
     await journal.store_registration(Registration(FIRST, NODE), URL, 1.0)
     return journal
 
 
 @pytest.fixture
 async def accepted(registered: Journal) -> Journal:
-    """Give a journal with a task that was taken on."""
+    """Return a journal with an accepted task."""
     assert await registered.accept(TASK, FIRST, 10.0)
     return registered
 
 
 @pytest.fixture
 async def running(accepted: Journal) -> Journal:
-    """Give a journal with a task that runs."""
+    """Return a journal with a running task."""
     await accepted.start("t-1", "boot-1", "podman")
     await accepted.run("t-1", "c0ffee", 20.0, 80.0)
     return accepted
@@ -92,7 +105,7 @@ async def running(accepted: Journal) -> Journal:
 
 @pytest.fixture
 async def ended(running: Journal) -> Journal:
-    """Give a journal with a task that has ended and two reports to deliver."""
+    """Return a journal with a task that has ended and two reports to deliver."""
     await running.end("t-1", DONE, [LOGS, STATUS], 30.0)
     return running
 
@@ -103,69 +116,53 @@ async def the_task(journal: Journal) -> Task:
     return task
 
 
-async def only_letter(journal: Journal) -> OutboxEntry:
-    (letter,) = await journal.entries()
-    return letter
+async def only_entry(journal: Journal) -> OutboxEntry:
+    (entry,) = await journal.entries()
+    return entry
 
 
 async def reports_in(journal: Journal) -> list[Report]:
-    bodies = [(letter.path, await journal.body(letter.row)) for letter in await journal.entries()]
+    bodies = [(entry.path, await journal.body(entry.row)) for entry in await journal.entries()]
     return [Report(path, body) for path, body in bodies if body is not None]
-
-
-def mode_of(path: Path) -> int:
-    return stat.S_IMODE(path.stat().st_mode)
-
-
-def open_to_all(path: Path) -> None:
-    path.touch()
-    path.chmod(0o644)
-
-
-def names_in(folder: Path) -> list[str]:
-    return sorted(found.name for found in folder.iterdir())
 
 
 def content_of(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def content(path: Path, query: str) -> list[tuple[object, ...]]:
+def modes_in(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir()}
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def select(path: Path, query: str) -> list[tuple[object, ...]]:
     with closing(sqlite3.connect(path)) as connection:
         return connection.execute(query).fetchall()
 
 
-# Who we are
+def change(path: Path, *statements: str) -> None:
+    with closing(sqlite3.connect(path)) as connection, connection:
+        for statement in statements:
+            connection.executescript(statement)
 
 
-async def test_new_journal_knows_nobody(journal: Journal) -> None:
+# The node
+
+
+async def test_newest_registration_holds_at_its_orchestrator_until_it_is_refused(
+    journal: Journal,
+) -> None:
     assert await journal.registration(URL) is None
+    for identity, moment in ((FIRST, 1.0), (SECOND, 2.0)):
+        await journal.store_registration(Registration(identity, NODE), URL, moment)
+        assert await journal.registration(URL) == Registration(identity, NODE)
+    assert await journal.registration(OTHER_URL) is None
 
-
-async def test_what_is_written_waits_for_the_disk(journal: Journal) -> None:
-    (synchronous,) = journal.connection.execute("PRAGMA synchronous").fetchone()
-    (mode,) = journal.connection.execute("PRAGMA journal_mode").fetchone()
-    assert (synchronous, mode) == (2, "wal"), "FULL: a power cut takes nothing that was said"
-
-
-async def test_registration_is_kept(registered: Journal) -> None:
-    assert await registered.registration(URL) == Registration(FIRST, NODE)
-
-
-async def test_registration_does_not_hold_at_another_orchestrator(registered: Journal) -> None:
-    assert await registered.registration("https://other.example.com") is None
-
-
-async def test_newest_registration_holds(registered: Journal) -> None:
-    await registered.store_registration(Registration(SECOND, NODE), URL, 2.0)
-
-    assert await registered.registration(URL) == Registration(SECOND, NODE)
-
-
-async def test_refused_identity_holds_no_longer(registered: Journal) -> None:
-    await registered.refuse_identity(FIRST)
-
-    assert await registered.registration(URL) is None
+    await journal.refuse_identity(SECOND)
+    assert await journal.registration(URL) == Registration(FIRST, NODE)
 
 
 async def test_new_description_takes_the_place_of_the_one_with_the_same_key(
@@ -176,92 +173,75 @@ async def test_new_description_takes_the_place_of_the_one_with_the_same_key(
     await accepted.store_registration(again, URL, 2.0)
 
     assert await accepted.registration(URL) == again
-    assert content(accepted.path, "SELECT count(*) FROM identities") == [(1,)]
+    assert select(accepted.path, "SELECT count(*) FROM identities") == [(1,)]
     assert (await the_task(accepted)).identity == FIRST
+    await accepted.store_extensions(FIRST, ["pace"])
+    expected = dataclasses.replace(again, extensions=frozenset({"pace"}))
+    assert await accepted.registration(URL) == expected
 
 
-async def test_extensions_that_are_named_later_are_kept(registered: Journal) -> None:
-    await registered.store_extensions(FIRST, ["reregister"])
+async def test_task_keeps_the_identity_that_accepted_it_until_that_is_refused(
+    running: Journal,
+) -> None:
+    await running.store_registration(Registration(SECOND, NODE), URL, 35.0)
+    assert (await the_task(running)).identity == FIRST
 
-    expected = Registration(FIRST, NODE, frozenset({"reregister"}))
-    assert await registered.registration(URL) == expected
-
-
-# What we have taken on
-
-
-async def test_accepted_task_is_written_down_whole(accepted: Journal) -> None:
-    assert await the_task(accepted) == Task("t-1", TaskState.ACCEPTED, URL, TASK, 10.0, FIRST)
+    await running.refuse_identity(FIRST)
+    assert (await the_task(running)).identity is None
+    assert await running.identity_for("t-1") == FIRST, "its key is still a secret"
 
 
-async def test_unknown_task_is_none(journal: Journal) -> None:
-    assert await journal.task("t-1") is None
+# The life of a task
 
 
-async def test_task_is_taken_on_once(accepted: Journal) -> None:
-    assert not await accepted.accept(Assignment("t-1", "other", URL, 5), FIRST, 11.0)
-    assert (await the_task(accepted)).assignment == TASK
+async def test_task_is_stored_at_every_step(registered: Journal) -> None:
+    assert await registered.task("t-1") is None
+    await registered.accept(TASK, FIRST, 10.0)
+    accepted = Task("t-1", TaskState.ACCEPTED, URL, TASK, 10.0, FIRST)
+    assert await the_task(registered) == accepted
+
+    await registered.start("t-1", "boot-1", "podman")
+    task = await the_task(registered)
+    assert (task.state, task.boot_id) == (TaskState.STARTING, "boot-1")
+
+    await registered.run("t-1", "c0ffee", 20.0, 80.0)
+    task = await the_task(registered)
+    assert (task.state, task.container_id) == (TaskState.RUNNING, "c0ffee")
+    assert (task.started_at, task.deadline_uptime_s) == (20.0, 80.0)
+
+    outcome = Outcome(EndReason.FAILED, "failed: exit code 3\nlast line", 3)
+    await registered.end("t-1", outcome, [LOGS, STATUS], 30.0)
+    task = await the_task(registered)
+    assert (task.state, task.outcome, task.ended_at) == (TaskState.ENDED, outcome, 30.0)
+    assert await reports_in(registered) == [LOGS, STATUS]
 
 
-async def test_task_is_not_taken_on_again_after_its_end(ended: Journal) -> None:
-    assert not await ended.accept(TASK, FIRST, 40.0)
-    assert (await the_task(ended)).state is TaskState.ENDED
+async def test_task_is_accepted_once(running: Journal) -> None:
+    other = Assignment("t-1", "other", URL, 5)
+    assert not await running.accept(other, FIRST, 21.0)
+    assert (await the_task(running)).assignment == TASK
+
+    await running.end("t-1", DONE, [], 30.0)
+    assert not await running.accept(other, FIRST, 40.0)
+    assert (await the_task(running)).state is TaskState.ENDED
 
 
-async def test_task_cannot_be_taken_on_by_nobody(journal: Journal) -> None:
+async def test_task_cannot_be_accepted_by_an_unknown_identity(journal: Journal) -> None:
     with pytest.raises(JournalError):
         await journal.accept(TASK, FIRST, 10.0)
 
 
-async def test_rejected_task_ends_where_it_began_with_its_report(registered: Journal) -> None:
-    end = Outcome(EndReason.REJECTED, "rejected: its prompt is missing or empty")
-
-    assert await registered.reject("t-1", end, STATUS, FIRST, 10.0)
-
+async def test_task_is_rejected_once_with_its_report_unless_it_is_known(
+    registered: Journal,
+) -> None:
+    assert await registered.reject("t-1", REJECTED, STATUS, FIRST, 10.0)
+    assert not await registered.reject("t-1", REJECTED, STATUS, FIRST, 11.0)
     task = await the_task(registered)
-    assert (task.state, task.assignment, task.outcome) == (TaskState.ENDED, None, end)
+    assert (task.state, task.assignment, task.outcome) == (TaskState.ENDED, None, REJECTED)
+
+    await registered.accept(Assignment("t-2", "p", URL, 60), FIRST, 12.0)
+    assert not await registered.reject("t-2", REJECTED, STATUS, FIRST, 13.0)
     assert await reports_in(registered) == [STATUS]
-
-
-async def test_task_is_rejected_once(registered: Journal) -> None:
-    end = Outcome(EndReason.REJECTED, "rejected")
-    await registered.reject("t-1", end, STATUS, FIRST, 10.0)
-
-    assert not await registered.reject("t-1", end, STATUS, FIRST, 11.0)
-    assert len(await registered.entries()) == 1
-
-
-async def test_task_that_runs_is_not_rejected(running: Journal) -> None:
-    assert not await running.reject("t-1", Outcome(EndReason.REJECTED, "no"), STATUS, FIRST, 21.0)
-    assert (await the_task(running)).state is TaskState.RUNNING
-    assert await running.entries() == []
-
-
-async def test_start_keeps_the_boot(accepted: Journal) -> None:
-    await accepted.start("t-1", "boot-1", "podman")
-
-    task = await the_task(accepted)
-    assert (task.state, task.boot_id) == (TaskState.STARTING, "boot-1")
-
-
-async def test_run_keeps_container_start_and_deadline(running: Journal) -> None:
-    task = await the_task(running)
-
-    assert task.state is TaskState.RUNNING
-    assert (task.container_id, task.started_at, task.deadline_uptime_s) == ("c0ffee", 20.0, 80.0)
-
-
-async def test_end_keeps_reason_message_and_exit_code(running: Journal) -> None:
-    end = Outcome(EndReason.FAILED, "failed: exit code 3\nlast line", 3)
-
-    await running.end("t-1", end, [], 30.0)
-
-    task = await the_task(running)
-    assert (task.state, task.outcome, task.ended_at) == (TaskState.ENDED, end, 30.0)
-
-
-async def test_end_puts_its_reports_into_the_outbox_in_their_order(ended: Journal) -> None:
-    assert await reports_in(ended) == [LOGS, STATUS]
 
 
 async def test_reports_of_an_end_whose_log_is_pending_are_released_once(running: Journal) -> None:
@@ -275,7 +255,7 @@ async def test_reports_of_an_end_whose_log_is_pending_are_released_once(running:
     assert await reports_in(running) == [LOGS, STATUS]
 
 
-async def test_end_without_a_row_for_its_reports_is_no_end(running: Journal) -> None:
+async def test_end_and_its_reports_are_stored_together_or_not_at_all(running: Journal) -> None:
     unwritable = Report("status", {"status": object()})
 
     with pytest.raises(TypeError):
@@ -288,19 +268,18 @@ async def test_end_without_a_row_for_its_reports_is_no_end(running: Journal) -> 
 async def test_task_moves_along_the_table_only(accepted: Journal) -> None:
     with pytest.raises(ValueError, match="no way from accepted to running"):
         await accepted.run("t-1", "c0ffee", 20.0, 80.0)
-
+    with pytest.raises(ValueError, match="no way from accepted to closed"):
+        await accepted.close("t-1", 40.0)
     assert (await the_task(accepted)).state is TaskState.ACCEPTED
 
-
-async def test_task_ends_once(ended: Journal) -> None:
+    await accepted.end("t-1", DONE, [STATUS], 30.0)
     with pytest.raises(ValueError, match="no way from ended to ended"):
-        await ended.end("t-1", Outcome(EndReason.LOST, "lost"), [STATUS], 31.0)
+        await accepted.end("t-1", Outcome(EndReason.LOST, "lost"), [STATUS], 31.0)
+    assert (await the_task(accepted)).outcome == DONE
+    assert len(await accepted.entries()) == 1
 
-    assert (await the_task(ended)).outcome == DONE
-    assert len(await ended.entries()) == 2
 
-
-async def test_state_is_looked_at_and_changed_in_one_transaction(
+async def test_state_is_checked_and_changed_in_one_transaction(
     accepted: Journal, path: Path
 ) -> None:
     raised = anyio.Event()
@@ -324,10 +303,9 @@ async def test_state_is_looked_at_and_changed_in_one_transaction(
 
 
 async def test_first_reason_to_stop_stands(running: Journal) -> None:
-    first = await running.ask_to_stop("t-1", EndReason.TIMED_OUT, 80.0)
-    second = await running.ask_to_stop("t-1", EndReason.CANCELLED, 81.0)
+    for reason, moment in ((EndReason.TIMED_OUT, 80.0), (EndReason.CANCELLED, 81.0)):
+        assert await running.ask_to_stop("t-1", reason, moment) is EndReason.TIMED_OUT
 
-    assert (first, second) == (EndReason.TIMED_OUT, EndReason.TIMED_OUT)
     task = await the_task(running)
     assert (task.stop_reason, task.stop_asked_at) == (EndReason.TIMED_OUT, 80.0)
 
@@ -341,88 +319,49 @@ async def test_open_tasks_are_those_not_closed_oldest_first(registered: Journal)
     assert [task.task_id for task in await registered.open_tasks()] == ["t-2", "t-1"]
 
 
-async def test_task_with_a_report_to_deliver_is_not_closed(ended: Journal) -> None:
-    assert not await ended.close("t-1", 40.0)
-    assert (await the_task(ended)).state is TaskState.ENDED
-
-
-async def test_task_is_closed_when_its_reports_are_delivered_or_parked(ended: Journal) -> None:
+async def test_task_is_closed_once_its_reports_are_delivered_or_parked(ended: Journal) -> None:
     logs, status = await ended.entries()
-    await ended.park(logs.row, "HTTP 413")
+    assert not await ended.close("t-1", 40.0)
+
+    await ended.park(logs.row, "HTTP 413: too long")
+    assert [entry.parked for entry in await ended.entries()] == ["HTTP 413: too long", None]
     await ended.delivered(status.row)
 
     assert await ended.close("t-1", 40.0)
-    assert (await the_task(ended)).state is TaskState.CLOSED
+    task = await the_task(ended)
+    assert (task.state, task.assignment) == (TaskState.CLOSED, None), "its prompt is not kept"
 
 
-async def test_task_that_runs_cannot_be_closed(running: Journal) -> None:
-    with pytest.raises(ValueError, match="no way from running to closed"):
-        await running.close("t-1", 40.0)
-
-
-async def test_prompt_of_a_closed_task_is_not_kept(accepted: Journal) -> None:
-    await accepted.end("t-1", DONE, [], 20.0)
-    await accepted.close("t-1", 21.0)
-
-    assert (await the_task(accepted)).assignment is None
-
-
-async def test_forgotten_task_can_be_taken_on_again(accepted: Journal) -> None:
+async def test_dropped_task_can_be_accepted_again(accepted: Journal) -> None:
     await accepted.drop("t-1")
 
     assert await accepted.task("t-1") is None
     assert await accepted.accept(TASK, FIRST, 20.0)
 
 
-async def test_tasks_closed_long_ago_are_forgotten_with_their_parked_reports(
+async def test_tasks_closed_long_ago_are_pruned_with_their_parked_reports(
     registered: Journal,
 ) -> None:
-    for task_id, closed_at in [("old", 100.0), ("new", 200.0)]:
+    for task_id, closed_at in [("old", 100.0), ("new", 200.0), ("open", None)]:
         await registered.accept(Assignment(task_id, "p", URL, 60), FIRST, 10.0)
         await registered.end(task_id, DONE, [STATUS], 20.0)
-        await registered.park((await registered.entries())[-1].row, "HTTP 410")
-        await registered.close(task_id, closed_at)
+        if closed_at is not None:
+            await registered.park((await registered.entries())[-1].row, "HTTP 410")
+            await registered.close(task_id, closed_at)
 
     assert await registered.prune_closed(150.0) == 1
     assert await registered.task("old") is None
-    assert content(registered.path, "SELECT task_id FROM outbox") == [("new",)]
+    assert select(registered.path, "SELECT task_id FROM outbox") == [("new",), ("open",)]
+    assert await registered.prune_closed(1e12) == 1
+    assert [task.task_id for task in await registered.open_tasks()] == ["open"]
 
 
-async def test_open_tasks_are_never_forgotten_for_their_age(ended: Journal) -> None:
-    assert await ended.prune_closed(1e12) == 0
-    assert len(await ended.entries()) == 2
-
-
-async def test_assignment_that_a_later_version_would_not_take_is_still_read(
+async def test_assignment_that_a_later_version_would_reject_is_still_read(
     accepted: Journal, path: Path
 ) -> None:
-    with closing(sqlite3.connect(path)) as other, other:
-        other.execute("UPDATE tasks SET assignment = replace(assignment, 'count', '')")
+    change(path, "UPDATE tasks SET assignment = replace(assignment, 'count', '')")
 
     assert (await the_task(accepted)).assignment == Assignment("t-1", "", URL, 60, TASK.files)
-
-
-# What we still have to say
-
-
-async def test_task_has_the_identity_that_took_it_on(running: Journal) -> None:
-    await running.store_registration(Registration(SECOND, NODE), URL, 35.0)
-
-    assert (await the_task(running)).identity == FIRST
-    assert await running.identity_for("t-1") == FIRST
-
-
-async def test_task_has_no_identity_once_that_is_refused(running: Journal) -> None:
-    await running.refuse_identity(FIRST)
-
-    assert (await the_task(running)).identity is None
-    assert await running.identity_for("t-1") == FIRST, "its key is still a secret"
-
-
-async def test_entry_names_the_orchestrator_that_it_is_for(ended: Journal) -> None:
-    await ended.store_registration(Registration(SECOND, NODE), "https://other.example.com", 35.0)
-
-    assert {entry.orchestrator_url for entry in await ended.entries()} == {URL}
 
 
 async def test_unfinished_tasks_are_open_or_have_a_report_to_deliver(registered: Journal) -> None:
@@ -438,99 +377,62 @@ async def test_unfinished_tasks_are_open_or_have_a_report_to_deliver(registered:
     assert [task.task_id for task in await registered.unfinished_tasks()] == ["open", "again"]
 
 
-async def test_unfinished_tasks_are_read_without_a_change_to_the_journal(
+async def test_unfinished_tasks_are_read_from_a_folder_without_a_change(
     ended: Journal, path: Path
 ) -> None:
     ended.close_file()
     before = content_of(path)
-
     assert [task.task_id for task in await read_unfinished_tasks(path.parent)] == ["t-1"]
     assert content_of(path) == before
 
-
-async def test_folder_without_a_journal_that_can_be_read_has_no_unfinished_tasks(
-    tmp_path: Path,
-) -> None:
-    assert await read_unfinished_tasks(tmp_path / "gone") == []
-    (tmp_path / JOURNAL_NAME).write_bytes(b"this is no database" * 100)
-    assert await read_unfinished_tasks(tmp_path) == []
+    assert await read_unfinished_tasks(path.parent / "gone") == []
+    DAMAGES["garbage"](path)
+    assert await read_unfinished_tasks(path.parent) == []
 
 
-# What was found without a page
+# Recovered without a journal
 
 
-FOUND = Task(
-    "t-1",
-    TaskState.RUNNING,
-    URL,
-    Assignment("t-1", "", URL, 60),
-    accepted_at=20.0,
-    identity=FIRST,
-    boot_id="boot-1",
-    container_id="c0ffee",
-    started_at=20.0,
-    deadline_uptime_s=80.0,
-)
-
-
-async def test_found_task_is_taken_on_once_with_the_identity_that_started_it(
+async def test_container_s_task_is_adopted_once_with_the_identity_that_started_it(
     journal: Journal,
 ) -> None:
-    assert await journal.adopt(FOUND, FIRST, 50.0)
-    assert not await journal.adopt(FOUND, SECOND, 51.0)
+    assert await journal.adopt(RECOVERED, FIRST, 50.0)
+    assert not await journal.adopt(RECOVERED, SECOND, 51.0)
 
-    assert await the_task(journal) == FOUND
+    assert await the_task(journal) == RECOVERED
     assert await journal.identity_for("t-1") == FIRST
-
-
-async def test_task_that_is_known_is_not_changed_by_being_found(ended: Journal) -> None:
-    before = await the_task(ended)
-    assert not await ended.adopt(FOUND, SECOND, 50.0)
-
-    assert await the_task(ended) == before
-    assert await ended.identity_for("t-1") == FIRST
-
-
-async def test_found_identity_holds_where_there_is_no_other(journal: Journal) -> None:
-    await journal.adopt(FOUND, FIRST, 50.0)
-
     assert await journal.registration(URL) == Registration(FIRST, None)
 
 
-async def test_found_identity_takes_the_place_of_no_other(registered: Journal) -> None:
-    await registered.adopt(FOUND, SECOND, 50.0)
+async def test_adoption_replaces_neither_a_known_task_nor_an_identity(ended: Journal) -> None:
+    before = await the_task(ended)
+    assert not await ended.adopt(RECOVERED, SECOND, 50.0)
+    assert await the_task(ended) == before
+    assert await ended.identity_for("t-1") == FIRST
 
-    assert await registered.registration(URL) == Registration(FIRST, NODE)
+    await ended.adopt(dataclasses.replace(RECOVERED, task_id="t-2"), SECOND, 50.0)
+    assert await ended.registration(URL) == Registration(FIRST, NODE)
 
 
-async def test_letter_is_new_until_it_was_tried(accepted: Journal) -> None:
+# The outbox
+
+
+async def test_entry_is_due_at_once_and_its_attempts_are_counted(accepted: Journal) -> None:
     await accepted.end("t-1", DONE, [STATUS], 20.0)
+    await accepted.store_registration(Registration(SECOND, NODE), OTHER_URL, 35.0)
 
-    letter = await only_letter(accepted)
-    assert (letter.task_id, letter.path, letter.created_at) == ("t-1", "status", 20.0)
-    assert (letter.attempts, letter.next_attempt_at, letter.parked) == (0, 0.0, None)
+    entry = await only_entry(accepted)
+    assert (entry.task_id, entry.path, entry.orchestrator_url) == ("t-1", "status", URL)
+    assert (entry.created_at, entry.next_attempt_at) == (20.0, 0.0)
+    assert (entry.attempts, entry.parked) == (0, None)
 
-
-async def test_failed_attempts_are_counted_and_the_next_is_set(accepted: Journal) -> None:
-    await accepted.end("t-1", DONE, [STATUS], 20.0)
-    row = (await only_letter(accepted)).row
-
-    await accepted.postpone(row, 25.0)
-    await accepted.postpone(row, 35.0)
-
-    letter = await only_letter(accepted)
-    assert (letter.attempts, letter.next_attempt_at) == (2, 35.0)
+    await accepted.postpone(entry.row, 25.0)
+    await accepted.postpone(entry.row, 35.0)
+    entry = await only_entry(accepted)
+    assert (entry.attempts, entry.next_attempt_at) == (2, 35.0)
 
 
-async def test_delivered_letter_is_gone(ended: Journal) -> None:
-    logs, status = await ended.entries()
-
-    await ended.delivered(logs.row)
-
-    assert await ended.entries() == [status]
-
-
-async def test_letters_of_a_task_are_due_and_counted_anew_when_one_is_delivered(
+async def test_delivered_entry_is_gone_and_the_others_of_its_task_are_due_again(
     ended: Journal,
 ) -> None:
     logs, status = await ended.entries()
@@ -539,10 +441,11 @@ async def test_letters_of_a_task_are_due_and_counted_anew_when_one_is_delivered(
     await ended.delivered(status.row)
 
     assert await ended.entries() == [logs]
+    assert await ended.body(status.row) is None
 
 
 @pytest.mark.parametrize("damaged", ["", "{", "7", "{\0}"])
-async def test_letters_are_listed_without_their_bodies_which_may_be_damaged(
+async def test_entries_are_listed_though_a_body_is_damaged(
     ended: Journal, path: Path, damaged: str
 ) -> None:
     with closing(sqlite3.connect(path)) as other, other:
@@ -553,114 +456,81 @@ async def test_letters_are_listed_without_their_bodies_which_may_be_damaged(
     assert await ended.body(status.row) == STATUS.body
 
 
-async def test_body_of_a_letter_that_is_gone_is_none(ended: Journal) -> None:
-    logs, _ = await ended.entries()
-    await ended.delivered(logs.row)
-
-    assert await ended.body(logs.row) is None
-
-
-async def test_parked_letter_is_kept_with_its_reason(ended: Journal) -> None:
-    logs, _ = await ended.entries()
-
-    await ended.park(logs.row, "HTTP 413: too long")
-
-    assert [letter.parked for letter in await ended.entries()] == ["HTTP 413: too long", None]
-
-
-async def test_end_is_reported_again_when_it_is_asked_for(accepted: Journal) -> None:
-    await accepted.end("t-1", DONE, [], 20.0)
-    await accepted.close("t-1", 21.0)
+async def test_end_is_reported_again_under_a_new_number_unless_a_report_waits(
+    accepted: Journal,
+) -> None:
+    await accepted.end("t-1", DONE, [STATUS], 20.0)
+    first = (await only_entry(accepted)).row
+    assert not await accepted.report_again("t-1", STATUS, 30.0)
+    await accepted.delivered(first)
 
     assert await accepted.report_again("t-1", STATUS, 30.0)
     assert await reports_in(accepted) == [STATUS]
+    assert (await only_entry(accepted)).row > first
 
 
-async def test_parked_report_keeps_no_later_one_back_and_is_replaced_by_it(ended: Journal) -> None:
+async def test_parked_report_is_replaced_by_a_later_one(ended: Journal) -> None:
     logs, status = await ended.entries()
     await ended.delivered(logs.row)
     await ended.park(status.row, "HTTP 422")
     await ended.close("t-1", 40.0)
 
     assert await ended.report_again("t-1", STATUS, 50.0)
-    letter = await only_letter(ended)
-    assert (letter.parked, letter.created_at) == (None, 50.0)
-
-
-async def test_end_is_not_reported_again_while_a_report_waits(ended: Journal) -> None:
-    assert not await ended.report_again("t-1", STATUS, 40.0)
-    assert len(await ended.entries()) == 2
-
-
-async def test_number_of_a_delivered_letter_is_never_given_again(accepted: Journal) -> None:
-    await accepted.end("t-1", DONE, [STATUS], 20.0)
-    first = (await only_letter(accepted)).row
-    await accepted.delivered(first)
-
-    await accepted.report_again("t-1", STATUS, 30.0)
-
-    assert (await only_letter(accepted)).row > first
+    entry = await only_entry(ended)
+    assert (entry.parked, entry.created_at) == (None, 50.0)
 
 
 # The file
 
 
-async def test_everything_is_there_after_reopening(ended: Journal, tmp_path: Path) -> None:
+async def test_write_waits_for_the_disk_and_keeps_no_reader_waiting(journal: Journal) -> None:
+    (synchronous,) = journal.connection.execute("PRAGMA synchronous").fetchone()
+    (mode,) = journal.connection.execute("PRAGMA journal_mode").fetchone()
+    assert (synchronous, mode) == (2, "wal"), "FULL: a power cut takes nothing that was stored"
+
+
+@pytest.mark.parametrize("folder", ["a?mode=ro", "a#b", "50%", "a b", "ü"])
+async def test_everything_is_there_after_reopening_in_a_folder_of_any_name(
+    ended: Journal, tmp_path: Path, folder: str
+) -> None:
     before = (await ended.open_tasks(), await ended.entries())
     ended.close_file()
+    moved = move(tmp_path / JOURNAL_NAME, tmp_path / folder)
 
-    reopened, said = open_journal(tmp_path, "now")
+    reopened, sentence = open_journal(moved, "now")
 
-    assert said is None
+    assert sentence is None
     assert (await reopened.open_tasks(), await reopened.entries()) == before
+    await reopened.drop("t-1")
     reopened.close_file()
+    assert names_in(moved) == [JOURNAL_NAME]
+
+
+def move(path: Path, folder: Path) -> Path:
+    folder.mkdir()
+    path.rename(folder / path.name)
+    return folder
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
-async def test_journal_is_nobody_else_s(tmp_path: Path, umask: int) -> None:
+@pytest.mark.parametrize("is_open", [False, True], ids=["new", "readable by others"])
+async def test_journal_is_for_its_owner_alone(
+    path: Path,
+    umask: int,
+    is_open: bool,  # noqa: FBT001 - a column of the table
+) -> None:
     before = os.umask(umask)
     try:
-        journal, _ = open_journal(tmp_path, "now")
+        if is_open:
+            change(path, "PRAGMA user_version")
+        journal, _ = open_journal(path.parent, "now")
         await journal.store_registration(Registration(FIRST, NODE), URL, 1.0)
     finally:
         os.umask(before)
 
-    modes = {name: mode_of(tmp_path / name) for name in names_in(tmp_path)}
+    modes = modes_in(path.parent)
     journal.close_file()
     assert modes == {JOURNAL_NAME + ending: 0o600 for ending in ("", "-wal", "-shm")}
-
-
-async def test_journal_that_others_could_read_is_closed_to_them(path: Path) -> None:
-    open_to_all(path)
-
-    journal, _ = open_journal(path.parent, "now")
-
-    assert mode_of(path) == 0o600
-    journal.close_file()
-
-
-async def test_readers_and_the_writer_do_not_shut_each_other_out(
-    registered: Journal, path: Path
-) -> None:
-    assert registered.path == path
-    assert content(path, "PRAGMA journal_mode") == [("wal",)]
-
-
-@pytest.mark.parametrize("strange", ["a?mode=ro", "a#b", "50%", "a b", "ü"])
-async def test_folder_s_name_may_be_strange(tmp_path: Path, strange: str) -> None:
-    folder = tmp_path / strange
-    folder.mkdir()
-
-    journal, _ = open_journal(folder, "now")
-    await journal.store_registration(Registration(FIRST, NODE), URL, 1.0)
-    journal.close_file()
-
-    assert names_in(folder) == [JOURNAL_NAME]
-
-
-async def test_schema_s_version_is_kept_in_the_file(journal: Journal, path: Path) -> None:
-    assert content(path, "PRAGMA user_version") == [(len(MIGRATIONS),)]
-    assert await journal.open_tasks() == []
 
 
 async def test_writers_in_one_process_take_turns(registered: Journal) -> None:
@@ -675,73 +545,44 @@ async def test_writers_in_one_process_take_turns(registered: Journal) -> None:
 # A reader beside the writer
 
 
-async def test_reader_sees_what_the_writer_has_written(running: Journal, path: Path) -> None:
-    reader = Journal(path, read_only=True)
-    before = await reader.open_tasks()
-
-    await running.end("t-1", DONE, [STATUS], 30.0)
-
-    after = await reader.open_tasks()
-    reader.close_file()
-    assert [task.state for task in before + after] == [TaskState.RUNNING, TaskState.ENDED]
-
-
-async def test_reader_needs_no_writer(ended: Journal, path: Path) -> None:
-    ended.close_file()
-
-    reader = Journal(path, read_only=True)
-
-    assert len(await reader.entries()) == 2
-    reader.close_file()
-
-
-async def test_reader_does_not_wait_for_a_writer_in_the_middle(
-    accepted: Journal, path: Path
+async def test_reader_sees_what_is_committed_and_waits_for_no_writer(
+    running: Journal, path: Path
 ) -> None:
+    reader = Journal(path, read_only=True)
     with closing(sqlite3.connect(path, isolation_level=None)) as writer:
         writer.execute("BEGIN IMMEDIATE")
         writer.execute("UPDATE tasks SET state = 'ended'")
-        reader = Journal(path, read_only=True)
-        task = await the_task(reader)
-        reader.close_file()
+        assert (await the_task(reader)).state is TaskState.RUNNING
+        writer.execute("COMMIT")
+        assert (await the_task(reader)).state is TaskState.ENDED
 
-    assert task.state is TaskState.ACCEPTED
-    assert await accepted.open_tasks() == [task]
+    running.close_file()
+    assert (await the_task(reader)).state is TaskState.ENDED
+    with pytest.raises(JournalError, match="readonly"):
+        await reader.drop("t-1")
+    reader.close_file()
 
 
 async def test_journal_of_an_earlier_version_is_read_before_and_after_its_upgrade(
     path: Path,
 ) -> None:
-    with closing(sqlite3.connect(path)) as earlier, earlier:
-        earlier.executescript(MIGRATIONS[0])
-        earlier.execute("PRAGMA user_version = 1")
-        earlier.execute(
-            "INSERT INTO identities VALUES (1, 'node-1', 'key', 'https://o', '{}', 1, 0)"
-        )
-        earlier.execute(
-            "INSERT INTO tasks (task_id, identity, state, accepted_at)"
-            " VALUES ('t-1', 1, 'ended', 1)"
-        )
+    change(
+        path,
+        MIGRATIONS[0],
+        "PRAGMA user_version = 1;"
+        "INSERT INTO identities VALUES (1, 'node-1', 'key', 'https://o', '{}', 1, 0);"
+        "INSERT INTO tasks (task_id, identity, state, accepted_at) VALUES ('t-1', 1, 'ended', 1)",
+    )
 
     reader = Journal(path, read_only=True)
-
     (task,) = await reader.open_tasks()
     reader.close_file()
+    assert not task.is_log_pending, "its reports are in the outbox already"
+
     upgraded = Journal(path)
-    # Its reports are in the outbox already.
-    assert not task.is_log_pending
     assert await upgraded.open_tasks() == [task]
+    assert select(path, "PRAGMA user_version") == [(len(MIGRATIONS),)]
     upgraded.close_file()
-
-
-async def test_reader_cannot_write(accepted: Journal, path: Path) -> None:
-    reader = Journal(path, read_only=True)
-
-    with pytest.raises(JournalError, match="readonly"):
-        await reader.drop("t-1")
-
-    reader.close_file()
-    assert len(await accepted.open_tasks()) == 1
 
 
 async def test_reader_makes_no_journal(path: Path) -> None:
@@ -754,125 +595,61 @@ async def test_reader_makes_no_journal(path: Path) -> None:
 # What cannot be used
 
 
-def garbage(path: Path) -> None:
-    path.write_bytes(b"this is no database" * 1000)
+def overwrite(path: Path) -> None:
+    whole = path.read_bytes()
+    path.write_bytes(whole[:4096] + b"\xa5" * (len(whole) - 4096))
 
 
-def torn(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:5000])
-
-
-def overwritten(path: Path) -> None:
-    whole = bytearray(path.read_bytes())
-    whole[4096:] = b"\xa5" * (len(whole) - 4096)
-    path.write_bytes(whole)
-
-
-def from_a_newer_version(path: Path) -> None:
-    with closing(sqlite3.connect(path)) as connection:
-        connection.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
-
-
-def another_program_s(path: Path) -> None:
+def replace(path: Path, statement: str) -> None:
     path.unlink()
-    with closing(sqlite3.connect(path)) as connection:
-        connection.execute("CREATE TABLE tasks (id)")
+    change(path, statement)
 
 
-def without_tables(path: Path) -> None:
-    path.unlink()
-    with closing(sqlite3.connect(path)) as connection:
-        connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+NEWER_VERSION = f"PRAGMA user_version = {len(MIGRATIONS) + 1}"
+OUR_VERSION = f"PRAGMA user_version = {len(MIGRATIONS)}"
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "garbage": lambda path: path.write_bytes(b"this is not a database" * 1000),
+    "torn": lambda path: path.write_bytes(path.read_bytes()[:5000]),
+    "overwritten": overwrite,
+    "a newer version's": lambda path: change(path, NEWER_VERSION),
+    "another program's": lambda path: replace(path, "CREATE TABLE tasks (id)"),
+    "without tables": lambda path: replace(path, OUR_VERSION),
+    "unknown state": lambda path: change(path, "UPDATE tasks SET state = 'endxd'"),
+    "unknown reason": lambda path: change(path, "UPDATE tasks SET stop_reason = ''"),
+    "half an assignment": lambda path: change(
+        path, "UPDATE tasks SET assignment = substr(assignment, 1, 20)"
+    ),
+    "not an assignment": lambda path: change(path, "UPDATE tasks SET assignment = '[]'"),
+    "not Unicode": lambda path: change(path, "UPDATE tasks SET message = CAST(x'ff' AS TEXT)"),
+}
 
 
-def changed(path: Path, change: str) -> None:
-    with closing(sqlite3.connect(path)) as connection, connection:
-        connection.execute(f"UPDATE tasks SET {change}")  # noqa: S608 - our own text
-
-
-def with_a_state_that_nobody_knows(path: Path) -> None:
-    changed(path, "state = 'endxd'")
-
-
-def with_a_reason_that_nobody_knows(path: Path) -> None:
-    changed(path, "stop_reason = ''")
-
-
-def with_half_an_assignment(path: Path) -> None:
-    changed(path, "assignment = substr(assignment, 1, 20)")
-
-
-def with_another_assignment(path: Path) -> None:
-    changed(path, "assignment = '[]'")
-
-
-def with_text_that_is_none(path: Path) -> None:
-    changed(path, "message = CAST(x'ff' AS TEXT)")
-
-
-def damaged(path: Path, damage: Callable[[Path], None]) -> bytes:
-    damage(path)
-    return path.read_bytes()
-
-
-every_damage = pytest.mark.parametrize(
-    "damage",
-    [
-        garbage,
-        torn,
-        overwritten,
-        from_a_newer_version,
-        another_program_s,
-        without_tables,
-        with_a_state_that_nobody_knows,
-        with_a_reason_that_nobody_knows,
-        with_half_an_assignment,
-        with_another_assignment,
-        with_text_that_is_none,
-    ],
-)
-
-
-@every_damage
-async def test_unusable_journal_is_set_aside_under_a_dated_name_and_said(
-    ended: Journal, path: Path, damage: Callable[[Path], None]
+@pytest.mark.parametrize("damage", DAMAGES)
+async def test_unusable_journal_is_set_aside_under_a_dated_name_and_a_new_one_begun(
+    ended: Journal, path: Path, damage: str
 ) -> None:
     ended.close_file()
-    unusable = damaged(path, damage)
+    DAMAGES[damage](path)
+    unusable = content_of(path)
 
-    journal, said = open_journal(path.parent, "20260131T092653Z")
+    journal, sentence = open_journal(path.parent, "20260131T092653Z")
 
     aside = path.with_name(f"{JOURNAL_NAME}.20260131T092653Z.unusable")
     assert content_of(aside) == unusable
-    assert said is not None
-    assert said.endswith(f"; it was set aside as {aside.name} and a new one begun")
-    assert await journal.open_tasks() == []
-    journal.close_file()
-
-
-@every_damage
-async def test_journal_begun_anew_works_and_is_nobody_else_s(
-    ended: Journal, path: Path, damage: Callable[[Path], None]
-) -> None:
-    ended.close_file()
-    damage(path)
-
-    journal, _ = open_journal(path.parent, "now")
+    assert sentence is not None
+    assert sentence.endswith(f"; it was set aside as {aside.name} and a new one begun")
     await journal.store_registration(Registration(FIRST, NODE), URL, 1.0)
-
     assert await journal.accept(TASK, FIRST, 2.0)
-    assert mode_of(path) == 0o600
+    assert modes_in(path.parent)[JOURNAL_NAME] == 0o600
     journal.close_file()
 
 
-@pytest.mark.parametrize(
-    "damage", [with_a_state_that_nobody_knows, with_half_an_assignment, with_text_that_is_none]
-)
-async def test_reader_of_damaged_text_is_told_so(
-    ended: Journal, path: Path, damage: Callable[[Path], None]
+@pytest.mark.parametrize("damage", ["unknown state", "half an assignment", "not Unicode"])
+async def test_reader_of_damaged_text_gets_a_journal_error(
+    ended: Journal, path: Path, damage: str
 ) -> None:
     assert await ended.open_tasks()
-    damage(path)
+    DAMAGES[damage](path)
 
     reader = Journal(path, read_only=True)
     with pytest.raises(JournalError, match=r"is damaged|decode"):
@@ -890,42 +667,60 @@ def test_journal_that_cannot_be_opened_for_another_reason_is_not_set_aside(path:
 
 
 def test_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(JournalError) as caught:
-        open_journal(tmp_path / "gone", "now")
-
-    assert str(caught.value) == (
-        f"cannot write the journal {tmp_path / 'gone' / JOURNAL_NAME}: No such file or directory"
-    )
+    path = tmp_path / "gone" / JOURNAL_NAME
+    sentence = f"^cannot write the journal {path}: No such file or directory$"
+    with pytest.raises(JournalError, match=sentence):
+        open_journal(path.parent, "now")
 
 
 # kill -9
 
 
-def acknowledged_before_a_kill(folder: Path, writes: int) -> dict[str, str]:
-    """Give the last state that the writer says is written, for each task."""
-    program = [sys.executable, "-m", "tests.unit.journal_writer", str(folder)]
+async def write_for_ever(folder: str) -> None:
+    """Store tasks until this process is killed; print each write that has returned."""
+    journal, _ = open_journal(Path(folder), "now")
+    await journal.store_registration(Registration(FIRST, NODE), URL, 0.0)
+    reports = [Report("logs", {"messages": "x" * 4000}), Report("status", {})]
+    for number in itertools.count():
+        task_id = f"t-{number}"
+        for state, write in (
+            ("accepted", journal.accept(Assignment(task_id, "p" * 500, URL, 60), FIRST, 1.0)),
+            ("starting", journal.start(task_id, "boot-1", "podman")),
+            ("running", journal.run(task_id, "c0ffee", 2.0, 62.0)),
+            ("ended", journal.end(task_id, DONE, reports, 3.0)),
+        ):
+            await write
+            sys.stdout.write(f"{task_id} {state}\n")
+            sys.stdout.flush()
+
+
+def acknowledged_before_a_kill(folder: Path, writes: int) -> list[str]:
+    program = (
+        "import anyio, sys; from tests.unit.test_journal import write_for_ever;"
+        "anyio.run(write_for_ever, sys.argv[1])"
+    )
+    command = [sys.executable, "-c", program, str(folder)]
     root = Path(__file__).parents[2]
-    with subprocess.Popen(program, cwd=root, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         lines = list(itertools.islice(process.stdout, writes))
         process.kill()
-        lines += [line for line in process.stdout if line.endswith("\n")]
-    assert len(lines) >= writes
-    return dict(line.split() for line in lines)
+        return lines + [line for line in process.stdout if line.endswith("\n")]
 
 
-@pytest.mark.parametrize("writes", [1, 7, MOST_WRITES])
+@pytest.mark.parametrize("writes", [1, 7, 200])
 async def test_acknowledged_writes_survive_a_kill(tmp_path: Path, writes: int) -> None:
-    acknowledged = acknowledged_before_a_kill(tmp_path, writes)
+    lines = acknowledged_before_a_kill(tmp_path, writes)
+    assert len(lines) >= writes
 
-    journal, said = open_journal(tmp_path, "now")
+    journal, sentence = open_journal(tmp_path, "now")
 
-    assert said is None
+    assert sentence is None
     tasks = {task.task_id: task for task in await journal.open_tasks()}
     order = list(TaskState)
-    for task_id, state in acknowledged.items():
+    for task_id, state in (line.split() for line in lines):
         assert order.index(tasks[task_id].state) >= order.index(TaskState(state))
-    told = [letter.task_id for letter in await journal.entries()]
+    reported = [entry.task_id for entry in await journal.entries()]
     for task_id, task in tasks.items():
-        assert told.count(task_id) == (2 if task.state is TaskState.ENDED else 0)
+        assert reported.count(task_id) == (2 if task.state is TaskState.ENDED else 0)
     journal.close_file()

@@ -33,8 +33,8 @@ def failed() -> logging.LogRecord:
         return made
 
 
-def run_logging(statements: str, log_format: str, verbosity: int = 0) -> list[str]:
-    """Give the lines that a process of its own logs."""
+def lines_logged(statements: str, log_format: str = "text", verbosity: int = 0) -> list[str]:
+    """Return the lines that another process logs, without their moment."""
     program = (
         "import logging\n"
         "from runner.log import fields, set_up_logging\n"
@@ -44,17 +44,22 @@ def run_logging(statements: str, log_format: str, verbosity: int = 0) -> list[st
         [sys.executable, "-c", program], check=True, capture_output=True, encoding="utf-8"
     )
     assert done.stdout == ""
-    return done.stderr.splitlines()
+    return [line.partition("Z ")[2] or line for line in done.stderr.splitlines()]
 
 
 def test_event_has_its_moment_level_message_and_fields() -> None:
-    assert TextFormatter().format(record("task accepted", task_id="t-1", files=2)) == (
+    event = record("task %s", "accepted", task_id="t-1", files=2)
+    assert TextFormatter().format(event) == (
         "2026-01-31T09:26:53.589Z INFO task accepted task_id=t-1 files=2"
     )
-
-
-def test_arguments_are_put_into_the_message() -> None:
-    assert TextFormatter().format(record("%d tasks", 3)).endswith("INFO 3 tasks")
+    assert json.loads(JsonFormatter().format(event)) == {
+        "time": "2026-01-31T09:26:53.589Z",
+        "level": "INFO",
+        "logger": "runner.test",
+        "message": "task accepted",
+        "task_id": "t-1",
+        "files": 2,
+    }
 
 
 @pytest.mark.parametrize(
@@ -71,43 +76,25 @@ def test_arguments_are_put_into_the_message() -> None:
         ("Umsätze.csv", "why=Umsätze.csv"),
     ],
 )
-def test_value_of_a_field_can_be_told_from_what_follows(value: object, shown: str) -> None:
+def test_value_of_a_field_ends_where_it_can_be_seen(value: object, shown: str) -> None:
     assert TextFormatter().format(record("x", why=value)).endswith(f" {shown}")
 
 
 @given(st.text(), st.text())
-def test_text_of_any_kind_stays_one_printable_line(message: str, value: str) -> None:
-    shown = TextFormatter().format(record("%s", message, task_id=value))
+def test_event_of_any_kind_stays_one_line(message: str, value: str) -> None:
+    event = record("%s", message, task_id=value)
+    as_json = JsonFormatter().format(event)
 
-    assert shown.isprintable()
-
-
-@given(st.text(), st.text())
-def test_json_of_any_kind_stays_one_line(message: str, value: str) -> None:
-    shown = JsonFormatter().format(record("%s", message, task_id=value))
-
-    assert len(shown.splitlines()) == 1
-    assert json.loads(shown)["task_id"] == value
+    assert TextFormatter().format(event).isprintable()
+    assert len(as_json.splitlines()) == 1
+    assert json.loads(as_json)["task_id"] == value
 
 
-def test_event_as_json_has_the_same_in_names() -> None:
-    assert json.loads(JsonFormatter().format(record("task accepted", task_id="t-1"))) == {
-        "time": "2026-01-31T09:26:53.589Z",
-        "level": "INFO",
-        "logger": "runner.test",
-        "message": "task accepted",
-        "task_id": "t-1",
-    }
+def test_traceback_stays_on_the_line_and_is_a_name_in_json() -> None:
+    line = TextFormatter().format(failed())
 
-
-def test_traceback_stays_on_its_line() -> None:
-    shown = TextFormatter().format(failed())
-
-    assert len(shown.splitlines()) == 1
-    assert "ValueError: two\\nlines" in shown
-
-
-def test_traceback_is_a_name_in_json() -> None:
+    assert len(line.splitlines()) == 1
+    assert "ValueError: two\\nlines" in line
     assert "ValueError: two\nlines" in json.loads(JsonFormatter().format(failed()))["traceback"]
 
 
@@ -115,41 +102,32 @@ def test_value_that_json_does_not_know_is_shown_as_text() -> None:
     assert json.loads(JsonFormatter().format(record("x", where=b"here")))["where"] == "b'here'"
 
 
-def test_log_goes_to_standard_error_from_info_on() -> None:
-    lines = run_logging(
-        "log = logging.getLogger('runner.x')\nlog.debug('rest')\nlog.info('life')", "text"
-    )
-
-    assert [line.split(" ", 1)[1] for line in lines] == ["INFO life"]
+LOG = "log = logging.getLogger('runner.x')\n"
+SURROGATE = f"{LOG}log.info('a\\ud800b')"
+SH = "import sh\nsh.Command('true')('hunter2')"
+HTTPX = "logging.getLogger('httpx').info('HTTP Request: GET https://o.example.com')"
 
 
-def test_verbose_log_has_the_rest() -> None:
-    lines = run_logging("logging.getLogger('runner.x').debug('rest')", "text", verbosity=1)
-
-    assert [line.split(" ", 1)[1] for line in lines] == ["DEBUG rest"]
+@pytest.mark.parametrize(
+    ("statements", "verbosity", "lines"),
+    [
+        (f"{LOG}log.debug('rest')\nlog.info('life')", 0, ["INFO life"]),
+        (f"{LOG}log.debug('rest')\nlog.info('life')", 1, ["DEBUG rest", "INFO life"]),
+        (SURROGATE, 0, ["INFO a b"]),
+        (SH, 0, []),
+        (SH, 1, []),
+        (HTTPX, 0, []),
+        (HTTPX, 1, []),
+    ],
+    ids=["info", "debug", "surrogate", "sh", "sh, verbose", "httpx", "httpx, verbose"],
+)
+def test_log_goes_to_standard_error_without_what_the_libraries_log(
+    statements: str, verbosity: int, lines: list[str]
+) -> None:
+    assert lines_logged(statements, verbosity=verbosity) == lines
 
 
 def test_log_in_json_is_json() -> None:
-    lines = run_logging(
-        "logging.getLogger('runner').info('life', extra=fields(task_id='t-1'))", "json"
-    )
+    (line,) = lines_logged(f"{LOG}log.info('life', extra=fields(task_id='t-1'))", "json")
 
-    assert [json.loads(line)["task_id"] for line in lines] == ["t-1"]
-
-
-def test_lone_surrogate_does_not_stop_the_log() -> None:
-    assert len(run_logging("logging.getLogger('runner').info('a\\ud800b')", "text")) == 1
-
-
-@pytest.mark.parametrize("verbosity", [0, 1])
-def test_command_lines_that_sh_would_log_are_not_logged(verbosity: int) -> None:
-    statements = "import sh\nsh.Command('true')('hunter2')"
-
-    assert run_logging(statements, "text", verbosity) == []
-
-
-@pytest.mark.parametrize("verbosity", [0, 1])
-def test_requests_that_httpx_would_log_are_not_logged(verbosity: int) -> None:
-    statements = "logging.getLogger('httpx').info('HTTP Request: GET https://o.example.com')"
-
-    assert run_logging(statements, "text", verbosity) == []
+    assert json.loads(line)["task_id"] == "t-1"

@@ -1,4 +1,4 @@
-"""What the documents say of the code is true. Layers and doors are held by import-linter."""
+"""The documents are true of the code. Layers and doors are held by import-linter."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted(DOCS.glob("*.md")), ROLE_README
 
 
 def table_rows(document: Path, first_cell: str) -> list[list[str]]:
-    """Give the cells of every table row whose first cell matches the pattern."""
+    """Return the cells of every table row whose first cell matches the pattern."""
     rows = []
     for line in document.read_text(encoding="utf-8").splitlines():
         cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
@@ -70,7 +70,7 @@ def options(command: click.Command, name: str = "") -> Iterator[tuple[str, str, 
 
 
 def default_of(option: click.Option) -> str:
-    """Return what holds when an option is not given."""
+    """Return the default of an option."""
     if isinstance(option.show_default, str):
         return option.show_default
     if option.is_flag or option.count:

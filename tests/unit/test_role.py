@@ -30,13 +30,13 @@ NOT_OF_THE_RUNNER = {"HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY"}
 
 
 def read(name: str) -> dict[str, Any]:
-    """Give a YAML file of the role."""
+    """Return the content of a YAML file of the role."""
     content: dict[str, Any] = yaml.safe_load((ROLE / name).read_text(encoding="utf-8"))
     return content
 
 
 def specs() -> dict[str, dict[str, Any]]:
-    """Give the specs of the variables by their names."""
+    """Return the specs of the variables by their names."""
     options: dict[str, dict[str, Any]] = read("meta/argument_specs.yml")["argument_specs"]["main"][
         "options"
     ]
@@ -44,7 +44,7 @@ def specs() -> dict[str, dict[str, Any]]:
 
 
 def table() -> str:
-    """Give the README's table."""
+    """Return the table that the README must have."""
     rows = ["| Variable | Default | Meaning |", "| --- | --- | --- |"]
     for name, spec in specs().items():
         default = spec.get("default")
@@ -87,9 +87,10 @@ def test_defaults_are_those_of_the_specs() -> None:
 
 
 def test_variables_of_each_option_are_named_after_it() -> None:
+    names = specs()
     for variable in set(read("vars/main.yml")["__victoria_runner_variables"]) - NOT_OF_THE_RUNNER:
         if variable not in {"VICTORIA_RUNNER_ENV_FILE", "VICTORIA_RUNNER_CA_FILE"}:
-            assert variable.lower() in specs()
+            assert variable.lower() in names
 
 
 def test_readme_has_the_table_of_the_specs() -> None:

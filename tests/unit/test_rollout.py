@@ -1,4 +1,4 @@
-"""What runs the scenarios leaves nothing running when it is broken off."""
+"""A scenario that is interrupted leaves no process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.rollout.molecule import ending_with_all_it_started
 STUBBORN = "trap '' TERM; sleep 1000 & echo begun; wait"
 
 
-def test_plays_end_with_the_scenario_that_is_broken_off() -> None:
+def test_plays_end_with_the_scenario_that_is_interrupted() -> None:
     with subprocess.Popen(
         ["sh", "-c", STUBBORN], stdout=subprocess.PIPE, start_new_session=True
     ) as molecule:
@@ -19,5 +19,5 @@ def test_plays_end_with_the_scenario_that_is_broken_off() -> None:
         assert molecule.stdout.readline() == b"begun\n"
         with pytest.raises(KeyboardInterrupt), ending_with_all_it_started(molecule, patience_s=1):
             raise KeyboardInterrupt
-        # The end of its output comes when nothing that it started lives any more.
+        # Its output ends when every process that it started has.
         assert molecule.stdout.read() == b""
