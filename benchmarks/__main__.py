@@ -1,19 +1,11 @@
-"""`./dev bench`: throughput against bare engine calls; what an idle runner and a reporter cost.
+"""`./dev bench`: what the runner, the status reporter and the orchestrator cost.
 
-    python -m benchmarks [throughput|idle|reporter] [--tasks N] [--rounds N] [--idle-seconds S]
-    python -m benchmarks claims
-    python -m benchmarks fleet [--nodes N ...] [--rate TASKS_PER_SECOND ...]
-                               [--seconds S] [--heartbeat-seconds S]
-
-The last two are about the orchestrator: claims from a long queue, and a simulated fleet.
-
-Figures are medians of rounds that alternate between the two sides, so that a slow moment of the
-machine hits both.
+The options are in tools/dev/options.py. Figures are medians of rounds that alternate between the
+two sides, so that a slow moment of the machine hits both.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import statistics
@@ -30,38 +22,30 @@ import httpx
 from benchmarks.claims import claims
 from benchmarks.fleet import fleet
 from benchmarks.reporter import reporter
-from benchmarks.simulated_fleet import HEARTBEAT_S
 from benchmarks.system import System, engine_seconds, spent, started
+from tools.dev import options
 
 PROMPT = "no-op"
 
 
 def main() -> int:
-    """Run what was asked for and print a table."""
-    parser = argparse.ArgumentParser(prog="./dev bench", description=__doc__)
-    parser.add_argument("what", nargs="*", default=["throughput", "idle", "reporter"])
-    parser.add_argument("--tasks", type=int, default=10)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--idle-seconds", type=float, default=60.0)
-    parser.add_argument("--nodes", type=int, nargs="+", default=[2000])
-    parser.add_argument("--rate", type=float, nargs="+", default=[10.0])
-    parser.add_argument("--heartbeat-seconds", type=float, default=HEARTBEAT_S)
-    parser.add_argument("--seconds", type=float, default=60.0)
-    arguments = parser.parse_args()
-    if "reporter" in arguments.what:
+    """Run the benchmarks that the arguments name; print a table of each."""
+    arguments = options.bench().parse_args()
+    what = arguments.what
+    if "reporter" in what:
         reporter(arguments.rounds)
-    if "claims" in arguments.what:
+    if "claims" in what:
         claims()
-    if "fleet" in arguments.what:
+    if "fleet" in what:
         fleet(arguments.nodes, arguments.rate, arguments.seconds, arguments.heartbeat_seconds)
-    if not {"throughput", "idle"} & set(arguments.what):
+    if not {"throughput", "idle"} & set(what):
         return 0
     engines = os.environ["VICTORIA_TEST_ENGINES"].split(",")
     image = os.environ["VICTORIA_TEST_IMAGE"]
-    if "throughput" in arguments.what:
+    if "throughput" in what:
         for engine in engines:
             throughput(engine, image, arguments.tasks, arguments.rounds)
-    if "idle" in arguments.what:
+    if "idle" in what:
         idle(engines[0], image, arguments.idle_seconds)
     return 0
 

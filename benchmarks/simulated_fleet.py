@@ -14,10 +14,10 @@ from typing import Any, cast
 import anyio
 
 from benchmarks.connection import CallFailed, Connection, Refused
+from tools.dev.options import HEARTBEAT_S
 
-HEARTBEAT_S = 15.0
 WAIT_S = 25
-"""Both as the runner has them when nothing else is said."""
+"""As the runner has it by default."""
 
 _GROUPS = 100
 _REGISTERING_AT_ONCE = 16

@@ -1,6 +1,7 @@
 """The command line: `python -m orchestrator --host 127.0.0.1 --port 8000 --data-dir DIR` serves.
 
-`python -m orchestrator check URL` tries another one against the contract.
+`python -m orchestrator check URL` tests any orchestrator against the contract, and
+`python -m orchestrator move-to-postgresql` moves the database of one of ours.
 """
 
 import contextlib
@@ -9,6 +10,8 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -17,23 +20,28 @@ import click
 from orchestrator import __version__
 from orchestrator.app import create_app
 from orchestrator.conformance.run import check
+from orchestrator.db.copy import COPIED_NAME, move_to_postgresql
 from orchestrator.db.database import postgresql_url
 from orchestrator.errors import ConfigurationError
+from orchestrator.log import set_up_logging
 from orchestrator.server import Server, bind, open_as_many_as_allowed
 from orchestrator.settings import (
     DEFAULT_HEARTBEAT_TIMEOUT_S,
     DEFAULT_LOST_AFTER_S,
     DEFAULT_MAX_UPLOAD_BYTES,
     DEFAULT_MIN_FREE_BYTES,
-    Credentials,
+    SHORTEST_SECRET,
+    Secret,
     Settings,
     hold_alone,
-    load_credentials,
+    load_secrets,
 )
 
 _BAD_CONFIGURATION = 78
 _OBJECTS_UNTIL_COLLECTION = 100_000
 _SECONDS = click.FloatRange(min=0, min_open=True)
+
+log = logging.getLogger("orchestrator.start")
 
 
 def _web_address(_context: click.Context, _option: click.Parameter, url: str | None) -> str | None:
@@ -59,37 +67,37 @@ def _web_address(_context: click.Context, _option: click.Parameter, url: str | N
     "--data-dir",
     type=click.Path(path_type=Path, file_okay=False),
     default="orchestrator-data",
-    help="Folder for the database, files and secrets; made if it is missing.",
+    help="Folder for the database, files and secrets; created if it is missing.",
 )
 @click.option(
     "--database-url",
     metavar="URL",
-    help="PostgreSQL database: postgresql://USER@HOST/NAME. Others can read a command line, so a"
-    " password is better in the variable, or where libpq looks. Default: SQLite in the folder.",
+    help="PostgreSQL database: postgresql://USER@HOST/NAME, or postgresql:///NAME by socket. Put a"
+    " URL with a password into the variable. Default: SQLite in the data folder.",
 )
 @click.option(
     "--public-url",
     callback=_web_address,
-    help="URL of this server as containers reach it. Default: as the node asked.",
+    help="URL of this server as containers reach it. Default: the one that the node uses.",
 )
 @click.option(
     "--forwarded-allow-ips",
     envvar=["FORWARDED_ALLOW_IPS", "VICTORIA_ORCHESTRATOR_FORWARDED_ALLOW_IPS"],
     metavar="ADDRESSES",
-    help="Proxies, with commas between, whose X-Forwarded-For and X-Forwarded-Proto are believed;"
-    " 127.0.0.1 for one on this machine. Default: nobody's.",
+    help="Addresses of proxies, separated by commas, whose X-Forwarded-For and X-Forwarded-Proto"
+    " are believed; 127.0.0.1 for one on this machine. Default: none.",
 )
 @click.option(
     "--heartbeat-timeout",
     type=_SECONDS,
     default=DEFAULT_HEARTBEAT_TIMEOUT_S,
-    help="Seconds until a silent node is offline: three of its heartbeats.",
+    help="Seconds without a heartbeat until a node is offline.",
 )
 @click.option(
     "--lost-after",
     type=click.FloatRange(min=0),
     default=DEFAULT_LOST_AFTER_S,
-    help="Seconds after its time limit until a task is given up that no node has in hand.",
+    help="Seconds after its time limit until a task that no node holds ends as lost.",
 )
 @click.option(
     "--redelivery-after",
@@ -101,19 +109,22 @@ def _web_address(_context: click.Context, _option: click.Parameter, url: str | N
     "--max-upload-bytes",
     type=click.IntRange(min=1),
     default=DEFAULT_MAX_UPLOAD_BYTES,
-    help="Largest file that is taken.",
+    help="Largest file accepted.",
 )
 @click.option(
     "--min-free-bytes",
     type=click.IntRange(min=0),
     default=DEFAULT_MIN_FREE_BYTES,
-    help="No file is taken that would leave less of the disk.",
+    help="Refuse files that would leave less free disk space than this.",
 )
 @click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"], case_sensitive=False),
     default="info",
-    help="What is logged, to standard error.",
+    help="Least severe messages to log, to standard error.",
+)
+@click.option(
+    "--log-format", type=click.Choice(["text", "json"]), default="text", help="Log format."
 )
 @click.version_option(__version__, prog_name="orchestrator")
 @click.pass_context
@@ -132,37 +143,38 @@ def main(  # noqa: PLR0913 - click hands every option over as an argument
     max_upload_bytes: int,
     min_free_bytes: int,
     log_level: str,
+    log_format: str,
 ) -> None:
     """Serve the reference orchestrator.
 
-    The registration token and the admin key come from REGISTRATION_TOKEN and ADMIN_API_KEY. Those
-    not set are made on first start, kept in the data folder and shown once. An empty
-    REGISTRATION_TOKEN disables registration.
+    The registration token and the admin key come from REGISTRATION_TOKEN and ADMIN_API_KEY. Any
+    that is unset is generated on the first start and kept in the data folder; a terminal shows it
+    once. An empty REGISTRATION_TOKEN disables registration.
     """
     if context.invoked_subcommand is not None:
         return
-    logging.basicConfig(
-        level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
-    )
+    set_up_logging(log_format, log_level)
     open_as_many_as_allowed()
-    # Whatever the server writes is its owner's alone.
+    # Files are for the server's own user only.
     os.umask(0o077)
     for number in (signal.SIGTERM, signal.SIGINT):
-        # Before uvicorn listens for signals; and after, when it raises the one that it got again.
+        # For the time before uvicorn handles signals, and after, when it raises the signal again.
         signal.signal(number, lambda *_: sys.exit(0))
     try:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # Whatever may be refused is looked at before secrets are made.
         if database_url is not None:
             postgresql_url(database_url)
         lock = None if database_url is not None else hold_alone(data_dir)
         listener = bind(host, port)
-        credentials = load_credentials(data_dir, os.environ)
-        _show_once(credentials)
+        token, admin_key = secrets = load_secrets(data_dir, os.environ)
+        if token.value and len(token.value) < SHORTEST_SECRET:
+            log.warning(
+                "%s could be guessed: use %d characters or more", token.variable, SHORTEST_SECRET
+            )
         settings = Settings(
             data_dir=data_dir,
-            admin_key=credentials.admin_key,
-            registration_token=credentials.registration_token,
+            admin_key=admin_key.value,
+            registration_token=token.value or None,
             database_url=database_url,
             heartbeat_timeout_s=heartbeat_timeout,
             lost_after_s=lost_after,
@@ -172,7 +184,10 @@ def main(  # noqa: PLR0913 - click hands every option over as an argument
             public_url=public_url,
             trusted_proxies=forwarded_allow_ips,
         )
-        server = Server(create_app(settings), listener, _say_where)
+        server = Server(create_app(settings), listener, partial(_print_start, secrets))
+        # Stored last: if the start fails before, the next one generates and prints them again.
+        for secret in secrets:
+            secret.store()
     except OSError as error:
         _refuse(f"cannot use data folder {data_dir}: {error.strerror}")
     except ConfigurationError as error:
@@ -182,9 +197,43 @@ def main(  # noqa: PLR0913 - click hands every option over as an argument
         server.serve_until_stopped()
 
 
+@main.command("move-to-postgresql")
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    envvar="VICTORIA_ORCHESTRATOR_DATA_DIR",
+    default="orchestrator-data",
+    show_default=True,
+    help="Folder with the SQLite database.",
+)
+@click.option(
+    "--database-url",
+    metavar="URL",
+    envvar="VICTORIA_ORCHESTRATOR_DATABASE_URL",
+    required=True,
+    help="Empty PostgreSQL database: postgresql://USER@HOST/NAME, or postgresql:///NAME by socket.",
+)
+def move(data_dir: Path, database_url: str) -> None:
+    """Copy the SQLite database to PostgreSQL, all or nothing; the server must be stopped."""
+    os.umask(0o077)
+    try:
+        with hold_alone(data_dir):
+            counts = move_to_postgresql(data_dir, database_url)
+    except OSError as error:
+        _refuse(f"cannot use data folder {data_dir}: {error.strerror}")
+    except ConfigurationError as error:
+        _refuse(str(error))
+    for table, count in counts.items():
+        click.echo(f"{table}: {count}")
+    click.echo(
+        f"copied; the SQLite database is now {data_dir / COPIED_NAME}."
+        " Start the server with this --database-url and the same --data-dir"
+    )
+
+
 def _collect_seldom() -> None:
-    # Each request that is held is many objects. To look through those of thousands for garbage
-    # stops the server for some tenths of a second, and there is hardly any.
+    # Each long poll is many objects. Searching those of thousands for garbage stops the server for
+    # some tenths of a second, and finds hardly any.
     gc.collect()
     gc.freeze()
     gc.set_threshold(_OBJECTS_UNTIL_COLLECTION)
@@ -195,16 +244,16 @@ def _refuse(sentence: str) -> None:
     sys.exit(_BAD_CONFIGURATION)
 
 
-def _show_once(credentials: Credentials) -> None:
-    values = {
-        "REGISTRATION_TOKEN": credentials.registration_token,
-        "ADMIN_API_KEY": credentials.admin_key,
-    }
-    for variable in credentials.made:
-        click.echo(f"{variable}={values[variable]}")
-
-
-def _say_where(url: str) -> None:
+def _print_start(secrets: Sequence[Secret], url: str) -> None:
+    # Anything but a terminal is probably a journal or a log file, which would keep the secrets.
+    is_terminal = sys.stdout.isatty()
+    for secret in secrets:
+        if secret.is_new and is_terminal:
+            click.echo(f"{secret.variable}={secret.value}")
+        elif secret.path is not None:
+            click.echo(f"{secret.variable} is in {secret.path.absolute()}")
+    click.echo(f"dashboard: {url}/dashboard")
+    # Programs that start this one read up to this line.
     click.echo(f"listening on {url}")
     sys.stdout.flush()
 

@@ -1,4 +1,4 @@
-"""The application: its parts wired together, and every error answered as one sentence."""
+"""The application: its parts wired together, and a response of one sentence for every error."""
 
 import logging
 from collections.abc import AsyncIterator
@@ -14,14 +14,16 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as DatabaseTimeout
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import compile_path
 
 from orchestrator import __version__
-from orchestrator.auth import check_key
+from orchestrator.auth import address_of, check_key
 from orchestrator.db.database import CONNECTIONS, Database
-from orchestrator.errors import ConfigurationError, Refused
+from orchestrator.errors import ConfigurationError, Conflict, Invalid, NotFound, Refused
+from orchestrator.log import Sampler, fields
 from orchestrator.middleware import BodyLimit, JsonBodies, NulBytes, RequireKeyBeforeBody
+from orchestrator.model import utc_now
 from orchestrator.routes import assignments, files, keys, nodes, reports, stats, tasks
 from orchestrator.scheduling.announcing import Announcer, ThroughPostgresql, WithinProcess
 from orchestrator.scheduling.batch import Batch
@@ -31,11 +33,14 @@ from orchestrator.scheduling.waiting import Waiters
 from orchestrator.schemas.openapi import schema_of, to_yaml
 from orchestrator.schemas.problems import validation_sentence
 from orchestrator.security import DenialSampler, NodeCache, Throttle
-from orchestrator.services import Services
+from orchestrator.services import Services, services_of
 from orchestrator.settings import Settings
 from orchestrator.sweeper import sweep
 from orchestrator.uploads import prepare_folder
 from orchestrator.web import dashboard
+
+_LONGEST_PATH = 200
+"""How much of a refused request's path is logged."""
 
 _SENTENCES = {404: "there is no such path", 405: "the path does not take this method"}
 
@@ -83,7 +88,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(
         RequireKeyBeforeBody,
         paths=frozenset({"/logs"}),
-        check=lambda call: check_key(services, call),
+        check=partial(_check_key, services),
     )
     app.add_middleware(
         BodyLimit,
@@ -97,10 +102,11 @@ def create_app(settings: Settings) -> FastAPI:
     for module in _ROUTES:
         app.include_router(module.router)
     app.add_api_route("/openapi.yaml", _show_contract, include_in_schema=False)
+    app.add_api_route("/", _show_dashboard, include_in_schema=False)
     app.add_exception_handler(Refused, _answer_refusal)
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_exception_handler(RequestValidationError, _answer_invalid)
-    app.add_exception_handler(ClientDisconnect, _answer_nobody)
+    app.add_exception_handler(ClientDisconnect, _end_request)
     for trouble in (OperationalError, InterfaceError, DatabaseTimeout):
         app.add_exception_handler(trouble, _answer_no_database)
     app.add_exception_handler(Exception, _answer_defect)
@@ -120,6 +126,7 @@ def _services(settings: Settings) -> Services:
         announcer,
         Throttle(settings.failures_per_minute),
         DenialSampler(),
+        Sampler(),
         NodeCache(),
         heartbeats=Batch(partial(store_all, database)),
         looks=Batch(partial(look_for, database, settings)),
@@ -130,14 +137,49 @@ def _show_contract(request: Request) -> Response:
     return Response(to_yaml(request.app.openapi()), media_type="application/yaml")
 
 
-async def _answer_refusal(_: Request, error: Exception) -> JSONResponse:
+def _show_dashboard() -> RedirectResponse:
+    return RedirectResponse("/dashboard")
+
+
+async def _check_key(services: Services, request: Request) -> None:
+    try:
+        await check_key(services, request)
+    except Refused as error:
+        _log_refusal(services, request, error)
+        raise
+
+
+async def _answer_refusal(request: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, Refused):
         raise error
+    _log_refusal(services_of(request.app), request, error)
     return JSONResponse({"detail": str(error)}, error.status_code, headers=error.headers)
 
 
-async def _answer_no_database(_: Request, error: Exception) -> JSONResponse:
-    log.error("the database does not answer: %s", str(getattr(error, "orig", error)).strip())
+def _log_refusal(services: Services, request: Request, error: Refused) -> None:
+    if isinstance(error, (Invalid, NotFound)):
+        return
+    client = address_of(request)
+    omitted = services.refusals.take((client, error.status_code, str(error)), utc_now())
+    if omitted is None:
+        return
+    event = {
+        "status": error.status_code,
+        "method": request.method,
+        "path": request.url.path[:_LONGEST_PATH],
+        "client": client,
+        "reason": str(error),
+        "omitted": omitted,
+    }
+    # Two callers who cancel one task are nothing to worry about.
+    level = logging.INFO if isinstance(error, Conflict) else logging.WARNING
+    log.log(level, "request refused", extra=fields(**event))
+
+
+async def _answer_no_database(request: Request, error: Exception) -> JSONResponse:
+    # Every node calls every few seconds: one line a minute is enough.
+    if services_of(request.app).refusals.take(("no database",), utc_now()) is not None:
+        log.error("the database does not answer: %s", str(getattr(error, "orig", error)).strip())
     detail = "the database does not answer: try again"
     return JSONResponse({"detail": detail}, 503, headers={"Retry-After": "1"})
 
@@ -166,7 +208,7 @@ async def _answer_invalid(_: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"detail": "; ".join(map(validation_sentence, error.errors()))}, 422)
 
 
-async def _answer_nobody(_: Request, error: Exception) -> Response:
+async def _end_request(_: Request, error: Exception) -> Response:
     log.debug("client hung up while it sent its body: %s", type(error).__name__)
     return Response(status_code=400)
 

@@ -6,7 +6,6 @@ a key's rate, or with a key that holds no more, one a minute.
 """
 
 import hmac
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -46,8 +45,6 @@ _REGISTRATION_TOKEN = APIKeyHeader(
 )
 
 _NodeKeyHeader = Annotated[str | None, Security(_NODE_KEY)]
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -231,7 +228,6 @@ def _compare(services: Services, given: str, expected: str, client: str, sentenc
     if is_same(given, expected):
         return
     services.throttle.note_failure(client, now)
-    log.warning("a wrong credential was shown client=%s", client)
     raise Unauthenticated(sentence)
 
 

@@ -1,4 +1,4 @@
-"""The server's story: bind, say where it listens, serve, send the waiting home, stop."""
+"""The server from start to end: bind, listen, serve, answer the long polls, stop."""
 
 import logging
 import os
@@ -9,7 +9,9 @@ from collections.abc import Callable
 import uvicorn
 from fastapi import FastAPI
 
+from orchestrator import __version__
 from orchestrator.errors import ConfigurationError
+from orchestrator.log import fields
 from orchestrator.services import services_of
 
 _KEEP_ALIVE_S = 75
@@ -27,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 class Server(uvicorn.Server):
-    """A uvicorn server that tells when it listens and does not wait for those who wait for work."""
+    """A uvicorn server that reports when it listens and does not wait for long polls to end."""
 
     def __init__(
         self, app: FastAPI, listener: socket.socket, on_listening: Callable[[str], None]
@@ -62,19 +64,23 @@ class Server(uvicorn.Server):
         return len(self._waiters)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Say where the server listens once it does."""
+        """Call `on_listening` once the server listens."""
         await super().startup(sockets)
         if self.started:
-            self._on_listening(url_of(self._listener))
+            url = url_of(self._listener)
+            log.info("server started", extra=fields(version=__version__, url=url))
+            self._on_listening(url)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Answer the long polls first: uvicorn would wait for them."""
+        log.info("server stopping", extra=fields(long_polls=len(self._waiters)))
         self._waiters.close()
         await super().shutdown(sockets)
+        log.info("server stopped")
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Take the address; port 0 takes any free one. Raises ConfigurationError."""
+    """Bind the address; port 0 takes any free one. Raises ConfigurationError."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
@@ -92,19 +98,19 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def url_of(listener: socket.socket) -> str:
-    """Give the address that a listener took, as a URL."""
+    """Return the address of a listener as a URL."""
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def open_as_many_as_allowed() -> None:
-    """Raise the limit of open files as far as we may; say so where that is not far."""
+    """Raise the limit of open files as far as allowed; warn if that is low."""
     _, allowed = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, allowed))
     if allowed == resource.RLIM_INFINITY or allowed >= _ENOUGH_FILES:
         return
     log.warning(
-        "at most %d nodes can be connected: this process may have %d files open. Raise the limit"
+        "at most %d nodes can be connected: this process may have %d files open; raise the limit"
         " (LimitNOFILE= in its unit, or ulimit -Hn)",
         max(0, allowed - _RESERVED_FILES) // _CONNECTIONS_PER_NODE,
         allowed,

@@ -1,4 +1,4 @@
-"""What a call's handler reaches for, handed to it by FastAPI."""
+"""What a request handler needs, handed to it by FastAPI."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -6,6 +6,7 @@ from typing import Annotated
 from fastapi import Depends, FastAPI, Request
 
 from orchestrator.db.database import Database
+from orchestrator.log import Sampler
 from orchestrator.scheduling.announcing import Announcer
 from orchestrator.scheduling.batch import Batch
 from orchestrator.scheduling.claims import Look
@@ -26,6 +27,9 @@ class Services:
     announcer: Announcer
     throttle: Throttle
     denials: DenialSampler
+    """Decides which refused requests the audit records."""
+    refusals: Sampler
+    """Decides which refused requests are logged."""
     nodes: NodeCache
     heartbeats: Batch[Beat, HeartbeatResponse | None]
     looks: Batch[str, Look | None]
@@ -33,7 +37,7 @@ class Services:
 
 
 def services_of(app: FastAPI) -> Services:
-    """Give the parts that `create_app` put into an application."""
+    """Return the parts that `create_app` put into an application."""
     services = app.state.services
     if not isinstance(services, Services):
         raise TypeError("the application was not made by create_app")

@@ -1,4 +1,4 @@
-"""What happens though nobody calls: leases end, and tasks come due.
+"""What happens without a request: leases end, tasks come due, and nodes fall silent.
 
 Ends by being cancelled. A sweep that fails is logged, and the next one does its work.
 """
@@ -8,15 +8,18 @@ from datetime import datetime, timedelta
 
 import anyio
 from anyio import to_thread
-from sqlalchemy import select
+from sqlalchemy import or_, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator.db.audit import prune
-from orchestrator.db.tables import Task
-from orchestrator.model import TaskStatus, utc_now
-from orchestrator.scheduling.leases import end_leases, has_ended
+from orchestrator.db.database import Database
+from orchestrator.db.tables import Node, Task
+from orchestrator.log import fields
+from orchestrator.model import NodeStatus, TaskStatus, utc_now
+from orchestrator.scheduling.leases import end_leases, has_ended, silent_before
 from orchestrator.scheduling.waiting import WorkAvailable
 from orchestrator.services import Services
+from orchestrator.settings import Settings
 
 _FORGET_EVERY = timedelta(hours=1)
 _CALLS_AT_ONCE = 1000
@@ -28,6 +31,7 @@ async def sweep(services: Services) -> None:
     """Sweep for as long as the server lives."""
     seen_until = utc_now()
     forgotten_at = seen_until
+    nodes = NodeWatch(services.database, services.settings, seen_until)
     while True:
         await anyio.sleep(services.settings.sweep_every_s)
         now = utc_now()
@@ -36,6 +40,7 @@ async def sweep(services: Services) -> None:
             for call in await to_thread.run_sync(_due_between, services, seen_until, now):
                 services.waiters.wake(call)
             seen_until = now
+            await to_thread.run_sync(nodes.log_changes, now)
             if now - forgotten_at > _FORGET_EVERY:
                 await to_thread.run_sync(_forget_old, services, now)
                 forgotten_at = now
@@ -51,10 +56,49 @@ def _end_leases(services: Services, now: datetime) -> None:
         if not has_ended(session, services.settings, now):
             return
     with services.database.writing() as session:
-        returned, lost = end_leases(session, services.settings, now)
-        for task in returned:
+        for task in end_leases(session, services.settings, now):
             services.announcer.announce(session, WorkAvailable(task.id, task.target))
-    log.warning("tasks of silent nodes: returned=%d lost=%d", len(returned), lost)
+
+
+class NodeWatch:
+    """Logs which nodes go offline and which come back.
+
+    After a start every node has one heartbeat timeout to show up, so that a restart of the server
+    does not log each of them twice.
+    """
+
+    def __init__(self, database: Database, settings: Settings, started_at: datetime) -> None:
+        self._database = database
+        self._settings = settings
+        self._begins_at = started_at + timedelta(seconds=settings.heartbeat_timeout_s)
+        self._offline: set[str] = set()
+        """Ids of the nodes that were offline at the last call."""
+
+    def log_changes(self, now: datetime) -> None:
+        """Log what has changed since the last call."""
+        if now < self._begins_at:
+            return
+        silent_since = silent_before(self._settings, now)
+        is_offline = or_(Node.last_heartbeat < silent_since, Node.status == NodeStatus.OFFLINE)
+        columns = select(Node.id, Node.name, Node.status, Node.last_heartbeat)
+        with self._database.reading() as session:
+            offline = {row.id: row for row in session.execute(columns.where(is_offline))}
+            left = self._offline.difference(offline)
+            # Those that are missing were removed.
+            nodes = session.execute(select(Node.id, Node.name)) if left else ()
+            returned = [(node_id, name) for node_id, name in nodes if node_id in left]
+        for node_id, row in offline.items():
+            if node_id in self._offline:
+                continue
+            ids = {"node_id": node_id, "name": row.name}
+            if row.status is NodeStatus.OFFLINE:
+                log.info("node offline", extra=fields(**ids))
+            else:
+                at = f"{row.last_heartbeat:%Y-%m-%dT%H:%M:%SZ}"
+                log.warning("node offline", extra=fields(**ids, last_heartbeat=at))
+        for node_id, name in returned:
+            log.info("node back online", extra=fields(node_id=node_id, name=name))
+        self._offline = set(offline)
 
 
 def _due_between(services: Services, since: datetime, now: datetime) -> list[WorkAvailable]:

@@ -129,7 +129,7 @@ def _check_folder(option: str, folder: Path, min_free: int) -> Check:
     if existing != folder:
         return Check(option, f"{folder} will be made at the start")
     free = free_disk(folder)
-    sentence = f"{folder} has {free >> 20} MiB free, {min_free >> 20} MiB are to stay free"
+    sentence = f"{folder} has {free >> 20} MiB free, {min_free >> 20} MiB must stay free"
     if free >= min_free:
         return Check(option, sentence)
     advice = "free some space there or lower --min-free-disk"

@@ -450,7 +450,7 @@ class Problems:
         self._refused_starts += 1
         doubled_s = self._timings.start_retry_first_s * 2.0 ** min(self._refused_starts - 1, 30)
         self.next_start_at_s = uptime_s + min(doubled_s, self._timings.start_retry_ceiling_s)
-        self.set(self.START, f"few new tasks are taken until a container starts: {sentence}")
+        self.set(self.START, f"slowing down until a container starts: {sentence}")
 
     def note_start(self) -> None:
         """Note that containers do start here."""

@@ -6,7 +6,6 @@ container. Ends 0 and leaves nothing behind; with `--keep` both go on until Ctrl
 
 from __future__ import annotations
 
-import argparse
 import os
 import shlex
 import signal
@@ -19,6 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
+
+from tools.dev import options
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,9 +39,7 @@ class DemoError(Exception):
 
 def main() -> int:
     """Run the demo; give the exit code."""
-    parser = argparse.ArgumentParser(prog="./dev demo", description=__doc__)
-    parser.add_argument("--keep", action="store_true", help="leave both running until Ctrl-C")
-    keep = parser.parse_args().keep
+    keep = options.demo().parse_args().keep
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="victoria-demo-")))
         try:

@@ -35,8 +35,8 @@ class Engine:
 
     def inspect(self, container: str) -> dict[str, Any]:
         """Return what the engine knows of a container."""
-        found: list[dict[str, Any]] = json.loads(self.run("container", "inspect", container))
-        return found[0]
+        inspected: list[dict[str, Any]] = json.loads(self.run("container", "inspect", container))
+        return inspected[0]
 
     def containers(self) -> dict[str, str]:
         """Return the containers with a name or a label of ours, running or not: id to name."""

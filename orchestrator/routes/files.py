@@ -4,6 +4,7 @@ A file is its uploader's: nobody else can put it into a task. It goes with the l
 it, or, if no task ever did, when it is old.
 """
 
+import logging
 import uuid
 from typing import Annotated, Any
 
@@ -17,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 from orchestrator.auth import Caller, NodeParam, allowed_to
 from orchestrator.db.tables import File, Task, TaskFile
 from orchestrator.errors import Invalid, NotFound
+from orchestrator.log import log_on_commit
 from orchestrator.model import HELD, Permission, utc_now
 from orchestrator.schemas.bodies import UploadedFile
 from orchestrator.schemas.problems import problems
@@ -29,6 +31,7 @@ MULTIPART_OVERHEAD_BYTES = 64 * 1024
 router = APIRouter(tags=["files"])
 
 _Filename = Annotated[str, Path(description="A name from the assignment's `files`, URL-encoded.")]
+log = logging.getLogger(__name__)
 
 _UPLOAD_SCHEMA = {
     "requestBody": {
@@ -86,6 +89,8 @@ async def upload_file(
     def insert() -> UploadedFile:
         with services.database.writing() as session:
             session.add(file)
+            ids = {"filename": file.filename, "size": file.size, "by": caller.key_id}
+            log_on_commit(session, log, "file uploaded", ids)
         return UploadedFile.model_validate(file)
 
     return await run_in_threadpool(insert)

@@ -1,5 +1,6 @@
 """Scoped keys, from being made to being deleted, and the audit of all keys."""
 
+import logging
 import uuid
 from datetime import timedelta
 from typing import Annotated
@@ -12,6 +13,7 @@ from orchestrator.auth import Caller, allowed_to
 from orchestrator.db import audit
 from orchestrator.db.tables import ApiKey, AuditEntry
 from orchestrator.errors import Conflict, NotAllowed, NotFound
+from orchestrator.log import log_on_commit
 from orchestrator.model import Permission, Role, lies_within, utc_now
 from orchestrator.routes import KeyId, Route
 from orchestrator.schemas.keys import (
@@ -35,6 +37,8 @@ _PREFIX_LENGTH = 8
 _Admin = Annotated[Caller, Depends(allowed_to(Permission.MANAGE_KEYS))]
 
 router = APIRouter(prefix="/keys", tags=["keys"], route_class=Route)
+
+log = logging.getLogger(__name__)
 
 
 @router.post("", responses=problems(401, 403, 422, 429))
@@ -192,6 +196,7 @@ def _view(key: ApiKey) -> KeyView:
 
 
 def _note(session: Session, caller: Caller, key: ApiKey, change: str) -> None:
+    log_on_commit(session, log, f"key {change}", {"key_id": key.id, "by": caller.key_id})
     audit.record(
         session,
         utc_now(),

@@ -1,5 +1,6 @@
 """Nodes: registration, heartbeat, and the admin's view of them."""
 
+import logging
 import uuid
 from datetime import datetime
 from typing import Annotated, Any
@@ -20,6 +21,7 @@ from orchestrator.auth import (
 from orchestrator.db import audit
 from orchestrator.db.tables import Node
 from orchestrator.errors import Gone, NotAllowed, NotFound, Unauthenticated
+from orchestrator.log import log_on_commit
 from orchestrator.model import NodeStatus, Permission, Target, utc_now
 from orchestrator.routes import NodeId, Route
 from orchestrator.scheduling.heartbeats import Beat
@@ -41,6 +43,8 @@ from orchestrator.services import Services, ServicesParam
 _READING = Depends(allowed_to(Permission.READ_NODES))
 
 router = APIRouter(tags=["nodes"], route_class=Route)
+
+log = logging.getLogger(__name__)
 
 
 @router.post(
@@ -74,6 +78,8 @@ def register(
     )
     with services.database.writing() as session:
         session.add(node)
+        ids = {"node_id": node.id, "name": node.name, "client": address_of(request)}
+        log_on_commit(session, log, "node registered", ids)
     return _registered(services, node, api_key, now)
 
 
@@ -85,11 +91,11 @@ def _reregister(
         node = session.get(Node, holder.node_id, with_for_update=True)
         if node is None:
             raise Gone("the node is no longer registered: register without X-API-Key")
-        changes = []
+        changes = {}
         for field, after in _description(registration).items():
             before = getattr(node, field)
             if before != after:
-                changes.append(f"{field}: {before!r} -> {after!r}")
+                changes[field] = f"{field}: {before!r} -> {after!r}"
                 setattr(node, field, after)
         # Nothing of a heartbeat is touched: this call does not say which tasks are in hand.
         if changes:
@@ -100,9 +106,12 @@ def _reregister(
                 now,
                 key_id=node.id,
                 action="node:reregistered",
-                detail="; ".join(changes),
+                detail="; ".join(changes.values()),
                 client=address_of(request),
             )
+            ids = {"node_id": node.id, "name": node.name, "client": address_of(request)}
+            ids["changed"] = ",".join(changes)
+            log_on_commit(session, log, "node registered again", ids)
     return _registered(services, node, holder.api_key, now)
 
 
@@ -165,6 +174,7 @@ def remove_node(services: ServicesParam, node_id: NodeId) -> NodeRemoved:
         for task in take_from(session, node.id, utc_now()):
             services.announcer.announce(session, WorkAvailable(task.id, task.target))
         session.delete(node)
+        log_on_commit(session, log, "node removed", {"node_id": node.id, "name": node.name})
         # Its held request has to end.
         services.announcer.announce(session, None)
     services.nodes.clear()

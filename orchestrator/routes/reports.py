@@ -1,6 +1,7 @@
 """What nodes report of their tasks, and the sessions of the agents that did the work."""
 
 import json
+import logging
 from datetime import datetime
 from typing import Annotated
 
@@ -11,6 +12,7 @@ from starlette.responses import Response
 from orchestrator.auth import Caller, NodeParam, allowed_to
 from orchestrator.db.tables import Log, Task
 from orchestrator.errors import NotFound
+from orchestrator.log import log_on_commit
 from orchestrator.model import Permission, TaskStatus, utc_now
 from orchestrator.routes import TaskId
 from orchestrator.scheduling.lifecycle import begin, end, move, require_own_task, require_task_of
@@ -21,6 +23,8 @@ from orchestrator.services import ServicesParam
 MAX_LOG_BYTES = 10 * 1024**2
 
 router = APIRouter()
+
+log = logging.getLogger(__name__)
 
 
 @router.post("/status", tags=["status"], responses=problems(401, 403, 404, 422))
@@ -45,13 +49,19 @@ def _apply(session: Session, task: Task, report: Report, now: datetime) -> None:
         progress=report.progress,
     )
     task.crush_session_id = report.crush_session_id or task.crush_session_id
+    ids = {"task_id": task.id, "node_id": task.assigned_node_id}
     if not report.status.is_final:
+        if task.started_at is None:
+            log_on_commit(session, log, "task started", ids)
         begin(task, now)
         return
     if report.status is TaskStatus.SUCCESS:
         task.result = report.message
     else:
         task.error_message = report.message
+    duration_s = round((now - (task.started_at or now)).total_seconds(), 1)
+    outcome = {"status": task.status.value, "duration_s": duration_s}
+    log_on_commit(session, log, "task ended", {**ids, **outcome})
     end(session, task, now)
 
 

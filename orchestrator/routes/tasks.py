@@ -1,5 +1,6 @@
 """Tasks as their owners see them: create, list, show, cancel, clean up."""
 
+import logging
 import uuid
 from datetime import timedelta
 from typing import Annotated
@@ -13,6 +14,7 @@ from orchestrator.auth import Caller, allowed_to
 from orchestrator.db.retention import delete_old_tasks, delete_unused_files, unknown_files
 from orchestrator.db.tables import Node, Task, TaskFile
 from orchestrator.errors import NotAllowed
+from orchestrator.log import fields, log_on_commit
 from orchestrator.model import Permission, TaskStatus, lies_within, next_time, utc_now
 from orchestrator.routes import Route, TaskId
 from orchestrator.routes.files import require_file
@@ -24,6 +26,8 @@ from orchestrator.services import ServicesParam
 from orchestrator.uploads import stored_before, stored_file
 
 router = APIRouter(prefix="/tasks", tags=["tasks"], route_class=Route)
+
+log = logging.getLogger(__name__)
 
 _A_DAY = timedelta(days=1)
 """No upload takes longer; bytes that are older and that the database lacks are a crash's."""
@@ -72,6 +76,8 @@ def create_task(services: ServicesParam, caller: _Creator, new: NewTask) -> Task
             for position, filename in enumerate(new.files or [])
         ]
         session.add(task)
+        ids = {"task_id": task.id, "created_by": caller.key_id}
+        log_on_commit(session, log, "task created", ids)
         services.announcer.announce(session, WorkAvailable(task.id, task.target))
     return TaskView.model_validate(task)
 
@@ -115,6 +121,7 @@ def clean_up(
         unknown_ids = unknown_files(session, stored_before(data_dir, min(before, now - _A_DAY)))
     for file_id in {*deleted_ids, *unknown_ids}:
         stored_file(data_dir, file_id).unlink(missing_ok=True)
+    log.info("old tasks deleted", extra=fields(tasks=deleted_count, files=len(deleted_ids)))
     return CleanedUp(deleted_count=deleted_count)
 
 
@@ -136,6 +143,8 @@ def cancel_task(services: ServicesParam, caller: _Canceller, task_id: TaskId) ->
         task = require_own_task(session, task_id, caller.owner, to_change=True)
         move(task, TaskStatus.CANCELLED, now)
         end(session, task, now)
+        ids = {"task_id": task.id, "node_id": task.assigned_node_id, "by": caller.key_id}
+        log_on_commit(session, log, "task cancelled", ids)
         return TaskView.model_validate(task)
 
 

@@ -14,6 +14,7 @@ holds is skipped (SKIP LOCKED), and a row that somebody has taken no longer matc
 SQLite there is one writer at a time.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -25,9 +26,12 @@ from sqlalchemy.orm import Session
 from orchestrator.db.database import Database
 from orchestrator.db.tables import Node, Task
 from orchestrator.errors import Unauthenticated
+from orchestrator.log import log_on_commit
 from orchestrator.model import NodeIdentity, Target, TaskStatus, matches, utc_now
 from orchestrator.scheduling.lifecycle import move
 from orchestrator.settings import Settings
+
+log = logging.getLogger(__name__)
 
 _FIRST_LOOK = 20
 _LONGEST_LOOK = 5000
@@ -272,9 +276,13 @@ def _take_first(
     if task is None:
         return None
     task.offered_at = now
+    ids = {"task_id": task.id, "node_id": node_id}
     if task.status is TaskStatus.PENDING:
         task.assigned_node_id = node_id
         move(task, TaskStatus.ASSIGNED, now)
+        log_on_commit(session, log, "task assigned", ids)
+    else:
+        log_on_commit(session, log, "task offered again", ids, logging.WARNING)
     return task
 
 

@@ -35,20 +35,18 @@ def has_ended(session: Session, settings: Settings, now: datetime) -> bool:
     return any(_is_lost(settings, now, task, node) for task, node in overdue)
 
 
-def end_leases(session: Session, settings: Settings, now: datetime) -> tuple[list[Task], int]:
-    """End expired leases; return the tasks back in the queue, and the number of lost ones."""
+def end_leases(session: Session, settings: Settings, now: datetime) -> list[Task]:
+    """End expired leases; return the tasks that are back in the queue."""
     # Several processes sweep: rows that another one has locked are left to it.
     unstarted = _unstarted(settings, now).limit(_AT_ONCE)
     returned = session.scalars(unstarted.with_for_update(skip_locked=True, of=Task)).all()
     for task in returned:
-        put_back(task, now, "its node fell silent before it started the task")
-    lost = 0
+        put_back(session, task, now, "its node fell silent before it started the task")
     overdue = _overdue(settings, now).with_for_update(skip_locked=True, of=Task)
     for task, node in session.execute(overdue).all():
         if _is_lost(settings, now, task, node):
             give_up(session, task, now, _reason(settings, now, node))
-            lost += 1
-    return list(returned), lost
+    return list(returned)
 
 
 def _unstarted(settings: Settings, now: datetime) -> Select[Task]:

@@ -5,6 +5,7 @@ occurrences of one series never overlap, missed times are not made up for, and c
 pending one ends the series.
 """
 
+import logging
 import uuid
 from datetime import datetime, timedelta
 
@@ -13,7 +14,10 @@ from sqlalchemy.orm import Session, selectinload
 
 from orchestrator.db.tables import StatusEntry, Task, TaskFile
 from orchestrator.errors import Conflict, NotAllowed, NotFound
+from orchestrator.log import log_on_commit
 from orchestrator.model import HELD, NodeIdentity, TaskStatus, next_time
+
+log = logging.getLogger(__name__)
 
 
 def move(
@@ -51,11 +55,15 @@ def end(session: Session, task: Task, now: datetime) -> None:
     if following is not None:
         move(following, TaskStatus.PENDING, now)
         session.add(following)
+        ids = {"task_id": following.id, "created_by": task.created_by, "repeats": task.id}
+        log_on_commit(session, log, "task created", ids)
 
 
-def put_back(task: Task, now: datetime, reason: str) -> None:
+def put_back(session: Session, task: Task, now: datetime, reason: str) -> None:
     """Return an assigned task that was not started to the queue."""
     move(task, TaskStatus.PENDING, now, message=reason)
+    ids = {"task_id": task.id, "node_id": task.assigned_node_id, "reason": reason}
+    log_on_commit(session, log, "task put back", ids, logging.WARNING)
     task.assigned_node_id = None
     task.offered_at = None
 
@@ -64,6 +72,8 @@ def give_up(session: Session, task: Task, now: datetime, reason: str) -> None:
     """End a task as lost: its node will not report on it any more."""
     move(task, TaskStatus.ERROR, now, message=f"lost: {reason}")
     task.error_message = f"lost: {reason}"
+    ids = {"task_id": task.id, "node_id": task.assigned_node_id, "reason": reason}
+    log_on_commit(session, log, "task lost", ids, logging.WARNING)
     end(session, task, now)
 
 
@@ -73,7 +83,7 @@ def take_from(session: Session, node_id: str, now: datetime) -> list[Task]:
     unstarted = []
     for task in session.scalars(held.with_for_update(of=Task)).all():
         if task.status.may_become(TaskStatus.PENDING):
-            put_back(task, now, "its node was removed before the task was started")
+            put_back(session, task, now, "its node was removed before the task was started")
             unstarted.append(task)
         else:
             give_up(session, task, now, "its node was removed while the task ran")

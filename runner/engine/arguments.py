@@ -36,7 +36,7 @@ def run_arguments(kind: str, spec: ContainerSpec) -> list[str]:
 
 
 def has_memory_limit(spec: ContainerSpec) -> bool:
-    """Return whether the container may be killed for want of memory."""
+    """Return whether the container has a memory limit, and so may be killed by it."""
     flags = [argument.partition("=")[0] for argument in spec.run_args]
     return spec.limits.memory is not None or "--memory" in flags or "-m" in flags
 

@@ -170,7 +170,7 @@ async def _attempt(runner: RunnerContext, loop: str, entry: OutboxEntry, *, is_l
         await runner.journal.park(entry.row, why)
     except Refused as error:
         if error.status in _HAS_ITS_END:
-            log.info("the task has its end already; a report is dropped: %s", error, extra=ids)
+            log.info("the task has a final status; dropping a report: %s", error, extra=ids)
             await runner.journal.delivered(entry.row)
         elif error.detail is None and entry.attempts + 1 < (
             _LOG_ATTEMPTS if entry.is_log else _UNEXPLAINED_ATTEMPTS

@@ -66,7 +66,7 @@ async def _has_room(runner: RunnerContext) -> bool:
             runner.problems.set(
                 name,
                 f"no new task is taken: {folder} has {free >> 20} MiB free and "
-                f"{settings.min_free_disk >> 20} MiB are to stay free; free some space there or "
+                f"{settings.min_free_disk >> 20} MiB must stay free; free some space there or "
                 "lower --min-free-disk",
             )
             return False

@@ -1,4 +1,4 @@
-"""What the status reporter does for an agent: send its reports, hand in its log, save its state.
+"""What the status reporter does for an agent: send its reports, submit its log, save its state.
 
 Whatever goes wrong becomes an answer with one sentence in it. A final status is saved before it is
 sent, so that it survives the end of the container at any moment.

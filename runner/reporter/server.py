@@ -63,14 +63,14 @@ _INSTRUCTIONS = (
     "report_status as you go, and report_complete or report_error as the last thing you do."
 )
 _ANSWER = (
-    'The answer is {"sent": true, ...}, or {"sent": false, "error": "..."} when the orchestrator '
+    'The response is {"sent": true, ...}, or {"sent": false, "error": "..."} when the orchestrator '
     "did not accept it; keep working after a failed report."
 )
 _REPORT_STATUS = (
     "Report to the orchestrator how this task stands. Call it when a new step begins and at least "
     "every few minutes of work, with 'running' while you gather and change things and 'analyzing' "
     "while you evaluate. For the end of the task use report_complete or report_error instead: "
-    f"they hand in the log too. {_ANSWER} A note in the answer says when the task was cancelled "
+    f"they submit the log too. {_ANSWER} A note in the response says when the task was cancelled "
     "meanwhile: then stop."
 )
 _REPORT_STARTED = (
@@ -78,12 +78,12 @@ _REPORT_STARTED = (
     f"It is report_status with 'running'. {_ANSWER}"
 )
 _REPORT_COMPLETE = (
-    "Report to the orchestrator that the task is done, and hand in the log. Call it once, as the "
+    "Report to the orchestrator that the task is done, and submit the log. Call it once, as the "
     f"last thing you do, with the result in 'message'. {_ANSWER} A report that could not be sent "
     "is kept and delivered later: do not repeat it."
 )
 _REPORT_ERROR = (
-    "Report to the orchestrator that the task cannot be done, and hand in the log. Call it once, "
+    "Report to the orchestrator that the task cannot be done, and submit the log. Call it once, "
     "when you give up, as the last thing you do; not for a step that failed and that you can still "
     f"get around. {_ANSWER} A report that could not be sent is kept and delivered later: do not "
     "repeat it."
@@ -135,7 +135,7 @@ _EXPECTED = {
     "submit_logs": "true or false",
     "session_id": "text",
 }
-"""What each parameter must be, for the answer to a wrong argument."""
+"""What each parameter must be, for the response to a wrong argument."""
 
 
 def server_for(reporter: Reporter) -> MCPServer[Any]:

@@ -42,7 +42,7 @@ def decide_outcome(
         EndReason.TIMED_OUT: f"stopped{after}, its time limit{limit} was up",
         EndReason.CANCELLED: f"stopped{after}",
         EndReason.LOST: f"its end{after} was not recorded",
-        EndReason.OUT_OF_MEMORY: f"the kernel ended it for want of memory{after}",
+        EndReason.OUT_OF_MEMORY: f"the kernel killed it because it was out of memory{after}",
     }.get(reason, f"stopped{after}")
     return Outcome(reason, _sentence(reason, text, output), None if code == _UNRECORDED else code)
 
@@ -55,7 +55,7 @@ def _reason(task: Task, container: Container) -> EndReason:
         return stop_reason
     if container.exit_code == 0:
         return EndReason.COMPLETED
-    # 137 is KILL: the engine notes whether the kernel sent it for want of memory.
+    # 137 is KILL: the engine notes whether the kernel sent it because memory ran out.
     if container.out_of_memory:
         return EndReason.OUT_OF_MEMORY
     duration_s = _duration_s(container)

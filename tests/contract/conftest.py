@@ -53,30 +53,30 @@ class Subject:
         )
 
     async def start(self, prompt: str, **changes: Any) -> str:  # noqa: ANN401 - as above
-        """Run a container; give its id."""
+        """Run a container; return its id."""
         return await self.engine.run(self.spec(prompt, **changes))
 
     async def look(self) -> Container:
         """Inspect the container, which must be there."""
-        found = await self.engine.inspect(self.name)
-        assert found is not None
-        return found
+        container = await self.engine.inspect(self.name)
+        assert container is not None
+        return container
 
     async def finish(self, prompt: str, **changes: Any) -> Container:  # noqa: ANN401 - as above
-        """Run a container to its end; say how it stands then."""
+        """Run a container to its end; return its state then."""
         await self.start(prompt, **changes)
         await self.engine.wait(self.name)
         return await self.look()
 
     async def until_waited_for(self) -> None:
-        """Come back when a wait for the end of the container is under way."""
+        """Wait until a wait for the end of the container is under way."""
         with anyio.fail_after(WAITED_FOR_WITHIN_S):
             while not self._is_waited_for():  # noqa: ASYNC110 - the kernel's tables have no events
                 await anyio.sleep(0.02)
 
     def _is_waited_for(self) -> bool:
         if isinstance(self.engine, FakeEngine):
-            return True  # it tells of every end
+            return True  # it notices every end
         if self.engine.kind == "podman":
             return any(parent_of(pid) not in {0, os.getpid()} for pid in held_processes())
         return any({b"wait", self.name.encode()} <= call for call in calls_under_way())
@@ -88,7 +88,7 @@ class Subject:
 
 
 def held_processes() -> Iterator[int]:
-    """Give the ids of the processes of which this one holds a descriptor; -1 where it is over."""
+    """Yield the ids of the processes of which this one holds a descriptor; -1 where it is over."""
     for entry in Path("/proc/self/fdinfo").iterdir():
         with suppress(FileNotFoundError):
             for line in entry.read_text().splitlines():
@@ -97,7 +97,7 @@ def held_processes() -> Iterator[int]:
 
 
 def parent_of(pid: int) -> int:
-    """Give the id of the process that has started one; 0 where it is over."""
+    """Return the id of the process that has started one; 0 where it is over."""
     try:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[1])
     except OSError:
@@ -105,7 +105,7 @@ def parent_of(pid: int) -> int:
 
 
 def calls_under_way() -> Iterator[set[bytes]]:
-    """Give the arguments of each process that this one has started."""
+    """Yield the arguments of each process that this one has started."""
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             if parent_of(int(folder.name)) == os.getpid():
@@ -132,35 +132,35 @@ def anyio_backend() -> str:
 
 @pytest.fixture
 async def subject(request: pytest.FixtureRequest, anyio_backend: str) -> AsyncIterator[Subject]:  # noqa: ARG001 - asked for, so that it runs there
-    """Give each engine, the fake one too."""
-    async with subject_named(request.param) as found:
-        yield found
+    """Yield each engine, the fake one too."""
+    async with subject_named(request.param) as made:
+        yield made
 
 
 @pytest.fixture
 async def real(request: pytest.FixtureRequest, anyio_backend: str) -> AsyncIterator[Subject]:  # noqa: ARG001 - as above
-    """Give each real engine."""
-    async with subject_named(request.param) as found:
-        yield found
+    """Yield each real engine."""
+    async with subject_named(request.param) as made:
+        yield made
 
 
 @pytest.fixture
 async def podman(anyio_backend: str) -> AsyncIterator[Subject]:  # noqa: ARG001 - as above
-    """Give podman."""
-    async with subject_named("podman") as found:
-        yield found
+    """Yield podman."""
+    async with subject_named("podman") as made:
+        yield made
 
 
 @pytest.fixture
 async def docker(anyio_backend: str) -> AsyncIterator[Subject]:  # noqa: ARG001 - as above
-    """Give docker."""
-    async with subject_named("docker") as found:
-        yield found
+    """Yield docker."""
+    async with subject_named("docker") as made:
+        yield made
 
 
 @asynccontextmanager
 async def subject_named(kind: str) -> AsyncIterator[Subject]:
-    """Give the engine under test; remove its containers afterwards."""
+    """Yield the engine under test; remove its containers afterwards."""
     name = f"victoria-contract-{uuid.uuid4().hex[:12]}"
     if kind == "fake":
         async with FakeEngine(FAKE_IMAGE, stop_grace_s=FAKE_GRACE_S) as fake:
@@ -168,8 +168,8 @@ async def subject_named(kind: str) -> AsyncIterator[Subject]:
         return
     if kind not in os.environ.get("VICTORIA_TEST_ENGINES", "").split(","):
         pytest.fail(f"cannot test on {kind}: {ADVICE}", pytrace=False)
-    found = Subject(find_engine(kind), named_image(), name)
+    made = Subject(find_engine(kind), named_image(), name)
     try:
-        yield found
+        yield made
     finally:
-        await found.clean_up()
+        await made.clean_up()

@@ -42,11 +42,13 @@ async def test_no_call_of_the_engine_has_a_secret_in_its_arguments_or_variables(
         "PATH": f"{tmp_path}:/usr/bin:/bin",
         "VICTORIA_RUNNER_REGISTRATION_TOKEN": TOKEN,
         "NOTIFY_SOCKET": "/run/systemd/notify",
+        "HTTPS_PROXY": "http://proxy.example:3128",
     }
     engine = find_engine("podman", ours)
     spec = ContainerSpec(name="victoria-t-1", image="i", arguments=("x",), env_files=(env_file,))
     assert await engine.run(spec) == "c0ffee"
 
-    said = book.read_text()
-    assert str(env_file) in said
-    assert not [secret for secret in (KEY, TOKEN, "NOTIFY_SOCKET") if secret in said]
+    calls = book.read_text()
+    assert str(env_file) in calls
+    assert "HTTPS_PROXY=http://proxy.example:3128" in calls
+    assert not [secret for secret in (KEY, TOKEN, "NOTIFY_SOCKET") if secret in calls]

@@ -11,34 +11,28 @@ if TYPE_CHECKING:
 
 _CONFIG = """\
 [ca]
-default_ca = ours
-[ours]
+default_ca = own
+[own]
 database = index.txt
 new_certs_dir = .
 rand_serial = yes
 default_md = sha256
 policy = any
-x509_extensions = leaf
-unique_subject = no
+x509_extensions = authority
 [any]
 commonName = supplied
-[leaf]
+[authority]
 subjectAltName = IP:127.0.0.1
-basicConstraints = critical, CA:FALSE
-keyUsage = critical, digitalSignature
-extendedKeyUsage = serverAuth
-[root]
 basicConstraints = critical, CA:TRUE
-keyUsage = critical, keyCertSign
+keyUsage = critical, digitalSignature, keyCertSign
 subjectKeyIdentifier = hash
 """
-_KEY = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
 _TIMEOUT_S = 60
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """What a server shows, and its key."""
+    """What a server shows, and its key. Each is its own authority."""
 
     chain: Path
     key: Path
@@ -46,67 +40,50 @@ class Certificate:
 
 @dataclass(frozen=True)
 class Certificates:
-    """Three servers' certificates, and the authority that the runner is told to trust."""
+    """Three servers' certificates, and a file of those that the runner trusts."""
 
     ca_file: Path
     trusted: Certificate
     untrusted: Certificate
-    """By another authority."""
+    """It is not in the file."""
     expired: Certificate
-    """By the trusted authority, valid in the year 2020."""
+    """It is in the file, and was valid in the year 2020."""
 
 
 def make_certificates(folder: Path) -> Certificates:
     """Make them all; a folder is filled."""
-    ours, stranger = _authority(folder / "ours"), _authority(folder / "stranger")
-    return Certificates(
-        ca_file=ours / "root.pem",
-        trusted=_leaf(ours, "trusted", "20200101000000Z", "20990101000000Z"),
-        untrusted=_leaf(stranger, "untrusted", "20200101000000Z", "20990101000000Z"),
-        expired=_leaf(ours, "expired", "20200101000000Z", "20210101000000Z"),
-    )
-
-
-def _authority(folder: Path) -> Path:
     folder.mkdir(parents=True)
     (folder / "config").write_text(_CONFIG)
     (folder / "index.txt").touch()
-    command = ["req", "-x509", "-config", "config", "-extensions", "root", "-days", "30", *_KEY]
-    _openssl(
-        folder, *command, "-subj", "/CN=test authority", "-keyout", "root.key", "-out", "root.pem"
+    trusted, untrusted, expired = (
+        _make(folder, name, f"{last_year}0101000000Z")
+        for name, last_year in (("trusted", 2099), ("untrusted", 2099), ("expired", 2021))
     )
-    return folder
+    ca_file = folder / "ca.pem"
+    ca_file.write_text(trusted.chain.read_text() + expired.chain.read_text())
+    return Certificates(ca_file, trusted, untrusted, expired)
 
 
-def _leaf(authority: Path, name: str, begins: str, ends: str) -> Certificate:
-    subject = ["-subj", "/CN=127.0.0.1"]
-    _openssl(
-        authority, "req", "-new", *_KEY, *subject, "-keyout", f"{name}.key", "-out", f"{name}.csr"
-    )
-    span = ["-startdate", begins, "-enddate", ends]
-    signed = [
-        "-cert",
-        "root.pem",
-        "-keyfile",
-        "root.key",
-        "-in",
-        f"{name}.csr",
-        "-out",
-        f"{name}.pem",
-    ]
-    _openssl(authority, "ca", "-batch", "-notext", "-config", "config", *span, *signed)
-    return Certificate(authority / f"{name}.pem", authority / f"{name}.key")
-
-
-def _openssl(folder: Path, *arguments: str) -> None:
-    try:
-        subprocess.run(
-            ["openssl", *arguments],
-            cwd=folder,
-            check=True,
-            capture_output=True,
-            text=True,
-            timeout=_TIMEOUT_S,
-        )
-    except subprocess.CalledProcessError as error:
-        raise AssertionError(f"openssl {arguments[0]} failed: {error.stderr}") from error
+def _make(folder: Path, name: str, end: str) -> Certificate:
+    certificate = Certificate(folder / f"{name}.pem", folder / f"{name}.key")
+    key, request = certificate.key.name, f"{name}.csr"
+    # `req -x509` takes no dates before OpenSSL 3.4.
+    curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    dates = ["-startdate", "20200101000000Z", "-enddate", end]
+    files = ["-keyfile", key, "-in", request, "-out", certificate.chain.name]
+    for arguments in (
+        ["req", "-new", *curve, "-subj", f"/CN={name}", "-keyout", key, "-out", request],
+        ["ca", "-selfsign", "-batch", "-notext", "-config", "config", *dates, *files],
+    ):
+        try:
+            subprocess.run(
+                ["openssl", *arguments],
+                cwd=folder,
+                check=True,
+                capture_output=True,
+                text=True,
+                timeout=_TIMEOUT_S,
+            )
+        except subprocess.CalledProcessError as error:
+            raise AssertionError(f"openssl {arguments[0]} failed: {error.stderr}") from error
+    return certificate

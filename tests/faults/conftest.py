@@ -18,27 +18,33 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def rig(engine: Engine, image: str, tmp_path: Path) -> Iterator[Rig]:
-    """Give a host with every instrument; the test runs once on each engine."""
+    """Yield a host with every instrument; the test runs once on each engine."""
     with rigged(tmp_path, engine, image) as made:
         yield made
 
 
 @pytest.fixture
 def any_rig(engines: list[Engine], image: str, tmp_path: Path) -> Iterator[Rig]:
-    """Give such a host for what is the same on every engine."""
+    """Yield such a host for what is the same on every engine."""
     with rigged(tmp_path, engines[0], image) as made:
         yield made
 
 
 @pytest.fixture
 def podman_rig(engines: list[Engine], image: str, tmp_path: Path) -> Iterator[Rig]:
-    """Give such a host for what only podman does."""
+    """Yield such a host for what only podman does."""
     with rigged(tmp_path, _named(engines, "podman"), image) as made:
         yield made
 
 
+@pytest.fixture
+def docker_rig(engines: list[Engine], image: str, tmp_path: Path) -> Iterator[Rig]:
+    """Yield such a host for what only docker does."""
+    with rigged(tmp_path, _named(engines, "docker"), image) as made:
+        yield made
+
+
 def _named(engines: list[Engine], name: str) -> Engine:
-    found = next((engine for engine in engines if engine.name == name), None)
-    if found is None:
+    if name not in {engine.name for engine in engines}:
         pytest.fail(f"cannot test on {name}: {ADVICE}", pytrace=False)
-    return found
+    return next(engine for engine in engines if engine.name == name)

@@ -88,7 +88,7 @@ class Planned:
         (self.folder / "released" / self.name).touch()
 
     def lift(self) -> None:
-        """Take it back, for calls to come; who hangs goes on hanging until it is killed."""
+        """Take it back, for calls to come; a call that hangs does so until it is killed."""
         (self.folder / "plans" / self.name).unlink(missing_ok=True)
 
 
@@ -131,14 +131,14 @@ class FaultEngine:
         """
         kind = "always" if always else "once"
         name = f"{call}.{next(self._numbers):06}.{act.value}.{when.value}.{kind}"
-        told = {"exit_code": exit_code, "says": says, "needs": needs}
+        plan = {"exit_code": exit_code, "says": says, "needs": needs}
         part = self.folder / f"{name}.part"
-        part.write_text(json.dumps(told))
+        part.write_text(json.dumps(plan))
         part.rename(self.folder / "plans" / name)
         return Planned(name, self.folder)
 
     def clear(self) -> None:
-        """Take back all that has not happened, and release whoever is blocked."""
+        """Take back all that has not happened, and release every blocked call."""
         for path in (self.folder / "plans").iterdir():
             (self.folder / "released" / path.name).touch()
             path.unlink(missing_ok=True)

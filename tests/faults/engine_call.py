@@ -19,42 +19,42 @@ LOOK_AGAIN_S = 0.01
 
 
 def main(folder: Path, real: str, call: str, arguments: list[str]) -> int:
-    """Do what is planned; give the exit code."""
-    name, told = claim(folder, call, arguments)
+    """Do what is planned; return the exit code."""
+    name, plan = claim(folder, call, arguments)
     if name is None:
         os.execv(real, [real, *arguments])  # noqa: S606 - as if we had not been here
     _, _, act, when, _ = name.split(".")
     if when == "before":
         note(folder, name)
-        do(act, folder, name, told)
+        do(act, folder, name, plan)
         if act == "block":
             os.execv(real, [real, *arguments])  # noqa: S606 - as above
-        return exit_code_of(act, told)
+        return exit_code_of(act, plan)
     if when == "during":
-        do(act, folder, name, told)
+        do(act, folder, name, plan)
         code = subprocess.call([real, *arguments])
         note(folder, name)
         return code
     code = subprocess.call([real, *arguments])
     note(folder, name)
-    do(act, folder, name, told)
-    return code if act == "block" else exit_code_of(act, told)
+    do(act, folder, name, plan)
+    return code if act == "block" else exit_code_of(act, plan)
 
 
 def claim(
     folder: Path, call: str, arguments: list[str]
 ) -> tuple[str, dict[str, str]] | tuple[None, dict[str, str]]:
-    """Give the oldest plan for this call that nobody else has taken, and what it says."""
+    """Return the oldest plan for this call that no other call has taken: its name and content."""
     for path in sorted((folder / "plans").glob(f"{call}.*")):
         try:
-            told: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
-            if told["needs"] and told["needs"] not in arguments:
+            plan: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
+            if plan["needs"] and plan["needs"] not in arguments:
                 continue
             if path.suffix == ".once":
                 path.rename(folder / f"{path.name}.taken")
         except FileNotFoundError:
-            continue  # somebody else was quicker
-        return path.name, told
+            continue  # another call was quicker
+        return path.name, plan
     return None, {}
 
 
@@ -64,7 +64,7 @@ def note(folder: Path, name: str) -> None:
         file.write(f"{os.getpid()}\n")
 
 
-def do(act: str, folder: Path, name: str, told: dict[str, str]) -> None:
+def do(act: str, folder: Path, name: str, plan: dict[str, str]) -> None:
     """Do it."""
     if act == "kill":
         kill_runner()
@@ -72,7 +72,7 @@ def do(act: str, folder: Path, name: str, told: dict[str, str]) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         time.sleep(LONGEST_S)
     elif act == "fail":
-        sys.stderr.write(told["says"] + "\n")
+        sys.stderr.write(plan["says"] + "\n")
         sys.stderr.flush()
     elif act == "block":
         released = folder / "released" / name
@@ -94,9 +94,9 @@ def kill_runner() -> None:
         time.sleep(LOOK_AGAIN_S)
 
 
-def exit_code_of(act: str, told: dict[str, str]) -> int:
-    """Give what a call that did not go through ends with."""
-    return int(told["exit_code"]) if act == "fail" else 1
+def exit_code_of(act: str, plan: dict[str, str]) -> int:
+    """Return the exit code of a call that did not go through."""
+    return int(plan["exit_code"]) if act == "fail" else 1
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import signal
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from runner.timing import Timings
@@ -59,31 +59,43 @@ class Rig:
     journal: JournalFaults
     runner: RunnerProcess
     disks_hang: Path
-    """While this file is there, no disk tells the runner how much room it has."""
+    """While this file is there, no disk shows the runner its free space."""
 
     def set_timings(self, **timings: float) -> None:
         """Start the runner with these fields of `Timings` the next time."""
-        known = json.loads(self.runner.environment.get(TIMINGS_VARIABLE, "{}"))
-        self.runner.environment[TIMINGS_VARIABLE] = json.dumps({**known, **timings})
+        self.runner.set_timings(**timings)
 
-    def set_option(self, option: str, text: str) -> None:
-        """Give the runner another value for an option at its next start."""
-        kept = [given for given in self.runner.options if not given.startswith(f"{option}=")]
-        self.runner.options[:] = [*kept, f"{option}={text}"]
+    def begin(self, prompt: str = "[wait-for go]") -> str:
+        """Start the runner and a task; return the task's id when the journal has it as running."""
+        task_id = str(self.orchestrator.create_task(prompt)["id"])
+        self.runner.start()
+        self.runner.wait_for_start_of(task_id)
+        return task_id
+
+    def wait_for_beat(self, status: str) -> None:
+        """Wait for a heartbeat, from now on, with that status."""
+        seen = len(self.orchestrator.calls)
+
+        def has_come() -> bool:
+            beats = [call for call in self.orchestrator.calls[seen:] if "heartbeat" in call.path]
+            return any(beat.json()["status"] == status for beat in beats)
+
+        try:
+            wait_for(has_come, DEADLINE_S)
+        except TimeoutError:
+            raise AssertionError(f"no heartbeat is {status}:\n{self.runner.log}") from None
 
     @contextmanager
     def image_to_pull(self, image: str) -> Iterator[None]:
-        """Have the runner's image come from a registry that refuses, and be at hand as well.
+        """Start the runner with an image of a registry that refuses, and that is here as well.
 
-        The runner sees to it once at its start, which is over when this is entered; so the next
-        pull is for a task.
+        The pull of the runner's start is over when this is entered: the next is for a task.
         """
         # What podman built itself is in no registry, and is not asked for.
         engine, name = self.runner.engine, f"127.0.0.1:1/victoria-{uuid4().hex[:12]}:1"
         engine.run("tag", image, name)
         try:
-            self.set_option("--container-image", name)
-            self.set_option("--pull", "newer")
+            self.runner.set_options(container_image=name, pull="newer")
             at_start = self.refuse_pull()
             self.runner.start()
             at_start.wait()
@@ -98,28 +110,35 @@ class Rig:
         return self.engine.plan("pull", Act.FAIL, says=says, always=always)
 
     def clear(self) -> None:
-        """Let nothing more go wrong."""
+        """Take back what is planned."""
         self.proxy.clear()
         self.engine.clear()
         self.journal.clear()
         self.disks_hang.unlink(missing_ok=True)
 
-    def check_ended_once(self, task_id: str, *, starts: int = 1) -> dict[str, Any]:
-        """See that a task has succeeded: run and told once, and nothing left of it. Give it."""
-        ended = self.orchestrator.end_of(task_id)
-        assert ended["status"] == "success", f"{ended['error_message']}\n{self.runner.whole_log}"
+    def check_ended_once(
+        self, task_id: str, reason: str = "completed: ", *, starts: int = 1
+    ) -> str:
+        """Check that a task has ended for this reason: run and reported once, with nothing left.
+
+        Return its message.
+        """
+        self.orchestrator.end_of(task_id)
         self.runner.wait_until_closed(task_id)
         assert self.runner.starts_of(task_id) == starts
         assert container_of(task_id) not in containers(self.runner.engine)
-        finals = [step for step in ended["history"] if step["status"] in {"success", "error"}]
+        # It may be reported again after a lost response, but never anything else.
+        reports = self.orchestrator.reports_of(task_id, "success", "error")
+        assert reports, self.runner.whole_log
+        assert all(report == reports[0] for report in reports), reports
+        message = str(reports[0]["message"])
+        assert message.startswith(reason), f"{message}\n{self.runner.whole_log}"
+        history = self.orchestrator.task(task_id)["history"]
+        finals = [step for step in history if step["status"] in {"success", "error", "cancelled"}]
         assert len(finals) == 1, finals
-        # It may be told again after a lost answer, but never anything else.
-        told = self.orchestrator.reports_of(task_id, "success", "error")
-        assert told, self.runner.whole_log
-        assert all(body == told[0] for body in told), told
         waiting = {row["task_id"] for row in self.runner.rows("SELECT task_id FROM outbox")}
         assert task_id not in waiting
-        return ended
+        return message
 
 
 @contextmanager
@@ -140,7 +159,7 @@ def rigged(folder: Path, engine: Engine, image: str, timings: Timings = IMPATIEN
             TIMINGS_VARIABLE: json.dumps(asdict(timings)),
         }
         rig = Rig(orchestrator, proxy, fault_engine, faults, runner, folder / "disks-hang")
-        rig.set_option("--orchestrator-url", proxy.url)
+        runner.set_options(orchestrator_url=proxy.url)
         try:
             yield rig
         finally:
@@ -151,18 +170,18 @@ def rigged(folder: Path, engine: Engine, image: str, timings: Timings = IMPATIEN
 
 
 def _end_calls(folder: Path) -> None:
-    """Wait for what the runner has called and left behind: it may be making a container yet."""
+    """Wait for engine calls that outlive the runner: they may still make a container."""
 
     def under_way() -> list[int]:
-        found = []
+        paths = []
         for path in Path("/proc").glob("[0-9]*/cmdline"):
             with suppress(OSError):
                 if f"{folder}/".encode() in path.read_bytes():
-                    found.append(path)
-        for path in found:
+                    paths.append(path)
+        for path in paths:
             with suppress(OSError):
                 if b"engine_call.py" in path.read_bytes():
                     os.kill(int(path.parent.name), signal.SIGKILL)
-        return [int(path.parent.name) for path in found]
+        return [int(path.parent.name) for path in paths]
 
     wait_for(lambda: not under_way(), DEADLINE_S)

@@ -10,7 +10,7 @@ import pytest
 
 from tests.faults.engine import Act, When
 from tests.faults.rig import Rig
-from tests.harness.proxy import Fault
+from tests.harness.proxy import Fault, Kind
 from tests.harness.runner_process import DEADLINE_S, RunnerProcess, container_of
 from tests.orchestrator.serving import wait_for
 
@@ -94,18 +94,18 @@ def _no_preparation(_rig: Rig) -> None:
 
 
 ON_THE_WIRE = [
-    at_request("registration-unanswered", "POST", "/register", Fault.hold_answer(), nodes=2),
+    at_request("registration-unanswered", "POST", "/register", Fault(Kind.HOLD_ANSWER), nodes=2),
     at_request(
         "assignment-unanswered",
         "GET",
         "/tasks/pending",
-        Fault.hold_answer(answer_has=b"task_id"),
+        Fault(Kind.HOLD_ANSWER, answer_has=b"task_id"),
     ),
-    at_request("during-files", "GET", "/files/*", Fault.hold_request(), files=True),
-    at_request("claim-unasked", "POST", "/status", Fault.hold_request(request_has=RUNNING)),
-    at_request("claim-unanswered", "POST", "/status", Fault.hold_answer(request_has=RUNNING)),
-    at_request("report-unasked", "POST", "/status", Fault.hold_request(request_has=FINAL)),
-    at_request("report-unanswered", "POST", "/status", Fault.hold_answer(request_has=FINAL)),
+    at_request("during-files", "GET", "/files/*", Fault(Kind.HOLD_REQUEST), files=True),
+    at_request("claim-unasked", "POST", "/status", Fault(Kind.HOLD_REQUEST, request_has=RUNNING)),
+    at_request("claim-unanswered", "POST", "/status", Fault(Kind.HOLD_ANSWER, request_has=RUNNING)),
+    at_request("report-unasked", "POST", "/status", Fault(Kind.HOLD_REQUEST, request_has=FINAL)),
+    at_request("report-unanswered", "POST", "/status", Fault(Kind.HOLD_ANSWER, request_has=FINAL)),
 ]
 """Steps of which the engine knows nothing."""
 
@@ -134,6 +134,10 @@ AT_COMMITS = [
     for when in ("before", "after")
 ]
 """Steps of which the journal knows, from the identity that is stored to the task that is closed."""
+BESIDE_THE_ENGINE = [
+    at_commit(commit, when) for commit in (3, 4, 5) for when in ("before", "after")
+]
+"""That it starts, runs and has ended: engines can differ in what there is at these."""
 
 
 @pytest.mark.parametrize("point", ON_THE_WIRE, ids=lambda point: point.name)
@@ -149,8 +153,17 @@ def test_task_ends_once_when_the_runner_is_killed_at_the_engine(point: KillPoint
 
 
 @pytest.mark.parametrize("point", AT_COMMITS, ids=lambda point: point.name)
-def test_task_ends_once_when_the_runner_is_killed_at_a_commit(point: KillPoint, rig: Rig) -> None:
-    kill_and_finish(point, rig)
+def test_task_ends_once_when_the_runner_is_killed_at_a_commit(
+    point: KillPoint, any_rig: Rig
+) -> None:
+    kill_and_finish(point, any_rig)
+
+
+@pytest.mark.parametrize("point", BESIDE_THE_ENGINE, ids=lambda point: point.name)
+def test_task_ends_once_when_the_runner_is_killed_at_a_commit_beside_a_call_of_docker(
+    point: KillPoint, docker_rig: Rig
+) -> None:
+    kill_and_finish(point, docker_rig)
 
 
 def test_life_of_a_task_has_no_commit_at_which_the_runner_is_not_killed(any_rig: Rig) -> None:
@@ -162,7 +175,7 @@ def test_life_of_a_task_has_no_commit_at_which_the_runner_is_not_killed(any_rig:
 
 
 def kill_and_finish(point: KillPoint, rig: Rig) -> None:
-    """Kill the runner there, start it again, and see that nothing is lost and nothing doubled."""
+    """Kill the runner there, start it again, and check that nothing is lost and nothing doubled."""
     files = [rig.orchestrator.upload("note.txt", b"note")["filename"]] if point.has_files else []
     task_id = rig.orchestrator.create_task(point.prompt, files=files)["id"]
     point.arm(rig)
@@ -179,8 +192,9 @@ def kill_and_finish(point: KillPoint, rig: Rig) -> None:
 
 @pytest.mark.parametrize("when", [When.BEFORE, When.AFTER])
 def test_task_ends_once_when_the_runner_is_killed_while_it_fetches_the_image(
-    when: When, rig: Rig, image: str
+    when: When, any_rig: Rig, image: str
 ) -> None:
+    rig = any_rig
     with rig.image_to_pull(image):
         rig.engine.plan("pull", Act.KILL, when)
         rig.refuse_pull(always=True)
@@ -204,7 +218,7 @@ def test_task_ends_once_when_the_runner_is_killed_at_a_start_in_two_steps(
     call: str, when: When, podman_rig: Rig
 ) -> None:
     rig = podman_rig
-    rig.set_option("--memory", "64m")
+    rig.runner.set_options(memory="64m")
     task_id = rig.orchestrator.create_task("[print-line done]")["id"]
     rig.engine.plan(call, Act.KILL, when)
     rig.runner.start()
@@ -214,6 +228,6 @@ def test_task_ends_once_when_the_runner_is_killed_at_a_start_in_two_steps(
 
 
 def stored_node_id(runner: RunnerProcess) -> str | None:
-    """Give the node's id in the journal, if it has come to that."""
+    """Return the node's id in the journal, if there is one."""
     rows = runner.rows("SELECT node_id FROM identities")
     return str(rows[-1]["node_id"]) if rows else None

@@ -105,7 +105,7 @@ def test_second_step_that_is_stuck_when_the_runner_is_killed_does_not_happen_lat
 ) -> None:
     rig = podman_rig
     rig.set_timings(leftover_start_grace_s=3)
-    rig.set_option("--memory", "64m")
+    rig.runner.set_options(memory="64m")
     task_id = rig.orchestrator.create_task("[print-line done]")["id"]
     stuck = _get_stuck(rig, tmp_path / "stuck-engine", "start")
     rig.runner.start()
@@ -140,14 +140,11 @@ def test_container_is_not_started_again_when_the_engine_died_before_it_noted_the
     rig.runner.environment["PATH"] = f"{folder}:{rig.runner.environment['PATH']}"
     task_id = rig.orchestrator.create_task("[print-line done]")["id"]
     rig.runner.start()
-    ended = rig.orchestrator.end_of(task_id)
-    assert ended["status"] == "error"
-    assert ended["error_message"].startswith("lost: ")
-    rig.runner.wait_until_closed(task_id)
-    assert rig.runner.starts_of(task_id) == 1
+    rig.check_ended_once(task_id, "lost: ")
 
 
-def test_runner_told_to_end_lets_a_start_under_way_come_to_its_end(rig: Rig) -> None:
+def test_runner_that_is_terminated_lets_a_start_under_way_come_to_its_end(any_rig: Rig) -> None:
+    rig = any_rig
     task_id = rig.orchestrator.create_task("[print-line done]")["id"]
     starting = rig.engine.plan("run", Act.BLOCK)
     rig.runner.start()
@@ -162,7 +159,10 @@ def test_runner_told_to_end_lets_a_start_under_way_come_to_its_end(rig: Rig) -> 
     rig.check_ended_once(task_id)
 
 
-def test_container_that_runs_although_the_engine_refused_to_start_it_is_the_task(rig: Rig) -> None:
+def test_container_that_runs_although_the_engine_refused_to_start_it_is_the_task(
+    any_rig: Rig,
+) -> None:
+    rig = any_rig
     task_id = rig.orchestrator.create_task("[wait-for go][print-line done]")["id"]
     refused = rig.engine.plan("run", Act.FAIL, When.AFTER)
     rig.runner.start()
@@ -175,31 +175,28 @@ def test_container_that_runs_although_the_engine_refused_to_start_it_is_the_task
 
 
 def test_container_that_is_removed_before_the_engine_has_said_that_it_runs_is_lost(
-    rig: Rig,
+    any_rig: Rig,
 ) -> None:
+    rig = any_rig
     task_id = rig.orchestrator.create_task("[wait-for go]")["id"]
     says = "Error: unable to connect to Podman socket"
     starting = rig.engine.plan("run", Act.BLOCK, When.AFTER)
     unknown = rig.engine.plan("inspect", Act.FAIL, says=says, always=True)
     # Long enough for the engine to do it, on a busy machine.
-    rig.set_timings(engine_run_timeout_s=20.0)
+    rig.set_timings(engine_run_timeout_s=12.0)
     rig.runner.start()
     starting.wait()
     wait_for(lambda: unknown.has_happened, DEADLINE_S)  # the start has met its deadline
-    # In three steps: whoever kills does not wait for the end, and what runs is not removed.
+    # In three steps: `kill` does not wait for the end, and `rm` refuses what runs.
     for call in ("kill", "wait", "rm"):
         rig.runner.engine.run(call, container_of(task_id))
     unknown.lift()
-    ended = rig.orchestrator.end_of(task_id)
-    assert ended["status"] == "error"
-    assert ended["error_message"].startswith("lost: ")
-    rig.runner.wait_until_closed(task_id)
-    assert rig.runner.starts_of(task_id) == 1
+    rig.check_ended_once(task_id, "lost: ")
 
 
 def test_refused_look_at_what_was_made_is_no_refusal_to_start_it(podman_rig: Rig) -> None:
     rig = podman_rig
-    rig.set_option("--memory", "64m")
+    rig.runner.set_options(memory="64m")
     task_id = rig.orchestrator.create_task("[print-line done]")["id"]
     rig.engine.plan("inspect", Act.FAIL, needs=container_of(task_id))
     rig.runner.start()

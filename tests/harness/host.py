@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -24,7 +25,7 @@ from tests.harness.orchestrator import BEAT, FINAL, TOKEN
 from tests.harness.until import DEADLINE_S, until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Mapping
     from pathlib import Path
 
     from anyio.abc import TaskGroup
@@ -37,10 +38,10 @@ IMAGE = "localhost/victoria-fake:1"
 
 
 class HeardNotifier(Notifier):
-    """Keeps what systemd would be told, with the moment."""
+    """Keeps the messages to systemd, with their moments."""
 
     def __init__(self, clock: VirtualClock, watchdog_s: float | None = None) -> None:
-        """Have a watchdog that wants to be fed so often, or none."""
+        """Have a watchdog of this interval, or none."""
         watchdog = {} if watchdog_s is None else {"WATCHDOG_USEC": str(round(watchdog_s * 1e6))}
         super().__init__(watchdog)
         self.messages: list[str] = []
@@ -61,11 +62,11 @@ class Run:
     notifier: HeardNotifier
     exit_code: int | None = None
     error: Exception | None = None
-    """What killed it. No test is to see that."""
+    """What it crashed with."""
     over: anyio.Event = field(default_factory=anyio.Event)
 
     async def end(self) -> int:
-        """Wait until it ends by itself; give its exit code."""
+        """Wait until it ends by itself; return its exit code."""
         with anyio.fail_after(DEADLINE_S):
             await self.over.wait()
         if self.error is not None:
@@ -75,7 +76,7 @@ class Run:
 
     @property
     def is_ready(self) -> bool:
-        """Whether it has said so."""
+        """Whether it has notified systemd of that."""
         return "READY=1" in self.notifier.messages
 
 
@@ -148,7 +149,7 @@ class Host:
         timings: Timings = DEFAULT_TIMINGS,
         **changed: Any,  # noqa: ANN401 - as above
     ) -> AsyncIterator[Run]:
-        """Run a runner until it ends or the block does; then it is gone without a word."""
+        """Run a runner until it ends or the block does; then it is gone at once."""
         life = Run(HeardNotifier(self.clock, watchdog_s))
 
         scope = anyio.CancelScope()
@@ -161,6 +162,30 @@ class Host:
                 await life.over.wait()
         if life.error is not None:
             raise life.error
+
+    @asynccontextmanager
+    async def running_task(
+        self,
+        prompt: str = "[wait-for go]",
+        assigned: Mapping[str, object] = MappingProxyType({}),
+        **changed: Any,  # noqa: ANN401 - as above
+    ) -> AsyncIterator[Run]:
+        """Run a runner whose task t-1 is running; `assigned` are more fields of its assignment."""
+        self.orchestrator.offer("t-1", prompt, **assigned)
+        async with self.runner(**changed) as life:
+            await self.wait_for_state("t-1", "running")
+            yield life
+
+    async def finish_task(
+        self,
+        prompt: str = "do it",
+        assigned: Mapping[str, object] = MappingProxyType({}),
+        **changed: Any,  # noqa: ANN401 - as above
+    ) -> dict[str, Any]:
+        """Run the task t-1 to its end; return its final report."""
+        self.orchestrator.offer("t-1", prompt, **assigned)
+        async with self.runner(**changed):
+            return await self.wait_for_end("t-1")
 
     async def _live(
         self, life: Run, scope: anyio.CancelScope, settings: Settings, timings: Timings
@@ -193,10 +218,14 @@ class Host:
         with closing(sqlite3.connect(self.state_dir / "journal.sqlite3")) as journal, journal:
             journal.execute(statement)
 
+    def damage_journal(self) -> None:
+        """Leave a file that is not a journal."""
+        (self.state_dir / "journal.sqlite3").write_bytes(b"not a journal any more" * 300)
+
     def state_of(self, task_id: str) -> str | None:
         """Return a task's state in the journal."""
-        found = [row for row in self.rows("SELECT * FROM tasks") if row["task_id"] == task_id]
-        return found[0]["state"] if found else None
+        rows = [row for row in self.rows("SELECT * FROM tasks") if row["task_id"] == task_id]
+        return rows[0]["state"] if rows else None
 
     def starts_of(self, task_id: str) -> int:
         """Count how often a task's container was started."""
@@ -223,11 +252,13 @@ class Host:
         """Let time pass until a task is closed."""
         await self.pass_time_until(lambda: self.state_of(task_id) == "closed", step_s)
 
-    async def wait_for_end(self, task_id: str) -> dict[str, Any]:
-        """Wait until a task is reported and closed; give the one final report that was taken."""
+    async def wait_for_end(self, task_id: str = "t-1") -> dict[str, Any]:
+        """Wait until a task is closed; return the one final report that was accepted."""
         await self.wait_for_state(task_id, "closed")
-        taken = self.orchestrator.taken
-        (end,) = [body for body in taken if body["task_id"] == task_id and body["status"] in FINAL]
+        accepted = self.orchestrator.taken
+        (end,) = [
+            body for body in accepted if body["task_id"] == task_id and body["status"] in FINAL
+        ]
         return end
 
     async def wait_for_calls(self, path: str, count: int = 1) -> None:
@@ -235,7 +266,7 @@ class Host:
         await until(lambda: self.orchestrator.count(path) >= count)
 
     async def wait_for_beat(self, status: str) -> None:
-        """Wait for a heartbeat, from now on, with that word."""
+        """Wait for a heartbeat, from now on, with that status."""
         seen = self.orchestrator.count(BEAT)
         await until(lambda: status in self.orchestrator.beats()[seen:])
 
@@ -246,11 +277,11 @@ async def hosting(
 ) -> AsyncIterator[Host]:
     """Yield a host without a runner, in a folder that is made if need be."""
     async with ObstructedEngine(IMAGE, clock.wall_s) as engine, anyio.create_task_group() as group:
-        found = Host(folder, clock, engine, orchestrator, group)
+        host = Host(folder, clock, engine, orchestrator, group)
         running_loop().works_while(lambda: engine.is_at_work)
-        found.home.mkdir(parents=True)
-        found.state_dir.mkdir()
-        yield found
+        host.home.mkdir(parents=True)
+        host.state_dir.mkdir()
+        yield host
 
 
 def container_of(task_id: str) -> str:

@@ -6,13 +6,17 @@ changed nothing does not count. A plan counts from when it was made, over any nu
 
 from __future__ import annotations
 
+import sqlite3
+import time
+from contextlib import closing
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 _COMMITS = "commits"
+_READ_WITHIN_S = 60.0
 
 
 class JournalFaults:
@@ -71,3 +75,18 @@ def is_planned(folder: Path, when: str) -> bool:
         except FileNotFoundError:
             continue  # taken back meanwhile
     return is_due
+
+
+def read_rows(path: Path, query: str) -> list[dict[str, Any]]:
+    """Read an SQLite file that another process writes to."""
+    until = time.monotonic() + _READ_WITHIN_S
+    while True:
+        try:
+            with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10)) as database:
+                database.row_factory = sqlite3.Row
+                return [dict(row) for row in database.execute(query)]
+        except sqlite3.OperationalError:
+            # In the moment in which its writer dies or comes back it may be locked.
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.05)

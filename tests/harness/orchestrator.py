@@ -1,8 +1,9 @@
-"""An orchestrator on a real socket that says what a test wants, and keeps what it was told."""
+"""An orchestrator on a real socket that responds as a test has scripted, and keeps its requests."""
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import defaultdict, deque
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ POLL, BEAT, REGISTER = "/tasks/pending", "/nodes/heartbeat", "/register"
 STATUS, LOGS = "/status", "/logs"
 FINAL = frozenset({"success", "error"})
 
+TEST_ID = re.compile(r'"((?:node|t)-[^"]+)"')
+"""The ids of nodes and tasks in tests, also in journals that tests have written."""
+
 SILENCE = raw()
 """Close the connection without a word, as a server does that is being killed."""
 
@@ -41,7 +45,7 @@ class Call:
 
     @property
     def body(self) -> dict[str, Any]:
-        """What it told."""
+        """The body of the request."""
         return cast("dict[str, Any]", self.request.json())
 
 
@@ -56,7 +60,8 @@ class ScriptedOrchestrator:
         self.taken: list[dict[str, Any]] = []
         """The reports that were answered with 200, unless by a test's own answer."""
         self.known_ids: set[str] = set()
-        """The ids of nodes and tasks that it has handed out; to a node these are UUIDs."""
+        """The ids of tasks that it has handed out; like those that match TEST_ID, they stand for
+        UUIDs."""
         self.violations: list[Violation] = []
         """What did not fit the seed's contract."""
         self.queue: list[object] = []
@@ -65,7 +70,7 @@ class ScriptedOrchestrator:
         self.keys: set[str] = set()
         """The node keys that hold; take one out and it is answered 401."""
         self.cancelled: list[str] = []
-        """The tasks that every heartbeat is told were cancelled."""
+        """The tasks that every heartbeat's response names as cancelled."""
         self.cancelled_for: dict[str, list[str]] = {}
         """The same for the heartbeats under one key alone."""
         self.standing: dict[str, str] = {}
@@ -100,7 +105,7 @@ class ScriptedOrchestrator:
         self.hand_out({"task_id": task_id, "prompt": prompt, **fields})
 
     def hand_out(self, assignment: object) -> None:
-        """Hand out whatever it is."""
+        """Hand out an assignment that need not be one."""
         self.queue.append(assignment)
         if isinstance(assignment, dict) and isinstance(assignment.get("task_id"), str):
             self.known_ids.add(assignment["task_id"])
@@ -111,7 +116,7 @@ class ScriptedOrchestrator:
         self._work.set()
         self._work = anyio.Event()
 
-    # What it was told
+    # What it was sent
 
     def called(self, path: str) -> list[Call]:
         """Return the calls of one kind, oldest first."""
@@ -122,7 +127,7 @@ class ScriptedOrchestrator:
         return len(self.called(path))
 
     def reports(self, task_id: str) -> list[dict[str, Any]]:
-        """Return what was told about a task, oldest first."""
+        """Return the reports on a task, oldest first."""
         bodies = [call.body for call in self.called(STATUS)]
         return [body for body in bodies if body["task_id"] == task_id]
 
@@ -145,7 +150,10 @@ class ScriptedOrchestrator:
     def _check(self, request: Request) -> None:
         message = Message(request.method, request.target, request.headers, request.body)
         try:
-            check_request(message, self.known_ids)
+            check_request(
+                message,
+                {*self.known_ids, *TEST_ID.findall(request.body.decode("utf-8", "replace"))},
+            )
         except Violation as violation:
             self.violations.append(violation)
 
@@ -190,7 +198,6 @@ class ScriptedOrchestrator:
             return json_response({"id": node_id, "api_key": key, **self._named()})
         self._registered += 1
         key = f"node-key-{self._registered}"
-        self.known_ids.add(f"node-{self._registered}")
         self.keys.add(key)
         return json_response({"id": f"node-{self._registered}", "api_key": key, **self._named()})
 
@@ -205,10 +212,10 @@ class ScriptedOrchestrator:
         return json_response(self.queue.pop(0) if self.queue else None, headers=headers)
 
     def _file(self, name: str) -> Answer:
-        found = self.files.get(name)
-        if found is None:
+        file = self.files.get(name)
+        if file is None:
             return json_response({"detail": "no such file"}, 404)
-        return http(200, found) if isinstance(found, bytes) else found
+        return http(200, file) if isinstance(file, bytes) else file
 
 
 def sha256(content: bytes) -> str:

@@ -6,7 +6,7 @@ import socket
 
 
 def kept_port() -> tuple[socket.socket, int]:
-    """Take a free port for as long as the socket given with it is open, and give both.
+    """Return a socket and its free port, which is kept for as long as the socket is open.
 
     The socket is bound and never listens: clients that connect are refused, nobody else is given
     the port as a free one, and servers that set SO_REUSEADDR, as all here do, may listen on it.

@@ -1,13 +1,14 @@
 """A proxy between runner and orchestrator that loses, delays and garbles what passes through it.
 
     with FaultProxy(orchestrator.url) as proxy:
-        proxy.plan("POST", "/status", Fault.drop_answer())
-        proxy.by_chance(Chance(seed=1, share=0.1, faults=(Fault.delay(0.2), Fault.drop_request())))
+        proxy.plan("POST", "/status", Fault(Kind.DROP_ANSWER))
+        chance = Chance(seed=1, share=0.1, faults=(Fault(Kind.DROP_REQUEST),))
+        proxy.by_chance(chance)
         ...  # the runner is given proxy.url
 
 What is planned for a request comes first, one fault a request and in order; then chance decides,
 by the seed and how many such requests there were before: so a seed does the same again, whatever
-else was asked in between. `counts` tells what was done, by kind.
+else was asked in between. `counts` has what was done, by kind.
 
 It runs in a thread of its own, over real sockets. Every request has a connection of its own to
 the orchestrator; the runner's connections are kept open, as a proxy in the field does it.
@@ -25,7 +26,7 @@ from collections import Counter, deque
 from collections.abc import Coroutine
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 
 MAX_HEAD_BYTES = 1 << 16
 HTML = b"<!DOCTYPE html><html><body><h1>Welcome to the guest network</h1></body></html>"
-_BLOCK_BYTES = 1 << 16
 _CALL_DEADLINE_S = 60.0
 
 T = TypeVar("T")
@@ -82,50 +82,6 @@ class Fault:
     request_has: bytes = b""
     answer_has: bytes = b""
 
-    @classmethod
-    def drop_request(cls, **when: bytes) -> Fault:
-        """Lose the request."""
-        return cls(Kind.DROP_REQUEST, **_when(when))
-
-    @classmethod
-    def drop_answer(cls, **when: bytes) -> Fault:
-        """Lose the answer."""
-        return cls(Kind.DROP_ANSWER, **_when(when))
-
-    @classmethod
-    def delay(cls, seconds: float, **when: bytes) -> Fault:
-        """Pass it on after so many seconds."""
-        return cls(Kind.DELAY, seconds=seconds, **_when(when))
-
-    @classmethod
-    def half_body(cls, **when: bytes) -> Fault:
-        """Lose the second half of the answer's body."""
-        return cls(Kind.HALF_BODY, **_when(when))
-
-    @classmethod
-    def answer(cls, status: int, *, retry_after: str | None = None, **when: bytes) -> Fault:
-        """Answer with this status code, such as 429 or 503."""
-        return cls(Kind.STATUS, status=status, retry_after=retry_after, **_when(when))
-
-    @classmethod
-    def html(cls, status: int, **when: bytes) -> Fault:
-        """Answer with a page for people, such as a captive portal does with 200."""
-        return cls(Kind.HTML, status=status, **_when(when))
-
-    @classmethod
-    def hold_request(cls, **when: bytes) -> Fault:
-        """Never answer, and never pass it on."""
-        return cls(Kind.HOLD_REQUEST, **_when(when))
-
-    @classmethod
-    def hold_answer(cls, **when: bytes) -> Fault:
-        """Pass it on, and never answer."""
-        return cls(Kind.HOLD_ANSWER, **_when(when))
-
-
-def _when(when: dict[str, bytes]) -> dict[str, Any]:
-    return dict(when)
-
 
 @dataclass(frozen=True)
 class Chance:
@@ -154,11 +110,7 @@ class Exchange:
     request: bytes = b""
     fault: Fault | None = None
     reached: bool = False
-    """Whether the orchestrator was asked and has answered: what it did is done."""
-    status: int | None = None
-    """What the orchestrator answered."""
-    answered: bool = False
-    """Whether the whole answer, or one of ours, was sent to the runner."""
+    """Whether the orchestrator has responded: what it did is done."""
 
 
 @dataclass
@@ -166,13 +118,6 @@ class _Planned:
     method: str
     pattern: str
     fault: Fault
-
-
-@dataclass(eq=False)
-class _Held:
-    """A connection that waits to be let go."""
-
-    over: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 _TURNS_UNTIL_SERVED = 10
@@ -197,7 +142,7 @@ class FaultProxy:
         self._thread: threading.Thread | None = None
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
-        self._held: set[_Held] = set()
+        self._held: set[asyncio.Event] = set()
         self.counts: Counter[str] = Counter()
         """What was done, by kind; `refuse` counts the times that the listener was closed."""
         self.exchanges: list[Exchange] = []
@@ -270,7 +215,7 @@ class FaultProxy:
             self._chance = chance
 
     def clear(self) -> None:
-        """Forget what is planned, and chance; what is held is held on."""
+        """Take back what is planned, and chance; connections that are held stay held."""
         with self._lock:
             self._plans.clear()
             self._chance = None
@@ -322,7 +267,7 @@ class FaultProxy:
 
     async def _release(self) -> None:
         for held in self._held:
-            held.over.set()
+            held.set()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -332,13 +277,13 @@ class FaultProxy:
             while await self._one(reader, writer):
                 pass
         except (OSError, EOFError, asyncio.LimitOverrunError, asyncio.CancelledError):
-            pass  # either side went away, or we were told to
+            pass  # either side went away, or this one is closed
         finally:
             self._connections.discard(task)
             writer.transport.abort()
 
     async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        """Handle one request; tell whether the connection stays."""
+        """Handle one request; return whether the connection stays."""
         head = await reader.readuntil(b"\r\n\r\n")
         line, *lines = head[:-4].split(b"\r\n")
         method, target = (word.decode() for word in line.split(b" ")[:2])
@@ -371,57 +316,45 @@ class FaultProxy:
                         self._plans.remove(planned)
                         self.counts[planned.fault.kind.value] += 1
                     return planned.fault
-            found = self._chance and self._chance.decide(*key, number)
-            if found:
-                self.counts[found.kind.value] += 1
-            return found or None
+            fault = self._chance.decide(*key, number) if self._chance else None
+            if fault is not None:
+                self.counts[fault.kind.value] += 1
+            return fault
 
-    def _is_due(self, fault: Fault, answer: bytes) -> bool:
-        """Return whether this answer is the one that the fault waits for; it is used up then."""
+    def _is_due(self, exchange: Exchange, fault: Fault, body: bytes) -> bool:
+        """Return whether the fault waits for this response; it is used up then."""
         if not fault.answer_has:
             return True
         with self._lock:
-            found = next((planned for planned in self._plans if planned.fault is fault), None)
-            if found is None or fault.answer_has not in answer:
+            planned = next((plan for plan in self._plans if plan.fault is fault), None)
+            if planned is None or fault.answer_has not in body:
+                exchange.fault = None
                 return False
-            self._plans.remove(found)
+            self._plans.remove(planned)
             self.counts[fault.kind.value] += 1
             return True
 
     async def _answer(
         self, exchange: Exchange, request: bytes, writer: asyncio.StreamWriter
     ) -> bool:
+        """Let the fault happen, or pass the request on; return whether the connection stays."""
         fault = exchange.fault
-        if fault is None:
-            return await self._pass_on(exchange, request, writer)
-        if fault.kind is Kind.DROP_REQUEST:
+        kind = None if fault is None else fault.kind
+        if fault is not None and kind in {Kind.STATUS, Kind.HTML}:
+            return await _send(_own_response(fault), writer)
+        if kind is Kind.DROP_REQUEST:
             return False
-        if fault.kind is Kind.DELAY:
+        if kind is Kind.HOLD_REQUEST:
+            return await self._hold()
+        if fault is not None and kind is Kind.DELAY:
             await asyncio.sleep(fault.seconds)
-            return await self._pass_on(exchange, request, writer)
-        if fault.kind in {Kind.STATUS, Kind.HTML}:
-            writer.write(_own_answer(fault))
-            await writer.drain()
-            exchange.answered = True
-            return True
-        if fault.kind is Kind.HOLD_REQUEST:
-            return await self._hold()
-        return await self._spoil(exchange, fault, request, writer)
-
-    async def _spoil(
-        self, exchange: Exchange, fault: Fault, request: bytes, writer: asyncio.StreamWriter
-    ) -> bool:
-        """Let the orchestrator answer in full, and do something to the answer."""
         head, body = await self._ask(exchange, request)
-        if not self._is_due(fault, body):
-            exchange.fault = None
-            writer.write(head + body)
-            await writer.drain()
-            exchange.answered = True
-            return True
-        if fault.kind is Kind.HOLD_ANSWER:
+        if fault is None or kind is Kind.DELAY or not self._is_due(exchange, fault, body):
+            await _send(head + body, writer)
+            return _length_of(head.split(b"\r\n")) is not None
+        if kind is Kind.HOLD_ANSWER:
             return await self._hold()
-        if fault.kind is Kind.HALF_BODY:
+        if kind is Kind.HALF_BODY:
             writer.write(head + body[: len(body) // 2])
             await writer.drain()
             # Aborting would throw away what is not sent yet; closing sends it first.
@@ -431,22 +364,21 @@ class FaultProxy:
         return False
 
     async def _hold(self) -> bool:
-        held = _Held()
+        held = asyncio.Event()
         self._held.add(held)
         try:
-            await held.over.wait()
+            await held.wait()
         finally:
             self._held.discard(held)
         return False
 
     async def _ask(self, exchange: Exchange, request: bytes) -> tuple[bytes, bytes]:
-        """Ask the orchestrator; give the answer's head, ready to be passed on, and its body."""
+        """Ask the orchestrator; return its response's head, ready to be passed on, and body."""
         reader, writer = await asyncio.open_connection(*self._upstream, limit=MAX_HEAD_BYTES)
         try:
             writer.write(request)
             head = await reader.readuntil(b"\r\n\r\n")
             line, *lines = head[:-4].split(b"\r\n")
-            exchange.status = int(line.split(b" ")[1])
             length = _length_of(lines)
             body = await (reader.read() if length is None else reader.readexactly(length))
             exchange.reached = True
@@ -455,35 +387,11 @@ class FaultProxy:
         kept = [line, *(text for text in lines if not _is(text, b"connection"))]
         return b"\r\n".join([*kept, b"", b""]), body
 
-    async def _pass_on(
-        self, exchange: Exchange, request: bytes, writer: asyncio.StreamWriter
-    ) -> bool:
-        """Ask the orchestrator and pass its answer on as it comes."""
-        try:
-            asked, asking = await asyncio.open_connection(*self._upstream, limit=MAX_HEAD_BYTES)
-        except OSError:
-            return False  # the orchestrator is not there: cut, as if there were no proxy
-        try:
-            asking.write(request)
-            head = await asked.readuntil(b"\r\n\r\n")
-            line, *lines = head[:-4].split(b"\r\n")
-            exchange.status = int(line.split(b" ")[1])
-            kept = [line, *(text for text in lines if not _is(text, b"connection"))]
-            writer.write(b"\r\n".join([*kept, b"", b""]))
-            length = _length_of(lines)
-            left = length
-            while left is None or left > 0:
-                block = await asked.read(_BLOCK_BYTES)
-                if not block:
-                    break
-                left = None if left is None else left - len(block)
-                writer.write(block)
-                await writer.drain()
-            await writer.drain()
-            exchange.reached = exchange.answered = True
-            return length is not None and left == 0
-        finally:
-            asking.transport.abort()
+
+async def _send(response: bytes, writer: asyncio.StreamWriter) -> bool:
+    writer.write(response)
+    await writer.drain()
+    return True
 
 
 def _meets(planned: _Planned, exchange: Exchange) -> bool:
@@ -494,7 +402,7 @@ def _meets(planned: _Planned, exchange: Exchange) -> bool:
     )
 
 
-def _own_answer(fault: Fault) -> bytes:
+def _own_response(fault: Fault) -> bytes:
     body = HTML if fault.kind is Kind.HTML else b'{"detail": "the proxy says so"}'
     content = "text/html" if fault.kind is Kind.HTML else "application/json"
     lines = [f"HTTP/1.1 {fault.status} Fault", f"content-type: {content}"]
@@ -518,5 +426,5 @@ def _length_of(lines: list[bytes]) -> int | None:
 
 async def _hung_up(reader: asyncio.StreamReader) -> None:
     """Return when the other side closes its end. It sends nothing while it waits for an answer."""
-    while not reader.at_eof():  # noqa: ASYNC110 - a reader tells of its end only to who reads
+    while not reader.at_eof():  # noqa: ASYNC110 - a reader has no event for its end
         await asyncio.sleep(0.02)

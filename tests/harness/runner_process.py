@@ -6,16 +6,16 @@ import json
 import os
 import secrets
 import signal
-import sqlite3
 import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+from tests.harness.journal import read_rows
 from tests.harness.launcher import LAUNCHER, TIMINGS_VARIABLE
 from tests.orchestrator.serving import wait_for
-from tests.system.recording import LONGEST_TASK_S, RecordingOrchestrator
+from tests.system.recording import LONGEST_TASK_S
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,18 +24,33 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 COMMAND = (sys.executable, "-m", "runner")
-LAST_WORD_S = 20.0
 DEADLINE_S = 120
 """How long a process may take for what it does at once, on a machine with other work."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a command that ended by itself said."""
+    """The outcome of a command that ended by itself."""
 
     exit_code: int
     output: str
     log: str
+
+
+class Orchestrator(Protocol):
+    """What a runner needs of an orchestrator."""
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+
+    @property
+    def registration_token(self) -> str | None:
+        """The token that it takes, if any."""
+
+    @property
+    def task_ids(self) -> list[str]:
+        """The tasks that a test has made."""
 
 
 @dataclass
@@ -44,9 +59,9 @@ class RunnerProcess:
 
     folder: Path
     engine: Engine
-    orchestrator: RecordingOrchestrator
+    orchestrator: Orchestrator
     options: list[str]
-    """What every start is given, before the start's own arguments."""
+    """The arguments of every start, before the start's own."""
     environment: dict[str, str] = field(default_factory=dict)
     """What every start has in its environment, beside what this process has."""
     command: tuple[str, ...] = COMMAND
@@ -73,7 +88,7 @@ class RunnerProcess:
     # Start and end
 
     def start(self, *arguments: str, terminal: int | None = None) -> None:
-        """Start the process; what it says goes to the log file, or to a terminal if given."""
+        """Start the process; its output goes to the log file, or to a terminal if given."""
         assert self._process is None or self._process.poll() is not None, "it runs already"
         self.folder.mkdir(exist_ok=True)
         with self._log_path.open("ab") as log:
@@ -81,24 +96,32 @@ class RunnerProcess:
             self._process = subprocess.Popen(
                 [*self.command, *self.options, *arguments],
                 cwd=ROOT,
-                env=self._full_environment(),
+                env=self.full_environment,
                 stdin=subprocess.DEVNULL if terminal is None else terminal,
                 stdout=log if terminal is None else terminal,
                 stderr=log if terminal is None else terminal,
             )
 
-    def take_time_for_its_last_word(self) -> None:
-        """Allow it more than a second to say that it goes: on a busy machine that is little."""
+    def set_timings(self, **timings: float) -> None:
+        """Start the runner with these fields of `Timings` the next time."""
         self.command = LAUNCHER
-        timings = {"offline_timeout_s": LAST_WORD_S}
-        self.environment[TIMINGS_VARIABLE] = json.dumps(timings)
+        known = json.loads(self.environment.get(TIMINGS_VARIABLE, "{}"))
+        self.environment[TIMINGS_VARIABLE] = json.dumps({**known, **timings})
+
+    def set_options(self, **options: object) -> None:
+        """Start the runner with other values of these options; None leaves one out."""
+        for name, value in options.items():
+            option = f"--{name.replace('_', '-')}"
+            self.options[:] = [text for text in self.options if not text.startswith(f"{option}=")]
+            if value is not None:
+                self.options.append(f"{option}={value}")
 
     def run(self, *arguments: str, environment: Mapping[str, str] | None = None) -> Answer:
         """Run to the end, beside the process that was started or instead of it."""
         done = subprocess.run(
             [*self.command, *self.options, *arguments],
             cwd=ROOT,
-            env={**self._full_environment(), **(environment or {})},
+            env={**self.full_environment, **(environment or {})},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -112,7 +135,7 @@ class RunnerProcess:
         os.kill(self.pid, number)
 
     def exit_code(self, deadline_s: float = DEADLINE_S) -> int:
-        """Wait for the end of the process; give its exit code."""
+        """Wait for the end of the process; return its exit code."""
         assert self._process is not None, "it was never started"
         return self._process.wait(deadline_s)
 
@@ -144,14 +167,16 @@ class RunnerProcess:
         return [Path(f"/proc/{row[0]}") for row in rows if "run" in row[2:4]]
 
     def _remove(self, names: set[str]) -> set[str]:
-        """Try to remove containers, which somebody else may be doing; give what was there."""
+        """Try to remove containers, as others may do meanwhile; return what was there."""
         for name in names:
             # Two steps: `rm --force` alone gives podman's containers ten seconds to end.
             for arguments in (["kill", name], ["rm", "--force", name]):
                 subprocess.run([self.engine.name, *arguments], check=False, capture_output=True)
         return names
 
-    def _full_environment(self) -> dict[str, str]:
+    @property
+    def full_environment(self) -> dict[str, str]:
+        """The variables of every start."""
         ours = {
             name: text
             for name, text in os.environ.items()
@@ -159,7 +184,7 @@ class RunnerProcess:
         }
         return {**ours, **self.environment}
 
-    # What it says and keeps
+    # What it logs and keeps
 
     @property
     def _log_path(self) -> Path:
@@ -197,14 +222,9 @@ class RunnerProcess:
         path = self.state_dir / "journal.sqlite3"
         if not path.exists():
             return []
-        journal = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=DEADLINE_S)
-        journal.row_factory = sqlite3.Row
-        try:
-            # Of one that is being made there is nothing to read yet.
-            is_made = journal.execute("PRAGMA user_version").fetchone()[0] > 0
-            return [dict(row) for row in journal.execute(query)] if is_made else []
-        finally:
-            journal.close()
+        # Of one that is being made there is nothing to read yet.
+        (made,) = read_rows(path, "PRAGMA user_version")
+        return read_rows(path, query) if made["user_version"] else []
 
     @property
     def node_key(self) -> str:
@@ -262,7 +282,7 @@ class RunnerProcess:
         return self._status_kib("VmHWM")
 
     def forget_peak(self) -> None:
-        """Begin anew with the largest resident memory (proc(5), clear_refs)."""
+        """Reset the largest resident memory (proc(5), clear_refs)."""
         Path(f"/proc/{self.pid}/clear_refs").write_text("5")
 
     def _status_kib(self, name: str) -> int:
@@ -271,7 +291,7 @@ class RunnerProcess:
 
 
 def process_on(
-    engine: Engine, image: str, folder: Path, orchestrator: RecordingOrchestrator
+    engine: Engine, image: str, folder: Path, orchestrator: Orchestrator
 ) -> RunnerProcess:
     """Prepare a runner for an engine and an orchestrator, with short intervals."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ DEADLINE_S = 90.0
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Come back when the condition holds.
+    """Wait until the condition holds.
 
     Raises:
         TimeoutError: it did not come to that.

@@ -25,7 +25,7 @@ def anyio_backend() -> Backend:
 
 @pytest.fixture
 def clock() -> VirtualClock:
-    """Give the host's clock."""
+    """Return the host's clock."""
     return VirtualClock()
 
 
@@ -34,7 +34,7 @@ async def orchestrator(
     anyio_backend: str,  # noqa: ARG001 - asked for, so that it runs there
     clock: VirtualClock,
 ) -> AsyncIterator[ScriptedOrchestrator]:
-    """Serve an orchestrator that behaves until it is told not to."""
+    """Yield an orchestrator that behaves until a test has it do otherwise."""
     async with orchestrating(clock.uptime_s) as running:
         yield running
 
@@ -43,9 +43,9 @@ async def orchestrator(
 async def host(
     tmp_path: Path, clock: VirtualClock, orchestrator: ScriptedOrchestrator
 ) -> AsyncIterator[Host]:
-    """Give a host without a runner."""
-    async with hosting(tmp_path, clock, orchestrator) as found:
-        yield found
+    """Yield a host without a runner."""
+    async with hosting(tmp_path, clock, orchestrator) as made:
+        yield made
 
 
 @pytest.fixture

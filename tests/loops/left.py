@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from runner.journal.journal import open_journal
-from runner.model import Assignment, EndReason, Identity, Outcome, Registration, Report
+from runner.model import Assignment, EndReason, Identity, Outcome, Registration, Report, TaskState
 from runner.node import node_description
 from runner.redaction import Secret
 from runner.tasks.outcome import final_report
@@ -18,12 +18,14 @@ if TYPE_CHECKING:
 FAILED = Outcome(EndReason.FAILED, "failed: exit code 9", 9)
 
 
-async def leave_ended(
+async def leave_task(
     host: Host,
-    *task_ids: str,
+    state: TaskState = TaskState.ENDED,
+    *,
+    other_boot: bool = False,
     log: Mapping[str, object] | None = None,
 ) -> None:
-    """Leave tasks that have ended, each with its final report and, if given, its log."""
+    """Write the journal of a runner that had come so far with t-1, with its log if it has ended."""
     settings = host.settings()
     journal, _ = open_journal(host.state_dir, "now")
     identity = Identity("node-1", Secret("node-key-1"))
@@ -32,14 +34,16 @@ async def leave_ended(
     try:
         registration = Registration(identity, node_description(settings))
         await journal.store_registration(registration, settings.orchestrator_url, now)
-        for task_id in task_ids:
-            await journal.accept(
-                Assignment(task_id, "do it", host.orchestrator.url, 60), identity, now
-            )
-            reports = [final_report(task_id, FAILED, now)]
-            if log is not None:
-                body = {"job_id": task_id, "task_id": task_id, "session": log}
-                reports.insert(0, Report("logs", body))
-            await journal.end(task_id, FAILED, reports, now)
+        assignment = Assignment("t-1", "[print-line well]", settings.orchestrator_url, 60)
+        await journal.accept(assignment, identity, now)
+        if state is not TaskState.ACCEPTED:
+            boot_id = "boot-0" if other_boot else host.clock.boot_id
+            await journal.start("t-1", boot_id, host.engine.kind)
+        if state in {TaskState.RUNNING, TaskState.ENDED}:
+            await journal.run("t-1", "c0ffee", now, host.clock.uptime_s() + 60)
+        if state is TaskState.ENDED:
+            body = {"job_id": "t-1", "task_id": "t-1", "session": log}
+            reports = [] if log is None else [Report("logs", body)]
+            await journal.end("t-1", FAILED, [*reports, final_report("t-1", FAILED, now)], now)
     finally:
         journal.close_file()

@@ -1,4 +1,4 @@
-"""A host that cannot run tasks says so and takes none: it does not eat up the queue."""
+"""A host that cannot run tasks reports that and takes none, so the queue is not used up."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ async def test_no_task_is_taken_before_the_image_is_there(
         await host.clock.advance(400)
         assert (await host.wait_for_end("t-1"))["status"] == "success"
 
-    said = f"few new tasks are taken until a container starts: cannot fetch the image {IMAGE}"
-    assert sum(said in line for line in log.messages) == 1
+    sentence = f"slowing down until a container starts: cannot fetch the image {IMAGE}"
+    assert sum(sentence in line for line in log.messages) == 1
 
 
 async def test_image_that_is_gone_costs_one_task_and_not_the_queue(host: Host) -> None:
@@ -82,8 +82,8 @@ async def test_engine_that_refuses_every_start_is_given_fewer_and_fewer_tasks(ho
 
 
 async def test_name_in_use_by_what_cannot_be_seen_is_freed_without_haste(host: Host) -> None:
-    said = "cannot start the container: the name victoria-t-1 is in use"
-    host.engine.fail("run", *[NameInUse(said) for _ in range(4)])
+    sentence = "cannot start the container: the name victoria-t-1 is in use"
+    host.engine.fail("run", *[NameInUse(sentence) for _ in range(4)])
     host.orchestrator.offer()
     async with host.runner():
         await until(lambda: host.engine.called["remove"] == 1)
@@ -95,9 +95,7 @@ async def test_name_in_use_by_what_cannot_be_seen_is_freed_without_haste(host: H
 
 
 async def test_no_task_is_taken_while_one_in_hand_waits_for_the_engine(host: Host) -> None:
-    host.orchestrator.offer("t-1", "[wait-for go]")
-    async with host.runner(max_tasks=2):
-        await host.wait_for_state("t-1", "running")
+    async with host.running_task(max_tasks=2):
         host.engine.break_("inspect", EngineError("cannot do podman inspect: no answer"))
         await host.clock.advance(31)
         await until(lambda: host.orchestrator.beats()[-1] == "error")

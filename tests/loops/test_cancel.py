@@ -1,4 +1,4 @@
-"""A task can be called off at every step, and ends in what is true of it then."""
+"""A task can be cancelled at every step, and ends in what is true of it then."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from runner.errors import EngineSilent
 from tests.harness.host import container_of
-from tests.harness.orchestrator import POLL, SILENCE, STATUS
-from tests.harness.server import stalled
+from tests.harness.orchestrator import BEAT, POLL, SILENCE, STATUS
+from tests.harness.server import json_response, stalled
 from tests.harness.until import until
 
 if TYPE_CHECKING:
@@ -16,74 +17,43 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-BEFORE = "cancelled: before it started"
-
 
 async def cancel(host: Host) -> None:
-    """Have the next heartbeat learn that the task is called off."""
+    """Have the next heartbeat learn that the task is cancelled."""
     host.orchestrator.cancelled.append("t-1")
     await host.clock.advance(17)
 
 
-async def check_gone(host: Host) -> None:
-    assert await host.engine.inspect(container_of("t-1")) is None
-    assert not list((host.state_dir / "run").iterdir())
-
-
-async def test_cancelled_while_its_files_come(host: Host) -> None:
+@pytest.mark.parametrize("step", ["files", "image", "claim", "start"])
+async def test_cancelled_before_its_container_started(host: Host, step: str) -> None:
     host.orchestrator.files["a.csv"] = stalled(b"half", {"Content-Length": "9"})
-    host.orchestrator.offer("t-1", files=["a.csv"])
-    async with host.runner():
-        await host.wait_for_calls("/files/a.csv")
-        await cancel(host)
-        end = await host.wait_for_end("t-1")
-
-    assert end["message"] == BEFORE
-    assert host.starts_of("t-1") == 0
-    assert not list((host.home / "tasks" / "t-1" / "files").iterdir()), "no half of a file stays"
-
-
-async def test_cancelled_while_its_image_is_fetched(host: Host) -> None:
     host.orchestrator.holds = True
     async with host.runner():
         await host.wait_for_calls(POLL)
-        host.engine.shut("fetch_image")
-        host.orchestrator.offer()
-        await until(lambda: host.engine.waiting["fetch_image"] == 1)
+        call = {"image": "fetch_image", "start": "run"}.get(step)
+        if call is not None:
+            host.engine.shut(call)
+        if step == "claim":
+            host.orchestrator.then(STATUS, *[SILENCE] * 8)
+        host.orchestrator.offer("t-1", files=["a.csv"] if step == "files" else [])
+        if call is not None:
+            await until(lambda: host.engine.waiting[call] == 1)
+        else:
+            await host.wait_for_calls("/files/a.csv" if step == "files" else STATUS)
         await cancel(host)
-        end = await host.wait_for_end("t-1")
+        if step == "claim":
+            await host.clock.advance(200)
+        end = await host.wait_for_end()
 
-    assert end["message"] == BEFORE
+    assert end["message"] == "cancelled: before it started"
     assert host.starts_of("t-1") == 0
+    assert await host.engine.inspect(container_of("t-1")) is None
+    assert not list((host.state_dir / "run").iterdir())
+    if step == "files":
+        assert not list((host.home / "tasks" / "t-1" / "files").iterdir()), "no half of a file"
 
 
-async def test_cancelled_while_it_waits_for_the_claim(host: Host) -> None:
-    host.orchestrator.then(STATUS, SILENCE, SILENCE, SILENCE, SILENCE, SILENCE, SILENCE, SILENCE)
-    host.orchestrator.offer()
-    async with host.runner():
-        await host.wait_for_calls(STATUS)
-        await cancel(host)
-        await host.clock.advance(200)
-        end = await host.wait_for_end("t-1")
-
-    assert end["message"] == BEFORE
-    assert host.starts_of("t-1") == 0
-
-
-async def test_cancelled_while_its_container_is_asked_for(host: Host) -> None:
-    host.engine.shut("run")
-    host.orchestrator.offer()
-    async with host.runner():
-        await until(lambda: host.engine.waiting["run"] == 1)
-        await cancel(host)
-        end = await host.wait_for_end("t-1")
-        await check_gone(host)
-
-    assert end["message"] == BEFORE
-    assert host.starts_of("t-1") == 0
-
-
-async def test_cancelled_when_its_container_runs_and_the_engine_has_not_said_so_yet(
+async def test_cancelled_when_its_container_runs_and_the_engine_has_not_answered_yet(
     host: Host,
 ) -> None:
     host.engine.shut("after run")
@@ -91,50 +61,63 @@ async def test_cancelled_when_its_container_runs_and_the_engine_has_not_said_so_
     async with host.runner():
         await until(lambda: host.engine.waiting["after run"] == 1)
         await cancel(host)
-        end = await host.wait_for_end("t-1")
-        await check_gone(host)
+        end = await host.wait_for_end()
 
     assert end["message"].startswith("cancelled: stopped after ")
+    assert await host.engine.inspect(container_of("t-1")) is None
 
 
-async def test_cancelled_while_it_runs(host: Host) -> None:
-    host.orchestrator.offer("t-1", "[print-line its last words][hang]")
-    async with host.runner():
-        await host.wait_for_state("t-1", "running")
+@pytest.mark.parametrize("prompt", ["[print-line its last words][hang]", "[ignore-term][hang]"])
+async def test_cancelled_while_it_runs(host: Host, prompt: str) -> None:
+    async with host.running_task(prompt):
         await cancel(host)
-        end = await host.wait_for_end("t-1")
-        await check_gone(host)
+        end = await host.wait_for_end()
 
     assert end["status"] == "error"
     assert end["message"].startswith("cancelled: stopped after ")
-    assert "its last words" in end["message"]
+    assert ("its last words" in end["message"]) == ("its last words" in prompt)
+    assert await host.engine.inspect(container_of("t-1")) is None
+    assert not list((host.state_dir / "run").iterdir())
 
 
-async def test_cancelled_while_it_runs_and_ignores_term(host: Host) -> None:
-    host.orchestrator.offer("t-1", "[ignore-term][hang]")
-    async with host.runner():
-        await host.wait_for_state("t-1", "running")
+async def test_no_other_task_is_cancelled(host: Host) -> None:
+    for task_id in ("t-1", "t-2"):
+        host.orchestrator.offer(task_id, "[wait-for go]")
+    async with host.runner(max_tasks=2):
+        await host.wait_for_state("t-2", "running")
+        host.orchestrator.cancelled.append("unheard-of")
         await cancel(host)
-        end = await host.wait_for_end("t-1")
+        assert (await host.wait_for_end())["message"].startswith("cancelled: ")
+        host.let_go()
 
-    assert end["message"].startswith("cancelled: ")
+        assert (await host.wait_for_end("t-2"))["status"] == "success"
+
+
+@pytest.mark.parametrize("ids", ["t-1", None, {"t-1": 1}, [7, ["t-1"], None]])
+async def test_cancellation_that_is_not_a_list_of_ids_stops_nothing(
+    host: Host, ids: object
+) -> None:
+    host.orchestrator.always(BEAT, json_response({"cancelled_task_ids": ids}))
+    async with host.running_task():
+        await host.clock.advance(60)
+        host.let_go()
+
+        assert (await host.wait_for_end())["status"] == "success"
 
 
 async def test_cancelled_in_the_moment_of_its_end_has_its_own_end(host: Host) -> None:
-    host.orchestrator.offer("t-1", "[wait-for go]")
-    async with host.runner():
-        await host.wait_for_state("t-1", "running")
+    async with host.running_task():
         await host.clock.settle()
         host.engine.shut("stop")
         await cancel(host)
         await until(lambda: host.engine.waiting["stop"] == 1)
-        host.clock.set_wall(-17)  # the container ends before it was told to stop
+        host.clock.set_wall(-17)  # the container ends before it is stopped
         host.let_go()
         await host.engine.wait(container_of("t-1"))
         host.clock.set_wall(17)
         host.engine.open("stop")
 
-        assert (await host.wait_for_end("t-1"))["status"] == "success"
+        assert (await host.wait_for_end())["status"] == "success"
 
 
 async def test_cancelled_after_its_end_changes_nothing(host: Host) -> None:
@@ -145,13 +128,28 @@ async def test_cancelled_after_its_end_changes_nothing(host: Host) -> None:
         await cancel(host)
         host.engine.open("last_output")
 
-        assert (await host.wait_for_end("t-1"))["status"] == "success"
+        assert (await host.wait_for_end())["status"] == "success"
+
+
+async def test_cancelled_task_is_open_while_the_engine_answers_neither_stop_nor_rm(
+    host: Host,
+) -> None:
+    async with host.running_task("[hang]"):
+        for call in ("stop", "remove"):
+            host.engine.break_(call, EngineSilent("no answer"))
+        await cancel(host)
+        await until(lambda: host.orchestrator.beats()[-1] == "error")
+        await host.clock.advance(120)
+        assert not host.orchestrator.ends("t-1")
+        assert await host.engine.inspect(container_of("t-1")) is not None
+        host.engine.mend()
+        await host.clock.advance(40)
+        assert (await host.wait_for_end())["message"].startswith("cancelled: ")
+        await until(lambda: host.orchestrator.beats()[-1] == "idle")
 
 
 async def test_cancellation_outlives_a_restart(host: Host) -> None:
-    host.orchestrator.offer("t-1", "[hang]")
-    async with host.runner():
-        await host.wait_for_state("t-1", "running")
+    async with host.running_task("[hang]"):
         await host.clock.settle()
         host.engine.shut("stop")
         await cancel(host)
@@ -159,4 +157,13 @@ async def test_cancellation_outlives_a_restart(host: Host) -> None:
     host.orchestrator.cancelled.clear()
     host.engine.open("stop")
     async with host.runner():
-        assert (await host.wait_for_end("t-1"))["message"].startswith("cancelled: ")
+        assert (await host.wait_for_end())["message"].startswith("cancelled: ")
+
+
+async def test_task_cancelled_while_no_runner_lives_is_stopped_by_the_next(host: Host) -> None:
+    async with host.running_task("[hang]"):
+        pass
+    host.orchestrator.cancelled.append("t-1")
+    async with host.runner():
+        assert (await host.wait_for_end())["message"].startswith("cancelled: stopped after ")
+    assert host.starts_of("t-1") == 1

@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness.orchestrator import SILENCE, STATUS
+from tests.harness.orchestrator import POLL, STATUS
 from tests.harness.server import http, json_response
 from tests.harness.until import until
 
 if TYPE_CHECKING:
     from tests.harness.host import Host
-    from tests.harness.server import Answer
 
 pytestmark = pytest.mark.anyio
 
@@ -43,7 +42,7 @@ async def test_task_that_is_no_longer_ours_never_starts_and_a_later_offer_of_it_
         host.orchestrator.offer()
         await host.clock.advance(34)
 
-        assert (await host.wait_for_end("t-1"))["status"] == "success"
+        assert (await host.wait_for_end())["status"] == "success"
     assert host.starts_of("t-1") == 1
 
 
@@ -60,13 +59,10 @@ async def test_task_that_is_over_already_never_starts(host: Host, standing: str)
     assert not host.orchestrator.ends("t-1")
 
 
-async def test_task_that_was_cancelled_meanwhile_never_starts_and_says_so(host: Host) -> None:
+async def test_task_that_was_cancelled_meanwhile_never_starts_and_is_reported(host: Host) -> None:
     host.orchestrator.standing["t-1"] = "cancelled"
-    host.orchestrator.offer()
-    async with host.runner():
-        end = await host.wait_for_end("t-1")
 
-    assert end["message"] == "cancelled: before it started"
+    assert (await host.finish_task())["message"] == "cancelled: before it started"
     assert host.starts_of("t-1") == 0
 
 
@@ -75,49 +71,21 @@ async def test_orchestrator_that_does_not_understand_the_claim_does_not_hold_it_
     host: Host, status: int
 ) -> None:
     host.orchestrator.then(STATUS, http(status))
-    host.orchestrator.offer()
-    async with host.runner():
-        assert (await host.wait_for_end("t-1"))["status"] == "success"
+
+    assert (await host.finish_task())["status"] == "success"
 
 
-@pytest.mark.parametrize(
-    "failure", [SILENCE, http(503), http(200, b"<html>")], ids=["silence", "503", "html"]
-)
-async def test_claim_waits_for_an_orchestrator_that_is_away_and_starts_once(
-    host: Host, failure: Answer
+@pytest.mark.parametrize("refusal", [403, 404, 409, "it has its end"])
+async def test_task_whose_claim_is_refused_and_that_is_offered_on_and_on_makes_no_flood(
+    host: Host, refusal: int | str
 ) -> None:
-    host.orchestrator.always(STATUS, failure)
-    host.orchestrator.offer()
+    if isinstance(refusal, int):
+        host.orchestrator.always(STATUS, json_response({"detail": "not this node's"}, refusal))
+    else:
+        host.orchestrator.standing["t-1"] = "error"
+    host.orchestrator.always(POLL, json_response({"task_id": "t-1", "prompt": "do it"}))
     async with host.runner():
-        await host.wait_for_calls(STATUS)
-        await host.clock.advance(900)
-        assert host.starts_of("t-1") == 0
-        host.orchestrator.always(STATUS, None)
-        await host.clock.advance(61)
-
-        assert (await host.wait_for_end("t-1"))["status"] == "success"
-    assert host.starts_of("t-1") == 1
-
-
-async def test_claim_obeys_retry_after(host: Host) -> None:
-    host.orchestrator.then(STATUS, http(503, headers={"Retry-After": "400"}))
-    host.orchestrator.offer()
-    async with host.runner():
-        await host.wait_for_calls(STATUS)
-        await host.clock.advance(500)
-        await host.wait_for_end("t-1")
-
-    first, second, _ = host.orchestrator.called(STATUS)
-    assert 400 <= second.at_s - first.at_s <= 440
-
-
-async def test_restart_while_the_orchestrator_is_away_at_the_claim_starts_once(host: Host) -> None:
-    host.orchestrator.always(STATUS, SILENCE)
-    host.orchestrator.offer()
-    async with host.runner():
-        await host.wait_for_calls(STATUS)
-    host.orchestrator.always(STATUS, None)
-    async with host.runner():
-        assert (await host.wait_for_end("t-1"))["status"] == "success"
-
-    assert host.starts_of("t-1") == 1
+        await host.wait_for_calls(POLL)
+        await host.clock.settle()  # its next request waits for the interval
+        await host.clock.advance(600)
+        assert 15 <= host.orchestrator.count(POLL) <= 50

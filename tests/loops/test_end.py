@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from runner.errors import EngineError, EngineSilent
 from runner.model import Limits
-from tests.harness.host import IMAGE, container_of
+from tests.harness.host import container_of
 from tests.harness.orchestrator import POLL, TOKEN
 from tests.harness.until import until
 
@@ -20,207 +20,172 @@ pytestmark = pytest.mark.anyio
 HOUR_S = 3600.0
 
 
-async def test_completed(host: Host) -> None:
-    host.orchestrator.offer("t-1", "[print-line all is well]")
-    async with host.runner():
-        end = await host.wait_for_end("t-1")
-
-    assert end["status"] == "success"
-    assert end["message"] == "completed: exit code 0 after 0 s\nall is well"
+LINES = [f"line {number}" for number in range(30)]
+GONE = "lost: container is gone (host restarted?)"
 
 
-async def test_failed_with_exit_code_and_the_last_lines(host: Host) -> None:
-    lines = "".join(f"[print-line line {number}]" for number in range(30))
-    host.orchestrator.offer("t-1", f"{lines}[fail 42]")
-    async with host.runner():
-        end = await host.wait_for_end("t-1")
+@pytest.mark.parametrize(
+    ("prompt", "options", "message"),
+    [
+        ("[print-line well]", {}, "completed: exit code 0 after 0 s\nwell"),
+        (
+            "".join(f"[print-line {line}]" for line in LINES) + "[fail 42]",
+            {},
+            "\n".join(["failed: exit code 42 after 0 s", *LINES[10:]]),
+        ),
+        (
+            "[eat-memory 9]",
+            {"limits": Limits(memory="8m")},
+            "out_of_memory: the kernel killed it because it was out of memory after 0 s",
+        ),
+        (
+            "do it",
+            {"run_args": ("--no-such-flag",)},
+            "unstartable: cannot start the container: unknown flag: --no-such-flag",
+        ),
+        (
+            "do it",
+            {"run_args": ("--entrypoint", "/none")},
+            "unstartable: cannot start the container: no such file or directory",
+        ),
+    ],
+    ids=["completed", "failed", "out of memory", "refused", "start that fails"],
+)
+async def test_end_has_its_reason_and_the_last_lines(
+    host: Host, prompt: str, options: dict[str, Any], message: str
+) -> None:
+    end = await host.finish_task(prompt, **options)
 
-    assert end["status"] == "error"
-    head, *last = end["message"].split("\n")
-    assert head == "failed: exit code 42 after 0 s"
-    assert last == [f"line {number}" for number in range(10, 30)]
-
-
-async def test_timed_out(host: Host) -> None:
-    host.orchestrator.offer("t-1", "[hang]", timeout_seconds=90)
-    async with host.runner():
-        await host.wait_for_state("t-1", "running")
-        await host.clock.advance(89)
-        assert host.state_of("t-1") == "running"
-        await host.clock.advance(2)
-        end = await host.wait_for_end("t-1")
-
-    assert end["message"] == "timed_out: stopped after 90 s, its time limit of 90 s was up"
+    assert end["status"] == ("success" if message.startswith("completed") else "error")
+    assert end["message"] == message
     assert await host.engine.inspect(container_of("t-1")) is None
 
 
 async def test_timed_out_though_it_ignores_term(host: Host) -> None:
-    host.orchestrator.offer("t-1", "[ignore-term][hang]", timeout_seconds=5)
-    async with host.runner():
-        await host.wait_for_state("t-1", "running")
+    async with host.running_task("[ignore-term][hang]", {"timeout_seconds": 5}):
         await host.clock.advance(6)
 
-        assert (await host.wait_for_end("t-1"))["message"].startswith("timed_out: ")
+        assert (await host.wait_for_end())["message"].startswith("timed_out: ")
 
 
-@pytest.mark.parametrize("by_s", [HOUR_S, -HOUR_S], ids=["forth", "back"])
-async def test_time_limit_holds_while_the_clock_is_set_by_an_hour(host: Host, by_s: float) -> None:
-    host.orchestrator.offer("t-1", "[hang]", timeout_seconds=600)
-    async with host.runner():
-        await host.wait_for_state("t-1", "running")
+@pytest.mark.parametrize("by_s", [0, HOUR_S, -HOUR_S], ids=["same clock", "forth", "back"])
+async def test_timed_out_by_the_time_that_passed_though_the_clock_was_set(
+    host: Host, by_s: float
+) -> None:
+    async with host.running_task("[hang]", {"timeout_seconds": 600}):
         await host.clock.advance(300)
         host.clock.set_wall(by_s)
         await host.clock.advance(299)
         assert host.state_of("t-1") == "running"
         await host.clock.advance(2)
+        end = await host.wait_for_end()
 
-        assert (await host.wait_for_end("t-1"))["message"].startswith("timed_out: ")
-
-
-async def test_out_of_memory(host: Host) -> None:
-    host.orchestrator.offer("t-1", "[eat-memory 9]")
-    async with host.runner(limits=Limits(memory="8m")):
-        end = await host.wait_for_end("t-1")
-
-    assert end["message"] == "out_of_memory: the kernel ended it for want of memory after 0 s"
+    assert end["message"].startswith("timed_out: stopped after ")
+    if not by_s:
+        assert end["message"].endswith("600 s, its time limit of 600 s was up")
+    assert await host.engine.inspect(container_of("t-1")) is None
 
 
 async def test_exit_code_of_a_kill_alone_is_no_want_of_memory(host: Host) -> None:
     host.orchestrator.offer("t-1", "[fail 137]")
     async with host.runner():
         await host.pass_time_until_closed("t-1", step_s=2.0)
-        assert (await host.wait_for_end("t-1"))["message"].startswith("failed: exit code 137")
+        assert (await host.wait_for_end())["message"].startswith("failed: exit code 137")
 
 
-async def test_container_that_somebody_ends_in_order_to_remove_it_is_lost(host: Host) -> None:
-    host.orchestrator.offer("t-1", "[hang]")
-    async with host.runner():
-        await host.wait_for_state("t-1", "running")
-        await host.engine.stop(container_of("t-1"))
-        await until(lambda: host.engine.called["last_output"] == 1)
-        host.engine.remove_behind(container_of("t-1"))
-        await host.pass_time_until_closed("t-1", step_s=2.0)
-        end = await host.wait_for_end("t-1")
-
-    assert end["message"].startswith("lost: container is gone")
-
-
-@pytest.mark.parametrize("how", ["removed", "vanished"])
+@pytest.mark.parametrize("how", ["removed", "vanished", "ended in order to be removed"])
 async def test_lost(host: Host, how: str) -> None:
-    host.orchestrator.offer("t-1", "[hang]")
-    async with host.runner():
-        await host.wait_for_state("t-1", "running")
-        name = container_of("t-1")
-        (host.engine.remove_behind if how == "removed" else host.engine.vanish)(name)
-        end = await host.wait_for_end("t-1")
+    name = container_of("t-1")
+    async with host.running_task("[hang]"):
+        if how == "removed":
+            host.engine.remove_behind(name)
+        elif how == "vanished":
+            host.engine.vanish(name)
+        else:
+            await host.engine.stop(name)
+            await until(lambda: host.engine.called["last_output"] == 1)
+            host.engine.remove_behind(name)
+        await host.pass_time_until_closed("t-1", step_s=2.0)
+        end = await host.wait_for_end()
 
-    assert end["status"] == "error"
-    assert end["message"] == "lost: container is gone (host restarted?)"
+    assert (end["status"], end["message"]) == ("error", GONE)
     assert host.starts_of("t-1") == 1
-
-
-async def test_unstartable_for_want_of_its_image(host: Host) -> None:
-    host.orchestrator.holds = True
-    async with host.runner():
-        await host.wait_for_calls(POLL)
-        host.engine.image = "localhost/other:1"
-        host.orchestrator.offer()
-        end = await host.wait_for_end("t-1")
-
-    assert end["message"] == f"unstartable: cannot fetch the image {IMAGE}: no registry answers"
-
-
-async def test_unstartable_for_what_the_engine_will_not_take(host: Host) -> None:
-    host.orchestrator.offer()
-    async with host.runner(run_args=("--no-such-flag",)):
-        end = await host.wait_for_end("t-1")
-
-    assert end["message"] == "unstartable: cannot start the container: unknown flag: --no-such-flag"
-
-
-async def test_unstartable_for_a_start_that_fails_leaves_no_container(host: Host) -> None:
-    host.orchestrator.offer()
-    async with host.runner(run_args=("--entrypoint", "/none")):
-        end = await host.wait_for_end("t-1")
-
-    assert end["message"].startswith("unstartable: cannot start the container: ")
-    assert await host.engine.inspect(container_of("t-1")) is None
 
 
 @pytest.mark.parametrize("call", ["fetch_image", "run"])
 async def test_unstartable_for_an_engine_that_stays_silent_for_an_hour(
     host: Host, call: str
 ) -> None:
-    said = "cannot do podman: no answer"
+    sentence = "cannot do podman: no answer"
     host.orchestrator.holds = True
     async with host.runner(heartbeat_interval_s=300.0):
         await host.wait_for_calls(POLL)
-        host.engine.break_(call, EngineSilent(said))
+        host.engine.break_(call, EngineSilent(sentence))
         host.orchestrator.offer()
         await until(lambda: host.engine.called[call] >= 1)
         await host.clock.advance(3603)
-        end = await host.wait_for_end("t-1")
+        end = await host.wait_for_end()
 
-    assert end["message"] == f"unstartable: {said}"
+    assert end["message"] == f"unstartable: {sentence}"
     assert host.starts_of("t-1") == 0
 
 
 async def test_env_file_that_has_become_unusable_is_named(host: Host) -> None:
     env_file = host.folder / "env"
     env_file.write_text("no pair\n")
-    host.orchestrator.offer()
-    async with host.runner(env_file=env_file):
-        end = await host.wait_for_end("t-1")
+    end = await host.finish_task(env_file=env_file)
 
     assert end["message"].startswith("unstartable: cannot prepare the container's variables: ")
     assert "line 1 is not NAME=VALUE" in end["message"]
 
 
-async def test_known_secrets_are_blanked_in_the_last_lines(
+async def test_known_secrets_are_redacted_in_the_last_lines(
     host: Host, log: pytest.LogCaptureFixture
 ) -> None:
     env_file = host.folder / "env"
     env_file.write_text('API_PASSWORD=hunter2-hunter2\nQUOTED="quoted-secret"\n')
     shown = f"[env API_PASSWORD][env NODE_API_KEY][print-line {TOKEN}][print-line quoted-secret]"
-    host.orchestrator.offer("t-1", f"{shown}[fail 1]")
-    async with host.runner(env_file=env_file):
-        end = await host.wait_for_end("t-1")
+    end = await host.finish_task(f"{shown}[fail 1]", env_file=env_file)
 
     assert end["message"].split("\n")[1:] == ["API_PASSWORD=***", "NODE_API_KEY=***", "***", "***"]
     for secret in ("hunter2-hunter2", "node-key-1", TOKEN, "quoted-secret"):
         assert secret not in log.text
 
 
-async def test_output_that_cannot_be_read_is_no_reason_to_lose_the_end(host: Host) -> None:
+async def test_output_that_cannot_be_read_does_not_lose_the_end(host: Host) -> None:
     host.engine.fail("last_output", EngineError("cannot do podman logs: no"))
-    host.orchestrator.offer("t-1", "[fail 5]")
-    async with host.runner():
-        end = await host.wait_for_end("t-1")
+    end = await host.finish_task("[fail 5]")
 
     assert end["message"].startswith("failed: exit code 5 after 0 s\n(its output cannot be read")
 
 
-async def test_container_is_told_who_it_works_for_in_a_file_that_is_gone_when_it_runs(
-    host: Host,
+@pytest.mark.parametrize("files", [["a.csv"], []], ids=["a file", "no file"])
+async def test_container_has_its_variables_by_a_file_that_is_gone_when_it_runs(
+    host: Host, files: list[str]
 ) -> None:
     names = ("JOB_ID", "TASK_ID", "ORCHESTRATOR_URL", "TASK_FILES_DIR")
     host.orchestrator.files["a.csv"] = b"1,2"
-    shown = "".join(f"[env {name}]" for name in names)
-    host.orchestrator.offer("t-1", shown, files=["a.csv"], orchestrator_url="http://10.0.0.1:9")
-    async with host.runner():
-        end = await host.wait_for_end("t-1")
+    env_file = host.folder / "env"
+    env_file.write_text("JOB_ID=an intruder\n")
+    end = await host.finish_task(
+        "".join(f"[env {name}]" for name in names),
+        {"files": files, "orchestrator_url": "http://10.0.0.1:9"},
+        env_file=env_file,
+    )
 
+    folder = "TASK_FILES_DIR=/workspace/Victoria/tasks/t-1/files"
     assert end["message"].split("\n")[1:] == [
         "JOB_ID=t-1",
         "TASK_ID=t-1",
         "ORCHESTRATOR_URL=http://10.0.0.1:9",
-        "TASK_FILES_DIR=/workspace/Victoria/tasks/t-1/files",
+        folder if files else "TASK_FILES_DIR is not set",
     ]
     assert not list((host.state_dir / "run").iterdir())
 
 
-async def test_engine_that_is_silent_over_the_end_settles_it_truthfully_when_it_is_back(
-    host: Host,
+@pytest.mark.parametrize("restarts", [0, 1])
+async def test_end_waits_for_an_engine_that_is_silent_and_is_true_when_it_is_back(
+    host: Host, restarts: int
 ) -> None:
     host.orchestrator.offer("t-1", "[wait-for go][fail 6]")
     async with host.runner():
@@ -229,25 +194,58 @@ async def test_engine_that_is_silent_over_the_end_settles_it_truthfully_when_it_
         host.engine.silent = True
         host.let_go()
         await host.clock.advance(900)
-        assert not host.orchestrator.ends("t-1")
         assert host.orchestrator.beats()[-1] == "error"
-        host.engine.silent = False
-        await host.clock.advance(6)
-        end = await host.wait_for_end("t-1")
-        await until(lambda: host.orchestrator.beats()[-1] != "error")
+        if not restarts:
+            host.engine.silent = False
+            await host.clock.advance(6)
+            await host.wait_for_state("t-1", "closed")
+            await until(lambda: host.orchestrator.beats()[-1] != "error")
+    if restarts:
+        assert not host.orchestrator.ends("t-1")
+        async with host.runner():
+            await host.clock.advance(900)
+            assert host.orchestrator.beats()[-1] == "error"
+            assert not host.orchestrator.ends("t-1")
+            host.engine.silent = False
+            await host.pass_time_until_closed("t-1")
 
+    (end,) = host.orchestrator.ends("t-1")
     assert end["message"].startswith("failed: exit code 6")
+
+
+async def test_start_that_gets_no_answer_from_the_engine_is_tried_again_and_happens_once(
+    host: Host,
+) -> None:
+    host.engine.fail("run", EngineSilent("no answer"))
+    host.orchestrator.offer()
+    async with host.runner():
+        await host.pass_time_until_closed("t-1")
+
+    assert host.starts_of("t-1") == 1
+
+
+async def test_end_is_reported_although_the_engine_does_not_answer_the_removal(
+    host: Host,
+) -> None:
+    host.engine.break_("remove", EngineSilent("no answer"))
+    host.orchestrator.offer()
+    async with host.runner():
+        await until(lambda: len(host.orchestrator.ends("t-1")) == 1)
+        await host.clock.advance(60)
+        assert host.state_of("t-1") == "ended"
+        host.engine.mend()
+        await host.pass_time_until_closed("t-1")
+
+    assert await host.engine.inspect(container_of("t-1")) is None
 
 
 async def test_stop_that_fails_is_tried_again_and_then_the_container_is_removed(
     host: Host, log: pytest.LogCaptureFixture
 ) -> None:
     host.engine.break_("stop", EngineError("cannot do podman stop: no"))
-    host.orchestrator.offer("t-1", "[hang]", timeout_seconds=10)
-    async with host.runner():
-        await host.wait_for_state("t-1", "running")
+    async with host.running_task("[hang]", {"timeout_seconds": 10}):
         await host.clock.advance(20)
-        end = await host.wait_for_end("t-1")
+        end = await host.wait_for_end()
 
     assert host.engine.called["stop"] == 3
     assert "container does not stop; removing it" in log.text
@@ -276,7 +274,7 @@ async def test_defect_in_a_step_is_logged_tried_again_and_ends_the_task_and_not_
         await host.clock.advance(34)
         await until(lambda: host.engine.called[step] > seen)
         await host.clock.advance(40)
-        end = await host.wait_for_end("t-1")
+        end = await host.wait_for_end()
         host.engine.mend()
         host.orchestrator.offer("t-2")
         await host.clock.advance(34)
@@ -301,7 +299,7 @@ async def test_defect_that_passes_costs_the_task_nothing(host: Host) -> None:
         await until(lambda: host.engine.called["inspect"] >= 1)
         await host.clock.advance(5)
 
-        assert (await host.wait_for_end("t-1"))["status"] == "success"
+        assert (await host.wait_for_end())["status"] == "success"
     assert host.starts_of("t-1") == 1
 
 
@@ -311,8 +309,8 @@ async def test_defect_in_the_removal_kills_nothing_and_the_next_start_removes(
     host.engine.break_("remove", RuntimeError("nobody thought of this"))
     host.orchestrator.offer()
     async with host.runner():
-        said = "a defect keeps a task open until the next start"
-        await host.pass_time_until(lambda: said in log.text)
+        event = "a defect keeps a task open until the next start"
+        await host.pass_time_until(lambda: event in log.text)
         assert host.state_of("t-1") == "ended"
         await until(lambda: len(host.orchestrator.ends("t-1")) == 1)
         host.orchestrator.offer("t-2")
@@ -321,7 +319,7 @@ async def test_defect_in_the_removal_kills_nothing_and_the_next_start_removes(
         await until(lambda: not host.rows("SELECT * FROM outbox"))
     host.engine.mend()
     async with host.runner():
-        assert (await host.wait_for_end("t-1"))["status"] == "success"
+        assert (await host.wait_for_end())["status"] == "success"
         await host.wait_for_end("t-2")
     assert await host.engine.inspect(container_of("t-1")) is None
 

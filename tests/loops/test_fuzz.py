@@ -91,7 +91,7 @@ def test_whatever_is_assigned_the_runner_goes_on_and_writes_nowhere_else(
 
 
 async def live_through(assigned: list[object]) -> None:
-    """Have a runner be given all of it, and then a good task; look at what it left."""
+    """Hand out all of it, and then a good task; check what is left."""
     async with new_host() as host:
         (host.folder / "precious").write_text("untouched")
         before = elsewhere(host)
@@ -106,11 +106,11 @@ async def live_through(assigned: list[object]) -> None:
 
 
 def check_what_is_left(host: Host, assigned: list[object], before: dict[Path, object]) -> None:
-    """See that everything is in its place, and that whatever has an id has one end."""
+    """Check that everything is in its place, and that each usable id has one end."""
     assert elsewhere(host) == before
     assert {path.name for path in host.state_dir.iterdir()} <= STATE_FILES
-    ids = [found["task_id"] for found in assigned if isinstance(found, dict) and "task_id" in found]
-    usable = {found for found in ids if isinstance(found, str) and is_task_id(found)}
+    ids = [one["task_id"] for one in assigned if isinstance(one, dict) and "task_id" in one]
+    usable = {one for one in ids if isinstance(one, str) and is_task_id(one)}
     for path in host.home.rglob("*"):
         place = path.relative_to(host.home).parts
         assert place[0] == "tasks"
@@ -118,12 +118,12 @@ def check_what_is_left(host: Host, assigned: list[object], before: dict[Path, ob
         assert place[2:3] in {(), ("files",), ("starts.log",), ("result.txt",)}
         assert not path.is_symlink()
     for task_id in usable:
-        # One that is assigned twice is told of twice, in the same words.
+        # One that is assigned twice is reported twice, with the same message.
         ends = {(end["status"], end["message"]) for end in host.orchestrator.ends(task_id)}
         assert len(ends) == 1
     assert {end["task_id"] for end in host.orchestrator.taken} == {*usable, GOOD}
     assert set(host.engine.starts) <= {f"victoria-{task_id}" for task_id in {*usable, GOOD}}
-    assert all(set(told) <= VARIABLES for told in host.engine.variables.values())
+    assert all(set(given_) <= VARIABLES for given_ in host.engine.variables.values())
 
 
 def serve_files_of(assignment: object, host: Host) -> None:
@@ -136,7 +136,7 @@ def serve_files_of(assignment: object, host: Host) -> None:
 
 @asynccontextmanager
 async def new_host() -> AsyncIterator[Host]:
-    """Give a host of its own for each example."""
+    """Yield a host of its own for each example."""
     clock = VirtualClock()
     with TemporaryDirectory(prefix="victoria-fuzz-") as folder:
         async with (

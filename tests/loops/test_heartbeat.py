@@ -30,7 +30,7 @@ async def test_heart_beats_at_an_interval_of_its_own_within_a_tenth(host: Host) 
     assert all(18 <= wait <= 22 for wait in waits)
 
 
-async def test_change_between_idle_and_busy_is_told_at_once(host: Host) -> None:
+async def test_change_between_idle_and_busy_is_reported_at_once(host: Host) -> None:
     host.orchestrator.holds = True
     async with host.runner(heartbeat_interval_s=10_000.0):
         await host.clock.settle()
@@ -43,24 +43,19 @@ async def test_change_between_idle_and_busy_is_told_at_once(host: Host) -> None:
     assert tasks == [None, "t-1", None]
 
 
-async def test_heartbeat_of_a_single_slot_names_no_list(host: Host) -> None:
-    async with host.runner():
-        await host.wait_for_calls(BEAT)
-
-    body = host.orchestrator.called(BEAT)[0].body
-    assert body == {"node_id": "node-1", "status": "idle"}
-
-
-async def test_heartbeat_of_several_slots_names_all_tasks(host: Host) -> None:
+@pytest.mark.parametrize("slots", [1, 3])
+async def test_heartbeat_of_several_slots_names_all_tasks_and_of_one_no_list(
+    host: Host, slots: int
+) -> None:
     for task_id in ("t-1", "t-2"):
         host.orchestrator.offer(task_id, "[hang]")
-    async with host.runner(max_tasks=3):
-        await host.wait_for_state("t-2", "running")
+    async with host.runner(max_tasks=slots):
+        await host.wait_for_state(f"t-{min(slots, 2)}", "running")
         await host.clock.advance(17)
 
     body = host.orchestrator.called(BEAT)[-1].body
-    assert body["task_ids"] == ["t-1", "t-2"]
-    assert body["current_task_id"] == "t-1"
+    several = {"task_ids": ["t-1", "t-2"]} if slots > 1 else {}
+    assert body == {"node_id": "node-1", "status": "busy", "current_task_id": "t-1", **several}
 
 
 async def test_tasks_beyond_the_slots_are_all_named(host: Host) -> None:
@@ -76,12 +71,10 @@ async def test_tasks_beyond_the_slots_are_all_named(host: Host) -> None:
     assert host.orchestrator.called(BEAT)[seen].body["task_ids"] == ["t-1", "t-2"]
 
 
-async def test_engine_that_falls_silent_beside_a_task_is_told_and_so_is_its_return(
+async def test_engine_that_falls_silent_beside_a_task_is_reported_and_so_is_its_return(
     host: Host,
 ) -> None:
-    host.orchestrator.offer("t-1", "[wait-for go]")
-    async with host.runner():
-        await host.wait_for_state("t-1", "running")
+    async with host.running_task():
         await host.clock.settle()
         host.engine.silent = True
         await host.clock.advance(31)
@@ -91,13 +84,8 @@ async def test_engine_that_falls_silent_beside_a_task_is_told_and_so_is_its_retu
         await until(lambda: host.orchestrator.beats()[-1] == "busy")
         host.let_go()
 
-        assert (await host.wait_for_end("t-1"))["status"] == "success"
+        assert (await host.wait_for_end())["status"] == "success"
     assert host.starts_of("t-1") == 1
-
-
-async def test_short_disk_is_told(host: Host) -> None:
-    async with host.runner(min_free_disk=1 << 62):
-        await until(lambda: host.orchestrator.beats()[-1:] == ["error"])
 
 
 async def test_heart_beats_while_a_file_trickles_in(host: Host) -> None:
@@ -111,10 +99,8 @@ async def test_heart_beats_while_a_file_trickles_in(host: Host) -> None:
                 await until(lambda seen=seen: host.orchestrator.count(BEAT) > seen)  # type: ignore[misc]
 
     host.orchestrator.files["slow.csv"] = trickle
-    host.orchestrator.offer("t-1", files=["slow.csv"])
-    async with host.runner():
-        assert (await host.wait_for_end("t-1"))["status"] == "success"
 
+    assert (await host.finish_task(assigned={"files": ["slow.csv"]}))["status"] == "success"
     assert host.orchestrator.beats().count("busy") >= 10
 
 
@@ -129,35 +115,6 @@ async def test_heart_beats_while_an_image_is_fetched(host: Host) -> None:
         await host.clock.advance(300)
         assert host.orchestrator.count(BEAT) - seen >= 15
         host.engine.open("fetch_image")
-
-        assert (await host.wait_for_end("t-1"))["status"] == "success"
-
-
-async def test_cancelled_task_is_stopped_and_no_other(host: Host) -> None:
-    for task_id in ("t-1", "t-2"):
-        host.orchestrator.offer(task_id, "[wait-for go]")
-    async with host.runner(max_tasks=2):
-        await host.wait_for_state("t-2", "running")
-        host.orchestrator.cancelled += ["t-1", "unheard-of"]
-        await host.clock.advance(17)
-        end = await host.wait_for_end("t-1")
-        host.let_go()
-
-        assert (await host.wait_for_end("t-2"))["status"] == "success"
-    assert end["status"] == "error"
-    assert end["message"].startswith("cancelled: ")
-
-
-@pytest.mark.parametrize("told_ids", ["t-1", None, {"t-1": 1}, [7, ["t-1"], None]])
-async def test_cancellation_that_is_no_list_of_ids_stops_nothing(
-    host: Host, told_ids: object
-) -> None:
-    host.orchestrator.offer("t-1", "[wait-for go]")
-    host.orchestrator.always(BEAT, json_response({"cancelled_task_ids": told_ids}))
-    async with host.runner():
-        await host.wait_for_state("t-1", "running")
-        await host.clock.advance(60)
-        host.let_go()
 
         assert (await host.wait_for_end("t-1"))["status"] == "success"
 
@@ -213,9 +170,8 @@ async def test_burst_of_changes_is_spared_an_orchestrator_in_trouble(host: Host)
 
 async def test_heartbeat_without_an_answer_holds_up_no_task(host: Host) -> None:
     host.orchestrator.always(BEAT, stalled(b""))
-    host.orchestrator.offer()
-    async with host.runner():
-        assert (await host.wait_for_end("t-1"))["status"] == "success"
+
+    assert (await host.finish_task())["status"] == "success"
 
 
 @pytest.mark.parametrize("anyio_backend", [JUMPING], ids=["jumping"])  # it has a second

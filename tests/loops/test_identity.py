@@ -3,25 +3,38 @@
 from __future__ import annotations
 
 import sqlite3
-from contextlib import closing
+from contextlib import asynccontextmanager, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import anyio.to_thread
 import pytest
 
 from runner.engine.base import ContainerSpec
-from runner.errors import ConfigurationError
+from runner.errors import ConfigurationError, EngineError
 from runner.redaction import Secret
 from runner.workspace.download import CONTAINER_HOME
 from tests.harness.engine import ObstructedEngine
 from tests.harness.host import IMAGE, container_of
-from tests.harness.orchestrator import BEAT, LOGS, POLL, REGISTER, SILENCE, STATUS, orchestrating
+from tests.harness.orchestrator import (
+    BEAT,
+    LOGS,
+    POLL,
+    REGISTER,
+    SILENCE,
+    STATUS,
+    TOKEN,
+    orchestrating,
+)
 from tests.harness.server import http, json_response
 from tests.harness.until import until
 from tests.orchestrator.serving import serve
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from tests.harness.host import Host
     from tests.harness.orchestrator import Call
 
@@ -48,11 +61,21 @@ async def leave_running(host: Host, task_id: str, prompt: str = "[wait-for go]")
     await host.engine.run(ContainerSpec(container_of(task_id), IMAGE, arguments, volumes=volumes))
 
 
-async def begin(host: Host, task_id: str = "t-1", prompt: str = "[wait-for go]") -> None:
-    """Have a runner start a task and go."""
-    host.orchestrator.offer(task_id, prompt)
-    async with host.runner():
-        await host.wait_for_state(task_id, "running")
+async def begin(host: Host, prompt: str = "[wait-for go]") -> None:
+    """Have a runner start the task t-1 and go."""
+    async with host.running_task(prompt):
+        pass
+
+
+@asynccontextmanager
+async def docker_instead(host: Host) -> AsyncIterator[ObstructedEngine]:
+    """Have docker be the host's engine; podman is back afterwards."""
+    podman = host.engine
+    async with ObstructedEngine(IMAGE, host.clock.wall_s) as docker:
+        docker.kind = "docker"
+        host.engine = docker
+        yield docker
+        host.engine = podman
 
 
 async def refusal_of(host: Host, **changed: Any) -> str:  # noqa: ANN401 - fields of Settings
@@ -125,7 +148,7 @@ async def test_command_of_the_refusal_finishes_the_tasks_and_the_other_orchestra
 async def test_report_of_a_closed_task_keeps_the_orchestrator(host: Host) -> None:
     host.orchestrator.offer()
     async with host.runner():
-        await host.wait_for_end("t-1")
+        await host.wait_for_end()
         host.orchestrator.always(STATUS, SILENCE)
         host.orchestrator.offer()
         await host.clock.advance(34)
@@ -159,12 +182,11 @@ async def test_journal_with_tasks_of_two_orchestrators_is_drained_at_one_after_t
         assert [host.state_of(name) for name in ("t-own", "t-other")] == ["closed", "ended"]
         assert host.orchestrator.queue
         assert {call.key for call in host.orchestrator.called(STATUS)} == {"node-key-2"}
-        async with ObstructedEngine(IMAGE, host.clock.wall_s) as docker:
-            docker.kind = "docker"
-            podman, host.engine = host.engine, docker
-            async with host.runner(orchestrator_url=other.url, once=True) as second:
-                assert await second.end() == 0
-            host.engine = podman
+        async with (
+            docker_instead(host),
+            host.runner(orchestrator_url=other.url, once=True) as second,
+        ):
+            assert await second.end() == 0
         assert {call.key for call in other.called(STATUS)} == {"node-key-1"}
     async with host.runner():
         assert (await host.wait_for_end("t-new"))["status"] == "success"
@@ -176,27 +198,23 @@ async def test_journal_with_tasks_of_two_orchestrators_is_drained_at_one_after_t
 async def test_other_engine_is_refused_while_a_task_is_open_and_used_when_none_is(
     host: Host,
 ) -> None:
-    podman = host.engine
     await begin(host)
-    async with ObstructedEngine(IMAGE, host.clock.wall_s) as docker:
-        docker.kind = "docker"
-        host.engine = docker
+    async with docker_instead(host) as docker:
         assert await refusal_of(host) == (
             f"cannot use --container-runtime docker: {host.state_dir} has unfinished tasks (1) of "
             "--container-runtime podman; start the runner once with `--container-runtime podman "
             "--once`, which finishes and reports them, or choose another --state-dir"
         )
         assert not docker.called
-        host.engine = podman
-        host.let_go()
-        async with host.runner(once=True) as draining:
-            assert await draining.end() == 0
-        host.engine = docker
+    host.let_go()
+    async with host.runner(once=True) as draining:
+        assert await draining.end() == 0
+    async with docker_instead(host) as docker:
         host.orchestrator.offer("t-2")
         async with host.runner():
             assert (await host.wait_for_end("t-2"))["status"] == "success"
         assert docker.starts == {container_of("t-2"): 1}
-    assert podman.starts == {container_of("t-1"): 1}
+    assert host.engine.starts == {container_of("t-1"): 1}
     assert host.orchestrator.count(REGISTER) == 1
 
 
@@ -208,7 +226,7 @@ CHANGES = pytest.mark.parametrize(
 
 
 @CHANGES
-async def test_node_stays_the_same_where_it_can_be_described_anew(
+async def test_node_stays_the_same_where_its_description_can_be_changed(
     host: Host, changed: dict[str, Any]
 ) -> None:
     host.orchestrator.extensions = ["reregister"]
@@ -219,7 +237,7 @@ async def test_node_stays_the_same_where_it_can_be_described_anew(
         await host.clock.advance(34)
         assert (await host.wait_for_end("t-2"))["status"] == "success"
         host.let_go()
-        await host.wait_for_end("t-1")
+        await host.wait_for_end()
 
     again = host.orchestrator.called(REGISTER)[1]
     assert again.key == "node-key-1"
@@ -244,14 +262,14 @@ async def test_new_description_is_sent_again_when_the_answer_was_lost(host: Host
         await host.pass_time_until(lambda: host.orchestrator.count(REGISTER) == 4)
         assert host.orchestrator.count(POLL) == seen, "no new task under the old description"
         host.let_go()
-        assert (await host.wait_for_end("t-1"))["status"] == "success"
+        assert (await host.wait_for_end())["status"] == "success"
 
     assert {call.key for call in host.orchestrator.called(REGISTER)[1:]} == {"node-key-1"}
     assert [row["node_id"] for row in host.rows("SELECT * FROM identities")] == ["node-1"]
 
 
 @CHANGES
-async def test_node_without_that_extension_registers_anew_when_its_last_report_is_delivered(
+async def test_node_without_that_extension_registers_again_when_its_last_report_is_delivered(
     host: Host, changed: dict[str, Any]
 ) -> None:
     await begin(host)
@@ -319,7 +337,7 @@ async def test_token_that_is_wrong_for_a_new_description_ends_the_runner_after_i
     assert host.state_of("t-1") == "closed"
 
 
-async def test_node_that_is_gone_when_it_is_described_anew_is_registered_as_another(
+async def test_node_that_is_gone_when_its_description_changes_is_registered_as_another(
     host: Host,
 ) -> None:
     host.orchestrator.extensions = ["reregister"]
@@ -334,32 +352,23 @@ async def test_node_that_is_gone_when_it_is_described_anew_is_registered_as_anot
     assert host.orchestrator.called(POLL)[-1].key == "node-key-2"
 
 
-async def test_host_name_alone_makes_no_new_node(host: Host) -> None:
-    async with host.runner():
-        await host.wait_for_calls(POLL)
-    rename = "UPDATE identities SET node = json_set(node, '$.hostname', 'before')"
-    host.change(rename)
-    async with host.runner():
-        await host.wait_for_calls(POLL, 2)
-    assert host.orchestrator.count(REGISTER) == 1
-
-    host.orchestrator.extensions = ["reregister"]
-    async with host.runner():
-        await host.pass_time_until(lambda: host.orchestrator.count(REGISTER) == 2)
-    assert host.orchestrator.called(REGISTER)[1].key == "node-key-1"
-
-
-async def test_host_name_that_cannot_be_changed_keeps_no_node_from_its_work(host: Host) -> None:
-    host.orchestrator.extensions = ["reregister"]
+@pytest.mark.parametrize("extension", ["none", "reregister", "reregister with a wrong token"])
+async def test_host_name_alone_makes_no_new_node_and_keeps_none_from_its_work(
+    host: Host, extension: str
+) -> None:
     async with host.runner():
         await host.wait_for_calls(POLL)
     host.change("UPDATE identities SET node = json_set(node, '$.hostname', 'before')")
+    host.orchestrator.extensions = [] if extension == "none" else ["reregister"]
     host.orchestrator.offer()
-    async with host.runner(registration_token=Secret("wrong")):
-        await host.wait_for_end("t-1")
+    token = "wrong" if "wrong" in extension else TOKEN
+    async with host.runner(registration_token=Secret(token)):
+        await host.wait_for_end()
         await host.clock.advance(120)
 
-    assert host.orchestrator.count(REGISTER) == 2, "it is sent once"
+    again = host.orchestrator.called(REGISTER)[1:]
+    assert [call.key for call in again] == ([] if extension == "none" else ["node-key-1"])
+    assert {call.key for call in host.orchestrator.called(POLL)} == {"node-key-1"}
 
 
 async def test_orchestrator_that_makes_a_new_node_after_all_is_given_the_old_ones_reports(
@@ -375,7 +384,7 @@ async def test_orchestrator_that_makes_a_new_node_after_all_is_given_the_old_one
         await host.clock.advance(60)
         assert host.orchestrator.count(POLL) == seen
         host.let_go()
-        await host.wait_for_end("t-1")
+        await host.wait_for_end()
         await host.wait_for_calls(POLL, seen + 1)
 
     assert keys_of(host.orchestrator.called(STATUS), "t-1") == {"node-key-1"}
@@ -457,10 +466,10 @@ async def test_tasks_of_several_identities_are_reported_by_each_before_new_ones_
     calls = host.orchestrator.calls
     assert keys_of(host.orchestrator.called(BEAT), "t-first-running") == {"node-key-1"}
     assert keys_of(host.orchestrator.called(BEAT), "t-second-running") == {"node-key-2"}
-    told_of = [call for call in calls if call.request.target in {STATUS, LOGS}]
+    reports = [call for call in calls if call.request.target in {STATUS, LOGS}]
     owners = {"t-first-running": 1, "t-first-ended": 1, "t-second-running": 2, "t-third-ended": 3}
     for name, number in {**owners, "t-new": 3}.items():
-        assert keys_of(told_of, name) == {f"node-key-{number}"}
+        assert keys_of(reports, name) == {f"node-key-{number}"}
     assert {call.key for call in host.orchestrator.called(POLL)} == {"node-key-3"}
     assert host.orchestrator.count(REGISTER) == 0
     assert {host.starts_of(name) for name in ("t-first-running", "t-second-running")} == {1}
@@ -495,32 +504,63 @@ async def test_older_identity_that_is_refused_leaves_its_tasks_to_the_newest(hos
 # A journal that was lost
 
 
-async def test_identity_of_a_container_is_the_node_s_where_the_journal_has_none(
-    host: Host,
+@pytest.mark.parametrize("journal", ["damaged", "removed"])
+async def test_task_and_identity_are_adopted_from_the_container_where_the_journal_has_none(
+    host: Host, journal: str
 ) -> None:
-    await begin(host)
-    (host.state_dir / "journal.sqlite3").write_bytes(b"no journal any more" * 300)
-    async with host.runner(max_tasks=2):
-        host.orchestrator.offer("t-2")
-        await host.clock.advance(34)
-        await host.wait_for_end("t-2")
-        host.let_go()
-        await host.wait_for_end("t-1")
+    await begin(host, "[wait-for go][print-line the last words][fail 7]")
+    if journal == "damaged":
+        host.damage_journal()
+        host.let_go()  # and it ends while no runner lives
+        await host.engine.wait(container_of("t-1"))
+    else:
+        for path in host.state_dir.glob("journal.sqlite3*"):
+            path.unlink()
+    host.orchestrator.offer("t-2")
+    async with host.runner():
+        if journal == "removed":
+            await host.clock.advance(60)
+            assert host.orchestrator.queue, "the adopted task has the only slot"
+            host.let_go()
+        end = await host.wait_for_end()
+        await host.pass_time_until_closed("t-2")
 
+    assert end["message"].startswith("failed: exit code 7")
+    assert end["message"].endswith("the last words")
     assert host.orchestrator.count(REGISTER) == 1
     assert host.starts_of("t-1") == 1
 
 
-async def test_container_of_another_orchestrator_is_left_alone(
-    host: Host, log: pytest.LogCaptureFixture
+@pytest.mark.parametrize("reason", ["another orchestrator's", "it never ran"])
+async def test_container_that_cannot_be_adopted_is_left_alone(
+    host: Host, log: pytest.LogCaptureFixture, reason: str
 ) -> None:
     await begin(host)
-    (host.state_dir / "journal.sqlite3").write_bytes(b"no journal any more" * 300)
-    async with orchestrating(host.clock.uptime_s) as other:
-        async with host.runner(orchestrator_url=other.url):
-            await host.clock.advance(900)
+    host.damage_journal()
+    if reason == "it never ran":
+        spec = host.engine.specs[container_of("t-1")]
+        await host.engine.remove(container_of("t-1"))
+        with pytest.raises(EngineError):
+            await host.engine.run(
+                replace(spec, run_args=("--entrypoint", "/none"), cid_file=None, env_files=())
+            )
+        async with host.runner():
+            await host.clock.advance(60)
+        assert "containers of this runner that its journal does not know" in log.text
+        assert host.state_of("t-1") is None
+    else:
+        async with orchestrating(host.clock.uptime_s) as other:
+            async with host.runner(orchestrator_url=other.url):
+                await host.clock.advance(900)
+            assert other.count(STATUS) == 0
         assert f"`--orchestrator-url {host.orchestrator.url} --once`" in log.text
-        assert other.count(STATUS) == 0
-    container = await host.engine.inspect(container_of("t-1"))
-    assert container is not None
-    assert container.exit_code == 0
+    assert await host.engine.inspect(container_of("t-1")) is not None
+
+
+@pytest.mark.parametrize("left", [b"", bytes(37), b"\xff\xfe", b"half of an i"])
+async def test_runner_id_that_a_power_cut_has_damaged_is_replaced(host: Host, left: bytes) -> None:
+    (host.state_dir / "runner-id").write_bytes(left)
+    async with host.runner(once=True) as life:
+        assert await life.end() == 0
+
+    assert UUID((host.state_dir / "runner-id").read_text().strip())

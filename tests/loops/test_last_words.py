@@ -1,4 +1,4 @@
-"""At a container's end, what the agent has said stands, and what it has not handed in is."""
+"""The agent's own final report stands at its container's end, and its log is submitted then."""
 
 from __future__ import annotations
 
@@ -20,15 +20,12 @@ from runner.reporter.reporter import Reporter
 from runner.timing import DEFAULT_TIMINGS, ReporterTimings
 from runner.workspace.handover import FinalStatus, ReporterState, write_reporter_state
 from tests.fakes.crush import Crush, text
-from tests.fakes.hostile_crush import SCHEMAS, hostile_crush
 from tests.harness.host import container_of
 from tests.harness.orchestrator import LOGS, STATUS
 from tests.harness.server import json_response
 from tests.harness.until import DEADLINE_S, until
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from anyio.abc import ByteStream
 
     from tests.harness.host import Host
@@ -50,148 +47,136 @@ def crush(host: Host) -> Iterator[Crush]:
 async def ended(
     host: Host, directives: str = "", leave: Callable[[], object] = lambda: None
 ) -> dict[str, Any]:
-    """Run a task whose container leaves something behind; give the report of its end."""
-    host.orchestrator.offer("t-1", f"{PROMPT}{directives}")
-    async with host.runner():
-        await host.wait_for_state("t-1", "running")
+    """Run a task whose container leaves something behind; return its final report."""
+    async with host.running_task(f"{PROMPT}{directives}"):
         leave()
         host.let_go()
-        return await host.wait_for_end("t-1")
+        return await host.wait_for_end()
 
 
-def said(status: str, *, is_sent: bool, message: str | None = "by the agent") -> FinalStatus:
-    """Give a final word of the agent."""
+def final(
+    status: str, *, is_sent: bool = False, message: str | None = "by the agent"
+) -> FinalStatus:
+    """Return a final report of the agent."""
     return FinalStatus(TaskStatus(status), message, None, is_sent=is_sent)
 
 
-def leaving(host: Host, trace: ReporterState) -> Callable[[], object]:
-    """Give what leaves a trace as the reporter does."""
-    return lambda: write_reporter_state(host.home, "t-1", trace)
+def leave(host: Host, status: FinalStatus | None) -> None:
+    """Leave a trace as the reporter does."""
+    write_reporter_state(host.home, "t-1", ReporterState(final=status))
 
 
 def logs(host: Host) -> list[dict[str, Any]]:
-    """Give the logs that were handed in."""
+    """Return the logs that were submitted."""
     return [call.body for call in host.orchestrator.called(LOGS)]
+
+
+def report_paths(host: Host) -> list[str]:
+    """Return the paths of the reports, in their order."""
+    paths = [call.request.target for call in host.orchestrator.calls]
+    return [path for path in paths if path in {LOGS, STATUS}]
 
 
 # The final word
 
 
-@pytest.mark.parametrize("is_sent", [True, False])
-async def test_success_that_the_agent_told_stands_though_its_container_failed(
-    host: Host,
-    is_sent: bool,  # noqa: FBT001 - pytest passes it
-) -> None:
-    trace = ReporterState(final=said("success", is_sent=is_sent))
-    end = await ended(host, "[fail 3]", leaving(host, trace))
-
-    assert (end["status"], end["progress"]) == ("success", 100.0)
-    told, _, found = end["message"].partition("\n\n")
-    assert told == "by the agent"
-    assert found.startswith("Its container, after that: failed: exit code 3")
-    assert host.rows("SELECT end_reason FROM tasks") == [{"end_reason": "failed"}]
+AFTER = "\n\nIts container, after that: "
 
 
 @pytest.mark.parametrize("is_sent", [True, False])
-async def test_failure_that_the_agent_told_stands_though_its_container_did_not_fail(
+@pytest.mark.parametrize(
+    ("status", "message", "directives", "reported"),
+    [
+        ("success", "by the agent", "[fail 3]", f"by the agent{AFTER}failed: exit code 3"),
+        ("error", "by the agent", "", f"by the agent{AFTER}completed: "),
+        ("success", "by the agent", "", "by the agent"),
+        ("success", None, "", "completed: exit code 0"),
+    ],
+    ids=["container failed", "container did not fail", "both agree", "no message"],
+)
+async def test_final_report_of_the_agent_stands_with_what_its_container_did(  # noqa: PLR0913, PLR0917 - a table
     host: Host,
+    status: str,
+    message: str | None,
+    directives: str,
+    reported: str,
     is_sent: bool,  # noqa: FBT001 - pytest passes it
 ) -> None:
-    end = await ended(host, "", leaving(host, ReporterState(final=said("error", is_sent=is_sent))))
+    word = final(status, is_sent=is_sent, message=message)
+    end = await ended(host, directives, lambda: leave(host, word))
 
-    assert end["status"] == "error"
-    assert end["message"].startswith("by the agent\n\nIts container, after that: completed: ")
-    assert "progress" not in end
-
-
-async def test_word_that_agrees_with_the_container_is_told_as_it_is(host: Host) -> None:
-    end = await ended(host, "", leaving(host, ReporterState(final=said("success", is_sent=False))))
-
-    assert end["message"] == "by the agent"
+    assert (end["status"], end.get("progress")) == (status, 100.0 if status == "success" else None)
+    assert end["message"].startswith(reported)
+    assert (AFTER in end["message"]) == (AFTER in reported)
+    reason = "failed" if directives else "completed"
+    assert host.rows("SELECT end_reason FROM tasks") == [{"end_reason": reason}]
 
 
-async def test_word_without_a_message_has_the_runners(host: Host) -> None:
-    word = said("success", is_sent=False, message=None)
-    end = await ended(host, "", leaving(host, ReporterState(final=word)))
-
-    assert end["message"].startswith("completed: exit code 0")
-
-
-async def test_word_of_a_lost_container_stands(host: Host) -> None:
-    host.orchestrator.offer("t-1", "[hang]")
-    async with host.runner():
-        await host.wait_for_state("t-1", "running")
-        write_reporter_state(host.home, "t-1", ReporterState(final=said("success", is_sent=False)))
+async def test_final_report_of_a_lost_container_stands(host: Host) -> None:
+    async with host.running_task("[hang]"):
+        leave(host, final("success"))
         host.engine.vanish(container_of("t-1"))
-        end = await host.wait_for_end("t-1")
 
-    assert end["status"] == "success"
+        assert (await host.wait_for_end())["status"] == "success"
 
 
-async def test_word_is_kept_while_the_orchestrator_is_away(host: Host) -> None:
-    host.orchestrator.offer("t-1", "[wait-for go]")
-    async with host.runner():
-        await host.wait_for_state("t-1", "running")
-        write_reporter_state(host.home, "t-1", ReporterState(final=said("error", is_sent=False)))
+async def test_final_report_is_kept_while_the_orchestrator_is_away(host: Host) -> None:
+    async with host.running_task():
+        leave(host, final("error"))
         host.orchestrator.is_down = True
         host.let_go()
         await host.wait_for_state("t-1", "ended")
     host.orchestrator.is_down = False
     async with host.runner():
         await host.clock.advance(61)
-        end = await host.wait_for_end("t-1")
 
-    assert end["message"].startswith("by the agent")
+        assert (await host.wait_for_end())["message"].startswith("by the agent")
 
 
-async def test_word_that_was_planted_for_a_task_that_never_started_is_not_believed(
+async def test_final_report_that_was_planted_for_a_task_that_never_started_is_ignored(
     host: Host,
 ) -> None:
-    write_reporter_state(host.home, "t-1", ReporterState(final=said("success", is_sent=False)))
-    host.orchestrator.offer("t-1")
-    async with host.runner(run_args=("--no-such-flag",)):
-        end = await host.wait_for_end("t-1")
+    leave(host, final("success"))
+    end = await host.finish_task(run_args=("--no-such-flag",))
 
     assert end["status"] == "error"
     assert end["message"].startswith("unstartable: ")
 
 
 @pytest.mark.parametrize("status", [401, 413, 500])
-async def test_word_and_log_that_the_reporter_could_not_send_are_delivered_at_the_end(
+async def test_final_report_and_log_that_the_reporter_could_not_send_are_delivered_at_the_end(
     host: Host, crush: Crush, status: int
 ) -> None:
     crush.say("s1", text("There are 12."))
-    host.orchestrator.offer("t-1", PROMPT)
-    async with host.runner():
-        await host.wait_for_state("t-1", "running")
+    async with host.running_task(PROMPT):
         for path in (STATUS, LOGS):
             host.orchestrator.always(path, json_response({"detail": "not now"}, status))
         given = host.engine.variables[container_of("t-1")]
         job = replace(job_in({**given, "VICTORIA_HOME": str(host.home)}), prompt=PROMPT)
         async with OrchestratorClient(job.orchestrator_url) as orchestrator:
             reporter = Reporter(job, orchestrator, ReporterTimings(call_timeout_s=16))
-            answer = await reporter.finish("error", "12 sales are too few", submit_logs=True)
+            result = await reporter.finish("error", "12 sales are too few", submit_logs=True)
         for path in (STATUS, LOGS):
             host.orchestrator.always(path, None)
         host.let_go()
-        end = await host.wait_for_end("t-1")
+        end = await host.wait_for_end()
         await host.wait_for_state("t-1", "closed")
 
-    assert str(answer["error"]).startswith(f"cannot report 'error': HTTP {status}: not now")
+    assert str(result["error"]).startswith(f"cannot report 'error': HTTP {status}: not now")
     assert (end["status"], end["crush_session_id"]) == ("error", "s1")
     assert end["message"].startswith("12 sales are too few\n\nIts container, after that: completed")
     assert logs(host)[-1]["session"]["messages"][-1]["content"] == "There are 12."
     assert host.rows("SELECT * FROM outbox") == []
 
 
-# What is no trace
+# What is not a trace
 
 
 @pytest.mark.parametrize("what", ["no JSON", "a pipe", "a link"])
-async def test_what_is_no_trace_changes_nothing(
+async def test_what_is_not_a_trace_changes_nothing(
     host: Host, log: pytest.LogCaptureFixture, what: str
 ) -> None:
-    def leave() -> None:
+    def leave_something_else() -> None:
         place = host.home / "tasks" / "t-1" / "reporter.json"
         place.parent.mkdir(parents=True, exist_ok=True)
         if what == "a pipe":
@@ -201,7 +186,7 @@ async def test_what_is_no_trace_changes_nothing(
         else:
             place.write_text("success!")
 
-    end = await ended(host, "[fail 3]", leave)
+    end = await ended(host, "[fail 3]", leave_something_else)
 
     assert end["status"] == "error"
     assert end["message"].startswith("failed: exit code 3")
@@ -211,54 +196,41 @@ async def test_what_is_no_trace_changes_nothing(
 # The log
 
 
-async def test_log_that_was_not_handed_in_is_before_the_end(host: Host, crush: Crush) -> None:
+@pytest.mark.parametrize("agent_ended", [True, False])
+async def test_log_that_was_not_submitted_is_submitted_before_the_end(
+    host: Host,
+    crush: Crush,
+    agent_ended: bool,  # noqa: FBT001 - pytest passes it
+) -> None:
     crush.say("s1", text("There are 12."))
-    end = await ended(host)
+    word = final("success", is_sent=True) if agent_ended else None
+    end = await ended(host, "", lambda: leave(host, word))
 
     session = await read_session(crush.path, "s1")
     assert session is not None
     assert logs(host) == [log_body("t-1", session)]
     assert end["crush_session_id"] == "s1"
-    paths = [call.request.target for call in host.orchestrator.calls]
-    assert [path for path in paths if path in {LOGS, STATUS}] == [STATUS, LOGS, STATUS]
+    assert report_paths(host) == [STATUS, LOGS, STATUS]
 
 
-async def test_log_that_was_handed_in_before_the_final_word_is_not_again(
-    host: Host, crush: Crush
-) -> None:
-    crush.say("s1", text("Crush writes on after that."))
-    trace = ReporterState("the-digest-of-then", "s1", said("success", is_sent=True))
-    end = await ended(host, "", leaving(host, trace))
-
-    assert logs(host) == []
-    assert end["crush_session_id"] == "s1"
-
-
-@pytest.mark.parametrize("goes_on", [True, False])
-async def test_log_without_a_final_word_is_handed_in_again_if_it_has_grown(
-    host: Host,
-    crush: Crush,
-    goes_on: bool,  # noqa: FBT001 - pytest passes it
+@pytest.mark.parametrize("trace", ["final report", "same log", "shorter log"])
+async def test_log_that_was_submitted_is_submitted_again_if_it_has_grown_before_a_final_report(
+    host: Host, crush: Crush, trace: str
 ) -> None:
     session = await read_session(crush.path, "s1")
     assert session is not None
-    trace = ReporterState(digest_of(session), "s1")
-    if goes_on:
+    word = final("success", is_sent=True) if trace == "final report" else None
+    state = ReporterState(digest_of(session), "s1", word)
+    if trace != "same log":
         crush.say("s1", text("more"))
-    await ended(host, "", leaving(host, trace))
+    end = await ended(host, "", lambda: write_reporter_state(host.home, "t-1", state))
 
-    assert len(logs(host)) == (1 if goes_on else 0)
-
-
-@pytest.mark.usefixtures("crush")
-async def test_log_is_handed_in_though_the_agent_told_its_end_without(host: Host) -> None:
-    await ended(host, "", leaving(host, ReporterState(final=said("success", is_sent=True))))
-
-    assert [body["session"]["id"] for body in logs(host)] == ["s1"]
+    assert len(logs(host)) == (1 if trace == "shorter log" else 0)
+    assert end["crush_session_id"] == "s1"
 
 
 @pytest.mark.usefixtures("crush")
-async def test_end_is_told_though_the_log_is_refused(host: Host) -> None:
+async def test_end_is_reported_though_the_log_is_refused(host: Host) -> None:
     host.orchestrator.always(LOGS, json_response({"detail": "too long"}, 413))
     end = await ended(host)
 
@@ -289,7 +261,7 @@ async def test_task_whose_agent_began_no_session_is_not_given_the_one_of_its_twi
 
 
 @pytest.mark.parametrize(
-    ("other", "said", "count"),
+    ("other", "prompt", "count"),
     [
         (PROMPT, PROMPT, 0),
         (f"{PROMPT} [hang]", f"{PROMPT} [hang]", 0),
@@ -297,18 +269,21 @@ async def test_task_whose_agent_began_no_session_is_not_given_the_one_of_its_twi
     ],
     ids=["the same prompt", "a prompt that contains ours", "another prompt"],
 )
-async def test_session_without_a_mark_is_handed_in_if_no_task_beside_can_have_begun_it(
-    host: Host, crush: Crush, other: str, said: str, count: int
+async def test_session_without_a_mark_is_submitted_if_no_task_beside_can_have_begun_it(
+    host: Host, crush: Crush, other: str, prompt: str, count: int
 ) -> None:
-    crush.begin("s2", prompt=said)
+    crush.begin("s2", prompt=prompt)
     crush.connection.execute("DELETE FROM sessions WHERE id = 's1'")
     host.orchestrator.offer("t-1", PROMPT)
     host.orchestrator.offer("t-2", other)
     async with host.runner(max_tasks=2):
         await host.wait_for_state("t-1", "running")
         await host.wait_for_state("t-2", "running")
+        # A task that is closed has no prompt any more: neither may be before both logs are found.
+        host.engine.break_("remove", EngineSilent("no answer"))
         host.let_go()
-        await host.wait_for_end("t-1")
+        ending = ("t-1", "t-2") if other == PROMPT else ("t-1",)
+        await until(lambda: all(host.orchestrator.ends(task_id) for task_id in ending))
 
     assert len(logs(host)) == count
 
@@ -317,16 +292,15 @@ async def test_session_that_was_begun_after_the_container_had_ended_is_not_the_t
     host: Host, crush: Crush
 ) -> None:
     crush.connection.execute("DELETE FROM sessions")
-    host.orchestrator.offer("t-1", PROMPT)
-    async with host.runner():
-        await host.wait_for_state("t-1", "running")
+    async with host.running_task(PROMPT):
+        pass
     host.let_go()
     with anyio.fail_after(DEADLINE_S):
         await host.engine.wait(container_of("t-1"))
     host.clock.suspend(60)
     crush.begin("s2", int(host.clock.wall_s()), prompt=PROMPT)
     async with host.runner():
-        await host.wait_for_end("t-1")
+        await host.wait_for_end()
 
     assert logs(host) == []
 
@@ -336,49 +310,36 @@ async def test_what_is_secret_leaves_neither_in_the_log_nor_in_the_agents_word(
 ) -> None:
     env_file = host.folder / "env"
     env_file.write_text("API_PASSWORD=hunter2-hunter2\n")
-    host.orchestrator.offer("t-1", PROMPT)
-    async with host.runner(env_file=env_file):
-        await host.wait_for_state("t-1", "running")
+    async with host.running_task(PROMPT, env_file=env_file):
         variables = host.engine.variables[container_of("t-1")]
         key = variables["NODE_API_KEY"]
         crush.say("s1", text(f"NODE_API_KEY={key} API_PASSWORD=hunter2-hunter2"))
-        word = FinalStatus(TaskStatus.SUCCESS, f"I found {key}!", None, is_sent=False)
-        write_reporter_state(host.home, "t-1", ReporterState(final=word))
+        leave(host, final("success", message=f"It is {key}!"))
         host.let_go()
-        end = await host.wait_for_end("t-1")
+        end = await host.wait_for_end()
 
     (log,) = logs(host)
     assert log["session"]["messages"][-1]["content"] == "NODE_API_KEY=*** API_PASSWORD=***"
-    assert end["message"] == "I found ***!"
+    assert end["message"] == "It is ***!"
     assert variables["VICTORIA_SECRETS"] == "API_PASSWORD"
 
 
 # Two transactions: the outcome, then its log and status
 
 
-class Unfinished:
-    """A transaction of Crush that is under way: its database is not read meanwhile."""
-
-    def __init__(self, database: Path) -> None:
-        self._journal = database.with_name("crush.db-journal")
-        self._journal.write_text("not empty")
-
-    def end(self) -> None:
-        """Be over."""
-        self._journal.unlink()
-
-
 @pytest.fixture
-def unfinished(crush: Crush) -> Unfinished:
-    """Begin such a transaction."""
-    return Unfinished(crush.path)
+def end_transaction(crush: Crush) -> Callable[[], None]:
+    """Begin a transaction of Crush, and return what ends it; until then nothing is read."""
+    journal = crush.path.with_name("crush.db-journal")
+    journal.write_text("not empty")
+    return journal.unlink
 
 
 PENDING = {"state": "ended", "end_reason": "completed", "log_pending": 1}
 
 
 async def wait_until_log_is_pending(host: Host) -> None:
-    """Run the task to its outcome; nothing of it may be reported while its log is looked for."""
+    """Run the task to its outcome, which is not reported while its log is searched for."""
     await host.wait_for_state("t-1", "running")
     host.let_go()
     await host.wait_for_state("t-1", "ended")
@@ -390,49 +351,44 @@ async def wait_until_log_is_pending(host: Host) -> None:
 @pytest.mark.parametrize("once", [False, True], ids=["serving", "draining"])
 async def test_outcome_is_written_down_first_and_its_status_waits_for_the_log(
     host: Host,
-    unfinished: Unfinished,
+    end_transaction: Callable[[], None],
     once: bool,  # noqa: FBT001 - pytest passes it
 ) -> None:
     host.orchestrator.offer("t-1", PROMPT)
     async with host.runner(once=once) as life:
         await wait_until_log_is_pending(host)
-        unfinished.end()
-        end = await host.wait_for_end("t-1")
+        end_transaction()
+        end = await host.wait_for_end()
         if once:
             assert await life.end() == 0
 
     assert end["crush_session_id"] == "s1"
-    paths = [call.request.target for call in host.orchestrator.calls]
-    assert [path for path in paths if path in {LOGS, STATUS}] == [STATUS, LOGS, STATUS]
+    assert report_paths(host) == [STATUS, LOGS, STATUS]
 
 
 async def test_log_that_a_runner_had_not_looked_for_is_looked_for_by_the_next(
-    host: Host, unfinished: Unfinished
+    host: Host, end_transaction: Callable[[], None]
 ) -> None:
-    host.orchestrator.offer("t-1", PROMPT)
-    async with host.runner():
-        await host.wait_for_state("t-1", "running")
-        write_reporter_state(host.home, "t-1", ReporterState(final=said("error", is_sent=False)))
+    async with host.running_task(PROMPT):
+        leave(host, final("error"))
         await wait_until_log_is_pending(host)
-    unfinished.end()
+    end_transaction()
     async with host.runner():
-        end = await host.wait_for_end("t-1")
+        end = await host.wait_for_end()
 
     assert (end["status"], end["crush_session_id"]) == ("error", "s1")
     assert end["message"].startswith("by the agent\n\nIts container, after that: completed: ")
     assert len(logs(host)) == 1
 
 
-@pytest.mark.usefixtures("unfinished")
+@pytest.mark.usefixtures("end_transaction")
 async def test_status_does_not_wait_for_a_log_beyond_its_time(
     host: Host, log: pytest.LogCaptureFixture
 ) -> None:
-    host.orchestrator.offer("t-1", PROMPT)
     timings = replace(DEFAULT_TIMINGS, final_log_timeout_s=0.3)
-    async with host.runner(timings=timings):
-        await host.wait_for_state("t-1", "running")
+    async with host.running_task(PROMPT, timings=timings):
         host.let_go()
-        end = await host.wait_for_end("t-1")
+        end = await host.wait_for_end()
 
     assert end["message"].startswith("completed: exit code 0")
     assert logs(host) == []
@@ -440,14 +396,12 @@ async def test_status_does_not_wait_for_a_log_beyond_its_time(
 
 
 async def test_final_word_of_the_agent_stands_though_its_engine_is_silent_after_a_restart(
-    host: Host, unfinished: Unfinished
+    host: Host, end_transaction: Callable[[], None]
 ) -> None:
-    host.orchestrator.offer("t-1", PROMPT)
-    async with host.runner():
-        await host.wait_for_state("t-1", "running")
-        write_reporter_state(host.home, "t-1", ReporterState(final=said("error", is_sent=False)))
+    async with host.running_task(PROMPT):
+        leave(host, final("error"))
         await wait_until_log_is_pending(host)
-    unfinished.end()
+    end_transaction()
     host.engine.break_("inspect", EngineSilent("no answer"))
     async with host.runner(timings=replace(DEFAULT_TIMINGS, final_log_timeout_s=0.3)):
         await until(lambda: host.orchestrator.taken[-1]["status"] == "error")
@@ -455,22 +409,8 @@ async def test_final_word_of_the_agent_stands_though_its_engine_is_silent_after_
     assert host.orchestrator.taken[-1]["message"].startswith("by the agent")
 
 
-@pytest.mark.parametrize("kind", SCHEMAS)
-async def test_hostile_database_keeps_no_task_from_its_end(host: Host, kind: str) -> None:
-    host.orchestrator.offer("t-1", PROMPT)
-    host.orchestrator.offer("t-2", "[print-line and on]")
-    with hostile_crush(host.home / ".crush" / "crush.db", kind):
-        async with host.runner():
-            await host.wait_for_state("t-1", "running")
-            host.let_go()
-            first = await host.wait_for_end("t-1")
-            second = await host.wait_for_end("t-2")
-
-    assert (first["status"], second["status"]) == ("success", "success")
-
-
 def refusing_over(most_bytes: int, host: Host) -> Callable[[], object]:
-    """Give what has the orchestrator take only short logs from then on."""
+    """Return what has the orchestrator refuse long logs from then on."""
 
     async def answer(stream: ByteStream) -> None:
         size = int(host.orchestrator.calls[-1].request.headers["content-length"])
@@ -482,7 +422,7 @@ def refusing_over(most_bytes: int, host: Host) -> Callable[[], object]:
     return lambda: host.orchestrator.always(LOGS, answer)
 
 
-async def test_log_that_is_refused_as_too_long_is_cut_and_handed_in(
+async def test_log_that_is_refused_as_too_long_is_truncated_and_submitted(
     host: Host, crush: Crush
 ) -> None:
     most_bytes = 1 << 20

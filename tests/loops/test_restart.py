@@ -9,26 +9,12 @@ import pytest
 
 from runner.engine.base import ContainerSpec
 from runner.errors import EngineError
-from runner.journal.journal import open_journal
-from runner.model import (
-    Assignment,
-    EndReason,
-    Identity,
-    Limits,
-    Outcome,
-    Registration,
-    Report,
-    TaskState,
-)
-from runner.node import node_description
-from runner.redaction import Secret
+from runner.model import Limits, TaskState
 from runner.state_dir import run_folder
-from runner.tasks.outcome import final_report
 from runner.workspace.download import CONTAINER_HOME
 from tests.harness.host import IMAGE, container_of
-from tests.harness.orchestrator import LOGS, STATUS
-from tests.harness.server import http
 from tests.harness.until import until
+from tests.loops.left import leave_task
 
 if TYPE_CHECKING:
     from tests.harness.host import Host
@@ -47,7 +33,7 @@ GONE = "lost: container is gone (host restarted?)"
 
 @dataclass(frozen=True)
 class Row:
-    """What is found at a start, and what must come of it."""
+    """What there is at a start, and what must come of it."""
 
     state: TaskState
     container: str
@@ -108,30 +94,6 @@ TABLE = [
 ENDED = [NONE, CREATED, STILL, GOOD, BAD, VANISHED]
 
 
-async def leave_behind(host: Host, state: TaskState, *, other_boot: bool = False) -> None:
-    """Write the journal that a runner left which had come so far with the task."""
-    settings = host.settings()
-    journal, _ = open_journal(host.state_dir, "now")
-    identity = Identity("node-1", Secret("node-key-1"))
-    host.orchestrator.keys.add("node-key-1")
-    now = host.clock.wall_s()
-    try:
-        registration = Registration(identity, node_description(settings))
-        await journal.store_registration(registration, settings.orchestrator_url, now)
-        await journal.accept(Assignment("t-1", GOOD, settings.orchestrator_url, 60), identity, now)
-        if state is not ACCEPTED:
-            boot_id = "boot-0" if other_boot else host.clock.boot_id
-            await journal.start("t-1", boot_id, host.engine.kind)
-        if state in {RUNNING, TaskState.ENDED}:
-            await journal.run("t-1", "c0ffee", now, host.clock.uptime_s() + 60)
-        if state is TaskState.ENDED:
-            end = Outcome(EndReason.FAILED, "failed: exit code 9", 9)
-            session = Report("logs", {"job_id": "t-1", "task_id": "t-1", "session": {}})
-            await journal.end("t-1", end, [session, final_report("t-1", end, now)], now)
-    finally:
-        journal.close_file()
-
-
 async def leave_container(host: Host, container: str) -> None:
     """Have the container that the earlier runner started, as it is now."""
     if container == NONE:
@@ -161,7 +123,7 @@ async def leave_container(host: Host, container: str) -> None:
 async def test_task_is_brought_to_its_true_end_and_was_started_once_at_most(
     host: Host, row: Row
 ) -> None:
-    await leave_behind(host, row.state, other_boot=row.other_boot)
+    await leave_task(host, row.state, other_boot=row.other_boot)
     await leave_container(host, row.container)
     if row.cid_file:
         run_folder(host.state_dir).mkdir()
@@ -171,10 +133,10 @@ async def test_task_is_brought_to_its_true_end_and_was_started_once_at_most(
             await host.wait_for_state("t-1", "running")
             await host.clock.settle()
             host.let_go()
-        end = await host.wait_for_end("t-1")
+        end = await host.wait_for_end()
 
-    said = "success" if end["status"] == "success" else end["message"]
-    assert said.startswith(row.end)
+    outcome = "success" if end["status"] == "success" else end["message"]
+    assert outcome.startswith(row.end)
     assert host.starts_of("t-1") == row.starts
     assert await host.engine.inspect(container_of("t-1")) is None
     assert not list(run_folder(host.state_dir).iterdir())
@@ -184,71 +146,52 @@ async def test_task_is_brought_to_its_true_end_and_was_started_once_at_most(
 async def test_ended_task_is_reported_and_its_container_removed_whatever_it_is(
     host: Host, container: str
 ) -> None:
-    await leave_behind(host, TaskState.ENDED)
+    await leave_task(host, TaskState.ENDED)
     await leave_container(host, container)
     starts = host.starts_of("t-1")
     async with host.runner():
-        end = await host.wait_for_end("t-1")
+        end = await host.wait_for_end()
 
     assert end["message"] == "failed: exit code 9"
     assert host.starts_of("t-1") == starts
     assert await host.engine.inspect(container_of("t-1")) is None
 
 
-async def test_reports_left_behind_keep_their_order_though_the_first_fails(host: Host) -> None:
-    await leave_behind(host, TaskState.ENDED)
-    host.orchestrator.then(LOGS, http(503))
-    async with host.runner():
-        await host.pass_time_until_closed("t-1")
-
-    told = [call.request.target for call in host.orchestrator.calls]
-    assert [path for path in told if path in {LOGS, STATUS}] == [LOGS, LOGS, STATUS]
-
-
-async def test_adopted_task_has_what_is_left_of_its_time(host: Host) -> None:
-    host.orchestrator.offer("t-1", "[hang]", timeout_seconds=100)
-    async with host.runner():
-        await host.wait_for_state("t-1", "running")
-        await host.clock.settle()
-        await host.clock.advance(60)
-    async with host.runner():
-        await host.clock.advance(30)
-        assert host.state_of("t-1") == "running"
-        await host.clock.advance(11)
-
-        assert (await host.wait_for_end("t-1"))["message"].startswith("timed_out: ")
-    assert host.starts_of("t-1") == 1
-
-
-@pytest.mark.parametrize("by_s", [HOUR_S, -HOUR_S], ids=["forth", "back"])
-async def test_adopted_task_has_what_is_left_of_its_time_though_the_clock_was_set_by_an_hour(
-    host: Host, by_s: float
+@pytest.mark.parametrize(
+    ("by_s", "is_journal_lost"),
+    [(0, False), (HOUR_S, False), (-HOUR_S, False), (0, True)],
+    ids=["same clock", "clock set forth", "clock set back", "journal lost"],
+)
+async def test_adopted_task_has_what_is_left_of_its_time_though_the_clock_was_set(
+    host: Host,
+    by_s: float,
+    is_journal_lost: bool,  # noqa: FBT001 - pytest passes it
 ) -> None:
-    host.orchestrator.offer("t-1", "[hang]", timeout_seconds=600)
-    async with host.runner():
-        await host.wait_for_state("t-1", "running")
+    async with host.running_task("[hang]", {"timeout_seconds": 600}):
+        await host.clock.settle()
         await host.clock.advance(300)
     host.clock.set_wall(by_s)
+    if is_journal_lost:
+        host.damage_journal()
     async with host.runner():
         await host.clock.advance(299)
         assert host.state_of("t-1") == "running"
         await host.clock.advance(2)
 
-        assert (await host.wait_for_end("t-1"))["message"].startswith("timed_out: ")
+        assert (await host.wait_for_end())["message"].startswith("timed_out: ")
     assert host.starts_of("t-1") == 1
 
 
 async def test_time_that_is_up_at_the_start_ends_the_task_at_once(host: Host) -> None:
-    host.orchestrator.offer("t-1", "[hang]", timeout_seconds=100)
-    async with host.runner():
-        await host.wait_for_state("t-1", "running")
+    async with host.running_task("[hang]", {"timeout_seconds": 100}):
+        pass
     await host.clock.advance(500)
     async with host.runner():
-        assert (await host.wait_for_end("t-1"))["message"].startswith("timed_out: ")
+        assert (await host.wait_for_end())["message"].startswith("timed_out: ")
 
 
 async def test_task_taken_over_occupies_its_slot_before_work_is_asked_for(host: Host) -> None:
-    await leave_behind(host, RUNNING)
+    await leave_task(host, RUNNING)
     await leave_container(host, STILL)
     host.orchestrator.offer("t-2")
     async with host.runner():

@@ -1,6 +1,8 @@
-"""The program itself: its first start, its end, and what it says when it cannot start."""
+"""The program itself: its first start, its end, and its message when it cannot start."""
 
+import json
 import os
+import pty
 import re
 import resource
 import signal
@@ -9,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -23,37 +25,42 @@ ADMIN = {"ADMIN_API_KEY": "key-from-outside"}
 
 
 class Program:
-    """`python -m orchestrator` on a free port."""
+    """`python -m orchestrator` on a free port; its standard output is a pipe or a terminal."""
 
-    def __init__(self, data_dir: Path, environment: Mapping[str, str], *options: str) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        environment: Mapping[str, str],
+        *options: str,
+        has_terminal: bool = False,
+    ) -> None:
         command = [sys.executable, "-m", "orchestrator", "--port=0", f"--data-dir={data_dir}"]
         self._log = data_dir.with_name("orchestrator.log").open("w+")
+        reading, writing = pty.openpty() if has_terminal else os.pipe()
         self.process = subprocess.Popen(
             [*command, *options],
             cwd=REPOSITORY,
             env={"PATH": os.environ["PATH"], **environment},
-            stdout=subprocess.PIPE,
+            stdout=writing,
             stderr=self._log,
-            text=True,
         )
-        self.said: list[str] = []
-        """Its lines on standard output, down to the one that says where it listens."""
-        for line in self.process.stdout or []:
-            self.said.append(line.rstrip("\n"))
-            if line.startswith("listening on "):
-                break
-        self.url = self.said[-1].removeprefix("listening on ") if self.said else ""
+        os.close(writing)
+        self._output = os.fdopen(reading, "r")
+        self.lines = list(self._lines_of_start())
+        """Its lines on standard output, down to the one with its address."""
+        self.url = self.lines[-1].removeprefix("listening on ") if self.lines else ""
 
-    def secret(self, variable: str) -> str:
-        """Give a secret that it has shown."""
-        shown = [line for line in self.said if line.startswith(f"{variable}=")]
-        return shown[0].partition("=")[2]
+    def _lines_of_start(self) -> Iterator[str]:
+        with suppress(OSError):  # a terminal whose other end is closed
+            while line := self._output.readline():
+                yield line.rstrip("\n")
+                if line.startswith("listening on "):
+                    return
 
     def end(self) -> tuple[int, str]:
-        """Wait for its end; give the exit code and what it logged."""
+        """Wait for its end; return the exit code and its log."""
         code = self.process.wait(DEADLINE_S)
-        if self.process.stdout:
-            self.process.stdout.close()
+        self._output.close()
         self._log.seek(0)
         log = self._log.read()
         self._log.close()
@@ -62,9 +69,12 @@ class Program:
 
 @contextmanager
 def _running(
-    data_dir: Path, environment: Mapping[str, str] | None = None, *options: str
+    data_dir: Path,
+    environment: Mapping[str, str] | None = None,
+    *options: str,
+    has_terminal: bool = False,
 ) -> Iterator[Program]:
-    program = Program(data_dir, environment or {}, *options)
+    program = Program(data_dir, environment or {}, *options, has_terminal=has_terminal)
     try:
         yield program
     finally:
@@ -88,34 +98,93 @@ def _admin(url: str, key: str, path: str = "/nodes") -> httpx.Response:
     return httpx.get(f"{url}{path}", headers=headers, timeout=DEADLINE_S, trust_env=False)
 
 
-def _client(url: str, headers: Mapping[str, str] | None = None) -> httpx.Client:
-    return httpx.Client(base_url=url, headers=headers, timeout=DEADLINE_S, trust_env=False)
+def _client(
+    url: str, headers: Mapping[str, str] | None = None, *, follow_redirects: bool = False
+) -> httpx.Client:
+    return httpx.Client(
+        base_url=url,
+        headers=headers,
+        timeout=DEADLINE_S,
+        trust_env=False,
+        follow_redirects=follow_redirects,
+    )
 
 
 def _mode(path: Path) -> int:
     return path.stat().st_mode & 0o777
 
 
-def test_secrets_are_made_and_shown_on_the_first_start_only(tmp_path: Path) -> None:
+def _kept(data_dir: Path) -> tuple[str, str]:
+    token, key = data_dir / "registration-token", data_dir / "admin-key"
+    return token.read_text().strip(), key.read_text().strip()
+
+
+def test_secrets_are_generated_on_the_first_start_and_kept(tmp_path: Path) -> None:
     data_dir = tmp_path / "data"
     with _running(data_dir) as first:
-        token, key = first.secret("REGISTRATION_TOKEN"), first.secret("ADMIN_API_KEY")
-        assert len(first.said) == 3
+        token, key = _kept(data_dir)
+        # A journal would keep what is printed where there is no terminal.
+        assert first.lines == [
+            f"REGISTRATION_TOKEN is in {data_dir}/registration-token",
+            f"ADMIN_API_KEY is in {data_dir}/admin-key",
+            f"dashboard: {first.url}/dashboard",
+            f"listening on {first.url}",
+        ]
         node = ok(_register(first.url, token))
         assert _mode(data_dir) == 0o700
         modes = {path.name: _mode(path) for path in data_dir.iterdir() if path.is_file()}
         assert {"registration-token", "admin-key", "orchestrator.db"} <= set(modes)
         assert set(modes.values()) == {0o600}
     with _running(data_dir) as second:
-        assert len(second.said) == 1
         assert [shown["id"] for shown in _admin(second.url, key).json()] == [node["id"]]
         assert _register(second.url, token).status_code == 200
+
+
+def test_terminal_shows_secrets_once(tmp_path: Path) -> None:
+    data_dir = tmp_path / "data"
+    with _running(data_dir, has_terminal=True) as first:
+        token, key = _kept(data_dir)
+        assert first.lines == [
+            f"REGISTRATION_TOKEN={token}",
+            f"ADMIN_API_KEY={key}",
+            f"dashboard: {first.url}/dashboard",
+            f"listening on {first.url}",
+        ]
+    with _running(data_dir, has_terminal=True) as second:
+        assert second.lines == [
+            f"REGISTRATION_TOKEN is in {data_dir}/registration-token",
+            f"ADMIN_API_KEY is in {data_dir}/admin-key",
+            f"dashboard: {second.url}/dashboard",
+            f"listening on {second.url}",
+        ]
+
+
+def test_start_that_fails_does_not_use_up_the_showing(tmp_path: Path) -> None:
+    data_dir = tmp_path / "data"
+    url = "postgresql://user@127.0.0.1:1/name"
+    database = {"VICTORIA_ORCHESTRATOR_DATABASE_URL": url}
+    failed = Program(data_dir, database, has_terminal=True)
+    assert failed.end()[0] == 78
+    assert failed.lines == []
+    with _running(data_dir, has_terminal=True) as program:
+        assert f"ADMIN_API_KEY={_kept(data_dir)[1]}" in program.lines
+
+
+def test_root_leads_to_the_dashboard(tmp_path: Path) -> None:
+    with (
+        _running(tmp_path / "data", TOKEN | ADMIN) as program,
+        _client(program.url, follow_redirects=True) as browser,
+    ):
+        page = browser.get("/")
+        assert str(page.url) == program.lines[0].removeprefix("dashboard: ")
+    assert page.status_code == 200
+    assert page.headers["content-type"].startswith("text/html")
 
 
 def test_secrets_from_the_environment_are_neither_shown_nor_kept(tmp_path: Path) -> None:
     data_dir = tmp_path / "data"
     with _running(data_dir, TOKEN | ADMIN) as program:
-        assert len(program.said) == 1
+        assert len(program.lines) == 2
         assert _register(program.url, TOKEN["REGISTRATION_TOKEN"]).status_code == 200
         assert _admin(program.url, ADMIN["ADMIN_API_KEY"]).status_code == 200
     assert not (data_dir / "registration-token").exists()
@@ -130,7 +199,7 @@ def test_empty_registration_token_disables_registration(tmp_path: Path) -> None:
 
 def test_log_holds_no_secret_and_no_prompt(tmp_path: Path) -> None:
     with _running(tmp_path / "data", {}, "--log-level=debug") as program:
-        token, key = program.secret("REGISTRATION_TOKEN"), program.secret("ADMIN_API_KEY")
+        token, key = _kept(tmp_path / "data")
         node_key = ok(_register(program.url, token))["api_key"]
         _register(program.url, "a-wrong-token")
         _admin(program.url, "a-wrong-key")
@@ -138,9 +207,32 @@ def test_log_holds_no_secret_and_no_prompt(tmp_path: Path) -> None:
             admin.post("/tasks", json={"prompt": "the-prompt"})
         program.process.terminate()
         _, log = program.end()
-    assert "Started server process" in log
+    for message in ("server started", "node registered", "task created", "request refused"):
+        assert message in log
     for secret in (token, key, node_key, "a-wrong-token", "a-wrong-key", "the-prompt"):
         assert secret not in log
+
+
+def test_log_is_text_or_json_with_one_event_on_each_line(tmp_path: Path) -> None:
+    logs = []
+    for options in ((), ("--log-format=json",)):
+        with _running(tmp_path / "data", TOKEN | ADMIN, *options) as program:
+            ok(_register(program.url, TOKEN["REGISTRATION_TOKEN"]))
+            program.process.terminate()
+            logs.append(program.end()[1].splitlines())
+    text, as_json = logs
+    line = re.compile(
+        r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z INFO (server|node) [a-z]+( \w+=\S+)*"
+    )
+    assert all(line.fullmatch(one) for one in text), text
+    events = [json.loads(one) for one in as_json]
+    assert [event["message"] for event in events] == [
+        "server started",
+        "node registered",
+        "server stopping",
+        "server stopped",
+    ]
+    assert len(text) == len(events)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +276,7 @@ def test_log_holds_no_key_though_it_is_made_used_and_rotated(tmp_path: Path) -> 
         program.process.terminate()
         _, log = program.end()
     assert codes == [403, 429, 401, 401, 401, 401]
-    assert "Started server process" in log
+    assert "key rotated" in log
     for secret in (*secrets, *TOKEN.values(), *ADMIN.values()):
         assert secret not in log
 
@@ -253,7 +345,7 @@ def test_as_many_files_may_be_open_as_the_system_allows(tmp_path: Path) -> None:
 
 
 def test_few_open_files_are_one_sentence_that_says_for_how_many_nodes_they_do() -> None:
-    call = "from orchestrator.open_files import open_as_many_as_allowed as o; o()"
+    call = "from orchestrator.server import open_as_many_as_allowed as o; o()"
     done = subprocess.run(
         ["bash", "-c", f"ulimit -n 500; exec {sys.executable} -c '{call}'"],
         cwd=REPOSITORY,
@@ -268,7 +360,7 @@ def test_few_open_files_are_one_sentence_that_says_for_how_many_nodes_they_do() 
 def _fails(tmp_path: Path, environment: Mapping[str, str], *options: str) -> tuple[int, str]:
     program = Program(tmp_path / "data", environment, *options)
     code, log = program.end()
-    assert program.said == []
+    assert program.lines == []
     assert "Traceback" not in log
     return code, log.strip().splitlines()[-1]
 
@@ -286,12 +378,12 @@ def test_second_server_on_one_folder_refuses_in_one_sentence(tmp_path: Path) -> 
     with _running(tmp_path / "data", TOKEN | ADMIN):
         code, sentence = _fails(tmp_path, TOKEN | ADMIN)
         assert code == 78
-        assert "another orchestrator is at work with it" in sentence
+        assert "another orchestrator is using it" in sentence
     with _running(tmp_path / "data", TOKEN | ADMIN):
         pass  # the folder is free again
 
 
-@pytest.mark.parametrize("database_url", [None, "mysql://x"])
+@pytest.mark.parametrize("database_url", [None, "mysql://x", "postgresql://u@127.0.0.1:1/n"])
 def test_server_that_is_refused_makes_no_secrets(tmp_path: Path, database_url: str | None) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = f"--port={taken.getsockname()[1]}"
@@ -341,7 +433,7 @@ def test_secret_file_that_is_empty_is_one_sentence(tmp_path: Path, name: str) ->
     known = ADMIN if name == "registration-token" else TOKEN
     code, sentence = _fails(tmp_path, known)
     assert code == 78
-    assert sentence.endswith(f"{name} is empty: remove it to have a new one made")
+    assert sentence.endswith(f"{name} is empty: remove it to have a new one generated")
 
 
 def test_empty_admin_key_is_one_sentence(tmp_path: Path) -> None:
@@ -350,6 +442,20 @@ def test_empty_admin_key_is_one_sentence(tmp_path: Path) -> None:
         78,
         "Error: ADMIN_API_KEY is empty: give it a value or unset it",
     )
+
+
+def test_admin_key_that_can_be_guessed_is_one_sentence(tmp_path: Path) -> None:
+    code, sentence = _fails(tmp_path, {**TOKEN, "ADMIN_API_KEY": "fifteen-letters"})
+    assert code == 78
+    assert sentence.startswith("Error: ADMIN_API_KEY is shorter than 16 characters")
+
+
+def test_registration_token_that_can_be_guessed_is_a_warning(tmp_path: Path) -> None:
+    with _running(tmp_path / "data", {"REGISTRATION_TOKEN": "secret", **ADMIN}) as program:
+        assert _register(program.url, "secret").status_code == 200
+        program.process.terminate()
+        _, log = program.end()
+    assert "WARNING REGISTRATION_TOKEN could be guessed: use 16 characters or more" in log
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ CHECKING = ("--max-examples=10", "--seed=1", "--no-shrink", "--continue-on-failu
 # By default it reports ten seconds without a response as a fault of the server.
 TIMEOUT = "--request-timeout=120"
 
-# DELETE cancels a task, which can be read afterwards. "cleanup" and "audit" are also ids, of nothing.
+# DELETE cancels a task, which can be read afterwards.
+# "cleanup" and "audit" are ids of nothing.
 # In a multipart body any value is a file.
 EXCEPTIONS = """
 [[operations]]

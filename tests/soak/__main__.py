@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import secrets
 import shutil
 import signal
@@ -14,24 +15,17 @@ from typing import NoReturn
 
 from tests.engines import Engine, NoEngineError, check_answering, named_engines, named_image
 from tests.soak.run import run_soak
+from tools.dev import options
 
-ENGINES = ("podman", "docker")
 SEEDS = 1_000_000
+MANY_TASKS = 300
+FEWEST_FAULTS = 200
+"""So many faults hit in a soak of many tasks, or it has tried too little."""
 
 
 def main(arguments: list[str]) -> int:
     """Run a soak on each engine asked for; 0 only if nothing happened that must not."""
-    parser = argparse.ArgumentParser(prog="./dev soak", description=__doc__)
-    parser.add_argument("--tasks", type=int, default=300, help="how many tasks (300)")
-    parser.add_argument("--seed", type=int, help="replay the schedule of that seed (random)")
-    parser.add_argument(
-        "--engine", action="append", choices=ENGINES, help="may be repeated (the first there is)"
-    )
-    parser.add_argument("--folder", type=Path, help="keep what is said and stored, below this one")
-    parser.add_argument(
-        "--minutes", type=float, default=24 * 60, help="then no more tasks are made"
-    )
-    given = parser.parse_args(arguments)
+    given = options.soak().parse_args(arguments)
     seed = secrets.randbelow(SEEDS) if given.seed is None else given.seed
     try:
         image = named_image()
@@ -49,22 +43,20 @@ def _soak(seed: int, engine: Engine, image: str, given: argparse.Namespace) -> i
     kept_below: Path | None = given.folder
     folder = kept_below / name if kept_below else Path(tempfile.mkdtemp(prefix=f"{name}-"))
     began = time.monotonic()
+    ends_at = math.inf if given.minutes is None else began + 60 * given.minutes
     outcome = run_soak(
-        seed,
-        given.tasks,
-        engine,
-        image,
-        folder,
-        _say,
-        lambda: time.monotonic() > began + 60 * given.minutes,
+        seed, given.tasks, engine, image, folder, _say, lambda: time.monotonic() > ends_at
     )
     print(outcome.table(minutes=(time.monotonic() - began) / 60))
+    has_enough = len(outcome.accounts) < MANY_TASKS or outcome.faults.total() >= FEWEST_FAULTS
+    if not has_enough:
+        print(f"cannot count this soak: fewer than {FEWEST_FAULTS} faults hit")
     if not outcome.is_clean:
-        print(f"what was said and stored is kept in {folder}")
+        print(f"logs and databases are kept in {folder}")
     elif kept_below is None:
         shutil.rmtree(folder)
     print(f"seed {seed}", flush=True)
-    return 0 if outcome.is_clean else 1
+    return 0 if outcome.is_clean and has_enough else 1
 
 
 def _say(line: str) -> None:

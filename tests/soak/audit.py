@@ -1,7 +1,7 @@
 """The audit: what three independent witnesses say of each task, held against what it was to do.
 
 The witnesses are the orchestrator's database, the start marks that containers leave in the
-Victoria home, and the engine's list. What the runner itself says is not heard.
+Victoria home, and the engine's list. The runner's own reports are not among them.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Account:
 
 
 def allowed_ends(account: Account) -> frozenset[str]:
-    """Give the ends that are right for a task; there is one, but for the cases named here."""
+    """Return the ends that are right for a task; there is one, but for the cases named here."""
     # The orchestrator took the cancellation, and the first final status wins.
     if account.is_cancelled:
         return frozenset({"cancelled"})
@@ -98,8 +98,8 @@ def allowed_ends(account: Account) -> frozenset[str]:
         # These hang: only a cancellation can end them.
         Kind.CANCEL_RUNNING: {"cancelled"},
         Kind.CANCEL_STUBBORN: {"cancelled"},
-        # It hangs until its container is removed. The engine ends it before it removes it: whoever
-        # looks in between sees that it was ended by a signal, and that is the truth by then.
+        # It hangs until its container is removed. The engine ends it before it removes it: a look
+        # in between sees that it was ended by a signal, and that is true by then.
         Kind.REMOVED: {"lost", *_BY_SIGNAL} if account.is_removed else set(),
     }.get(plan.kind, {"completed"})
     # If the runner lives to hear it, that is the end; if not, the next one tries again.
@@ -109,7 +109,7 @@ def allowed_ends(account: Account) -> frozenset[str]:
 
 
 def audit(accounts: list[Account]) -> list[Finding]:
-    """Find what must not be in these accounts."""
+    """Return what must not be in these accounts."""
     return [finding for account in accounts for finding in _audit_one(account)]
 
 

@@ -7,16 +7,18 @@ import os
 import random
 import signal
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from runner.timing import Timings
 from tests.faults.certificates import Certificates, make_certificates
 from tests.faults.engine import FaultEngine
 from tests.harness.journal import JournalFaults
+from tests.harness.launcher import JOURNAL_VARIABLE
 from tests.harness.proxy import FaultProxy
+from tests.harness.runner_process import RunnerProcess, process_on
 from tests.soak.orchestrator import OrchestratorProcess
-from tests.soak.place import RunnerPlace
 from tests.soak.program import Program
 from tests.soak.schedule import FILE_SIZES, Schedule
 
@@ -25,7 +27,28 @@ if TYPE_CHECKING:
 
 MEMORY = "100m"
 MAX_TASKS = 6
-RUNNER_LABEL = "victoria-runner.runner-id"
+IMPATIENT = Timings(
+    call_timeout_s=4.0,
+    connect_timeout_s=4.0,
+    stall_timeout_s=4.0,
+    retry_first_s=0.2,
+    retry_shortest_s=0.1,
+    retry_ceiling_s=0.5,
+    engine_timeout_s=6.0,
+    engine_run_timeout_s=10.0,
+    stop_grace_s=2,
+    engine_start_grace_s=8.0,
+    long_poll_s=4,
+    leftover_start_grace_s=6.0,
+    registration_pause_s=0.2,
+    orphan_grace_s=8.0,
+    inspect_interval_s=5.0,
+    engine_retry_s=0.5,
+    start_retry_first_s=0.2,
+    start_retry_ceiling_s=0.5,
+    journal_retry_s=0.2,
+)
+"""The runner's deadlines and pauses, shortened so that thousands of tasks fit into an hour."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +70,13 @@ class Host:
     proxy: FaultProxy
     faults: FaultEngine
     journal: JournalFaults
-    place: RunnerPlace
+    place: RunnerProcess
+    """The folders and options of the runner, which `runner` starts."""
     runner: Program
     files: list[StoredFile]
 
     def calm(self) -> None:
-        """Let nothing more go wrong."""
+        """Take back every fault."""
         self.proxy.present(self.certificates.trusted)
         self.proxy.accept()
         self.proxy.clear()
@@ -110,19 +134,20 @@ def prepare(schedule: Schedule, engine: Engine, image: str, folder: Path) -> Hos
     orchestrator.start()
     try:
         proxy.start()
-        place = RunnerPlace(
-            folder=folder / "runner",
-            engine_name=engine.name,
-            engine_path=faults.search_path,
-            image=image,
+        place = process_on(engine, image, folder / "runner", orchestrator)
+        place.set_options(
             orchestrator_url=proxy.url,
-            registration_token=orchestrator.registration_token,
             ca_file=certificates.ca_file,
-            journal_faults=journal.folder,
-            memory=MEMORY if schedule.has_memory_limit else None,
+            name="soak",
             max_tasks=MAX_TASKS,
+            memory=MEMORY if schedule.has_memory_limit else None,
+            pull="missing",
+            heartbeat_interval=1,
         )
-        runner = place.program()
+        place.set_timings(**asdict(IMPATIENT))
+        place.environment |= {"PATH": faults.search_path, JOURNAL_VARIABLE: str(journal.folder)}
+        command = [*place.command, *place.options]
+        runner = Program(folder / "runner" / "log", command, place.full_environment)
         files = [_store(orchestrator, schedule.seed, size) for size in FILE_SIZES]
     except BaseException:
         proxy.stop()

@@ -12,9 +12,10 @@ from typing import Any
 import httpx
 
 from orchestrator.db.database import DATABASE_NAME
+from tests.harness.journal import read_rows
 from tests.harness.ports import kept_port
 from tests.orchestrator.serving import wait_for
-from tests.soak.program import DEADLINE_S, Program, read_rows
+from tests.soak.program import DEADLINE_S, Program
 
 
 class OrchestratorProcess:
@@ -24,6 +25,7 @@ class OrchestratorProcess:
         """Prepare it; nothing runs yet."""
         folder.mkdir(parents=True)
         self.registration_token = secrets.token_hex(16)
+        self.task_ids: list[str] = []
         self._admin_key = secrets.token_hex(16)
         self._data_dir = folder / "data"
         self._keeper, port = kept_port()
@@ -69,13 +71,15 @@ class OrchestratorProcess:
         self._keeper.close()
 
     def upload(self, name: str, content: bytes) -> str:
-        """Store a file; give the name that tasks call it by."""
+        """Store a file; return the name that tasks call it by."""
         answer = self._http.post("/upload", files={"file": (name, content)})
         return str(answer.raise_for_status().json()["filename"])
 
     def create_task(self, **fields: object) -> str:
-        """Queue a task; give its id."""
-        return str(self._http.post("/tasks", json=fields).raise_for_status().json()["id"])
+        """Queue a task; return its id."""
+        task_id = str(self._http.post("/tasks", json=fields).raise_for_status().json()["id"])
+        self.task_ids.append(task_id)
+        return task_id
 
     def cancel(self, task_id: str) -> bool:
         """Cancel a task; False when it had ended already."""

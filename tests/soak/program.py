@@ -1,16 +1,13 @@
-"""A process that is killed and started again, and the files that it and its like write."""
+"""A process that is killed and started again."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sqlite3
 import subprocess
-import time
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).parents[2]
 DEADLINE_S = 60.0
@@ -18,13 +15,13 @@ DEADLINE_S = 60.0
 
 @dataclass
 class Program:
-    """A process that comes and goes, and what it has said."""
+    """A process that comes and goes, and its log."""
 
     log_path: Path
     command: list[str]
     environment: dict[str, str]
     sessions: list[int] = field(default_factory=list)
-    """Every start is a session of its own, by which what it leaves behind is found."""
+    """Every start is a session of its own, which its children share."""
     _process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -70,36 +67,21 @@ class Program:
                 os.kill(pid, signal.SIGKILL)
 
     def left_behind(self) -> list[int]:
-        """Find processes of its sessions; conmon has a session of its own, and is none of them."""
-        found = []
+        """Return the processes of its sessions; conmon has a session of its own."""
+        pids = []
         for folder in Path("/proc").glob("[0-9]*"):
             with suppress(OSError, ValueError, IndexError):
                 fields = (folder / "stat").read_text().rpartition(")")[2].split()
                 if int(fields[3]) in self.sessions and fields[0] != "Z":
-                    found.append(int(folder.name))
-        return found
+                    pids.append(int(folder.name))
+        return pids
 
     def log_size(self) -> int:
-        """Tell how much it has logged."""
+        """Return how much it has logged, in bytes."""
         return self.log_path.stat().st_size if self.log_path.exists() else 0
 
     def logged_since(self, start: int) -> str:
-        """Give what it has logged after so many bytes."""
+        """Return what it has logged after so many bytes."""
         with self.log_path.open("rb") as log:
             log.seek(start)
             return log.read().decode(errors="replace")
-
-
-def read_rows(path: Path, query: str) -> list[dict[str, Any]]:
-    """Read an SQLite file that others write to; it is waited for."""
-    until = time.monotonic() + DEADLINE_S
-    while True:
-        try:
-            with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10)) as database:
-                database.row_factory = sqlite3.Row
-                return [dict(row) for row in database.execute(query)]
-        except sqlite3.OperationalError:
-            # In the moment in which its writer dies or comes back it may be locked.
-            if time.monotonic() > until:
-                raise
-            time.sleep(0.05)

@@ -42,14 +42,14 @@ class Outcome:
     def table(self, minutes: float) -> str:
         """Write it out for people."""
         kinds = Counter(account.plan.kind.value for account in self.accounts)
-        found = Counter(finding.fault for finding in self.findings)
+        counts = Counter(finding.fault for finding in self.findings)
         limit = "with" if self.schedule.has_memory_limit else "without"
         lines = [
             f"soak on {self.engine}, {limit} a memory limit, {minutes:.1f} minutes",
             *_rows("tasks", kinds),
             *_rows("faults that hit", self.faults),
             *_rows("ends of the runner", self.ends),
-            *(f"{fault.value:<52}{found[fault]:>6}" for fault in Fault),
+            *(f"{fault.value:<52}{counts[fault]:>6}" for fault in Fault),
             *(f"! {finding.fault.value}: {finding.what}" for finding in self.findings),
         ]
         return "\n".join(lines)
@@ -60,7 +60,7 @@ def _rows(title: str, counts: Counter[str]) -> list[str]:
     return [f"{title:<52}{sum(counts.values()):>6}", *rows]
 
 
-def run_soak(  # noqa: PLR0913, PLR0917 - each is asked for by whoever runs it
+def run_soak(  # noqa: PLR0913, PLR0917 - its two callers set each
     seed: int,
     tasks: int,
     engine: Engine,

@@ -12,6 +12,7 @@ from enum import Enum
 
 from tests.faults.engine import Act, When
 from tests.harness.proxy import Fault
+from tests.harness.proxy import Kind as Network
 
 LONG_TIMEOUT_S = 900
 """A time limit that no task of a soak reaches."""
@@ -65,7 +66,7 @@ class EngineFault:
 
     @property
     def keeps_from_starting(self) -> bool:
-        """Whether a container does not start for it; one that does, whatever is said, runs on."""
+        """Whether it keeps a container from starting, whatever the engine says."""
         if self.act is not Act.FAIL or self.says != REFUSED:
             return False
         return self.call == "create" or (self.call in {"run", "start"} and self.when is When.BEFORE)
@@ -155,13 +156,17 @@ _FARTHEST_COMMIT = 20
 """Some two or three tasks' lives away: so every kind of commit is met."""
 
 NETWORK_FAULTS = (
-    *(Fault.drop_request(), Fault.drop_request()),
-    *(Fault.drop_answer(), Fault.drop_answer(), Fault.drop_answer()),
-    *(Fault.half_body(), Fault.half_body()),
-    *(Fault.delay(0.3), Fault.delay(1.5)),
-    *(Fault.answer(429, retry_after="1"), Fault.answer(503, retry_after="1"), Fault.answer(500)),
-    *(Fault.html(200), Fault.html(502)),
-    *(Fault.hold_request(), Fault.hold_answer()),
+    *(Fault(Network.DROP_REQUEST), Fault(Network.DROP_REQUEST)),
+    *(Fault(Network.DROP_ANSWER), Fault(Network.DROP_ANSWER), Fault(Network.DROP_ANSWER)),
+    *(Fault(Network.HALF_BODY), Fault(Network.HALF_BODY)),
+    *(Fault(Network.DELAY, seconds=0.3), Fault(Network.DELAY, seconds=1.5)),
+    *(
+        Fault(Network.STATUS, status=429, retry_after="1"),
+        Fault(Network.STATUS, status=503, retry_after="1"),
+        Fault(Network.STATUS, status=500),
+    ),
+    *(Fault(Network.HTML, status=200), Fault(Network.HTML, status=502)),
+    *(Fault(Network.HOLD_REQUEST), Fault(Network.HOLD_ANSWER)),
 )
 NETWORK_FAULT_SHARE = 0.07
 """How many requests of the runner meet one of these, by chance."""
@@ -225,7 +230,7 @@ def _prompt(kind: Kind, number: int, lasts_s: float, exit_code: int) -> str:
 def _faults(dice: random.Random, kind: Kind, starting: tuple[str, str]) -> tuple[EngineFault, ...]:
     calls = (*starting, "inspect", "inspect", "rm", "logs", "stop")
     share = _FAULTY_SHARE
-    found = []
+    faults = []
     while dice.random() < share:
         call = dice.choice(calls)
         act = dice.choice((Act.BLOCK, Act.BLOCK, Act.FAIL, Act.FAIL, Act.HANG, Act.KILL))
@@ -233,8 +238,8 @@ def _faults(dice: random.Random, kind: Kind, starting: tuple[str, str]) -> tuple
         # A task that never starts cannot have its container removed.
         says = UNREACHABLE if dice.random() < 0.5 or kind is Kind.REMOVED else REFUSED
         seconds = round(dice.uniform(0.3, 4.0), 2)
-        found.append(EngineFault(call, act, dice.choice(moments), seconds, says))
-    return tuple(found[:2])
+        faults.append(EngineFault(call, act, dice.choice(moments), seconds, says))
+    return tuple(faults[:2])
 
 
 def _upsets(seed: int, tasks: int) -> list[UpsetPlan]:

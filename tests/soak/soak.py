@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 from tests.harness.proxy import Chance
 from tests.harness.runner_process import container_of
-from tests.soak.agenda import Agenda
 from tests.soak.audit import Account, Fault, Finding
 from tests.soak.schedule import (
     NETWORK_FAULT_SHARE,
@@ -27,7 +26,7 @@ from tests.soak.schedule import (
     Schedule,
     TaskPlan,
 )
-from tests.soak.upsets import Upsets
+from tests.soak.upsets import Agenda, Upsets
 from tests.soak.watch import RunnerWatch
 
 if TYPE_CHECKING:
@@ -81,7 +80,7 @@ class Soak:
         """Prepare; nothing is started yet. From when it is enough no more tasks are made."""
         self.records: list[Record] = []
         self.findings: list[Finding] = []
-        """What was found on the way."""
+        """What went wrong on the way."""
         self._host = host
         self._schedule = schedule
         self._say = say
@@ -102,7 +101,7 @@ class Soak:
         return self._watch.ends
 
     def run(self) -> list[Account]:
-        """Carry the schedule out, wait until all is quiet, and give the accounts."""
+        """Carry the schedule out, wait until all is quiet, and return the accounts."""
         chance = Chance(self._schedule.seed, NETWORK_FAULT_SHARE, NETWORK_FAULTS)
         self._host.proxy.by_chance(chance)
         most_ended, stalls_at, says_at = 0, time.monotonic() + STALL_S, 0.0
@@ -136,7 +135,7 @@ class Soak:
     # While it goes on
 
     def _tick(self) -> int:
-        """Do what is due; give how many tasks have ended."""
+        """Do what is due; return how many tasks have ended."""
         self._agenda.do_what_is_due()
         self._watch.look()
         ended = self._look_at_tasks()
@@ -163,13 +162,13 @@ class Soak:
             self._all_made = len(self.records) == len(self._schedule.tasks)
 
     def _look_at_tasks(self) -> int:
-        """Note who has started and who has ended; give how many have."""
+        """Note which tasks have started and ended; return how many have ended."""
         rows = self._host.orchestrator.rows(
             "SELECT id FROM tasks WHERE status IN ('success', 'error', 'cancelled')"
         )
         over = {row["id"] for row in rows}
         for record in self.records:
-            if record.ran_at is None and self._host.place.starts(record.task_id):
+            if record.ran_at is None and self._host.place.starts_of(record.task_id):
                 record.ran_at = time.monotonic()
             if record.task_id in over and not record.is_over:
                 record.is_over = True
@@ -201,7 +200,7 @@ class Soak:
     # The end
 
     def _come_to_rest(self) -> None:
-        """Let nothing more go wrong, and wait until nothing is left to do."""
+        """Begin no more faults, and wait until nothing is left to do."""
         self._all_made = True
         self._upsets.cease()
         until = time.monotonic() + QUIET_DEADLINE_S
@@ -216,11 +215,11 @@ class Soak:
         place = self._host.place
         left = [
             f"task {row['task_id']} is {row['state']} in the journal"
-            for row in place.journal("SELECT task_id, state FROM tasks WHERE state <> 'closed'")
+            for row in place.rows("SELECT task_id, state FROM tasks WHERE state <> 'closed'")
         ]
         left += [
             f"a report of task {row['task_id']} waits, {row['parked'] or 'to be sent'}"
-            for row in place.journal("SELECT task_id, parked FROM outbox")
+            for row in place.rows("SELECT task_id, parked FROM outbox")
         ]
         if self._look_at_tasks() < len(self.records):
             left.append("tasks have not ended")
@@ -232,25 +231,25 @@ class Soak:
         return self._host.containers([record.task_id for record in self.records])
 
     def _accounts(self) -> list[Account]:
-        """Hear the witnesses."""
+        """Return what the witnesses say of each task."""
         rows = self._host.orchestrator.rows(
             "SELECT tasks.id, tasks.status, coalesce(error_message, result, '') AS message,"
             " (SELECT count(*) FROM status_history WHERE task_number = tasks.number"
             "  AND status_history.status IN ('success', 'error', 'cancelled')) AS final_steps"
             " FROM tasks"
         )
-        told = {row["id"]: row for row in rows}
+        stored = {row["id"]: row for row in rows}
         containers = self._containers()
-        for name in sorted(containers - {container_of(task_id) for task_id in told}):
+        for name in sorted(containers - {container_of(task_id) for task_id in stored}):
             self._find(Fault.CONTAINER_LEFT, f"container {name} is of no task")
         return [
             Account(
                 plan=record.plan,
                 task_id=record.task_id,
-                status=told[record.task_id]["status"],
-                message=told[record.task_id]["message"],
-                final_steps=told[record.task_id]["final_steps"],
-                starts=len(self._host.place.starts(record.task_id)),
+                status=stored[record.task_id]["status"],
+                message=stored[record.task_id]["message"],
+                final_steps=stored[record.task_id]["final_steps"],
+                starts=self._host.place.starts_of(record.task_id),
                 wrong_files=self._wrong_files(record),
                 has_container=container_of(record.task_id) in containers,
                 is_cancelled=record.is_cancelled,
@@ -262,7 +261,7 @@ class Soak:
 
     def _wrong_files(self, record: Record) -> tuple[str, ...]:
         wanted = {self._host.files[index].seen_as for index in record.plan.files}
-        seen = {
-            line for line in self._host.place.result(record.task_id) if line.startswith("file: ")
-        }
+        result = self._host.place.task_folder(record.task_id) / "result.txt"
+        lines = result.read_text().splitlines() if result.exists() else []
+        seen = {line for line in lines if line.startswith("file: ")}
         return tuple(sorted(wanted ^ seen))

@@ -64,21 +64,20 @@ def test_task_that_ended_and_never_ran_is_lost(account: Account) -> None:
     assert _faults(replace(account, starts=0)) == [Fault.LOST]
 
 
-def test_second_start_mark_is_found() -> None:
-    assert _faults(replace(RIGHT, starts=2)) == [Fault.RUN_TWICE]
-
-
-def test_second_start_mark_of_a_cancelled_task_is_found() -> None:
-    cancelled = replace(_of_kind(Kind.CANCEL_RUNNING), status="cancelled", is_cancelled=True)
-    assert _faults(replace(cancelled, starts=2)) == [Fault.RUN_TWICE]
-
-
-def test_second_final_step_is_found() -> None:
-    assert _faults(replace(RIGHT, final_steps=2)) == [Fault.DOUBLED]
-
-
-def test_container_that_is_left_is_found() -> None:
-    assert _faults(replace(RIGHT, has_container=True)) == [Fault.CONTAINER_LEFT]
+@pytest.mark.parametrize(
+    ("wrong", "fault"),
+    [
+        (replace(RIGHT, starts=2), Fault.RUN_TWICE),
+        (
+            replace(_of_kind(Kind.CANCEL_RUNNING), status="cancelled", is_cancelled=True, starts=2),
+            Fault.RUN_TWICE,
+        ),
+        (replace(RIGHT, final_steps=2), Fault.DOUBLED),
+        (replace(RIGHT, has_container=True), Fault.CONTAINER_LEFT),
+    ],
+)
+def test_what_is_double_or_left_is_found(wrong: Account, fault: Fault) -> None:
+    assert _faults(wrong) == [fault]
 
 
 @pytest.mark.parametrize(

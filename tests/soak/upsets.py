@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import heapq
+import time
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -13,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from tests.faults.engine import Planned
-    from tests.soak.agenda import Agenda
     from tests.soak.host import Host
     from tests.soak.watch import RunnerWatch
 
@@ -24,6 +27,37 @@ _WORDS = {
 }
 """By which the runner's log shows that it has met the outage."""
 _NEXT_OUTAGE_S = 1.0
+
+
+@dataclass(order=True)
+class _Entry:
+    at: float
+    number: int
+    act: Callable[[], None] = field(compare=False)
+
+
+class Agenda:
+    """What is to be done later, by one thread: acts and their moments."""
+
+    def __init__(self) -> None:
+        """Begin empty."""
+        self._entries: list[_Entry] = []
+        self._number = 0
+
+    def later(self, seconds: float, act: Callable[[], None]) -> None:
+        """Note an act."""
+        self._number += 1
+        heapq.heappush(self._entries, _Entry(time.monotonic() + seconds, self._number, act))
+
+    def do_what_is_due(self) -> None:
+        """Do everything whose moment has come."""
+        now = time.monotonic()
+        while self._entries and self._entries[0].at <= now:
+            heapq.heappop(self._entries).act()
+
+    def clear(self) -> None:
+        """Drop what is noted."""
+        self._entries.clear()
 
 
 class Upsets:
@@ -56,7 +90,7 @@ class Upsets:
             met.unlink()
 
     def cease(self) -> None:
-        """Let nothing more go wrong."""
+        """Begin nothing more, and end what lasts."""
         self._plans.clear()
         self._agenda.clear()
         self._host.calm()
@@ -133,8 +167,8 @@ class Upsets:
             proxy.present(certificates.untrusted if is_strange else certificates.expired)
 
         def end() -> None:
-            said = self._host.runner.logged_since(log_start)
-            self._hits[plan.upset.value] += _WORDS[plan.upset] in said
+            logged = self._host.runner.logged_since(log_start)
+            self._hits[plan.upset.value] += _WORDS[plan.upset] in logged
             proxy.present(certificates.trusted)
             proxy.accept()
             self._is_outage = False

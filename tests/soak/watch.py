@@ -1,4 +1,4 @@
-"""The runner's watch: ends it when told to, counts its ends, and starts it again after each."""
+"""The runner's watch: ends it as the schedule says, counts its ends, and restarts it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class RunnerWatch:
             self._runner.signal(signal.SIGKILL)
 
     def terminate(self) -> None:
-        """Tell it to end, if it runs."""
+        """Send it TERM, if it runs."""
         if self._runner.is_alive:
             self._term_at = time.monotonic()
             self._runner.signal(signal.SIGTERM)

@@ -23,7 +23,7 @@ def orchestrator(tmp_path: Path) -> Iterator[RecordingOrchestrator]:
 def prepare(
     image: str, tmp_path: Path, orchestrator: RecordingOrchestrator
 ) -> Iterator[Callable[[Engine, str], RunnerProcess]]:
-    """Give what prepares a runner on an engine, with folders of the name given."""
+    """Yield what prepares a runner on an engine, with folders of the name given."""
     prepared: list[RunnerProcess] = []
 
     def prepare(engine: Engine, name: str) -> RunnerProcess:

@@ -19,14 +19,14 @@ DEADLINE_S = 280
 
 
 def test_demo_shows_a_task_that_succeeds_and_leaves_nothing_behind(
-    engine: Engine, image: str, tmp_path: Path
+    engines: list[Engine], image: str, tmp_path: Path
 ) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tests.demo"],
         cwd=ROOT,
         env={
             **os.environ,
-            "VICTORIA_DEMO_ENGINE": engine.name,
+            "VICTORIA_DEMO_ENGINE": engines[0].name,
             "VICTORIA_DEMO_IMAGE": image,
             "TMPDIR": str(tmp_path),
         },
@@ -37,8 +37,8 @@ def test_demo_shows_a_task_that_succeeds_and_leaves_nothing_behind(
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    for said in ("running", "success", "it has 3 lines", "--keep"):
-        assert said in done.stdout
+    for text in ("running", "success", "it has 3 lines", "--keep"):
+        assert text in done.stdout
     assert list(tmp_path.iterdir()) == []
     (task_id,) = re.findall(r"^task +(\S+)", done.stdout, re.MULTILINE)
-    assert container_of(task_id) not in containers(engine)
+    assert container_of(task_id) not in containers(engines[0])

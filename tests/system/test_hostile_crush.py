@@ -29,6 +29,8 @@ def is_reader(path: Path) -> bool:
 def test_hostile_databases_keep_neither_a_task_from_its_end_nor_the_runner_from_its_work(
     any_runner: RunnerProcess, orchestrator: RecordingOrchestrator
 ) -> None:
+    # One is never readable, and would be waited for a minute.
+    any_runner.set_timings(final_log_timeout_s=10)
     any_runner.start()
     for kind in SCHEMAS:
         with hostile_crush(any_runner.home / ".crush" / "crush.db", kind):

@@ -20,15 +20,15 @@ VARIABLES = ("ORCHESTRATOR_URL", "JOB_ID", "TASK_ID", "NODE_API_KEY", "TASK_FILE
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished task, and all that is left of it."""
+    """A finished task, and what is left of it."""
 
     runner: RunnerProcess
     orchestrator: RecordingOrchestrator
     task: Json
     names: dict[str, str]
-    """The names that the orchestrator gave to the files, by those that they came with."""
-    told: dict[str, Any]
-    """What the engine said of the container while it ran."""
+    """The orchestrator's names of the files, by those that they were uploaded with."""
+    inspected: dict[str, Any]
+    """What the engine showed of the container while it ran."""
     output: list[str]
     """The lines that the container wrote, as the result shows them."""
 
@@ -37,17 +37,12 @@ class Finished:
         """Its id."""
         return str(self.task["id"])
 
-    @property
-    def variables(self) -> dict[str, str]:
-        """The variables of the container."""
-        return dict(pair.split("=", 1) for pair in self.told["Config"]["Env"])
-
 
 @pytest.fixture(scope="module")
 def finished(
     engine: Engine, image: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Finished]:
-    """Run one task with two files and look at everything afterwards."""
+    """Run one task with two files, for all tests here."""
     folder = tmp_path_factory.mktemp(engine.name)
     with RecordingOrchestrator(folder / "orchestrator") as orchestrator:
         runner = process_on(engine, image, folder / "runner", orchestrator)
@@ -62,81 +57,56 @@ def finished(
             )["id"]
             runner.start("--tag=env=production", "--capability=gpu")
             runner.wait_for_start_of(task_id)
-            told = engine.inspect(container_of(task_id))
+            inspected = engine.inspect(container_of(task_id))
             runner.let_go("go")
             task = orchestrator.end_of(task_id)
             runner.wait_until_closed(task_id)
             output = task["result"].splitlines()[1:]
-            yield Finished(runner, orchestrator, task, names, told, output)
+            yield Finished(runner, orchestrator, task, names, inspected, output)
         finally:
             runner.clean()
 
 
-# What the container is told
+# What the container is given
 
 
-def test_variable_orchestrator_url_is_for_status_reports(finished: Finished) -> None:
-    assert f"ORCHESTRATOR_URL={finished.orchestrator.url}" in finished.output
-
-
-def test_variable_job_id_is_the_task(finished: Finished) -> None:
-    assert f"JOB_ID={finished.task_id}" in finished.output
-
-
-def test_variable_task_id_is_the_task_too(finished: Finished) -> None:
-    assert f"TASK_ID={finished.task_id}" in finished.output
+def test_container_is_given_its_variables(finished: Finished) -> None:
+    assert finished.output == [
+        f"ORCHESTRATOR_URL={finished.orchestrator.url}",
+        f"JOB_ID={finished.task_id}",
+        f"TASK_ID={finished.task_id}",
+        "NODE_API_KEY=***",
+        f"TASK_FILES_DIR=/workspace/Victoria/tasks/{finished.task_id}/files",
+    ]
 
 
 def test_variable_node_api_key_opens_the_orchestrator(finished: Finished) -> None:
-    key = finished.variables["NODE_API_KEY"]
+    pairs = (pair.split("=", 1) for pair in finished.inspected["Config"]["Env"])
+    key = dict(pairs)["NODE_API_KEY"]
     body = {"node_id": finished.runner.node_id, "status": "idle"}
-    answer = finished.orchestrator.client(key).post("/nodes/heartbeat", json=body)
-    assert answer.status_code == 200
+    response = finished.orchestrator.client(key).post("/nodes/heartbeat", json=body)
+    assert response.status_code == 200
     assert key == finished.runner.node_key
 
 
-def test_variable_node_api_key_is_blanked_in_what_is_reported(finished: Finished) -> None:
-    assert "NODE_API_KEY=***" in finished.output
-
-
-def test_variable_task_files_dir_is_the_container_path(finished: Finished) -> None:
-    expected = f"/workspace/Victoria/tasks/{finished.task_id}/files"
-    assert f"TASK_FILES_DIR={expected}" in finished.output
-
-
-def test_variable_task_files_dir_is_not_set_without_files(
-    any_runner: RunnerProcess, orchestrator: RecordingOrchestrator
-) -> None:
-    task_id = orchestrator.create_task("[env TASK_FILES_DIR]")["id"]
-    assert any_runner.run("--once").exit_code == 0
-    assert orchestrator.task(task_id)["result"].endswith("TASK_FILES_DIR is not set")
-
-
 def test_container_is_given_the_licence_and_the_prompt(finished: Finished) -> None:
-    arguments = finished.told.get("Args") or []
+    arguments = finished.inspected.get("Args") or []
     assert arguments[-3:] == ["--accept-license", "--task", finished.task["prompt"]]
 
 
-# Its files
-
-
-def test_task_files_lie_at_the_host_path(finished: Finished) -> None:
-    folder = finished.runner.home / "tasks" / finished.task_id / "files"
-    found = {path.name: path.read_bytes() for path in folder.iterdir()}
-    assert found == {finished.names[name]: content for name, content in CONTENTS.items()}
-
-
-def test_task_files_lie_at_the_container_path(finished: Finished) -> None:
-    # The container has written down what it found in TASK_FILES_DIR.
-    lines = (finished.runner.task_folder(finished.task_id) / "result.txt").read_text().splitlines()
-    for name, content in CONTENTS.items():
-        digest = hashlib.sha256(content).hexdigest()
-        assert f"file: {len(content)} {digest} {finished.names[name]}" in lines
-
-
 def test_victoria_home_is_mounted_at_the_container_path(finished: Finished) -> None:
-    mounts = {mount["Destination"]: mount["Source"] for mount in finished.told["Mounts"]}
+    mounts = {mount["Destination"]: mount["Source"] for mount in finished.inspected["Mounts"]}
     assert mounts["/workspace/Victoria"] == str(finished.runner.home)
+
+
+def test_task_files_are_at_the_host_path_and_the_container_path(finished: Finished) -> None:
+    folder = finished.runner.task_folder(finished.task_id)
+    files = {path.name: path.read_bytes() for path in (folder / "files").iterdir()}
+    assert files == {finished.names[name]: content for name, content in CONTENTS.items()}
+    # The container has written down what is in TASK_FILES_DIR.
+    lines = (folder / "result.txt").read_text().splitlines()
+    for name, content in files.items():
+        assert f"file: {len(content)} {hashlib.sha256(content).hexdigest()} {name}" in lines
 
 
 # What the orchestrator is asked
@@ -171,36 +141,26 @@ def test_authentication_step_3_every_other_call_carries_the_key(finished: Finish
     assert {call.path.split("/")[1] for call in later} == {"nodes", "tasks", "files", "status"}
 
 
-def test_endpoint_nodes_heartbeat_says_who_and_what(finished: Finished) -> None:
+def test_heartbeats_request_for_work_and_downloads_are_as_documented(finished: Finished) -> None:
     calls = finished.orchestrator.calls_of("POST", "/nodes/heartbeat")
-    is_ours = "victoria-runner/"
-    ours = [call.json() for call in calls if call.headers["user-agent"].startswith(is_ours)]
-    assert {body["node_id"] for body in ours} == {finished.runner.node_id}
-    said = {(body["status"], body.get("current_task_id")) for body in ours}
-    assert {("idle", None), ("busy", finished.task_id)} <= said
-    assert all("task_ids" not in body for body in ours)
-
-
-def test_endpoint_tasks_pending_asks_to_be_held(finished: Finished) -> None:
+    ours = [
+        call.json() for call in calls if call.headers["user-agent"].startswith("victoria-runner/")
+    ]
+    assert {beat["node_id"] for beat in ours} == {finished.runner.node_id}
+    states = {(beat["status"], beat.get("current_task_id")) for beat in ours}
+    assert {("idle", None), ("busy", finished.task_id)} <= states
+    assert all("task_ids" not in beat for beat in ours)
     calls = finished.orchestrator.calls_of("GET", "/tasks/pending")
     assert {call.headers["prefer"] for call in calls} == {"wait=25"}
-
-
-def test_endpoint_files_is_asked_once_for_each(finished: Finished) -> None:
     for name in finished.names.values():
         assert len(finished.orchestrator.calls_of("GET", f"/files/{name}")) == 1
 
 
-def test_endpoint_status_is_told_of_start_and_end(finished: Finished) -> None:
+def test_reports_name_the_task_twice_and_are_of_its_start_and_its_end(finished: Finished) -> None:
     bodies = finished.orchestrator.reports_of(finished.task_id)
     assert [body["status"] for body in bodies] == ["running", "success"]
     assert bodies[-1]["progress"] == 100.0
+    assert {(body["job_id"], body["task_id"]) for body in bodies} == {2 * (finished.task_id,)}
     moments = [datetime.fromisoformat(body["timestamp"]) for body in bodies]
     assert moments == sorted(moments)
     assert all(moment.tzinfo is not None for moment in moments)
-
-
-def test_endpoint_status_is_told_job_id_and_task_id(finished: Finished) -> None:
-    bodies = finished.orchestrator.reports_of(finished.task_id)
-    assert {body["job_id"] for body in bodies} == {finished.task_id}
-    assert {body["task_id"] for body in bodies} == {finished.task_id}

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import secrets
 from pathlib import Path
 
 from tests.harness.runner_process import RunnerProcess
-from tests.orchestrator.serving import wait_for
 from tests.system.recording import RecordingOrchestrator
 
 
@@ -28,21 +26,6 @@ def test_registration_failed_by_an_invalid_token(
     assert "Registration failed - invalid registration token" in answer.log
     assert wrong not in answer.log
     assert orchestrator.nodes() == []
-
-
-def test_registration_failed_because_it_is_disabled_goes_on_when_it_is_enabled(
-    any_runner: RunnerProcess, orchestrator: RecordingOrchestrator
-) -> None:
-    orchestrator.stop()
-    enabled = orchestrator.settings
-    orchestrator.settings = dataclasses.replace(enabled, registration_token=None)
-    orchestrator.start()
-    any_runner.start()
-    any_runner.wait_for_log("Registration failed - orchestrator has registration disabled")
-    orchestrator.stop()
-    orchestrator.settings = enabled
-    orchestrator.start()
-    wait_for(orchestrator.nodes)
 
 
 def test_connection_refused(any_runner: RunnerProcess, orchestrator: RecordingOrchestrator) -> None:

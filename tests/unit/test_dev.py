@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import stat
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import pytest
+
+from tools.dev import ci
 from tools.dev.__main__ import project_checks
 from tools.dev.engines import Engine, setting_that_helps
 from tools.dev.packages import find_program
-from tools.dev.rollout import path_for_root
-
-if TYPE_CHECKING:
-    import pytest
+from tools.dev.rollout import command, path_for_root
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -78,7 +78,67 @@ def test_term_is_passed_on_and_its_exit_code_is_the_programs() -> None:
 
 def test_import_rules_are_checked_if_there_are_any() -> None:
     python = Path(".venv/bin/python")
-    without = [command[0] for command in project_checks(python, "[project]\n")]
-    assert ".venv/bin/lint-imports" not in without
+    assert "import-linter" not in project_checks(python, "[project]\n")
     settings = "[project]\n\n[tool.importlinter]\nroot_packages = []\n"
-    assert ".venv/bin/lint-imports" in [command[0] for command in project_checks(python, settings)]
+    assert "import-linter" in project_checks(python, settings)
+
+
+@pytest.mark.parametrize("command", ["demo", "soak", "bench"])
+def test_help_explains_every_option_and_starts_nothing(command: str, tmp_path: Path) -> None:
+    done = _dev(tmp_path, command, "--help")
+    assert done.returncode == 0
+    assert done.stderr == ""
+    option = r"^  --\S+.*?"
+    explained = re.findall(rf"{option}(?: {{2,}}|\n {{8,}})\w", done.stdout, re.MULTILINE)
+    assert len(explained) == len(re.findall(option, done.stdout, re.MULTILINE)) > 0
+    assert not (tmp_path / ".cache").exists()
+
+
+def test_a_wrong_option_is_refused_before_anything_is_set_up(tmp_path: Path) -> None:
+    done = _dev(tmp_path, "bench", "--taks=3")
+    assert done.returncode == 2
+    assert "--taks" in done.stderr
+    assert not (tmp_path / ".cache").exists()
+
+
+def test_ci_runs_every_step_and_ends_with_the_worst_exit_code(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    assert ci.run((("no-such-command",), ("help",), ("bench", "--taks"))) == 2
+    last = capfd.readouterr().err.splitlines()[-3:]
+    assert [line.partition(" s  ")[2] for line in last] == [
+        "./dev no-such-command: failed, exit code 1",
+        "./dev help: ok",
+        "./dev bench --taks: failed, exit code 2",
+    ]
+
+
+def test_ci_goes_on_without_a_python_that_this_machine_lacks(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    assert ci.run((("test", "--python", "3.1"),)) == 0
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert last.endswith("./dev test --python 3.1: skipped, see above")
+
+
+def test_ci_runs_the_short_scenarios_and_all_runs_the_long_ones_too() -> None:
+    def chosen(*arguments: str) -> list[str]:
+        whole = command(Path("python"), {}, list(arguments))
+        return whole[whole.index("tests/rollout") + 1 :]
+
+    assert chosen() == ["-m", "not long"]
+    assert chosen("--all") == []
+    assert chosen("-k", "uninstall") == ["-k", "uninstall"]
+
+
+def _dev(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run ./dev as an account that has run nothing yet."""
+    env = {"HOME": str(home), "PATH": "/usr/bin:/bin"}
+    return subprocess.run(
+        [sys.executable, "-S", "-m", "tools.dev", *arguments],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )

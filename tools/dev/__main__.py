@@ -1,50 +1,66 @@
 """./dev: one entry point for everything that is done with a checkout.
 
-./dev demo [--keep]        run one task in a real container and show what happens; --keep leaves
-                           orchestrator and runner running
-./dev test [ARGUMENTS]     lint, types and tests, on podman and docker, on SQLite and PostgreSQL, on
-                           Python 3.10 and 3.13, then the scenarios; with arguments for pytest,
-                           only those tests
-./dev check                lint, types and import rules; of the Ansible role as well
-./dev bench [ARGUMENTS]    measure; "claims" and "fleet" measure the orchestrator
-./dev soak [ARGUMENTS]     random tasks under random faults; --tasks N, --seed S to replay one,
-                           --engine podman or docker; see docs/reliability.md
-./dev rollout [ARGUMENTS]  run the Molecule scenarios of the Ansible role: all, or with arguments
-                           for pytest some, on bare hosts first: -k "bare or upgrade"
-./dev contract             lint the contract, and try clients that are generated from it
-./dev help                 this text
+./dev demo [--keep]       run one task in a real container and show each step; with --keep,
+                          orchestrator and runner keep running until Ctrl-C
+./dev check               lint, format, types and import rules, also of the Ansible role
+./dev test                ./dev check, then all tests on podman and docker, on SQLite and
+                          PostgreSQL; at most ten minutes on two cores
+./dev test ARGUMENTS      only these tests; the arguments are pytest's, as in tests/unit -k map
+./dev test --python 3.10 [ARGUMENTS]
+                          the tests of unit, contract and reporter, on another Python
+./dev soak [OPTIONS]      300 random tasks under random faults; see docs/reliability.md
+./dev rollout             the Ansible role on hosts with systemd: the scenarios that CI runs
+./dev rollout --all       all scenarios, also the long ones
+./dev rollout ARGUMENTS   some scenarios; the arguments are pytest's, as in -k "bare or upgrade"
+./dev contract            lint the contract, and generate clients that call the orchestrator
+./dev bench [OPTIONS]     measure the runner, the status reporter or the orchestrator
+./dev ci                  what CI runs: test, soak, test --python 3.10, rollout
+./dev help                this text
 
-It installs what is missing, prints what and how long that takes, and leaves no daemon running.
+demo, soak and bench list their options with --help. What is missing is installed first; ./dev
+prints what it installs and how long that takes. It leaves no daemon running.
 """
 
 import contextlib
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import NoReturn
 
+from tools.dev import ci as ci_steps
 from tools.dev import environments as envs
-from tools.dev import postgres
+from tools.dev import options, postgres
 from tools.dev import rollout as scenarios
-from tools.dev.contract import run as contract
+from tools.dev.contract import run as run_contract
 from tools.dev.engines import Engine, running_docker
 from tools.dev.images import ready_engine, ready_podman
 from tools.dev.packages import ensure_browser, ensure_program
-from tools.dev.shell import ROOT, SetupError, run_in_foreground, say, setup_lock
+from tools.dev.shell import (
+    INTERRUPTED,
+    ROOT,
+    SKIPPED,
+    MissingPythonError,
+    SetupError,
+    run,
+    run_in_foreground,
+    say,
+    setup_lock,
+)
 
+CHECK_TIMEOUT_S = 1200
 ON_EVERY_PYTHON = ["tests/unit", "tests/contract", "tests/reporter"]
-PYTHONS = ["3.10", "3.13"]
-# Many tests wait for deadlines; one worker more than there are cores keeps the cores at work.
-WORKERS = [f"--numprocesses={(os.cpu_count() or 1) + 1}", "--dist=worksteal"]
-ORCHESTRATOR_BENCHMARKS = {"claims", "fleet"}
-"""Benchmarks that need a database and no engine."""
+# Many tests wait for engines and deadlines: two workers a core keep the cores at work.
+WORKERS = [f"--numprocesses={2 * (os.cpu_count() or 1)}", "--dist=worksteal"]
 
 
 def main(arguments: list[str]) -> int:
     """Run the command that the arguments name; return the exit code."""
-    commands = {command.__name__: command for command in (demo, test, check, bench, soak, rollout)}
-    commands["contract"] = contract
+    commands = {
+        command.__name__: command
+        for command in (demo, check, test, soak, rollout, contract, bench, ci)
+    }
     name, *rest = arguments or ["help"]
     if name in {"help", "-h", "--help"}:
         print(__doc__.strip())
@@ -56,46 +72,12 @@ def main(arguments: list[str]) -> int:
 
 def demo(arguments: list[str]) -> int:
     """Run the demo on one engine."""
+    options.demo().parse_args(arguments)
     with setup_lock():
         python = envs.ensure_demo()
         engine, image = ready_engine()
     env = {"VICTORIA_DEMO_IMAGE": image, "VICTORIA_DEMO_ENGINE": engine.name, **engine.env}
     return run_in_foreground([str(python), "-m", "tests.demo", *arguments], env)
-
-
-def test(arguments: list[str]) -> int:
-    """Run the tests; without arguments also the checks, the other Pythons and the scenarios."""
-    codes = [] if arguments else [check([])]
-    with contextlib.ExitStack() as stack:
-        with setup_lock():
-            python = envs.project().ensure()
-            env = {**both_engines(stack), **database_server(stack)}
-            ensure_browser()
-            ensure_program("systemctl", "a watchdog is tested with a real systemd")
-        codes.append(run_in_foreground([str(python), "-m", "pytest", *(arguments or WORKERS)], env))
-        if not arguments:
-            codes.extend(other_pythons(python, env))
-    if not arguments:
-        codes.append(rollout([]) if envs.ensure_ansible() else 0)
-    return max(codes)
-
-
-def other_pythons(python: Path, env: dict[str, str]) -> list[int]:
-    """Run the tests that hold on every Python on the versions that the main one is not."""
-    codes = []
-    for version in PYTHONS:
-        if version == envs.version_of(str(python)):
-            continue
-        other = envs.find_python(version)
-        if other is None:
-            say(f"not testing on Python {version}: none was found on PATH or under pyenv")
-            continue
-        say(f"testing {' and '.join(ON_EVERY_PYTHON)} on Python {version} ({other})")
-        with setup_lock():
-            inside = envs.project(f".venv-{version}").ensure(other)
-        command = [str(inside), "-m", "pytest", *WORKERS, *ON_EVERY_PYTHON]
-        codes.append(run_in_foreground(command, env))
-    return codes
 
 
 def check(arguments: list[str]) -> int:
@@ -105,48 +87,79 @@ def check(arguments: list[str]) -> int:
     with setup_lock():
         python = envs.project().ensure()
         programs = envs.ensure_ansible()
-    commands = project_checks(python, (ROOT / "pyproject.toml").read_text())
+    checks = project_checks(python, (ROOT / "pyproject.toml").read_text())
     if programs is None:
         say(f"not checking the role: {envs.NO_ANSIBLE_PYTHON}")
     else:
-        path = f"PATH={programs}:{os.environ['PATH']}"
-        folders = ["ansible", "molecule", ".config", ".github"]
-        commands.append(["env", path, "yamllint", "--strict", *folders])
-        commands.append(["env", path, "ansible-lint", "--offline", "-q"])
-    return max(run_in_foreground(command) for command in commands)
+        checks |= role_checks(programs)
+    return max(_run_check(name, command) for name, command in checks.items())
 
 
-def project_checks(python: Path, settings: str) -> list[list[str]]:
-    """Return the commands that check the code, by the settings in pyproject.toml."""
-    commands = [
-        [str(python), "-m", "ruff", "check", "--quiet", "."],
-        [str(python), "-m", "ruff", "format", "--quiet", "--diff", "."],
-        [str(python), "-m", "mypy"],
-    ]
+def project_checks(python: Path, settings: str) -> dict[str, list[str]]:
+    """Return the commands that check the code by the settings in pyproject.toml, by their names."""
+    checks = {
+        "ruff check": [str(python), "-m", "ruff", "check", "--quiet", "."],
+        "ruff format": [str(python), "-m", "ruff", "format", "--quiet", "--diff", "."],
+        "mypy": [str(python), "-m", "mypy"],
+    }
     if "\n[tool.importlinter]\n" in settings:
-        commands.append([str(python.parent / "lint-imports"), "--no-logo"])
-    return commands
+        checks["import-linter"] = [str(python.parent / "lint-imports"), "--no-logo"]
+    return checks
 
 
-def bench(arguments: list[str]) -> int:
-    """Run benchmarks, on the engines that the tests run on or on a PostgreSQL."""
+def role_checks(programs: Path) -> dict[str, list[str]]:
+    """Return the commands that check the Ansible role, by their names."""
+    path = f"PATH={programs}:{os.environ['PATH']}"
+    folders = ["ansible", "molecule", ".config", ".github"]
+    return {
+        "yamllint": ["env", path, "yamllint", "--strict", *folders],
+        "ansible-lint": ["env", path, "ansible-lint", "--offline", "-q"],
+    }
+
+
+def _run_check(name: str, command: list[str]) -> int:
+    """Run a check, print one line on it, and its output if it failed; return the exit code."""
+    began = time.monotonic()
+    result = run(command, timeout_s=CHECK_TIMEOUT_S)
+    say(f"{name:<14}{time.monotonic() - began:4.0f} s  {'ok' if result.ok else 'failed'}")
+    if not result.ok:
+        print(result.output.rstrip(), flush=True)
+    return 0 if result.ok else 1
+
+
+def test(arguments: list[str]) -> int:
+    """Run the tests; without arguments also the checks."""
+    codes = [] if arguments else [check([])]
+    version, chosen = _chosen_python(arguments)
     with contextlib.ExitStack() as stack:
         with setup_lock():
-            python = envs.project().ensure()
-            if ORCHESTRATOR_BENCHMARKS & set(arguments):
-                # Unlike the tests', it waits for the disk.
-                env = database_server(stack, settings=())
-            else:
-                env = both_engines(stack)
-        return run_in_foreground([str(python), "-m", "benchmarks", *arguments], env)
+            python = envs.project().ensure() if version is None else envs.ensure_tests(version)
+            env = {**both_engines(stack), **database_server(stack)}
+            if version is None:
+                ensure_browser()
+            ensure_program("systemctl", "a watchdog is tested with a real systemd")
+        if not chosen:
+            chosen = [*WORKERS, *(ON_EVERY_PYTHON if version else [])]
+        codes.append(run_in_foreground([str(python), "-m", "pytest", *chosen], env))
+    return max(codes)
+
+
+def _chosen_python(arguments: list[str]) -> tuple[str | None, list[str]]:
+    """Return the version after a leading --python, if there is one, and the other arguments."""
+    if arguments[:1] != ["--python"]:
+        return None, arguments
+    if len(arguments) == 1:
+        raise SetupError("cannot choose a Python: --python takes a version, for example 3.10")
+    return arguments[1], arguments[2:]
 
 
 def soak(arguments: list[str]) -> int:
     """Run a soak; docker is made ready only if an argument names it."""
+    given = options.soak().parse_args(arguments)
     with contextlib.ExitStack() as stack:
         with setup_lock():
             python = envs.project().ensure()
-            if any("docker" in argument for argument in arguments):
+            if "docker" in (given.engine or ()):
                 env = both_engines(stack)
             else:
                 engine, image = ready_engine()
@@ -155,12 +168,37 @@ def soak(arguments: list[str]) -> int:
 
 
 def rollout(arguments: list[str]) -> int:
-    """Run the Molecule scenarios."""
+    """Run the Molecule scenarios: those of CI, all, or those that pytest's arguments choose."""
     with setup_lock():
         # First what this machine may have no Python for.
         env = scenarios.ready()
         python = envs.project().ensure()
     return run_in_foreground(scenarios.command(python, env, arguments))
+
+
+def contract(arguments: list[str]) -> int:
+    """Lint the contract, and generate clients that call the orchestrator."""
+    return run_contract(arguments)
+
+
+def bench(arguments: list[str]) -> int:
+    """Run benchmarks, on the engines or the PostgreSQL that they need."""
+    what = set(options.bench().parse_args(arguments).what)
+    with contextlib.ExitStack() as stack:
+        with setup_lock():
+            python = envs.project().ensure()
+            env = both_engines(stack) if what & options.ENGINE_BENCHMARKS else {}
+            if what & set(options.DATABASE_BENCHMARKS):
+                # Unlike the tests', it waits for the disk.
+                env |= database_server(stack, settings=())
+        return run_in_foreground([str(python), "-m", "benchmarks", *arguments], env)
+
+
+def ci(arguments: list[str]) -> int:
+    """Run what CI runs, one step after the other."""
+    if arguments:
+        raise SetupError("cannot take arguments: ./dev ci runs all that CI does")
+    return ci_steps.run()
 
 
 def both_engines(stack: contextlib.ExitStack) -> dict[str, str]:
@@ -200,7 +238,7 @@ if __name__ == "__main__":
         sys.exit(main(sys.argv[1:]))
     except SetupError as error:
         say(str(error))
-        sys.exit(1)
+        sys.exit(SKIPPED if isinstance(error, MissingPythonError) else 1)
     except KeyboardInterrupt:
         say("interrupted")
-        sys.exit(130)
+        sys.exit(INTERRUPTED)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tools.dev.engines import Engine, docker_answers, make_podman_run
-from tools.dev.environments import VERSION
+from tools.dev.environments import VERSION, project_table
 from tools.dev.packages import ensure_program, find_program
 from tools.dev.shell import ROOT, Result, as_root, cache_dir, run, say, setup_lock
 
@@ -41,7 +41,7 @@ AGENT_SOURCES = (
     "tests/image/scripted_agent.py",
     "tests/image/victoria_stand_in.py",
 )
-REPORTER_PINS = (ROOT / "pyproject.toml", ROOT / "constraints.txt")
+PINS = ROOT / "constraints.txt"
 GLIBCS = ("manylinux_2_28", "manylinux_2_17", "manylinux2014")
 
 
@@ -89,7 +89,13 @@ def agent(engine: Engine) -> str:
             *sorted((ROOT / "runner").rglob("*.py")),
             *(ROOT / name for name in AGENT_SOURCES),
         ]
-        name = hashed_name("agent", base, SOURCES / "Containerfile.agent", *sources, *REPORTER_PINS)
+        recipe: tuple[str | Path, ...] = (
+            SOURCES / "Containerfile.agent",
+            *sources,
+            project_table(),
+            PINS,
+        )
+        name = hashed_name("agent", base, *recipe)
         if not home.has(name):
             _build_agent(home, name, base, sources)
         if not engine.has(name):
@@ -120,7 +126,8 @@ def _install_reporter(engine: Engine, base: str) -> Path:
     """Return a folder with all packages that the reporter imports, for the image's Python."""
     result = _run_python(engine, base, "-c", VERSION)
     version = result.output.strip() if result.ok else "3.11"
-    key = hashed_name("", f"{version} {platform.machine()}", *REPORTER_PINS).rpartition(":")[2]
+    target = f"{version} {platform.machine()}"
+    key = hashed_name("", target, project_table(), PINS).rpartition(":")[2]
     folder = cache_dir() / f"agent-packages-{key}"
     if folder.exists():
         return folder
@@ -133,7 +140,7 @@ def _install_reporter(engine: Engine, base: str) -> Path:
                 *(f"--platform={glibc}_{platform.machine()}" for glibc in GLIBCS),
                 *("--implementation=cp", f"--python-version={version}"),
                 *("--target", f"{scratch}/packages", f"{ROOT}[reporter]"),
-                *("-c", str(ROOT / "constraints.txt")),
+                *("-c", str(PINS)),
             ],
             error="cannot install the reporter: see pip's message above; is PyPI reachable?",
         )

@@ -14,7 +14,7 @@ from tools.dev.engines import Engine, settings_to_try
 from tools.dev.environments import NO_ANSIBLE_PYTHON, ensure_ansible
 from tools.dev.images import DEBIAN_MIRROR, hashed_name, import_debian, package_source, ready_podman
 from tools.dev.packages import ensure_engine_part, ensure_program
-from tools.dev.shell import ROOT, SetupError, as_root, cache_dir, run, say
+from tools.dev.shell import ROOT, MissingPythonError, SetupError, as_root, cache_dir, run, say
 
 NO_ROOT = (
     "cannot make hosts: that takes root, and sudo refuses it to this account; "
@@ -46,7 +46,7 @@ def ready() -> dict[str, str]:
     """Make everything ready; return the environment for the scenarios."""
     programs = ensure_ansible()
     if programs is None:
-        raise SetupError(NO_ANSIBLE_PYTHON)
+        raise MissingPythonError(NO_ANSIBLE_PYTHON)
     run(as_root(["true"]), error=NO_ROOT)
     ensure_program("ssh", "the way to the scenarios' hosts")
     ensure_program("newuidmap", "containers without root")
@@ -78,14 +78,28 @@ def path_for_root(programs: Path) -> str:
 
 
 def command(python: Path, env: dict[str, str], arguments: list[str]) -> list[str]:
-    """Return the command that runs the scenarios; as root, because they make hosts."""
+    """Return the command that runs scenarios; as root, because they make hosts.
+
+    Without arguments those that CI runs, with --all every one, else what pytest chooses by them.
+    """
+    chosen_tests = [argument for argument in arguments if argument != "--all"]
+    if not arguments:
+        chosen_tests = ["-m", "not long"]
     chosen = {name: value for name, value in os.environ.items() if name.startswith("VICTORIA_")}
     # Root's pytest leaves nothing in the checkout that its owner could not write to afterwards.
     variables = {**chosen, **env, "PYTHONDONTWRITEBYTECODE": "1"}
     return as_root(
         [
             *("env", *(f"{name}={value}" for name, value in variables.items())),
-            *(str(python), "-m", "pytest", "-p", "no:cacheprovider", "tests/rollout", *arguments),
+            *(
+                str(python),
+                "-m",
+                "pytest",
+                "-p",
+                "no:cacheprovider",
+                "tests/rollout",
+                *chosen_tests,
+            ),
         ]
     )
 

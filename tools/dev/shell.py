@@ -12,10 +12,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
+SKIPPED = 77
+"""Exit code of a command that finds no suitable Python; automake uses it for skipped tests."""
+INTERRUPTED = 130
+"""Exit code after Ctrl-C or TERM."""
 
 
 class SetupError(Exception):
     """A step failed; the message is one sentence that says what to do."""
+
+
+class MissingPythonError(SetupError):
+    """A command needs a version of Python that this machine does not have."""
 
 
 class Result(NamedTuple):

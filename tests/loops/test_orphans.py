@@ -1,4 +1,4 @@
-"""Containers that no journal knows are left alone for five minutes, and then removed."""
+"""Orphans, containers that no journal knows, are left alone for five minutes, then removed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 
-async def make_stray(host: Host, runner_id: str, name: str = "victoria-unknown") -> None:
+async def make_orphan(host: Host, runner_id: str, name: str = "victoria-unknown") -> None:
     """Start a container with a runner's label, behind that runner's back."""
     arguments = ("--accept-license", "--task", "[hang]")
     labels = {LABEL_RUNNER: runner_id}
@@ -34,7 +34,7 @@ async def runner_id_of(host: Host) -> str:
 async def test_unknown_container_is_untouched_for_five_minutes_and_then_removed(
     host: Host, log: pytest.LogCaptureFixture
 ) -> None:
-    await make_stray(host, await runner_id_of(host))
+    await make_orphan(host, await runner_id_of(host))
     async with host.runner():
         await host.clock.advance(299)
         assert await host.engine.inspect("victoria-unknown") is not None
@@ -42,21 +42,20 @@ async def test_unknown_container_is_untouched_for_five_minutes_and_then_removed(
         await until(lambda: "container removed" in log.text)
 
         assert await host.engine.inspect("victoria-unknown") is None
-    assert not host.orchestrator.reports("unknown"), "nothing is said of it"
+    assert not host.orchestrator.reports("unknown"), "nothing is reported on it"
 
 
 async def test_container_of_another_runner_is_never_touched(host: Host) -> None:
-    await make_stray(host, "another-runner")
+    await make_orphan(host, "another-runner")
     async with host.runner():
         await host.clock.advance(600)
 
     assert await host.engine.inspect("victoria-unknown") is not None
 
 
-async def test_container_of_a_task_in_hand_is_no_stray(host: Host) -> None:
-    host.orchestrator.offer("t-1", "[wait-for go]")
-    async with host.runner():
-        await host.wait_for_state("t-1", "running")
+async def test_container_of_a_task_in_hand_is_not_an_orphan(host: Host) -> None:
+    async with host.running_task():
+        pass
     async with host.runner():
         await host.clock.advance(600)
         host.let_go()
@@ -65,7 +64,7 @@ async def test_container_of_a_task_in_hand_is_no_stray(host: Host) -> None:
 
 
 async def test_task_that_comes_within_the_five_minutes_keeps_its_container(host: Host) -> None:
-    await make_stray(host, await runner_id_of(host), "victoria-t-1")
+    await make_orphan(host, await runner_id_of(host), "victoria-t-1")
     async with host.runner(max_tasks=2):
         await host.clock.advance(100)
         host.orchestrator.offer("t-1", "[hang]")
@@ -77,8 +76,8 @@ async def test_task_that_comes_within_the_five_minutes_keeps_its_container(host:
         assert host.state_of("t-1") == "running"
 
 
-async def test_silent_engine_is_asked_for_strays_later(host: Host) -> None:
-    await make_stray(host, await runner_id_of(host))
+async def test_silent_engine_is_asked_for_orphans_later(host: Host) -> None:
+    await make_orphan(host, await runner_id_of(host))
     host.engine.silent = True
     async with host.runner():
         await host.clock.advance(200)

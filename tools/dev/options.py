@@ -1,0 +1,114 @@
+"""The options of demo, soak and bench.
+
+They are parsed before anything is installed or started, so --help and a wrong option cost nothing.
+"""
+
+import argparse
+from pathlib import Path
+
+ENGINES = ("podman", "docker")
+DEFAULT_BENCHMARKS = ("throughput", "idle", "reporter")
+ENGINE_BENCHMARKS = {"throughput", "idle"}
+DATABASE_BENCHMARKS = ("claims", "fleet")
+"""Benchmarks that need a PostgreSQL and no engine."""
+HEARTBEAT_S = 15.0
+"""As the runner has it by default."""
+
+_BENCH = """\
+Measure. Without a name: throughput, idle and reporter.
+
+benchmarks:
+  throughput   queued no-op tasks against bare runs of the engine, on podman and docker
+  idle         memory and CPU time of a runner without work
+  reporter     start and memory of the status reporter against a bare server of the same SDK
+  claims       claims per second from a queue of 10,000, on SQLite and PostgreSQL
+  fleet        a reference orchestrator under a simulated fleet, on SQLite and PostgreSQL
+"""
+
+
+def demo() -> argparse.ArgumentParser:
+    """Return the parser of ./dev demo."""
+    parser = argparse.ArgumentParser(
+        prog="./dev demo",
+        description="Run orchestrator and runner on this machine, with one task in a container.",
+    )
+    parser.add_argument("--keep", action="store_true", help="keep both running until Ctrl-C")
+    return parser
+
+
+def soak() -> argparse.ArgumentParser:
+    """Return the parser of ./dev soak."""
+    parser = argparse.ArgumentParser(
+        prog="./dev soak",
+        description="Run random tasks under random faults, then audit them; see "
+        "docs/reliability.md. The exit code is 0 only if nothing was lost, run twice or left.",
+    )
+    _option(parser, "--tasks", int, 300, "number of tasks")
+    parser.add_argument("--seed", type=int, help="replay the schedule of this seed (random)")
+    parser.add_argument(
+        "--engine",
+        action="append",
+        choices=ENGINES,
+        help="engine to run on, may be repeated (podman, or docker if only docker is here)",
+    )
+    parser.add_argument(
+        "--folder", type=Path, help="keep logs and databases in this folder, also of a clean run"
+    )
+    parser.add_argument(
+        "--minutes", type=float, help="create no more tasks after this time (no limit)"
+    )
+    return parser
+
+
+def bench() -> argparse.ArgumentParser:
+    """Return the parser of ./dev bench."""
+    parser = argparse.ArgumentParser(
+        prog="./dev bench",
+        usage="./dev bench [BENCHMARK ...] [OPTIONS]",
+        description=_BENCH,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    # No `choices`: up to Python 3.10 they refuse the default.
+    parser.add_argument(
+        "what", nargs="*", type=_benchmark, default=DEFAULT_BENCHMARKS, help=argparse.SUPPRESS
+    )
+    engine = parser.add_argument_group("throughput, idle and reporter")
+    _option(engine, "--tasks", int, 10, "throughput: tasks in a round")
+    _option(engine, "--rounds", int, 5, "throughput, reporter: rounds; the figures are medians")
+    _option(engine, "--idle-seconds", float, 60.0, "idle: seconds of waiting to measure")
+    fleet = parser.add_argument_group("fleet")
+    _option(fleet, "--nodes", int, [2000], "fleet sizes, measured one after another", nargs="+")
+    _option(
+        fleet,
+        "--rate",
+        float,
+        [10.0],
+        "tasks created per second, measured one after another",
+        nargs="+",
+    )
+    _option(fleet, "--seconds", float, 60.0, "length of each measurement in seconds")
+    _option(
+        fleet, "--heartbeat-seconds", float, HEARTBEAT_S, "seconds between two heartbeats of a node"
+    )
+    return parser
+
+
+def _benchmark(name: str) -> str:
+    names = (*DEFAULT_BENCHMARKS, *DATABASE_BENCHMARKS)
+    if name not in names:
+        raise argparse.ArgumentTypeError(f"cannot run {name!r}: choose from {', '.join(names)}")
+    return name
+
+
+def _option(  # noqa: PLR0913, PLR0917 - as argparse has it
+    parser: argparse._ActionsContainer,
+    name: str,
+    kind: type,
+    default: object,
+    meaning: str,
+    nargs: str | None = None,
+) -> None:
+    shown = " ".join(map(str, default)) if isinstance(default, list) else default
+    parser.add_argument(
+        name, type=kind, default=default, nargs=nargs, help=f"{meaning} ({shown})", metavar="N"
+    )
