@@ -2,7 +2,7 @@
 
 Keys are looked up by their SHA-256 and compared in constant time; no key itself is stored. Each
 call by the admin or a scoped key is written into the audit before it is carried out; of those over
-a key's rate, or with a key that holds no more, one a minute.
+a key's rate, or with an expired or revoked key, one a minute.
 """
 
 import hmac

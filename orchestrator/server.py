@@ -60,7 +60,7 @@ class Server(uvicorn.Server):
 
     @property
     def waiting_count(self) -> int:
-        """How many requests for work are held right now."""
+        """The number of held polls."""
         return len(self._waiters)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:

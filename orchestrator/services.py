@@ -33,7 +33,7 @@ class Services:
     nodes: NodeCache
     heartbeats: Batch[Beat, HeartbeatResponse | None]
     looks: Batch[str, Look | None]
-    """Looks at the queue, each for the node of this id; None where it is no longer registered."""
+    """Looks at the queue, by node id; None for a node that is no longer registered."""
 
 
 def services_of(app: FastAPI) -> Services:

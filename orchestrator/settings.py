@@ -24,7 +24,7 @@ class Settings:
     """Files live here, and the database if it is SQLite."""
     admin_key: str = field(repr=False)
     registration_token: str | None = field(repr=False)
-    """What a node registers with; None means that registration is disabled."""
+    """The token that nodes register with; None disables registration."""
     database_url: str | None = field(default=None, repr=False)
     """A PostgreSQL database, maybe with its password; None means SQLite in the data folder."""
     heartbeat_timeout_s: float = DEFAULT_HEARTBEAT_TIMEOUT_S
@@ -33,11 +33,11 @@ class Settings:
     The default is three heartbeats of our runner.
     """
     lost_after_s: float = DEFAULT_LOST_AFTER_S
-    """How long after its time limit a task is lost if its node is silent or no longer holds it."""
+    """Seconds after its time limit until a task that no node holds any more is lost."""
     redelivery_after_s: float = 5
-    """How long an assignment may go unreported before it is offered to its node again."""
+    """Seconds until an unreported assignment is offered to its node again."""
     sweep_every_s: float = 1
-    """How often the sweeper looks for leases that have ended and tasks whose time has come."""
+    """Seconds between two looks for expired leases and scheduled tasks."""
     max_upload_bytes: int = DEFAULT_MAX_UPLOAD_BYTES
     min_free_bytes: int = DEFAULT_MIN_FREE_BYTES
     """Uploads are refused where they would leave less of the disk."""
@@ -59,7 +59,7 @@ ADMIN_KEY_FILE = "admin-key"
 
 
 SHORTEST_SECRET = 16
-"""Characters. Whoever knows the admin key may do everything, so a shorter one is refused."""
+"""Characters. The admin key may do everything, so a shorter one is refused."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What happens without a request: leases end, tasks come due, and nodes fall silent.
+"""The sweeper: expires leases, starts scheduled tasks, and notices silent nodes.
 
 Ends by being cancelled. A sweep that fails is logged, and the next one does its work.
 """

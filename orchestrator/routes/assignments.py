@@ -74,7 +74,7 @@ async def _claim_within(
 ) -> Task | None:
     deadline = time.monotonic() + wait_s
     with services.waiters.waiting(node) as waiter:
-        # Whoever has hung up takes no task; if they do so after this, redelivery makes it good.
+        # A client that has hung up gets no task; one that hangs up later gets it by redelivery.
         while not services.waiters.closed and not await request.is_disconnected():
             offered = list(waiter.offers)
             look = await services.looks.ask(node.id)

@@ -1,4 +1,4 @@
-"""Files: in from whoever creates tasks, out to the node that holds a task which names them.
+"""Files: uploaded for tasks, downloaded by the node that holds a task which names them.
 
 A file is its uploader's: nobody else can put it into a task. It goes with the last task that named
 it, or, if no task ever did, when it is old.
@@ -26,7 +26,7 @@ from orchestrator.services import ServicesParam
 from orchestrator.uploads import FilePart, Upload, harmless_name, stored_file
 
 MULTIPART_OVERHEAD_BYTES = 64 * 1024
-"""What a body may be larger than the file in it."""
+"""By how much a body may exceed the file in it."""
 
 router = APIRouter(tags=["files"])
 

@@ -31,7 +31,7 @@ from orchestrator.security import key_hash, new_secret
 from orchestrator.services import ServicesParam
 
 _MARK = "vk_"
-"""What every scoped key begins with, so that one that leaked is known for what it is."""
+"""The prefix of every scoped key, by which secret scanners recognise one that leaked."""
 _PREFIX_LENGTH = 8
 
 _Admin = Annotated[Caller, Depends(allowed_to(Permission.MANAGE_KEYS))]
@@ -133,7 +133,7 @@ def rotate_key(
         if not key.enabled:
             raise Conflict("cannot rotate the key: it has been revoked")
         if grace_period_hours and key.previous_until is not None and key.previous_until > now:
-            # Only one before is kept: it would end long before what its holder was told.
+            # Only one old key is kept: a second rotation would cut its grace period short.
             raise Conflict(
                 "cannot rotate the key: the one before its last rotation holds until"
                 f" {key.previous_until:%Y-%m-%d %H:%M} UTC: wait until then, or rotate with"
@@ -183,7 +183,7 @@ def _require_to_change(session: Session, caller: Caller, key_id: str) -> ApiKey:
 
 
 def _check_may_give(caller: Caller, patterns: list[str]) -> None:
-    # Else whoever holds a key for some nodes would make himself one for all of them.
+    # Otherwise the holder of a key for some nodes could create one for all of them.
     own = caller.allowed_node_patterns
     if not all(lies_within(pattern, own) for pattern in patterns):
         raise NotAllowed(

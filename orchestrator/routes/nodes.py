@@ -97,7 +97,7 @@ def _reregister(
             if before != after:
                 changes[field] = f"{field}: {before!r} -> {after!r}"
                 setattr(node, field, after)
-        # Nothing of a heartbeat is touched: this call does not say which tasks are in hand.
+        # The heartbeat stays as it is: this request does not say which tasks the node holds.
         if changes:
             # A request for work that it holds has to look again. No task has the id of a node.
             services.announcer.announce(session, WorkAvailable(node.id, Target(node_id=node.id)))

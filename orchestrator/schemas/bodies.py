@@ -73,7 +73,7 @@ class _AboutTask(RequestBody):
 
 
 class Registration(RequestBody):
-    """What a node is, for the targets of tasks. Without a name, the host name is its name."""
+    """A node's description, which targets are compared with. The name defaults to the host name."""
 
     hostname: NonBlank
     os_type: NonBlank
@@ -95,7 +95,7 @@ class Heartbeat(RequestBody):
 
     @property
     def held_task_ids(self) -> list[str]:
-        """Every task that the node says it has in hand."""
+        """All tasks that the node reports to hold."""
         current = [self.current_task_id] if self.current_task_id else []
         return list(dict.fromkeys([*current, *(self.task_ids or [])]))
 
@@ -345,7 +345,7 @@ class UploadedFile(View):
 
 
 class CleanedUp(BaseModel):
-    """How many tasks were deleted."""
+    """The number of deleted tasks."""
 
     deleted_count: int
 

@@ -1,4 +1,4 @@
-"""The schema that the server shows: what FastAPI finds out by itself, and what it cannot know.
+"""The OpenAPI schema: what FastAPI derives from the code, and what it cannot know.
 
 The file `orchestrator-openapi.yaml` is this schema; a test holds them together.
 """

@@ -1,4 +1,4 @@
-"""How error answers look, for the handlers to name in the schema that the server shows."""
+"""Error responses, for handlers to declare in the OpenAPI schema."""
 
 import re
 from collections.abc import Mapping, Sequence

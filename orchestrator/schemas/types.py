@@ -34,7 +34,7 @@ def _no_number(value: object) -> object:
 
 
 NUMBER = BeforeValidator(_no_text)
-"""What a field of numbers is annotated with."""
+"""The annotation of number fields."""
 
 # PostgreSQL's text has no character zero, so none is taken on either database.
 Text = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")]
@@ -99,12 +99,12 @@ Moment = Annotated[datetime, BeforeValidator(_no_number), AfterValidator(_in_utc
 
 
 class RequestBody(BaseModel):
-    """What comes in; fields that it does not know are passed over."""
+    """A request body; unknown fields are ignored."""
 
     model_config = ConfigDict(frozen=True)
 
 
 class View(BaseModel):
-    """What goes out, made of a row."""
+    """A response body, made of a row."""
 
     model_config = ConfigDict(frozen=True, from_attributes=True)

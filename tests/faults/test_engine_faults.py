@@ -49,7 +49,7 @@ def test_out_of_memory_is_reported_by_the_flag_of_the_engine(any_rig: Rig) -> No
     any_rig.runner.set_options(memory="48m")
     task_id = any_rig.orchestrator.create_task("[eat-memory 256]")["id"]
     any_rig.runner.start()
-    any_rig.check_ended_once(task_id, "out_of_memory: the kernel ended it")
+    any_rig.check_ended_once(task_id, "out_of_memory: the kernel killed it")
 
 
 # An engine that does not answer

@@ -27,7 +27,7 @@ NONE, CREATED, VANISHED = "none", "created", "vanished"
 STILL, GOOD, BAD, FULL = "[wait-for go]", "[print-line well]", "[fail 3]", "[eat-memory 9]"
 """Prompts of containers: one that runs, and three that have ended."""
 
-COMPLETED, FAILED, OOM = "success", "failed: exit code 3", "out_of_memory: the kernel ended it"
+COMPLETED, FAILED, OOM = "success", "failed: exit code 3", "out_of_memory: the kernel killed it"
 GONE = "lost: container is gone (host restarted?)"
 
 

@@ -37,7 +37,7 @@ def _faults(account: Account) -> list[Fault]:
         _ended(_of_kind(Kind.FAIL, exit_code=42), "failed: exit code 42 after 1 s\nits output"),
         _ended(_of_kind(Kind.FAIL, exit_code=42), "failed: exit code 42"),
         _ended(_of_kind(Kind.TIME_OUT), "timed_out: stopped after 2 s"),
-        _ended(_of_kind(Kind.EAT_MEMORY), "out_of_memory: the kernel ended it"),
+        _ended(_of_kind(Kind.EAT_MEMORY), "out_of_memory: the kernel killed it"),
         replace(_of_kind(Kind.CANCEL_EARLY), status="cancelled", starts=0, is_cancelled=True),
         replace(_of_kind(Kind.CANCEL_RUNNING), status="cancelled", is_cancelled=True),
         # It had ended before the cancellation came.
