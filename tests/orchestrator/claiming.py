@@ -22,7 +22,7 @@ def claim_next(database: Database, settings: Settings, node_id: str) -> Claim:
 
 
 def main(data_dir: Path, database_url: str, node_id: str) -> None:
-    """Claim, say which, and go on; a task that is not reported on stays this node's."""
+    """Claim tasks and print their ids; a task that is not reported on stays with the node."""
     settings = Settings(data_dir, admin_key="", registration_token=None, redelivery_after_s=10**6)
     database = Database(data_dir, database_url)
     print("ready", flush=True)

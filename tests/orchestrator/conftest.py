@@ -1,4 +1,4 @@
-"""What the orchestrator's tests share. Each that asks for a database runs on both."""
+"""Fixtures of the orchestrator's tests: on SQLite, and on both databases where the SQL differs."""
 
 import os
 import sys
@@ -21,18 +21,36 @@ from tools.dev.postgres import postgresql
 collect_ignore = ["test_schemathesis.py"] if sys.version_info < (3, 11) else []
 
 POSTGRESQL_VARIABLE = "VICTORIA_TEST_POSTGRESQL"
+DATABASES = ("sqlite", "postgresql")
+MARKERS = (
+    "both_databases: run on SQLite and on PostgreSQL",
+    "settings(**fields): serve with these fields of Settings",
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the markers of this folder."""
+    for marker in MARKERS:
+        config.addinivalue_line("markers", marker)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run tests that are marked so on both databases."""
+    is_marked = metafunc.definition.get_closest_marker("both_databases") is not None
+    if is_marked and "orchestrator" in metafunc.fixturenames:
+        metafunc.parametrize("orchestrator", DATABASES, indirect=True)
 
 
 @pytest.fixture(scope="session")
 def postgresql_server() -> Iterator[str]:
-    """Give the URL of a PostgreSQL server: that of ./dev, or one of our own."""
+    """Yield the URL of a PostgreSQL server: that of ./dev, or one of our own."""
     with ExitStack() as stack:
         yield os.environ.get(POSTGRESQL_VARIABLE) or stack.enter_context(postgresql())
 
 
 @pytest.fixture(scope="session")
 def empty_postgresql_url(postgresql_server: str) -> Iterator[str]:
-    """Give the URL of a database with all tables and nothing in them, to be copied."""
+    """Yield the URL of a database with empty tables, to be copied."""
     with _new_database(postgresql_server, "template0") as url:
         engine = create_engine(postgresql_url_of(url))
         migrate(engine)
@@ -42,38 +60,51 @@ def empty_postgresql_url(postgresql_server: str) -> Iterator[str]:
 
 @pytest.fixture
 def postgresql_url(postgresql_server: str, empty_postgresql_url: str) -> Iterator[str]:
-    """Give the URL of a new PostgreSQL database, gone with the test."""
+    """Yield the URL of a new PostgreSQL database, removed after the test."""
     with _new_database(postgresql_server, empty_postgresql_url.rpartition("/")[2]) as url:
         yield url
 
 
 @pytest.fixture
 def bare_postgresql_url(postgresql_server: str) -> Iterator[str]:
-    """Give the URL of a new PostgreSQL database without a table in it."""
+    """Yield the URL of a new PostgreSQL database without tables."""
     with _new_database(postgresql_server, "template0") as url:
         yield url
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=DATABASES)
 def database_url(request: pytest.FixtureRequest) -> str | None:
-    """Give what settings say of the database: None means SQLite."""
-    if request.param == "sqlite":
-        return None
-    url: str = request.getfixturevalue("postgresql_url")
-    return url
+    """Return the URL of each database in turn: None means SQLite."""
+    return _url_of(request, request.param)
 
 
 @pytest.fixture
-def orchestrator(tmp_path: Path, database_url: str | None) -> Iterator[RunningOrchestrator]:
-    """Serve with the default settings."""
-    with serve(tmp_path / "data", database_url=database_url) as running:
+def orchestrator(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[RunningOrchestrator]:
+    """Serve with the settings that the test is marked with, or the default ones."""
+    fields: dict[str, object] = {}
+    for marker in request.node.iter_markers("settings"):
+        fields = {**marker.kwargs, **fields}
+    url = _url_of(request, getattr(request, "param", "sqlite"))
+    with serve(tmp_path / "data", database_url=url, **fields) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningOrchestrator]:
+    """Serve once for all tests of a module that do not depend on what others leave behind."""
+    data_dir = tmp_path_factory.mktemp("shared") / "data"
+    with serve(data_dir, failures_per_minute=10**6) as running:
         yield running
 
 
 @pytest.fixture
 def node(orchestrator: RunningOrchestrator) -> RegisteredNode:
-    """Register a node with it."""
+    """Register a node."""
     return orchestrator.register()
+
+
+def _url_of(request: pytest.FixtureRequest, database: str) -> str | None:
+    return None if database == "sqlite" else str(request.getfixturevalue("postgresql_url"))
 
 
 @contextmanager

@@ -1,6 +1,6 @@
-"""The contract's file, made of what the server shows.
+"""The contract's file, made of the server's schema.
 
-python -m tests.orchestrator.contract_file    writes it again
+python -m tests.orchestrator.contract_file    writes it
 """
 
 import tempfile
@@ -20,7 +20,7 @@ HEAD = """\
 
 
 def shown_schema() -> dict[str, Any]:
-    """Give what a server shows at /openapi.json."""
+    """Return the schema that a server shows at /openapi.json."""
     with tempfile.TemporaryDirectory() as folder:
         settings = Settings(Path(folder), admin_key="", registration_token=None)
         app = create_app(settings)

@@ -21,25 +21,25 @@ FOR_NODES = {"record_heartbeat", "next_task", "download_file", "report_status", 
 def _new_node_key() -> str:
     body = {"hostname": "checked.example", "os_type": "linux"}
     headers = {"X-Registration-Token": TOKEN}
-    answer = httpx.post(
+    response = httpx.post(
         f"{URL}/register", json=body, headers=headers, timeout=TIMEOUT_S, trust_env=False
     )
-    return str(answer.json()["api_key"])
+    return str(response.json()["api_key"])
 
 
 @schemathesis.auth(refresh_interval=None)
 class Keys:
-    """Gives each call the key that it needs; a node's is new each time, since nodes are removed."""
+    """The key that each call needs; a node's is new each time, since nodes are removed."""
 
     def get(self, case: schemathesis.Case[Any], _context: object) -> tuple[str, str]:
-        """Choose a header."""
+        """Return a header."""
         operation = case.operation.definition.raw.get("operationId")
         if operation == "register":
             return "X-Registration-Token", TOKEN
         return "X-API-Key", _new_node_key() if operation in FOR_NODES else ADMIN_KEY
 
     def set(self, case: schemathesis.Case[Any], header: tuple[str, str], _context: object) -> None:
-        """Put it on."""
+        """Add the header."""
         name, value = header
         case.headers[name] = value
 
@@ -76,11 +76,11 @@ def _is_short(value: object) -> bool:
 
 def _uploaded() -> str:
     # Each time, since cleanup deletes what no task needs.
-    answer = httpx.post(
+    response = httpx.post(
         f"{URL}/upload",
         files={"file": ("checked.txt", b"content")},
         headers={"X-API-Key": ADMIN_KEY},
         timeout=TIMEOUT_S,
         trust_env=False,
     )
-    return str(answer.json()["filename"])
+    return str(response.json()["filename"])

@@ -3,7 +3,7 @@
     with RunningOrchestrator(tmp_path / "orchestrator") as orchestrator:
         task = orchestrator.create_task(prompt="do it")
 
-It can be stopped and started again on the same port with the same data, to play an outage.
+It can be stopped and started again on the same port with the same data, as in an outage.
 """
 
 import hashlib
@@ -12,6 +12,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
@@ -36,9 +37,11 @@ REGISTRATION_TOKEN = "the-registration-token"  # noqa: S105 - opens nothing but 
 ADMIN_KEY = "the-admin-key"
 DEADLINE_S = 60
 """How long anything that must happen may take, on the slowest machine."""
+POLL_S = 60
+"""How long a poll is held: the longest that the orchestrator accepts."""
 
 _NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-# Made once: httpx would load the system's certificates anew for every client.
+# Made once: httpx would load the system's certificates for every client.
 
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -55,19 +58,28 @@ class RegisteredNode:
     """Calls the orchestrator with the node's key."""
 
     def poll(self, wait_s: int | None = None) -> Json | None:
-        """Ask for work; give the assignment, if any."""
+        """Ask for work; return the assignment, if any."""
         headers = {} if wait_s is None else {"Prefer": f"wait={wait_s}"}
         return ok(self.http.get("/tasks/pending", headers=headers)) or None
 
+    def poll_id(self, wait_s: int | None = None) -> str | None:
+        """Ask for work; return the id of the assigned task, if any."""
+        assignment = self.poll(wait_s)
+        return None if assignment is None else str(assignment["task_id"])
+
     def report(self, task_id: str, status: str, **fields: object) -> Json:
-        """Report a task's status; give the answer."""
+        """Report a task's status; return the response."""
         body = {"task_id": task_id, "job_id": task_id, "status": status, **fields}
         return ok(self.http.post("/status", json=body))
 
     def beat(self, status: str = "idle", **fields: object) -> Json:
-        """Send a heartbeat; give the answer."""
+        """Send a heartbeat; return the response."""
         body = {"node_id": self.id, "status": status, **fields}
         return ok(self.http.post("/nodes/heartbeat", json=body))
+
+    def send_log(self, task_id: str, session: Json) -> Json:
+        """Send a session; return the response."""
+        return ok(self.http.post("/logs", json={"task_id": task_id, "session": session}))
 
 
 class RunningOrchestrator:
@@ -83,9 +95,9 @@ class RunningOrchestrator:
     ) -> None:
         """Prepare a server on a free port of loopback; `settings` are fields of Settings."""
         data_dir.mkdir(parents=True, exist_ok=True)
-        # Most tests' nodes never send a heartbeat; a slow machine must not make them silent.
+        # Most tests' nodes never send a heartbeat; on a slow machine they must not fall silent.
         settings.setdefault("heartbeat_timeout_s", 3600)
-        # Nor offer again what a test has just been given.
+        # Nor may an assignment be offered again before the test has used it.
         settings.setdefault("redelivery_after_s", 3600)
         self.settings = Settings(
             data_dir=data_dir,
@@ -109,7 +121,7 @@ class RunningOrchestrator:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close what tests have opened, and stop."""
+        """Close the clients of tests, and stop."""
         for client in self._clients:
             client.close()
         self.stop()
@@ -130,11 +142,11 @@ class RunningOrchestrator:
             raise TimeoutError("the orchestrator does not listen")
 
     def application(self) -> FastAPI:
-        """Build what is served; called at each start."""
+        """Build the application; called at each start."""
         return create_app(self.settings)
 
     def stop(self) -> None:
-        """Stop listening, answering who waits; nothing is lost. Does no harm when stopped."""
+        """Stop listening, answer held requests; nothing is lost. May be called when stopped."""
         if self._server is None or self._thread is None:
             return
         self._server.should_exit = True
@@ -149,7 +161,7 @@ class RunningOrchestrator:
         self.start()
 
     def stored(self) -> str:
-        """Give all that the database holds, as one text."""
+        """Return all that the database holds, as one text."""
         database = Database(self.settings.data_dir, self.settings.database_url)
         with database.reading() as session:
             rows = [
@@ -161,7 +173,7 @@ class RunningOrchestrator:
         return "\n".join(rows)
 
     def change(self, statement: Update) -> None:
-        """Change its database behind its back, to play what takes hours in life."""
+        """Change its database directly, for what takes hours otherwise."""
         database = Database(self.settings.data_dir, self.settings.database_url)
         with database.writing() as session:
             session.execute(statement)
@@ -178,7 +190,7 @@ class RunningOrchestrator:
         return 0 if self._server is None else self._server.waiting_count
 
     def client(self, api_key: str | None = None) -> httpx.Client:
-        """Give a client that calls this server, with a key if one is given."""
+        """Return a client that calls this server, with a key if one is named."""
         headers = {} if api_key is None else {"X-API-Key": api_key}
         client = httpx.Client(
             base_url=self.url,
@@ -205,46 +217,87 @@ class RunningOrchestrator:
         return RegisteredNode(node["id"], node["name"], key, self.client(key))
 
     def create_task(self, prompt: str = "do it", **fields: object) -> Json:
-        """Queue a task; give it as the admin sees it."""
+        """Create a task; return it as the admin sees it."""
         return ok(self.admin.post("/tasks", json={"prompt": prompt, **fields}))
 
+    def assign(self, node: RegisteredNode, *reports: str, **fields: object) -> str:
+        """Create a task for a node that polls for it and sends these reports; return its id."""
+        body = {"prompt": "do it", "target_node_id": node.id, **fields}
+        task_id = str(ok(self.admin.post("/tasks", json=body))["id"])
+        assert node.poll_id() == task_id
+        for status in reports:
+            node.report(task_id, status)
+        return task_id
+
+    def create_key(self, **fields: object) -> Json:
+        """Create a scoped key; return it with its secret."""
+        body = {"name": "ci", "description": "builds", **fields}
+        return ok(self.admin.post("/keys", json=body))
+
+    def audit(self, **params: str | int) -> list[Json]:
+        """Return the entries of the audit, the oldest first."""
+        entries = ok(self.admin.get("/keys/audit", params=params))["entries"]
+        return list(reversed(entries))
+
     def task(self, task_id: str) -> Json:
-        """Show a task as it stands, with its history."""
+        """Return a task with its history."""
         return ok(self.admin.get(f"/tasks/{task_id}"))
 
     def tasks(self) -> list[Json]:
-        """List every task."""
+        """Return every task, the newest first."""
         return rows(self.admin.get("/tasks"))
 
     def nodes(self) -> list[Json]:
-        """List every node."""
+        """Return every node."""
         return rows(self.admin.get("/nodes"))
 
     def cancel(self, task_id: str) -> Json:
-        """Cancel a task; give it."""
+        """Cancel a task; return it."""
         return ok(self.admin.delete(f"/tasks/{task_id}"))
 
     def log_of(self, task_id: str) -> Json:
-        """Show the session that was sent for a task."""
+        """Return the session that was sent for a task."""
         return ok(self.admin.get(f"/logs/{task_id}"))
 
     def upload(self, name: str, content: bytes) -> Json:
-        """Upload a file; give what the server says of it."""
+        """Upload a file; return the response."""
         return ok(self.admin.post("/upload", files={"file": (name, content)}))
 
     @staticmethod
     def moment(**ahead: float) -> str:
-        """Give a moment from now on, as bodies carry it."""
+        """Return a moment counted from now, as bodies carry it."""
         return (datetime.now(timezone.utc) + timedelta(**ahead)).isoformat()
 
     def wait_for_task(self, task_id: str, *statuses: str) -> Json:
-        """Wait until a task has one of these statuses; give it."""
+        """Wait until a task has one of these statuses; return it."""
 
         def arrived() -> Json | None:
             task = self.task(task_id)
             return task if task["status"] in statuses else None
 
         return wait_for(arrived)
+
+
+class Poller:
+    """Nodes that wait for work, each in a thread of its own, until their requests are answered."""
+
+    def __init__(self, orchestrator: RunningOrchestrator, *nodes: RegisteredNode) -> None:
+        """Send the requests; return once the orchestrator holds all of them."""
+        pool = ThreadPoolExecutor(max_workers=len(nodes))
+        headers = {"Prefer": f"wait={POLL_S}"}
+        self._responses: list[Future[httpx.Response]] = [
+            pool.submit(node.http.get, "/tasks/pending", headers=headers) for node in nodes
+        ]
+        wait_for(lambda: orchestrator.waiting_count == len(nodes))
+
+    def response(self, index: int = 0, within_s: float = DEADLINE_S) -> httpx.Response:
+        """Wait for the response to a node's request."""
+        return self._responses[index].result(within_s)
+
+    def task_id(self, index: int = 0, within_s: float = DEADLINE_S) -> str | None:
+        """Wait for the response to a node's request; return the assigned task's id, if any."""
+        assignment = ok(self.response(index, within_s))
+        return None if assignment is None else str(assignment["task_id"])
 
 
 @contextmanager
@@ -255,17 +308,17 @@ def serve(data_dir: Path, **settings: Any) -> Iterator[RunningOrchestrator]:  # 
 
 
 def ok(response: httpx.Response) -> Json:
-    """Give the object in an answer that must be 200."""
+    """Return the object of a response that must be 200."""
     return cast("Json", _ok(response))
 
 
 def rows(response: httpx.Response) -> list[Json]:
-    """Give the list in an answer that must be 200."""
+    """Return the list of a response that must be 200."""
     return cast("list[Json]", _ok(response))
 
 
 def refusal(response: httpx.Response) -> tuple[int, str]:
-    """Give the status code and the sentence of an answer that must be a refusal."""
+    """Return the status code and the sentence of a response that must be a refusal."""
     body = response.json()
     assert list(body) == ["detail"]
     assert isinstance(body["detail"], str)
@@ -273,17 +326,17 @@ def refusal(response: httpx.Response) -> tuple[int, str]:
 
 
 def sha256(content: bytes) -> str:
-    """Give the lower-case hex SHA-256."""
+    """Return the lower-case hex SHA-256."""
     return hashlib.sha256(content).hexdigest()
 
 
 def wait_for(condition: Callable[[], T | None], deadline_s: float = DEADLINE_S) -> T:
-    """Ask until the condition gives something true; give that. Raises TimeoutError."""
+    """Return what the condition returns as soon as it is true. Raises TimeoutError."""
     until = time.monotonic() + deadline_s
     while time.monotonic() < until:
-        found = condition()
-        if found:
-            return found
+        result = condition()
+        if result:
+            return result
         time.sleep(0.02)
     raise TimeoutError("what was waited for did not happen")
 
@@ -299,5 +352,5 @@ def _check_response(response: httpx.Response) -> None:
 
 def _ok(response: httpx.Response) -> object:
     assert response.status_code == httpx.codes.OK, response.text
-    found: object = response.json()
-    return found
+    body: object = response.json()
+    return body

@@ -1,74 +1,51 @@
-"""Who may call what: one row for each call."""
+"""Who may make which call."""
 
 import pytest
 
-from tests.orchestrator.serving import RegisteredNode, RunningOrchestrator, refusal
+from tests.orchestrator.serving import RunningOrchestrator, ok, refusal
 
-ADMIN, NODE = "admin", "node"
-
-CALLS = [
-    ("POST", "/nodes/heartbeat", NODE),
-    ("GET", "/nodes", ADMIN),
-    ("GET", "/nodes/some-id", ADMIN),
-    ("DELETE", "/nodes/some-id", ADMIN),
-    ("GET", "/tasks/pending", NODE),
-    ("POST", "/tasks", ADMIN),
-    ("GET", "/tasks", ADMIN),
-    ("GET", "/tasks/some-id", ADMIN),
-    ("DELETE", "/tasks/some-id", ADMIN),
-    ("POST", "/upload", ADMIN),
-    ("GET", "/files/some-name", NODE),
-    ("POST", "/status", NODE),
-    ("POST", "/logs", NODE),
-    ("GET", "/logs/some-id", ADMIN),
-]
+NODE_CALLS = {"record_heartbeat", "next_task", "download_file", "report_status", "store_log"}
+NODE_CALLS |= {"register"}
+"""The ids of the operations that only nodes call."""
 
 
-@pytest.mark.parametrize(("method", "path", "allowed"), CALLS)
-def test_call_is_open_to_its_caller_alone(
-    orchestrator: RunningOrchestrator,
-    node: RegisteredNode,
-    method: str,
-    path: str,
-    allowed: str,
-) -> None:
-    keys = {ADMIN: orchestrator.admin_key, NODE: node.api_key}
-    other = keys[NODE if allowed == ADMIN else ADMIN]
-
-    def answer(key: str | None) -> int:
-        return orchestrator.client(key).request(method, path).status_code
-
-    assert answer(None) == 401
-    assert answer("unknown") == 401
-    assert answer("") == 401
-    assert answer(other) == 403
-    assert answer(keys[allowed]) not in {401, 403}
-
-
-def test_health_needs_no_key(orchestrator: RunningOrchestrator) -> None:
-    health = orchestrator.client().get("/health").json()
-    assert set(health) == {"status", "version", "timestamp"}
-
-
-def test_registration_token_is_no_api_key(orchestrator: RunningOrchestrator) -> None:
-    key = orchestrator.registration_token
-    assert orchestrator.client(key).get("/nodes").status_code == 401
+def test_each_call_is_open_to_its_callers_alone(shared: RunningOrchestrator) -> None:
+    schema = ok(shared.client().get("/openapi.json"))
+    operations = {
+        (method.upper(), path): operation["operationId"] in NODE_CALLS
+        for path, methods in schema["paths"].items()
+        for method, operation in methods.items()
+        if operation.get("security") and operation["operationId"] != "register"
+    }
+    assert sum(operations.values()) == len(NODE_CALLS) - 1
+    assert len(operations) > 20
+    node, scoped = shared.register(), shared.create_key(role="admin")["api_key"]
+    keys = {"admin": shared.admin_key, "node": node.api_key, "scoped": scoped}
+    clients = {name: shared.client(key) for name, key in keys.items()}
+    strangers = [shared.client(key) for key in (None, "unknown", "", shared.registration_token)]
+    for (method, template), is_for_nodes in operations.items():
+        path = template.replace("{", "").replace("}", "")
+        codes = [client.request(method, path).status_code for client in strangers]
+        assert codes == [401] * 4, path
+        allowed = {"node"} if is_for_nodes else {"admin", "scoped"}
+        for name, client in clients.items():
+            code = client.request(method, path).status_code
+            assert (code == 403) is (name not in allowed), (method, path, name)
+            assert code != 401
 
 
 @pytest.mark.parametrize(
     ("method", "path", "code"), [("GET", "/nowhere", 404), ("PUT", "/tasks", 405)]
 )
 def test_unknown_path_or_method_is_one_sentence(
-    orchestrator: RunningOrchestrator, method: str, path: str, code: int
+    shared: RunningOrchestrator, method: str, path: str, code: int
 ) -> None:
-    assert refusal(orchestrator.admin.request(method, path))[0] == code
+    assert refusal(shared.admin.request(method, path))[0] == code
 
 
 @pytest.mark.parametrize("body", [b"{bad", b"", b"[]", b'"text"', b"\xff", b"[" * 100_000])
-def test_broken_body_is_refused_with_one_sentence(
-    orchestrator: RunningOrchestrator, body: bytes
-) -> None:
+def test_broken_body_is_refused_with_one_sentence(shared: RunningOrchestrator, body: bytes) -> None:
     headers = {"Content-Type": "application/json"}
-    code, sentence = refusal(orchestrator.admin.post("/tasks", content=body, headers=headers))
+    code, sentence = refusal(shared.admin.post("/tasks", content=body, headers=headers))
     assert code in {400, 422}
     assert sentence

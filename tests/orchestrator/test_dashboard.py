@@ -1,10 +1,9 @@
 """The page for people, in a real browser without a screen."""
 
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Route, ViewportSize, expect, sync_playwright
 
 from tests.orchestrator.serving import (
     DEADLINE_S,
@@ -12,17 +11,18 @@ from tests.orchestrator.serving import (
     RunningOrchestrator,
     ok,
     rows,
-    serve,
 )
 from tools.dev.packages import ensure_browser
 
 HOSTILE = '<img src=x onerror="window.harmed=1"><script>window.harmed=1</script>{{7*7}}"\'&'
-PHONE = {"width": 360, "height": 740}
+PHONE = ViewportSize(width=360, height=740)
+DESKTOP = ViewportSize(width=1280, height=740)
 
 
+# Not once a session: while Playwright runs, no test in this process can run an event loop.
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Start Chromium once."""
+    """Start Chromium."""
     with sync_playwright() as playwright:
         # Its sandbox needs what containers and root do not have; it opens our own page only.
         browser = playwright.chromium.launch(
@@ -33,32 +33,21 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def database_url() -> None:
-    """Use SQLite alone: what the page is fed with is tried on both in test_live."""
-
-
-@pytest.fixture
-def new_page(browser: Browser) -> Iterator[Page]:
-    """Give an empty page, as patient as all that is expected of one."""
+def page(orchestrator: RunningOrchestrator, browser: Browser) -> Iterator[Page]:
+    """Open the page; it must call no other server, and raise no error."""
     context = browser.new_context()
     context.set_default_timeout(DEADLINE_S * 1000)
     expect.set_options(timeout=DEADLINE_S * 1000)
-    yield context.new_page()
-    context.close()
-
-
-@pytest.fixture
-def page(orchestrator: RunningOrchestrator, new_page: Page) -> Iterator[Page]:
-    """Open the page; at the end nothing must have gone elsewhere, or gone wrong in the page."""
-    page = new_page
-    asked: list[str] = []
+    page = context.new_page()
+    requested: list[str] = []
     errors: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
+    page.on("request", lambda request: requested.append(request.url))
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto(f"{orchestrator.url}/dashboard")
     yield page
     assert errors == []
-    assert [url for url in asked if not url.startswith(orchestrator.url)] == []
+    assert [url for url in requested if not url.startswith(orchestrator.url)] == []
+    context.close()
 
 
 @pytest.fixture
@@ -74,6 +63,22 @@ def _sign_in(page: Page, key: str) -> None:
     page.keyboard.press("Enter")
 
 
+def _create_task(page: Page, recurrence: str) -> None:
+    page.get_by_label("Repeat").fill(recurrence)
+    page.get_by_role("button", name="Create task").click()
+
+
+def _unavailable(body: str) -> Callable[[Route], None]:
+    return lambda route: route.fulfill(status=503, body=body)
+
+
+def _create_many_tasks(fleet: Page, orchestrator: RunningOrchestrator) -> None:
+    for number in range(60):
+        orchestrator.create_task(f"task number {number}.")
+    # Rows that come later would move the others.
+    fleet.get_by_role("button", name="task number 59.").wait_for()
+
+
 def test_page_needs_no_key_but_its_data_does(page: Page, orchestrator: RunningOrchestrator) -> None:
     orchestrator.create_task("the-prompt")
     expect(page.get_by_label("Admin key")).to_be_focused()
@@ -86,7 +91,7 @@ def test_page_needs_no_key_but_its_data_does(page: Page, orchestrator: RunningOr
     expect(page.get_by_text("the-prompt")).to_have_count(0)
 
 
-def test_what_happens_is_shown_without_reloading(
+def test_changes_are_shown_without_reloading(
     fleet: Page, orchestrator: RunningOrchestrator, node: RegisteredNode
 ) -> None:
     expect(fleet.locator("#nodes")).to_contain_text("node")
@@ -97,12 +102,12 @@ def test_what_happens_is_shown_without_reloading(
     node.report(task["id"], "running", message="half of it", progress=50)
     expect(fleet.locator("#task")).to_contain_text("half of it")
     expect(fleet.locator("#tasks")).to_contain_text("50 %")
-    session = {"title": "how it went", "messages": [{"role": "user", "content": "please"}]}
-    ok(node.http.post("/logs", json={"task_id": task["id"], "session": session}))
+    messages = [{"role": "user", "content": "please"}]
+    node.send_log(task["id"], {"title": "how it went", "messages": messages})
     expect(fleet.locator("#task")).to_contain_text("how it went")
     node.report(task["id"], "success", message="three lines")
     expect(fleet.locator("#task")).to_contain_text("three lines")
-    # What has ended is not half done.
+    # A task that has ended shows no progress.
     expect(fleet.locator("#tasks")).not_to_contain_text("50 %")
     expect(fleet.get_by_role("button", name="Cancel", exact=True)).to_have_count(0)
 
@@ -132,15 +137,15 @@ def test_task_is_created_with_a_preview_of_its_target(
 
 
 def test_task_is_cancelled_after_a_question(fleet: Page, orchestrator: RunningOrchestrator) -> None:
-    task = orchestrator.create_task("never mind")
+    task_id = orchestrator.create_task("never mind")["id"]
     fleet.get_by_role("button", name="never mind").click()
     fleet.once("dialog", lambda dialog: dialog.dismiss())
     fleet.get_by_role("button", name="Cancel", exact=True).click()
-    assert orchestrator.task(task["id"])["status"] == "pending"
+    assert orchestrator.task(task_id)["status"] == "pending"
     fleet.once("dialog", lambda dialog: dialog.accept())
     fleet.get_by_role("button", name="Cancel", exact=True).click()
     expect(fleet.locator("#task")).to_contain_text("cancelled")
-    assert orchestrator.task(task["id"])["status"] == "cancelled"
+    assert orchestrator.task(task_id)["status"] == "cancelled"
 
 
 def test_key_is_made_shown_once_rotated_and_revoked(
@@ -170,14 +175,13 @@ def test_key_is_made_shown_once_rotated_and_revoked(
     assert orchestrator.client(secret).post("/tasks", json=body).status_code == 401
 
 
-def test_refusal_stays_in_sight_though_the_fleet_lives(
+def test_refusal_stays_in_view_until_it_is_dismissed_or_the_retry_works(
     fleet: Page, orchestrator: RunningOrchestrator
 ) -> None:
-    fleet.set_viewport_size({"width": PHONE["width"], "height": PHONE["height"]})
+    fleet.set_viewport_size(PHONE)
     fleet.get_by_text("New task").click()
-    fleet.get_by_label("Prompt").fill("p")
-    fleet.get_by_label("Repeat").fill("nonsense")
-    fleet.get_by_role("button", name="Create task").click()
+    fleet.get_by_label("Prompt").fill("at last")
+    _create_task(fleet, "nonsense")
     expect(fleet.locator("#state")).to_contain_text("cron")
     expect(fleet.locator("#state")).to_be_in_viewport()
     orchestrator.register("comes-later")
@@ -186,24 +190,15 @@ def test_refusal_stays_in_sight_though_the_fleet_lives(
     fleet.get_by_role("button", name="Dismiss").press("Enter")
     expect(fleet.locator("#state")).to_have_text("")
     expect(fleet.get_by_role("button", name="Create task")).to_be_focused()
-
-
-def test_refusal_goes_when_the_next_try_works(
-    fleet: Page, orchestrator: RunningOrchestrator
-) -> None:
-    fleet.get_by_text("New task").click()
-    fleet.get_by_label("Prompt").fill("at last")
-    fleet.get_by_label("Repeat").fill("nonsense")
-    fleet.get_by_role("button", name="Create task").click()
+    _create_task(fleet, "more nonsense")
     expect(fleet.locator("#state")).to_contain_text("cron")
-    fleet.get_by_label("Repeat").fill("0 8 * * mon")
-    fleet.get_by_role("button", name="Create task").click()
+    _create_task(fleet, "0 8 * * mon")
     expect(fleet.locator("#task")).to_contain_text("at last")
     expect(fleet.locator("#state")).to_have_text("")
     assert len(orchestrator.tasks()) == 1
 
 
-def test_server_that_is_gone_is_told_until_it_is_back(
+def test_server_that_does_not_answer_is_shown_until_it_answers(
     fleet: Page, orchestrator: RunningOrchestrator
 ) -> None:
     orchestrator.stop()
@@ -214,40 +209,37 @@ def test_server_that_is_gone_is_told_until_it_is_back(
     expect(fleet.locator("#state")).to_have_text("")
 
 
-@pytest.mark.parametrize(
-    ("body", "sentence"),
-    [
-        ('{"detail": "the database does not answer: try again"}', "the database does not answer"),
-        ("<html>a proxy's own page</html>", "HTTP status 503"),
-    ],
-)
-def test_server_in_trouble_is_told_until_it_is_over(
-    page: Page, orchestrator: RunningOrchestrator, body: str, sentence: str
+def test_error_of_the_server_or_a_proxy_is_shown_until_it_is_over(
+    page: Page, orchestrator: RunningOrchestrator
 ) -> None:
-    page.route("**/dashboard/live*", lambda route: route.fulfill(status=503, body=body))
-    _sign_in(page, orchestrator.admin_key)
-    expect(page.locator("#state")).to_contain_text(sentence)
-    page.unroute("**/dashboard/live*")
-    expect(page.locator("#nodes-title")).to_be_visible()
-    expect(page.locator("#state")).to_have_text("")
+    sentence = "the database does not answer"
+    for body, shown in (
+        (f'{{"detail": "{sentence}: try again"}}', sentence),
+        ("<html>a proxy's own page</html>", "HTTP status 503"),
+    ):
+        page.route("**/dashboard/live*", _unavailable(body))
+        _sign_in(page, orchestrator.admin_key)
+        expect(page.locator("#state")).to_contain_text(shown)
+        page.unroute("**/dashboard/live*")
+        expect(page.locator("#nodes-title")).to_be_visible()
+        expect(page.locator("#state")).to_have_text("")
+        page.get_by_role("button", name="Sign out").click()
 
 
-def test_who_guessed_too_often_is_told(new_page: Page, tmp_path: Path) -> None:
-    page = new_page
-    with serve(tmp_path, failures_per_minute=2) as strict:
-        page.goto(f"{strict.url}/dashboard")
-        # Each wrong key counts once, though the page has more than one call to make.
-        for number in range(2):
-            _sign_in(page, f"wrong {number}")
-            expect(page.locator("#state")).to_have_text("unknown or expired API key")
-            expect(page.locator("#sign-in")).to_be_visible()
-        _sign_in(page, "wrong again")
-        expect(page.locator("#state")).to_contain_text("too many wrong credentials")
-        expect(page.locator("#state")).to_contain_text("retrying in")
-        expect(page.locator("#fleet")).to_be_hidden()
+@pytest.mark.settings(failures_per_minute=2)
+def test_throttled_sign_in_is_retried(page: Page) -> None:
+    # Each wrong key counts once, though the page has more than one call to make.
+    for number in range(2):
+        _sign_in(page, f"wrong {number}")
+        expect(page.locator("#state")).to_have_text("unknown or expired API key")
+        expect(page.locator("#sign-in")).to_be_visible()
+    _sign_in(page, "wrong again")
+    expect(page.locator("#state")).to_contain_text("too many wrong credentials")
+    expect(page.locator("#state")).to_contain_text("retrying in")
+    expect(page.locator("#fleet")).to_be_hidden()
 
 
-def test_key_that_no_header_takes_is_told(page: Page) -> None:
+def test_key_that_no_header_can_carry_is_refused_in_the_page(page: Page) -> None:
     _sign_in(page, "schlüssel→")
     expect(page.locator("#state")).to_contain_text("cannot be a key")
     expect(page.get_by_label("Admin key")).to_be_focused()
@@ -258,10 +250,9 @@ def test_hostile_texts_are_shown_as_texts(fleet: Page, orchestrator: RunningOrch
     task = orchestrator.create_task(HOSTILE, target_node_name=HOSTILE)
     node.poll()
     session = {"title": HOSTILE, "messages": [{"role": HOSTILE, "content": HOSTILE}]}
-    ok(node.http.post("/logs", json={"task_id": task["id"], "session": session}))
+    node.send_log(task["id"], session)
     node.report(task["id"], "error", message=HOSTILE)
-    body = {"name": HOSTILE, "description": HOSTILE, "allowed_node_patterns": [HOSTILE]}
-    ok(orchestrator.admin.post("/keys", json=body))
+    orchestrator.create_key(name=HOSTILE, description=HOSTILE, allowed_node_patterns=[HOSTILE])
     fleet.locator("#tasks button").click()
     expect(fleet.locator("#task pre").first).to_have_text(HOSTILE)
     for part in ("#chosen", "#log", "#tasks", "#nodes", "#key-list"):
@@ -280,7 +271,7 @@ def test_keyboard_is_enough(fleet: Page, orchestrator: RunningOrchestrator) -> N
             break
         fleet.keyboard.press("Tab")
     expect(button).to_be_focused()
-    # What is live must not take the focus away.
+    # A live update must not move the focus.
     orchestrator.create_task("another")
     fleet.get_by_role("button", name="another").wait_for()
     expect(button).to_be_focused()
@@ -288,58 +279,41 @@ def test_keyboard_is_enough(fleet: Page, orchestrator: RunningOrchestrator) -> N
     expect(fleet.locator("#task")).to_contain_text("by keyboard")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_page_fits_a_phone_by_day_and_night(
-    fleet: Page, orchestrator: RunningOrchestrator, node: RegisteredNode, scheme: str
+def test_long_words_do_not_widen_the_page_by_day_and_night(
+    fleet: Page, orchestrator: RunningOrchestrator, node: RegisteredNode
 ) -> None:
-    task = orchestrator.create_task("x" * 300, target_tags={"k" * 100: "v"})
     orchestrator.register("n" * 200, tags={"zone": "eu"})
-    node.poll()
-    fleet.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
-    fleet.set_viewport_size({"width": PHONE["width"], "height": PHONE["height"]})
-    fleet.locator(f"#show-{task['id']}").click()
-    expect(fleet.locator("#task")).to_contain_text("x" * 300)
-    assert fleet.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
-    background = fleet.evaluate("getComputedStyle(document.body).backgroundColor")
-    assert background == ("rgb(20, 23, 26)" if scheme == "dark" else "rgb(255, 255, 255)")
+    orchestrator.create_task("p", target_tags={"k" * 100: "v"})
+    task_id = orchestrator.assign(node, prompt="x" * 300)
+    messages = [{"role": "r" * 300, "content": "c" * 300}]
+    node.send_log(task_id, {"title": "t" * 300, "messages": messages})
+    node.report(task_id, "running", message="m" * 300)
+    fleet.locator(f"#show-{task_id}").click()
+    for letter in "xrctm":
+        expect(fleet.locator("#fleet")).to_contain_text(letter * 300)
+    for size in (PHONE, DESKTOP):
+        fleet.set_viewport_size(size)
+        assert fleet.evaluate("document.documentElement.scrollWidth") <= size["width"]
+    background = "getComputedStyle(document.body).backgroundColor"
+    fleet.emulate_media(color_scheme="light")
+    assert fleet.evaluate(background) == "rgb(255, 255, 255)"
+    fleet.emulate_media(color_scheme="dark")
+    assert fleet.evaluate(background) == "rgb(20, 23, 26)"
 
 
-@pytest.mark.parametrize("width", [PHONE["width"], 1280])
-@pytest.mark.parametrize("what", ["message", "title", "role"])
-def test_long_word_of_an_agent_does_not_widen_the_page(
-    fleet: Page, orchestrator: RunningOrchestrator, node: RegisteredNode, what: str, width: int
-) -> None:
-    task = orchestrator.create_task("p")
-    node.poll()
-    words = {"message": "m", "title": "t", "role": "r", what: "y" * 300}
-    messages = [{"role": words["role"], "content": "c"}]
-    session = {"title": words["title"], "messages": messages}
-    ok(node.http.post("/logs", json={"task_id": task["id"], "session": session}))
-    node.report(task["id"], "running", message=words["message"])
-    fleet.set_viewport_size({"width": width, "height": PHONE["height"]})
-    fleet.locator(f"#show-{task['id']}").click()
-    expect(fleet.locator("#log")).to_contain_text(words["role"])
-    expect(fleet.locator("#fleet")).to_contain_text("y" * 300)
-    assert fleet.evaluate("document.documentElement.scrollWidth") <= width
-
-
-def test_long_names_leave_room_for_what_stands_beside_them(
+def test_long_names_do_not_wrap_the_cells_beside_them(
     fleet: Page, orchestrator: RunningOrchestrator
 ) -> None:
     orchestrator.register("n" * 200, tags={"k" * 200: "v" * 200})
     orchestrator.create_task("x" * 300, target_node_name="n" * 200)
-    body = {
-        "name": "k" * 200,
-        "description": "d" * 200,
-        "allowed_node_patterns": ["p" * 200],
-    }
-    ok(orchestrator.admin.post("/keys", json=body))
+    long = {"name": "k" * 200, "description": "d" * 200, "allowed_node_patterns": ["p" * 200]}
+    orchestrator.create_key(**long)
     for width in (1280, 1040, 800):
         fleet.set_viewport_size({"width": width, "height": 800})
         for text in ("pending", "submitter", "Rotate", "Revoke"):
             place = fleet.get_by_text(text, exact=True).and_(fleet.locator("table *"))
             place.wait_for()
-            # The ranges of a text are as many as its lines.
+            # A text has one range for each of its lines.
             lines = place.evaluate(
                 "element => { const range = document.createRange();"
                 " range.selectNodeContents(element); return range.getClientRects().length; }"
@@ -348,40 +322,33 @@ def test_long_names_leave_room_for_what_stands_beside_them(
         assert fleet.evaluate("document.documentElement.scrollWidth") <= width
 
 
-@pytest.mark.parametrize("width", [PHONE["width"], 1280])
-def test_chosen_task_comes_into_sight_and_gives_the_place_back(
-    fleet: Page, orchestrator: RunningOrchestrator, width: int
+def test_chosen_task_comes_into_view_and_focus_returns_when_it_is_closed(
+    fleet: Page, orchestrator: RunningOrchestrator
 ) -> None:
-    for number in range(60):
-        orchestrator.create_task(f"task number {number}.")
-    fleet.set_viewport_size({"width": width, "height": PHONE["height"]})
-    # What comes later would move the others.
-    fleet.get_by_role("button", name="task number 59.").wait_for()
+    _create_many_tasks(fleet, orchestrator)
     button = fleet.get_by_role("button", name="task number 0.")
-    button.press("Enter")
-    expect(fleet.locator("#task h2")).to_be_in_viewport()
-    expect(fleet.locator("#task h2")).to_be_focused()
-    fleet.get_by_role("button", name="Close").press("Enter")
-    expect(fleet.locator("#chosen")).to_be_empty()
-    expect(button).to_be_focused()
-    expect(button).to_be_in_viewport()
+    for size in (PHONE, DESKTOP):
+        fleet.set_viewport_size(size)
+        button.press("Enter")
+        expect(fleet.locator("#task h2")).to_be_in_viewport()
+        expect(fleet.locator("#task h2")).to_be_focused()
+        fleet.get_by_role("button", name="Close").press("Enter")
+        expect(fleet.locator("#chosen")).to_be_empty()
+        expect(button).to_be_focused()
+        expect(button).to_be_in_viewport()
 
 
 def test_report_of_the_chosen_task_does_not_move_the_page(
     fleet: Page, orchestrator: RunningOrchestrator, node: RegisteredNode
 ) -> None:
-    task = orchestrator.create_task("the chosen one")
-    for number in range(60):
-        orchestrator.create_task(f"task number {number}.")
-    node.poll()
-    # What comes later would move the others.
-    fleet.get_by_role("button", name="task number 59.").wait_for()
+    task_id = orchestrator.assign(node, prompt="the chosen one")
+    _create_many_tasks(fleet, orchestrator)
     fleet.get_by_role("button", name="the chosen one").click()
     expect(fleet.locator("#task h2")).to_be_focused()
     last = fleet.get_by_role("button", name="task number 0.")
     last.focus()
     expect(last).to_be_in_viewport()
-    node.report(task["id"], "running", message="on its way")
+    node.report(task_id, "running", message="on its way")
     expect(fleet.locator("#task")).to_contain_text("on its way")
     expect(last).to_be_focused()
     expect(last).to_be_in_viewport()

@@ -1,4 +1,4 @@
-"""The tables: made and brought up to date at a start, by one server at a time."""
+"""The tables: created and migrated at a start, by one server at a time."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +21,7 @@ OLD_TASK = "b1f2a0c4-3d5e-4f67-8a9b-0c1d2e3f4a5b"
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def bare_url(request: pytest.FixtureRequest) -> str | None:
-    """Give what settings say of a database without a table."""
+    """Return the URL of a database without tables: None means SQLite."""
     if request.param == "sqlite":
         return None
     url: str = request.getfixturevalue("bare_postgresql_url")
@@ -30,23 +30,29 @@ def bare_url(request: pytest.FixtureRequest) -> str | None:
 
 @pytest.fixture
 def tables(tmp_path: Path, bare_url: str | None) -> Iterator[Engine]:
-    """Give an engine of the test's own for the same database."""
+    """Yield an engine of the test's own for the same database."""
     sqlite = f"sqlite:///{tmp_path / DATABASE_NAME}"
     engine = create_engine(sqlite if bare_url is None else postgresql_url(bare_url))
     yield engine
     engine.dispose()
 
 
-def test_migrations_make_the_tables_that_the_code_has(
-    tmp_path: Path, bare_url: str | None, tables: Engine
-) -> None:
-    Database(tmp_path, bare_url).close()
+def _execute(tables: Engine, *statements: str, first_migration: bool = False) -> None:
+    with tables.begin() as connection:
+        if first_migration:
+            config = configuration()
+            config.attributes["connection"] = connection
+            command.upgrade(config, FIRST)
+        for statement in statements:
+            connection.execute(text(statement))
+
+
+def _scalar(tables: Engine, query: str) -> object:
     with tables.connect() as connection:
-        differences = compare_metadata(MigrationContext.configure(connection), Base.metadata)
-    assert differences == []
+        return connection.scalar(text(query))
 
 
-def test_servers_that_start_at_once_migrate_once(
+def test_migrations_of_servers_that_start_at_once_make_the_tables_once(
     tmp_path: Path, bare_url: str | None, tables: Engine
 ) -> None:
     def start(_: int) -> None:
@@ -54,57 +60,46 @@ def test_servers_that_start_at_once_migrate_once(
 
     with ThreadPoolExecutor(max_workers=4) as pool:
         list(pool.map(start, range(4)))
+    assert _scalar(tables, "SELECT count(*) FROM alembic_version") == 1
     with tables.connect() as connection:
-        assert connection.scalar(text("SELECT count(*) FROM alembic_version")) == 1
+        assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
 
 
-def test_database_from_before_the_migrations_is_taken_over(
+def test_database_from_before_the_migrations_is_migrated(
     tmp_path: Path, bare_url: str | None, tables: Engine
 ) -> None:
-    with tables.begin() as connection:
-        config = configuration()
-        config.attributes["connection"] = connection
-        command.upgrade(config, FIRST)
-        connection.execute(
-            text(
-                "INSERT INTO tasks (id, prompt, priority, timeout_seconds, status, created_at,"
-                " started_at, created_by) VALUES (:id, 'p', 0, 60, 'running',"
-                " '2026-01-01 00:00:00', '2026-01-01 00:01:00', 'admin')"
-            ),
-            {"id": OLD_TASK},
-        )
-        connection.execute(text("DROP TABLE alembic_version"))
+    _execute(
+        tables,
+        "INSERT INTO tasks (id, prompt, priority, timeout_seconds, status, created_at,"
+        " started_at, created_by) VALUES ('OLD_TASK', 'p', 0, 60, 'running',"
+        " '2026-01-01 00:00:00', '2026-01-01 00:01:00', 'admin')".replace("OLD_TASK", OLD_TASK),
+        "DROP TABLE alembic_version",
+        first_migration=True,
+    )
     with serve(tmp_path, database_url=bare_url, lost_after_s=10**9) as orchestrator:
         assert orchestrator.task(OLD_TASK)["prompt"] == "p"
-    with tables.connect() as connection:
-        overdue_at = connection.scalar(text("SELECT overdue_at FROM tasks"))
-    assert str(overdue_at).startswith("2026-01-01 00:02:00")
+    overdue_at = str(_scalar(tables, "SELECT overdue_at FROM tasks"))
+    assert overdue_at.startswith("2026-01-01 00:02:00")
 
 
 def test_database_of_a_newer_version_is_refused(
     tmp_path: Path, bare_url: str | None, tables: Engine
 ) -> None:
     Database(tmp_path, bare_url).close()
-    with tables.begin() as connection:
-        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    _execute(tables, "UPDATE alembic_version SET version_num = '9999'")
     with pytest.raises(ConfigurationError, match="a newer version of the orchestrator made it"):
         Database(tmp_path, bare_url)
 
 
-def test_migration_that_fails_leaves_the_database_as_it_was(
+def test_migration_that_fails_leaves_the_database_unchanged(
     tmp_path: Path, bare_url: str | None, tables: Engine
 ) -> None:
-    with tables.begin() as connection:
-        config = configuration()
-        config.attributes["connection"] = connection
-        command.upgrade(config, FIRST)
-        # In the way of the last thing that the next step does.
-        connection.execute(text("CREATE TABLE key_audit (number INTEGER)"))
+    # In the way of the last thing that the next step does.
+    _execute(tables, "CREATE TABLE key_audit (number INTEGER)", first_migration=True)
     with pytest.raises(ConfigurationError, match="cannot open database"):
         Database(tmp_path, bare_url)
-    with tables.connect() as connection:
-        assert not inspect(connection).has_table("api_keys")
-        assert connection.scalar(text("SELECT version_num FROM alembic_version")) == FIRST
+    assert not inspect(tables).has_table("api_keys")
+    assert _scalar(tables, "SELECT version_num FROM alembic_version") == FIRST
 
 
 @pytest.mark.parametrize(
@@ -123,17 +118,17 @@ def test_unusable_database_is_one_sentence_without_the_password(
     assert "the-password" not in str(caught.value)
 
 
-def test_only_notes_do_not_wait_for_the_disk(tmp_path: Path, database_url: str | None) -> None:
+def test_only_relaxed_transactions_do_not_wait_for_the_disk(
+    tmp_path: Path, database_url: str | None
+) -> None:
     database = Database(tmp_path, database_url)
-    asked = "PRAGMA synchronous" if database_url is None else "SHOW synchronous_commit"
-    with database.writing() as session:
-        before = session.scalar(text(asked))
-    with database.writing_relaxed() as session:
-        noting = session.scalar(text(asked))
-    with database.writing() as session:
-        after = session.scalar(text(asked))
+    query = text("PRAGMA synchronous" if database_url is None else "SHOW synchronous_commit")
+    levels = []
+    for transaction in (database.writing, database.writing_relaxed, database.writing):
+        with transaction() as session:
+            levels.append(session.scalar(query))
     database.close()
     full, normal = 2, 1
-    assert noting == (normal if database_url is None else "off")
-    # The tests' PostgreSQL never waits; what it was told to do is what counts.
-    assert before == after == (full if database_url is None else before)
+    assert levels[1] == (normal if database_url is None else "off")
+    # The tests' PostgreSQL never waits; what the transaction sets is what counts.
+    assert levels[0] == levels[2] == (full if database_url is None else levels[0])

@@ -1,4 +1,4 @@
-"""Files: in whole or not at all, under safe names, out to the node that needs them and no other."""
+"""Files: stored whole or not at all, under safe names, for the node that holds their task alone."""
 
 import errno
 import fcntl
@@ -10,19 +10,11 @@ from urllib.parse import quote
 
 import pytest
 
-from orchestrator import uploads as storage
-from orchestrator.uploads import harmless_name
-from tests.orchestrator.serving import (
-    RegisteredNode,
-    RunningOrchestrator,
-    ok,
-    refusal,
-    serve,
-    sha256,
-)
+from orchestrator import uploads
+from tests.orchestrator.serving import RegisteredNode, RunningOrchestrator, ok, refusal, sha256
 
 CONTENT = bytes(range(256)) * 10_000
-LARGER_THAN_ANY_BUFFER = 64 << 20
+NO_ROOM = (507, "the server's disk has no room for the file")
 
 
 def _stored(orchestrator: RunningOrchestrator) -> list[Path]:
@@ -34,74 +26,76 @@ def _names_outside(orchestrator: RunningOrchestrator) -> set[str]:
     return {path.name for path in [*data_dir.parent.iterdir(), *data_dir.iterdir()]}
 
 
-@pytest.mark.parametrize("content", [b"", b"\r\n--boundary\r\n", CONTENT])
-def test_upload_answers_name_checksum_and_size(
-    orchestrator: RunningOrchestrator, content: bytes
+def _refused_upload(orchestrator: RunningOrchestrator, size: int) -> tuple[int, str]:
+    files = {"file": ("large.bin", b"x" * size)}
+    refused = refusal(orchestrator.admin.post("/upload", files=files))
+    assert _stored(orchestrator) == []
+    return refused
+
+
+def test_holder_downloads_files_whole_and_in_their_order(
+    orchestrator: RunningOrchestrator, node: RegisteredNode
 ) -> None:
-    uploaded = orchestrator.upload("sales data.csv", content)
-    assert uploaded["filename"].endswith("-sales data.csv")
-    del uploaded["filename"]
-    assert uploaded == {
-        "original_name": "sales data.csv",
-        "checksum": sha256(content),
-        "size": len(content),
+    contents = {
+        "plain.txt": b"",
+        "with space.csv": b"\r\n--boundary\r\n",
+        "Übersicht 2024.xlsx": CONTENT,
+        "日本.md": b"d",
     }
-
-
-@pytest.mark.parametrize("name", ["plain.txt", "with space.csv", "Übersicht 2024.xlsx", "日本.md"])
-def test_holder_reads_the_file_whole(
-    orchestrator: RunningOrchestrator, node: RegisteredNode, name: str
-) -> None:
-    first, second = orchestrator.upload(name, CONTENT), orchestrator.upload(name, b"second")
-    names = [second["filename"], first["filename"]]
+    names: list[str] = []
+    for name, content in contents.items():
+        file = orchestrator.upload(name, content)
+        names.insert(0, file.pop("filename"))
+        assert names[0].endswith(f"-{name}")
+        size, checksum = len(content), sha256(content)
+        assert file == {"original_name": name, "checksum": checksum, "size": size}
     orchestrator.create_task(files=names)
     assignment = node.poll()
     assert assignment is not None
     assert assignment["files"] == names
-    assert assignment["file_checksums"] == [sha256(b"second"), sha256(CONTENT)]
-    response = node.http.get(f"/files/{quote(names[1], safe='')}")
-    assert response.content == CONTENT
-    assert response.headers["Content-Length"] == str(len(CONTENT))
+    for name, checksum in zip(names, assignment["file_checksums"], strict=True):
+        response = node.http.get(f"/files/{quote(name, safe='')}")
+        content = contents[name.partition("-")[2]]
+        assert (response.content, checksum) == (content, sha256(content))
+        assert response.headers["Content-Length"] == str(len(content))
 
 
-@pytest.mark.parametrize("span", ["bytes=0-0", "bytes=100-200", "bytes=abc", "lines=1", "nonsense"])
-def test_file_is_answered_whole_whatever_part_is_asked_for(
-    orchestrator: RunningOrchestrator, node: RegisteredNode, span: str
+def test_file_is_sent_whole_whatever_range_is_requested(
+    orchestrator: RunningOrchestrator, node: RegisteredNode
 ) -> None:
-    file = orchestrator.upload("a.txt", b"abc")
-    orchestrator.create_task(files=[file["filename"]])
-    node.poll()
-    response = node.http.get(f"/files/{file['filename']}", headers={"Range": span})
-    assert (response.status_code, response.content) == (200, b"abc")
-    assert response.headers["Accept-Ranges"] == "none"
+    file = orchestrator.upload("a.txt", b"abc")["filename"]
+    orchestrator.assign(node, files=[file])
+    for span in ("bytes=0-0", "bytes=100-200", "bytes=abc", "lines=1", "nonsense"):
+        response = node.http.get(f"/files/{file}", headers={"Range": span})
+        assert (response.status_code, response.content) == (200, b"abc")
+        assert response.headers["Accept-Ranges"] == "none"
 
 
+@pytest.mark.both_databases
 def test_file_is_404_for_all_but_the_holder(
     orchestrator: RunningOrchestrator, node: RegisteredNode
 ) -> None:
-    file = orchestrator.upload("a.txt", b"a")
-    path = f"/files/{file['filename']}"
-    other = orchestrator.register("other")
-    assert refusal(node.http.get(path))[0] == 404
-    task = orchestrator.create_task(files=[file["filename"]], target_node_id=node.id)
-    assert refusal(node.http.get(path))[0] == 404
+    file, other = orchestrator.upload("a.txt", b"a")["filename"], orchestrator.register("other")
+
+    def codes() -> list[int]:
+        return [one.http.get(f"/files/{file}").status_code for one in (node, other)]
+
+    assert codes() == [404, 404]
+    task_id = orchestrator.create_task(files=[file], target_node_id=node.id)["id"]
+    assert codes() == [404, 404]
     node.poll()
-    assert node.http.get(path).content == b"a"
-    assert refusal(other.http.get(path))[0] == 404
-    node.report(task["id"], "running")
-    assert node.http.get(path).content == b"a"
-    node.report(task["id"], "success")
-    assert refusal(node.http.get(path))[0] == 404
+    assert codes() == [200, 404]
+    node.report(task_id, "running")
+    assert codes() == [200, 404]
+    node.report(task_id, "success")
+    assert codes() == [404, 404]
 
 
-def test_same_name_never_overwrites(
-    orchestrator: RunningOrchestrator, node: RegisteredNode
-) -> None:
-    files = [orchestrator.upload("same.txt", b"%d" % number) for number in range(3)]
-    names = [file["filename"] for file in files]
+def test_same_name_never_overwrites(shared: RunningOrchestrator) -> None:
+    node = shared.register()
+    names = [shared.upload("same.txt", b"%d" % number)["filename"] for number in range(3)]
     assert len(set(names)) == 3
-    orchestrator.create_task(files=names)
-    node.poll()
+    shared.assign(node, files=names)
     assert [node.http.get(f"/files/{name}").content for name in names] == [b"0", b"1", b"2"]
 
 
@@ -121,19 +115,15 @@ def test_same_name_never_overwrites(
         "é" * 300,
     ],
 )
-def test_name_cannot_climb(
-    orchestrator: RunningOrchestrator, node: RegisteredNode, name: str
-) -> None:
-    before = _names_outside(orchestrator)
-    filename = orchestrator.upload(name, b"harmless")["filename"]
-    assert _names_outside(orchestrator) == before
-    assert len(_stored(orchestrator)) == 1
-    assert "/" not in filename
-    assert "\\" not in filename
+def test_name_cannot_leave_the_folder(shared: RunningOrchestrator, name: str) -> None:
+    node, outside, before = shared.register(), _names_outside(shared), len(_stored(shared))
+    filename = shared.upload(name, b"harmless")["filename"]
+    assert _names_outside(shared) == outside
+    assert len(_stored(shared)) == before + 1
+    assert not {"/", "\\"} & set(filename)
     assert not filename.startswith(".")
     assert len(filename.encode()) <= 255
-    orchestrator.create_task(files=[filename])
-    node.poll()
+    shared.assign(node, files=[filename])
     assert node.http.get(f"/files/{quote(filename, safe='')}").content == b"harmless"
 
 
@@ -154,68 +144,51 @@ def test_name_cannot_climb(
     ],
 )
 def test_name_keeps_what_is_harmless(original: str, expected: str) -> None:
-    assert harmless_name(original) == expected
+    assert uploads.harmless_name(original) == expected
 
 
 @pytest.mark.parametrize(
     "path", ["..%2Fadmin-key", "%2e%2e%2fadmin-key", "..%5Cadmin-key", "%00", "nothing", "%ff"]
 )
-def test_path_cannot_climb(node: RegisteredNode, path: str) -> None:
-    assert refusal(node.http.get(f"/files/{path}"))[0] == 404
+def test_path_cannot_leave_the_folder(shared: RunningOrchestrator, path: str) -> None:
+    assert refusal(shared.register().http.get(f"/files/{path}"))[0] == 404
 
 
-@pytest.mark.parametrize("declared", [True, False])
-def test_file_over_the_limit_is_413_and_leaves_nothing(
-    tmp_path: Path, database_url: str | None, *, declared: bool
-) -> None:
-    with serve(tmp_path, database_url=database_url, max_upload_bytes=100_000) as orchestrator:
-        orchestrator.upload("fits.bin", b"x" * 100_000)
-        request = orchestrator.admin.build_request(
-            "POST", "/upload", files={"file": ("large.bin", b"x" * 3_000_000)}
-        )
-        body = request.read()
-        content = body if declared else iter([body[:1_000_000], body[1_000_000:]])
-        headers = {"Content-Type": request.headers["Content-Type"]}
+@pytest.mark.settings(max_upload_bytes=2_500_000)
+def test_file_over_the_limit_is_413_and_leaves_nothing(orchestrator: RunningOrchestrator) -> None:
+    # The whole body is small enough to be accepted, and the file large enough for much to be
+    # written.
+    sentence = "file is over the limit of 2500000 bytes"
+    for size in (2_500_001, 2_550_000):
+        assert _refused_upload(orchestrator, size) == (413, sentence)
+    request = orchestrator.admin.build_request("POST", "/upload", files={"file": b"x" * 5_000_000})
+    body, headers = request.read(), {"Content-Type": request.headers["Content-Type"]}
+    for content in (body, iter([body[:1_000_000], body[1_000_000:]])):
         response = orchestrator.admin.post("/upload", content=content, headers=headers)
         assert refusal(response)[0] == 413
-        assert len(_stored(orchestrator)) == 1
-        response = orchestrator.admin.post("/upload", files={"file": b"x" * 100_001})
-        assert refusal(response) == (413, "file is over the limit of 100000 bytes")
-        assert len(_stored(orchestrator)) == 1
+        assert _stored(orchestrator) == []
+    orchestrator.upload("fits.bin", b"x" * 2_500_000)
 
 
-def test_file_that_is_too_large_after_some_megabytes_leaves_nothing(
-    tmp_path: Path, database_url: str | None
+@pytest.mark.settings(min_free_bytes=2**62)
+def test_file_that_would_fill_the_disk_is_507_and_leaves_nothing(
+    orchestrator: RunningOrchestrator,
 ) -> None:
-    with serve(tmp_path, database_url=database_url, max_upload_bytes=2_500_000) as orchestrator:
-        # Small enough for the whole body to be let in, and large enough for much to be written.
-        response = orchestrator.admin.post("/upload", files={"file": ("a", b"x" * 2_550_000)})
-        assert refusal(response) == (413, "file is over the limit of 2500000 bytes")
-        assert _stored(orchestrator) == []
+    assert _refused_upload(orchestrator, 1) == NO_ROOM
 
 
-def test_file_that_would_fill_the_disk_is_507_and_leaves_nothing(tmp_path: Path) -> None:
-    with serve(tmp_path, min_free_bytes=2**62) as orchestrator:
-        response = orchestrator.admin.post("/upload", files={"file": ("a.txt", b"a")})
-        assert refusal(response) == (507, "the server's disk has no room for the file")
-        assert _stored(orchestrator) == []
+# No test fills a disk, so these two replace what the system returns of one.
 
 
-# No test fills a disk, so these two stand in for one: what it says of itself, and its end.
-
-
-def test_disk_that_fills_while_a_file_comes_is_507_and_leaves_nothing(
-    tmp_path: Path, database_url: str | None, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.settings(min_free_bytes=0)
+def test_disk_that_fills_during_an_upload_is_507_and_leaves_nothing(
+    orchestrator: RunningOrchestrator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disk = shutil.disk_usage(tmp_path)
     left = iter([disk.total, disk.total, 10])
     monkeypatch.setattr(shutil, "disk_usage", lambda _: disk._replace(free=next(left)))
-    with serve(tmp_path, database_url=database_url, min_free_bytes=0) as orchestrator:
-        content = b"x" * 5_000_000
-        response = orchestrator.admin.post("/upload", files={"file": ("a.txt", content)})
-        assert refusal(response) == (507, "the server's disk has no room for the file")
-        assert next(left, None) is None
-        assert _stored(orchestrator) == []
+    assert _refused_upload(orchestrator, 5_000_000) == NO_ROOM
+    assert next(left, None) is None
 
 
 class _FullDisk(FileIO):
@@ -223,14 +196,11 @@ class _FullDisk(FileIO):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def test_disk_that_is_full_is_507_and_leaves_nothing(
-    tmp_path: Path, database_url: str | None, monkeypatch: pytest.MonkeyPatch
+def test_full_disk_is_507_and_leaves_nothing(
+    orchestrator: RunningOrchestrator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage, "FileIO", _FullDisk)
-    with serve(tmp_path, database_url=database_url) as orchestrator:
-        response = orchestrator.admin.post("/upload", files={"file": ("a.txt", b"a")})
-        assert refusal(response) == (507, "the server's disk has no room for the file")
-        assert _stored(orchestrator) == []
+    monkeypatch.setattr(uploads, "FileIO", _FullDisk)
+    assert _refused_upload(orchestrator, 1) == NO_ROOM
 
 
 def _part(name: str, *, end: bool = True) -> bytes:
@@ -254,45 +224,30 @@ def _part(name: str, *, end: bool = True) -> bytes:
     ],
 )
 def test_broken_upload_is_422_and_leaves_nothing(
-    orchestrator: RunningOrchestrator, content_type: str, body: bytes
+    shared: RunningOrchestrator, content_type: str, body: bytes
 ) -> None:
-    headers = {"Content-Type": content_type}
-    response = orchestrator.admin.post("/upload", content=body, headers=headers)
-    assert refusal(response)[0] == 422
-    assert _stored(orchestrator) == []
+    before, headers = _stored(shared), {"Content-Type": content_type}
+    assert refusal(shared.admin.post("/upload", content=body, headers=headers))[0] == 422
+    assert _stored(shared) == before
 
 
-def test_other_parts_of_the_form_are_passed_over(
-    orchestrator: RunningOrchestrator, node: RegisteredNode
-) -> None:
-    files = {"file": ("a.txt", b"content"), "more": ("b.txt", b"other")}
-    file = ok(orchestrator.admin.post("/upload", data={"note": "text"}, files=files))
+def test_other_parts_of_the_form_are_ignored(shared: RunningOrchestrator) -> None:
+    node, files = shared.register(), {"file": ("a.txt", b"content"), "more": ("b.txt", b"other")}
+    file = ok(shared.admin.post("/upload", data={"note": "text"}, files=files))
     assert file["checksum"] == sha256(b"content")
-    orchestrator.create_task(files=[file["filename"]])
-    node.poll()
+    shared.assign(node, files=[file["filename"]])
     assert node.http.get(f"/files/{file['filename']}").content == b"content"
 
 
-def test_start_leaves_uploads_of_other_servers_alone(
-    tmp_path: Path, database_url: str | None
+def test_start_removes_incomplete_uploads_unless_another_server_writes_them(
+    orchestrator: RunningOrchestrator,
 ) -> None:
-    with serve(tmp_path, database_url=database_url) as orchestrator:
-        partial = tmp_path / "files" / "under-way.partial"
-        with partial.open("wb") as under_way:
-            fcntl.flock(under_way, fcntl.LOCK_EX)
-            orchestrator.restart()
-            assert partial.exists()
+    orchestrator.upload("complete.txt", b"complete")
+    folder = orchestrator.settings.data_dir / "files"
+    (folder / "crashed.partial").write_bytes(b"half")
+    with (folder / "written.partial").open("wb") as written:
+        fcntl.flock(written, fcntl.LOCK_EX)
         orchestrator.restart()
-        assert not partial.exists()
-
-
-def test_start_clears_uploads_that_a_crash_cut_short(
-    tmp_path: Path, database_url: str | None
-) -> None:
-    with serve(tmp_path, database_url=database_url) as orchestrator:
-        orchestrator.upload("kept.txt", b"kept")
-        orchestrator.stop()
-        (tmp_path / "files" / "cut.partial").write_bytes(b"half")
-        orchestrator.start()
-        names = [path.suffix for path in _stored(orchestrator)]
-    assert names == [""]
+        assert sorted(path.suffix for path in _stored(orchestrator)) == ["", ".partial"]
+    orchestrator.restart()
+    assert [path.suffix for path in _stored(orchestrator)] == [""]

@@ -1,16 +1,15 @@
-"""Several servers with one PostgreSQL serve one fleet, and one that dies takes nothing along."""
+"""Several servers with one PostgreSQL serve one fleet, and one that dies loses nothing."""
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psycopg
 import pytest
 
-from tests.orchestrator.serving import DEADLINE_S, RunningOrchestrator, ok, refusal, serve, wait_for
+from tests.orchestrator.serving import Poller, RunningOrchestrator, ok, refusal, serve, wait_for
 
-WAIT_S = 25
-"""Shorter than it takes until a waiting node's queue is looked at though no bell rang."""
+PROMPTLY_S = 25
+"""Shorter than it takes until a waiting node's queue is looked at without an announcement."""
 
 
 @pytest.fixture
@@ -21,130 +20,113 @@ def pair(tmp_path: Path, postgresql_url: str) -> Iterator[list[RunningOrchestrat
         yield [one, other]
 
 
-def _cut(url: str, application: str) -> int:
-    with psycopg.connect(url, autocommit=True) as connection:
-        return len(
-            connection.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-                " WHERE datname = current_database() AND application_name = %s",
-                [application],
-            ).fetchall()
-        )
-
-
-def _listeners(url: str) -> int:
-    with psycopg.connect(url, autocommit=True) as connection:
-        return len(
-            connection.execute(
-                "SELECT pid FROM pg_stat_activity WHERE datname = current_database()"
-                " AND application_name = 'victoria-orchestrator-listen' AND query LIKE 'LISTEN%'"
-            ).fetchall()
-        )
-
-
-def test_task_created_at_one_server_ends_the_wait_at_the_other(
-    pair: list[RunningOrchestrator],
-) -> None:
-    one, other = pair
-    node = other.register()
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        answer = pool.submit(node.poll, WAIT_S)
-        wait_for(lambda: other.waiting_count == 1)
-        task = one.create_task()
-        assignment = answer.result(DEADLINE_S)
-    assert assignment is not None
-    assert assignment["task_id"] == task["id"]
-    assert one.task(task["id"])["assigned_node_id"] == node.id
-
-
-def test_task_with_a_target_too_long_to_tell_ends_the_wait_all_the_same(
-    pair: list[RunningOrchestrator],
-) -> None:
-    one, other = pair
-    tags = {f"{number}-{'x' * 200}": "y" * 200 for number in range(30)}
-    node = other.register(tags=tags)
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        answer = pool.submit(node.poll, WAIT_S)
-        wait_for(lambda: other.waiting_count == 1)
-        one.create_task(target_tags=tags)
-        assert answer.result(DEADLINE_S) is not None
-
-
-def test_node_removed_at_one_server_waits_no_longer_at_the_other(
-    pair: list[RunningOrchestrator],
-) -> None:
-    one, other = pair
-    node = other.register()
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        answer = pool.submit(node.http.get, "/tasks/pending", headers={"Prefer": f"wait={WAIT_S}"})
-        wait_for(lambda: other.waiting_count == 1)
-        ok(one.admin.delete(f"/nodes/{node.id}"))
-        assert refusal(answer.result(DEADLINE_S))[0] == 401
-
-
-def test_key_and_rate_are_the_same_at_every_server(pair: list[RunningOrchestrator]) -> None:
-    one, other = pair
-    body = {"name": "n", "description": "d", "rate_limit": 2}
-    secret = ok(one.admin.post("/keys", json=body))["api_key"]
-    clients = [server.client(secret) for server in (one, other, one)]
-    codes = [client.post("/tasks", json={"prompt": "p"}).status_code for client in clients]
-    assert codes == [200, 200, 429]
-
-
-def test_server_that_was_cut_off_hears_again_and_has_missed_nothing(
-    tmp_path: Path, postgresql_url: str
-) -> None:
-    with serve(tmp_path, database_url=postgresql_url) as orchestrator:
-        node = orchestrator.register()
-        wait_for(lambda: _listeners(postgresql_url) == 1)
-        with ThreadPoolExecutor(max_workers=1) as pool:
-            answer = pool.submit(node.poll, WAIT_S)
-            wait_for(lambda: orchestrator.waiting_count == 1)
-            assert _cut(postgresql_url, "victoria-orchestrator-listen") == 1
-            task = orchestrator.create_task()
-            assignment = answer.result(DEADLINE_S)
-        assert assignment is not None
-        assert assignment["task_id"] == task["id"]
-
-
-def test_server_that_was_told_nonsense_is_told_again(
-    tmp_path: Path, postgresql_url: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    with serve(tmp_path, database_url=postgresql_url) as orchestrator:
-        node = orchestrator.register()
-        wait_for(lambda: _listeners(postgresql_url) == 1)
-        with ThreadPoolExecutor(max_workers=1) as pool:
-            answer = pool.submit(node.poll, WAIT_S)
-            wait_for(lambda: orchestrator.waiting_count == 1)
-            with psycopg.connect(postgresql_url, autocommit=True) as connection:
-                connection.execute("NOTIFY victoria_work, 'nonsense'")
-            wait_for(lambda: "listening for new work failed" in caplog.text)
-            task = orchestrator.create_task()
-            assignment = answer.result(DEADLINE_S)
-        assert assignment is not None
-        assert assignment["task_id"] == task["id"]
-
-
-def test_lost_connection_is_503_once_and_then_mended(tmp_path: Path, postgresql_url: str) -> None:
+@pytest.fixture
+def alone(tmp_path: Path, postgresql_url: str) -> Iterator[RunningOrchestrator]:
+    """Serve once, and not sweep."""
     with serve(tmp_path, database_url=postgresql_url, sweep_every_s=3600) as orchestrator:
-        orchestrator.nodes()
-        assert _cut(postgresql_url, "victoria-orchestrator") >= 1
-        response = orchestrator.admin.get("/nodes")
-        assert refusal(response) == (503, "the database does not answer: try again")
-        assert response.headers["Retry-After"] == "1"
-        assert orchestrator.nodes() == []
+        yield orchestrator
 
 
-def test_node_removed_at_one_server_is_refused_by_the_other_that_knows_it(
+@pytest.fixture
+def poller(alone: RunningOrchestrator, postgresql_url: str) -> Poller:
+    """Let a node wait at a server that listens."""
+    query = (
+        "SELECT pid FROM pg_stat_activity WHERE datname = current_database()"
+        " AND application_name = 'victoria-orchestrator-listen' AND query LIKE 'LISTEN%'"
+    )
+    with psycopg.connect(postgresql_url, autocommit=True) as connection:
+        wait_for(lambda: connection.execute(query).fetchall())
+    return Poller(alone, alone.register())
+
+
+def _disconnect(url: str, application: str) -> int:
+    query = (
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND application_name = %s"
+    )
+    with psycopg.connect(url, autocommit=True) as connection:
+        return len(connection.execute(query, [application]).fetchall())
+
+
+# Tags as long as these do not fit into an announcement.
+@pytest.mark.parametrize("tags", [{}, {f"{n}-{'x' * 200}": "y" * 200 for n in range(30)}])
+def test_task_created_at_one_server_ends_the_wait_at_the_other(
+    pair: list[RunningOrchestrator], tags: dict[str, str]
+) -> None:
+    one, other = pair
+    node = other.register(tags=tags)
+    poller = Poller(other, node)
+    task_id = one.create_task(target_tags=tags)["id"]
+    assert poller.task_id(within_s=PROMPTLY_S) == task_id
+    assert one.task(task_id)["assigned_node_id"] == node.id
+
+
+def test_node_removed_at_one_server_is_refused_by_the_other(
     pair: list[RunningOrchestrator],
 ) -> None:
     one, other = pair
     node = other.register()
     node.beat()
     assert node.poll() is None
+    poller = Poller(other, node)
     ok(one.admin.delete(f"/nodes/{node.id}"))
+    assert refusal(poller.response(within_s=PROMPTLY_S))[0] == 401
     beat = {"node_id": node.id, "status": "idle"}
     assert refusal(node.http.post("/nodes/heartbeat", json=beat))[0] == 401
     assert refusal(node.http.get("/tasks/pending"))[0] == 401
     status = {"task_id": "any", "status": "running"}
     assert refusal(node.http.post("/status", json=status))[0] == 401
+
+
+def test_name_changed_at_one_server_is_known_at_the_other(pair: list[RunningOrchestrator]) -> None:
+    one, other = pair
+    node = other.register("old")
+    assert node.poll() is None
+    poller = Poller(other, node)
+    token, body = str(one.registration_token), {"hostname": "h", "os_type": "linux", "name": "new"}
+    headers = {"X-Registration-Token": token, "X-API-Key": node.api_key}
+    ok(one.client().post("/register", json=body, headers=headers))
+    task_id = one.create_task(target_node_name="new")["id"]
+    assert poller.task_id(within_s=PROMPTLY_S) == task_id
+    # What that server has cached of the node has changed as well, not this request alone.
+    poller = Poller(other, node)
+    task_id = one.create_task(target_node_name="new")["id"]
+    assert poller.task_id(within_s=PROMPTLY_S) == task_id
+
+
+def test_key_and_rate_are_the_same_at_every_server(pair: list[RunningOrchestrator]) -> None:
+    one, other = pair
+    secret = one.create_key(rate_limit=2)["api_key"]
+    clients = [server.client(secret) for server in (one, other, one)]
+    codes = [client.post("/tasks", json={"prompt": "p"}).status_code for client in clients]
+    assert codes == [200, 200, 429]
+
+
+def test_server_that_was_disconnected_listens_again_and_has_missed_nothing(
+    alone: RunningOrchestrator, poller: Poller, postgresql_url: str
+) -> None:
+    assert _disconnect(postgresql_url, "victoria-orchestrator-listen") == 1
+    assert alone.create_task()["id"] == poller.task_id(within_s=PROMPTLY_S)
+
+
+def test_server_listens_again_after_an_announcement_that_it_cannot_read(
+    alone: RunningOrchestrator,
+    poller: Poller,
+    postgresql_url: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with psycopg.connect(postgresql_url, autocommit=True) as connection:
+        connection.execute("NOTIFY victoria_work, 'nonsense'")
+    wait_for(lambda: "listening for new work failed" in caplog.text)
+    assert alone.create_task()["id"] == poller.task_id(within_s=PROMPTLY_S)
+
+
+def test_lost_connection_is_503_once_and_then_replaced(
+    alone: RunningOrchestrator, postgresql_url: str
+) -> None:
+    alone.nodes()
+    assert _disconnect(postgresql_url, "victoria-orchestrator") >= 1
+    response = alone.admin.get("/nodes")
+    assert refusal(response) == (503, "the database does not answer: try again")
+    assert response.headers["Retry-After"] == "1"
+    assert alone.nodes() == []

@@ -1,4 +1,4 @@
-"""The server keeps to its contract, whatever it is sent."""
+"""The server follows its contract for any request."""
 
 import os
 import subprocess
@@ -11,11 +11,12 @@ from tests.orchestrator.serving import serve
 
 ROOT = Path(__file__).parents[2]
 CHECKING = ("--max-examples=10", "--seed=1", "--no-shrink", "--continue-on-failure")
-# By itself it takes ten seconds without an answer for a fault of the server.
-PATIENCE = "--request-timeout=120"
+# By default it reports ten seconds without a response as a fault of the server.
+TIMEOUT = "--request-timeout=120"
 
-# DELETE cancels a task, which stays to be seen. "cleanup" and "audit" are ids too, of nothing. In a
-# multipart body whatever is sent as the file is one.
+# DELETE cancels a task, which can be read afterwards.
+# "cleanup" and "audit" are ids of nothing.
+# In a multipart body any value is a file.
 EXCEPTIONS = """
 [[operations]]
 include-path = "/tasks/{task_id}"
@@ -49,7 +50,7 @@ def test_schemathesis_finds_nothing(tmp_path: Path, database_url: str | None) ->
         }
         (tmp_path / "schemathesis.toml").write_text(EXCEPTIONS)
         program = (sys.executable, "-m", "schemathesis.cli")
-        options = (*CHECKING, PATIENCE, "--warnings=off", "--suppress-health-check=all")
+        options = (*CHECKING, TIMEOUT, "--warnings=off", "--suppress-health-check=all")
         done = subprocess.run(
             [*program, "run", f"{orchestrator.url}/openapi.json", *options],
             cwd=tmp_path,

@@ -1,19 +1,48 @@
-"""The examples that runners and agents were written against, typed as they are, with curl."""
+"""The examples that runners and agents were written against, typed unchanged, with curl."""
 
 import json
 import subprocess
 from typing import Any
 
-import pytest
+from tests.orchestrator.serving import RunningOrchestrator
 
-from tests.orchestrator.serving import RegisteredNode, RunningOrchestrator
-
+REGISTRATION = """{
+    "hostname": "server-01.example.com",
+    "name": "prod-runner-01",
+    "os_type": "fedora",
+    "capabilities": [],
+    "tags": {}
+  }"""
+STATUS = """{
+    "job_id": "TASK",
+    "status": "running",
+    "message": "Processing data files",
+    "progress": 45.0
+  }"""
+LOG = """{
+    "job_id": "TASK",
+    "session": {
+      "id": "session-uuid",
+      "title": "Task Session",
+      "messages": [
+        {"role": "user", "content": "...", "created_at": 1234567890},
+        {"role": "assistant", "content": "...", "created_at": 1234567891}
+      ]
+    }
+  }"""
+TASK = """{
+    "prompt": "Run security scan",
+    "target_node_name": "client-acme-prod-*",
+    "target_tags": {"env": "production"},
+    "priority": 10
+  }"""
+CURL = ("curl", "-sS", "--fail-with-body", "--noproxy", "*")
 JSON_TYPE = ("-H", "Content-Type: application/json")
 
 
-def _curl(*arguments: str) -> Any:  # noqa: ANN401 - whatever the answer is
+def _curl(method: str, url: str, header: str, *arguments: str) -> Any:  # noqa: ANN401 - any JSON
     done = subprocess.run(
-        ["curl", "-sS", "--fail-with-body", "--noproxy", "*", "-X", *arguments],
+        [*CURL, "-X", method, url, "-H", header, *arguments],
         capture_output=True,
         text=True,
         check=False,
@@ -22,88 +51,45 @@ def _curl(*arguments: str) -> Any:  # noqa: ANN401 - whatever the answer is
     return json.loads(done.stdout)
 
 
-@pytest.fixture
-def task_id(orchestrator: RunningOrchestrator, node: RegisteredNode) -> str:
-    """Give the id of a task that the node holds."""
-    task = orchestrator.create_task()
-    node.poll()
-    return str(task["id"])
+def test_node_registration(shared: RunningOrchestrator) -> None:
+    token = f"X-Registration-Token: {shared.registration_token}"
+    body = _curl("POST", f"{shared.url}/register", token, *JSON_TYPE, "-d", REGISTRATION)
+    assert {"id", "api_key"} <= set(body)
 
 
-def test_node_registration(orchestrator: RunningOrchestrator) -> None:
-    body = """{
-    "hostname": "server-01.example.com",
-    "name": "prod-runner-01",
-    "os_type": "fedora",
-    "capabilities": [],
-    "tags": {}
-  }"""
-    token = f"X-Registration-Token: {orchestrator.registration_token}"
-    answer = _curl("POST", f"{orchestrator.url}/register", "-H", token, *JSON_TYPE, "-d", body)
-    assert {"id", "api_key"} <= set(answer)
-
-
-def test_poll_for_tasks(orchestrator: RunningOrchestrator, node: RegisteredNode) -> None:
-    task = orchestrator.create_task("Analyze the sales data and generate a report")
-    url = f"{orchestrator.url}/tasks/pending"
-    answer = _curl("GET", url, "-H", f"X-API-Key: {node.api_key}")
+def test_poll_for_tasks(shared: RunningOrchestrator) -> None:
+    node, prompt = shared.register(), "Analyze the sales data and generate a report"
+    task = shared.create_task(prompt, target_node_id=node.id)
+    body = _curl("GET", f"{shared.url}/tasks/pending", f"X-API-Key: {node.api_key}")
     expected = {
         "task_id": task["id"],
-        "prompt": "Analyze the sales data and generate a report",
-        "orchestrator_url": orchestrator.url,
+        "prompt": prompt,
+        "orchestrator_url": shared.url,
         "timeout_seconds": 3600,
     }
-    assert expected.items() <= answer.items()
+    assert expected.items() <= body.items()
 
 
-def test_report_status(
-    orchestrator: RunningOrchestrator, node: RegisteredNode, task_id: str
-) -> None:
-    body = f"""{{
-    "job_id": "{task_id}",
-    "status": "running",
-    "message": "Processing data files",
-    "progress": 45.0
-  }}"""
-    key = f"X-API-Key: {node.api_key}"
-    _curl("POST", f"{orchestrator.url}/status", "-H", key, *JSON_TYPE, "-d", body)
-    assert orchestrator.task(task_id)["history"][-1]["progress"] == 45.0
+def test_report_status_and_submit_logs(shared: RunningOrchestrator) -> None:
+    node = shared.register()
+    task_id, key = shared.assign(node), f"X-API-Key: {node.api_key}"
+    status, log = STATUS.replace("TASK", task_id), LOG.replace("TASK", task_id)
+    _curl("POST", f"{shared.url}/status", key, *JSON_TYPE, "-d", status)
+    assert shared.task(task_id)["history"][-1]["progress"] == 45.0
+    stored = _curl("POST", f"{shared.url}/logs", key, *JSON_TYPE, "-d", log)
+    assert stored == json.loads(log)["session"] == shared.log_of(task_id)
 
 
-def test_submit_logs(orchestrator: RunningOrchestrator, node: RegisteredNode, task_id: str) -> None:
-    body = f"""{{
-    "job_id": "{task_id}",
-    "session": {{
-      "id": "session-uuid",
-      "title": "Task Session",
-      "messages": [
-        {{"role": "user", "content": "...", "created_at": 1234567890}},
-        {{"role": "assistant", "content": "...", "created_at": 1234567891}}
-      ]
-    }}
-  }}"""
-    key = f"X-API-Key: {node.api_key}"
-    answer = _curl("POST", f"{orchestrator.url}/logs", "-H", key, *JSON_TYPE, "-d", body)
-    assert answer == json.loads(body)["session"] == orchestrator.log_of(task_id)
+def test_create_task(shared: RunningOrchestrator) -> None:
+    key = f"X-API-Key: {shared.admin_key}"
+    body = _curl("POST", f"{shared.url}/tasks", key, *JSON_TYPE, "-d", TASK)
+    assert json.loads(TASK).items() <= body.items()
 
 
-def test_create_task(orchestrator: RunningOrchestrator) -> None:
-    body = """{
-    "prompt": "Run security scan",
-    "target_node_name": "client-acme-prod-*",
-    "target_tags": {"env": "production"},
-    "priority": 10
-  }"""
-    key = f"X-API-Key: {orchestrator.admin_key}"
-    answer = _curl("POST", f"{orchestrator.url}/tasks", "-H", key, *JSON_TYPE, "-d", body)
-    assert json.loads(body).items() <= answer.items()
-
-
-def test_create_task_without_saying_that_it_is_json(orchestrator: RunningOrchestrator) -> None:
-    body = '{"prompt": "Analyze data", "target_node_name": "client-acme-*"}'
-    key = f"X-API-Key: {orchestrator.admin_key}"
-    answer = _curl("POST", f"{orchestrator.url}/tasks", "-H", key, "-d", body)
-    assert answer["target_node_name"] == "client-acme-*"
-    other, own = orchestrator.register("client-beta-1"), orchestrator.register("client-acme-1")
+def test_create_task_without_a_content_type_of_json(shared: RunningOrchestrator) -> None:
+    example = '{"prompt": "Analyze data", "target_node_name": "client-acme-*"}'
+    body = _curl("POST", f"{shared.url}/tasks", f"X-API-Key: {shared.admin_key}", "-d", example)
+    assert body["target_node_name"] == "client-acme-*"
+    other, own = shared.register("client-beta-1"), shared.register("client-acme-1")
     assert other.poll() is None
-    assert own.poll() is not None
+    assert own.poll_id() == body["id"]

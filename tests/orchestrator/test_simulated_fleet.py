@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import anyio
 
@@ -15,10 +15,11 @@ from benchmarks.connection import Connection
 from benchmarks.fleet import Measured, measure
 from benchmarks.servers import Servers, served
 from benchmarks.simulated_fleet import Fleet
+from tests.orchestrator.serving import Json
 
 ROOT = Path(__file__).parents[2]
 WITHIN_S = 60
-"""How long what must happen may take, on the slowest machine."""
+"""How long anything that must happen may take, on the slowest machine."""
 
 
 def _fleet(servers: Servers, size: int) -> Fleet:
@@ -34,11 +35,11 @@ async def _measured(servers: Servers) -> Measured:
 
 def test_every_task_arrives_at_one_node_and_no_call_fails(tmp_path: Path) -> None:
     with served(tmp_path, None, 1) as servers:
-        found = asyncio.run(_measured(servers))
-    assert found.failures == []
-    assert (found.lost, found.twice, len(found.latencies_s)) == (0, 0, 30)
-    assert found.quantile_ms(0.5) <= found.quantile_ms(1)
-    assert found.calls_per_s > 0
+        measured = asyncio.run(_measured(servers))
+    assert measured.failures == []
+    assert (measured.lost, measured.twice, len(measured.latencies_s)) == (0, 0, 30)
+    assert measured.quantile_ms(0.5) <= measured.quantile_ms(1)
+    assert measured.calls_per_s > 0
 
 
 def test_too_few_open_files_are_one_sentence() -> None:
@@ -57,7 +58,7 @@ def test_too_few_open_files_are_one_sentence() -> None:
     )
 
 
-async def _claim_while_one_is_killed(servers: Servers) -> list[dict[str, Any]]:
+async def _claim_while_one_is_killed(servers: Servers) -> list[Json]:
     fleet = _fleet(servers, 20)
     tally = fleet.tally
     await fleet.register()
@@ -71,7 +72,7 @@ async def _claim_while_one_is_killed(servers: Servers) -> list[dict[str, Any]]:
                 await tally.changed.wait()
         os.kill(servers.pids[0], signal.SIGKILL)
         assert tally.missing
-        # For those that were at the killed server: they have to come to the other.
+        # For the nodes that were at the killed server: they must go to the other.
         for node in fleet.nodes[::2]:
             prompt = f"afterwards {node.id}"
             tally.created_at[prompt] = time.monotonic()
@@ -79,12 +80,11 @@ async def _claim_while_one_is_killed(servers: Servers) -> list[dict[str, Any]]:
         assert await fleet.await_ends(WITHIN_S)
     assert tally.failures
     assert tally.doubles == set()
-    listed = cast("list[dict[str, Any]]", await admin.call("GET", "/tasks"))
-    tasks = [await admin.call("GET", f"/tasks/{task['id']}") for task in listed]
+    listed = cast("list[Json]", await admin.call("GET", "/tasks"))
+    tasks = [cast("Json", await admin.call("GET", f"/tasks/{task['id']}")) for task in listed]
     admin.close()
-    found = cast("list[dict[str, Any]]", tasks)
-    assert {task["prompt"]: {task["assigned_node_id"]} for task in found} == tally.nodes
-    return found
+    assert {task["prompt"]: {task["assigned_node_id"]} for task in tasks} == tally.nodes
+    return tasks
 
 
 def test_killed_server_loses_no_task_and_none_goes_to_two_nodes(
@@ -96,7 +96,7 @@ def test_killed_server_loses_no_task_and_none_goes_to_two_nodes(
     for task in tasks:
         steps = [step["status"] for step in task["history"]]
         assert steps[:2] == ["pending", "assigned"]
-        # A report may have been noted though its answer was lost; then it came again.
+        # A report may have been stored though its response was lost; then it was sent again.
         assert set(steps[2:]) == {"running", "success"}
         assert steps.count("success") == 1
         assert task["status"] == "success"

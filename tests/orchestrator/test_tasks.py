@@ -1,4 +1,4 @@
-"""Creating, listing, showing and cancelling tasks."""
+"""Creating, listing and cancelling tasks."""
 
 import json
 import uuid
@@ -8,39 +8,18 @@ import pytest
 from orchestrator.schemas.bodies import ADMIN_CREATOR, NewTask
 from tests.orchestrator.serving import RegisteredNode, RunningOrchestrator, ok, refusal, rows
 
-TASK_FIELDS = {
-    "id",
-    "prompt",
-    "priority",
-    "timeout_seconds",
-    "status",
-    "created_at",
-    "created_by",
-    "files",
-}
 
-
-def test_task_is_created_pending_with_defaults(orchestrator: RunningOrchestrator) -> None:
-    task = orchestrator.create_task("Analyze data")
-    assert set(task) == TASK_FIELDS
-    assert task["created_by"] == ADMIN_CREATOR
+@pytest.mark.parametrize("timeout", [{}, {"timeout_seconds": None}])
+def test_task_is_created_pending_with_defaults(
+    shared: RunningOrchestrator, timeout: dict[str, None]
+) -> None:
+    task = shared.create_task("Analyze data", target_node_name="nobody", **timeout)
     assert str(uuid.UUID(task["id"])) == task["id"]
     assert (task["status"], task["priority"], task["timeout_seconds"]) == ("pending", 0, 3600)
-    assert task["files"] == []
-    shown = orchestrator.task(task["id"])
+    assert (task["files"], task["created_by"]) == ([], ADMIN_CREATOR)
+    shown = shared.task(task["id"])
     assert [entry["status"] for entry in shown.pop("history")] == ["pending"]
     assert shown == task
-
-
-def test_fields_that_are_not_declared_are_ignored_and_null_is_as_if_left_out(
-    orchestrator: RunningOrchestrator,
-) -> None:
-    body = {**dict.fromkeys(NewTask.model_fields), "prompt": "do it", "further": 1}
-    assert set(ok(orchestrator.admin.post("/tasks", json=body))) == TASK_FIELDS
-
-
-def test_null_timeout_means_the_default(orchestrator: RunningOrchestrator) -> None:
-    assert orchestrator.create_task(timeout_seconds=None)["timeout_seconds"] == 3600
 
 
 @pytest.mark.parametrize(
@@ -50,6 +29,7 @@ def test_null_timeout_means_the_default(orchestrator: RunningOrchestrator) -> No
         ("prompt", " \n"),
         ("prompt", None),
         ("prompt", "\ud800"),
+        ("prompt", "zero \0"),
         ("timeout_seconds", 0),
         ("timeout_seconds", 2**40),
         ("priority", "high"),
@@ -62,108 +42,86 @@ def test_null_timeout_means_the_default(orchestrator: RunningOrchestrator) -> No
         ("recurrence", "* * * *"),
         ("recurrence", "61 * * * *"),
         ("recurrence", "daily"),
-        ("prompt", "zero \0"),
         ("target_node_id", "not a UUID, so no node's"),
     ],
 )
 def test_invalid_task_is_422_and_names_the_field(
-    orchestrator: RunningOrchestrator, field: str, value: object
+    shared: RunningOrchestrator, field: str, value: object
 ) -> None:
-    body = json.dumps({"prompt": "p", field: value})
+    before, body = len(shared.tasks()), json.dumps({"prompt": "p", field: value})
     headers = {"Content-Type": "application/json"}
-    code, sentence = refusal(orchestrator.admin.post("/tasks", content=body, headers=headers))
+    code, sentence = refusal(shared.admin.post("/tasks", content=body, headers=headers))
     assert code == 422
     assert sentence.startswith(field)
-    assert orchestrator.tasks() == []
+    assert len(shared.tasks()) == before
 
 
-def test_list_is_filtered_by_status(
+def test_fields_that_are_not_declared_are_ignored_and_null_is_as_if_left_out(
+    shared: RunningOrchestrator,
+) -> None:
+    required = {"id", "prompt", "priority", "timeout_seconds", "status", "created_at"}
+    body = {**dict.fromkeys(NewTask.model_fields), "prompt": "do it", "further": 1}
+    task = ok(shared.admin.post("/tasks", json=body))
+    assert set(task) == required | {"created_by", "files"}
+
+
+@pytest.mark.both_databases
+def test_list_is_filtered_by_status_and_newest_first(
     orchestrator: RunningOrchestrator, node: RegisteredNode
 ) -> None:
-    first, second = orchestrator.create_task("one"), orchestrator.create_task("two")
-    node.poll()
-
-    def listed(status: str) -> list[str]:
-        found = rows(orchestrator.admin.get("/tasks", params={"status_filter": status}))
-        return [task["id"] for task in found]
-
-    assert listed("") == [second["id"], first["id"]]
-    assert listed("assigned") == [first["id"]]
-    assert listed("pending") == [second["id"]]
-    assert listed("success") == []
+    first, second = orchestrator.assign(node), orchestrator.create_task()["id"]
+    for status, expected in (
+        ("", [second, first]),
+        ("assigned", [first]),
+        ("pending", [second]),
+        ("success", []),
+    ):
+        listed = rows(orchestrator.admin.get("/tasks", params={"status_filter": status}))
+        assert [task["id"] for task in listed] == expected
     response = orchestrator.admin.get("/tasks", params={"status_filter": "nonsense"})
     assert refusal(response)[0] == 422
 
 
-def test_unknown_task_is_404(orchestrator: RunningOrchestrator) -> None:
-    for response in (
-        orchestrator.admin.get("/tasks/nothing"),
-        orchestrator.admin.delete("/tasks/nothing"),
-        orchestrator.admin.get("/logs/nothing"),
-    ):
-        assert refusal(response)[0] == 404
+def test_cancelling_an_unknown_task_is_404(shared: RunningOrchestrator) -> None:
+    assert refusal(shared.admin.delete("/tasks/nothing"))[0] == 404
 
 
-def test_pending_task_is_cancelled_and_never_assigned(
-    orchestrator: RunningOrchestrator, node: RegisteredNode
-) -> None:
-    task = orchestrator.create_task()
-    cancelled = orchestrator.cancel(task["id"])
-    assert cancelled["status"] == "cancelled"
-    assert cancelled["completed_at"] is not None
-    assert node.poll() is None
-    assert node.beat()["cancelled_task_ids"] == []
-
-
-@pytest.mark.parametrize("status", [None, "running", "analyzing"])
+@pytest.mark.both_databases
+@pytest.mark.parametrize("reports", [(), ("running",), ("analyzing",)])
 def test_node_learns_of_a_cancelled_task_until_it_confirms(
-    orchestrator: RunningOrchestrator, node: RegisteredNode, status: str | None
+    orchestrator: RunningOrchestrator, node: RegisteredNode, reports: tuple[str, ...]
 ) -> None:
-    task = orchestrator.create_task()
-    node.poll()
-    if status:
-        node.report(task["id"], status)
-    orchestrator.cancel(task["id"])
-    assert node.beat()["cancelled_task_ids"] == [task["id"]]
-    assert node.report(task["id"], "running")["status"] == "cancelled"
-    assert node.beat()["cancelled_task_ids"] == [task["id"]]
-    assert node.report(task["id"], "error", message="cancelled")["status"] == "cancelled"
+    other, task_id = orchestrator.register("other"), orchestrator.assign(node, *reports)
+    orchestrator.cancel(task_id)
+    assert node.beat()["cancelled_task_ids"] == [task_id]
+    assert other.beat(current_task_id=task_id)["cancelled_task_ids"] == []
+    assert node.report(task_id, "running")["status"] == "cancelled"
+    assert node.beat()["cancelled_task_ids"] == [task_id]
+    assert node.report(task_id, "error", message="cancelled")["status"] == "cancelled"
     assert node.beat()["cancelled_task_ids"] == []
-    assert orchestrator.task(task["id"])["status"] == "cancelled"
+    # A node that still has it learns of it again.
+    for field in ({"current_task_id": task_id}, {"task_ids": [task_id]}):
+        assert node.beat("busy", **field)["cancelled_task_ids"] == [task_id]
+    assert orchestrator.task(task_id)["status"] == "cancelled"
 
 
-@pytest.mark.parametrize("field", ["current_task_id", "task_ids"])
-def test_node_that_still_claims_a_cancelled_task_is_told_again(
-    orchestrator: RunningOrchestrator, node: RegisteredNode, field: str
-) -> None:
-    task = orchestrator.create_task()
-    node.poll()
-    orchestrator.cancel(task["id"])
-    node.report(task["id"], "error")
-    claim = task["id"] if field == "current_task_id" else [task["id"]]
-    assert node.beat("busy", **{field: claim})["cancelled_task_ids"] == [task["id"]]
-
-
-def test_other_nodes_hear_nothing_of_a_cancelled_task(
-    orchestrator: RunningOrchestrator, node: RegisteredNode
-) -> None:
-    task = orchestrator.create_task()
-    node.poll()
-    orchestrator.cancel(task["id"])
-    assert orchestrator.register().beat(current_task_id=task["id"])["cancelled_task_ids"] == []
-
-
-@pytest.mark.parametrize("status", ["success", "error", "cancelled"])
-def test_task_that_has_ended_cannot_be_cancelled(
-    orchestrator: RunningOrchestrator, node: RegisteredNode, status: str
-) -> None:
-    task = orchestrator.create_task()
-    node.poll()
-    if status == "cancelled":
-        orchestrator.cancel(task["id"])
-    else:
-        node.report(task["id"], status)
-    code, sentence = refusal(orchestrator.admin.delete(f"/tasks/{task['id']}"))
-    assert code == 409
-    assert status in sentence
-    assert ok(orchestrator.admin.get(f"/tasks/{task['id']}"))["status"] == status
+@pytest.mark.both_databases
+def test_statistics_count_nodes_and_tasks(orchestrator: RunningOrchestrator) -> None:
+    idle, busy, silent, gone = (orchestrator.register(name) for name in "abcd")
+    for node, status in ((idle, "idle"), (busy, "busy"), (silent, "idle"), (gone, "offline")):
+        node.beat(status)
+    orchestrator.silence(silent)
+    for status in ("success", "error", "running"):
+        orchestrator.assign(busy, status)
+    orchestrator.create_task()
+    orchestrator.cancel(orchestrator.create_task()["id"])
+    assert ok(orchestrator.admin.get("/dashboard/stats")) == {
+        "total_nodes": 4,
+        "active_nodes": 2,
+        "idle_nodes": 1,
+        "offline_nodes": 2,
+        "pending_tasks": 1,
+        "running_tasks": 1,
+        "completed_tasks_today": 1,
+        "failed_tasks_today": 1,
+    }

@@ -1,103 +1,167 @@
-"""`Prefer: wait=N`: the request is held until work comes, and not longer than asked for."""
+"""`Prefer: wait=N`: which waiting node is offered a task, and when its request is answered."""
 
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
+import httpx
 import pytest
 
 from orchestrator.app import create_app
+from orchestrator.model import NodeIdentity, Target
 from orchestrator.routes.assignments import preferred_wait_s
+from orchestrator.scheduling.waiting import Waiter, Waiters, WorkAvailable
 from orchestrator.services import services_of
 from orchestrator.settings import Settings
 from tests.orchestrator.serving import (
-    DEADLINE_S,
-    Json,
+    Poller,
     RegisteredNode,
     RunningOrchestrator,
     ok,
     refusal,
-    serve,
     wait_for,
 )
 
 
-class Poller:
-    """Polls with patience in a thread of its own."""
+class Queue:
+    """Waiters by name."""
 
-    def __init__(self, orchestrator: RunningOrchestrator, *nodes: RegisteredNode) -> None:
-        self._pool = ThreadPoolExecutor(max_workers=len(nodes))
-        self.answers: list[Future[Json | None]] = [
-            self._pool.submit(node.poll, 60) for node in nodes
-        ]
-        wait_for(lambda: orchestrator.waiting_count == len(nodes))
+    def __init__(self, stack: ExitStack) -> None:
+        self.waiters = Waiters()
+        self._stack = stack
+        self._leaving: dict[str, ExitStack] = {}
 
-    def answer(self, index: int = 0) -> Json | None:
-        """Give what the poll was answered."""
-        return self.answers[index].result(DEADLINE_S)
+    def join(self, name: str) -> Waiter:
+        """Add a waiter."""
+        self._leaving[name] = self._stack.enter_context(ExitStack())
+        waiting = self.waiters.waiting(NodeIdentity(name, name, {}))
+        return self._leaving[name].enter_context(waiting)
+
+    def leave(self, name: str) -> None:
+        """Remove a waiter."""
+        self._leaving[name].close()
+
+    def wake(self, *task_ids: str, node_name: str | None = None) -> None:
+        """Announce tasks."""
+        for task_id in task_ids:
+            self.waiters.wake(_offer(task_id, node_name))
 
 
-def test_created_task_ends_the_wait(
-    orchestrator: RunningOrchestrator, node: RegisteredNode
+@pytest.fixture
+def queue() -> Iterator[Queue]:
+    """Yield an empty queue."""
+    with ExitStack() as stack:
+        yield Queue(stack)
+
+
+def _offer(task_id: str, node_name: str | None = None) -> WorkAvailable:
+    return WorkAvailable(task_id, Target(node_name=node_name))
+
+
+def test_each_task_is_offered_to_the_next_waiter(queue: Queue) -> None:
+    first, second = queue.join("first"), queue.join("second")
+    queue.wake("one", "two", "three")
+    assert first.offers == [_offer("one"), _offer("three")]
+    assert second.offers == [_offer("two")]
+
+
+def test_task_is_offered_only_to_nodes_that_it_is_for(queue: Queue) -> None:
+    first, second = queue.join("first"), queue.join("second")
+    queue.wake("task", node_name="second")
+    queue.wake("other", node_name="nobody")
+    assert (first.offers, second.offers) == ([], [_offer("task", "second")])
+
+
+@pytest.mark.parametrize("taken", ["no task", "another task", "the task"])
+def test_task_is_offered_to_the_next_waiter_unless_the_first_takes_it(
+    queue: Queue, taken: str
 ) -> None:
-    poller = Poller(orchestrator, node)
-    task = orchestrator.create_task()
-    answer = poller.answer()
-    assert answer is not None
-    assert answer["task_id"] == task["id"]
+    first, second = queue.join("first"), queue.join("second")
+    queue.wake("the task")
+    if taken != "no task":
+        first.settle(list(first.offers), taken)
+    queue.leave("first")
+    assert second.offers == ([] if taken == "the task" else [_offer("the task")])
+    assert len(queue.waiters) == 1
 
 
-def test_each_waiting_node_gets_a_task_of_its_own(orchestrator: RunningOrchestrator) -> None:
+def test_offer_ends_when_there_is_no_task_and_later_offers_stay(queue: Queue) -> None:
+    only = queue.join("only")
+    queue.wake("one")
+    offered = list(only.offers)
+    queue.wake("two")
+    only.settle(offered, None)
+    assert only.offers == [_offer("two")]
+
+
+def test_node_that_changes_is_offered_what_is_for_it_now(queue: Queue) -> None:
+    waiter = queue.join("first")
+    queue.waiters.change(NodeIdentity("first", "renamed", {}))
+    queue.wake("old", node_name="first")
+    queue.wake("new", node_name="renamed")
+    assert waiter.offers == [_offer("new", "renamed")]
+
+
+def test_offers_go_to_the_next_waiter_when_the_first_changes(queue: Queue) -> None:
+    first = queue.join("one-a")
+    queue.wake("task", node_name="one-*")
+    queue.wake("any")
+    second = queue.join("one-b")
+    queue.waiters.change(NodeIdentity("one-a", "two", {}))
+    assert first.offers == [_offer("any")]
+    assert second.offers == [_offer("task", "one-*")]
+
+
+# Over HTTP
+
+
+@pytest.mark.both_databases
+def test_each_waiting_node_is_assigned_a_task_of_its_own(
+    orchestrator: RunningOrchestrator,
+) -> None:
     nodes = [orchestrator.register(f"node-{number}") for number in range(5)]
     poller = Poller(orchestrator, *nodes)
     created = {orchestrator.create_task()["id"] for _ in nodes}
-    answers = [poller.answer(index) for index in range(len(nodes))]
-    assert {answer["task_id"] for answer in answers if answer} == created
+    assert {poller.task_id(index) for index in range(len(nodes))} == created
 
 
+@pytest.mark.both_databases
 def test_task_for_another_node_does_not_end_the_wait(orchestrator: RunningOrchestrator) -> None:
-    left, right = orchestrator.register("left"), orchestrator.register("right")
-    poller = Poller(orchestrator, left, right)
-    orchestrator.create_task(target_node_name="right")
-    assert poller.answer(1) is not None
+    poller = Poller(orchestrator, orchestrator.register("left"), orchestrator.register("right"))
+    right = orchestrator.create_task(target_node_name="right")["id"]
+    assert poller.task_id(1) == right
     assert orchestrator.waiting_count == 1
-    orchestrator.create_task(target_node_name="left")
-    assert poller.answer(0) is not None
+    left = orchestrator.create_task(target_node_name="left")["id"]
+    assert poller.task_id(0) == left
 
 
-def test_waiting_node_gets_its_unreported_assignment_again(
-    tmp_path: Path, database_url: str | None
-) -> None:
-    with serve(tmp_path, database_url=database_url, redelivery_after_s=0.3) as orchestrator:
-        node = orchestrator.register()
-        first = orchestrator.create_task()
-        node.poll()
-        answer = node.poll(wait_s=60)
-    assert answer is not None
-    assert answer["task_id"] == first["id"]
-
-
-def test_wait_ends_with_null_and_says_how_long_it_was(
+@pytest.mark.both_databases
+@pytest.mark.settings(redelivery_after_s=0.3)
+def test_waiting_node_is_offered_its_unreported_assignment_again(
     orchestrator: RunningOrchestrator, node: RegisteredNode
 ) -> None:
-    response = node.http.get("/tasks/pending", headers={"Prefer": "wait=1"})
-    assert (response.status_code, response.text) == (200, "null")
-    assert response.headers["Preference-Applied"] == "wait=1"
+    task_id = orchestrator.assign(node)
+    assert node.poll_id(wait_s=60) == task_id
+
+
+@pytest.mark.parametrize(
+    ("preference", "has_task", "applied"),
+    [("wait=1", False, "wait=1"), ("wait=25", True, "wait=25"), ("wait=long", False, None)],
+)
+def test_response_names_the_preference_that_was_applied(
+    orchestrator: RunningOrchestrator,
+    node: RegisteredNode,
+    preference: str,
+    *,
+    has_task: bool,
+    applied: str | None,
+) -> None:
+    if has_task:
+        orchestrator.create_task()
+    response = node.http.get("/tasks/pending", headers={"Prefer": preference})
+    assert (response.status_code, response.text != "null") == (200, has_task)
+    assert response.headers.get("Preference-Applied") == applied
     assert orchestrator.waiting_count == 0
-
-
-def test_work_at_hand_is_answered_at_once_and_says_the_preference_holds(
-    orchestrator: RunningOrchestrator, node: RegisteredNode
-) -> None:
-    orchestrator.create_task()
-    response = node.http.get("/tasks/pending", headers={"Prefer": "wait=25"})
-    assert response.headers["Preference-Applied"] == "wait=25"
-    assert ok(response)
-
-
-def test_unread_preference_does_not_hold(node: RegisteredNode) -> None:
-    response = node.http.get("/tasks/pending", headers={"Prefer": "wait=long"})
-    assert "Preference-Applied" not in response.headers
-    assert response.text == "null"
 
 
 @pytest.mark.parametrize(
@@ -123,42 +187,40 @@ def test_unread_preference_does_not_hold(node: RegisteredNode) -> None:
         (["wait=\u0665"], 0),
     ],
 )
-def test_preference_is_read_as_rfc_7240_says(preferences: list[str], expected: int) -> None:
+def test_preference_is_read_by_rfc_7240(preferences: list[str], expected: int) -> None:
     assert preferred_wait_s(preferences) == expected
 
 
-def test_node_that_hung_up_takes_no_task(
+def test_node_that_disconnected_takes_no_task(
     orchestrator: RunningOrchestrator, node: RegisteredNode
 ) -> None:
     impatient = orchestrator.client(node.api_key)
     impatient.timeout = 0.3
-    with pytest.raises(Exception, match="timed out"):
+    with pytest.raises(httpx.ReadTimeout):
         impatient.get("/tasks/pending", headers={"Prefer": "wait=60"})
-    task = orchestrator.create_task()
+    task_id = orchestrator.create_task()["id"]
     wait_for(lambda: orchestrator.waiting_count == 0)
-    assert orchestrator.task(task["id"])["status"] == "pending"
-    assert node.poll() is not None
+    assert orchestrator.task(task_id)["status"] == "pending"
+    assert node.poll_id() == task_id
 
 
-def test_removed_node_waits_no_longer(
+def test_request_of_a_removed_node_is_refused_while_it_is_held(
     orchestrator: RunningOrchestrator, node: RegisteredNode
 ) -> None:
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        held = pool.submit(node.http.get, "/tasks/pending", headers={"Prefer": "wait=60"})
-        wait_for(lambda: orchestrator.waiting_count == 1)
-        ok(orchestrator.admin.delete(f"/nodes/{node.id}"))
-        assert refusal(held.result(DEADLINE_S))[0] == 401
+    poller = Poller(orchestrator, node)
+    ok(orchestrator.admin.delete(f"/nodes/{node.id}"))
+    assert refusal(poller.response())[0] == 401
 
 
-def test_stopping_server_answers_who_waits(
+def test_server_that_stops_answers_held_requests(
     orchestrator: RunningOrchestrator, node: RegisteredNode
 ) -> None:
     poller = Poller(orchestrator, node)
     orchestrator.stop()
-    assert poller.answer() is None
+    assert poller.task_id() is None
 
 
-def test_parts_of_a_foreign_application_are_refused(tmp_path: Path) -> None:
+def test_application_without_services_is_refused(tmp_path: Path) -> None:
     app = create_app(Settings(tmp_path, admin_key="a", registration_token="t"))  # noqa: S106
     services_of(app).database.close()
     app.state.services = None

@@ -1,0 +1,111 @@
+"""The model: transitions of a task, targets, and cron expressions."""
+
+from datetime import datetime, timezone
+from itertools import product
+
+import pytest
+
+from orchestrator.model import (
+    HELD,
+    TRANSITIONS,
+    NodeIdentity,
+    Target,
+    TaskStatus,
+    check_expression,
+    matches,
+    next_time,
+)
+
+FINAL = (TaskStatus.SUCCESS, TaskStatus.ERROR, TaskStatus.CANCELLED)
+NODE = NodeIdentity("node-1", "client-acme-prod-1", {"env": "production", "gpu": "yes"})
+
+
+def test_table_has_every_status() -> None:
+    assert set(TRANSITIONS) == set(TaskStatus)
+
+
+def test_nothing_follows_an_end() -> None:
+    for status, following in product(FINAL, TaskStatus):
+        assert status.is_final
+        assert not status.may_become(following)
+
+
+@pytest.mark.parametrize("status", [TaskStatus.PENDING, *HELD])
+def test_task_that_has_not_ended_can_be_cancelled(status: TaskStatus) -> None:
+    assert not status.is_final
+    assert status.may_become(TaskStatus.CANCELLED)
+
+
+def test_only_an_unstarted_task_goes_back_to_the_queue() -> None:
+    before = {status for status in TaskStatus if status.may_become(TaskStatus.PENDING)}
+    assert before == {TaskStatus.ASSIGNED}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name", "expected"),
+    [
+        ("client-acme-*", "client-acme-prod-1", True),
+        ("client-acme-*", "client-acme-dev-2", True),
+        ("client-acme-*", "client-beta-prod-1", False),
+        ("*-gpu-*", "client-acme-gpu-1", True),
+        ("prod-*", "prod-server-1", True),
+        ("prod-server-1", "prod-server-1", True),
+        ("prod", "prod-server-1", False),
+        ("server-1", "prod-server-1", False),
+        ("*", "anything", True),
+        ("Prod-*", "prod-server-1", False),
+        ("", "prod-server-1", False),
+        ("prod-?", "prod-1", False),
+        ("prod-[1]", "prod-1", False),
+        ("prod-[1]-*", "prod-[1]-a", True),
+        ("prod.*", "prod-1", False),
+        ("a*b", "a\nb", True),
+    ],
+)
+def test_name_is_matched_as_a_wildcard(pattern: str, name: str, *, expected: bool) -> None:
+    assert matches(Target(node_name=pattern), NodeIdentity("id", name, {})) is expected
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        (Target(), True),
+        (Target(tags={}), True),
+        (Target(node_id="node-1"), True),
+        (Target(node_id="node-2"), False),
+        (Target(node_id="node-*"), False),
+        (Target(tags={"env": "production"}), True),
+        (Target(tags={"env": "production", "gpu": "yes"}), True),
+        (Target(tags={"env": "production", "gpu": "no"}), False),
+        (Target(tags={"zone": "eu"}), False),
+        (Target(node_name="client-acme-*", tags={"env": "production"}), True),
+        (Target(node_name="client-beta-*", tags={"env": "production"}), False),
+        (Target(node_name="client-acme-*", tags={"env": "test"}), False),
+        (Target(node_id="node-2", node_name="client-acme-*"), False),
+    ],
+)
+def test_every_condition_of_a_target_must_hold(target: Target, *, expected: bool) -> None:
+    assert matches(target, NODE) is expected
+
+
+@pytest.mark.parametrize(
+    ("expression", "expected"),
+    [
+        ("* * * * *", "2026-03-29T00:31:00+00:00"),
+        ("*/15 * * * *", "2026-03-29T00:45:00+00:00"),
+        # Where clocks in Europe go forward that night: UTC has all its hours.
+        ("30 1 * * *", "2026-03-29T01:30:00+00:00"),
+        ("0 9 * * mon-fri", "2026-03-30T09:00:00+00:00"),
+        ("0 0 29 2 *", "2028-02-29T00:00:00+00:00"),
+    ],
+)
+def test_next_time_is_that_of_cron_in_utc(expression: str, expected: str) -> None:
+    following = next_time(expression, datetime(2026, 3, 29, 0, 30, 15, tzinfo=timezone.utc))
+    assert following is not None
+    assert following.isoformat() == expected
+
+
+@pytest.mark.parametrize("expression", ["", "* * * *", "60 * * * *", "a b c d e", "0 0 31 2 *"])
+def test_invalid_cron_expression_is_refused(expression: str) -> None:
+    with pytest.raises(ValueError, match="cannot be read as a cron expression"):
+        check_expression(expression)

@@ -1,0 +1,210 @@
+"""Reports of a task's progress and end, and the agent's sessions."""
+
+import json
+import socket
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.orchestrator.serving import (
+    DEADLINE_S,
+    Json,
+    RegisteredNode,
+    RunningOrchestrator,
+    ok,
+    refusal,
+)
+
+LIMIT = 10 * 1024**2
+JSON_TYPE = {"Content-Type": "application/json"}
+SESSION: Json = {
+    "id": "session-uuid",
+    "title": "Task Session",
+    "prompt_tokens": 10,
+    "completion_tokens": 20,
+    "cost": 0.25,
+    "created_at": 1234567890,
+    "updated_at": 1234567891,
+    "messages": [
+        {"role": "user", "content": "grüß dich", "created_at": 1234567890},
+        {"role": "assistant", "content": "…", "created_at": 1234567891, "further": [None]},
+    ],
+    "further": {"deep": [1, None]},
+}
+
+
+@pytest.mark.both_databases
+def test_reports_move_the_task_on(orchestrator: RunningOrchestrator, node: RegisteredNode) -> None:
+    task_id = orchestrator.assign(node)
+    first = {"message": "begin", "progress": 10, "timestamp": "2024-01-01T12:00:00+02:00"}
+    assert node.report(task_id, "running", **first) == {
+        "task_id": task_id,
+        "job_id": task_id,
+        "status": "running",
+    }
+    started_at = orchestrator.task(task_id)["started_at"]
+    assert started_at is not None
+    node.report(task_id, "analyzing", progress=62.5, crush_session_id="session-1")
+    node.report(task_id, "running", progress=70)
+    node.report(task_id, "success", message="all good")
+    ended = orchestrator.task(task_id)
+    assert (ended["status"], ended["started_at"]) == ("success", started_at)
+    assert ended["completed_at"] >= started_at
+    assert (ended["result"], "error_message" in ended) == ("all good", False)
+    assert ended["crush_session_id"] == "session-1"
+    steps = [(entry["status"], entry.get("progress")) for entry in ended["history"]]
+    assert steps == [
+        ("pending", None),
+        ("assigned", None),
+        ("running", 10),
+        ("analyzing", 62.5),
+        ("running", 70),
+        ("success", None),
+    ]
+    assert ended["history"][2]["timestamp"] == "2024-01-01T10:00:00Z"
+
+
+def test_error_keeps_its_message(shared: RunningOrchestrator) -> None:
+    node = shared.register()
+    task_id = shared.assign(node)
+    node.report(task_id, "error", message="timed_out: ...")
+    ended = shared.task(task_id)
+    assert (ended["status"], ended["error_message"]) == ("error", "timed_out: ...")
+    assert not {"result", "started_at"} & set(ended)
+
+
+@pytest.mark.parametrize(
+    ("progress", "stored"),
+    [("-1", 0), ("-1e999", 0), ("45.5", 45.5), ("100.1", 100), ("1e999", 100), (str(10**400), 100)],
+)
+def test_progress_is_any_number_and_stored_within_0_and_100(
+    shared: RunningOrchestrator, progress: str, stored: float
+) -> None:
+    node = shared.register()
+    task_id = shared.assign(node)
+    body = f'{{"task_id": "{task_id}", "status": "running", "progress": {progress}}}'
+    ok(node.http.post("/status", content=body, headers=JSON_TYPE))
+    assert shared.task(task_id)["history"][-1]["progress"] == stored
+
+
+@pytest.mark.parametrize("progress", ["NaN", '"half"', '"50"', "true"])
+def test_progress_that_is_not_a_number_is_422(shared: RunningOrchestrator, progress: str) -> None:
+    body = f'{{"task_id": "any", "status": "running", "progress": {progress}}}'
+    response = shared.register().http.post("/status", content=body, headers=JSON_TYPE)
+    assert refusal(response) == (422, "progress must be a number")
+
+
+@pytest.mark.parametrize("path", ["/status", "/logs"])
+def test_body_names_its_task_by_either_name(shared: RunningOrchestrator, path: str) -> None:
+    node = shared.register()
+    task_id = shared.assign(node)
+    body: Json = {"status": "running", "session": {}}
+    for names in (("job_id",), ("task_id",), ("job_id", "task_id")):
+        ok(node.http.post(path, json={**body, **dict.fromkeys(names, task_id)}))
+    assert refusal(node.http.post(path, json=body))[0] == 422
+    response = node.http.post(path, json={**body, "job_id": task_id, "task_id": "another"})
+    assert refusal(response) == (422, "job_id and task_id differ")
+
+
+@pytest.mark.parametrize("path", ["/status", "/logs"])
+def test_only_the_holder_reports(shared: RunningOrchestrator, path: str) -> None:
+    node, other = shared.register(), shared.register("other")
+    task_id = shared.assign(node)
+    pending = shared.create_task(target_node_id=other.id)["id"]
+    for client, reported, expected in (
+        (other, task_id, 403),
+        (node, pending, 403),
+        (node, "unknown", 404),
+    ):
+        body: Json = {"status": "success", "session": {}, "task_id": reported}
+        assert refusal(client.http.post(path, json=body))[0] == expected
+    assert shared.task(task_id)["status"] == "assigned"
+
+
+def test_session_is_stored_as_sent_and_a_later_one_replaces_it(shared: RunningOrchestrator) -> None:
+    node = shared.register()
+    task_id = shared.assign(node)
+    response = shared.admin.get(f"/logs/{task_id}")
+    assert refusal(response) == (404, "no log has been sent for this task")
+    assert node.send_log(task_id, SESSION) == SESSION == shared.log_of(task_id)
+    assert shared.task(task_id)["crush_session_id"] == "session-uuid"
+    # Also after the end.
+    node.report(task_id, "success")
+    longer = {**SESSION, "title": "longer"}
+    node.send_log(task_id, longer)
+    assert shared.log_of(task_id) == longer
+
+
+def test_null_in_a_session_is_left_out(shared: RunningOrchestrator) -> None:
+    node = shared.register()
+    messages = [{**message, "model": None} for message in SESSION["messages"]]
+    stored = node.send_log(shared.assign(node), {**SESSION, "cost": None, "messages": messages})
+    assert stored == {name: value for name, value in SESSION.items() if name != "cost"}
+
+
+@pytest.mark.parametrize(
+    ("session", "sentence"),
+    [
+        ({"title": 1}, "session.title must be a string"),
+        ({"cost": "0.1"}, "session.cost must be a number"),
+        ({"messages": {}}, "session.messages must be a list"),
+        (
+            {"messages": [{"created_at": 1.5}]},
+            "session.messages.0.created_at must be a whole number",
+        ),
+    ],
+)
+def test_field_of_a_session_with_another_type_is_422(
+    shared: RunningOrchestrator, session: Json, sentence: str
+) -> None:
+    body = {"job_id": "any", "session": session}
+    assert refusal(shared.register().http.post("/logs", json=body)) == (422, sentence)
+
+
+@pytest.mark.parametrize("session", ['{"a": NaN}', '{"a": "\\ud800"}', "[]", "null", '"text"'])
+def test_session_that_is_not_a_json_object_is_422(
+    shared: RunningOrchestrator, session: str
+) -> None:
+    body = f'{{"task_id": "any", "session": {session}}}'
+    code, sentence = refusal(shared.register().http.post("/logs", content=body, headers=JSON_TYPE))
+    assert code == 422
+    assert sentence.startswith("session")
+
+
+@pytest.mark.both_databases
+def test_log_of_10_mb_is_accepted(orchestrator: RunningOrchestrator, node: RegisteredNode) -> None:
+    body = json.dumps({"task_id": orchestrator.assign(node), "session": {"title": ""}})
+    head, tail = body.split('""')
+    content = f'{head}"{"x" * (LIMIT - len(body))}"{tail}'.encode()
+    assert len(content) == LIMIT
+    ok(node.http.post("/logs", content=content, headers=JSON_TYPE))
+
+
+@pytest.mark.parametrize("is_declared", [True, False])
+def test_larger_log_is_413_before_its_body_is_complete(
+    shared: RunningOrchestrator, *, is_declared: bool
+) -> None:
+    node, place = shared.register(), urlsplit(shared.url)
+    head = f"POST /logs HTTP/1.1\r\nHost: {place.netloc}\r\nX-API-Key: {node.api_key}\r\n"
+    address = (str(place.hostname), place.port or 0)
+    with socket.create_connection(address, timeout=DEADLINE_S) as connection:
+        if is_declared:
+            connection.sendall(f"{head}Content-Length: {LIMIT + 1}\r\n\r\n".encode())
+        else:
+            chunk = b"%x\r\n%s\r\n" % (LIMIT + 1, b"x" * (LIMIT + 1))
+            connection.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode() + chunk)
+        # More is announced in both cases, and never sent.
+        assert connection.recv(4096).startswith(b"HTTP/1.1 413 ")
+
+
+@pytest.mark.parametrize(("opened", "inside", "closed"), [("[", "", "]"), ('{"a":', "1", "}")])
+def test_deeply_nested_log_is_stored_whole_or_refused(
+    shared: RunningOrchestrator, opened: str, inside: str, closed: str
+) -> None:
+    node = shared.register()
+    for depth in (100, 252, 253, 254, 255, 256, 300, 1000, 5000):
+        task_id, nested = shared.assign(node), opened * depth + inside + closed * depth
+        body = f'{{"task_id": "{task_id}", "session": {{"deep": {nested}}}}}'
+        stored = node.http.post("/logs", content=body, headers=JSON_TYPE).status_code
+        shown = shared.admin.get(f"/logs/{task_id}").status_code
+        assert (stored, shown) in {(200, 200), (422, 404), (400, 404)}, depth
