@@ -245,6 +245,8 @@ class Task:
     ended_at: float | None = None
     is_log_pending: bool = False
     """Whether its final reports wait until the log of the agent's session was looked for."""
+    prompt_digest: str | None = None
+    """In place of a closed task's prompt; None if unknown, or closed by an earlier version."""
 
     @property
     def outcome(self) -> Outcome | None:

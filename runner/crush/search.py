@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from runner.crush.database import check_schema, open_copy
 from runner.crush.log import read_log
 from runner.crush.messages import PARTS, read_content, to_valid_unicode
-from runner.crush.sessions import Candidates, Request, SessionQuery
+from runner.crush.sessions import Candidates, Request, SessionQuery, prompt_digest, squeeze
 from runner.redaction import encoded_forms
 
 if TYPE_CHECKING:
@@ -67,19 +67,23 @@ def find(connection: sqlite3.Connection, columns: set[str], query: SessionQuery)
         (math.floor(query.started_at), ended_at),
     )
     session_ids = [session_id for (session_id,) in rows if isinstance(session_id, str)]
-    prompt = None if query.prompt is None else _squeeze(query.prompt)
+    prompt = None if query.prompt is None else squeeze(query.prompt)
     begun = _with_prompt(connection, session_ids, prompt)
     ours, unmarked = _by_mark(connection, [each.session_id for each in begun], query.mark)
     if not ours and not unmarked:
         ours, _ = _by_mark(connection, session_ids, query.mark)
     if ours:
         return Candidates(ours, certain=True)
-    others = [other if other is None else _squeeze(other) for other in query.others]
+    others = [other if other is None else squeeze(other) for other in query.others]
+    if prompt is not None and prompt_digest(prompt) in query.digests:
+        others.append(prompt)
+    has_closed = bool(query.digests)
     eligible = set(unmarked)
     certain = [
         each.session_id
         for each in begun
-        if each.session_id in eligible and not _may_be_anothers(each.prompt, prompt, others)
+        if each.session_id in eligible
+        and not _may_be_anothers(each.prompt, prompt, others, has_closed=has_closed)
     ]
     is_certain = len(certain) == 1
     return Candidates(certain if is_certain else unmarked, certain=is_certain)
@@ -99,7 +103,7 @@ def _with_prompt(
             "ORDER BY rowid LIMIT 1",
             (session_id,),
         ).fetchone()
-        first = _squeeze(read_content(row[0])) if row else ""
+        first = squeeze(read_content(row[0])) if row else ""
         if first == prompt:
             alike.append(_Begun(session_id, first))
         elif prompt in first:
@@ -137,20 +141,18 @@ def _first_mark(connection: sqlite3.Connection, session_id: str) -> str | None:
     return next((mark[0].decode() for mark in marks if mark is not None), None)
 
 
-def _may_be_anothers(first: str, prompt: str | None, others: list[str | None]) -> bool:
+def _may_be_anothers(
+    first: str, prompt: str | None, others: list[str | None], *, has_closed: bool
+) -> bool:
     """Return whether one of the other tasks can have begun a session that has no mark.
 
     A task whose prompt is only a part of ours would have begun a session with the shorter text.
     """
     if prompt is None:
-        return bool(others)
+        return has_closed or bool(others)
+    if has_closed and first != prompt:
+        return True  # the deleted prompt of a closed task may be in it
     return any(
-        first != prompt
-        if other is None
-        else other in first and (other == prompt or other not in prompt)
+        other is None or (other in first and (other == prompt or other not in prompt))
         for other in others
     )
-
-
-def _squeeze(text: str) -> str:
-    return " ".join(to_valid_unicode(text).split())

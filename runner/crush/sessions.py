@@ -7,6 +7,7 @@ that it is allowed, or crash: the caller gets a `CrushError`.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -23,6 +24,7 @@ import anyio
 import anyio.lowlevel
 import anyio.to_thread
 
+from runner.crush.messages import to_valid_unicode
 from runner.errors import RunnerError
 from runner.timing import DEFAULT_TIMINGS
 
@@ -52,6 +54,8 @@ class SessionQuery:
     """See `session_mark`."""
     others: tuple[str | None, ...] = ()
     """The prompts of the tasks that ran beside it in the same home; None where not known."""
+    digests: tuple[str, ...] = ()
+    """The `prompt_digest` of each such task that was closed since."""
 
 
 class Candidates(NamedTuple):
@@ -114,6 +118,16 @@ class _Answer(NamedTuple):
 def session_mark(task_id: str) -> str:
     """Return the text that is only in a task's own session: its reporter shows it to the agent."""
     return f"victoria-reporter/{task_id}"
+
+
+def squeeze(text: str) -> str:
+    """Return a prompt in the form in which prompts are compared: white space does not count."""
+    return " ".join(to_valid_unicode(text).split())
+
+
+def prompt_digest(prompt: str) -> str:
+    """Return a digest that two prompts share if `squeeze` makes them equal."""
+    return hashlib.sha256(squeeze(prompt).encode()).hexdigest()
 
 
 async def find_sessions(database: Path, query: SessionQuery) -> Candidates:

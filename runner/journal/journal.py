@@ -206,12 +206,12 @@ class Journal(Database):
     def tasks_beside(self, task_id: str, started_at: float, ended_at: float) -> list[Task]:
         """Return the other tasks whose containers may have overlapped this interval.
 
-        Closed ones have no prompt any more.
+        Closed ones have a digest in place of the prompt.
         """
         rows = self.connection.execute(
             f"{TASKS} WHERE task_id <> ? AND (ended_at IS NULL OR ended_at >= ?)"
-            " AND (started_at <= ? OR started_at IS NULL AND state = ?)",
-            (task_id, started_at, ended_at, TaskState.STARTING.value),
+            " AND (started_at <= ? OR started_at IS NULL AND (state = ? OR end_reason = ?))",
+            (task_id, started_at, ended_at, TaskState.STARTING.value, EndReason.LOST.value),
         )
         return [task_from_row(row) for row in rows]
 
@@ -290,12 +290,21 @@ class Journal(Database):
         return not has_waiting
 
     @transaction
-    def close(self, task_id: str, now: float) -> bool:
-        """Close an ended task whose reports are delivered or parked; False while one waits."""
+    def close(self, task_id: str, now: float, prompt_digest: str | None = None) -> bool:
+        """Close an ended task whose reports are delivered or parked; False while one waits.
+
+        The digest takes the place of the prompt.
+        """
         has_waiting = self._has_waiting(task_id)
         if not has_waiting:
             # The prompt is the orchestrator's; there is no reason to keep it here.
-            self._move(task_id, TaskState.CLOSED, closed_at=now, assignment=None)
+            self._move(
+                task_id,
+                TaskState.CLOSED,
+                closed_at=now,
+                assignment=None,
+                prompt_digest=prompt_digest,
+            )
         return not has_waiting
 
     @transaction
@@ -305,9 +314,17 @@ class Journal(Database):
 
     @transaction
     def prune_closed(self, before: float) -> int:
-        """Delete the tasks that were closed before that moment; return how many."""
+        """Delete the tasks that were closed before that moment; return how many.
+
+        Those remain that may have overlapped a task whose log is still to be searched for.
+        """
         return self.connection.execute(
-            "DELETE FROM tasks WHERE state = ? AND closed_at < ?", (TaskState.CLOSED.value, before)
+            "DELETE FROM tasks WHERE state = ? AND closed_at < ? AND NOT EXISTS"
+            # The state as text, so that the index `open_tasks` serves.
+            " (SELECT 1 FROM tasks AS open WHERE open.state <> 'closed'"
+            " AND (open.ended_at IS NULL OR open.log_pending)"
+            " AND open.accepted_at <= tasks.ended_at)",
+            (TaskState.CLOSED.value, before),
         ).rowcount
 
     def _insert(self, identity: Identity, **columns: object) -> bool:

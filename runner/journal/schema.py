@@ -72,11 +72,13 @@ CREATE TABLE outbox (
 _ENGINE_OF_A_TASK = "ALTER TABLE tasks ADD COLUMN engine TEXT;"
 _LOG_PENDING = "ALTER TABLE tasks ADD COLUMN log_pending INTEGER NOT NULL DEFAULT 0;"
 _EXTENSIONS_OF_A_REGISTRATION = "ALTER TABLE identities ADD COLUMN extensions TEXT;"
+_PROMPT_DIGEST = "ALTER TABLE tasks ADD COLUMN prompt_digest TEXT;"
 MIGRATIONS: tuple[str, ...] = (
     _FIRST_SCHEMA,
     _ENGINE_OF_A_TASK,
     _LOG_PENDING,
     _EXTENSIONS_OF_A_REGISTRATION,
+    _PROMPT_DIGEST,
 )
 """Each brings the schema from its index to the next version, kept in `user_version`."""
 _INDICES = """
@@ -273,6 +275,7 @@ def task_from_row(row: sqlite3.Row) -> Task:
             message=row["message"],
             ended_at=row["ended_at"],
             is_log_pending=bool(_column(row, "log_pending")),
+            prompt_digest=_column(row, "prompt_digest"),
         )
     except (ValueError, TypeError, KeyError) as error:
         raise JournalError(f"the text of task {row['task_id']!r} is damaged") from error

@@ -9,6 +9,7 @@ sent again, unless the agent went on without a final status.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import TypeVar
@@ -17,7 +18,7 @@ import anyio
 import anyio.to_thread
 
 from runner.crush.log import digest_of
-from runner.crush.sessions import SessionQuery, session_mark, session_of_task
+from runner.crush.sessions import SessionQuery, prompt_digest, session_mark, session_of_task
 from runner.engine.base import KEY_VARIABLE, SIGNALLED, Container, Phase
 from runner.errors import EngineError, RunnerError
 from runner.log import fields, log_retry
@@ -99,10 +100,12 @@ async def close(task: TaskContext) -> None:
     """Remove the container, and close the task when every report is delivered or parked."""
     await _remove(task)
     cid_file(task.runner.settings.state_dir, task.task_id).unlink(missing_ok=True)
+    prompt = _prompt(task.record)
+    digest = None if prompt is None else prompt_digest(prompt)
     while True:
         changes = task.runner.outbox.count
         now = task.runner.clock.wall_s()
-        if await task.persist(lambda: task.runner.journal.close(task.task_id, now)):  # noqa: B023 - called before the next iteration
+        if await task.persist(lambda: task.runner.journal.close(task.task_id, now, digest)):  # noqa: B023 - called before the next iteration
             break
         await task.runner.outbox.after(changes)
     task.runner.outbox.notify()
@@ -220,15 +223,18 @@ async def _find_log(
     if container is not None and (container.finished_at or 0) >= started_at:
         ended_at = container.finished_at or ended_at
     beside = await runner.persist(
-        lambda: runner.journal.tasks_beside(task.task_id, started_at, ended_at)
+        # Crush keeps whole seconds.
+        lambda: runner.journal.tasks_beside(
+            task.task_id, math.floor(started_at), math.ceil(ended_at)
+        )
     )
     query = SessionQuery(
         started_at,
         ended_at,
-        # An adopted task's prompt is not known.
-        task.assignment.prompt or None,
+        _prompt(task),
         session_mark(task.task_id),
-        tuple((other.assignment and other.assignment.prompt) or None for other in beside),
+        tuple(_prompt(other) for other in beside if other.prompt_digest is None),
+        tuple(other.prompt_digest for other in beside if other.prompt_digest is not None),
     )
     database = runner.settings.victoria_home / ".crush" / "crush.db"
     read_timeout_s = runner.timings.session_read_timeout_s
@@ -236,6 +242,11 @@ async def _find_log(
     if session is not None and digest_of(session) == state.log_digest:
         return None
     return session
+
+
+def _prompt(task: Task) -> str | None:
+    """Return the task's prompt; None where it is not known, as with an adopted task."""
+    return (task.assignment and task.assignment.prompt) or None
 
 
 async def _read(task_id: str, read: Callable[[], Awaitable[T]], until: float) -> T | None:

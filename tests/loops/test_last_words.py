@@ -279,13 +279,56 @@ async def test_session_without_a_mark_is_submitted_if_no_task_beside_can_have_be
     async with host.runner(max_tasks=2):
         await host.wait_for_state("t-1", "running")
         await host.wait_for_state("t-2", "running")
-        # A task that is closed has no prompt any more: neither may be before both logs are found.
-        host.engine.break_("remove", EngineSilent("no answer"))
         host.let_go()
-        ending = ("t-1", "t-2") if other == PROMPT else ("t-1",)
-        await until(lambda: all(host.orchestrator.ends(task_id) for task_id in ending))
+        for task_id in ("t-1", "t-2") if other == PROMPT else ("t-1",):
+            await host.wait_for_end(task_id)
 
     assert len(logs(host)) == count
+
+
+@pytest.mark.usefixtures("crush")
+@pytest.mark.parametrize(
+    ("other", "is_old", "count"),
+    [(PROMPT, False, 0), ("Draw the map [hang]", False, 1), ("Draw the map [hang]", True, 0)],
+    ids=["the same prompt", "another prompt", "closed by an earlier version"],
+)
+async def test_session_without_a_mark_is_submitted_if_no_task_closed_since_can_have_begun_it(
+    host: Host,
+    other: str,
+    is_old: bool,  # noqa: FBT001 - a column of the table
+    count: int,
+) -> None:
+    host.orchestrator.offer("t-1", other)
+    host.orchestrator.offer("t-2", PROMPT)
+    async with host.runner(max_tasks=2):
+        await host.wait_for_state("t-1", "running")
+        await host.wait_for_state("t-2", "running")
+        await host.engine.stop(container_of("t-1"))
+        await host.pass_time_until_closed("t-1")
+        if is_old:
+            host.change("UPDATE tasks SET prompt_digest = NULL")
+        host.let_go()
+        await host.wait_for_end("t-2")
+
+    assert len(logs(host)) == count
+    assert other not in str(host.rows("SELECT * FROM tasks"))
+
+
+async def test_session_of_the_second_in_which_two_tasks_met_is_submitted_for_neither(
+    host: Host, crush: Crush
+) -> None:
+    # Crush keeps whole seconds: it may be of either task with this prompt.
+    crush.connection.execute("DELETE FROM sessions")
+    host.clock.set_wall(-host.clock.wall_s() % 1 + 0.2)
+    host.let_go()
+    await host.finish_task(PROMPT)
+    crush.begin("s2", int(host.clock.wall_s()), prompt=PROMPT)
+    host.clock.set_wall(0.5)
+    host.orchestrator.offer("t-2", PROMPT)
+    async with host.runner():
+        await host.wait_for_end("t-2")
+
+    assert logs(host) == []
 
 
 async def test_session_that_was_begun_after_the_container_had_ended_is_not_the_tasks(

@@ -29,6 +29,7 @@ from runner.crush.sessions import (
     Request,
     SessionQuery,
     find_sessions,
+    prompt_digest,
     read_session,
     session_mark,
     session_of_task,
@@ -371,12 +372,12 @@ def test_child_reads_what_is_read_here(tmp_path: Path, name: str) -> None:
     with closing(crush.connection):
         crush.begin("s1", prompt="🚀 mine, not \x00 s3cret-s3cret")
         crush.say("s1", text("more"))
-        query = SessionQuery(STARTED_AT, None, others=(None, "\ud83d"))
+        query = SessionQuery(STARTED_AT, None, others=(None, "\ud83d"), digests=("0f",))
         secrets = ("s3cret-s3cret",)
         session = read(crush.path, secrets=secrets)
 
         assert anyio.run(find_sessions, crush.path, query) == candidates(
-            crush.path, others=query.others
+            crush.path, others=query.others, digests=query.digests
         )
         query = SessionQuery(STARTED_AT, ENDED_AT)
         assert anyio.run(session_of_task, crush.path, query, secrets) == session
@@ -568,7 +569,7 @@ def test_mark_is_recognised_in_a_sentence_and_behind_a_long_message(crush: Crush
         ("Count", "Count", ("Draw",), True),
         ("Count", "Count", ("Count",), False),
         ("Count", "Count", ("Count it all",), True),
-        ("Count", "Count", (None,), True),
+        ("Count", "Count", (None,), False),
         ("You: Count. Now", "Count", ("Draw",), True),
         ("You: Count. Now", "Count", ("Count. Now",), False),
         ("You: Count. Now", "Count", (None,), False),
@@ -584,6 +585,26 @@ def test_session_without_a_mark_is_ours_unless_a_task_beside_can_have_begun_it(
     crush.begin("s1", prompt=first)
 
     session_id = find(crush.path, prompt=prompt, mark=session_mark(TASK_ID), others=others)
+    assert session_id == ("s1" if is_ours else None)
+
+
+@pytest.mark.parametrize(
+    ("first", "prompt", "closed", "is_ours"),
+    [
+        ("Count", "Count", "Draw", True),
+        ("Count", "Count", "Count", False),
+        ("Count it", "Count it", " Count\nit", False),
+        ("\x00", "\x00", "\ufffd", False),
+        ("You: Count", "Count", "Draw", False),
+        ("Count", None, "Draw", False),
+    ],
+)
+def test_session_without_a_mark_is_ours_unless_a_task_closed_since_can_have_begun_it(
+    crush: Crush, *, first: str, prompt: str | None, closed: str, is_ours: bool
+) -> None:
+    crush.begin("s1", prompt=first)
+
+    session_id = find(crush.path, prompt=prompt, digests=(prompt_digest(closed),))
     assert session_id == ("s1" if is_ours else None)
 
 

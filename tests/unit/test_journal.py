@@ -332,6 +332,34 @@ async def test_task_is_closed_once_its_reports_are_delivered_or_parked(ended: Jo
     assert (task.state, task.assignment) == (TaskState.CLOSED, None), "its prompt is not kept"
 
 
+async def test_closed_task_is_beside_those_it_overlapped_with_a_digest_for_its_prompt(
+    running: Journal,
+) -> None:
+    await running.end("t-1", DONE, [], 30.0)
+    await running.close("t-1", 40.0, "a digest")
+
+    (beside,) = await running.tasks_beside("t-2", 30.0, 50.0)
+    assert (beside.assignment, beside.prompt_digest) == (None, "a digest")
+    assert await running.tasks_beside("t-2", 30.1, 50.0) == []
+    assert await running.tasks_beside("t-2", 10.0, 19.9) == []
+    assert TASK.prompt not in str(select(running.path, "SELECT * FROM tasks"))
+
+
+@pytest.mark.parametrize(
+    ("outcome", "count"),
+    [(Outcome(EndReason.LOST, "lost"), 1), (Outcome(EndReason.UNSTARTABLE, "unstartable"), 0)],
+)
+async def test_lost_task_that_was_not_seen_to_run_is_beside_the_others(
+    accepted: Journal, outcome: Outcome, count: int
+) -> None:
+    await accepted.start("t-1", "boot-1", "podman")
+    assert len(await accepted.tasks_beside("t-2", 20.0, 50.0)) == 1
+
+    await accepted.end("t-1", outcome, [], 30.0)
+    await accepted.close("t-1", 40.0)
+    assert len(await accepted.tasks_beside("t-2", 20.0, 50.0)) == count
+
+
 async def test_dropped_task_can_be_accepted_again(accepted: Journal) -> None:
     await accepted.drop("t-1")
 
@@ -354,6 +382,21 @@ async def test_tasks_closed_long_ago_are_pruned_with_their_parked_reports(
     assert select(registered.path, "SELECT task_id FROM outbox") == [("new",), ("open",)]
     assert await registered.prune_closed(1e12) == 1
     assert [task.task_id for task in await registered.open_tasks()] == ["open"]
+
+
+async def test_closed_task_is_not_pruned_while_one_that_may_have_overlapped_it_is_to_be_logged(
+    ended: Journal,
+) -> None:
+    await ended.accept(Assignment("t-2", "p", URL, 60), FIRST, 30.0)
+    for entry in await ended.entries():
+        await ended.delivered(entry.row)
+    await ended.close("t-1", 40.0)
+
+    assert await ended.prune_closed(1e12) == 0
+    await ended.end("t-2", DONE, [], 50.0, is_log_pending=True)
+    assert await ended.prune_closed(1e12) == 0
+    await ended.release("t-2", [], 60.0)
+    assert await ended.prune_closed(1e12) == 1
 
 
 async def test_assignment_that_a_later_version_would_reject_is_still_read(
