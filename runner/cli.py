@@ -87,7 +87,7 @@ _OPTIONS = [
     _option(
         _TOKEN_OPTION,
         _Value("token", partial(settings.parse_token, source=_TOKEN_OPTION)),
-        "Token for registering with the orchestrator. Required to run, this way or by file.",
+        "Token for registering with the orchestrator; required here or as a file.",
     ),
     _option(
         "--registration-token-file",
@@ -115,7 +115,7 @@ _OPTIONS = [
     _option(
         "--victoria-home",
         _Path("folder"),
-        "Folder that tasks share with this host; asked for on a terminal.",
+        "Folder that tasks share with this host. A terminal prompts for it.",
         default=settings.DEFAULT_VICTORIA_HOME,
     ),
     _option(
@@ -180,7 +180,7 @@ _OPTIONS = [
     _option(
         "--ca-file",
         _Path("file", settings.check_ca_file),
-        "PEM file of a private CA to trust as well.",
+        "PEM file of an additional CA to trust.",
     ),
     _option(
         "--min-free-disk",
@@ -189,9 +189,13 @@ _OPTIONS = [
         default="1G",
     ),
     _option(
-        "--allow-image", str, "Run only such images; repeatable.", multiple=True, metavar="GLOB"
+        "--allow-image",
+        str,
+        "Refuse images that match none of these patterns; repeatable.",
+        multiple=True,
+        metavar="GLOB",
     ),
-    _option("--allow-http", bool, "Allow plain http to other hosts than this one.", is_flag=True),
+    _option("--allow-http", bool, "Allow plain HTTP to hosts other than this one.", is_flag=True),
     _option("--once", bool, "Ask for work once, run it, and exit.", is_flag=True),
     _option(
         "--log-format",
@@ -276,7 +280,7 @@ def _victoria_home(ctx: click.Context) -> Path:
 
 
 class _HelpFormatter(click.HelpFormatter):
-    """Wraps at blanks only: an image name cut at a hyphen can be neither found nor copied."""
+    """Wraps at spaces only: an image name cut at a hyphen can be neither found nor copied."""
 
     def write_dl(self, rows: Iterable[tuple[str, str]], *args: Any, **kwargs: Any) -> None:
         unbreakable = [(term, text.replace("-", "\u2011")) for term, text in rows]
@@ -309,7 +313,7 @@ def command(ctx: click.Context, /, *, log_format: str, verbose: int, **_: Any) -
     runner, INT (Ctrl-C) waits for them, a second INT stops them, USR1 waits and exits.
 
     Options go before the command. An option overrides its variable. Separate several values in a
-    variable, such as VICTORIA_RUNNER_TAG, with blanks.
+    variable, such as VICTORIA_RUNNER_TAG, with spaces.
     """
     set_up_logging(log_format, verbose)
     if ctx.invoked_subcommand is None:
@@ -324,6 +328,7 @@ command.context_class = _Context
     "--json",
     "as_json",
     is_flag=True,
+    envvar="VICTORIA_RUNNER_DOCTOR_JSON",
     show_envvar=True,
     help="Print the report as JSON, including tasks in the journal.",
 )
