@@ -87,7 +87,7 @@ _OPTIONS = [
     _option(
         _TOKEN_OPTION,
         _Value("token", partial(settings.parse_token, source=_TOKEN_OPTION)),
-        "Token for registering with the orchestrator; required here or as a file.",
+        "Token for registering with the orchestrator. Required to run, here or in a file.",
     ),
     _option(
         "--registration-token-file",
