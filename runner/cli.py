@@ -328,7 +328,6 @@ command.context_class = _Context
     "--json",
     "as_json",
     is_flag=True,
-    envvar="VICTORIA_RUNNER_DOCTOR_JSON",
     show_envvar=True,
     help="Print the report as JSON, including tasks in the journal.",
 )
