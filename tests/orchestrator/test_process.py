@@ -164,7 +164,7 @@ def test_start_that_fails_does_not_use_up_the_showing(tmp_path: Path) -> None:
     url = "postgresql://user@127.0.0.1:1/name"
     database = {"VICTORIA_ORCHESTRATOR_DATABASE_URL": url}
     failed = Program(data_dir, database, has_terminal=True)
-    assert failed.end()[0] == 78
+    assert failed.end()[0] == 75
     assert failed.lines == []
     with _running(data_dir, has_terminal=True) as program:
         assert f"ADMIN_API_KEY={_kept(data_dir)[1]}" in program.lines
