@@ -57,7 +57,8 @@ async def test_start_and_progress_are_shown_by_the_orchestrator(held: Held) -> N
         ]
 
     assert all(answer["sent"] for answer in answers)
-    steps = [(step["status"], step.get("message"), step.get("progress")) for step in held.task["history"]]
+    history = held.task["history"]
+    steps = [(step["status"], step.get("message"), step.get("progress")) for step in history]
     assert ("running", "off we go", None) in steps
     assert ("analyzing", "half", 45.0) in steps
     assert held.task["status"] == "analyzing"

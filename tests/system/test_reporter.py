@@ -58,7 +58,8 @@ def test_reports_of_an_agent_are_shown_and_their_trace_is_private(
     assert task["crush_session_id"] == log["id"]
     assert log["messages"][0]["content"] == task["prompt"]
     assert any(message["content"] == "I count." for message in log["messages"])
-    steps = [(step["status"], step.get("message"), step.get("progress")) for step in task["history"]]
+    history = task["history"]
+    steps = [(step["status"], step.get("message"), step.get("progress")) for step in history]
     assert ("analyzing", "half of it", 45.0) in steps
     # The runner's start; the agent's start, progress, log and end; the runner repeats the end.
     assert report_paths(orchestrator) == ["/status"] * 3 + ["/logs", "/status", "/status"]
