@@ -54,12 +54,12 @@ class NulBytes:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check path and query."""
-        answer: ASGIApp = self._app
+        response: ASGIApp = self._app
         if scope["type"] == "http" and "\0" in scope["path"]:
-            answer = JSONResponse({"detail": "there is no such path"}, 404)
+            response = JSONResponse({"detail": "there is no such path"}, 404)
         elif scope["type"] == "http" and b"%00" in scope["query_string"]:
-            answer = JSONResponse({"detail": "query: may not have the character zero"}, 422)
-        await answer(scope, receive, send)
+            response = JSONResponse({"detail": "query: may not have the character zero"}, 422)
+        await response(scope, receive, send)
 
 
 _NOT_DECLARED = frozenset({"", "application/x-www-form-urlencoded"})
@@ -112,7 +112,9 @@ class RequireKeyBeforeBody:
             while (message := await receive())["type"] == "http.request":
                 if not message.get("more_body", False):
                     break
-            answer = JSONResponse({"detail": str(error)}, error.status_code, headers=error.headers)
-            await answer(scope, receive, send)
+            response = JSONResponse(
+                {"detail": str(error)}, error.status_code, headers=error.headers
+            )
+            await response(scope, receive, send)
             return
         await self._app(scope, receive, send)

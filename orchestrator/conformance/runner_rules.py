@@ -160,7 +160,7 @@ def end(target: Target) -> None:
 
 
 def expect_late(response: httpx.Response) -> None:
-    """Raise Broken if a status that comes after the end is not answered as such."""
+    """Raise Broken unless a status after the end is answered with 200, 409 or 410."""
     if response.status_code not in {200, 409, 410}:
         raise Broken(f"a late status is answered with {response.status_code}, not 200, 409 or 410")
 

@@ -111,7 +111,10 @@ class CliEngine:
         raise result.error_type(f"cannot start the container: {result.error_text}")
 
     async def inspect(self, name: str) -> Container | None:
-        """Return what is true of the container; None when the engine knows no such container."""
+        """Return what is true of the container; None when the engine knows no such container.
+
+        A container that a killed removal left without storage is removed, and counts as none.
+        """
         inspected = await self._inspect(name)
         if inspected is None:
             return None
