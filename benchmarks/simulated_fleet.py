@@ -91,14 +91,14 @@ class Node:
         connection.close()
         self.id = answer["id"]
         key = {"X-API-Key": answer["api_key"]}
-        self._waiting = Connection(self._urls, self._first, key)
-        self._telling = Connection(self._urls, self._first, key)
+        self.waiting = Connection(self._urls, self._first, key)
+        self.telling = Connection(self._urls, self._first, key)
 
     async def work(self) -> None:
         """Ask for work, report what comes as done, and ask again; ends by being cancelled."""
         while True:
             try:
-                task = await self._waiting.call("GET", "/tasks/pending", wait_s=WAIT_S)
+                task = await self.waiting.call("GET", "/tasks/pending", wait_s=WAIT_S)
                 self._tally.calls += 1
             except CallFailed as error:
                 await self._note(error)
@@ -116,8 +116,8 @@ class Node:
 
     def close(self) -> None:
         """Hang up."""
-        self._waiting.close()
-        self._telling.close()
+        self.waiting.close()
+        self.telling.close()
 
     async def _do(self, task: dict[str, Any]) -> None:
         self._tally.note_given(task["prompt"], self.id)
@@ -126,7 +126,7 @@ class Node:
         self._tally.note_ended(task["prompt"])
 
     async def _tell(self, path: str, body: object) -> None:
-        connection = self._waiting if path == "/status" else self._telling
+        connection = self.waiting if path == "/status" else self.telling
         while True:
             try:
                 await connection.call("POST", path, body)

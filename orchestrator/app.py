@@ -27,9 +27,10 @@ from orchestrator.model import utc_now
 from orchestrator.routes import assignments, files, keys, nodes, reports, stats, tasks
 from orchestrator.scheduling.announcing import Announcer, ThroughPostgresql, WithinProcess
 from orchestrator.scheduling.batch import Batch
+from orchestrator.scheduling.breaks import Breaks
 from orchestrator.scheduling.claims import look_for
-from orchestrator.scheduling.heartbeats import store_all
-from orchestrator.scheduling.waiting import Waiters
+from orchestrator.scheduling.heartbeats import Heartbeats, TasksByNode
+from orchestrator.scheduling.waiting import Waiters, WorkAvailable
 from orchestrator.schemas.openapi import schema_of, to_yaml
 from orchestrator.schemas.problems import validation_sentence
 from orchestrator.security import DenialSampler, NodeCache, Throttle
@@ -71,6 +72,7 @@ def create_app(settings: Settings) -> FastAPI:
             background.start_soon(sweep, services)
             yield
             background.cancel_scope.cancel()
+        await to_thread.run_sync(services.heartbeats.write)
         services.database.close()
 
     app = FastAPI(
@@ -99,6 +101,8 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.add_middleware(NulBytes)
     app.add_middleware(JsonBodies)
+    # First: what they answer is asked for all the time.
+    app.router.routes[:0] = [nodes.HEARTBEAT, assignments.PENDING]
     for module in _ROUTES:
         app.include_router(module.router)
     app.add_api_route("/openapi.yaml", _show_contract, include_in_schema=False)
@@ -115,10 +119,12 @@ def create_app(settings: Settings) -> FastAPI:
 
 def _services(settings: Settings) -> Services:
     database = Database(settings.data_dir, settings.database_url)
-    waiters = Waiters()
-    announcer: Announcer = WithinProcess(waiters)
+    waiters, known_nodes = Waiters(), NodeCache()
+    listener = _Listener(waiters, known_nodes)
+    announcer: Announcer = WithinProcess(listener)
     if database.url is not None:
-        announcer = ThroughPostgresql(database.url, waiters)
+        announcer = ThroughPostgresql(database, listener)
+    heartbeats = Heartbeats(database, settings)
     return Services(
         settings,
         database,
@@ -127,10 +133,32 @@ def _services(settings: Settings) -> Services:
         Throttle(settings.failures_per_minute),
         DenialSampler(),
         Sampler(),
-        NodeCache(),
-        heartbeats=Batch(partial(store_all, database)),
-        looks=Batch(partial(look_for, database, settings)),
+        known_nodes,
+        heartbeats,
+        Breaks(waiters.__len__),
+        cancelled=TasksByNode(),
+        unreported=TasksByNode(),
+        looks=Batch(partial(look_for, database, settings, heartbeats)),
     )
+
+
+class _Listener:
+    """Passes announcements on to the long polls and the cache of nodes."""
+
+    def __init__(self, waiters: Waiters, known_nodes: NodeCache) -> None:
+        self._waiters = waiters
+        self._known_nodes = known_nodes
+
+    def work_available(self, work: WorkAvailable) -> None:
+        self._waiters.wake(work)
+
+    def node_changed(self, node_id: str) -> None:
+        self._known_nodes.forget(node_id)
+        self._waiters.forget(node_id)
+
+    def start_over(self) -> None:
+        self._known_nodes.clear()
+        self._waiters.wake_all()
 
 
 def _show_contract(request: Request) -> Response:

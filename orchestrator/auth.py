@@ -21,11 +21,14 @@ from orchestrator.db import audit
 from orchestrator.db.tables import ApiKey, Node
 from orchestrator.errors import Disabled, Gone, NotAllowed, Refused, TooMany, Unauthenticated
 from orchestrator.model import ADMIN_ID, PERMISSIONS, NodeIdentity, Permission, Role, utc_now
-from orchestrator.security import charge, is_same, key_hash
-from orchestrator.services import Services, ServicesParam
+from orchestrator.schemas.bodies import NodeView
+from orchestrator.security import KnownNode, charge, is_same, key_hash
+from orchestrator.services import Services, ServicesParam, services_of
 
 _OF_NODES = "node"
 """In the audit, the action when another key calls what only nodes may call."""
+_OF_A_HEARTBEAT = {"status", "last_heartbeat", "current_task_id"}
+"""Fields of a node that each heartbeat changes."""
 
 
 def _key_scheme(name: str, description: str) -> APIKeyHeader:
@@ -124,21 +127,34 @@ async def check_key(services: Services, request: Request) -> None:
         await run_in_threadpool(_identify, services, key, _call(request, _OF_NODES))
 
 
-async def _require_known_node(
-    services: ServicesParam, request: Request, key: _NodeKeyHeader
-) -> NodeIdentity:
+async def known_node(request: Request) -> KnownNode:
+    """Return the node whose key the request carries, from the cache if it has called before.
+
+    For a heartbeat and a poll, which are nearly all requests: they need no database.
+
+    Raises:
+        Refused: the key is missing, unknown or expired, or is not a node's.
+    """
+    services = services_of(request.app)
+    key = request.headers.get("X-API-Key")
     # Looked up by hash, so timing reveals nothing about the key.
     hash_of_key = key_hash(key or "")
     known = services.nodes.find(hash_of_key)
     if known is None:
-        known = await run_in_threadpool(_require_node, services, request, key)
-        services.nodes.keep(hash_of_key, known)
+        version = services.nodes.version
+        known = await run_in_threadpool(_load_known_node, services, request, key)
+        services.nodes.keep(hash_of_key, known, version)
     return known
 
 
-def keep_identity(services: Services, request: Request, node: NodeIdentity) -> None:
-    """Update the cached node of the key that the request carries."""
-    services.nodes.keep(key_hash(request.headers.get("X-API-Key", "")), node)
+def _load_known_node(services: Services, request: Request, key: str | None) -> KnownNode:
+    identity = _require_node(services, request, key)
+    with services.database.autocommit() as session:
+        node = session.get(Node, identity.id)
+        if node is None:
+            raise Unauthenticated("the node is no longer registered")
+        view = NodeView.model_validate(node).model_dump(mode="json", exclude=_OF_A_HEARTBEAT)
+        return KnownNode(node.identity, view)
 
 
 def _find_key_holder(services: ServicesParam, request: Request) -> KeyHolder | None:
@@ -171,12 +187,6 @@ def _require_registration_token(
 
 NodeParam = Annotated[NodeIdentity, Depends(_require_node)]
 """A handler's parameter: the node whose key the request carries."""
-
-KnownNodeParam = Annotated[NodeIdentity, Depends(_require_known_node)]
-"""The same from the cache, for a handler that itself notices when the node has been removed.
-
-Nearly all requests are heartbeats and polls, and their handlers do.
-"""
 
 REGISTRATION_TOKEN_REQUIRED = Depends(_require_registration_token)
 

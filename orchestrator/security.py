@@ -4,6 +4,8 @@ import hashlib
 import hmac
 import secrets
 import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from orchestrator.errors import TooMany
@@ -111,30 +113,56 @@ class DenialSampler:
         return True
 
 
-_MAX_NODES = 50_000
+_MAX_NODES = 200_000
+
+
+@dataclass(frozen=True)
+class KnownNode:
+    """A node as it last registered."""
+
+    identity: NodeIdentity
+    view: Mapping[str, object]
+    """What responses show of it, without what a heartbeat changes."""
+
+    @property
+    def id(self) -> str:
+        """The node's id."""
+        return self.identity.id
 
 
 class NodeCache:
     """Nodes by the hash of their key, so that they are not looked up for each request.
 
-    Only for requests that read the node's row anyway and fail where it is gone. Name and tags may
-    be older than the node's last registration, also one at another process: a poll compares them
-    with the row and updates them here.
+    A node that is removed or registers again, at whichever process, is dropped here within a
+    second. In between its calls are answered as before.
     """
 
     def __init__(self) -> None:
-        self._by_hash: dict[str, NodeIdentity] = {}
+        self._by_hash: dict[str, KnownNode] = {}
+        self._hash_of: dict[str, str] = {}
+        self.version = 0
+        """Changes when entries are dropped."""
 
-    def find(self, hash_of_key: str) -> NodeIdentity | None:
+    def find(self, hash_of_key: str) -> KnownNode | None:
         """Return the node of this key if it has called before."""
         return self._by_hash.get(hash_of_key)
 
-    def keep(self, hash_of_key: str, node: NodeIdentity) -> None:
-        """Store a node whose key was valid just now."""
+    def keep(self, hash_of_key: str, node: KnownNode, version: int) -> None:
+        """Store a node that was looked up at that version, unless it may have changed since."""
+        if version != self.version:
+            return
         if len(self._by_hash) >= _MAX_NODES:
-            self._by_hash.clear()
+            self.clear()
         self._by_hash[hash_of_key] = node
+        self._hash_of[node.id] = hash_of_key
+
+    def forget(self, node_id: str) -> None:
+        """Drop a node."""
+        self.version += 1
+        self._by_hash.pop(self._hash_of.pop(node_id, ""), None)
 
     def clear(self) -> None:
-        """Drop all entries: a node was removed."""
+        """Drop all."""
+        self.version += 1
         self._by_hash.clear()
+        self._hash_of.clear()

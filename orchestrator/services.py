@@ -9,10 +9,10 @@ from orchestrator.db.database import Database
 from orchestrator.log import Sampler
 from orchestrator.scheduling.announcing import Announcer
 from orchestrator.scheduling.batch import Batch
+from orchestrator.scheduling.breaks import Breaks
 from orchestrator.scheduling.claims import Look
-from orchestrator.scheduling.heartbeats import Beat
+from orchestrator.scheduling.heartbeats import Heartbeats, TasksByNode
 from orchestrator.scheduling.waiting import Waiters
-from orchestrator.schemas.bodies import HeartbeatResponse
 from orchestrator.security import DenialSampler, NodeCache, Throttle
 from orchestrator.settings import Settings
 
@@ -31,7 +31,12 @@ class Services:
     refusals: Sampler
     """Decides which refused requests are logged."""
     nodes: NodeCache
-    heartbeats: Batch[Beat, HeartbeatResponse | None]
+    heartbeats: Heartbeats
+    breaks: Breaks
+    cancelled: TasksByNode
+    """Tasks that nodes must stop."""
+    unreported: TasksByNode
+    """Assignments that their nodes have not reported on."""
     looks: Batch[str, Look | None]
     """Looks at the queue, by node id; None for a node that is no longer registered."""
 

@@ -4,11 +4,12 @@ Ends by being cancelled. A sweep that fails is logged, and the next one does its
 """
 
 import logging
+import time
 from datetime import datetime, timedelta
 
 import anyio
 from anyio import to_thread
-from sqlalchemy import or_, select
+from sqlalchemy import and_, or_, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator.db.audit import prune
@@ -16,13 +17,16 @@ from orchestrator.db.database import Database
 from orchestrator.db.tables import Node, Task
 from orchestrator.log import fields
 from orchestrator.model import NodeStatus, TaskStatus, utc_now
-from orchestrator.scheduling.leases import end_leases, has_ended, silent_before
+from orchestrator.scheduling.leases import end_leases, has_ended
 from orchestrator.scheduling.waiting import WorkAvailable
 from orchestrator.services import Services
 from orchestrator.settings import Settings
 
 _FORGET_EVERY = timedelta(hours=1)
 _CALLS_AT_ONCE = 1000
+_OVERLAP = timedelta(seconds=10)
+_LOOK_AT_ALL_EVERY = timedelta(seconds=30)
+"""Should an announcement be lost, its task is found by this."""
 
 log = logging.getLogger(__name__)
 
@@ -30,16 +34,20 @@ log = logging.getLogger(__name__)
 async def sweep(services: Services) -> None:
     """Sweep for as long as the server lives."""
     seen_until = utc_now()
-    forgotten_at = seen_until
+    forgotten_at = all_seen_at = seen_until
     nodes = NodeWatch(services.database, services.settings, seen_until)
     while True:
         await anyio.sleep(services.settings.sweep_every_s)
         now = utc_now()
         try:
+            await _refresh(services, now)
             await to_thread.run_sync(_end_leases, services, now)
-            for call in await to_thread.run_sync(_due_between, services, seen_until, now):
+            # Some are written a moment after their time.
+            since = None if now - all_seen_at > _LOOK_AT_ALL_EVERY else seen_until - _OVERLAP
+            for call in await to_thread.run_sync(_due, services, since, now):
                 services.waiters.wake(call)
             seen_until = now
+            all_seen_at = now if since is None else all_seen_at
             await to_thread.run_sync(nodes.log_changes, now)
             if now - forgotten_at > _FORGET_EVERY:
                 await to_thread.run_sync(_forget_old, services, now)
@@ -49,6 +57,19 @@ async def sweep(services: Services) -> None:
         except Exception:
             # One whole sweep: a defect in it, or a row that makes no sense, must not be the last.
             log.exception("a sweep failed, trying again")
+
+
+async def _refresh(services: Services, now: datetime) -> None:
+    """Write the heartbeats of the last second, and read what the next ones will be told."""
+    for node_id in services.breaks.silent(time.monotonic()):
+        services.heartbeats.set_offline(node_id, now)
+    services.heartbeats.adjust_pace(now)
+    services.cancelled.begin_refresh()
+    services.unreported.begin_refresh()
+    await to_thread.run_sync(services.heartbeats.write)
+    refreshed = await to_thread.run_sync(services.heartbeats.read_tasks, now)
+    services.cancelled.end_refresh(refreshed.cancelled)
+    services.unreported.end_refresh(refreshed.unreported)
 
 
 def _end_leases(services: Services, now: datetime) -> None:
@@ -69,7 +90,6 @@ class NodeWatch:
 
     def __init__(self, database: Database, settings: Settings, started_at: datetime) -> None:
         self._database = database
-        self._settings = settings
         self._begins_at = started_at + timedelta(seconds=settings.heartbeat_timeout_s)
         self._offline: set[str] = set()
         """Ids of the nodes that were offline at the last call."""
@@ -78,8 +98,7 @@ class NodeWatch:
         """Log what has changed since the last call."""
         if now < self._begins_at:
             return
-        silent_since = silent_before(self._settings, now)
-        is_offline = or_(Node.last_heartbeat < silent_since, Node.status == NodeStatus.OFFLINE)
+        is_offline = or_(Node.offline_at < now, Node.status == NodeStatus.OFFLINE)
         columns = select(Node.id, Node.name, Node.status, Node.last_heartbeat)
         with self._database.reading() as session:
             offline = {row.id: row for row in session.execute(columns.where(is_offline))}
@@ -101,12 +120,16 @@ class NodeWatch:
         self._offline = set(offline)
 
 
-def _due_between(services: Services, since: datetime, now: datetime) -> list[WorkAvailable]:
+def _due(services: Services, since: datetime | None, now: datetime) -> list[WorkAvailable]:
+    """Return pending tasks that became due after `since`; for None, all that are due."""
+    is_due = Task.scheduled_for <= now
+    if since is None:
+        is_due = or_(Task.scheduled_for.is_(None), is_due)
+    else:
+        is_due = and_(Task.scheduled_for > since, is_due)
     due = (
         select(Task)
-        .where(
-            Task.status == TaskStatus.PENDING, Task.scheduled_for > since, Task.scheduled_for <= now
-        )
+        .where(Task.status == TaskStatus.PENDING, is_due)
         .order_by(Task.priority.desc(), Task.number)
         .limit(_CALLS_AT_ONCE)
     )

@@ -20,6 +20,7 @@ from sqlalchemy import (
     Integer,
     String,
     Text,
+    text,
 )
 from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, WriteOnlyMapped, mapped_column, relationship
@@ -49,6 +50,11 @@ def _enum_values(enum: type[PythonEnum]) -> list[str]:
     return [str(member.value) for member in enum]
 
 
+_IS_UNCONFIRMED = text(
+    "status = 'cancelled' AND node_ended_at IS NULL AND assigned_node_id IS NOT NULL"
+)
+
+
 class Base(DeclarativeBase):
     """The base of all tables; maps Python's types to columns."""
 
@@ -76,6 +82,8 @@ class Node(Base):
     tags: Mapped[dict[str, str]]
     status: Mapped[NodeStatus]
     last_heartbeat: Mapped[datetime]
+    offline_at: Mapped[datetime] = mapped_column(index=True)
+    """When the node counts as offline, unless another heartbeat comes before."""
     current_task_id: Mapped[str | None] = mapped_column(Text)
     held_task_ids: Mapped[list[str]]
     """The tasks that the node held at its last heartbeat."""
@@ -136,6 +144,13 @@ class Task(Base):
         Index("ix_tasks_due", "status", "scheduled_for"),
         Index("ix_tasks_overdue", "status", "overdue_at"),
         Index("ix_tasks_completed", "completed_at"),
+        # Of the cancelled tasks, the few that are looked for once a second.
+        Index(
+            "ix_tasks_unconfirmed",
+            "completed_at",
+            sqlite_where=_IS_UNCONFIRMED,
+            postgresql_where=_IS_UNCONFIRMED,
+        ),
     )
 
     @property

@@ -1,24 +1,32 @@
 """Asking for work; `Prefer: wait=N` (RFC 7240) holds the request until work comes."""
 
+import asyncio
 import re
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request, Response
 from pydantic import WithJsonSchema
 from starlette.concurrency import run_in_threadpool
+from starlette.responses import JSONResponse
 
-from orchestrator.auth import KnownNodeParam, keep_identity
+from orchestrator.auth import NodeParam, known_node
 from orchestrator.db.tables import Task
 from orchestrator.errors import Unauthenticated
 from orchestrator.model import NodeIdentity
-from orchestrator.scheduling.claims import REMOVED, Claim, Look, take
+from orchestrator.routes import plain_route
+from orchestrator.scheduling.claims import LOOK_AGAIN_S, REMOVED, Claim, Look, take
+from orchestrator.scheduling.waiting import Waiter
 from orchestrator.schemas.bodies import Assignment
 from orchestrator.schemas.problems import problems
-from orchestrator.services import Services, ServicesParam
+from orchestrator.services import Services, services_of
 
 _LONGEST_WAIT_S = 60
 _WAIT = re.compile(r'\s*wait\s*=\s*"?([0-9]{1,9})"?\s*', re.IGNORECASE)
+
+_NO_TASK = b"null"
 
 router = APIRouter(tags=["tasks"])
 
@@ -37,11 +45,8 @@ _ANSWER: dict[int | str, dict[str, Any]] = {
 
 
 @router.get("/tasks/pending", responses={**_ANSWER, **problems(401, 403)})
-async def next_task(
-    services: ServicesParam,
-    node: KnownNodeParam,
-    request: Request,
-    response: Response,
+def next_task(
+    node: NodeParam,
     prefer: Annotated[
         # There may be several; each is any text.
         Annotated[list[str], WithJsonSchema({"type": "string"})] | None,
@@ -53,11 +58,23 @@ async def next_task(
     ] = None,
 ) -> Assignment | None:
     """Return the node's next assignment, or null; wait for one as long as the node prefers."""
-    wait_s = preferred_wait_s(prefer or [])
-    if wait_s:
-        response.headers["Preference-Applied"] = f"wait={wait_s}"
-    task = await _claim_within(services, node, request, wait_s)
-    return None if task is None else _assignment(services, request, task)
+    raise NotImplementedError("_answer_poll answers this call")
+
+
+async def _answer_poll(request: Request) -> Response:
+    services, node = services_of(request.app), await known_node(request)
+    services.breaks.note_call(node.id)
+    wait_s = preferred_wait_s(request.headers.getlist("prefer"))
+    headers = {"Preference-Applied": f"wait={wait_s}"} if wait_s else None
+    task = await _claim_within(services, node.identity, request, wait_s)
+    if task is None:
+        return Response(_NO_TASK, headers=headers, media_type="application/json")
+    services.unreported.add(node.id, task.id)
+    assignment = _assignment(services, request, task)
+    return JSONResponse(assignment.model_dump(mode="json", exclude_none=True), headers=headers)
+
+
+PENDING = plain_route("/tasks/pending", "GET", _answer_poll)
 
 
 def preferred_wait_s(preferences: list[str]) -> int:
@@ -73,26 +90,65 @@ async def _claim_within(
     services: Services, node: NodeIdentity, request: Request, wait_s: int
 ) -> Task | None:
     deadline = time.monotonic() + wait_s
-    with services.waiters.waiting(node) as waiter:
-        # A client that has hung up gets no task; one that hangs up later gets it by redelivery.
-        while not services.waiters.closed and not await request.is_disconnected():
+    with services.waiters.waiting(node) as waiter, _watching(request, waiter, wait_s) as hang_up:
+        while not services.waiters.closed:
             offered = list(waiter.offers)
-            look = await services.looks.ask(node.id)
-            if look is None:
-                raise Unauthenticated(REMOVED)
-            if look.node != waiter.node:
-                # It has registered again. Tasks that came during the look called for its old name
-                # and tags, so it looks once more.
-                keep_identity(services, request, look.node)
-                services.waiters.change(look.node)
-                continue
-            claim = await _claim(services, look)
-            waiter.settle(offered, None if claim.task is None else claim.task.id)
+            look_again_s: float = LOOK_AGAIN_S
+            if offered or _may_have_work(services, waiter.node, wait_s):
+                # A client that has hung up gets no task; later, it gets it by redelivery.
+                if hang_up() or (not wait_s and await request.is_disconnected()):
+                    return None
+                looked_at = services.waiters.now
+                look = await services.looks.ask(node.id)
+                if look is None:
+                    raise Unauthenticated(REMOVED)
+                if look.node != waiter.node:
+                    # It has registered again. Tasks that came during the look called for its old
+                    # name and tags, so it looks once more.
+                    services.nodes.forget(node.id)
+                    services.waiters.change(look.node)
+                    continue
+                claim = await _claim(services, look)
+                waiter.settle(offered, None if claim.task is None else claim.task.id)
+                if claim.task is not None:
+                    return claim.task
+                if not look.seen:
+                    services.waiters.note_empty(look.node, looked_at)
+                look_again_s = claim.look_again_s
             left_s = deadline - time.monotonic()
-            if claim.task is not None or left_s <= 0:
-                return claim.task
-            await waiter.wait(min(left_s, claim.look_again_s))
+            if left_s <= 0:
+                return None
+            if hang_up():
+                services.breaks.note(node.id, time.monotonic())
+                return None
+            await waiter.wait(min(left_s, look_again_s))
     return None
+
+
+def _may_have_work(services: Services, node: NodeIdentity, wait_s: int) -> bool:
+    if services.unreported.of(node.id) or services.waiters.may_have_work(node):
+        return True
+    # What another process announced a moment ago may not have arrived yet.
+    return services.announcer.is_shared and not wait_s
+
+
+@contextmanager
+def _watching(request: Request, waiter: Waiter, wait_s: int) -> Iterator[Callable[[], bool]]:
+    """Wake the waiter when its client hangs up; yields whether it has."""
+    if not wait_s:
+        yield lambda: False
+        return
+    hang_up = asyncio.ensure_future(_hang_up(request))
+    hang_up.add_done_callback(lambda _: waiter.wake())
+    try:
+        yield hang_up.done
+    finally:
+        hang_up.cancel()
+
+
+async def _hang_up(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 async def _claim(services: Services, look: Look) -> Claim:

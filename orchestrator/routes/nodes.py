@@ -3,32 +3,34 @@
 import logging
 import uuid
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Body, Depends, Request
+from fastapi import APIRouter, Depends, Request
 from sqlalchemy import select
 from sqlalchemy.orm import Session
+from starlette.responses import JSONResponse, Response
 
 from orchestrator.auth import (
     REGISTRATION_TOKEN_REQUIRED,
     TOKEN_AND_KEY,
     KeyHolder,
     KeyHolderParam,
-    KnownNodeParam,
+    NodeParam,
     address_of,
     allowed_to,
+    known_node,
 )
 from orchestrator.db import audit
 from orchestrator.db.tables import Node
-from orchestrator.errors import Gone, NotAllowed, NotFound, Unauthenticated
+from orchestrator.errors import Gone, NotAllowed, NotFound
 from orchestrator.log import log_on_commit
-from orchestrator.model import NodeStatus, Permission, Target, utc_now
-from orchestrator.routes import NodeId, Route
+from orchestrator.model import NodeStatus, Permission, utc_now
+from orchestrator.routes import NodeId, Route, plain_route, read_body
 from orchestrator.scheduling.heartbeats import Beat
-from orchestrator.scheduling.leases import silent_before
 from orchestrator.scheduling.lifecycle import take_from
 from orchestrator.scheduling.waiting import WorkAvailable
 from orchestrator.schemas.bodies import (
+    EXTENSIONS,
     Heartbeat,
     HeartbeatResponse,
     NodeRemoved,
@@ -37,8 +39,9 @@ from orchestrator.schemas.bodies import (
     Registration,
 )
 from orchestrator.schemas.problems import problems
+from orchestrator.schemas.types import is_uuid, shown_time
 from orchestrator.security import key_hash, new_secret
-from orchestrator.services import Services, ServicesParam
+from orchestrator.services import Services, ServicesParam, services_of
 
 _READING = Depends(allowed_to(Permission.READ_NODES))
 
@@ -73,6 +76,7 @@ def register(
         **_description(registration),
         status=NodeStatus.IDLE,
         last_heartbeat=now,
+        offline_at=now + services.heartbeats.pace.offline_after(has_task=False),
         held_task_ids=[],
         registered_at=now,
     )
@@ -80,7 +84,7 @@ def register(
         session.add(node)
         ids = {"node_id": node.id, "name": node.name, "client": address_of(request)}
         log_on_commit(session, log, "node registered", ids)
-    return _registered(services, node, api_key, now)
+    return _registered(node, api_key, now)
 
 
 def _reregister(
@@ -99,8 +103,8 @@ def _reregister(
                 setattr(node, field, after)
         # The heartbeat stays as it is: this request does not say which tasks the node holds.
         if changes:
-            # A request for work that it holds has to look again. No task has the id of a node.
-            services.announcer.announce(session, WorkAvailable(node.id, Target(node_id=node.id)))
+            # A request for work that it holds has to look again.
+            services.announcer.announce_node(session, node.id)
             audit.record(
                 session,
                 now,
@@ -112,7 +116,7 @@ def _reregister(
             ids = {"node_id": node.id, "name": node.name, "client": address_of(request)}
             ids["changed"] = ",".join(changes)
             log_on_commit(session, log, "node registered again", ids)
-    return _registered(services, node, holder.api_key, now)
+    return _registered(node, holder.api_key, now)
 
 
 def _description(registration: Registration) -> dict[str, Any]:
@@ -125,38 +129,71 @@ def _description(registration: Registration) -> dict[str, Any]:
     }
 
 
-def _registered(services: Services, node: Node, api_key: str, now: datetime) -> RegisteredNode:
-    return RegisteredNode(**_view(services, node, now).model_dump(), api_key=api_key)
+def _registered(node: Node, api_key: str, now: datetime) -> RegisteredNode:
+    return RegisteredNode(**_view(node, now).model_dump(), api_key=api_key)
 
 
 @router.post("/nodes/heartbeat", responses=problems(401, 403, 422))
-async def record_heartbeat(
-    services: ServicesParam, caller: KnownNodeParam, heartbeat: Annotated[Heartbeat, Body()]
-) -> HeartbeatResponse:
-    """Record a heartbeat and return the tasks that the node must stop."""
-    if heartbeat.node_id != caller.id:
+def record_heartbeat(node: NodeParam, heartbeat: Heartbeat) -> HeartbeatResponse:
+    """Record a heartbeat and return the tasks that the node must stop.
+
+    The next heartbeat is expected after `heartbeat_interval_seconds` (extension `pace`). A node
+    that has not sent one for three of these intervals is offline.
+    """
+    raise NotImplementedError("_answer_heartbeat answers this call")
+
+
+async def _answer_heartbeat(request: Request) -> Response:
+    node = await known_node(request)
+    heartbeat = await read_body(request, Heartbeat)
+    if heartbeat.node_id != node.id:
         raise NotAllowed("node_id is not the node of this key")
-    beat = Beat(caller.id, heartbeat.status, heartbeat.current_task_id, heartbeat.held_task_ids)
-    answer = await services.heartbeats.ask(beat)
-    if answer is None:
-        raise Unauthenticated("the node is no longer registered")
-    return answer
+    services, now = services_of(request.app), utc_now()
+    held = heartbeat.held_task_ids
+    pace, has_task = services.heartbeats.pace, bool(held) or heartbeat.status is NodeStatus.BUSY
+    services.heartbeats.record(
+        Beat(
+            node.id,
+            heartbeat.status,
+            heartbeat.current_task_id,
+            held,
+            at=now,
+            offline_at=now + pace.offline_after(has_task=has_task),
+        )
+    )
+    services.breaks.note_call(node.id)
+    content = {
+        **node.view,
+        "status": heartbeat.status.value,
+        "last_heartbeat": shown_time(now),
+        "cancelled_task_ids": services.cancelled.of(node.id),
+        "extensions": EXTENSIONS,
+        "heartbeat_interval_seconds": pace.announced_s(has_task=has_task),
+    }
+    if heartbeat.current_task_id is not None and is_uuid(heartbeat.current_task_id):
+        content["current_task_id"] = heartbeat.current_task_id
+    return JSONResponse(content)
+
+
+HEARTBEAT = plain_route("/nodes/heartbeat", "POST", _answer_heartbeat)
 
 
 @router.get("/nodes", dependencies=[_READING], responses=problems(401, 403, 429))
 def list_nodes(services: ServicesParam) -> list[NodeView]:
     """List every registered node, the oldest first."""
     now = utc_now()
+    services.heartbeats.write()
     with services.database.reading() as session:
         nodes = session.scalars(select(Node).order_by(Node.registered_at, Node.id)).all()
-        return [_view(services, node, now) for node in nodes]
+        return [_view(node, now) for node in nodes]
 
 
 @router.get("/nodes/{node_id}", dependencies=[_READING], responses=problems(401, 403, 404, 429))
 def get_node(services: ServicesParam, node_id: NodeId) -> NodeView:
     """Return one node."""
+    services.heartbeats.write()
     with services.database.reading() as session:
-        return _view(services, _require(session, node_id), utc_now())
+        return _view(_require(session, node_id), utc_now())
 
 
 @router.delete(
@@ -175,9 +212,8 @@ def remove_node(services: ServicesParam, node_id: NodeId) -> NodeRemoved:
             services.announcer.announce(session, WorkAvailable(task.id, task.target))
         session.delete(node)
         log_on_commit(session, log, "node removed", {"node_id": node.id, "name": node.name})
-        # Its held request has to end.
-        services.announcer.announce(session, None)
-    services.nodes.clear()
+        # Its held request has to end, and its key to be looked up.
+        services.announcer.announce_node(session, node.id)
     return NodeRemoved(node_id=node_id)
 
 
@@ -188,8 +224,8 @@ def _require(session: Session, node_id: str, *, to_change: bool = False) -> Node
     return node
 
 
-def _view(services: Services, node: Node, now: datetime) -> NodeView:
+def _view(node: Node, now: datetime) -> NodeView:
     view = NodeView.model_validate(node)
-    if node.last_heartbeat >= silent_before(services.settings, now):
+    if node.offline_at >= now:
         return view
     return view.model_copy(update={"status": NodeStatus.OFFLINE})

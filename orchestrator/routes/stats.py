@@ -12,7 +12,6 @@ from orchestrator import __version__
 from orchestrator.auth import allowed_to
 from orchestrator.db.tables import Node, Task
 from orchestrator.model import NodeStatus, Permission, TaskStatus, utc_now
-from orchestrator.scheduling.leases import silent_before
 from orchestrator.schemas.bodies import Statistics
 from orchestrator.schemas.problems import problems
 from orchestrator.services import ServicesParam
@@ -48,7 +47,7 @@ def get_statistics(services: ServicesParam) -> Statistics:
     now = utc_now()
     today = now.replace(hour=0, minute=0, second=0, microsecond=0)
     is_there = Node.status != NodeStatus.OFFLINE
-    is_heard = Node.last_heartbeat >= silent_before(services.settings, now)
+    is_heard = Node.offline_at >= now
     by_node = select(
         func.count(),
         func.count().filter(is_there, is_heard),
@@ -57,6 +56,7 @@ def get_statistics(services: ServicesParam) -> Statistics:
     counted = select(Task.status, func.count()).group_by(Task.status)
     by_status = counted.where(Task.status.in_([TaskStatus.PENDING, *_RUNNING]))
     ended_today = counted.where(Task.completed_at >= today)
+    services.heartbeats.write()
     with services.database.reading() as session:
         total, active, idle = session.execute(by_node).one()
         now_in = Counter({row[0]: row[1] for row in session.execute(by_status)})

@@ -5,6 +5,7 @@ import uuid
 from datetime import timedelta
 from typing import Annotated
 
+from anyio import from_thread
 from fastapi import APIRouter, Depends, Query
 from pydantic import BeforeValidator, WithJsonSchema
 from sqlalchemy import select
@@ -145,7 +146,11 @@ def cancel_task(services: ServicesParam, caller: _Canceller, task_id: TaskId) ->
         end(session, task, now)
         ids = {"task_id": task.id, "node_id": task.assigned_node_id, "by": caller.key_id}
         log_on_commit(session, log, "task cancelled", ids)
-        return TaskView.model_validate(task)
+        cancelled = TaskView.model_validate(task)
+        node_id = task.assigned_node_id
+    if node_id is not None:
+        from_thread.run_sync(services.cancelled.add, node_id, task_id)
+    return cancelled
 
 
 def _check_may_target(session: Session, caller: Caller, new: NewTask) -> None:

@@ -28,6 +28,7 @@ from orchestrator.db.tables import Node, Task
 from orchestrator.errors import Unauthenticated
 from orchestrator.log import log_on_commit
 from orchestrator.model import NodeIdentity, Target, TaskStatus, matches, utc_now
+from orchestrator.scheduling.heartbeats import Beat, Heartbeats
 from orchestrator.scheduling.lifecycle import move
 from orchestrator.settings import Settings
 
@@ -88,7 +89,7 @@ def pages(
         rows = session.execute(_LATER, {**asked, **place}).all()
 
 
-_LOOK_AGAIN_S = 30
+LOOK_AGAIN_S = 30
 """How often the queue is looked at for a held poll that nothing woke.
 
 Longer than our runner's long poll, whose next request looks anyway: thousands of looks add up.
@@ -126,7 +127,7 @@ class Claim:
     """A task for the node, or when to look again."""
 
     task: Task | None = None
-    look_again_s: float = _LOOK_AGAIN_S
+    look_again_s: float = LOOK_AGAIN_S
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,7 @@ class Look:
 
     asking: _Poll
     seen: list[int]
-    look_again_s: float = _LOOK_AGAIN_S
+    look_again_s: float = LOOK_AGAIN_S
 
     @property
     def node(self) -> NodeIdentity:
@@ -170,7 +171,9 @@ class Look:
         return self.asking.identity
 
 
-def look_for(database: Database, settings: Settings, node_ids: Sequence[str]) -> list[Look | None]:
+def look_for(
+    database: Database, settings: Settings, heartbeats: Heartbeats, node_ids: Sequence[str]
+) -> list[Look | None]:
     """Look at the queue once for all these nodes; return None for one that was removed."""
     now = utc_now()
     asked = {"node_ids": sorted(set(node_ids))}
@@ -183,8 +186,7 @@ def look_for(database: Database, settings: Settings, node_ids: Sequence[str]) ->
         asking = [
             _Poll(
                 NodeIdentity(node_id, name, tags),
-                last_heartbeat,
-                held,
+                *_newest(heartbeats.last(node_id), last_heartbeat, held),
                 offers[node_id] if node_id in offers and offers[node_id].at <= due_before else None,
             )
             for node_id, name, tags, last_heartbeat, held in session.execute(_POLLS, asked)
@@ -199,6 +201,15 @@ def look_for(database: Database, settings: Settings, node_ids: Sequence[str]) ->
         for one in asking
     }
     return [looks.get(node_id) for node_id in node_ids]
+
+
+def _newest(
+    beat: Beat | None, written_at: datetime, held_task_ids: list[str]
+) -> tuple[datetime, list[str]]:
+    """Return time and tasks of a node's last heartbeat, which may not be written yet."""
+    if beat is None or beat.at < written_at:
+        return written_at, held_task_ids
+    return beat.at, beat.held_task_ids
 
 
 def take(database: Database, settings: Settings, look: Look) -> Claim:
@@ -288,6 +299,6 @@ def _take_first(
 
 def _until_redelivery(settings: Settings, offer: _Offer | None, now: datetime) -> float:
     if offer is None:
-        return _LOOK_AGAIN_S
+        return LOOK_AGAIN_S
     due_in_s = settings.redelivery_after_s - (now - offer.at).total_seconds()
-    return min(max(due_in_s, _LOOK_AGAIN_AT_LEAST_S), _LOOK_AGAIN_S)
+    return min(max(due_in_s, _LOOK_AGAIN_AT_LEAST_S), LOOK_AGAIN_S)

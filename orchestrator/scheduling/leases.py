@@ -22,40 +22,35 @@ _AT_ONCE = 500
 """Tasks in one transaction; the rest waits for the next sweep."""
 
 
-def silent_before(settings: Settings, now: datetime) -> datetime:
-    """Return the time before which a last heartbeat means that the node is offline."""
-    return now - timedelta(seconds=settings.heartbeat_timeout_s)
-
-
 def has_ended(session: Session, settings: Settings, now: datetime) -> bool:
     """Return whether any lease has expired."""
-    if session.scalars(_unstarted(settings, now).limit(1)).first() is not None:
+    if session.scalars(_unstarted(now).limit(1)).first() is not None:
         return True
     overdue = session.execute(_overdue(settings, now))
-    return any(_is_lost(settings, now, task, node) for task, node in overdue)
+    return any(_is_lost(now, task, node) for task, node in overdue)
 
 
 def end_leases(session: Session, settings: Settings, now: datetime) -> list[Task]:
     """End expired leases; return the tasks that are back in the queue."""
     # Several processes sweep: rows that another one has locked are left to it.
-    unstarted = _unstarted(settings, now).limit(_AT_ONCE)
+    unstarted = _unstarted(now).limit(_AT_ONCE)
     returned = session.scalars(unstarted.with_for_update(skip_locked=True, of=Task)).all()
     for task in returned:
         put_back(session, task, now, "its node fell silent before it started the task")
     overdue = _overdue(settings, now).with_for_update(skip_locked=True, of=Task)
     for task, node in session.execute(overdue).all():
-        if _is_lost(settings, now, task, node):
-            give_up(session, task, now, _reason(settings, now, node))
+        if _is_lost(now, task, node):
+            give_up(session, task, now, _reason(now, node))
     return list(returned)
 
 
-def _unstarted(settings: Settings, now: datetime) -> Select[Task]:
+def _unstarted(now: datetime) -> Select[Task]:
     return (
         select(Task)
         .join(Node, Node.id == Task.assigned_node_id)
         .where(
             Task.status == TaskStatus.ASSIGNED,
-            Node.last_heartbeat < silent_before(settings, now),
+            Node.offline_at < now,
         )
         .order_by(Task.number)
     )
@@ -72,13 +67,13 @@ def _overdue(settings: Settings, now: datetime) -> Select[Task, Node]:
     )
 
 
-def _is_lost(settings: Settings, now: datetime, task: Task, node: Node | None) -> bool:
-    if node is None or node.last_heartbeat < silent_before(settings, now):
+def _is_lost(now: datetime, task: Task, node: Node | None) -> bool:
+    if node is None or node.offline_at < now:
         return True
     return task.id not in node.held_task_ids
 
 
-def _reason(settings: Settings, now: datetime, node: Node | None) -> str:
-    if node is None or node.last_heartbeat < silent_before(settings, now):
+def _reason(now: datetime, node: Node | None) -> str:
+    if node is None or node.offline_at < now:
         return "its node fell silent, and its time limit is long over"
     return "its node no longer has it, and its time limit is long over"

@@ -4,14 +4,25 @@ All of it happens in the event loop's thread, so nothing is locked. A waiter is 
 queue is looked at, so work that comes in between is not missed. A new task wakes the node that has
 waited longest of those it may go to, not all of them: thousands may wait. A node that is woken and
 does not take that very task, because it took a better one or has hung up, passes it to the next.
+
+Most polls find nothing, and need not look: `may_have_work` knows the targets that were announced
+since, and the nodes whose last look found nothing. It is wrong only in one direction: a look that
+finds nothing removes the targets that have no task any more.
 """
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from orchestrator.model import NodeIdentity, Target, matches
+from orchestrator.scheduling.index import Key, Keys
+
+_MAX_TARGETS = 50_000
+"""Targets that are remembered; with more, every node looks again."""
+
+_Conditions = tuple[str | None, str | None, tuple[tuple[str, str], ...]]
 
 
 @dataclass(frozen=True)
@@ -28,7 +39,10 @@ class Waiter:
     def __init__(self, node: NodeIdentity) -> None:
         self.node = node
         self.offers: list[WorkAvailable] = []
-        self._event = asyncio.Event()
+        self.keys: list[Key] = []
+        """The keys under which it is found."""
+        self._is_woken = False
+        self._sleep: asyncio.Future[None] | None = None
 
     def settle(self, offered: list[WorkAvailable], taken_task_id: str | None) -> None:
         """Remove the tasks that a look at the queue has dealt with.
@@ -41,20 +55,43 @@ class Waiter:
 
     def wake(self) -> None:
         """End the wait, or the next one if none is under way."""
-        self._event.set()
+        self._is_woken = True
+        self._end_sleep()
 
     async def wait(self, timeout_s: float) -> None:
         """Wait until woken, at most `timeout_s` seconds."""
-        with suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._event.wait(), timeout_s)
-        self._event.clear()
+        if not self._is_woken:
+            # An event and a timeout around it would be two more objects for each of thousands.
+            loop = asyncio.get_running_loop()
+            self._sleep = loop.create_future()
+            alarm = loop.call_later(timeout_s, self._end_sleep)
+            try:
+                await self._sleep
+            finally:
+                alarm.cancel()
+                self._sleep = None
+        self._is_woken = False
+
+    def _end_sleep(self) -> None:
+        if self._sleep is not None and not self._sleep.done():
+            self._sleep.set_result(None)
 
 
 class Waiters:
-    """All held polls, the longest first."""
+    """All held polls, the longest first, and the targets of which there may be tasks."""
 
     def __init__(self) -> None:
         self._waiters: dict[Waiter, None] = {}
+        self._by_key: defaultdict[Key, dict[Waiter, None]] = defaultdict(dict)
+        self._targets: defaultdict[Key, dict[_Conditions, tuple[Target, int]]] = defaultdict(dict)
+        """Announced targets by key, each with the time of its last announcement."""
+        self._target_count = 0
+        self._keys = Keys()
+        self._keys_version = 0
+        self._time = 0
+        """Counts announcements."""
+        self._empty_since: dict[str, int] = {}
+        """Nodes whose look found nothing, with the time at which that look began."""
         self.closed = False
 
     def __len__(self) -> int:
@@ -66,40 +103,115 @@ class Waiters:
         """Hold a poll of the node while the block lasts; tasks that it leaves wake others."""
         waiter = Waiter(node)
         self._waiters[waiter] = None
+        self._add(waiter)
         try:
             yield waiter
         finally:
             del self._waiters[waiter]
+            self._remove(waiter)
             for offer in waiter.offers:
-                self.wake(offer)
+                self._wake_one(offer)
+
+    def may_have_work(self, node: NodeIdentity) -> bool:
+        """Return whether the queue may have a task for this node; False is certain."""
+        if node.id not in self._empty_since:
+            return True
+        return any(True for _ in self._targets_for(node))
+
+    @property
+    def now(self) -> int:
+        """The time in announcements, for `note_empty`."""
+        return self._time
+
+    def note_empty(self, node: NodeIdentity, looked_at: int) -> None:
+        """Note that a look which began at that time found no task for this node."""
+        self._empty_since[node.id] = looked_at
+        for key, conditions, announced_at in list(self._targets_for(node)):
+            if announced_at <= looked_at:
+                del self._targets[key][conditions]
+                self._target_count -= 1
+                if not self._targets[key]:
+                    del self._targets[key]
 
     def wake(self, offer: WorkAvailable) -> None:
         """Wake one node that the task may go to, if possible one that was not woken yet."""
-        suitable = (waiter for waiter in self._waiters if matches(offer.target, waiter.node))
-        first = next(suitable, None)
-        if first is None:
-            return
-        chosen = (
-            first if not first.offers else next((one for one in suitable if not one.offers), first)
-        )
-        chosen.offers.append(offer)
-        chosen.wake()
+        target = offer.target
+        self._time += 1
+        conditions = (target.node_id, target.node_name, tuple(sorted((target.tags or {}).items())))
+        alike = self._targets[self._keys.of_target(target)]
+        self._target_count += conditions not in alike
+        alike[conditions] = (target, self._time)
+        if self._target_count > _MAX_TARGETS:
+            self._targets.clear()
+            self._target_count = 0
+            self._empty_since.clear()
+        self._wake_one(offer)
+
+    def forget(self, node_id: str) -> None:
+        """Have a node look again: it was removed, or has registered again."""
+        self._empty_since.pop(node_id, None)
+        for waiter in list(self._by_key.get(("id", node_id), ())):
+            waiter.wake()
 
     def change(self, node: NodeIdentity) -> None:
         """Update a node's name and tags; tasks that woke it are offered again."""
-        changed = [waiter for waiter in self._waiters if waiter.node.id == node.id]
+        changed = list(self._by_key.get(("id", node.id), ()))
         offers = [offer for waiter in changed for offer in waiter.offers]
         for waiter in changed:
+            self._remove(waiter)
             waiter.node, waiter.offers = node, []
+            self._add(waiter)
         for offer in offers:
-            self.wake(offer)
+            self._wake_one(offer)
 
     def wake_all(self) -> None:
-        """Wake all."""
+        """Have every node look again: announcements may have been missed."""
+        self._empty_since.clear()
         for waiter in self._waiters:
             waiter.wake()
 
     def close(self) -> None:
         """Answer all held polls: the server shuts down."""
         self.closed = True
-        self.wake_all()
+        for waiter in self._waiters:
+            waiter.wake()
+
+    def _targets_for(self, node: NodeIdentity) -> Iterator[tuple[Key, _Conditions, int]]:
+        for key in self._keys.of_node(node):
+            for conditions, (target, announced_at) in self._targets.get(key, {}).items():
+                if matches(target, node):
+                    yield key, conditions, announced_at
+
+    def _wake_one(self, offer: WorkAvailable) -> None:
+        key = self._keys.of_target(offer.target)
+        if self._keys.version != self._keys_version:
+            self._add_all_again()
+        chosen = None
+        for waiter in self._by_key.get(key, ()):
+            if not matches(offer.target, waiter.node):
+                continue
+            if not waiter.offers:
+                chosen = waiter
+                break
+            chosen = chosen or waiter
+        if chosen is not None:
+            chosen.offers.append(offer)
+            chosen.wake()
+
+    def _add_all_again(self) -> None:
+        self._keys_version = self._keys.version
+        self._by_key.clear()
+        for waiter in self._waiters:
+            self._add(waiter)
+
+    def _add(self, waiter: Waiter) -> None:
+        waiter.keys = list(self._keys.of_node(waiter.node))
+        for key in waiter.keys:
+            self._by_key[key][waiter] = None
+
+    def _remove(self, waiter: Waiter) -> None:
+        for key in waiter.keys:
+            found = self._by_key[key]
+            found.pop(waiter, None)
+            if not found:
+                del self._by_key[key]

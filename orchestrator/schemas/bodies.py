@@ -38,8 +38,10 @@ from orchestrator.schemas.types import (
     is_uuid,
 )
 
-EXTENSIONS = ("reregister",)
-"""`reregister`: a node that registers with its key beside the token stays the same node."""
+EXTENSIONS = ("reregister", "pace")
+"""`reregister`: a node that registers with its key beside the token stays the same node.
+`pace`: the server decides how often a node without a task sends heartbeats.
+"""
 
 DEFAULT_TIMEOUT_S = 3600
 
@@ -135,6 +137,9 @@ class HeartbeatResponse(NodeView):
 
     cancelled_task_ids: list[Id]
     extensions: _Extensions
+    heartbeat_interval_seconds: Annotated[
+        int, Field(ge=5, le=300, description="Seconds until the node's next heartbeat.")
+    ]
 
 
 class NodeRemoved(BaseModel):

@@ -98,6 +98,11 @@ Moment = Annotated[datetime, BeforeValidator(_no_number), AfterValidator(_in_utc
 """A time; one without a zone is taken as UTC."""
 
 
+def shown_time(moment: datetime) -> str:
+    """Return a UTC time as pydantic writes it into responses."""
+    return moment.isoformat().replace("+00:00", "Z")
+
+
 class RequestBody(BaseModel):
     """A request body; unknown fields are ignored."""
 

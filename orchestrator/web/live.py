@@ -17,7 +17,6 @@ from sqlalchemy.orm import Session
 from orchestrator.db.tables import ApiKey, Log, Node, StatusEntry, Task
 from orchestrator.model import ADMIN_ID, HELD, NodeStatus, utc_now
 from orchestrator.routes.stats import get_statistics
-from orchestrator.scheduling.leases import silent_before
 from orchestrator.services import Services
 
 _TASKS_SHOWN = 100
@@ -44,6 +43,7 @@ class Viewer:
     def look(self) -> dict[str, str]:
         """Return the parts that have changed since the last call, as HTML."""
         now = utc_now()
+        self._services.heartbeats.write()
         numbers = get_statistics(self._services).model_dump()
         with self._services.database.reading() as session:
             nodes = {node.id: node for node in session.scalars(select(Node).order_by(Node.name))}
@@ -61,9 +61,7 @@ class Viewer:
                     tasks=[_row(nodes, row) for row in rows[:_TASKS_SHOWN]],
                     are_more=len(rows) > _TASKS_SHOWN,
                 ),
-                "nodes": _part(
-                    "nodes", nodes=[_node(self._services, node, now) for node in nodes.values()]
-                ),
+                "nodes": _part("nodes", nodes=[_node(node, now) for node in nodes.values()]),
                 "key-list": _part("keys", keys=[_key(key, now) for key in keys]),
             }
         changed = {name: html for name, html in parts.items() if self._shown.get(name) != html}
@@ -115,8 +113,8 @@ def _progress() -> ColumnElement[float | None]:
     return case((Task.status.in_(HELD), latest))
 
 
-def _node(services: Services, node: Node, now: datetime) -> Json:
-    is_silent = node.last_heartbeat < silent_before(services.settings, now)
+def _node(node: Node, now: datetime) -> Json:
+    is_silent = node.offline_at < now
     return {
         "name": node.name,
         "status": (NodeStatus.OFFLINE if is_silent else node.status).value,
