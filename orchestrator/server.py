@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from orchestrator import __version__
 from orchestrator.errors import ConfigurationError
 from orchestrator.log import fields
+from orchestrator.protocol import limited_protocol
 from orchestrator.services import services_of
 
 _KEEP_ALIVE_S = 75
@@ -40,6 +41,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
+                http=limited_protocol(services.settings.stall_timeout_s),
                 # By itself uvicorn trusts whatever runs on the same machine.
                 proxy_headers=bool(proxies),
                 forwarded_allow_ips=proxies or "",

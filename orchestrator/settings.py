@@ -43,6 +43,8 @@ class Settings:
     """Uploads are refused where they would leave less of the disk."""
     failures_per_minute: int = 20
     """How many wrong credentials one address may send."""
+    stall_timeout_s: float = 60
+    """A connection on which a request is awaited is closed after so long without a byte."""
     trusted_proxies: str | None = None
     """Addresses, separated by commas, whose X-Forwarded-For is believed; None: nobody's.
 
