@@ -28,19 +28,17 @@ def calls(rounds: int) -> None:
     with (
         tempfile.TemporaryDirectory(prefix="victoria-bench-") as folder,
         running(["benchmarks.bare"], Path(folder) / "bare.log", os.environ) as bare,
-        served(Path(folder), None, 1) as servers,
+        served(Path(folder), None) as servers,
     ):
         bare_url = line_of(Path(folder) / "bare.log", "listening on ").rpartition(" ")[2].strip()
         fleet = Fleet(_CONNECTIONS, servers.urls, servers.token, servers.admin_key)
         measured = asyncio.run(_measure(rounds, bare_url, bare.pid, fleet, servers.pids[0]))
     print(f"calls: {rounds} rounds of {_CALLS} calls, CPU time of the server, medians")
-    base = statistics.median(measured["bare route"])
     for name, times_ms in measured.items():
         ratio = statistics.median(
             one / bare for one, bare in zip(times_ms, measured["bare route"], strict=True)
         )
         print(f"  {name:<24} {statistics.median(times_ms):6.3f} ms   {ratio:5.2f} times bare")
-    del base
 
 
 async def _measure(

@@ -16,6 +16,7 @@ from pathlib import Path
 from benchmarks.servers import POSTGRESQL_VARIABLE, Servers, allow_open_files, served
 from benchmarks.simulated_fleet import Fleet
 from benchmarks.system import children_of, spent
+from tools.dev.options import HEARTBEAT_S
 
 _SETTLE_S = 20.0
 """Until the first round of heartbeats is over, and every node waits."""
@@ -48,27 +49,30 @@ class Measured:
         return latencies[min(int(part * len(latencies)), len(latencies) - 1)] * 1000
 
 
-def fleet(sizes: Sequence[int], rates: Sequence[float], seconds: float, heartbeat_s: float) -> None:
+def fleet(
+    sizes: Sequence[int], rates: Sequence[float], seconds: float, heartbeat_s: float | None
+) -> None:
     """Put each size of fleet before SQLite, PostgreSQL, and two servers on PostgreSQL."""
     allow_open_files(max(sizes))
     url = os.environ.get(POSTGRESQL_VARIABLE)
-    setups: list[tuple[str, str | None, int]] = [("SQLite", None, 1)]
+    setups: list[tuple[str, str | None, tuple[str, ...]]] = [("SQLite", None, ())]
     if url is None:
         print(f"{POSTGRESQL_VARIABLE} is not set: on SQLite only")
     else:
-        setups += [("PostgreSQL", url, 1), ("PostgreSQL, 2 servers", url, 2)]
+        setups += [("PostgreSQL", url, ()), ("PostgreSQL, 2 workers", url, ("--workers=2",))]
+    pace = "as the server says" if heartbeat_s is None else f"every {heartbeat_s:.0f} s"
     print(
-        f"fleet: each row {seconds:.0f} s; a heartbeat every {heartbeat_s:.0f} s; CPU in cores, of"
-        f" {os.cpu_count()}; load {os.getloadavg()[0]:.1f} before; {time.ctime()}"
+        f"fleet: each row {seconds:.0f} s; heartbeats {pace}; CPU in cores, of {os.cpu_count()};"
+        f" load {os.getloadavg()[0]:.1f} before; {time.ctime()}"
     )
     print(_HEAD)
     # Three heartbeats, as the server has it by itself for the runner's.
-    silent_after = f"--heartbeat-timeout={3 * heartbeat_s}"
-    for name, database_url, count in setups:
+    silent_after = f"--heartbeat-timeout={3 * (heartbeat_s or HEARTBEAT_S)}"
+    for name, database_url, options in setups:
         for size in sizes:
             with (
                 tempfile.TemporaryDirectory(prefix="victoria-bench-") as folder,
-                served(Path(folder), database_url, count, silent_after) as servers,
+                served(Path(folder), database_url, silent_after, *options) as servers,
             ):
                 nodes = Fleet(size, servers.urls, servers.token, servers.admin_key, heartbeat_s)
                 asyncio.run(_print_rows(f"{name:<22}{size:5}", servers, nodes, rates, seconds))

@@ -14,7 +14,7 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 
-from benchmarks.system import line_of, parent_of, running
+from benchmarks.system import children_of, line_of, parent_of, running
 
 POSTGRESQL_VARIABLE = "VICTORIA_TEST_POSTGRESQL"
 
@@ -34,8 +34,8 @@ class Servers:
 
 
 @contextlib.contextmanager
-def served(folder: Path, server_url: str | None, count: int, *options: str) -> Iterator[Servers]:
-    """Run servers on a new database, SQLite without a URL, for as long as the block lasts."""
+def served(folder: Path, server_url: str | None, *options: str) -> Iterator[Servers]:
+    """Run a server on a new database, SQLite without a URL, for as long as the block lasts."""
     with contextlib.ExitStack() as stack:
         token, admin_key = secrets.token_hex(16), secrets.token_hex(16)
         environment = {**os.environ, "REGISTRATION_TOKEN": token, "ADMIN_API_KEY": admin_key}
@@ -43,12 +43,12 @@ def served(folder: Path, server_url: str | None, count: int, *options: str) -> I
         if server_url is not None:
             database_url, database_pid = stack.enter_context(new_database(server_url))
             environment["VICTORIA_ORCHESTRATOR_DATABASE_URL"] = database_url
-        logs = [folder / f"orchestrator-{number}.log" for number in range(count)]
+        log = folder / "orchestrator.log"
         arguments = ["orchestrator", "--port=0", f"--data-dir={folder / 'data'}", *options]
-        processes = [stack.enter_context(running(arguments, log, environment)) for log in logs]
-        urls = [line_of(log, "listening on ").rpartition(" ")[2].strip() for log in logs]
-        pids = [process.pid for process in processes]
-        yield Servers(urls, token, admin_key, pids, database_pid)
+        process = stack.enter_context(running(arguments, log, environment))
+        url = line_of(log, "listening on ").rpartition(" ")[2].strip()
+        pids = [process.pid, *children_of(process.pid)]
+        yield Servers([url], token, admin_key, pids, database_pid)
 
 
 def allow_open_files(size: int) -> None:

@@ -13,11 +13,11 @@ from typing import Any, cast
 
 import anyio
 
-from benchmarks.connection import CallFailed, Connection, Refused
+from benchmarks.connection import CallFailed, Connection
 from tools.dev.options import HEARTBEAT_S
 
-WAIT_S = 25
-"""As the runner has it by default."""
+WAIT_S = 55
+"""As the runner asks for once it knows that the server holds polls."""
 
 _GROUPS = 100
 _REGISTERING_AT_ONCE = 16
@@ -73,8 +73,10 @@ class Tally:
 class Node:
     """A simulated runner: one connection for waiting, one for the rest, as the real one has."""
 
-    def __init__(self, number: int, urls: Sequence[str], tally: Tally, heartbeat_s: float) -> None:
-        """Prepare a node that begins at one of the servers."""
+    def __init__(
+        self, number: int, urls: Sequence[str], tally: Tally, heartbeat_s: float | None
+    ) -> None:
+        """Prepare a node that begins at one of the servers; it beats as often as that one says."""
         self._heartbeat_s = heartbeat_s
         self.group = f"node-{number % _GROUPS:02}-"
         self.name = f"{self.group}{number:05}"
@@ -109,10 +111,13 @@ class Node:
     async def beat(self) -> None:
         """Send heartbeats; ends by being cancelled."""
         # Spread from the first on, as those of hosts are that were started at different times.
-        await asyncio.sleep(random.uniform(0, self._heartbeat_s))  # noqa: S311 - no secret hangs on it
+        await asyncio.sleep(random.uniform(0, HEARTBEAT_S))  # noqa: S311 - no secret hangs on it
         while True:
-            await self._tell("/nodes/heartbeat", {"node_id": self.id, "status": "idle"})
-            await asyncio.sleep(self._heartbeat_s)
+            answer = await self._tell("/nodes/heartbeat", {"node_id": self.id, "status": "idle"})
+            told_s = answer["heartbeat_interval_seconds"]
+            # As the runner spreads them.
+            spread = random.uniform(0.9, 1.1)  # noqa: S311 - as above
+            await asyncio.sleep((self._heartbeat_s or told_s) * spread)
 
     def close(self) -> None:
         """Hang up."""
@@ -125,18 +130,16 @@ class Node:
             await self._tell("/status", {"task_id": task["task_id"], "status": status})
         self._tally.note_ended(task["prompt"])
 
-    async def _tell(self, path: str, body: object) -> None:
+    async def _tell(self, path: str, body: object) -> dict[str, Any]:
         connection = self.waiting if path == "/status" else self.telling
         while True:
             try:
-                await connection.call("POST", path, body)
-            except Refused as error:
-                self._tally.failures.append(str(error))
+                answer = await connection.call("POST", path, body)
             except CallFailed as error:
                 await self._note(error)
                 continue
             self._tally.calls += 1
-            return
+            return cast("dict[str, Any]", answer)
 
     async def _note(self, error: CallFailed) -> None:
         self._tally.failures.append(str(error))
@@ -152,7 +155,7 @@ class Fleet:
         urls: Sequence[str],
         token: str,
         admin_key: str,
-        heartbeat_s: float = HEARTBEAT_S,
+        heartbeat_s: float | None = None,
     ) -> None:
         """Prepare a fleet that is not registered yet."""
         self.tally = Tally()

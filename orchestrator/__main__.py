@@ -9,8 +9,10 @@ import gc
 import logging
 import os
 import signal
+import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -36,6 +38,7 @@ from orchestrator.settings import (
     hold_alone,
     load_secrets,
 )
+from orchestrator.workers import Workers
 
 _OBJECTS_UNTIL_COLLECTION = 100_000
 _SECONDS = click.FloatRange(min=0, min_open=True)
@@ -73,6 +76,12 @@ def _web_address(_context: click.Context, _option: click.Parameter, url: str | N
     metavar="URL",
     help="PostgreSQL database: postgresql://USER@HOST/NAME, or postgresql:///NAME by socket. Set a"
     " URL with a password by its variable. Default: SQLite in the data folder.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 64),
+    default=1,
+    help="Number of server processes; more than one needs PostgreSQL. One per core is enough.",
 )
 @click.option(
     "--public-url",
@@ -135,6 +144,7 @@ def main(  # noqa: PLR0913 - click hands every option over as an argument
     port: int,
     data_dir: Path,
     database_url: str | None,
+    workers: int,
     public_url: str | None,
     forwarded_allow_ips: str | None,
     heartbeat_timeout: float,
@@ -156,6 +166,8 @@ def main(  # noqa: PLR0913 - click hands every option over as an argument
     """
     if context.invoked_subcommand is not None:
         return
+    if workers > 1 and database_url is None:
+        _refuse("cannot start several workers on SQLite: set --database-url, or --workers 1")
     set_up_logging(log_format, log_level)
     open_as_many_as_allowed()
     # Files are for the server's own user only.
@@ -168,7 +180,8 @@ def main(  # noqa: PLR0913 - click hands every option over as an argument
         if database_url is not None:
             postgresql_url(database_url)
         lock = None if database_url is not None else hold_alone(data_dir)
-        listener = bind(host, port)
+        # First: an address that is in use is the most frequent mistake.
+        address = Workers(workers, host, port) if workers > 1 else bind(host, port)
         token, admin_key = secrets = load_secrets(data_dir, os.environ)
         if token.value and len(token.value) < SHORTEST_SECRET:
             log.warning(
@@ -187,7 +200,14 @@ def main(  # noqa: PLR0913 - click hands every option over as an argument
             public_url=public_url,
             trusted_proxies=forwarded_allow_ips,
         )
-        server = Server(create_app(settings), listener, partial(_print_start, secrets))
+        serve: Callable[[], int | None]
+        if isinstance(address, Workers):
+            serve = partial(
+                address.run, partial(_serve_worker, settings), partial(_print_start, secrets)
+            )
+        else:
+            print_start = partial(_print_start, secrets)
+            serve = Server(create_app(settings), address, print_start).serve_until_stopped
         # Stored last: if the start fails before, the next one generates and prints them again.
         for secret in secrets:
             secret.store()
@@ -197,7 +217,18 @@ def main(  # noqa: PLR0913 - click hands every option over as an argument
         _refuse(str(error), error.exit_code)
     _collect_seldom()
     with lock or contextlib.nullcontext():
-        server.serve_until_stopped()
+        sys.exit(serve() or 0)
+
+
+def _serve_worker(
+    settings: Settings, number: int, listener: socket.socket, on_listening: Callable[[], None]
+) -> None:
+    try:
+        # One of them is enough to log which nodes go offline.
+        app = create_app(replace(settings, logs_nodes=number == 0))
+    except ConfigurationError as error:
+        _refuse(str(error), error.exit_code)
+    Server(app, listener, lambda _: on_listening()).serve_until_stopped()
 
 
 @main.command("move-to-postgresql", short_help="Copy the SQLite database to PostgreSQL.")

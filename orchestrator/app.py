@@ -138,7 +138,7 @@ def _services(settings: Settings) -> Services:
         Breaks(waiters.__len__),
         cancelled=TasksByNode(),
         unreported=TasksByNode(),
-        looks=Batch(partial(look_for, database, settings, heartbeats)),
+        looks=Batch(partial(look_for, database, settings, heartbeats=heartbeats)),
     )
 
 

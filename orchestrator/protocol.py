@@ -6,7 +6,7 @@ what asyncio calls and by the request that is being answered (`cycle`).
 
 import asyncio
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
@@ -19,10 +19,59 @@ _TOO_LARGE = (
     b"content-length: %d\r\nconnection: close\r\n\r\n%s" % (len(_BODY), _BODY)
 )
 
-if TYPE_CHECKING:
-    _Base = Any
-else:
-    _Base = AutoHTTPProtocol
+
+class LimitedProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type] # which of the two is known at run time
+    """A connection with limits."""
+
+    stall_timeout_s = 60.0
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401 - uvicorn's
+        super().__init__(*arguments, **options)
+        self._head_bytes = 0
+        """How much has come of a head that is not complete."""
+        self._last_byte_at = self.loop.time()
+        self._alarm: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Watch the connection."""
+        super().connection_made(transport)
+        self._alarm = self.loop.call_later(self.stall_timeout_s, self._check)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop watching."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Count what belongs to an incomplete head."""
+        self._last_byte_at = self.loop.time()
+        before = self.cycle
+        super().data_received(data)
+        if self.cycle is not before or (before is not None and before.more_body):
+            self._head_bytes = 0
+            return
+        self._head_bytes += len(data)
+        if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+            if before is None or before.response_complete:
+                self.transport.write(_TOO_LARGE)
+            self.transport.close()
+
+    def _check(self) -> None:
+        silent_s = self.loop.time() - self._last_byte_at
+        if silent_s >= self.stall_timeout_s and self._awaits_bytes():
+            self.transport.close()
+            return
+        left_s = self.stall_timeout_s - silent_s
+        self._alarm = self.loop.call_later(
+            left_s if left_s > 0 else self.stall_timeout_s, self._check
+        )
+
+    def _awaits_bytes(self) -> bool:
+        if self.cycle is None or self._head_bytes:
+            return True
+        # Reading is paused while what has come is not used up: then no byte can come.
+        return self.cycle.more_body and not self.flow.read_paused
 
 
 def limited_protocol(stall_timeout_s: float) -> type[asyncio.Protocol]:
@@ -31,54 +80,4 @@ def limited_protocol(stall_timeout_s: float) -> type[asyncio.Protocol]:
     A connection is stalled if the rest of a request, or a first one, is awaited and no byte has
     come for `stall_timeout_s`. A slow upload goes on as long as bytes come.
     """
-
-    class LimitedProtocol(_Base):
-        """A connection with limits."""
-
-        def __init__(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401 - uvicorn's
-            super().__init__(*arguments, **options)
-            self._head_bytes = 0
-            """How much has come of a head that is not complete."""
-            self._last_byte_at = self.loop.time()
-            self._alarm: asyncio.TimerHandle | None = None
-
-        def connection_made(self, transport: asyncio.BaseTransport) -> None:
-            """Watch the connection."""
-            super().connection_made(transport)
-            self._alarm = self.loop.call_later(stall_timeout_s, self._check)
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            """Stop watching."""
-            if self._alarm is not None:
-                self._alarm.cancel()
-            super().connection_lost(exc)
-
-        def data_received(self, data: bytes) -> None:
-            """Count what belongs to an incomplete head."""
-            self._last_byte_at = self.loop.time()
-            before = self.cycle
-            super().data_received(data)
-            if self.cycle is not before or (before is not None and before.more_body):
-                self._head_bytes = 0
-                return
-            self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
-                if before is None or before.response_complete:
-                    self.transport.write(_TOO_LARGE)
-                self.transport.close()
-
-        def _check(self) -> None:
-            silent_s = self.loop.time() - self._last_byte_at
-            if silent_s >= stall_timeout_s and self._awaits_bytes():
-                self.transport.close()
-                return
-            again_s = stall_timeout_s - silent_s if silent_s < stall_timeout_s else stall_timeout_s
-            self._alarm = self.loop.call_later(again_s, self._check)
-
-        def _awaits_bytes(self) -> bool:
-            if self.cycle is None or self._head_bytes:
-                return True
-            # Reading is paused while what has come is not used up: then no byte can come.
-            return self.cycle.more_body and not self.flow.read_paused
-
-    return LimitedProtocol
+    return type("Protocol", (LimitedProtocol,), {"stall_timeout_s": stall_timeout_s})

@@ -50,6 +50,8 @@ class Settings:
 
     They decide which client addresses the throttle, the log and the audit see.
     """
+    logs_nodes: bool = True
+    """Whether this process logs which nodes go offline and come back."""
     public_url: str | None = None
     """The URL in assignments; None means the one that the node uses."""
 

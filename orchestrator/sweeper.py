@@ -48,7 +48,8 @@ async def sweep(services: Services) -> None:
                 services.waiters.wake(call)
             seen_until = now
             all_seen_at = now if since is None else all_seen_at
-            await to_thread.run_sync(nodes.log_changes, now)
+            if services.settings.logs_nodes:
+                await to_thread.run_sync(nodes.log_changes, now)
             if now - forgotten_at > _FORGET_EVERY:
                 await to_thread.run_sync(_forget_old, services, now)
                 forgotten_at = now

@@ -5,6 +5,7 @@ import logging
 from datetime import datetime
 from typing import Annotated
 
+from anyio import from_thread
 from fastapi import APIRouter, Depends
 from sqlalchemy.orm import Session
 from starlette.responses import Response
@@ -37,7 +38,10 @@ def report_status(services: ServicesParam, node: NodeParam, report: Report) -> R
             task.node_ended_at = now
         if task.status.may_become(report.status):
             _apply(session, task, report, now)
-        return ReportResponse(task_id=task.id, job_id=task.id, status=task.status)
+        response = ReportResponse(task_id=task.id, job_id=task.id, status=task.status)
+    if report.status.is_final and response.status is TaskStatus.CANCELLED:
+        from_thread.run_sync(services.cancelled.remove, node.id, response.task_id)
+    return response
 
 
 def _apply(session: Session, task: Task, report: Report, now: datetime) -> None:

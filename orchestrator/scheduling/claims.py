@@ -172,9 +172,15 @@ class Look:
 
 
 def look_for(
-    database: Database, settings: Settings, heartbeats: Heartbeats, node_ids: Sequence[str]
+    database: Database,
+    settings: Settings,
+    node_ids: Sequence[str],
+    heartbeats: Heartbeats | None = None,
 ) -> list[Look | None]:
-    """Look at the queue once for all these nodes; return None for one that was removed."""
+    """Look at the queue once for all these nodes; return None for one that was removed.
+
+    `heartbeats` are those of this process, of which some may not be written yet.
+    """
     now = utc_now()
     asked = {"node_ids": sorted(set(node_ids))}
     with database.reading() as session:
@@ -186,7 +192,7 @@ def look_for(
         asking = [
             _Poll(
                 NodeIdentity(node_id, name, tags),
-                *_newest(heartbeats.last(node_id), last_heartbeat, held),
+                *_newest(heartbeats and heartbeats.last(node_id), last_heartbeat, held),
                 offers[node_id] if node_id in offers and offers[node_id].at <= due_before else None,
             )
             for node_id, name, tags, last_heartbeat, held in session.execute(_POLLS, asked)

@@ -111,33 +111,46 @@ class Pace:
 
 
 class TasksByNode:
-    """Ids of tasks by node: what the database had lately, and what was added since.
+    """Ids of tasks by node: what the database had lately, and what has changed since.
 
     Used in the event loop's thread only.
     """
 
     def __init__(self) -> None:
         self._ids: dict[str, dict[str, None]] = {}
-        self._added: list[tuple[str, str]] = []
+        self._changes: list[tuple[str, str, bool]] = []
 
     def of(self, node_id: str) -> list[str]:
         """Return the ids of a node's tasks."""
         return list(self._ids.get(node_id, ()))
 
     def add(self, node_id: str, task_id: str) -> None:
-        """Add a task that the database has by now, or will have in a moment."""
-        self._ids.setdefault(node_id, {})[task_id] = None
-        self._added.append((node_id, task_id))
+        """Add a task, as the database has it by now."""
+        self._change(node_id, task_id, is_there=True)
+        self._changes.append((node_id, task_id, True))
+
+    def remove(self, node_id: str, task_id: str) -> None:
+        """Remove a task, as the database has it by now."""
+        self._change(node_id, task_id, is_there=False)
+        self._changes.append((node_id, task_id, False))
 
     def begin_refresh(self) -> None:
-        """Begin: what is added from now on may be missing in what is read."""
-        self._added.clear()
+        """Begin: what changes from now on may be missing in what is read."""
+        self._changes.clear()
 
     def end_refresh(self, rows: Iterable[tuple[str, str]]) -> None:
-        """Replace all by what was read and what was added meanwhile."""
+        """Replace all by what was read, and by what has changed meanwhile."""
         self._ids = {}
-        for node_id, task_id in (*rows, *self._added):
+        for node_id, task_id in rows:
+            self._change(node_id, task_id, is_there=True)
+        for node_id, task_id, is_there in self._changes:
+            self._change(node_id, task_id, is_there=is_there)
+
+    def _change(self, node_id: str, task_id: str, *, is_there: bool) -> None:
+        if is_there:
             self._ids.setdefault(node_id, {})[task_id] = None
+        elif node_id in self._ids:
+            self._ids[node_id].pop(task_id, None)
 
 
 @dataclass(frozen=True)

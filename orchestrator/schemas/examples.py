@@ -88,14 +88,19 @@ EXAMPLES: dict[str, Fields] = {
         "tags": {"env": "production"},
     },
     "NodeView": _NODE,
-    "RegisteredNode": {**_NODE, "api_key": "shown-this-once", "extensions": ["reregister"]},
+    "RegisteredNode": {**_NODE, "api_key": "shown-this-once", "extensions": ["reregister", "pace"]},
     "Heartbeat": {
         "node_id": _NODE_ID,
         "status": "busy",
         "current_task_id": _TASK_ID,
         "task_ids": [_TASK_ID],
     },
-    "HeartbeatResponse": {**_NODE, "cancelled_task_ids": [], "extensions": ["reregister"]},
+    "HeartbeatResponse": {
+        **_NODE,
+        "cancelled_task_ids": [],
+        "extensions": ["reregister", "pace"],
+        "heartbeat_interval_seconds": 15,
+    },
     "NodeRemoved": {"status": "deleted", "node_id": _NODE_ID},
     "NewTask": {
         "prompt": "Compare this week's sales with last week's",

@@ -181,8 +181,13 @@ class RunningOrchestrator:
 
     def silence(self, node: RegisteredNode) -> None:
         """Make the last heartbeat of a node a day old."""
+        self.nodes()  # Its heartbeats are written by now, and not over the change.
         yesterday = datetime.now(timezone.utc) - timedelta(days=1)
-        self.change(update(Node).where(Node.id == node.id).values(last_heartbeat=yesterday))
+        self.change(
+            update(Node)
+            .where(Node.id == node.id)
+            .values(last_heartbeat=yesterday, offline_at=yesterday)
+        )
 
     @property
     def waiting_count(self) -> int:

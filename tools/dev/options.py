@@ -93,8 +93,11 @@ def bench() -> argparse.ArgumentParser:
         nargs="+",
     )
     _option(fleet, "--seconds", float, 60.0, "length of each measurement in seconds")
-    _option(
-        fleet, "--heartbeat-seconds", float, HEARTBEAT_S, "seconds between two heartbeats of a node"
+    fleet.add_argument(
+        "--heartbeat-seconds",
+        type=float,
+        metavar="N",
+        help="seconds between two heartbeats of a node (default: as the server says)",
     )
     return parser
 
