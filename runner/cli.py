@@ -104,7 +104,7 @@ _OPTIONS = [
         "--heartbeat-interval",
         _SECONDS,
         "Heartbeat interval; status changes are sent immediately.",
-        default=settings.DEFAULT_HEARTBEAT_INTERVAL_S,
+        show_default="15, or as the orchestrator asks",
     ),
     _option(
         "--container-image",

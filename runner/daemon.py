@@ -233,6 +233,8 @@ class Daemon:
         """Wait for the running tasks, then for a while for their reports to be delivered."""
         runner = self._runner
         runner.watchdog.suspend("poll")
+        # The poll has broken off: the orchestrator learns at once that the node has not.
+        runner.changes.notify()
         while any(self._is_awaited(task) for task in await self._own_tasks()):
             await self._wait_for_change()
         if runner.node.is_refused:

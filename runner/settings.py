@@ -54,7 +54,8 @@ class Settings:
     state_dir: Path
     registration_token: Secret = NO_TOKEN
     poll_interval_s: float = DEFAULT_POLL_INTERVAL_S
-    heartbeat_interval_s: float = DEFAULT_HEARTBEAT_INTERVAL_S
+    heartbeat_interval_s: float | None = None
+    """None: as the orchestrator asks (extension `pace`), or `DEFAULT_HEARTBEAT_INTERVAL_S`."""
     container_image: str = DEFAULT_IMAGE
     env_file: Path | None = None
     container_runtime: str = "auto"

@@ -119,6 +119,10 @@ class Timings:
     long_poll_s: float = 25.0
     """For how long the orchestrator is asked to hold a poll (RFC 7240): below the 30 s and 60 s
     after which common proxies cut a silent request."""
+    longest_long_poll_s: float = 55.0
+    """Once a poll was held for `long_poll_s`, until a proxy cuts one off: half as many requests."""
+    long_poll_retry_s: float = 3600.0
+    """Before polls are long again: it may have been a restart of the orchestrator."""
     shortest_long_poll_s: float = 1.0
     """A poll that returns earlier was not held: the next one waits for the poll interval."""
 

@@ -28,7 +28,7 @@ from orchestrator.db.tables import Node, Task
 from orchestrator.errors import Unauthenticated
 from orchestrator.log import log_on_commit
 from orchestrator.model import NodeIdentity, Target, TaskStatus, matches, utc_now
-from orchestrator.scheduling.heartbeats import Beat, Heartbeats
+from orchestrator.scheduling.heartbeats import Heartbeats
 from orchestrator.scheduling.lifecycle import move
 from orchestrator.settings import Settings
 
@@ -192,7 +192,9 @@ def look_for(
         asking = [
             _Poll(
                 NodeIdentity(node_id, name, tags),
-                *_newest(heartbeats and heartbeats.last(node_id), last_heartbeat, held),
+                *_newest(heartbeats, node_id, last_heartbeat, held),
+                    None if heartbeats is None else heartbeats.last(node_id), last_heartbeat, held
+                ),
                 offers[node_id] if node_id in offers and offers[node_id].at <= due_before else None,
             )
             for node_id, name, tags, last_heartbeat, held in session.execute(_POLLS, asked)
@@ -210,9 +212,13 @@ def look_for(
 
 
 def _newest(
-    beat: Beat | None, written_at: datetime, held_task_ids: list[str]
+    heartbeats: Heartbeats | None,
+    node_id: str,
+    written_at: datetime,
+    held_task_ids: list[str],
 ) -> tuple[datetime, list[str]]:
     """Return time and tasks of a node's last heartbeat, which may not be written yet."""
+    beat = None if heartbeats is None else heartbeats.last(node_id)
     if beat is None or beat.at < written_at:
         return written_at, held_task_ids
     return beat.at, beat.held_task_ids

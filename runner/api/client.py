@@ -24,6 +24,10 @@ _BLOCK_BYTES = 1 << 20
 _HEADER_SAFE = re.compile(r"[\x21-\x7e]+")
 
 
+PACE = "pace"
+"""The extension by which the orchestrator sets the interval of heartbeats."""
+
+
 @dataclass(frozen=True)
 class Offer:
     """The response to a poll."""
@@ -36,12 +40,14 @@ class Offer:
 
 @dataclass(frozen=True)
 class HeartbeatResponse:
-    """The response to a heartbeat; both are empty where the orchestrator does not offer them."""
+    """The response to a heartbeat; empty is what the orchestrator does not offer."""
 
     cancelled: frozenset[str]
     """The ids of the node's tasks that were cancelled."""
     extensions: frozenset[str]
     """The extensions of the API that the orchestrator offers."""
+    interval_s: float | None = None
+    """The time until the next heartbeat that it asks for (extension `pace`)."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +115,11 @@ class OrchestratorClient:
         if not isinstance(response, Mapping):
             return HeartbeatResponse(frozenset(), frozenset())
         cancelled = _strings(response.get("cancelled_task_ids"))
-        return HeartbeatResponse(cancelled, _extensions(response))
+        extensions = _extensions(response)
+        interval_s = response.get("heartbeat_interval_seconds") if PACE in extensions else None
+        if isinstance(interval_s, bool) or not isinstance(interval_s, (int, float)):
+            interval_s = None
+        return HeartbeatResponse(cancelled, extensions, interval_s)
 
     async def next_task(self, identity: Identity, wait_s: float) -> Offer:
         """Poll for work; the orchestrator may hold the long poll for `wait_s` s (RFC 7240)."""

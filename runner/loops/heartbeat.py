@@ -1,7 +1,8 @@
 """Send heartbeats: one each interval, and one at once when the node's status changes.
 
 Ends when the registration is refused, or by being cancelled. A heartbeat that fails is not
-repeated: the next one carries newer facts.
+repeated: the next one carries newer facts. The orchestrator may set the interval of a node without
+a task (extension `pace`); one with a task goes by its heartbeats to learn of a cancellation.
 """
 
 from __future__ import annotations
@@ -12,15 +13,20 @@ import anyio
 
 from runner.errors import RegistrationRefused, Unauthorised, WireError
 from runner.model import Identity
+from runner.settings import DEFAULT_HEARTBEAT_INTERVAL_S
 from runner.tasks.context import RunnerContext
 from runner.timing import jittered_s
 
 log = logging.getLogger(__name__)
 
+SHORTEST_PACE_S, LONGEST_PACE_S = 5.0, 300.0
+"""Within these the orchestrator is obeyed."""
+
 
 async def heartbeat(runner: RunnerContext) -> None:
     """Send heartbeats and obey the cancellations that come back."""
     failures = 0
+    paced_s: float | None = None
     while True:
         seen = runner.changes.count
         status: str | None = runner.status
@@ -29,9 +35,8 @@ async def heartbeat(runner: RunnerContext) -> None:
             current = await runner.node.identity()
         except RegistrationRefused:
             return
-        interval_s = jittered_s(runner.settings.heartbeat_interval_s)
         try:
-            await _send(runner, current, interval_s)
+            paced_s = await _send(runner, current, _interval_s(runner, paced_s))
         except Unauthorised:
             continue
         except WireError as error:
@@ -45,13 +50,31 @@ async def heartbeat(runner: RunnerContext) -> None:
             if failures:
                 log.info("heartbeats restored")
             failures = 0
+        interval_s = jittered_s(_interval_s(runner, paced_s))
+        runner.watchdog.expect(
+            "heartbeat", next_within_s=2 * runner.timings.call_timeout_s + interval_s
+        )
         await runner.changes.after_or(seen, interval_s, runner.clock)
         if runner.changes.count > seen:
             await _debounce(runner, status)
 
 
-async def _send(runner: RunnerContext, current: Identity, interval_s: float) -> None:
-    """Send the heartbeats that are due: one, unless a journal holds tasks of an older identity."""
+def _interval_s(runner: RunnerContext, paced_s: float | None) -> float:
+    """Return the time until the next heartbeat; `paced_s` is what the orchestrator asked for."""
+    if runner.settings.heartbeat_interval_s is not None:
+        return runner.settings.heartbeat_interval_s
+    if paced_s is None:
+        return DEFAULT_HEARTBEAT_INTERVAL_S
+    longest_s = DEFAULT_HEARTBEAT_INTERVAL_S if runner.slots.task_ids else LONGEST_PACE_S
+    return min(max(paced_s, SHORTEST_PACE_S), longest_s)
+
+
+async def _send(runner: RunnerContext, current: Identity, interval_s: float) -> float | None:
+    """Send the heartbeats that are due: one, unless a journal holds tasks of an older identity.
+
+    Return the interval that the orchestrator asks for, in seconds.
+    """
+    paced_s = None
     by_identity = runner.node.by_identity(current, runner.slots.task_ids)
     for identity, task_ids in by_identity.items():
         runner.watchdog.expect(
@@ -68,6 +91,8 @@ async def _send(runner: RunnerContext, current: Identity, interval_s: float) -> 
         if await runner.node.note_extensions(identity, response.extensions):
             # New tasks may wait for one of them.
             runner.outbox.notify()
+        paced_s = response.interval_s
+    return paced_s
 
 
 async def _debounce(runner: RunnerContext, status: str | None) -> None:

@@ -28,7 +28,7 @@ from runner.log import fields
 from runner.model import Identity, Task, TaskState
 from runner.tasks.context import RunnerContext
 from runner.tasks.outcome import final_report, outcome_without_container
-from runner.timing import jittered_s
+from runner.timing import Clock, Timings, jittered_s
 
 log = logging.getLogger(__name__)
 _ENGINE = "engine"
@@ -128,11 +128,40 @@ class PollResult(Enum):
     """The request failed."""
 
 
+class Hold:
+    """For how long the orchestrator is asked to hold a poll.
+
+    Short at first, since many a proxy cuts off a response that takes 30 or 60 s. If a poll is held
+    to its end, the next ones are long; if one of those is cut off, all are short for a while.
+    """
+
+    def __init__(self, clock: Clock, timings: Timings) -> None:
+        self.seconds = timings.long_poll_s
+        self._clock = clock
+        self._timings = timings
+        self._short_until_s = 0.0
+
+    def note_response(self, held_s: float) -> None:
+        """Note a response; after a poll that was held to its end, the next may be long."""
+        if held_s >= self._timings.long_poll_s and self._clock.awake_s() >= self._short_until_s:
+            self.seconds = self._timings.longest_long_poll_s
+
+    def was_cut(self, waited_s: float) -> bool:
+        """Note a poll that failed; return whether only its length may be to blame."""
+        short_s = self._timings.long_poll_s
+        if self.seconds <= short_s or waited_s < short_s:
+            return False
+        self.seconds = short_s
+        self._short_until_s = self._clock.awake_s() + self._timings.long_poll_retry_s
+        return True
+
+
 async def poll(runner: RunnerContext, begin: Callable[[Task], None]) -> PollResult:
     """Ask for work and begin it; return what came of the last request."""
     ceiling_s = runner.settings.poll_interval_s
     backoff = runner.timings.backoff(ceiling_s=ceiling_s)
     failures = 0
+    hold = Hold(runner.clock, runner.timings)
     while True:
         runner.watchdog.suspend("poll")
         seen = runner.outbox.count
@@ -151,9 +180,9 @@ async def poll(runner: RunnerContext, begin: Callable[[Task], None]) -> PollResu
         result, asked_to_wait_s = PollResult.FAILED, 0.0
         if await can_take_work(runner):
             runner.watchdog.expect(
-                "poll", next_within_s=2 * runner.timings.call_timeout_s + runner.timings.long_poll_s
+                "poll", next_within_s=2 * runner.timings.call_timeout_s + hold.seconds
             )
-            result, asked_to_wait_s = await _ask(runner, identity, begin)
+            result, asked_to_wait_s = await _ask(runner, identity, hold, begin)
         if runner.settings.once:
             return result
         failures = failures + 1 if result is PollResult.FAILED else 0
@@ -167,13 +196,13 @@ async def poll(runner: RunnerContext, begin: Callable[[Task], None]) -> PollResu
 
 
 async def _ask(
-    runner: RunnerContext, identity: Identity, begin: Callable[[Task], None]
+    runner: RunnerContext, identity: Identity, hold: Hold, begin: Callable[[Task], None]
 ) -> tuple[PollResult, float]:
     """Ask once; return what came of it, and the wait in seconds that was asked for."""
     asked_at = runner.clock.awake_s()
     try:
         offer = await runner.orchestrator.next_task(
-            identity, 0 if runner.settings.once else runner.timings.long_poll_s
+            identity, 0 if runner.settings.once else hold.seconds
         )
         if offer.assignment is not None and offer.was_held and not await can_take_work(runner):
             # A disk has filled up meanwhile. An orchestrator with long polls offers a task again.
@@ -190,14 +219,17 @@ async def _ask(
         await runner.node.forget_identity(identity)
         return PollResult.FAILED, 0
     except (WireError, JournalError) as error:
+        if hold.was_cut(runner.clock.awake_s() - asked_at):
+            log.info("a long poll was cut off; polls are shorter for a while: %s", error)
+            return PollResult.HELD, 0
         log.warning("Error polling for tasks: %s", error)
         return PollResult.FAILED, (error.retry_after_s or 0) if isinstance(
             error, Unavailable
         ) else 0
     # An orchestrator that names a long poll and answers at once is not asked without a pause.
-    was_held = (
-        offer.was_held and runner.clock.awake_s() - asked_at >= runner.timings.shortest_long_poll_s
-    )
+    held_s = runner.clock.awake_s() - asked_at if offer.was_held else 0
+    was_held = held_s >= runner.timings.shortest_long_poll_s
+    hold.note_response(held_s)
     is_empty = offer.assignment is None
     return (PollResult.HELD if was_held and is_empty else PollResult.NOTHING), 0
 
