@@ -15,6 +15,8 @@ from orchestrator.conformance.expect import (
 from orchestrator.conformance.runner_rules import RUNNER_RULES, expect_late
 from orchestrator.conformance.target import FILE_CONTENT, NODE_FIELDS, Node, Rule, Target
 
+_SHORTEST_PACE_S = 5
+
 
 def registered_fields(target: Target) -> None:
     """A registration is answered with all fields of the node."""
@@ -52,6 +54,18 @@ def heartbeat_status(target: Target) -> None:
     """A heartbeat is answered with the node, in the status that it reports."""
     response = target.register().heartbeat("busy")
     expect_equal("the node's status", fields_of(response).get("status"), "busy")
+
+
+def pace(target: Target) -> None:
+    """A heartbeat's response has the seconds until the next: 5 to 300, and 15 with a task."""
+    node = target.register()
+    _require_extension("pace", node, "nodes choose the interval of their heartbeats")
+    for status, longest_s in (("idle", 300), ("busy", 15)):
+        interval_s = fields_of(node.heartbeat(status)).get("heartbeat_interval_seconds")
+        if not isinstance(interval_s, int) or not _SHORTEST_PACE_S <= interval_s <= longest_s:
+            raise Broken(
+                f"heartbeat_interval_seconds is {interval_s!r} for a node that is {status}"
+            )
 
 
 def timeout(target: Target) -> None:
@@ -144,7 +158,7 @@ def _require_extension(name: str, node: Node, otherwise: str) -> None:
 
 _FURTHER_RULES: dict[str, tuple[Rule, ...]] = {
     "POST /register": (registered_fields, reregistration, reregistration_of_nobody),
-    "POST /nodes/heartbeat": (heartbeat_status,),
+    "POST /nodes/heartbeat": (heartbeat_status, pace),
     "GET /tasks/pending": (timeout, held_request, not_before_its_time),
     "GET /files/{filename}": (upload,),
     "POST /logs": (stored_log,),

@@ -193,8 +193,6 @@ def look_for(
             _Poll(
                 NodeIdentity(node_id, name, tags),
                 *_newest(heartbeats, node_id, last_heartbeat, held),
-                    None if heartbeats is None else heartbeats.last(node_id), last_heartbeat, held
-                ),
                 offers[node_id] if node_id in offers and offers[node_id].at <= due_before else None,
             )
             for node_id, name, tags, last_heartbeat, held in session.execute(_POLLS, asked)
