@@ -22,7 +22,7 @@ from typing import Any, TypeVar, cast
 
 import httpx
 from fastapi import FastAPI
-from sqlalchemy import Update, select, update
+from sqlalchemy import Update, select
 from typing_extensions import Self
 
 from orchestrator.app import create_app
@@ -179,15 +179,18 @@ class RunningOrchestrator:
             session.execute(statement)
         database.close()
 
-    def silence(self, node: RegisteredNode) -> None:
-        """Make the last heartbeat of a node a day old."""
+    def silence(self, node: RegisteredNode, seconds: float = 86_400) -> None:
+        """Let so much time pass without a heartbeat of a node, a day by default."""
         self.nodes()  # Its heartbeats are written by now, and not over the change.
-        yesterday = datetime.now(timezone.utc) - timedelta(days=1)
-        self.change(
-            update(Node)
-            .where(Node.id == node.id)
-            .values(last_heartbeat=yesterday, offline_at=yesterday)
-        )
+        passed = timedelta(seconds=seconds)
+        database = Database(self.settings.data_dir, self.settings.database_url)
+        with database.writing() as session:
+            row = session.get_one(Node, node.id)
+            row.last_heartbeat, row.offline_at = (
+                row.last_heartbeat - passed,
+                row.offline_at - passed,
+            )
+        database.close()
 
     @property
     def waiting_count(self) -> int:
