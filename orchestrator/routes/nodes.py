@@ -137,8 +137,7 @@ def _registered(node: Node, api_key: str, now: datetime) -> RegisteredNode:
 def record_heartbeat(node: NodeParam, heartbeat: Heartbeat) -> HeartbeatResponse:
     """Record a heartbeat and return the tasks that the node must stop.
 
-    The next heartbeat is expected after `heartbeat_interval_seconds` (extension `pace`). A node
-    that has not sent one for three of these intervals is offline.
+    The next one is expected after `heartbeat_interval_seconds` (extension `pace`).
     """
     raise NotImplementedError("_answer_heartbeat answers this call")
 

@@ -43,6 +43,9 @@ a list of names. A server may lack any extension, and a node uses only those tha
 `reregister`: a node whose name, tags, capabilities or host name have changed calls
 `POST /register` with its key in `X-API-Key` beside the token, and stays the same node, with the
 same key and the same tasks. A server that does not name this extension would create a second node.
+`pace`: the response to a heartbeat has `heartbeat_interval_seconds`, from 5 to 300, after which the
+next one is expected; a node that sends none for three of these intervals is offline. It is at most
+15 for a node with a task, which learns of cancellations by its heartbeats.
 
 **Errors** have the body `{"detail": "one sentence"}`. After 429 and 503, retry; wait for
 `Retry-After` seconds if the response has that header.
