@@ -119,7 +119,9 @@ async def _claim_within(
             if left_s <= 0:
                 return None
             if hang_up():
-                services.breaks.note(node.id, time.monotonic())
+                # Other processes, if there are any, may hear of this node meanwhile.
+                if not services.announcer.is_shared:
+                    services.breaks.note(node.id, time.monotonic())
                 return None
             await waiter.wait(min(left_s, look_again_s))
     return None

@@ -1,0 +1,107 @@
+"""The runner follows the pace of its orchestrator, and polls as long as what is between lets it."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.harness.orchestrator import BEAT, POLL, SILENCE
+from tests.harness.server import Answer, json_response
+
+if TYPE_CHECKING:
+    from anyio.abc import ByteStream
+
+    from tests.harness.host import Host
+
+pytestmark = pytest.mark.anyio
+
+PACED = ["pace"]
+
+
+def _paces(host: Host, interval_s: object, extensions: list[str] = PACED) -> None:
+    body = {"extensions": extensions, "heartbeat_interval_seconds": interval_s}
+    host.orchestrator.always(BEAT, json_response(body))
+
+
+def _gaps(host: Host) -> list[float]:
+    beats = host.orchestrator.called(BEAT)
+    # Before the first response nobody has asked for anything.
+    return [after.at_s - before.at_s for before, after in pairwise(beats)]
+
+
+@pytest.mark.parametrize(
+    ("asked_s", "extensions", "option_s", "interval_s"),
+    [
+        (100, PACED, None, 100),
+        (1, PACED, None, 5),
+        (10**9, PACED, None, 300),
+        (100, [], None, 15),
+        ("100", PACED, None, 15),
+        (None, PACED, None, 15),
+        (True, PACED, None, 15),
+        (100, PACED, 20.0, 20),
+    ],
+)
+async def test_heartbeats_have_the_interval_that_the_orchestrator_asks_for(
+    host: Host,
+    asked_s: object,
+    extensions: list[str],
+    option_s: float | None,
+    interval_s: float,
+) -> None:
+    _paces(host, asked_s, extensions)
+    async with host.runner(heartbeat_interval_s=option_s, poll_interval_s=600.0):
+        await host.clock.advance(1300)
+
+    gaps = _gaps(host)
+    assert len(gaps) >= 3
+    assert all(0.9 * interval_s <= gap <= 1.1 * interval_s for gap in gaps)
+
+
+async def test_node_with_a_task_beats_every_15_s_whatever_it_is_told(host: Host) -> None:
+    _paces(host, 100)
+    host.orchestrator.offer("t-1", "[hang]")
+    async with host.runner(heartbeat_interval_s=None):
+        await host.wait_for_state("t-1", "running")
+        before = host.orchestrator.count(BEAT)
+        await host.clock.advance(100)
+
+    assert host.orchestrator.count(BEAT) - before >= 6
+
+
+def _after(host: Host, seconds: float, answer: Answer) -> Answer:
+    async def send(stream: ByteStream) -> None:
+        await host.clock.sleep(seconds)
+        await answer(stream)
+
+    return send
+
+
+async def test_polls_are_longer_once_one_was_held_and_shorter_after_one_is_cut_off(
+    host: Host, caplog: pytest.LogCaptureFixture
+) -> None:
+    held = json_response(None, headers={"Preference-Applied": "wait=25"})
+    script = [(25, held), (55, held), (40, SILENCE), (25, held), (25, held)]
+    host.orchestrator.then(POLL, *(_after(host, *answer) for answer in script))
+    async with host.runner():
+        await host.clock.advance(200)
+
+    asked = [call.request.headers["prefer"] for call in host.orchestrator.called(POLL)]
+    assert asked[:5] == ["wait=25", "wait=55", "wait=55", "wait=25", "wait=25"]
+    moments = [call.at_s for call in host.orchestrator.called(POLL)]
+    assert [round(moment - moments[0]) for moment in moments[:5]] == [0, 25, 80, 120, 145]
+    assert [one.getMessage() for one in caplog.records if "polling" in one.getMessage()] == []
+
+
+async def test_polls_are_long_again_an_hour_after_one_was_cut_off(host: Host) -> None:
+    held = json_response(None, headers={"Preference-Applied": "wait=25"})
+    host.orchestrator.then(POLL, *(_after(host, *one) for one in ((25, held), (40, SILENCE))))
+    host.orchestrator.always(POLL, _after(host, 25, held))
+    async with host.runner():
+        await host.clock.advance(3600 + 200)
+
+    asked = [call.request.headers["prefer"] for call in host.orchestrator.called(POLL)]
+    assert set(asked[2:140]) == {"wait=25"}
+    assert asked[-1] == "wait=55"
