@@ -10,9 +10,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import closing, nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import anyio
 import pytest
@@ -38,9 +39,6 @@ from runner.model import log_body
 from tests.fakes.crush import DURING, SCHEMA, Crush, text
 from tests.fakes.hostile_crush import REFUSED, SCHEMAS, hostile_crush
 from tests.unit.another_user import as_another_user
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 TASK_ID = "11111111-2222-4333-8444-555555555555"
 STARTED_AT = 1_700_000_000.7

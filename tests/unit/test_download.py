@@ -7,7 +7,8 @@ import logging
 import os
 import shutil
 import tracemalloc
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from pathlib import Path
 
 import anyio
 import anyio.lowlevel
@@ -35,10 +36,6 @@ from tests.harness.server import (
     zeros,
 )
 from tests.harness.until import DEADLINE_S, until
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
 
 pytestmark = pytest.mark.anyio
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
@@ -10,9 +10,6 @@ from runner.engine.base import Container, Phase
 from runner.model import EndReason, Task, TaskState
 from runner.redaction import Secret, known_secrets, redact_output
 from runner.tasks.outcome import decide_outcome
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 TASK = Task("t-1", TaskState.RUNNING, "https://orchestrator.example.com", None, accepted_at=1.0)
 

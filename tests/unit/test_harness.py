@@ -5,8 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
 
 import anyio
 import anyio.to_thread
@@ -15,9 +15,6 @@ import pytest
 from tests.harness.clock import VirtualClock
 from tests.harness.loop import HARNESS, JUMPING, Backend, running_loop
 from tests.harness.server import http, serving
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
 
 pytestmark = pytest.mark.anyio
 WORK_S = 0.3

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import anyio
 import click
@@ -21,9 +21,6 @@ from runner.reporter.job import job_in
 from runner.reporter.reporter import Reporter
 from runner.reporter.server import server_for
 from runner.settings import DEFAULT_IMAGE
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 ROOT = Path(__file__).resolve().parents[2]
 UNIT_OF_THE_ROLE = ROOT / "ansible/roles/victoria_runner/templates/victoria-runner.service.j2"
