@@ -25,13 +25,9 @@ from runner.settings import Settings
 from tests.unit.another_user import as_another_user
 
 JOURNALS = Path(__file__).parent / "journals"
-SETTINGS = Settings(
-    orchestrator_url="",
-    name="n",
-    registration_token=Secret(""),
-    victoria_home=Path(tempfile.gettempdir()),
-    state_dir=Path(tempfile.gettempdir()),
-)
+TMP = Path(tempfile.gettempdir())
+URL = "http://orchestrator.example"
+SETTINGS = Settings(URL, "n", victoria_home=TMP, state_dir=TMP, registration_token=Secret(""))
 
 
 @pytest.fixture
@@ -57,11 +53,11 @@ def test_folder_that_may_not_be_entered_is_one_sentence(closed: Path) -> None:
         code, lines = doctor(state_dir=closed / "state", victoria_home=closed / "home")
 
     assert code == EXIT_CONFIGURATION
-    journal = f"FAIL journal: cannot read {closed}/state/journal.sqlite3: permission denied; run as"
-    assert any(line.startswith(journal) for line in lines)
+    output = "\n".join(lines)
+    journal = f"{closed}/state/journal.sqlite3: permission denied; run as"
+    assert f"FAIL journal: cannot read {journal}" in output
     for option in ("--state-dir", "--victoria-home"):
-        sentence = f"FAIL {option}: cannot write in {closed}: run as its owner"
-        assert any(line.startswith(sentence) for line in lines)
+        assert f"FAIL {option}: cannot write in {closed}: run as its owner" in output
 
 
 @pytest.mark.parametrize(
@@ -98,7 +94,7 @@ def state_dir(tmp_path: Path) -> Path:
 
 
 def test_unfinished_tasks_of_another_orchestrator_are_one_sentence(state_dir: Path) -> None:
-    for url in ("http://orchestrator.example", ""):
+    for url in (URL, ""):
         _, lines = doctor(state_dir=state_dir, orchestrator_url=url)
         assert lines[0] == "ok   journal: 4 open tasks"
 
@@ -107,19 +103,14 @@ def test_unfinished_tasks_of_another_orchestrator_are_one_sentence(state_dir: Pa
     assert lines[0].startswith("FAIL journal: cannot use --orchestrator-url https://other.exam")
 
 
-def test_journal_of_a_registered_node_is_shown_as_json_without_its_key(state_dir: Path) -> None:
-    url = "http://orchestrator.example"
-    _, lines = doctor(as_json=True, state_dir=state_dir, orchestrator_url=url)
+def test_journal_is_shown_as_json_without_the_key(state_dir: Path) -> None:
+    _, lines = doctor(as_json=True, state_dir=state_dir)
 
     report = json.loads(lines[0])
     assert report["node_id"] == "node-1"
     states = [task["state"] for task in report["tasks"]]
     assert states == ["accepted", "starting", "running", "ended"]
     assert "node-key-1" not in lines[0]
-    (registration,) = [check for check in report["checks"] if check["what"] == "registration"]
-    assert registration["sentence"] == (
-        "registered as node-1, under another name, other tags or other capabilities than these"
-    )
 
 
 @pytest.mark.parametrize(
@@ -137,7 +128,6 @@ def test_auto_is_the_runtime_of_the_open_tasks(
 ) -> None:
     if journal is not None:
         write_journal(tmp_path, journal)
-    url = "http://orchestrator.example"
-    settings = replace(SETTINGS, orchestrator_url=url, state_dir=tmp_path, container_runtime=option)
+    settings = replace(SETTINGS, state_dir=tmp_path, container_runtime=option)
 
     assert anyio.run(runtime_to_use, settings) == runtime

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 import anyio
 import anyio.to_thread
@@ -26,14 +27,8 @@ def anyio_backend() -> Backend:
     return HARNESS
 
 
-async def in_thread() -> None:
-    """Work as a slow disk does."""
-    await anyio.to_thread.run_sync(time.sleep, WORK_S)
-
-
-async def in_thread_under_a_limiter() -> None:
-    """Work under a limiter, as the journal does."""
-    await anyio.to_thread.run_sync(time.sleep, WORK_S, limiter=anyio.CapacityLimiter(1))
+COMMAND = [sys.executable, "-c", f"import time; time.sleep({WORK_S})"]
+in_thread = partial(anyio.to_thread.run_sync, time.sleep, WORK_S)
 
 
 async def in_thread_below_a_generator() -> None:
@@ -52,19 +47,6 @@ async def in_thread_below_a_generator() -> None:
         pass
 
 
-COMMAND = [sys.executable, "-c", f"import time; time.sleep({WORK_S})"]
-
-
-async def in_child() -> None:
-    """Work in a child process."""
-    await anyio.run_process(COMMAND)
-
-
-async def in_child_of_a_thread() -> None:
-    """Work in a child process that a worker thread waits for."""
-    await anyio.to_thread.run_sync(lambda: subprocess.run(COMMAND, check=True))
-
-
 async def over_a_socket() -> None:
     """Send more than a socket's buffers hold, and back."""
     async with serving() as server:
@@ -75,15 +57,19 @@ async def over_a_socket() -> None:
                 pass
 
 
-WORK = [
-    *(in_thread, in_thread_under_a_limiter, in_thread_below_a_generator),
-    *(in_child, in_child_of_a_thread, over_a_socket),
-]
+WORK: dict[str, Callable[[], Awaitable[object]]] = {
+    "thread": in_thread,
+    "thread under a limiter": lambda: in_thread(limiter=anyio.CapacityLimiter(1)),
+    "thread below a generator": in_thread_below_a_generator,
+    "child": lambda: anyio.run_process(COMMAND),
+    "child of a thread": lambda: anyio.to_thread.run_sync(subprocess.check_call, COMMAND),
+    "socket": over_a_socket,
+}
 
 
-@pytest.mark.parametrize("work", WORK)
+@pytest.mark.parametrize("work", WORK.values(), ids=WORK)
 async def test_time_stands_still_while_something_is_at_work(
-    work: Callable[[], Awaitable[None]],
+    work: Callable[[], Awaitable[object]],
 ) -> None:
     clock = VirtualClock()
     began_s, ended_s = clock.awake_s(), 0.0
