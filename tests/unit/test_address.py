@@ -22,9 +22,7 @@ def env(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 @pytest.mark.parametrize("variable", ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"])
 @pytest.mark.parametrize("value", [PROXY, PROXY.removeprefix("http://")])
-def test_proxy_is_that_of_the_scheme_or_of_all(
-    env: pytest.MonkeyPatch, variable: str, value: str
-) -> None:
+def test_proxy_of_the_scheme_or_of_all(env: pytest.MonkeyPatch, variable: str, value: str) -> None:
     assert proxy_to(AWAY) is None
     env.setenv("HTTP_PROXY", "http://other.example")
     env.setenv(variable, value)

@@ -124,7 +124,7 @@ async def api(orchestrator: OrchestratorClient, identity: Identity, server: Scri
         ("health", "GET", "/health", None),
     ],
 )
-async def test_requests_are_sent_as_the_api_asks(
+async def test_request_is_as_the_api_asks(
     api: Api, name: str, method: str, target: str, body: object
 ) -> None:
     await api.call(name, json_response(REGISTERED))
@@ -203,9 +203,7 @@ NOT_USABLE = "has no usable id or api_key"
         ("its response is not a JSON object", [[], None, "text"]),
     ],
 )
-async def test_registration_without_a_usable_identity_is_unavailable(
-    api: Api, message: str, responses: list[object]
-) -> None:
+async def test_identity_must_be_usable(api: Api, message: str, responses: list[object]) -> None:
     for response in responses:
         assert message in str(await api.error("register", json_response(response)))
 
@@ -219,7 +217,7 @@ async def test_registration_without_a_usable_identity_is_unavailable(
         (None, set()),
     ],
 )
-async def test_registration_returns_the_identity_and_as_a_heartbeat_the_extensions(
+async def test_registration_and_heartbeat_return_extensions(
     api: Api, named: object, extensions: set[str]
 ) -> None:
     api.server.answer(json_response({**REGISTERED, "name": "n-1", "extensions": named}))
@@ -237,7 +235,7 @@ async def test_registration_returns_the_identity_and_as_a_heartbeat_the_extensio
         ([{}, [], "ok", None], set()),
     ],
 )
-async def test_heartbeat_returns_the_tasks_that_were_cancelled(
+async def test_heartbeat_returns_cancelled_tasks(
     api: Api, responses: list[object], cancelled: set[str]
 ) -> None:
     expected = HeartbeatResponse(frozenset(cancelled), frozenset())
@@ -289,7 +287,7 @@ async def test_empty_body_is_no_work_and_acknowledges_a_report(api: Api, respons
         (None, [{"status": 3}, {"status": {}}, {}, None, ["status"]]),
     ],
 )
-async def test_claim_and_report_return_the_final_status_that_the_response_has(
+async def test_claim_and_report_return_a_final_status(
     api: Api, status: TaskStatus | None, responses: list[object]
 ) -> None:
     for response in responses:
@@ -305,7 +303,7 @@ CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n
     [(zeros(3_000_000), 3_000_000, 3_000_000), (raw(CHUNKED), None, 1)],
     ids=["announced", "chunked"],
 )
-async def test_download_streams_what_is_sent_and_has_the_announced_size(
+async def test_download_streams_what_is_sent(
     api: Api, response: Answer, announced: int | None, sent: int
 ) -> None:
     api.server.answer(response)
@@ -358,9 +356,7 @@ REFUSED: dict[str, tuple[Answer, str]] = {
 
 
 @pytest.mark.parametrize(("response", "message"), REFUSED.values(), ids=REFUSED)
-async def test_4xx_is_refused_for_good_with_the_orchestrator_s_reason_as_one_short_line(
-    api: Api, response: Answer, message: str
-) -> None:
+async def test_4xx_is_refused_with_one_short_line(api: Api, response: Answer, message: str) -> None:
     for name in WITH_KEY:
         error = await api.error(name, response)
         assert type(error) is (Unauthorised if error.status == 401 else Refused)
@@ -397,7 +393,7 @@ async def test_status_that_will_pass_is_unavailable(api: Api, status: int) -> No
     ],
 )
 @pytest.mark.parametrize("status", [429, 503])
-async def test_retry_after_is_read_in_seconds_and_as_a_date(
+async def test_retry_after_is_in_seconds_or_a_date(
     api: Api, status: int, seconds: float | None, values: list[str]
 ) -> None:
     for value in values:
@@ -438,7 +434,7 @@ UNREADABLE: dict[str, tuple[Answer, str]] = {
 
 
 @pytest.mark.parametrize(("response", "message"), UNREADABLE.values(), ids=UNREADABLE)
-async def test_json_that_cannot_be_read_is_unavailable_but_accepts_a_report(
+async def test_unreadable_json_is_unavailable_but_accepts_a_report(
     api: Api, response: Answer, message: str
 ) -> None:
     for name in NEED_JSON:
@@ -465,7 +461,7 @@ USELESS: dict[str, tuple[tuple[str, ...], Answer, str]] = {
 
 
 @pytest.mark.parametrize(("names", "response", "message"), USELESS.values(), ids=USELESS)
-async def test_what_is_not_json_is_unavailable_and_not_read_for_long(
+async def test_other_content_is_unavailable_and_not_read_for_long(
     api: Api, names: tuple[str, ...], response: Answer, message: str
 ) -> None:
     for name in names:
@@ -487,9 +483,7 @@ HALF = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 10
     ],
     ids=["nothing", "junk", "half a head", "half a body"],
 )
-async def test_broken_connection_is_unavailable_and_shows_no_key(
-    api: Api, names: tuple[str, ...], sent: bytes
-) -> None:
+async def test_lost_connection_shows_no_key(api: Api, names: tuple[str, ...], sent: bytes) -> None:
     for name in names:
         link: BaseException | None = await api.error(name, raw(sent))
         assert isinstance(link, Unavailable)
@@ -507,9 +501,7 @@ async def test_refused_connection_is_called_by_its_name(identity: Identity, host
 
 
 @pytest.mark.parametrize("response", [stalled(b""), trickle()], ids=["nothing", "a byte at a time"])
-async def test_response_that_never_comes_is_unavailable_after_the_deadline(
-    api: Api, response: Answer
-) -> None:
+async def test_response_that_never_comes_ends_at_the_deadline(api: Api, response: Answer) -> None:
     api.server.answer(response)
     a_second_in_all = 1 - DEFAULT_TIMINGS.call_timeout_s
 
@@ -562,9 +554,7 @@ def make_certificate(folder: Path) -> tuple[Path, Path]:
     return certificate, key
 
 
-async def test_certificate_is_trusted_for_its_host_by_its_authority_alone(
-    tmp_path: Path, identity: Identity
-) -> None:
+async def test_certificate_is_trusted_for_its_host(tmp_path: Path, identity: Identity) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     ca_file, key = make_certificate(tmp_path)
     context.load_cert_chain(ca_file, key)

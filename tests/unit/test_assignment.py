@@ -96,7 +96,7 @@ def test_plain_file_names_are_accepted(names: list[str]) -> None:
         ([], [], ()),
     ],
 )
-def test_checksums_belong_to_the_files_in_their_order(
+def test_checksums_are_in_the_order_of_files(
     files: object, checksums: object, parsed: tuple[TaskFile, ...]
 ) -> None:
     assert parse(files=files, file_checksums=checksums).files == parsed
@@ -164,9 +164,7 @@ BROKEN: list[tuple[str, str, list[object]]] = [
 
 
 @pytest.mark.parametrize(("field", "reason", "values"), BROKEN)
-def test_broken_field_is_named_in_a_sentence_that_can_be_answered(
-    field: str, reason: str, values: list[object]
-) -> None:
+def test_broken_field_is_named_in_a_sentence(field: str, reason: str, values: list[object]) -> None:
     for value in values:
         named = reason.format(*value) if isinstance(value, list) else reason
         error = refusal(raw(**{field: value}))
@@ -182,9 +180,7 @@ def test_broken_field_is_named_in_a_sentence_that_can_be_answered(
         (["a"], NOT_A_SHA, [[SHA + "\n"], ["sha256:" + SHA]]),
     ],
 )
-def test_checksums_match_the_files_one_to_one_or_the_task_is_rejected(
-    files: list[str], reason: str, values: list[object]
-) -> None:
+def test_each_file_has_its_checksum(files: list[str], reason: str, values: list[object]) -> None:
     for checksums in values:
         error = refusal(raw(files=files, file_checksums=checksums))
         assert str(error) == f"cannot run the task: {reason}"

@@ -321,9 +321,7 @@ def test_session_is_read_whole_while_another_process_writes_it(crush: Crush) -> 
     assert len(messages(read(crush.path))) == 2 * pairs
 
 
-def test_what_a_killed_crush_left_in_its_wal_is_read_and_nothing_is_written(
-    crush: Crush, tmp_path: Path
-) -> None:
+def test_wal_of_a_killed_crush_is_read_and_nothing_written(crush: Crush, tmp_path: Path) -> None:
     crush.begin("s1", prompt="in the database")
     crush.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     crush.say("s1", text("in the WAL"))
@@ -469,7 +467,7 @@ def test_candidates_were_begun_while_the_task_ran_and_come_newest_first(crush: C
         (["Count", "Draw"], None, None),
     ],
 )
-def test_session_is_ours_when_its_first_prompt_is_ours_alone(
+def test_session_is_ours_by_its_first_prompt(
     crush: Crush, first: list[str], prompt: str | None, ours: str | None
 ) -> None:
     for number, content in enumerate(first, start=1):
@@ -656,9 +654,7 @@ def test_long_content_loses_its_head_and_what_is_newer_stays(crush: Crush) -> No
     [("x" * 100_000 + " the end", " the end"), ("🚀" * 20_000, "🚀"), ("\x01" * 4_000, "\x01")],
     ids=["plain characters", "wide characters", "escaped characters"],
 )
-def test_message_that_is_longer_than_the_limit_is_kept_by_its_end(
-    crush: Crush, parts: str, end: str
-) -> None:
+def test_message_above_the_limit_is_kept_by_its_end(crush: Crush, parts: str, end: str) -> None:
     crush.begin("s1")
     crush.say("s1", parts)
 
@@ -686,9 +682,7 @@ def test_message_that_no_log_can_hold_is_shown_by_its_size(crush: Crush) -> None
     ),
     limit=st.integers(10_000, 60_000),
 )
-def test_no_session_is_ever_larger_than_the_limit(
-    pieces: list[tuple[str, int, str]], limit: int
-) -> None:
+def test_no_session_exceeds_the_limit(pieces: list[tuple[str, int, str]], limit: int) -> None:
     with tempfile.TemporaryDirectory() as folder, running(Path(folder) / "crush.db") as crush:
         crush.begin("s1")
         for start, times, kind in pieces:

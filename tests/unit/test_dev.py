@@ -104,9 +104,7 @@ def test_a_wrong_option_is_refused_before_anything_is_set_up(tmp_path: Path) -> 
     assert not (tmp_path / ".cache").exists()
 
 
-def test_ci_runs_every_step_and_ends_with_the_worst_exit_code(
-    capfd: pytest.CaptureFixture[str],
-) -> None:
+def test_ci_runs_all_and_ends_with_the_worst_exit_code(capfd: pytest.CaptureFixture[str]) -> None:
     steps = (("no-such-command",), ("help",), ("bench", "--taks"), ("test", "--python", "3.1"))
     assert ci.run(steps) == 2
     last = capfd.readouterr().err.splitlines()[-4:]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import tempfile
 from collections.abc import Iterator
@@ -65,7 +64,7 @@ def test_folder_that_may_not_be_entered_is_one_sentence(closed: Path) -> None:
     [(True, 1, False), (True, 2, True), (False, 0, True)],
     ids=["none granted", "granted", "as root"],
 )
-def test_rootless_podman_without_user_ids_is_recognised(
+def test_podman_without_user_ids_is_recognised(
     *, is_rootless: bool, granted: int, has_user_ids: bool
 ) -> None:
     map_ = [{"container_id": 0, "host_id": 1000, "size": 1}] * granted or None
@@ -103,14 +102,10 @@ def test_unfinished_tasks_of_another_orchestrator_are_one_sentence(state_dir: Pa
     assert lines[0].startswith("FAIL journal: cannot use --orchestrator-url https://other.exam")
 
 
-def test_journal_is_shown_as_json_without_the_key(state_dir: Path) -> None:
-    _, lines = doctor(as_json=True, state_dir=state_dir)
-
-    report = json.loads(lines[0])
-    assert report["node_id"] == "node-1"
-    states = [task["state"] for task in report["tasks"]]
-    assert states == ["accepted", "starting", "running", "ended"]
-    assert "node-key-1" not in lines[0]
+def test_key_of_a_registered_node_is_not_shown(state_dir: Path) -> None:
+    _, (report,) = doctor(as_json=True, state_dir=state_dir)
+    assert '"node_id": "node-1"' in report
+    assert "node-key-1" not in report
 
 
 @pytest.mark.parametrize(
@@ -123,7 +118,7 @@ def test_journal_is_shown_as_json_without_the_key(state_dir: Path) -> None:
     ],
     ids=["tasks on docker", "tasks on podman", "named by the operator", "no journal"],
 )
-def test_auto_is_the_runtime_of_the_open_tasks(
+def test_auto_is_the_open_tasks_runtime(
     tmp_path: Path, journal: str | None, option: str, runtime: str
 ) -> None:
     if journal is not None:

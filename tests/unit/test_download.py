@@ -16,7 +16,7 @@ from runner.api.client import OrchestratorClient
 from runner.errors import FileRefused, Unauthorised, Unstartable
 from runner.handles import free_disk
 from runner.model import Assignment, Identity, TaskFile
-from runner.workspace.download import fetch_files, files_folder, files_folder_in_container
+from runner.workspace.download import fetch_files, files_folder
 from tests.harness.clock import PassingClock
 from tests.harness.server import Answer, ScriptedServer, endless, http, json_response, raw
 from tests.harness.until import DEADLINE_S
@@ -121,10 +121,6 @@ async def test_files_land_in_the_folder_of_their_task(fetch: Fetch) -> None:
     assert keys == {fetch.identity.api_key.reveal()}
 
 
-def test_folder_of_a_task_in_its_container_is_the_documented_one() -> None:
-    assert files_folder_in_container("t-1") == "/workspace/Victoria/tasks/t-1/files"
-
-
 async def test_task_without_files_gets_no_folder(fetch: Fetch) -> None:
     await fetch()
 
@@ -136,9 +132,7 @@ async def test_task_without_files_gets_no_folder(fetch: Fetch) -> None:
     "name",
     ["two words.csv", "Umsätze.csv", "a#b?c.csv", "100%.csv", "a%2Fb", "a+b&c=d;e:f@g", "n" * 255],
 )
-async def test_file_has_its_plain_name_and_can_be_read_by_the_container_of_any_user(
-    fetch: Fetch, name: str
-) -> None:
+async def test_file_has_its_plain_name_and_anybody_can_read_it(fetch: Fetch, name: str) -> None:
     before = os.umask(0o077)
     try:
         await fetch(TaskFile(name, None))
@@ -172,9 +166,7 @@ async def test_file_that_is_there_is_fetched_again_unless_its_checksum_is_right(
     assert len(fetch.server.requests) == requests
 
 
-async def test_partial_file_of_a_killed_runner_is_removed_but_a_folder_in_its_place_stays(
-    fetch: Fetch, outside: Path
-) -> None:
+async def test_partial_file_of_a_killed_runner_is_removed(fetch: Fetch, outside: Path) -> None:
     part = ".victoria-part-0011223344556677"
     make(fetch.folder / part, lambda path: path.write_bytes(b"half"))
     make(fetch.folder / ".victoria-part-00", lambda path: path.symlink_to(outside / "precious"))
@@ -191,9 +183,7 @@ async def test_partial_file_of_a_killed_runner_is_removed_but_a_folder_in_its_pl
 
 @pytest.mark.parametrize("level", ["tasks", f"tasks/{TASK_ID}", f"tasks/{TASK_ID}/files"])
 @pytest.mark.parametrize("target", [".", "made", "precious"], ids=["folder", "nowhere", "file"])
-async def test_link_in_place_of_a_folder_is_not_followed(
-    fetch: Fetch, outside: Path, level: str, target: str
-) -> None:
+async def test_folder_link_is_refused(fetch: Fetch, outside: Path, level: str, target: str) -> None:
     make(fetch.home / level, lambda path: path.symlink_to(outside / target))
 
     with pytest.raises(Unstartable, match=r"cannot open the folder .*: Not a directory"):
@@ -204,9 +194,7 @@ async def test_link_in_place_of_a_folder_is_not_followed(
 
 
 @pytest.mark.parametrize("content", [CONTENT, b"root"], ids=["same content", "other content"])
-async def test_link_in_place_of_the_file_is_replaced_and_not_followed(
-    fetch: Fetch, outside: Path, content: bytes
-) -> None:
+async def test_link_for_the_file_is_replaced(fetch: Fetch, outside: Path, content: bytes) -> None:
     make(outside / "passwd", lambda path: path.write_bytes(content))
     make(fetch.folder / "sales.csv", lambda path: path.symlink_to(outside / "passwd"))
 
@@ -217,9 +205,7 @@ async def test_link_in_place_of_the_file_is_replaced_and_not_followed(
 
 
 @pytest.mark.parametrize("content", [CONTENT, b""], ids=["a file", "an empty file"])
-async def test_pipe_in_place_of_the_file_is_replaced_and_not_waited_for(
-    fetch: Fetch, content: bytes
-) -> None:
+async def test_pipe_in_place_of_the_file_is_not_waited_for(fetch: Fetch, content: bytes) -> None:
     make(fetch.folder / "sales.csv", os.mkfifo)
     fetch.server.answer(http(200, content))
 
@@ -238,9 +224,7 @@ async def test_pipe_in_place_of_the_file_is_replaced_and_not_waited_for(
     ],
     ids=["folder for a file", "file for a folder", "no Victoria home"],
 )
-async def test_place_that_cannot_be_written_makes_the_task_unstartable(
-    fetch: Fetch, place: str, how: str, reason: str
-) -> None:
+async def test_unwritable_is_unstartable(fetch: Fetch, place: str, how: str, reason: str) -> None:
     make(fetch.home / place, lambda path: getattr(path, how)())
 
     with pytest.raises(Unstartable, match=f"^cannot {reason}"):
@@ -307,9 +291,7 @@ async def test_failure_that_stays_is_an_error_and_leaves_nothing(
     ],
     ids=["unavailable", "breaks off", "compressed"],
 )
-async def test_outage_of_an_hour_makes_the_task_unstartable_and_leaves_nothing(
-    fetch: Fetch, outage: Answer, reason: str
-) -> None:
+async def test_outage_of_an_hour_is_unstartable(fetch: Fetch, outage: Answer, reason: str) -> None:
     fetch.server.answer(outage)
     begun_at = fetch.clock.awake_s()
 

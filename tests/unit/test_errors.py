@@ -7,7 +7,6 @@ import inspect
 import pytest
 
 from runner import errors
-from runner.model import EndReason
 
 
 def drawn_tree() -> dict[str, str]:
@@ -43,15 +42,3 @@ def test_drawing_is_the_tree_of_classes() -> None:
 )
 def test_exit_codes_are_those_of_sysexits(code: int, kinds: list[type[errors.RunnerError]]) -> None:
     assert {kind.exit_code for kind in kinds} == {code}
-
-
-def test_errors_of_a_task_have_the_reason_of_its_end() -> None:
-    for error in (errors.TaskError("x"), errors.Unstartable("x")):
-        assert error.reason is EndReason.UNSTARTABLE
-    assert errors.BadAssignment("x").reason is EndReason.REJECTED
-
-
-def test_unknown_key_is_a_refusal_and_an_outage_is_not() -> None:
-    assert issubclass(errors.Unauthorised, errors.Refused)
-    assert not issubclass(errors.Unavailable, errors.Refused)
-    assert not issubclass(errors.Refused, errors.Unavailable)

@@ -41,9 +41,7 @@ def outside(tmp_path: Path) -> Iterator[Path]:
     assert (outside / "t-1" / "precious").exists()
 
 
-def test_only_folders_that_are_named_after_tasks_are_listed(
-    tasks: Path, folders: TaskFolders, outside: Path
-) -> None:
+def test_only_folders_of_tasks_are_listed(tasks: Path, folders: TaskFolders, outside: Path) -> None:
     (tasks / "a file").touch()
     (tasks / "t-3").touch()
     (tasks / "t-4").symlink_to(outside / "t-1")
@@ -52,9 +50,7 @@ def test_only_folders_that_are_named_after_tasks_are_listed(
     assert folders.task_ids() == ["t-1", "t-2"]
 
 
-def test_extent_is_the_size_of_all_files_and_the_newest_change(
-    tasks: Path, folders: TaskFolders
-) -> None:
+def test_extent_is_the_size_and_the_newest_change(tasks: Path, folders: TaskFolders) -> None:
     folder = tasks / "t-1"
     (folder / "b").write_bytes(bytes(24))
     (folder / "link").symlink_to("/proc/kcore")
@@ -65,9 +61,7 @@ def test_extent_is_the_size_of_all_files_and_the_newest_change(
     assert folders.extent_of("t-1") == (1024 + len("/proc/kcore"), 2e9)
 
 
-def test_folder_is_removed_with_the_links_in_it_and_not_what_they_point_to(
-    tasks: Path, folders: TaskFolders, outside: Path
-) -> None:
+def test_links_are_removed_not_followed(tasks: Path, folders: TaskFolders, outside: Path) -> None:
     (tasks / "t-1" / "out").symlink_to(outside)
     (tasks / "t-1" / "files" / "out").symlink_to(outside / "t-1")
 
@@ -77,9 +71,7 @@ def test_folder_is_removed_with_the_links_in_it_and_not_what_they_point_to(
     assert (tasks / "t-2" / "files" / "a.csv").exists()
 
 
-def test_link_in_place_of_the_tasks_is_not_followed(
-    tasks: Path, folders: TaskFolders, outside: Path
-) -> None:
+def test_link_for_tasks_is_not_followed(tasks: Path, folders: TaskFolders, outside: Path) -> None:
     moved = tasks.rename(tasks.with_name("moved"))
     tasks.symlink_to(outside)
 
@@ -90,9 +82,7 @@ def test_link_in_place_of_the_tasks_is_not_followed(
         TaskFolders(tasks.parent)
 
 
-def test_link_in_place_of_a_task_is_not_followed(
-    tasks: Path, folders: TaskFolders, outside: Path
-) -> None:
+def test_link_for_a_task_is_not_followed(tasks: Path, folders: TaskFolders, outside: Path) -> None:
     (tasks / "t-1").rename(tasks / "moved")
     (tasks / "t-1").symlink_to(outside / "t-1")
 
@@ -103,9 +93,7 @@ def test_link_in_place_of_a_task_is_not_followed(
 
 
 @pytest.mark.parametrize("depth", [100, 3000])
-def test_deep_tree_is_removed_or_refused_with_a_reason(
-    tasks: Path, folders: TaskFolders, depth: int
-) -> None:
+def test_deep_tree_is_removed_or_refused(tasks: Path, folders: TaskFolders, depth: int) -> None:
     here = os.open(tasks / "t-1", os.O_RDONLY)
     for _ in range(depth):
         os.mkdir("d", dir_fd=here)

@@ -75,9 +75,7 @@ def final(**fields: object) -> bytes:
     ],
     ids=lambda content: str(content[-40:]),
 )
-def test_state_that_the_reporter_cannot_have_written_is_refused(
-    tmp_path: Path, path: Path, content: bytes
-) -> None:
+def test_state_of_another_shape_is_refused(tmp_path: Path, path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
     with pytest.raises(HandoverError, match=r"^cannot read the reporter's state: "):

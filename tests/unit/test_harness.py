@@ -68,9 +68,7 @@ WORK: dict[str, Callable[[], Awaitable[object]]] = {
 
 
 @pytest.mark.parametrize("work", WORK.values(), ids=WORK)
-async def test_time_stands_still_while_something_is_at_work(
-    work: Callable[[], Awaitable[object]],
-) -> None:
+async def test_time_stands_still_during_work(work: Callable[[], Awaitable[object]]) -> None:
     clock = VirtualClock()
     began_s, ended_s = clock.awake_s(), 0.0
 

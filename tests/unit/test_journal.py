@@ -314,9 +314,7 @@ async def test_closed_task_is_beside_those_it_overlapped(running: Journal) -> No
 
 
 @pytest.mark.parametrize(("reason", "count"), [(EndReason.LOST, 1), (EndReason.UNSTARTABLE, 0)])
-async def test_task_that_may_have_run_is_beside_the_others(
-    accepted: Journal, reason: EndReason, count: int
-) -> None:
+async def test_lost_task_is_beside_others(accepted: Journal, reason: EndReason, count: int) -> None:
     await accepted.start("t-1", "boot-1", "podman")
     assert len(await accepted.tasks_beside("t-2", 20.0, 50.0)) == 1
 
@@ -359,9 +357,7 @@ async def test_assignment_that_would_be_rejected_now_is_still_read(accepted: Jou
     assert (await the_task(accepted)).assignment == Assignment("t-1", "", URL, 60, TASK.files)
 
 
-async def test_open_tasks_and_those_with_a_report_to_deliver_are_unfinished(
-    registered: Journal,
-) -> None:
+async def test_open_tasks_and_those_with_a_report_are_unfinished(registered: Journal) -> None:
     moments = {"younger": 11.0, "older": 10.0, "closed": 12.0, "again": 13.0, "parked": 14.0}
     for task_id, moment in moments.items():
         await registered.accept(Assignment(task_id, "p", URL, 60), FIRST, moment)
@@ -473,9 +469,7 @@ async def test_write_waits_for_the_disk_and_keeps_no_reader_waiting(journal: Jou
 
 
 @pytest.mark.parametrize("folder", ["a?mode=ro", "a#b", "50%", "a b", "ü"])
-async def test_everything_is_there_after_reopening_in_a_folder_of_any_name(
-    ended: Journal, tmp_path: Path, folder: str
-) -> None:
+async def test_all_is_kept_in_any_folder(ended: Journal, tmp_path: Path, folder: str) -> None:
     before = (await ended.open_tasks(), await ended.entries())
     ended.close_file()
     moved = move(tmp_path / JOURNAL_NAME, tmp_path / folder)
@@ -593,9 +587,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-async def test_unusable_journal_is_set_aside_and_a_new_one_begun(
-    ended: Journal, path: Path, damage: str
-) -> None:
+async def test_unusable_journal_is_set_aside(ended: Journal, path: Path, damage: str) -> None:
     ended.close_file()
     DAMAGES[damage](path)
     unusable = content_of(path)
@@ -613,9 +605,7 @@ async def test_unusable_journal_is_set_aside_and_a_new_one_begun(
 
 
 @pytest.mark.parametrize("damage", ["unknown state", "half an assignment", "not Unicode"])
-async def test_reader_of_damaged_text_gets_a_journal_error(
-    ended: Journal, path: Path, damage: str
-) -> None:
+async def test_damaged_text_is_a_journal_error(ended: Journal, path: Path, damage: str) -> None:
     assert await ended.open_tasks()
     DAMAGES[damage](path)
 

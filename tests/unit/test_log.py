@@ -99,9 +99,7 @@ LIBRARIES = (
     ],
     ids=["info", "debug", "surrogate", "libraries", "libraries, verbose"],
 )
-def test_log_goes_to_standard_error_without_what_the_libraries_log(
-    statements: str, settings: str, lines: list[str]
-) -> None:
+def test_log_has_no_line_of_a_library(statements: str, settings: str, lines: list[str]) -> None:
     assert [line.partition("Z ")[2] for line in logged(statements, settings)] == lines
 
 

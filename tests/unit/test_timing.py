@@ -23,9 +23,7 @@ class Lost(Exception):
 
 
 @given(attempts, st.floats(0, 3600))
-def test_wait_keeps_to_its_ceiling_but_is_never_below_the_shortest(
-    failures: int, ceiling_s: float
-) -> None:
+def test_wait_keeps_to_its_ceiling_and_shortest(failures: int, ceiling_s: float) -> None:
     for policy in (POLICY, RetryPolicy(ceiling_s=ceiling_s)):
         longest_s = max(policy.ceiling_s, policy.shortest_s)
         assert policy.shortest_s <= policy.wait_s(failures) <= longest_s
@@ -86,8 +84,16 @@ async def waits_of(failures: int, error: Exception, policy: RetryPolicy) -> list
 
 
 @pytest.mark.anyio
-async def test_call_is_retried_until_it_returns() -> None:
-    assert await waits_of(3, Lost(), RetryPolicy.every(5)) == [5, 5, 5]
+@pytest.mark.parametrize(
+    ("policy", "waits_s"),
+    [
+        (RetryPolicy.every(5), [5, 5, 5]),
+        (RetryPolicy.every(40, gives_up_after_s=100), [40, 40, 20]),
+    ],
+    ids=["without end", "cut to the time that is left"],
+)
+async def test_call_is_retried_until_it_returns(policy: RetryPolicy, waits_s: list[float]) -> None:
+    assert await waits_of(3, Lost(), policy) == waits_s
 
 
 @pytest.mark.anyio
@@ -106,12 +112,6 @@ async def test_retry_gives_up_with_the_last_error(policy: RetryPolicy, failures:
     await waits_of(failures, Lost(), policy)
     with pytest.raises(Lost):
         await waits_of(failures + 1, Lost(), policy)
-
-
-@pytest.mark.anyio
-async def test_last_wait_is_cut_to_the_time_that_is_left() -> None:
-    policy = RetryPolicy.every(40, gives_up_after_s=100)
-    assert await waits_of(3, Lost(), policy) == [40, 40, 20]
 
 
 @pytest.mark.anyio
