@@ -108,7 +108,6 @@ def test_checksums_are_in_the_order_of_files(
 @pytest.mark.parametrize("value", [None, [], "task", 7, True, [raw()]])
 def test_anything_but_an_object_is_not_an_assignment(value: object) -> None:
     error = refusal(value)
-
     assert str(error) == "cannot read the assignment: it is not a JSON object"
     assert error.task_id is None
 
@@ -230,6 +229,5 @@ def test_stored_assignment_is_read_back_the_same(
 ) -> None:
     files = {"files": [f"f-{name}"], "file_checksums": checksums}
     parsed = parse(prompt=f"p{prompt}", timeout_seconds=timeout_seconds, **files)
-
     assert Assignment.from_json(parsed.to_json()) == parsed
     assert parse_assignment(json.loads(parsed.to_json()), orchestrator_url="") == parsed

@@ -144,7 +144,6 @@ def test_messages_come_in_the_order_of_their_times_then_of_their_writing(crush: 
     crush.begin("s1")
     for content, at in (("third", 30), ("first", 10), ("second", 20), ("fourth", 30)):
         crush.say("s1", text(content), at=at)
-
     assert contents(read(crush.path)) == ["first", "second", "third", "fourth"]
 
 
@@ -259,7 +258,6 @@ COMPUTED = "finished_at INTEGER AS (created_at + 1)"
 )
 def test_schema_that_is_not_crushs_is_refused(tmp_path: Path, schema: str, reason: str) -> None:
     Crush(tmp_path / "crush.db", schema).close()
-
     with pytest.raises(CrushError, match=f"^cannot read the Crush database: {reason}"):
         find(tmp_path / "crush.db")
 
@@ -283,7 +281,6 @@ def test_what_is_not_a_regular_file_below_no_link_is_refused(tmp_path: Path, cru
 
 def test_database_within_a_transaction_of_a_rollback_journal_is_not_read(crush: Crush) -> None:
     crush.path.with_name("crush.db-journal").write_text("not empty")
-
     with pytest.raises(CrushError, match="another process keeps writing it"):
         ask(crush.path, session_id="s1", limits=ChildLimits(copy_timeout_s=0.1))
 
@@ -474,7 +471,6 @@ def test_session_is_ours_by_its_first_prompt(
         crush.begin(f"s{number}", prompt=content)
         crush.say(f"s{number}", text("Count"), at=DURING + 1)
         crush.say(f"s{number}", text("Count"), role="user" if content else "tool")
-
     assert find(crush.path, prompt=prompt) == ours
 
 
@@ -511,7 +507,6 @@ def test_mark_is_recognised_in_a_sentence_and_behind_a_long_message(crush: Crush
     crush.begin("s1", prompt="Count")
     crush.say("s1", text("x" * 3_000_000))
     crush.say("s1", text(f"The reporter says {session_mark(TASK_ID)}."))
-
     assert find(crush.path, prompt="Draw", mark=session_mark(TASK_ID)) == "s1"
     assert find(crush.path, prompt="Count", mark=session_mark("another")) is None
 
@@ -551,7 +546,6 @@ def test_session_without_a_mark_is_ours_unless_another_task_can_have_begun_it(  
 ) -> None:
     crush.begin("s1", prompt=first)
     known = {"others": others, "digests": tuple(prompt_digest(one) for one in closed)}
-
     session_id = find(crush.path, prompt=prompt, mark=session_mark(TASK_ID), **known)
     assert session_id == ("s1" if is_ours else None)
 
@@ -577,7 +571,6 @@ ODD_PARTS: dict[str, object] = {
 @pytest.mark.parametrize("parts", ODD_PARTS.values(), ids=ODD_PARTS)
 def test_secret_is_redacted_in_whatever_the_agent_wrote(crush: Crush, parts: object) -> None:
     shown = content(crush, parts, LIMIT, ODD_VALUE)
-
     assert "***" in shown
     assert not any(piece in shown for piece in ("key-", "0<1>2", "003c"))
 
@@ -597,7 +590,6 @@ def test_secret_is_redacted_in_the_title_and_in_names(crush: Crush) -> None:
 @pytest.mark.parametrize("length", range(17_950, 18_150, 7))
 def test_no_part_of_a_secret_is_left_where_a_content_is_cut(crush: Crush, length: int) -> None:
     secret = "".join(f"<{number:02d}>" for number in range(25))
-
     shown = content(crush, "x" * 50_000 + secret + "x" * length, LIMIT, secret)
     assert not any(f"{number:02d}>" in shown for number in range(25))
 

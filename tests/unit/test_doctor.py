@@ -124,5 +124,4 @@ def test_auto_is_the_open_tasks_runtime(
     if journal is not None:
         write_journal(tmp_path, journal)
     settings = replace(SETTINGS, state_dir=tmp_path, container_runtime=option)
-
     assert anyio.run(runtime_to_use, settings) == runtime

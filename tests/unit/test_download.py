@@ -123,7 +123,6 @@ async def test_files_land_in_the_folder_of_their_task(fetch: Fetch) -> None:
 
 async def test_task_without_files_gets_no_folder(fetch: Fetch) -> None:
     await fetch()
-
     assert names_in(fetch.home) == []
     assert fetch.server.requests == []
 
@@ -159,9 +158,7 @@ async def test_file_that_is_there_is_fetched_again_unless_its_checksum_is_right(
     fetch: Fetch, there: bytes, file: TaskFile, requests: int
 ) -> None:
     make(fetch.folder / "sales.csv", lambda path: path.write_bytes(there))
-
     await fetch(file)
-
     assert fetch.content() == CONTENT
     assert len(fetch.server.requests) == requests
 
@@ -185,10 +182,8 @@ async def test_partial_file_of_a_killed_runner_is_removed(fetch: Fetch, outside:
 @pytest.mark.parametrize("target", [".", "made", "precious"], ids=["folder", "nowhere", "file"])
 async def test_folder_link_is_refused(fetch: Fetch, outside: Path, level: str, target: str) -> None:
     make(fetch.home / level, lambda path: path.symlink_to(outside / target))
-
     with pytest.raises(Unstartable, match=r"cannot open the folder .*: Not a directory"):
         await fetch(sales())
-
     assert names_in(outside) == ["precious"]
     assert fetch.server.requests == []
 
@@ -197,9 +192,7 @@ async def test_folder_link_is_refused(fetch: Fetch, outside: Path, level: str, t
 async def test_link_for_the_file_is_replaced(fetch: Fetch, outside: Path, content: bytes) -> None:
     make(outside / "passwd", lambda path: path.write_bytes(content))
     make(fetch.folder / "sales.csv", lambda path: path.symlink_to(outside / "passwd"))
-
     await fetch(sales())
-
     assert fetch.content() == CONTENT
     assert content_of(outside / "passwd") == content
 
@@ -208,10 +201,8 @@ async def test_link_for_the_file_is_replaced(fetch: Fetch, outside: Path, conten
 async def test_pipe_in_place_of_the_file_is_not_waited_for(fetch: Fetch, content: bytes) -> None:
     make(fetch.folder / "sales.csv", os.mkfifo)
     fetch.server.answer(http(200, content))
-
     with anyio.fail_after(DEADLINE_S):
         await fetch(sales(content))
-
     assert fetch.content() == content
 
 
@@ -226,7 +217,6 @@ async def test_pipe_in_place_of_the_file_is_not_waited_for(fetch: Fetch, content
 )
 async def test_unwritable_is_unstartable(fetch: Fetch, place: str, how: str, reason: str) -> None:
     make(fetch.home / place, lambda path: getattr(path, how)())
-
     with pytest.raises(Unstartable, match=f"^cannot {reason}"):
         await fetch(sales())
 
@@ -235,9 +225,7 @@ async def test_victoria_home_itself_may_be_a_link(fetch: Fetch) -> None:
     link = fetch.home.with_name("by-another-name")
     make(link, lambda path: path.symlink_to(fetch.home))
     home, fetch.home = fetch.home, link
-
     await fetch(sales())
-
     assert content_of(files_folder(home, TASK_ID) / "sales.csv") == CONTENT
 
 
@@ -251,9 +239,7 @@ async def test_victoria_home_itself_may_be_a_link(fetch: Fetch) -> None:
 )
 async def test_failure_that_passes_is_retried(fetch: Fetch, failures: list[Answer]) -> None:
     fetch.server.answer(*failures, http(200, CONTENT))
-
     await fetch(sales())
-
     assert fetch.content() == CONTENT
     assert len(fetch.server.requests) == len(failures) + 1
 
@@ -274,10 +260,8 @@ async def test_failure_that_stays_is_an_error_and_leaves_nothing(
     fetch: Fetch, response: Answer, error: type[Exception], message: str, requests: int
 ) -> None:
     fetch.server.answer(response)
-
     with pytest.raises(error, match=message.format("the file 'sales.csv'")):
         await fetch(sales(), min_free_disk=MIB)
-
     assert len(fetch.server.requests) == requests
     assert fetch.names() == []
 

@@ -46,7 +46,6 @@ def test_only_folders_of_tasks_are_listed(tasks: Path, folders: TaskFolders, out
     (tasks / "t-3").touch()
     (tasks / "t-4").symlink_to(outside / "t-1")
     (tasks / "no task").mkdir()
-
     assert folders.task_ids() == ["t-1", "t-2"]
 
 
@@ -64,9 +63,7 @@ def test_extent_is_the_size_and_the_newest_change(tasks: Path, folders: TaskFold
 def test_links_are_removed_not_followed(tasks: Path, folders: TaskFolders, outside: Path) -> None:
     (tasks / "t-1" / "out").symlink_to(outside)
     (tasks / "t-1" / "files" / "out").symlink_to(outside / "t-1")
-
     folders.remove("t-1")
-
     assert [path.name for path in tasks.iterdir()] == ["t-2"]
     assert (tasks / "t-2" / "files" / "a.csv").exists()
 
@@ -85,10 +82,8 @@ def test_link_for_tasks_is_not_followed(tasks: Path, folders: TaskFolders, outsi
 def test_link_for_a_task_is_not_followed(tasks: Path, folders: TaskFolders, outside: Path) -> None:
     (tasks / "t-1").rename(tasks / "moved")
     (tasks / "t-1").symlink_to(outside / "t-1")
-
     with pytest.raises(OSError, match=r"t-1|symbolic link"):
         folders.remove("t-1")
-
     assert shutil.rmtree.avoids_symlink_attacks, "one that is planted while it runs"
 
 

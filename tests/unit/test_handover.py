@@ -45,7 +45,6 @@ def test_state_is_read_as_it_was_written(tmp_path: Path, message: str) -> None:
 def test_state_that_a_root_writes_belongs_to_the_homes_owner(tmp_path: Path) -> None:
     os.chown(tmp_path, 12345, 12345)
     write_reporter_state(tmp_path, "t-1", ReporterState())
-
     assert (tmp_path / "tasks" / "t-1" / "reporter.json").stat().st_uid == 12345
 
 
@@ -77,7 +76,6 @@ def final(**fields: object) -> bytes:
 )
 def test_state_of_another_shape_is_refused(tmp_path: Path, path: Path, content: bytes) -> None:
     path.write_bytes(content)
-
     with pytest.raises(HandoverError, match=r"^cannot read the reporter's state: "):
         read_reporter_state(tmp_path, "t-1")
 
@@ -110,7 +108,6 @@ def test_state_that_is_not_a_regular_file_is_refused(
 
 def test_state_is_not_written_through_a_linked_folder(tmp_path: Path, path: Path) -> None:
     replace_by_link(path.parent, tmp_path)
-
     with pytest.raises(OSError, match="t-1"):
         write_reporter_state(tmp_path, "t-1", ReporterState())
     assert not (tmp_path / path.name).exists()

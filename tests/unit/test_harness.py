@@ -103,16 +103,6 @@ async def test_sleepers_wake_in_their_order_each_at_its_moment() -> None:
     assert clock.awake_s() == began_s + 10
 
 
-async def test_what_is_held_on_purpose_is_at_rest() -> None:
-    clock, door = VirtualClock(), anyio.Event()
-
-    async with anyio.create_task_group() as group:
-        group.start_soon(door.wait)
-        group.start_soon(anyio.sleep, 3600)
-        await clock.advance(100)
-        group.cancel_scope.cancel()
-
-
 async def test_announced_work_holds_the_clock() -> None:
     clock = VirtualClock()
     is_at_work = True
@@ -132,7 +122,6 @@ async def test_announced_work_holds_the_clock() -> None:
 async def test_crash_of_the_runner_is_raised_where_the_test_waits() -> None:
     clock = VirtualClock()
     clock.fail(RuntimeError("it crashed"))
-
     with pytest.raises(RuntimeError, match="it crashed"):
         await clock.settle()
 

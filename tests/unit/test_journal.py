@@ -170,7 +170,6 @@ async def test_new_description_replaces_the_one_with_the_same_key(accepted: Jour
 async def test_task_keeps_its_identity_until_that_is_refused(running: Journal) -> None:
     await running.store_registration(Registration(SECOND, NODE), URL, 35.0)
     assert (await the_task(running)).identity == FIRST
-
     await running.refuse_identity(FIRST)
     assert (await the_task(running)).identity is None
     assert await running.identity_for("t-1") == FIRST, "its key is still a secret"
@@ -240,10 +239,8 @@ async def test_reports_of_an_end_whose_log_is_pending_are_released_once(running:
 
 async def test_end_and_its_reports_are_stored_together_or_not_at_all(running: Journal) -> None:
     unwritable = Report("status", {"status": object()})
-
     with pytest.raises(TypeError):
         await running.end("t-1", DONE, [STATUS, unwritable], 30.0)
-
     assert (await the_task(running)).state is TaskState.RUNNING
     assert await running.entries() == []
 
@@ -284,7 +281,6 @@ async def test_state_is_checked_in_the_transaction_that_changes_it(accepted: Jou
 async def test_first_reason_to_stop_stands(running: Journal) -> None:
     for reason, moment in ((EndReason.TIMED_OUT, 80.0), (EndReason.CANCELLED, 81.0)):
         assert await running.ask_to_stop("t-1", reason, moment) is EndReason.TIMED_OUT
-
     task = await the_task(running)
     assert (task.stop_reason, task.stop_asked_at) == (EndReason.TIMED_OUT, 80.0)
 
@@ -317,7 +313,6 @@ async def test_closed_task_is_beside_those_it_overlapped(running: Journal) -> No
 async def test_lost_task_is_beside_others(accepted: Journal, reason: EndReason, count: int) -> None:
     await accepted.start("t-1", "boot-1", "podman")
     assert len(await accepted.tasks_beside("t-2", 20.0, 50.0)) == 1
-
     await accepted.end("t-1", Outcome(reason, reason.value), [], 30.0)
     await accepted.close("t-1", 40.0)
     assert len(await accepted.tasks_beside("t-2", 20.0, 50.0)) == count
@@ -353,7 +348,6 @@ async def test_closed_task_is_not_pruned_while_one_it_overlapped_is_open(ended: 
 
 async def test_assignment_that_would_be_rejected_now_is_still_read(accepted: Journal) -> None:
     change(accepted.path, "UPDATE tasks SET assignment = replace(assignment, 'count', '')")
-
     assert (await the_task(accepted)).assignment == Assignment("t-1", "", URL, 60, TASK.files)
 
 
@@ -389,7 +383,6 @@ async def test_unfinished_tasks_are_read_without_a_change(ended: Journal, path: 
 async def test_task_is_adopted_once_with_its_identity(journal: Journal) -> None:
     assert await journal.adopt(RECOVERED, FIRST, 50.0)
     assert not await journal.adopt(RECOVERED, SECOND, 51.0)
-
     assert await the_task(journal) == RECOVERED
     assert await journal.identity_for("t-1") == FIRST
     assert await journal.registration(URL) == Registration(FIRST, None)
@@ -426,9 +419,7 @@ async def test_entry_is_due_at_once_and_its_attempts_are_counted(accepted: Journ
 async def test_delivered_entry_is_gone_and_its_task_s_others_are_due(ended: Journal) -> None:
     logs, status = await ended.entries()
     await ended.postpone(logs.row, 5000.0)
-
     await ended.delivered(status.row)
-
     assert await ended.entries() == [logs]
     assert await ended.body(status.row) is None
 
@@ -436,7 +427,6 @@ async def test_delivered_entry_is_gone_and_its_task_s_others_are_due(ended: Jour
 @pytest.mark.parametrize("damaged", ["''", "'{'", "'7'", "CAST(x'7b007d' AS TEXT)"])
 async def test_entries_are_listed_though_a_body_is_damaged(ended: Journal, damaged: str) -> None:
     change(ended.path, f"UPDATE outbox SET body = {damaged} WHERE path = 'logs'")  # noqa: S608 - ours
-
     logs, status = await ended.entries()
     assert await ended.body(logs.row) is None
     assert await ended.body(status.row) == STATUS.body
@@ -511,7 +501,6 @@ async def test_writers_in_one_process_take_turns(registered: Journal) -> None:
         for number in range(50):
             assignment = Assignment(f"t-{number}", "p", URL, 60)
             tasks.start_soon(registered.accept, assignment, FIRST, float(number))
-
     assert len(await registered.open_tasks()) == 50
 
 

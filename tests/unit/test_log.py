@@ -61,7 +61,6 @@ def test_value_of_a_field_ends_where_it_can_be_seen(value: object, shown: str) -
 @given(st.text(), st.text())
 def test_event_of_any_kind_stays_one_line(message: str, value: str) -> None:
     event = record("%s", message, task_id=value)
-
     assert as_text(event).isprintable()
     assert from_json(event)["task_id"] == value
 
@@ -105,7 +104,6 @@ def test_log_has_no_line_of_a_library(statements: str, settings: str, lines: lis
 
 def test_log_in_json_is_json() -> None:
     (line,) = logged(SURROGATE, "'json', 0")
-
     assert json.loads(line)["task_id"] == "t-1"
 
 

@@ -192,15 +192,9 @@ def test_documents_point_at_what_is_there(document: Path) -> None:
 
 
 @each_document
-def test_documents_install_nothing_from_an_index_that_does_not_have_it(document: Path) -> None:
-    """Until there is a release, what pip installs is a checkout or a wheel, by its path."""
+def test_documents_name_no_image_but_the_default_and_no_package_of_an_index(document: Path) -> None:
     text = document.read_text(encoding="utf-8")
-    assert re.findall(r"pip\d? install (?:-\S+ )*'?victoria[-_]runner(?!\S*\.whl)", text) == []
-
-
-@each_document
-def test_documents_name_no_image_but_the_default(document: Path) -> None:
-    images = re.findall(
-        r"(?<![\w./-])[\w-]+\.(?:io|com|org)/[\w-]+/[\w./:-]+", document.read_text("utf-8")
-    )
+    images = re.findall(r"(?<![\w./-])[\w-]+\.(?:io|com|org)/[\w-]+/[\w./:-]+", text)
     assert {image.strip(".:") for image in images} <= {DEFAULT_IMAGE}
+    # Until there is a release, what pip installs is a checkout or a wheel, by its path.
+    assert re.findall(r"pip\d? install (?:-\S+ )*'?victoria[-_]runner(?!\S*\.whl)", text) == []

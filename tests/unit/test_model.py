@@ -52,6 +52,5 @@ def test_final_statuses_are_those_that_nothing_follows() -> None:
 @pytest.mark.parametrize("status", TaskStatus)
 def test_status_is_written_as_the_word_of_the_api(status: TaskStatus) -> None:
     body = status_body("t-1", status, None, 0)
-
     assert type(body["status"]) is str
     assert body["status"] == status.value == f"{status}"

@@ -36,7 +36,6 @@ def test_early_waits_are_short(failures: int, widest: float) -> None:
 
 def test_a_fleet_does_not_come_back_at_once() -> None:
     waits = [POLICY.wait_s(10) for _ in range(1000)]
-
     assert min(waits) < 6
     assert max(waits) > 54
 
