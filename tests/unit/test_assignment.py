@@ -8,12 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from runner.api.assignment import (
-    MAX_FILES,
-    MAX_PROMPT_BYTES,
-    MAX_TIMEOUT_S,
-    parse_assignment,
-)
+from runner.api.assignment import MAX_FILES, MAX_PROMPT_BYTES, MAX_TIMEOUT_S, parse_assignment
 from runner.errors import BadAssignment
 from runner.model import Assignment, EndReason, TaskFile
 

@@ -147,11 +147,7 @@ async def test_file_has_its_plain_name_and_anybody_can_read_it(fetch: Fetch, nam
 
 @pytest.mark.parametrize(
     ("there", "file", "requests"),
-    [
-        (CONTENT, sales(), 0),
-        (b"old", sales(), 1),
-        (b"old", TaskFile("sales.csv", None), 1),
-    ],
+    [(CONTENT, sales(), 0), (b"old", sales(), 1), (b"old", TaskFile("sales.csv", None), 1)],
     ids=["same", "different", "without a checksum"],
 )
 async def test_file_that_is_there_is_fetched_again_unless_its_checksum_is_right(

@@ -49,8 +49,7 @@ def test_prompt_is_obeyed_and_each_start_leaves_one_line(
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [["--task", "x"], ["--accept-license", "--task", " "], ["--accept-license"], []],
+    "arguments", [["--task", "x"], ["--accept-license", "--task", " "], ["--accept-license"], []]
 )
 def test_missing_licence_or_prompt_is_refused(tmp_path: Path, arguments: list[str]) -> None:
     code, _, errors = run_with(arguments, tmp_path)
