@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -294,7 +293,3 @@ async def test_full_disk_ends_a_file_without_an_announced_length(fetch: Fetch) -
         await fetch(sales(), min_free_disk=least)
 
     assert fetch.names() == []
-
-
-def test_free_disk_is_what_is_left_to_those_without_privileges(tmp_path: Path) -> None:
-    assert 0 < free_disk(tmp_path) <= shutil.disk_usage(tmp_path).total

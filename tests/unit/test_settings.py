@@ -310,9 +310,3 @@ def test_secrets_are_compared_by_their_text_and_false_without_one() -> None:
     assert {Secret("a"), Secret("a")} == {Secret("a")}
     assert Secret("a") not in {Secret("b"), "a"}
     assert (bool(Secret("a")), bool(Secret(""))) == (True, False)
-
-
-def test_settings_cannot_be_changed(tmp_path: Path) -> None:
-    settings = Settings("https://o.example.com", "n", tmp_path, tmp_path)
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        settings.name = "other"  # type: ignore[misc] # that is the claim

@@ -65,13 +65,6 @@ def test_files_are_listed_with_size_and_checksum(tmp_path: Path) -> None:
     assert line in (tmp_path / "tasks/task-1/result.txt").read_text().splitlines()
 
 
-@pytest.mark.parametrize("size", [0, 1, 100, 2_345_678])
-def test_prints_exactly_the_bytes_asked_for(tmp_path: Path, size: int) -> None:
-    output = run(tmp_path, f"[print {size}]")[1]
-    assert len(output) == size
-    assert output.endswith("\n") == (size > 0)
-
-
 def test_writes_nothing_outside_the_victoria_home(tmp_path: Path) -> None:
     code, _, errors = run(tmp_path / "home", "[write ../outside text]")
     assert (code, errors) == (2, "cannot use '../outside': it is outside the Victoria home\n")
