@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sqlite3
 import tempfile
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -29,17 +28,6 @@ URL = "http://orchestrator.example"
 SETTINGS = Settings(URL, "n", victoria_home=TMP, state_dir=TMP, registration_token=Secret(""))
 
 
-@pytest.fixture
-def closed() -> Iterator[Path]:
-    """Yield a folder that only root may enter."""
-    with tempfile.TemporaryDirectory() as made:
-        folder = Path(made) / "closed"
-        folder.mkdir(mode=0o000)
-        Path(made).chmod(0o755)
-        yield folder
-        folder.chmod(0o700)
-
-
 def doctor(*, as_json: bool = False, **changed: Any) -> tuple[int, list[str]]:  # noqa: ANN401 - any setting
     """Run the doctor; return its exit code and lines."""
     lines: list[str] = []
@@ -47,9 +35,14 @@ def doctor(*, as_json: bool = False, **changed: Any) -> tuple[int, list[str]]:  
     return anyio.run(partial(examine, settings, lines.append, as_json=as_json)), lines
 
 
-def test_folder_that_may_not_be_entered_is_one_sentence(closed: Path) -> None:
-    with as_another_user():
-        code, lines = doctor(state_dir=closed / "state", victoria_home=closed / "home")
+def test_folder_that_may_not_be_entered_is_one_sentence() -> None:
+    with tempfile.TemporaryDirectory() as made:
+        Path(made).chmod(0o755)
+        closed = Path(made) / "closed"
+        closed.mkdir(mode=0o000)
+        with as_another_user():
+            code, lines = doctor(state_dir=closed / "state", victoria_home=closed / "home")
+        closed.chmod(0o700)
 
     assert code == EXIT_CONFIGURATION
     output = "\n".join(lines)

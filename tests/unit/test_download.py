@@ -288,8 +288,8 @@ async def test_full_disk_ends_a_file_without_an_announced_length(fetch: Fetch) -
     fetch.server.answer(endless())
     least = free_disk(fetch.home) - 32 * MIB
 
-    kept = f"--min-free-disk keeps.*remove folders of old tasks from {fetch.home}/tasks$"
-    with pytest.raises(Unstartable, match=kept):
+    message = f"--min-free-disk keeps.*remove folders of old tasks from {fetch.home}/tasks$"
+    with pytest.raises(Unstartable, match=message):
         await fetch(sales(), min_free_disk=least)
 
     assert fetch.names() == []

@@ -69,25 +69,23 @@ WORK: dict[str, Callable[[], Awaitable[object]]] = {
 
 @pytest.mark.parametrize("work", WORK.values(), ids=WORK)
 async def test_time_stands_still_during_work(work: Callable[[], Awaitable[object]]) -> None:
-    clock = VirtualClock()
-    began_s, ended_s = clock.awake_s(), 0.0
+    clock, moments = VirtualClock(), list[float]()
+    began_s = clock.awake_s()
 
     async def worker() -> None:
-        nonlocal ended_s
         await clock.sleep(1)
         await work()
-        ended_s = clock.awake_s()
+        moments.append(clock.awake_s())
 
     async with anyio.create_task_group() as group:
         group.start_soon(worker)
         await clock.advance(3600)
-        assert ended_s == began_s + 1
+        assert moments == [began_s + 1]
 
 
 async def test_sleepers_wake_in_their_order_each_at_its_moment() -> None:
-    clock = VirtualClock()
+    clock, woken = VirtualClock(), list[tuple[str, float]]()
     began_s = clock.awake_s()
-    woken: list[tuple[str, float]] = []
 
     async def sleep(name: str, *naps_s: float) -> None:
         for nap_s in naps_s:
@@ -104,19 +102,17 @@ async def test_sleepers_wake_in_their_order_each_at_its_moment() -> None:
 
 
 async def test_announced_work_holds_the_clock() -> None:
-    clock = VirtualClock()
-    is_at_work = True
-    running_loop().works_while(lambda: is_at_work)
+    work = ["at work"]
+    running_loop().works_while(lambda: bool(work))
 
     async def finish() -> None:
-        nonlocal is_at_work
         await anyio.sleep(0.05)
-        is_at_work = False
+        work.clear()
 
     async with anyio.create_task_group() as group:
         group.start_soon(finish)
-        await clock.settle()
-        assert not is_at_work
+        await VirtualClock().settle()
+        assert not work
 
 
 async def test_crash_of_the_runner_is_raised_where_the_test_waits() -> None:

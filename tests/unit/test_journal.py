@@ -347,7 +347,7 @@ async def test_closed_task_is_not_pruned_while_one_it_overlapped_is_open(ended: 
 
 
 async def test_assignment_that_would_be_rejected_now_is_still_read(accepted: Journal) -> None:
-    change(accepted.path, "UPDATE tasks SET assignment = replace(assignment, 'count', '')")
+    change(accepted.path, f"{SET_ASSIGNMENT} replace(assignment, 'count', '')")
     assert (await the_task(accepted)).assignment == Assignment("t-1", "", URL, 60, TASK.files)
 
 
@@ -556,6 +556,7 @@ def replace(path: Path, statement: str) -> None:
     change(path, statement)
 
 
+SET_ASSIGNMENT = "UPDATE tasks SET assignment ="
 NEWER_VERSION = f"PRAGMA user_version = {len(MIGRATIONS) + 1}"
 OUR_VERSION = f"PRAGMA user_version = {len(MIGRATIONS)}"
 DAMAGES: dict[str, Callable[[Path], object]] = {
@@ -567,10 +568,8 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "without tables": lambda path: replace(path, OUR_VERSION),
     "unknown state": lambda path: change(path, "UPDATE tasks SET state = 'endxd'"),
     "unknown reason": lambda path: change(path, "UPDATE tasks SET stop_reason = ''"),
-    "half an assignment": lambda path: change(
-        path, "UPDATE tasks SET assignment = substr(assignment, 1, 20)"
-    ),
-    "not an assignment": lambda path: change(path, "UPDATE tasks SET assignment = '[]'"),
+    "half an assignment": lambda path: change(path, f"{SET_ASSIGNMENT} substr(assignment, 1, 20)"),
+    "not an assignment": lambda path: change(path, f"{SET_ASSIGNMENT} '[]'"),
     "not Unicode": lambda path: change(path, "UPDATE tasks SET message = CAST(x'ff' AS TEXT)"),
 }
 

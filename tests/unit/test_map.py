@@ -84,8 +84,8 @@ def default_of(option: click.Option) -> str:
 
 
 def test_architecture_shows_the_state_diagram_of_the_code() -> None:
-    wanted = f"```mermaid\n{state_diagram()}\n```"
-    assert wanted in text_of("architecture.md"), f"it is now:\n\n{wanted}"
+    expected = f"```mermaid\n{state_diagram()}\n```"
+    assert expected in text_of("architecture.md"), f"it is now:\n\n{expected}"
 
 
 def test_architecture_names_what_is_there() -> None:
@@ -128,8 +128,8 @@ def test_reference_shows_every_option_as_the_command_line_has_it() -> None:
 
 
 def test_reference_shows_every_exit_code() -> None:
-    wanted = {code for name, code in vars(errors).items() if name.startswith("EXIT_")}
-    assert {int(row[0]) for row in table_rows("reference.md", r"\d+")} == wanted
+    expected = {code for name, code in vars(errors).items() if name.startswith("EXIT_")}
+    assert {int(row[0]) for row in table_rows("reference.md", r"\d+")} == expected
 
 
 @pytest.mark.parametrize(
@@ -137,8 +137,8 @@ def test_reference_shows_every_exit_code() -> None:
 )
 def test_unit_is_not_restarted_where_a_restart_mends_nothing(unit: Path) -> None:
     codes = (errors.EXIT_USAGE, errors.EXIT_REGISTRATION_REFUSED, errors.EXIT_CONFIGURATION)
-    wanted = f"RestartPreventExitStatus={' '.join(map(str, codes))}"
-    assert wanted in unit.read_text(encoding="utf-8").splitlines()
+    expected = f"RestartPreventExitStatus={' '.join(map(str, codes))}"
+    assert expected in unit.read_text(encoding="utf-8").splitlines()
 
 
 @pytest.mark.parametrize(

@@ -59,12 +59,12 @@ def table() -> str:
 
 
 def test_every_option_of_the_runner_can_be_set() -> None:
-    known = {
+    options = {
         f"{cli.PREFIX}_{parameter.name}".upper()
         for parameter in cli.command.params
         if parameter.name not in {"version", "help"}
     }
-    assert variables() == known - NOT_IN_THE_ROLE
+    assert variables() == options - NOT_IN_THE_ROLE
 
 
 def test_removal_looks_for_the_journal_by_its_name() -> None:
@@ -116,8 +116,8 @@ def test_command_of_the_role_is_the_command_that_is_installed_by_hand() -> None:
         __victoria_runner_env_file="/etc/victoria-runner/runner.env",
         __victoria_runner_current="CURRENT",
     )
-    wanted = by_the_role.replace("CURRENT/venv/bin", "/opt/victoria-runner/bin")
-    command = wanted[wanted.index("exec ") :].strip()
+    script = by_the_role.replace("CURRENT/venv/bin", "/opt/victoria-runner/bin")
+    command = script[script.index("exec ") :].strip()
     assert f"#!/bin/sh\n{command}\n" in INSTALL.read_text(encoding="utf-8")
 
 
@@ -135,11 +135,11 @@ def test_fingerprint_is_that_of_the_content_wherever_it_lies(tmp_path: Path) -> 
         (folder / "pins").write_text("httpx==0.28.1\n")
     (other / "inside" / "a.pyc").write_text("made anew by each Python")
 
-    known = fingerprint(one, one / "pins")
-    assert fingerprint(other, other / "pins") == known
+    fingerprint_of_one = fingerprint(one, one / "pins")
+    assert fingerprint(other, other / "pins") == fingerprint_of_one
 
     (other / "inside" / "a.py").rename(other / "inside" / "b.py")
-    assert fingerprint(other, other / "pins") != known
+    assert fingerprint(other, other / "pins") != fingerprint_of_one
     (other / "inside" / "b.py").rename(other / "inside" / "a.py")
     (other / "pins").write_text("httpx==0.28.0\n")
-    assert fingerprint(other, other / "pins") != known
+    assert fingerprint(other, other / "pins") != fingerprint_of_one
