@@ -183,22 +183,25 @@ async def test_folder_link_is_refused(fetch: Fetch, outside: Path, level: str, t
     assert fetch.server.requests == []
 
 
-@pytest.mark.parametrize("content", [CONTENT, b"root"], ids=["same content", "other content"])
-async def test_link_for_the_file_is_replaced(fetch: Fetch, outside: Path, content: bytes) -> None:
-    make(outside / "passwd", lambda path: path.write_bytes(content))
-    make(fetch.folder / "sales.csv", lambda path: path.symlink_to(outside / "passwd"))
-    await fetch(sales())
-    assert fetch.content() == CONTENT
-    assert content_of(outside / "passwd") == content
+PLANTS: dict[str, Callable[[Path, Path], object]] = {
+    "link": lambda path, outside: path.symlink_to(outside / "precious"),
+    "pipe": lambda path, _: os.mkfifo(path),
+}
 
 
-@pytest.mark.parametrize("content", [CONTENT, b""], ids=["a file", "an empty file"])
-async def test_pipe_in_place_of_the_file_is_not_waited_for(fetch: Fetch, content: bytes) -> None:
-    make(fetch.folder / "sales.csv", os.mkfifo)
+@pytest.mark.parametrize("content", [CONTENT, b""], ids=["content as outside", "no content"])
+@pytest.mark.parametrize("plant", PLANTS.values(), ids=PLANTS)
+async def test_what_is_in_place_of_the_file_is_replaced_and_not_followed_or_waited_for(
+    fetch: Fetch, outside: Path, plant: Callable[[Path, Path], object], content: bytes
+) -> None:
+    make(fetch.folder / "sales.csv", lambda path: plant(path, outside))
     fetch.server.answer(http(200, content))
+
     with anyio.fail_after(DEADLINE_S):
         await fetch(sales(content))
+
     assert fetch.content() == content
+    assert content_of(outside / "precious") == CONTENT
 
 
 @pytest.mark.parametrize(
