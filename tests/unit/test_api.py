@@ -186,7 +186,6 @@ async def test_name_of_a_file_is_encoded(api: Api, name: str, target: str) -> No
 
 # What is read
 
-
 NOT_USABLE = "has no usable id or api_key"
 
 

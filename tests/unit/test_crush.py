@@ -533,7 +533,6 @@ ODD_VALUE = 'key-"0<1>2ü'
 """JSON escapes it, and Go's JSON escapes more of it than others do."""
 AS_JSON = json.dumps(ODD_VALUE, ensure_ascii=False)
 
-
 ODD_PARTS: dict[str, object] = {
     "result": part("tool_result", name="bash", content=f"KEY={ODD_VALUE}"),
     "call": part("tool_call", name="b", input=json.dumps({"command": ODD_VALUE})),

@@ -15,7 +15,7 @@ from runner.api.client import OrchestratorClient
 from runner.errors import FileRefused, Unauthorised, Unstartable
 from runner.handles import free_disk
 from runner.model import Assignment, Identity, TaskFile
-from runner.workspace.download import fetch_files, files_folder
+from runner.workspace.download import fetch_files, files_folder, files_folder_in_container
 from tests.harness.clock import PassingClock
 from tests.harness.server import Answer, ScriptedServer, endless, http, json_response, raw
 from tests.harness.until import DEADLINE_S
@@ -115,6 +115,7 @@ async def test_files_land_in_the_folder_of_their_task(fetch: Fetch) -> None:
     await fetch(*(TaskFile(name, sales(content).sha256) for name, content in contents.items()))
 
     assert fetch.folder == files_folder(fetch.home, TASK_ID)
+    assert files_folder_in_container("t-1") == "/workspace/Victoria/tasks/t-1/files"
     assert {name: fetch.content(name) for name in fetch.names()} == contents
     keys = {request.headers["x-api-key"] for request in fetch.server.requests}
     assert keys == {fetch.identity.api_key.reveal()}
