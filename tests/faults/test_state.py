@@ -2,56 +2,48 @@
 
 from __future__ import annotations
 
-import re
 import signal
 import sqlite3
 import subprocess
-from contextlib import closing
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, suppress
+from pathlib import Path
 
 import pytest
 
+from tests.faults.rig import Rig
 from tools.dev.shell import as_root
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
-
-    from tests.faults.rig import Rig
-    from tests.harness.runner_process import RunnerProcess
 
 FULL = "database or disk is full; free some space there"
 
 
+Mount = Callable[[Path], Path]
+
+
 @pytest.fixture
-def mount() -> Iterator[Callable[[Path], Path]]:
+def mount() -> Iterator[Mount]:
     """Yield what makes a folder a disk of its own, of 8 MiB."""
-    mounted: list[Path] = []
+    with ExitStack() as stack:
 
-    def mount(folder: Path) -> Path:
-        folder.mkdir(mode=0o700, parents=True)
-        command = as_root(["mount", "-t", "tmpfs", "-o", "size=8m,mode=777", "tmpfs", str(folder)])
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            pytest.fail(f"cannot mount a tmpfs, which needs root: {done.stderr}", pytrace=False)
-        mounted.append(folder)
-        return folder
+        def mount(folder: Path) -> Path:
+            folder.mkdir(mode=0o700, parents=True)
+            options = ["-t", "tmpfs", "-o", "size=8m,mode=777", "tmpfs"]
+            subprocess.run(as_root(["mount", *options, str(folder)]), check=True)
+            # Lazily: a container may hold it for a moment yet.
+            unmount = as_root(["umount", "--lazy", str(folder)])
+            stack.callback(subprocess.run, unmount, check=True)
+            return folder
 
-    yield mount
-    for folder in mounted:
-        # Lazily: a container may hold it for a moment yet.
-        subprocess.run(as_root(["umount", "--lazy", str(folder)]), check=True)
+        yield mount
 
 
 def fill(folder: Path) -> Path:
     """Leave no free space; return the file that takes it."""
     filler = folder / "filler"
-    with filler.open("wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(bytes(4096))
-        except OSError:
-            return filler
+    with suppress(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    return filler
 
 
 # Full disks
@@ -59,12 +51,11 @@ def fill(folder: Path) -> Path:
 
 @pytest.mark.parametrize("which", ["state", "home"])
 def test_running_task_is_not_lost_while_a_disk_is_full_and_no_other_is_taken(
-    which: str, any_rig: Rig, mount: Callable[[Path], Path]
+    which: str, any_rig: Rig, mount: Mount
 ) -> None:
     rig = any_rig
     folder = mount(rig.runner.folder / which)
-    rig.runner.set_options(min_free_disk="2M")
-    rig.runner.set_options(max_tasks="2")
+    rig.runner.set_options(min_free_disk="2M", max_tasks=2)
     task_id = rig.begin()
     filler = fill(folder)
     later = rig.orchestrator.create_task("[print-line done]")["id"]
@@ -88,7 +79,7 @@ def test_running_task_is_not_lost_while_a_disk_is_full_and_no_other_is_taken(
 
 
 def test_runner_that_starts_on_a_full_disk_keeps_its_journal_and_its_task(
-    any_rig: Rig, mount: Callable[[Path], Path]
+    any_rig: Rig, mount: Mount
 ) -> None:
     rig = any_rig
     folder = mount(rig.runner.state_dir)
@@ -102,45 +93,37 @@ def test_runner_that_starts_on_a_full_disk_keeps_its_journal_and_its_task(
     rig.wait_for_beat("error")
     filler.unlink()
     rig.check_ended_once(task_id)
-    assert set_aside(rig.runner) == []
+    assert set_aside(rig) == []
 
 
 # Journals that cannot be used
 
 
-def damage(journal: Path) -> None:
+def damage_journal(rig: Rig) -> None:
     """Write over the beginning of the file, where SQLite cannot mend it from its log."""
+    journal = rig.runner.state_dir / "journal.sqlite3"
     with closing(sqlite3.connect(journal)) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
     with journal.open("r+b") as file:
         file.write(b"no journal any more " * 100)
 
 
-def make_newer(journal: Path) -> None:
-    """Have the journal come from a later version."""
-    with closing(sqlite3.connect(journal)) as connection:
-        connection.execute("PRAGMA user_version = 99")
-
-
-def set_aside(runner: RunnerProcess) -> list[str]:
+def set_aside(rig: Rig) -> list[str]:
     """Return the names of the journals that were set aside."""
-    return [path.name for path in runner.state_dir.glob("journal.sqlite3.*.unusable")]
+    return [path.name for path in rig.runner.state_dir.glob("journal.sqlite3.*.unusable")]
 
 
 def test_running_task_is_adopted_from_its_container_when_the_journal_cannot_be_used(
     rig: Rig,
 ) -> None:
-    # Each way is in tests/unit; here it matters what the container shows.
-    spoil = damage if rig.runner.engine.name == "docker" else make_newer
+    # Other unusable journals are in tests/unit; here it matters what the container shows.
     task_id = rig.begin()
     rig.runner.kill()
-    spoil(rig.runner.state_dir / "journal.sqlite3")
+    damage_journal(rig)
     rig.runner.start()
     rig.runner.wait_for_log("task is adopted from its container")
-    assert "it was set aside as journal.sqlite3." in rig.runner.log
-    assert " ERROR cannot use the journal" in rig.runner.log or "cannot open" in rig.runner.log
-    (aside,) = set_aside(rig.runner)
-    assert re.fullmatch(r"journal\.sqlite3\.\d{8}T\d{6}Z\.unusable", aside)
+    (aside,) = set_aside(rig)
+    assert f"it was set aside as {aside}" in rig.runner.log
     rig.runner.let_go("go")
     rig.check_ended_once(task_id)
     # The key came from the container, and with it the node is what it was.
@@ -155,11 +138,11 @@ def test_task_is_adopted_once_when_the_runner_is_killed_as_it_writes_that_down(
     rig = any_rig
     task_id = rig.begin()
     rig.runner.kill()
-    damage(rig.runner.state_dir / "journal.sqlite3")
+    damage_journal(rig)
     (rig.journal.kill_before if when == "before" else rig.journal.kill_after)(commit)
     rig.runner.start()
     assert rig.runner.exit_code() == -signal.SIGKILL
     rig.runner.start()
     rig.runner.let_go("go")
     rig.check_ended_once(task_id)
-    assert len(set_aside(rig.runner)) == 1
+    assert len(set_aside(rig)) == 1
