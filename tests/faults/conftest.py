@@ -13,37 +13,37 @@ from tests.faults.rig import Rig, RigOn, rigged
 
 
 @pytest.fixture
-def rig_on(image: str, tmp_path: Path) -> Iterator[RigOn]:
+def rig_on(engines: list[Engine], image: str, tmp_path: Path) -> Iterator[RigOn]:
     """Yield what makes a host with every instrument, on an engine."""
     with ExitStack() as stack:
-        yield lambda engine: stack.enter_context(rigged(tmp_path, engine, image))
+
+        def rig_on(engine: Engine) -> Rig:
+            if engine not in engines:
+                pytest.fail(f"cannot test on {engine.name}: {ADVICE}", pytrace=False)
+            return stack.enter_context(rigged(tmp_path, engine, image))
+
+        yield rig_on
 
 
 @pytest.fixture
-def rig(rig_on: RigOn, engine: Engine) -> Rig:
+def each_rig(rig_on: RigOn, engine: Engine) -> Rig:
     """Make a host; the test runs once on each engine."""
     return rig_on(engine)
 
 
 @pytest.fixture
-def any_rig(rig_on: RigOn, engines: list[Engine]) -> Rig:
+def rig(rig_on: RigOn, engines: list[Engine]) -> Rig:
     """Make a host for what is the same on every engine."""
     return rig_on(engines[0])
 
 
 @pytest.fixture
-def podman_rig(rig_on: RigOn, engines: list[Engine]) -> Rig:
+def podman_rig(rig_on: RigOn) -> Rig:
     """Make a host for what only podman does."""
-    return rig_on(_named("podman", engines))
+    return rig_on(Engine("podman"))
 
 
 @pytest.fixture
-def docker_rig(rig_on: RigOn, engines: list[Engine]) -> Rig:
+def docker_rig(rig_on: RigOn) -> Rig:
     """Make a host for what only docker does."""
-    return rig_on(_named("docker", engines))
-
-
-def _named(name: str, engines: list[Engine]) -> Engine:
-    if Engine(name) not in engines:
-        pytest.fail(f"cannot test on {name}: {ADVICE}", pytrace=False)
-    return Engine(name)
+    return rig_on(Engine("docker"))

@@ -112,11 +112,8 @@ ON_THE_WIRE = [
     at_request("report-unanswered", "POST", "/status", Fault(Kind.HOLD_ANSWER, request_has=FINAL)),
 ]
 """Steps of which the engine knows nothing."""
-AT_COMMITS = [
-    at_commit(commit, when)
-    for commit in range(1, COMMITS_OF_A_LIFE + 1)
-    for when in ("before", "after")
-]
+COMMITS = range(1, COMMITS_OF_A_LIFE + 1)
+AT_COMMITS = [at_commit(number, when) for number in COMMITS for when in ("before", "after")]
 """Steps of which the journal knows, from the identity that is stored to the task that is closed."""
 AT_THE_ENGINE = [
     *(at_call("run", when) for when in When),
@@ -138,14 +135,16 @@ IN_TWO_STEPS = [
 
 @pytest.mark.parametrize("point", [*ON_THE_WIRE, *AT_COMMITS], ids=attrgetter("name"))
 def test_task_ends_once_when_the_runner_is_killed_on_the_wire_or_at_a_commit(
-    point: KillPoint, any_rig: Rig
+    point: KillPoint, rig: Rig
 ) -> None:
-    kill_and_finish(point, any_rig)
+    kill_and_finish(point, rig)
 
 
 @pytest.mark.parametrize("point", AT_THE_ENGINE, ids=attrgetter("name"))
-def test_task_ends_once_when_the_runner_is_killed_at_the_engine(point: KillPoint, rig: Rig) -> None:
-    kill_and_finish(point, rig)
+def test_task_ends_once_when_the_runner_is_killed_at_the_engine(
+    point: KillPoint, each_rig: Rig
+) -> None:
+    kill_and_finish(point, each_rig)
 
 
 @pytest.mark.parametrize("point", BESIDE_DOCKER, ids=attrgetter("name"))
@@ -164,17 +163,17 @@ def test_task_ends_once_when_the_runner_is_killed_at_a_start_in_two_steps(
 
 @pytest.mark.parametrize("when", [When.BEFORE, When.AFTER])
 def test_task_ends_once_when_the_runner_is_killed_while_it_fetches_the_image(
-    when: When, any_rig: Rig, image: str
+    when: When, rig: Rig, image: str
 ) -> None:
-    with any_rig.image_to_pull(image):
-        any_rig.engine.plan("pull", Act.KILL, when)
-        any_rig.refuse_pull(always=True)
-        task_id = any_rig.orchestrator.create_task("[print-line done]")["id"]
-        check_killed(any_rig)
-        any_rig.runner.start()
-        any_rig.check_ended_once(task_id)
+    with rig.image_to_pull(image):
+        rig.engine.plan("pull", Act.KILL, when)
+        rig.refuse_pull(always=True)
+        task_id = rig.orchestrator.create_task("[print-line done]")["id"]
+        check_killed(rig)
+        rig.runner.start()
+        rig.check_ended_once(task_id)
 
 
-def test_life_of_a_task_has_no_commit_at_which_the_runner_is_not_killed(any_rig: Rig) -> None:
-    any_rig.check_ended_once(any_rig.start())
-    assert any_rig.journal.commits == COMMITS_OF_A_LIFE
+def test_life_of_a_task_has_no_commit_at_which_the_runner_is_not_killed(rig: Rig) -> None:
+    rig.check_ended_once(rig.start())
+    assert rig.journal.commits == COMMITS_OF_A_LIFE

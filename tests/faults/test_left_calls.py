@@ -75,15 +75,15 @@ def kill_at_a_stuck_call(rig: Rig, folder: Path, call: str) -> str:
 
 
 def test_start_that_is_stuck_when_the_runner_is_killed_does_not_happen_later(
-    rig: Rig, tmp_path: Path
+    each_rig: Rig, tmp_path: Path
 ) -> None:
-    task_id = kill_at_a_stuck_call(rig, tmp_path, "run")
-    rig.runner.start()
-    rig.check_ended_once(task_id)
+    task_id = kill_at_a_stuck_call(each_rig, tmp_path, "run")
+    each_rig.runner.start()
+    each_rig.check_ended_once(task_id)
     (tmp_path / "released").touch()
     with pytest.raises(TimeoutError):
-        wait_for(lambda: container_of(task_id) in containers(rig.runner.engine), STAYS_AWAY_S)
-    assert rig.runner.starts_of(task_id) == 1
+        wait_for(lambda: container_of(task_id) in containers(each_rig.runner.engine), STAYS_AWAY_S)
+    assert each_rig.runner.starts_of(task_id) == 1
 
 
 def test_second_step_that_is_stuck_when_the_runner_is_killed_does_not_happen_later(
@@ -113,8 +113,7 @@ def test_container_is_not_started_again_when_the_engine_died_before_it_noted_the
     podman_rig.check_ended_once(podman_rig.start(), "lost: ")
 
 
-def test_runner_that_is_terminated_lets_a_start_under_way_come_to_its_end(any_rig: Rig) -> None:
-    rig = any_rig
+def test_runner_that_is_terminated_lets_a_start_under_way_come_to_its_end(rig: Rig) -> None:
     starting = rig.engine.plan("run", Act.BLOCK)
     task_id = rig.start()
     starting.wait()
@@ -129,21 +128,20 @@ def test_runner_that_is_terminated_lets_a_start_under_way_come_to_its_end(any_ri
 
 
 def test_container_that_runs_although_the_engine_refused_to_start_it_is_the_task(
-    any_rig: Rig,
+    rig: Rig,
 ) -> None:
-    refused = any_rig.engine.plan("run", Act.FAIL, When.AFTER)
-    task_id = any_rig.begin("[wait-for go][print-line done]")
+    refused = rig.engine.plan("run", Act.FAIL, When.AFTER)
+    task_id = rig.begin("[wait-for go][print-line done]")
     assert refused.has_happened
-    any_rig.runner.kill()
-    any_rig.runner.let_go("go")
-    any_rig.runner.start()
-    any_rig.check_ended_once(task_id)
+    rig.runner.kill()
+    rig.runner.let_go("go")
+    rig.runner.start()
+    rig.check_ended_once(task_id)
 
 
 def test_container_that_is_removed_before_the_engine_has_reported_that_it_runs_is_lost(
-    any_rig: Rig,
+    rig: Rig,
 ) -> None:
-    rig = any_rig
     message = "Error: unable to connect to Podman socket"
     starting = rig.engine.plan("run", Act.BLOCK, When.AFTER)
     unknown = rig.engine.plan("inspect", Act.FAIL, message=message, always=True)

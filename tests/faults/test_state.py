@@ -5,8 +5,8 @@ from __future__ import annotations
 import signal
 import sqlite3
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -17,24 +17,16 @@ from tools.dev.shell import as_root
 FULL = "database or disk is full; free some space there"
 
 
-Mount = Callable[[Path], Path]
-
-
-@pytest.fixture
-def mount() -> Iterator[Mount]:
-    """Yield what makes a folder a disk of its own, of 8 MiB."""
-    with ExitStack() as stack:
-
-        def mount(folder: Path) -> Path:
-            folder.mkdir(mode=0o700, parents=True)
-            options = ["-t", "tmpfs", "-o", "size=8m,mode=777", "tmpfs"]
-            subprocess.run(as_root(["mount", *options, str(folder)]), check=True)
-            # Lazily: a container may hold it for a moment yet.
-            unmount = as_root(["umount", "--lazy", str(folder)])
-            stack.callback(subprocess.run, unmount, check=True)
-            return folder
-
-        yield mount
+@contextmanager
+def small_disk(folder: Path) -> Iterator[None]:
+    """Make a folder a disk of its own, of 8 MiB."""
+    folder.mkdir(mode=0o700, parents=True)
+    options = ["-t", "tmpfs", "-o", "size=8m,mode=777", "tmpfs"]
+    subprocess.run(as_root(["mount", *options, str(folder)]), check=True)
+    try:
+        yield
+    finally:  # lazily: a container may hold it for a moment yet
+        subprocess.run(as_root(["umount", "--lazy", str(folder)]), check=True)
 
 
 def fill(folder: Path) -> Path:
@@ -51,49 +43,46 @@ def fill(folder: Path) -> Path:
 
 @pytest.mark.parametrize("which", ["state", "home"])
 def test_running_task_is_not_lost_while_a_disk_is_full_and_no_other_is_taken(
-    which: str, any_rig: Rig, mount: Mount
+    which: str, rig: Rig
 ) -> None:
-    rig = any_rig
-    folder = mount(rig.runner.folder / which)
-    rig.runner.set_options(min_free_disk="2M", max_tasks=2)
-    task_id = rig.begin()
-    filler = fill(folder)
-    later = rig.orchestrator.create_task("[print-line done]")["id"]
-    rig.runner.wait_for_log(
-        f"no new task is taken: {folder} has 0 MiB free and 2 MiB must stay free; "
-        "free some space there or lower --min-free-disk"
-    )
-    rig.wait_for_beat("error")
-    assert rig.runner.starts_of(later) == 0
-    rig.runner.let_go("go")  # an empty file needs no room
-    if which == "home":
-        message = rig.check_ended_once(task_id, "failed: exit code 1")
-        assert "No space left on device" in message
-        filler.unlink()
-    else:
+    folder = rig.runner.folder / which
+    with small_disk(folder):
+        rig.runner.set_options(min_free_disk="2M", max_tasks=2)
+        task_id = rig.begin()
+        filler = fill(folder)
+        later = rig.orchestrator.create_task("[print-line done]")["id"]
+        rig.runner.wait_for_log(
+            f"no new task is taken: {folder} has 0 MiB free and 2 MiB must stay free; "
+            "free some space there or lower --min-free-disk"
+        )
+        rig.wait_for_beat("error")
+        assert rig.runner.starts_of(later) == 0
+        rig.runner.let_go("go")  # an empty file needs no room
+        if which == "home":
+            message = rig.check_ended_once(task_id, "failed: exit code 1")
+            assert "No space left on device" in message
+            filler.unlink()
+        else:
+            rig.runner.wait_for_log(FULL)
+            filler.unlink()
+            rig.check_ended_once(task_id)
+        rig.check_ended_once(later)
+        rig.wait_for_beat("idle")
+
+
+def test_runner_that_starts_on_a_full_disk_keeps_its_journal_and_its_task(rig: Rig) -> None:
+    with small_disk(rig.runner.state_dir):
+        task_id = rig.begin()
+        rig.runner.kill()
+        filler = fill(rig.runner.state_dir)
+        rig.runner.start()
+        rig.runner.wait_for_log("task is adopted")
+        rig.runner.let_go("go")
         rig.runner.wait_for_log(FULL)
+        rig.wait_for_beat("error")
         filler.unlink()
         rig.check_ended_once(task_id)
-    rig.check_ended_once(later)
-    rig.wait_for_beat("idle")
-
-
-def test_runner_that_starts_on_a_full_disk_keeps_its_journal_and_its_task(
-    any_rig: Rig, mount: Mount
-) -> None:
-    rig = any_rig
-    folder = mount(rig.runner.state_dir)
-    task_id = rig.begin()
-    rig.runner.kill()
-    filler = fill(folder)
-    rig.runner.start()
-    rig.runner.wait_for_log("task is adopted")
-    rig.runner.let_go("go")
-    rig.runner.wait_for_log(FULL)
-    rig.wait_for_beat("error")
-    filler.unlink()
-    rig.check_ended_once(task_id)
-    assert set_aside(rig) == []
+        assert set_aside(rig) == []
 
 
 # Journals that cannot be used
@@ -114,28 +103,27 @@ def set_aside(rig: Rig) -> list[str]:
 
 
 def test_running_task_is_adopted_from_its_container_when_the_journal_cannot_be_used(
-    rig: Rig,
+    each_rig: Rig,
 ) -> None:
     # Other unusable journals are in tests/unit; here it matters what the container shows.
-    task_id = rig.begin()
-    rig.runner.kill()
-    damage_journal(rig)
-    rig.runner.start()
-    rig.runner.wait_for_log("task is adopted from its container")
-    (aside,) = set_aside(rig)
-    assert f"it was set aside as {aside}" in rig.runner.log
-    rig.runner.let_go("go")
-    rig.check_ended_once(task_id)
+    task_id = each_rig.begin()
+    each_rig.runner.kill()
+    damage_journal(each_rig)
+    each_rig.runner.start()
+    each_rig.runner.wait_for_log("task is adopted from its container")
+    (aside,) = set_aside(each_rig)
+    assert f"it was set aside as {aside}" in each_rig.runner.log
+    each_rig.runner.let_go("go")
+    each_rig.check_ended_once(task_id)
     # The key came from the container, and with it the node is what it was.
-    assert len(rig.orchestrator.nodes()) == 1
+    assert len(each_rig.orchestrator.nodes()) == 1
 
 
 @pytest.mark.parametrize("commit", [1, 2])  # the identity is stored, the task adopted
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_task_is_adopted_once_when_the_runner_is_killed_as_it_writes_that_down(
-    commit: int, when: str, any_rig: Rig
+    commit: int, when: str, rig: Rig
 ) -> None:
-    rig = any_rig
     task_id = rig.begin()
     rig.runner.kill()
     damage_journal(rig)

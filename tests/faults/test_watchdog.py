@@ -29,11 +29,7 @@ umount -R /sys/fs/cgroup
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 exec /lib/systemd/systemd --unit=idle.target
 """
-IDLE = """\
-[Unit]
-Description=Nothing at all
-DefaultDependencies=no
-"""
+IDLE = "[Unit]\nDefaultDependencies=no\n"
 UNIT = """\
 [Unit]
 DefaultDependencies=no
@@ -51,7 +47,6 @@ WorkingDirectory={root}
 EnvironmentFile={folder}/environment
 ExecStart={command}
 StandardOutput=append:{folder}/service.log
-StandardError=inherit
 """
 STORAGE = '[storage]\ndriver = "overlay"\ngraphroot = "{0}/graph"\nrunroot = "/run/containers"\n'
 
@@ -64,14 +59,11 @@ class Service:
     """
 
     def __init__(self, rig: Rig, folder: Path) -> None:
-        """Boot nothing yet."""
+        """Boot the systemd; the runner is not started."""
         self._rig = rig
         self._folder = folder
         self._units = folder / "units"
         self._container = f"systemd-{uuid.uuid4().hex[:12]}"
-
-    def boot(self) -> None:
-        """Boot the systemd."""
         self._units.mkdir()
         (self._units / "idle.target").write_text(IDLE)
         options = [
@@ -146,7 +138,6 @@ class Service:
 def service(podman_rig: Rig, tmp_path: Path) -> Iterator[Service]:
     """Yield the rig's runner as a service that is restarted unless it feeds the watchdog."""
     service = Service(podman_rig, tmp_path)
-    service.boot()
     try:
         yield service
     finally:
