@@ -96,6 +96,7 @@ def test_connections_held_open_for_ever_are_given_up_at_the_deadline(rig: Rig) -
 
 
 def test_end_is_reported_when_an_orchestrator_takes_connections_again(rig: Rig) -> None:
+    rig.runner.set_options(max_tasks=2)  # it polls beside the task
     rig.proxy.refuse()
     task_id = rig.start("[wait-for go]")
     rig.runner.wait_for_log("cannot register: Connection refused")
