@@ -164,7 +164,7 @@ def _has_calls(folder: Path) -> bool:
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError):
             command = path.read_bytes()
-            if f"{folder}/".encode() in command:
+            if any(f"{folder}{end}".encode() in command for end in "/\0"):
                 has_calls = True
                 if b"engine_call.py" in command:
                     os.kill(int(path.parent.name), signal.SIGKILL)
