@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from runner.handles import free_disk
 from runner.model import Assignment, Identity, TaskFile
 from runner.workspace.download import fetch_files, files_folder, files_folder_in_container
 from tests.harness.clock import PassingClock
-from tests.harness.server import Answer, ScriptedServer, endless, http, json_response, raw
+from tests.harness.server import Answer, ScriptedServer, endless, http, json_response, raw, zeros
 from tests.harness.until import DEADLINE_S
 
 pytestmark = pytest.mark.anyio
@@ -297,3 +298,15 @@ async def test_full_disk_ends_a_file_without_an_announced_length(fetch: Fetch) -
         await fetch(sales(), min_free_disk=least)
 
     assert fetch.names() == []
+
+
+async def test_large_file_takes_little_memory(fetch: Fetch) -> None:
+    fetch.server.answer(zeros(32 * MIB))
+    tracemalloc.start()
+    try:
+        await fetch(TaskFile("zeros", None))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (fetch.folder / "zeros").stat().st_size == 32 * MIB
+    assert peak < 20 * MIB
