@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from runner.api.client import OrchestratorClient
@@ -300,13 +301,25 @@ async def test_full_disk_ends_a_file_without_an_announced_length(fetch: Fetch) -
     assert fetch.names() == []
 
 
-async def test_large_file_takes_little_memory(fetch: Fetch) -> None:
+async def test_large_file_takes_little_memory_and_the_event_loop_goes_on(fetch: Fetch) -> None:
     fetch.server.answer(zeros(32 * MIB))
+    turns = 0
+
+    async def go_on() -> None:
+        nonlocal turns
+        while True:
+            await anyio.lowlevel.checkpoint()
+            turns += 1
+
     tracemalloc.start()
     try:
-        await fetch(TaskFile("zeros", None))
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(go_on)
+            await fetch(TaskFile("zeros", None))
+            tasks.cancel_scope.cancel()
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     assert (fetch.folder / "zeros").stat().st_size == 32 * MIB
+    assert turns > 32
     assert peak < 20 * MIB
