@@ -58,9 +58,7 @@ def test_server_goes_on_with_everything_that_it_had(source: Path, postgresql_url
     assert prompts == ["first", "second", "third"]
 
 
-def test_sqlite_database_is_put_aside_so_that_no_server_hands_out_its_tasks_again(
-    source: Path, postgresql_url: str
-) -> None:
+def test_no_server_finds_the_tasks_on_sqlite_again(source: Path, postgresql_url: str) -> None:
     move_to_postgresql(source, postgresql_url)
     assert (source / COPIED_NAME).is_file()
     with serve(source) as by_mistake:
@@ -79,9 +77,7 @@ def test_target_with_rows_is_refused_and_nothing_changes(
     assert (source / DATABASE_NAME).is_file()
 
 
-def test_copy_that_fails_in_the_middle_leaves_both_as_they_were(
-    source: Path, postgresql_url: str
-) -> None:
+def test_copy_that_fails_changes_neither_database(source: Path, postgresql_url: str) -> None:
     with closing(Database(source)) as database, database.writing() as session:
         session.connection().exec_driver_sql("UPDATE tasks SET prompt = 'a' || char(0)")
     with pytest.raises(ConfigurationError, match="nothing was copied"):

@@ -56,7 +56,7 @@ def _scalar(tables: Engine, query: str) -> object:
         return connection.scalar(text(query))
 
 
-def test_migrations_of_servers_that_start_at_once_make_the_tables_once(
+def test_servers_that_start_at_once_migrate_once(
     tmp_path: Path, url: str | None, tables: Engine
 ) -> None:
     def start(_: int) -> None:
@@ -69,9 +69,7 @@ def test_migrations_of_servers_that_start_at_once_make_the_tables_once(
         assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
 
 
-def test_database_from_before_the_migrations_is_migrated(
-    tmp_path: Path, url: str | None, tables: Engine
-) -> None:
+def test_first_database_is_migrated(tmp_path: Path, url: str | None, tables: Engine) -> None:
     _execute(tables, OLD_TASK, "DROP TABLE alembic_version", first_migration=True)
     with serve(tmp_path, database_url=url, lost_after_s=10**9) as orchestrator:
         assert [task["prompt"] for task in orchestrator.tasks()] == ["p"]
@@ -79,18 +77,14 @@ def test_database_from_before_the_migrations_is_migrated(
     assert overdue_at.startswith("2026-01-01 00:02:00")
 
 
-def test_database_of_a_newer_version_is_refused(
-    tmp_path: Path, url: str | None, tables: Engine
-) -> None:
+def test_newer_database_is_refused(tmp_path: Path, url: str | None, tables: Engine) -> None:
     Database(tmp_path, url).close()
     _execute(tables, "UPDATE alembic_version SET version_num = '9999'")
     with pytest.raises(ConfigurationError, match="a newer version of the orchestrator made it"):
         Database(tmp_path, url)
 
 
-def test_migration_that_fails_leaves_the_database_unchanged(
-    tmp_path: Path, url: str | None, tables: Engine
-) -> None:
+def test_failed_migration_changes_nothing(tmp_path: Path, url: str | None, tables: Engine) -> None:
     # In the way of the last thing that the next step does.
     _execute(tables, "CREATE TABLE key_audit (number INTEGER)", first_migration=True)
     with pytest.raises(ConfigurationError, match="cannot open database"):
@@ -104,9 +98,7 @@ def test_url_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
         Database(tmp_path, "nonsense")
 
 
-def test_only_relaxed_transactions_do_not_wait_for_the_disk(
-    tmp_path: Path, database_url: str | None
-) -> None:
+def test_relaxed_writes_alone_skip_the_disk(tmp_path: Path, database_url: str | None) -> None:
     query = text("PRAGMA synchronous" if database_url is None else "SHOW synchronous_commit")
     levels = []
     with closing(Database(tmp_path, database_url)) as database:

@@ -45,9 +45,7 @@ def poller(alone: RunningOrchestrator, postgresql_url: str) -> Poller:
 @pytest.mark.parametrize(
     "tags", [{}, {f"{n}-{'x' * 200}": "y" * 200 for n in range(30)}], ids=["no tags", "long tags"]
 )
-def test_task_created_at_one_server_ends_the_wait_at_the_other(
-    pair: Pair, tags: dict[str, str]
-) -> None:
+def test_task_of_one_server_ends_a_wait_at_the_other(pair: Pair, tags: dict[str, str]) -> None:
     one, other = pair
     node = other.register(tags=tags)
     poller = Poller(other, node)
@@ -96,14 +94,14 @@ def test_key_and_rate_are_the_same_at_every_server(pair: Pair) -> None:
     assert codes == [200, 200, 429]
 
 
-def test_server_that_was_disconnected_listens_again_and_has_missed_nothing(
+def test_server_listens_again_and_has_missed_nothing(
     alone: RunningOrchestrator, poller: Poller
 ) -> None:
     assert alone.disconnect("victoria-orchestrator-listen") == 1
     assert alone.create_task()["id"] == poller.task_id(within_s=PROMPTLY_S)
 
 
-def test_server_listens_again_after_an_announcement_that_it_cannot_read(
+def test_unreadable_announcement_is_survived(
     alone: RunningOrchestrator,
     poller: Poller,
     postgresql_url: str,

@@ -34,7 +34,7 @@ def log(caplog: pytest.LogCaptureFixture) -> Log:
     return events
 
 
-def test_life_of_a_task_is_one_line_for_each_step(
+def test_each_step_of_a_task_is_one_line(
     orchestrator: RunningOrchestrator, node: RegisteredNode, log: Log
 ) -> None:
     task_id = orchestrator.assign(node)
@@ -60,9 +60,7 @@ def test_heartbeats_and_polls_log_nothing(node: RegisteredNode, log: Log) -> Non
     assert log("") == events
 
 
-def test_node_is_logged_from_registration_to_removal(
-    orchestrator: RunningOrchestrator, log: Log
-) -> None:
+def test_registration_and_removal_are_logged(orchestrator: RunningOrchestrator, log: Log) -> None:
     node = orchestrator.register("worker")
     body = {"hostname": "host.example", "os_type": "linux", "name": "worker", "tags": {"a": "b"}}
     token = {"X-Registration-Token": orchestrator.registration_token or ""}
@@ -77,15 +75,13 @@ def test_node_is_logged_from_registration_to_removal(
     ]
 
 
-def test_cancelled_task_is_logged_with_who_did_it(
-    orchestrator: RunningOrchestrator, log: Log
-) -> None:
+def test_who_cancelled_a_task_is_logged(orchestrator: RunningOrchestrator, log: Log) -> None:
     task_id = orchestrator.cancel(orchestrator.create_task()["id"])["id"]
     ids = {"task_id": task_id, "node_id": None, "by": "admin"}
     assert log("task cancelled") == [("INFO", "task cancelled", ids)]
 
 
-def test_next_occurrence_is_logged_with_the_task_that_it_repeats(
+def test_next_occurrence_is_logged(
     orchestrator: RunningOrchestrator, node: RegisteredNode, log: Log
 ) -> None:
     task = orchestrator.create_task(recurrence="* * * * * *")
@@ -98,7 +94,7 @@ def test_next_occurrence_is_logged_with_the_task_that_it_repeats(
 
 @pytest.mark.both_databases
 @pytest.mark.settings(redelivery_after_s=0)
-def test_assignment_offered_again_is_logged(
+def test_repeated_offer_is_logged(
     orchestrator: RunningOrchestrator, node: RegisteredNode, log: Log
 ) -> None:
     task_id = orchestrator.assign(node)
@@ -109,7 +105,7 @@ def test_assignment_offered_again_is_logged(
 
 @pytest.mark.both_databases
 @pytest.mark.settings(sweep_every_s=0.1, lost_after_s=0)
-def test_tasks_of_a_silent_node_are_logged_with_both_ids(
+def test_tasks_of_a_silent_node_are_logged(
     orchestrator: RunningOrchestrator, node: RegisteredNode, log: Log
 ) -> None:
     unstarted = orchestrator.assign(node)
@@ -129,9 +125,7 @@ def test_silent_node_is_logged_by_the_server(node: RegisteredNode, log: Log) -> 
     assert (level, event["node_id"], event["name"]) == ("WARNING", node.id, node.name)
 
 
-def test_node_that_goes_and_comes_back_is_logged_once_each(
-    orchestrator: RunningOrchestrator, log: Log
-) -> None:
+def test_node_is_logged_as_it_goes_and_comes(orchestrator: RunningOrchestrator, log: Log) -> None:
     node, leaving = orchestrator.register("worker"), orchestrator.register("leaving")
     leaving.beat("offline")
     settings = replace(orchestrator.settings, heartbeat_timeout_s=45)
@@ -154,9 +148,7 @@ def test_node_that_goes_and_comes_back_is_logged_once_each(
     ]
 
 
-def test_refused_requests_are_logged_but_a_flood_is_not(
-    orchestrator: RunningOrchestrator, log: Log
-) -> None:
+def test_flood_of_refusals_is_logged_once(orchestrator: RunningOrchestrator, log: Log) -> None:
     path = f"/tasks/{orchestrator.create_task()['id']}"
     stranger = orchestrator.client("a-wrong-key")
     for _ in range(4):
@@ -180,9 +172,7 @@ def test_wrong_key_of_a_log_is_logged(orchestrator: RunningOrchestrator, log: Lo
 
 @pytest.mark.parametrize("orchestrator", ["postgresql"], indirect=True)
 @pytest.mark.settings(sweep_every_s=3600)
-def test_database_that_does_not_answer_is_logged_once_a_minute(
-    orchestrator: RunningOrchestrator, log: Log
-) -> None:
+def test_missing_database_is_logged_once(orchestrator: RunningOrchestrator, log: Log) -> None:
     for _ in range(3):
         orchestrator.nodes()
         assert orchestrator.disconnect("victoria-orchestrator")
