@@ -116,18 +116,18 @@ def test_ours_holds_to(name: str, ours: RunningOrchestrator) -> None:
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_fault_is_found_by_its_rules_alone(name: str, faulty: FaultyOrchestrator) -> None:
-    found_by = FAULTS[name].rules.split()
+    finders = FAULTS[name].rules.split()
     names = list(RULES)
-    first = min(map(names.index, found_by))
+    first = min(map(names.index, finders))
     # Those that follow are about the same call, or the next.
-    others = [rule for rule in names[first:] + names[:first] if rule not in found_by]
+    others = [rule for rule in names[first:] + names[:first] if rule not in finders]
     # Ours takes half of that; only where it never comes is all of it waited for.
-    within_s = 2 * REDELIVERY_AFTER_S if "redelivery" in found_by else 60
+    within_s = 2 * REDELIVERY_AFTER_S if "redelivery" in finders else 60
     with faulty.planted(FAULTS[name]):
-        tried = (*found_by, *others[:OTHER_RULES_A_FAULT])
+        tried = (*finders, *others[:OTHER_RULES_A_FAULT])
         findings = _try(faulty, *tried, redelivery_within_s=within_s)
     broken = [finding.rule for finding in findings if finding.verdict is Verdict.BROKEN]
-    assert broken == found_by, findings
+    assert broken == finders, findings
 
 
 def test_rules_of_a_missing_extension_are_absent(faulty: FaultyOrchestrator) -> None:
