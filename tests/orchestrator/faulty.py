@@ -93,7 +93,7 @@ def _without(fields: Any, *names: str) -> dict[str, Any]:  # noqa: ANN401 - any 
     return {name: value for name, value in fields.items() if name not in names}
 
 
-# Changes of a response, but for `ignores`, which is one of a request.
+# These build changes of a response; `ignores` builds one of a request.
 
 
 def lacks(*names: str) -> Change:

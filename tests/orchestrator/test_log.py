@@ -170,16 +170,6 @@ def test_wrong_key_of_a_log_is_logged(orchestrator: RunningOrchestrator, log: Lo
     assert (level, event["status"], event["path"]) == ("WARNING", 401, "/logs")
 
 
-@pytest.mark.parametrize("orchestrator", ["postgresql"], indirect=True)
-@pytest.mark.settings(sweep_every_s=3600)
-def test_missing_database_is_logged_once(orchestrator: RunningOrchestrator, log: Log) -> None:
-    for _ in range(3):
-        orchestrator.nodes()
-        assert orchestrator.disconnect("victoria-orchestrator")
-        assert orchestrator.admin.get("/nodes").status_code == 503
-    assert len(log("the database does not answer")) == 1
-
-
 def test_keys_and_files_are_logged(orchestrator: RunningOrchestrator, log: Log) -> None:
     key_id = orchestrator.create_key()["key_id"]
     path = f"/keys/{key_id}"
