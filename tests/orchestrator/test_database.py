@@ -93,9 +93,16 @@ def test_failed_migration_changes_nothing(tmp_path: Path, url: str | None, table
     assert _scalar(tables, "SELECT version_num FROM alembic_version") == FIRST
 
 
-def test_url_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="cannot read the database URL"):
-        Database(tmp_path, "nonsense")
+@pytest.mark.parametrize(
+    ("url", "sentence"),
+    [
+        ("nonsense", "cannot read the database URL"),
+        ("mysql://user@host/name", "cannot use a database of kind mysql"),
+    ],
+)
+def test_unusable_url_is_refused(tmp_path: Path, url: str, sentence: str) -> None:
+    with pytest.raises(ConfigurationError, match=sentence):
+        Database(tmp_path, url)
 
 
 def test_relaxed_writes_alone_skip_the_disk(tmp_path: Path, database_url: str | None) -> None:
