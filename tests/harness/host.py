@@ -19,7 +19,7 @@ from runner.settings import Settings
 from runner.systemd import Notifier, Watchdog
 from runner.tasks.context import RunnerContext
 from runner.timing import DEFAULT_TIMINGS, ChangeSignal, Timings
-from tests.harness.engine import ObstructedEngine
+from tests.harness.engine import FakeEngine
 from tests.harness.loop import running_loop
 from tests.harness.orchestrator import BEAT, FINAL, TOKEN
 from tests.harness.until import DEADLINE_S, until
@@ -86,7 +86,7 @@ class Host:
 
     folder: Path
     clock: VirtualClock
-    engine: ObstructedEngine
+    engine: FakeEngine
     orchestrator: ScriptedOrchestrator
     group: TaskGroup
 
@@ -276,7 +276,7 @@ async def hosting(
     folder: Path, clock: VirtualClock, orchestrator: ScriptedOrchestrator
 ) -> AsyncIterator[Host]:
     """Yield a host without a runner, in a folder that is made if need be."""
-    async with ObstructedEngine(IMAGE, clock.wall_s) as engine, anyio.create_task_group() as group:
+    async with FakeEngine(IMAGE, clock.wall_s) as engine, anyio.create_task_group() as group:
         host = Host(folder, clock, engine, orchestrator, group)
         running_loop().works_while(lambda: engine.is_at_work)
         host.home.mkdir(parents=True)
