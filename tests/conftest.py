@@ -22,7 +22,7 @@ from tests.engines import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator
+    from collections.abc import Iterator
 
 COROUTINE_DEADLINE_S = 540
 REMOVAL_TIMEOUT_S = 60
@@ -35,17 +35,16 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
     pytest's own timeout comes later: it kills the process, and a signal would leave the loop stuck.
     """
-    if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj):
-        item.obj = _within_deadline(item.obj)
+    if not (isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj)):
+        return
+    test = item.obj
 
-
-def _within_deadline(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., object]:
     @functools.wraps(test)
     async def run(*args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - whatever the test asks for
         with anyio.fail_after(COROUTINE_DEADLINE_S):
             await test(*args, **kwargs)
 
-    return run
+    item.obj = run
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

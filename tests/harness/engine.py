@@ -7,9 +7,10 @@ import uuid
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import anyio
 from typing_extensions import Self
@@ -33,14 +34,8 @@ class _Container:
     """A container and its program, which runs in a task of ours."""
 
     spec: ContainerSpec
-    container_id: str
+    state: Container
     now: Callable[[], float]
-    variables: dict[str, str]
-    phase: Phase = Phase.CREATED
-    exit_code: int = 0
-    out_of_memory: bool = False
-    started_at: float | None = None
-    finished_at: float | None = None
     ignores_term: bool = False
     is_stopping: bool = False
     awaits: Path | None = None
@@ -50,6 +45,10 @@ class _Container:
     over: anyio.Event = field(default_factory=anyio.Event)
 
     @property
+    def is_running(self) -> bool:
+        return self.state.phase is Phase.RUNNING
+
+    @property
     def home(self) -> Path | None:
         volumes = self.spec.volumes.items()
         return next((source for source, target in volumes if target == CONTAINER_HOME), None)
@@ -57,17 +56,21 @@ class _Container:
     @property
     def is_at_work(self) -> bool:
         is_released = self.awaits is not None and self.awaits.exists()
-        return self.phase is Phase.RUNNING and (self.is_stopping or is_released)
+        return self.is_running and (self.is_stopping or is_released)
 
     def end(self, exit_code: int, *, out_of_memory: bool = False) -> None:
         """Record the end, unless it has ended, and cancel what is left of the program."""
-        if self.phase is not Phase.RUNNING:
-            return
-        self.phase = Phase.EXITED
-        self.exit_code = exit_code
-        self.out_of_memory = out_of_memory
-        self.finished_at = self.now()
-        self.disappear()
+        if self.is_running:
+            self.change(
+                phase=Phase.EXITED,
+                exit_code=exit_code,
+                out_of_memory=out_of_memory,
+                finished_at=self.now(),
+            )
+            self.disappear()
+
+    def change(self, **state: Any) -> None:  # noqa: ANN401 - fields of Container
+        self.state = replace(self.state, **state)
 
     def disappear(self) -> None:
         """Cancel the program and record nothing."""
@@ -83,11 +86,11 @@ class _Container:
             self.end(ENDED_BY_ENGINE)
 
     async def _obey(self) -> None:
-        folder = self.home and self.home / "tasks" / self.variables.get("JOB_ID", "unnamed")
+        folder = self.home and self.home / "tasks" / self.state.variables.get("JOB_ID", "unnamed")
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             with (folder / "starts.log").open("a") as file:
-                file.write(f"time={time.time():.6f} hostname={self.container_id[:12]}\n")
+                file.write(f"time={time.time():.6f} hostname={self.state.container_id[:12]}\n")
         if self.spec.arguments[:2] != ("--accept-license", "--task"):
             self.end(USAGE_ERROR)
             return
@@ -108,8 +111,9 @@ class _Container:
         elif name in {"print-line", "stderr"}:
             self._print(f"{value}\n")
         elif name == "env":
-            is_set = value in self.variables
-            self._print(f"{value}={self.variables[value]}\n" if is_set else f"{value} is not set\n")
+            variables = self.state.variables
+            text = f"{value}={variables[value]}" if value in variables else f"{value} is not set"
+            self._print(f"{text}\n")
         elif name == "write" and self.home is not None:
             target, _, text = value.partition(" ")
             (self.home / target).parent.mkdir(parents=True, exist_ok=True)
@@ -207,7 +211,7 @@ class FakeEngine:
 
     def vanish(self, name: str) -> None:
         """Kill the container's processes, unseen by the engine."""
-        self._containers[name].phase = Phase.VANISHED
+        self._containers[name].change(phase=Phase.VANISHED)
         self._containers[name].disappear()
 
     def remove_behind(self, name: str) -> None:
@@ -246,39 +250,29 @@ class FakeEngine:
         if spec.image != self.image:
             raise ImageMissing(f"cannot find the image {spec.image} on this host")
         variables = _read_variables(spec.env_files)
-        container = _Container(spec, uuid.uuid4().hex * 2, self._now, variables)
-        self._containers[spec.name] = container
+        container_id = uuid.uuid4().hex * 2
+        state = Container(
+            container_id, spec.name, Phase.CREATED, labels=spec.labels, variables=variables
+        )
+        container = self._containers[spec.name] = _Container(spec, state, self._now)
         if spec.cid_file is not None:
             with spec.cid_file.open("x") as file:
-                file.write(container.container_id)
+                file.write(container_id)
         if "--entrypoint" in flags:
             raise EngineError("cannot start the container: no such file or directory")
-        container.phase = Phase.RUNNING
-        container.started_at = self._now()
+        container.change(phase=Phase.RUNNING, started_at=self._now())
         self.starts[spec.name] += 1
         self.specs[spec.name] = spec
         self.variables[spec.name] = variables
         self._group.start_soon(container.live)
         await self._pass("after run")
-        return container.container_id
+        return container_id
 
     async def inspect(self, name: str) -> Container | None:
         """Return the state of the container."""
         await self._answer("inspect")
         container = self._containers.get(name)
-        if container is None:
-            return None
-        return Container(
-            container_id=container.container_id,
-            name=name,
-            phase=container.phase,
-            exit_code=container.exit_code,
-            out_of_memory=container.out_of_memory,
-            started_at=container.started_at,
-            finished_at=container.finished_at,
-            labels=container.spec.labels,
-            variables=container.variables,
-        )
+        return None if container is None else container.state
 
     async def wait(self, name: str) -> bool:
         """Wait for the end of the container."""
@@ -286,7 +280,7 @@ class FakeEngine:
         if self.false_ends:
             self.false_ends -= 1
             return False
-        if container.phase is Phase.RUNNING:
+        if container.is_running:
             await container.over.wait()
         return True
 
@@ -294,7 +288,7 @@ class FakeEngine:
         """End the program: by TERM, or after the grace by KILL."""
         await self._answer("stop")
         container = self._containers.get(name)
-        if container is None or container.phase is not Phase.RUNNING:
+        if container is None or not container.is_running:
             return
         if not container.ignores_term:
             container.end(TERMINATED)
@@ -314,7 +308,7 @@ class FakeEngine:
         """Remove the container unless it runs."""
         await self._answer("remove_stopped")
         container = self._containers.get(name)
-        if container is not None and container.phase is Phase.RUNNING:
+        if container is not None and container.is_running:
             raise EngineError(f"cannot do podman rm: container {name} is running")
         self._containers.pop(name, None)
 

@@ -38,12 +38,10 @@ IMAGE = "localhost/victoria-fake:1"
 
 
 class HeardNotifier(Notifier):
-    """Keeps the messages to systemd, with their moments."""
+    """Keeps the messages to systemd, and when the watchdog was fed."""
 
     def __init__(self, clock: VirtualClock, watchdog_s: float | None = None) -> None:
-        """Have a watchdog of this interval, or none."""
-        watchdog = {} if watchdog_s is None else {"WATCHDOG_USEC": str(round(watchdog_s * 1e6))}
-        super().__init__(watchdog)
+        super().__init__({} if watchdog_s is None else {"WATCHDOG_USEC": f"{watchdog_s * 1e6:.0f}"})
         self.messages: list[str] = []
         self.fed_at_s: list[float] = []
         self._clock = clock
@@ -151,7 +149,6 @@ class Host:
     ) -> AsyncIterator[Run]:
         """Run a runner until it ends or the block does; then it is gone at once."""
         life = Run(HeardNotifier(self.clock, watchdog_s))
-
         scope = anyio.CancelScope()
         self.group.start_soon(self._live, life, scope, self.settings(**changed), timings)
         try:
@@ -190,11 +187,10 @@ class Host:
     async def _live(
         self, life: Run, scope: anyio.CancelScope, settings: Settings, timings: Timings
     ) -> None:
+        parts = settings, self.engine, life.notifier, self.clock, timings
         try:
             with scope:
-                life.exit_code = await run(
-                    settings, self.engine, life.notifier, self.clock, timings
-                )
+                life.exit_code = await run(*parts)
         except Exception as error:  # noqa: BLE001 - it is raised where the test waits for the end
             life.error = error
             self.clock.fail(error)
@@ -224,11 +220,11 @@ class Host:
 
     def state_of(self, task_id: str) -> str | None:
         """Return a task's state in the journal."""
-        rows = [row for row in self.rows("SELECT * FROM tasks") if row["task_id"] == task_id]
-        return rows[0]["state"] if rows else None
+        rows = self.rows("SELECT task_id, state FROM tasks")
+        return {row["task_id"]: row["state"] for row in rows}.get(task_id)
 
     def starts_of(self, task_id: str) -> int:
-        """Count how often a task's container was started."""
+        """Return how often a task's container was started."""
         return self.engine.starts[container_of(task_id)]
 
     def let_go(self, name: str = "go") -> None:
@@ -255,11 +251,9 @@ class Host:
     async def wait_for_end(self, task_id: str = "t-1") -> dict[str, Any]:
         """Wait until a task is closed; return the one final report that was accepted."""
         await self.wait_for_state(task_id, "closed")
-        accepted = self.orchestrator.taken
-        (end,) = [
-            body for body in accepted if body["task_id"] == task_id and body["status"] in FINAL
-        ]
-        return end
+        reports = [body for body in self.orchestrator.taken if body["task_id"] == task_id]
+        (final,) = [body for body in reports if body["status"] in FINAL]
+        return final
 
     async def wait_for_calls(self, path: str, count: int = 1) -> None:
         """Wait until the orchestrator was called so often."""
@@ -285,5 +279,4 @@ async def hosting(
 
 
 def container_of(task_id: str) -> str:
-    """Return the name that a task's container has."""
     return f"victoria-{task_id}"

@@ -209,7 +209,6 @@ class ScriptedOrchestrator:
 
 
 def sha256(content: bytes) -> str:
-    """Return a checksum as assignments carry it."""
     return hashlib.sha256(content).hexdigest()
 
 

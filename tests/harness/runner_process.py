@@ -313,15 +313,12 @@ def _starting_containers(pid: int) -> list[Path]:
 
 
 def container_of(task_id: str) -> str:
-    """Return the name that a task's container has."""
     return f"victoria-{task_id}"
 
 
 def containers(engine: Engine) -> list[str]:
-    """List the names of all containers, running or not."""
     return engine.run("ps", "--all", "--format", "{{.Names}}").split()
 
 
 def is_running(engine: Engine, task_id: str) -> bool:
-    """Return whether a task's container runs, as the engine says."""
     return bool(engine.inspect(container_of(task_id))["State"]["Running"])
