@@ -12,7 +12,7 @@ from runner.engine.base import Phase
 from runner.errors import EngineError, ImageMissing, NameInUse, NoSuchContainer
 from runner.model import UNLIMITED, Limits, PullPolicy
 from runner.timing import DEFAULT_TIMINGS
-from tests.harness.until import DEADLINE_S, until
+from tests.harness.until import DEADLINE_S
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -297,16 +297,6 @@ async def test_variables_come_raw_from_files_that_may_go_then_and_the_later_file
     assert await subject.engine.last_output(subject.name, 50) == (
         "BOTH=second\nRAW=\"quoted\" $HOME a#b 'c'\nEMPTY=\n"
     )
-
-
-async def test_folder_is_shared_with_the_container(subject: Subject, tmp_path: Path) -> None:
-    note = tmp_path / "note"
-    await subject.start("[write note from-inside][wait-for go]", volumes={tmp_path: HOME})
-    await until(note.exists)
-    assert note.read_text() == "from-inside"
-    (tmp_path / "go").touch()
-    await subject.engine.wait(subject.name)
-    assert (await subject.look()).exit_code == 0
 
 
 async def test_end_for_want_of_memory_is_marked(subject: Subject) -> None:

@@ -38,8 +38,7 @@ class _Container:
     now: Callable[[], float]
     ignores_term: bool = False
     is_stopping: bool = False
-    awaits: Path | None = None
-    """The file that its program waits for."""
+    awaits: Path | None = None  # the file that its program waits for
     output: bytearray = field(default_factory=bytearray)
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     over: anyio.Event = field(default_factory=anyio.Event)
@@ -154,13 +153,10 @@ class FakeEngine:
         """Have one image; `now` is the host's wall clock, by which starts and ends are recorded."""
         self.kind = "podman"
         self.image = image
-        self.silent = False
-        """Whether no call is answered."""
-        self.false_ends = 0
-        """How many of the next waits return though the container runs."""
+        self.silent = False  # whether no call is answered
+        self.false_ends = 0  # how many of the next waits return though the container runs
         self.called: Counter[str] = Counter()
-        self.waiting: Counter[str] = Counter()
-        """How many callers wait at each shut door."""
+        self.waiting: Counter[str] = Counter()  # how many callers wait at each shut door
         self.starts: Counter[str] = Counter()
         """How often a container of each name was started; below, what it last had."""
         self.specs: dict[str, ContainerSpec] = {}

@@ -59,8 +59,7 @@ class Run:
 
     notifier: HeardNotifier
     exit_code: int | None = None
-    error: Exception | None = None
-    """What it crashed with."""
+    error: Exception | None = None  # what it crashed with
     over: anyio.Event = field(default_factory=anyio.Event)
 
     async def end(self) -> int:

@@ -62,24 +62,19 @@ class ScriptedOrchestrator:
         self.known_ids: set[str] = set()
         """The ids of tasks that it has handed out; like those that match TEST_ID, they stand for
         UUIDs."""
-        self.violations: list[Violation] = []
-        """What did not fit the seed's contract."""
+        self.violations: list[Violation] = []  # what did not fit the seed's contract
         self.queue: list[object] = []
         """Assignments to hand out, each once; what a test puts in need not be one."""
         self.files: dict[str, bytes | Answer] = {}
-        self.keys: set[str] = set()
-        """The node keys that hold; take one out and it is answered 401."""
+        self.keys: set[str] = set()  # the node keys that hold; take one out and it is answered 401
         self.cancelled: list[str] = []
         """The tasks that every heartbeat's response names as cancelled."""
         self.cancelled_for: dict[str, list[str]] = {}
         """The same for the heartbeats under one key alone."""
-        self.standing: dict[str, str] = {}
-        """What reports on a task are answered with, by its id."""
-        self.holds = False
-        """Whether a request for work is held until there is some."""
+        self.standing: dict[str, str] = {}  # what reports on a task are answered with, by its id
+        self.holds = False  # whether a request for work is held until there is some
         self.is_down = False
-        self.extensions: list[str] = []
-        """What the responses to registrations and heartbeats name."""
+        self.extensions: list[str] = []  # what the responses to registrations and heartbeats name
         self._server = server
         self._now = now
         self._registered = 0

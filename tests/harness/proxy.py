@@ -43,18 +43,12 @@ _DEADLINE_S = 60.0
 class Kind(str, Enum):
     """What can be done to a request."""
 
-    DROP_REQUEST = "drop-request"
-    """Cut the connection; the orchestrator never hears of it."""
-    DROP_ANSWER = "drop-answer"
-    """Let the orchestrator do it, then cut the connection."""
-    DELAY = "delay"
-    """Pass it on after a while."""
-    HALF_BODY = "half-body"
-    """Cut the connection in the middle of the response's body."""
-    STATUS = "status"
-    """Respond with an error of our own; the orchestrator never hears of it."""
-    HTML = "html"
-    """Respond with a page of HTML; the orchestrator never hears of it."""
+    DROP_REQUEST = "drop-request"  # cut the connection; the orchestrator never hears of it
+    DROP_ANSWER = "drop-answer"  # let the orchestrator do it, then cut the connection
+    DELAY = "delay"  # pass it on after a while
+    HALF_BODY = "half-body"  # cut the connection in the middle of the response's body
+    STATUS = "status"  # respond with an error of our own; the orchestrator never hears of it
+    HTML = "html"  # respond with a page of HTML; the orchestrator never hears of it
     HOLD_REQUEST = "hold-request"
     """Keep the connection open for ever; the orchestrator never hears of it."""
     HOLD_ANSWER = "hold-answer"
@@ -98,8 +92,7 @@ class Exchange:
     method: str
     path: str
     request: bytes
-    reached: bool = False
-    """Whether the orchestrator has responded: what it did is done."""
+    reached: bool = False  # whether the orchestrator has responded: what it did is done
 
     def fits(self, method: str, pattern: str) -> bool:
         """Return whether it is of this kind; * stands for any method, or any text in the path."""
@@ -125,8 +118,7 @@ class FaultProxy:
         self._numbers: Counter[tuple[str, str]] = Counter()
         self.counts: Counter[str] = Counter()
         """What was done, by kind; `refuse` counts the times that the listener was closed."""
-        self.exchanges: list[Exchange] = []
-        """Every request, the oldest first."""
+        self.exchanges: list[Exchange] = []  # every request, the oldest first
 
     def __enter__(self) -> Self:
         self.start()

@@ -54,12 +54,10 @@ class RunnerProcess:
     folder: Path
     engine: Engine
     orchestrator: _Orchestrator
-    options: list[str]
-    """The arguments of every start, before the start's own."""
+    options: list[str]  # the arguments of every start, before the start's own
     environment: dict[str, str] = field(default_factory=dict)
     """What every start has in its environment, beside what this process has."""
-    command: tuple[str, ...] = COMMAND
-    """What is started: the runner, or a launcher that breaks it."""
+    command: tuple[str, ...] = COMMAND  # what is started: the runner, or a launcher that breaks it
     _process: subprocess.Popen[bytes] | None = None
     _log_start: int = 0
 
