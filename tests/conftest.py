@@ -7,7 +7,8 @@ import functools
 import inspect
 import subprocess
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 import anyio
 import pytest
@@ -20,9 +21,6 @@ from tests.engines import (
     named_image,
     names_for_tests,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 COROUTINE_DEADLINE_S = 540
 REMOVAL_TIMEOUT_S = 60

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -12,12 +13,8 @@ from runner.engine.base import Phase
 from runner.errors import EngineError, ImageMissing, NameInUse, NoSuchContainer
 from runner.model import UNLIMITED, Limits, PullPolicy
 from runner.timing import DEFAULT_TIMINGS
+from tests.contract.conftest import Subject
 from tests.harness.until import DEADLINE_S
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from tests.contract.conftest import Subject
 
 pytestmark = pytest.mark.anyio
 

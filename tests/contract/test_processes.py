@@ -9,9 +9,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import anyio
 import pytest
@@ -22,15 +22,10 @@ from runner.engine.cli import CliEngine, find_engine
 from runner.errors import EngineError, EngineSilent, NoContainerRuntime
 from runner.model import PullPolicy
 from runner.timing import Timings
-from tests.contract.conftest import is_alive, own_children
+from tests.contract.conftest import Subject, is_alive, own_children
 from tests.engines import Engine as Command
 from tests.harness.loop import HARNESS, running_loop
 from tests.harness.until import DEADLINE_S, until
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from tests.contract.conftest import Subject
 
 pytestmark = pytest.mark.anyio
 

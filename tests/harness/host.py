@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
 import anyio
+from anyio.abc import TaskGroup
 
 from runner.api.client import OrchestratorClient
 from runner.daemon import run
+from runner.journal.journal import Journal
 from runner.model import PullPolicy
 from runner.node import Node, Problems, Slots
 from runner.redaction import Secret
@@ -19,22 +23,16 @@ from runner.settings import Settings
 from runner.systemd import Notifier, Watchdog
 from runner.tasks.context import RunnerContext
 from runner.timing import DEFAULT_TIMINGS, ChangeSignal, Timings
+from tests.harness.clock import VirtualClock
 from tests.harness.engine import FakeEngine
 from tests.harness.loop import running_loop
-from tests.harness.orchestrator import BEAT, FINAL, TOKEN
+from tests.harness.orchestrator import BEAT, FINAL, TOKEN, ScriptedOrchestrator
 from tests.harness.until import DEADLINE_S, until
 
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
-    from pathlib import Path
-
-    from anyio.abc import TaskGroup
-
-    from runner.journal.journal import Journal
-    from tests.harness.clock import VirtualClock
-    from tests.harness.orchestrator import ScriptedOrchestrator
-
 IMAGE = "localhost/victoria-fake:1"
+
+Setting: TypeAlias = Any
+"""The value of a field of Settings."""
 
 
 class HeardNotifier(Notifier):
@@ -97,7 +95,7 @@ class Host:
         """The state folder."""
         return self.folder / "state"
 
-    def settings(self, **changed: Any) -> Settings:  # noqa: ANN401 - fields of Settings
+    def settings(self, **changed: Setting) -> Settings:
         """Return the settings of most tests, with some changed."""
         usual = Settings(
             orchestrator_url=self.orchestrator.url,
@@ -112,11 +110,7 @@ class Host:
         return replace(usual, **changed)
 
     @asynccontextmanager
-    async def parts(
-        self,
-        journal: Journal,
-        **changed: Any,  # noqa: ANN401 - as above
-    ) -> AsyncIterator[RunnerContext]:
+    async def parts(self, journal: Journal, **changed: Setting) -> AsyncIterator[RunnerContext]:
         """Yield what one loop alone needs, with a journal of the test's own."""
         settings = self.settings(**changed)
         watchdog, changes = Watchdog(self.clock), ChangeSignal()
@@ -144,7 +138,7 @@ class Host:
         *,
         watchdog_s: float | None = None,
         timings: Timings = DEFAULT_TIMINGS,
-        **changed: Any,  # noqa: ANN401 - as above
+        **changed: Setting,
     ) -> AsyncIterator[Run]:
         """Run a runner until it ends or the block does; then it is gone at once."""
         life = Run(HeardNotifier(self.clock, watchdog_s))
@@ -164,7 +158,7 @@ class Host:
         self,
         prompt: str = "[wait-for go]",
         assigned: Mapping[str, object] = MappingProxyType({}),
-        **changed: Any,  # noqa: ANN401 - as above
+        **changed: Setting,
     ) -> AsyncIterator[Run]:
         """Run a runner whose task t-1 is running; `assigned` are more fields of its assignment."""
         self.orchestrator.offer("t-1", prompt, **assigned)
@@ -176,7 +170,7 @@ class Host:
         self,
         prompt: str = "do it",
         assigned: Mapping[str, object] = MappingProxyType({}),
-        **changed: Any,  # noqa: ANN401 - as above
+        **changed: Setting,
     ) -> dict[str, Any]:
         """Run the task t-1 to its end; return its final report."""
         self.orchestrator.offer("t-1", prompt, **assigned)
@@ -186,10 +180,10 @@ class Host:
     async def _live(
         self, life: Run, scope: anyio.CancelScope, settings: Settings, timings: Timings
     ) -> None:
-        parts = settings, self.engine, life.notifier, self.clock, timings
+        notifier, clock = life.notifier, self.clock
         try:
             with scope:
-                life.exit_code = await run(*parts)
+                life.exit_code = await run(settings, self.engine, notifier, clock, timings)
         except Exception as error:  # noqa: BLE001 - it is raised where the test waits for the end
             life.error = error
             self.clock.fail(error)

@@ -12,13 +12,11 @@ import asyncio
 import gc
 import selectors
 from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import anyio.to_thread
-
-if TYPE_CHECKING:
-    from concurrent.futures import Executor
 
 Backend: TypeAlias = tuple[str, Mapping[str, Any]]
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import defaultdict, deque
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 from urllib.parse import unquote
 
 import anyio
@@ -15,9 +16,6 @@ from anyio.abc import ByteStream
 
 from tests.harness.seed_contract import Violation, check_request
 from tests.harness.server import Answer, Request, ScriptedServer, http, json_response, raw, serving
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
 
 TOKEN = "the-registration-token"  # noqa: S105 - opens nothing but test servers
 POLL, BEAT, REGISTER = "/tasks/pending", "/nodes/heartbeat", "/register"

@@ -25,15 +25,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 from urllib.parse import urlsplit
 
 from typing_extensions import Self
 
+from tests.faults.certificates import Certificate
 from tests.harness.ports import kept_port
-
-if TYPE_CHECKING:
-    from tests.faults.certificates import Certificate
 
 HTML = b"<!DOCTYPE html><html><body><h1>Welcome to the guest network</h1></body></html>"
 JSON = b'{"detail": "the proxy says so"}'

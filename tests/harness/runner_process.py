@@ -8,19 +8,16 @@ import secrets
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
+from tests.engines import Engine
 from tests.harness.journal import read_rows
 from tests.harness.launcher import LAUNCHER, TIMINGS_VARIABLE
 from tests.orchestrator.serving import wait_for
 from tests.system.recording import LONGEST_TASK_S
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from tests.engines import Engine
 
 ROOT = Path(__file__).parents[2]
 COMMAND = (sys.executable, "-m", "runner")
