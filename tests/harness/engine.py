@@ -150,7 +150,7 @@ class FakeEngine:
     def __init__(
         self, image: str, now: Callable[[], float] = time.time, *, stop_grace_s: float = 0.1
     ) -> None:
-        """Have one image; `now` is the host's wall clock, by which starts and ends are recorded."""
+        """Prepare one image; `now` is the host's wall clock, which dates starts and ends."""
         self.kind = "podman"
         self.image = image
         self.silent = False  # whether no call is answered
