@@ -7,15 +7,20 @@ import functools
 import inspect
 import subprocess
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 import anyio
 import pytest
 
-from tests.engines import Engine, NoEngineError, check_answering, named_engines, named_image
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator
+from tests.engines import (
+    Engine,
+    NoEngineError,
+    check_answering,
+    named_engines,
+    named_image,
+    names_for_tests,
+)
 
 COROUTINE_DEADLINE_S = 540
 REMOVAL_TIMEOUT_S = 60
@@ -28,51 +33,45 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
     pytest's own timeout comes later: it kills the process, and a signal would leave the loop stuck.
     """
-    if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj):
-        item.obj = _within_deadline(item.obj)
+    if not (isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj)):
+        return
+    test = item.obj
 
-
-def _within_deadline(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., object]:
     @functools.wraps(test)
     async def run(*args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - whatever the test asks for
         with anyio.fail_after(COROUTINE_DEADLINE_S):
             await test(*args, **kwargs)
 
-    return run
+    item.obj = run
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run each test that asks for ``engine`` once on each engine named in the environment."""
-    if "engine" not in metafunc.fixturenames:
-        return
-    try:
-        names = [engine.name for engine in named_engines()]
-    except NoEngineError:
-        names = ["no-engine"]  # collected all the same, so that it fails instead of vanishing
-    metafunc.parametrize("engine", names, indirect=True, scope="session")
+    if "engine" in metafunc.fixturenames:
+        metafunc.parametrize("engine", names_for_tests(), indirect=True, scope="session")
 
 
 @pytest.fixture(scope="session")
 def engines() -> list[Engine]:
-    """Give all engines named in the environment; each of them answers."""
+    """Return all engines named in the environment; each of them answers."""
     try:
-        found = named_engines()
-        for engine in found:
+        named = named_engines()
+        for engine in named:
             check_answering(engine)
     except NoEngineError as error:
         pytest.fail(str(error), pytrace=False)
-    return found
+    return named
 
 
 @pytest.fixture(scope="session")
 def engine(request: pytest.FixtureRequest, engines: list[Engine]) -> Engine:
-    """Give one engine; the test runs once on each."""
+    """Return one engine; the test runs once on each."""
     return next(engine for engine in engines if engine.name == request.param)
 
 
 @pytest.fixture(scope="session")
 def image() -> str:
-    """Name the stand-in image, which is the same in every engine."""
+    """Return the name of the stand-in image, which is the same in every engine."""
     try:
         return named_image()
     except NoEngineError as error:
@@ -101,13 +100,12 @@ def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
 
 
 def _containers() -> dict[tuple[str, str], str]:
-    """Give the name of each container of ours, by engine and id."""
-    try:
-        watched = named_engines()
-    except NoEngineError:
-        return {}  # the tests that need an engine say so themselves
-    found = {}
-    for engine in watched:
-        with contextlib.suppress(OSError, subprocess.SubprocessError):  # it is said by the tests
-            found.update({(engine.name, one): name for one, name in engine.containers().items()})
-    return found
+    """Return the name of each container of ours, by engine and id."""
+    names = {}
+    with contextlib.suppress(NoEngineError):  # the tests that need an engine fail by themselves
+        for engine in named_engines():
+            with contextlib.suppress(OSError, subprocess.SubprocessError):  # as above
+                names.update(
+                    {(engine.name, one): name for one, name in engine.containers().items()}
+                )
+    return names

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import uuid
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from tests.engines import Engine
+from tests.engines import Engine
 
 
 def test_task_runs_as_root_in_the_mounted_home(engine: Engine, image: str, tmp_path: Path) -> None:

@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import anyio
 import pytest
 
 from runner.engine.base import Container, ContainerSpec, Engine
 from runner.engine.cli import find_engine
+from runner.errors import NoSuchContainer
 from runner.timing import DEFAULT_TIMINGS
-from tests.engines import ADVICE, NoEngineError, named_engines, named_image
+from tests.engines import ADVICE, named_image, names_for_tests
 from tests.harness.engine import FakeEngine
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+from tests.harness.until import DEADLINE_S, until
 
 FAKE_IMAGE = "localhost/victoria-fake:1"
-NO_ENGINE = "no-engine"
-
 FAKE_GRACE_S = 2.0
-WAITED_FOR_WITHIN_S = 60
 
 
 @dataclass
@@ -35,26 +32,32 @@ class Subject:
     engine: Engine
     image: str
     name: str
-    names: list[str] = field(default_factory=list)
     stop_grace_s: float = DEFAULT_TIMINGS.stop_grace_s
     """How long it gives a container to end by itself."""
+    names: set[str] = field(default_factory=set)
 
     def spec(self, prompt: str, **changes: Any) -> ContainerSpec:  # noqa: ANN401 - the fields of a spec
         """Describe a container of the stand-in image. It needs no network of its own."""
-        self.names.append(changes.get("name", self.name))
-        return ContainerSpec(
-            **{
-                "name": self.name,
-                "image": self.image,
-                "arguments": ("--accept-license", "--task", prompt),
-                "run_args": ("--network", "host"),
-                **changes,
-            }
-        )
+        spec = {
+            "name": self.name,
+            "image": self.image,
+            "arguments": ("--accept-license", "--task", prompt),
+            "run_args": ("--network", "host"),
+            **changes,
+        }
+        self.names.add(spec["name"])
+        return ContainerSpec(**spec)
 
     async def start(self, prompt: str, **changes: Any) -> str:  # noqa: ANN401 - as above
         """Run a container; return its id."""
         return await self.engine.run(self.spec(prompt, **changes))
+
+    async def start_ready(self, prompt: str) -> None:
+        """Run a container whose program heeds signals, or ignores them; before, they would kill."""
+        await self.start(f"{prompt}[print-line ready][hang]")
+        with anyio.fail_after(DEADLINE_S):
+            while "ready" not in await self.engine.last_output(self.name, 1):  # noqa: ASYNC110 - its output has no event
+                await anyio.sleep(0.05)
 
     async def look(self) -> Container:
         """Inspect the container, which must be there."""
@@ -68,27 +71,37 @@ class Subject:
         await self.engine.wait(self.name)
         return await self.look()
 
-    async def until_waited_for(self) -> None:
-        """Wait until a wait for the end of the container is under way."""
-        with anyio.fail_after(WAITED_FOR_WITHIN_S):
-            while not self._is_waited_for():  # noqa: ASYNC110 - the kernel's tables have no events
-                await anyio.sleep(0.02)
+    async def is_gone(self) -> bool:
+        """Return whether the engine knows no container of the name."""
+        return await self.engine.inspect(self.name) is None
+
+    @asynccontextmanager
+    async def waiting(self) -> AsyncIterator[list[bool]]:
+        """Wait for the end of the container during the block, and after it; yield the results."""
+        results: list[bool] = []
+
+        async def wait() -> None:
+            with suppress(NoSuchContainer):
+                results.append(await self.engine.wait(self.name))
+
+        with anyio.fail_after(DEADLINE_S):
+            async with anyio.create_task_group() as group:
+                group.start_soon(wait)
+                await until(self._is_waited_for)
+                yield results
 
     def _is_waited_for(self) -> bool:
         if isinstance(self.engine, FakeEngine):
             return True  # it notices every end
         if self.engine.kind == "podman":
-            return any(parent_of(pid) not in {0, os.getpid()} for pid in held_processes())
-        return any({b"wait", self.name.encode()} <= call for call in calls_under_way())
-
-    async def clean_up(self) -> None:
-        """Remove what the test made."""
-        for name in {self.name, *self.names}:
-            await self.engine.remove(name)
+            ours = [str(os.getpid())]
+            return any(stat_of(pid)[1:2] not in ([], ours) for pid in held_processes())
+        calls = [command_of(pid) for pid in own_children()]
+        return any({b"wait", self.name.encode()} <= set(call.split(b"\0")) for call in calls)
 
 
 def held_processes() -> Iterator[int]:
-    """Yield the ids of the processes of which this one holds a descriptor; -1 where it is over."""
+    """Yield the ids of the processes of which this one holds a descriptor; -1 if one has ended."""
     for entry in Path("/proc/self/fdinfo").iterdir():
         with suppress(FileNotFoundError):
             for line in entry.read_text().splitlines():
@@ -96,80 +109,61 @@ def held_processes() -> Iterator[int]:
                     yield int(line.removeprefix("Pid:"))
 
 
-def parent_of(pid: int) -> int:
-    """Return the id of the process that has started one; 0 where it is over."""
+def own_children() -> set[int]:
+    """Return the ids of this process's living children."""
+    pids = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
+    return {pid for pid in pids if stat_of(pid)[1:2] == [str(os.getpid())] and is_alive(pid)}
+
+
+def is_alive(pid: int) -> bool:
+    """Return whether the process is there and not a zombie."""
+    return stat_of(pid)[:1] not in ([], ["Z"], ["X"])
+
+
+def stat_of(pid: int) -> list[str]:
+    """Return a process's state, its parent and more; nothing when it is gone."""
     try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[1])
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
     except OSError:
-        return 0
+        return []
 
 
-def calls_under_way() -> Iterator[set[bytes]]:
-    """Yield the arguments of each process that this one has started."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            if parent_of(int(folder.name)) == os.getpid():
-                yield set((folder / "cmdline").read_bytes().split(b"\0"))
+def command_of(pid: int) -> bytes:
+    """Return a process's arguments, each with a NUL; nothing when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run each test on each engine; where none is named, let it fail and not vanish."""
-    try:
-        real = [engine.name for engine in named_engines()]
-    except NoEngineError:
-        real = [NO_ENGINE]
-    if "subject" in metafunc.fixturenames:
-        metafunc.parametrize("subject", ["fake", *real], indirect=True)
-    if "real" in metafunc.fixturenames:
-        metafunc.parametrize("real", real, indirect=True)
+    """Run each test on each engine."""
+    real = names_for_tests()
+    kinds = {"subject": ["fake", *real], "real": real, "podman": ["podman"], "docker": ["docker"]}
+    for name in kinds.keys() & set(metafunc.fixturenames):
+        metafunc.parametrize(name, kinds[name], indirect=True)
 
 
 @pytest.fixture
 def anyio_backend() -> str:
-    """Name the event loop that the runner uses."""
     return "asyncio"
 
 
 @pytest.fixture
-async def subject(request: pytest.FixtureRequest, anyio_backend: str) -> AsyncIterator[Subject]:  # noqa: ARG001 - asked for, so that it runs there
-    """Yield each engine, the fake one too."""
-    async with subject_named(request.param) as made:
-        yield made
-
-
-@pytest.fixture
-async def real(request: pytest.FixtureRequest, anyio_backend: str) -> AsyncIterator[Subject]:  # noqa: ARG001 - as above
-    """Yield each real engine."""
-    async with subject_named(request.param) as made:
-        yield made
-
-
-@pytest.fixture
-async def podman(anyio_backend: str) -> AsyncIterator[Subject]:  # noqa: ARG001 - as above
-    """Yield podman."""
-    async with subject_named("podman") as made:
-        yield made
-
-
-@pytest.fixture
-async def docker(anyio_backend: str) -> AsyncIterator[Subject]:  # noqa: ARG001 - as above
-    """Yield docker."""
-    async with subject_named("docker") as made:
-        yield made
-
-
-@asynccontextmanager
-async def subject_named(kind: str) -> AsyncIterator[Subject]:
-    """Yield the engine under test; remove its containers afterwards."""
+async def subject(request: pytest.FixtureRequest) -> AsyncIterator[Subject]:
+    """Yield an engine; remove its containers afterwards."""
     name = f"victoria-contract-{uuid.uuid4().hex[:12]}"
-    if kind == "fake":
+    if request.param == "fake":
         async with FakeEngine(FAKE_IMAGE, stop_grace_s=FAKE_GRACE_S) as fake:
-            yield Subject(fake, FAKE_IMAGE, name, stop_grace_s=FAKE_GRACE_S)
+            yield Subject(fake, FAKE_IMAGE, name, FAKE_GRACE_S)
         return
-    if kind not in os.environ.get("VICTORIA_TEST_ENGINES", "").split(","):
-        pytest.fail(f"cannot test on {kind}: {ADVICE}", pytrace=False)
-    made = Subject(find_engine(kind), named_image(), name)
-    try:
-        yield made
-    finally:
-        await made.clean_up()
+    if request.param not in os.environ.get("VICTORIA_TEST_ENGINES", "").split(","):
+        pytest.fail(f"cannot test on {request.param}: {ADVICE}", pytrace=False)
+    made = Subject(find_engine(request.param), named_image(), name)
+    yield made
+    for one in made.names:
+        await made.engine.remove(one)
+
+
+real = podman = docker = subject
+"""The same fixture, for fewer engines: see pytest_generate_tests."""

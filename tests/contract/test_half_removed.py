@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import shutil
 import subprocess
@@ -34,24 +33,20 @@ def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
     shutil.rmtree(folders["graphroot"], ignore_errors=True)
 
 
-def _podman(environment: dict[str, str], *arguments: str, given: bytes = b"") -> None:
-    subprocess.run(["podman", *arguments], env=environment, input=given, check=True, timeout=120)
-
-
-def _remove_storage_of_all_containers(folder: Path) -> None:
-    # podman 5 lists those of its own containers in a second file.
-    for listed in folder.glob("graphroot/vfs-containers/*containers.json"):
-        listed.write_text(json.dumps([]))
-
-
 async def test_it_is_removed_and_then_there_is_none(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
+    def podman(*arguments: str, stdin: bytes = b"") -> None:
+        command = ["podman", *arguments]
+        subprocess.run(command, env=environment, input=stdin, check=True, timeout=120)
+
     empty = io.BytesIO()
     tarfile.open(fileobj=empty, mode="w").close()
-    _podman(environment, "import", "-", "localhost/empty:1", given=empty.getvalue())
-    _podman(environment, "create", "--name", NAME, "--label", "victoria-half=1", "empty:1", "x")
-    _remove_storage_of_all_containers(tmp_path)
+    podman("import", "-", "localhost/empty:1", stdin=empty.getvalue())
+    podman("create", "--name", NAME, "--label", "victoria-half=1", "empty:1", "x")
+    # podman 5 lists those of its own containers in a second file.
+    for storage_list in tmp_path.glob("graphroot/vfs-containers/*containers.json"):  # noqa: ASYNC240 - nothing else runs
+        storage_list.write_text("[]")
     engine = find_engine("podman", environment)
     assert await engine.labelled("victoria-half", "1") == [NAME]
     assert await engine.inspect(NAME) is None

@@ -5,37 +5,32 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import stat
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import anyio
 import pytest
 
 from runner.engine import processes
-from runner.engine.base import Phase
+from runner.engine.base import ContainerSpec, Phase
 from runner.engine.cli import CliEngine, find_engine
-from runner.errors import EngineSilent, NoContainerRuntime
+from runner.errors import EngineError, EngineSilent, NoContainerRuntime
 from runner.model import PullPolicy
 from runner.timing import Timings
+from tests.contract.conftest import Subject, is_alive, own_children
 from tests.engines import Engine as Command
 from tests.harness.loop import HARNESS, running_loop
 from tests.harness.until import DEADLINE_S, until
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from tests.contract.conftest import Subject
-
 pytestmark = pytest.mark.anyio
 
 CALL_S = 100.0
-SECRET = "s3cret-of-the-runner"  # noqa: S105 - made up for the test
+KEY, TOKEN = "node-key-0123456789", "registration-token-0123456789"
 # Ignores TERM and hangs, with a child that does the same; its arguments name a file for their ids.
 STUBBORN = """\
 #!/bin/sh
@@ -45,70 +40,52 @@ echo $$ $! > "$HOME/ids.part" && mv "$HOME/ids.part" "$HOME/ids"
 wait
 sleep 600
 """
-
-
-def own_children() -> set[int]:
-    """Return the ids of this process's living children."""
-    pids = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal()]
-    return {pid for pid in pids if stat_of(pid)[1:2] == [str(os.getpid())] and is_alive(pid)}
-
-
-def is_alive(pid: int) -> bool:
-    """Return whether the process is there and not a zombie."""
-    return stat_of(pid)[:1] not in ([], ["Z"], ["X"])
-
-
-def stat_of(pid: int) -> list[str]:
-    """Return a process's state, its parent and more; nothing when it is gone."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
-    except OSError:
-        return []
+NO_TERMINAL = """\
+#!/bin/sh
+[ -t 0 ] || [ -t 1 ] || [ -t 2 ] || echo "Error: no terminal, input $(wc -c)" >&2
+exit 1
+"""
+RECORDER = """\
+#!/bin/sh
+{ printf '%s\\n' "$@"; env; } >> "$HOME/book"
+case $1 in info) echo '{"version": {"Version": "5.0.0"}, "host":
+ {"security": {"rootless": false}, "cgroupManager": "systemd"}}' ;; run) echo c0ffee ;; esac
+"""
 
 
 @pytest.fixture
 def script(tmp_path: Path) -> Iterator[Path]:
-    """Yield the path of a program named podman, for the test to write; kill what it left."""
+    """Yield where a script may stand in for podman; kill the processes that it has noted."""
     path = tmp_path / "podman"
     yield path
-    for pid in script_ids(tmp_path):
+    for pid in script_ids(path):
         if is_alive(pid):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
 
-def open_descriptors() -> int:
-    """Count the files that this process has open."""
-    return len(list(Path("/proc/self/fd").iterdir()))
-
-
-def shown_by(pid: int) -> bytes:
-    """Return what others can see of a process: its environment and its arguments."""
-    folder = Path(f"/proc/{pid}")
-    return (folder / "environ").read_bytes() + (folder / "cmdline").read_bytes()
-
-
-def script_ids(folder: Path) -> list[int]:
+def script_ids(script: Path) -> list[int]:
     """Return the process ids that the stubborn script has noted."""
-    file = folder / "ids"
+    file = script.with_name("ids")
     return [int(pid) for pid in file.read_text().split()] if file.exists() else []
 
 
-def engine_of(script: Path, text: str) -> CliEngine:
-    """Write the script, and return an engine that calls it."""
-    script.write_text(text)
-    script.chmod(script.stat().st_mode | stat.S_IXUSR)
+async def until_under_way(script: Path) -> list[int]:
+    """Wait until the stubborn script has noted the ids of its two processes; return them."""
+    await until(lambda: len(script_ids(script)) == 2)
+    return script_ids(script)
+
+
+def engine_of(script: Path, text: str | None) -> CliEngine:
+    """Write the script, if there is one, and return an engine that calls it."""
+    if text is not None:
+        script.write_text(text)
+        script.chmod(0o755)
     environment = {"PATH": os.environ["PATH"], "HOME": str(script.parent)}
     return CliEngine("podman", str(script), environment, Timings(engine_timeout_s=CALL_S))
 
 
 # Calls that are not answered
-
-
-async def until_under_way(script: Path) -> list[int]:
-    """Wait until the stubborn script has noted the ids of its two processes; return them."""
-    await until(lambda: len(script_ids(script.parent)) == 2)
-    return script_ids(script.parent)
 
 
 @pytest.mark.parametrize("anyio_backend", [HARNESS], ids=["harness"])
@@ -123,7 +100,7 @@ async def test_call_without_an_answer_is_ended_with_all_its_processes(script: Pa
         group.start_soon(pass_time)
         with pytest.raises(EngineSilent, match=r"no answer within 100 s"):
             await engine.facts()
-    await until(lambda: not any(is_alive(pid) for pid in script_ids(script.parent)))
+    await until(lambda: not any(is_alive(pid) for pid in script_ids(script)))
 
 
 async def test_call_that_is_cancelled_is_ended_with_all_its_processes(script: Path) -> None:
@@ -136,22 +113,20 @@ async def test_call_that_is_cancelled_is_ended_with_all_its_processes(script: Pa
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "error", "message"),
     [
-        ("#!/bin/sh\nkill -9 $$\n", "killed by signal 9"),
-        ("#!/nowhere/sh\n", "No such file or directory"),
-        (None, "is not there"),
+        ("#!/bin/sh\nkill -9 $$\n", EngineSilent, "killed by signal 9"),
+        ("#!/nowhere/sh\n", EngineSilent, "No such file or directory"),
+        (None, EngineSilent, "is not there"),
+        (NO_TERMINAL, EngineError, "no terminal, input 0"),
     ],
-    ids=["killed in mid-call", "cannot be run", "went away"],
+    ids=["killed in mid-call", "cannot be run", "went away", "has no terminal of ours"],
 )
-async def test_engine_whose_program_fails_so_is_silent(
-    script: Path, text: str | None, message: str
+async def test_engine_whose_program_fails_is_an_error(
+    script: Path, text: str | None, error: type[EngineError], message: str
 ) -> None:
-    engine = engine_of(script, text or "#!/bin/sh\n")
-    if text is None:
-        os.unlink(script)  # noqa: PTH108 - as quick as it gets
-    with pytest.raises(EngineSilent, match=message):
-        await engine.inspect("x")
+    with pytest.raises(error, match=message):
+        await engine_of(script, text).inspect("x")
 
 
 async def test_every_call_to_a_daemon_that_is_not_there_is_silence(docker: Subject) -> None:
@@ -199,8 +174,11 @@ async def test_calls_that_are_cancelled_leave_no_process(real: Subject) -> None:
 
 
 async def test_calls_leave_no_descriptor_and_no_thread(real: Subject) -> None:
-    await real.engine.inspect(real.name)
-    await real.engine.inspect(real.name)
+    def open_descriptors() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    for _ in range(2):
+        await real.engine.inspect(real.name)
     descriptors, threads = open_descriptors(), threading.active_count()
     for _ in range(10):
         await real.engine.inspect(real.name)
@@ -211,47 +189,38 @@ async def test_calls_leave_no_descriptor_and_no_thread(real: Subject) -> None:
 
 async def test_waiting_costs_no_time_of_the_processor(real: Subject) -> None:
     await real.start("[hang]")
-    async with anyio.create_task_group() as group:
-        group.start_soon(real.engine.wait, real.name)
-        await real.until_waited_for()
+    async with real.waiting():
         before = time.process_time()
         await anyio.sleep(3)
         assert time.process_time() - before < 0.2
-        group.cancel_scope.cancel()
-
-
-async def test_nothing_of_a_call_is_logged(real: Subject, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.DEBUG)
-    await real.finish("nothing to do")
-    assert "nothing to do" not in caplog.text
-
-
-async def test_engine_runs_without_a_terminal_of_ours(script: Path) -> None:
-    engine = engine_of(
-        script,
-        "#!/bin/sh\n"
-        '[ -t 0 ] || [ -t 1 ] || [ -t 2 ] || echo "Error: no terminal, input $(wc -c)" >&2\n'
-        "exit 1\n",
-    )
-    with pytest.raises(Exception, match="no terminal, input 0"):
-        await engine.labelled("a", "b")
+        await real.engine.remove(real.name)
 
 
 # Secrets
 
 
-async def test_what_stays_with_a_container_holds_no_secret(
-    podman: Subject, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+async def test_no_call_has_a_secret_in_its_arguments_or_variables_or_is_logged(
+    script: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv("VICTORIA_RUNNER_REGISTRATION_TOKEN", SECRET)
-    monkeypatch.setenv("NOTIFY_SOCKET", "/run/notify")
-    podman.engine = find_engine("podman")
-    key = tmp_path / "key"
-    key.write_text(f"NODE_API_KEY={SECRET}\n")
-    await podman.start("[hang]", env_files=(key,))
-    shown = shown_by(conmon_and_process(podman)[0])
-    assert SECRET.encode() not in shown
-    assert b"NOTIFY_SOCKET" not in shown
+    caplog.set_level(logging.DEBUG)
+    engine_of(script, RECORDER)
+    env_file = script.with_name("task.env")
+    env_file.write_text(f"NODE_API_KEY={KEY}\n")
+    ours = {
+        "PATH": f"{script.parent}:/usr/bin:/bin",
+        "HOME": str(script.parent),
+        "VICTORIA_RUNNER_REGISTRATION_TOKEN": TOKEN,
+        "NOTIFY_SOCKET": "/run/systemd/notify",
+        "HTTPS_PROXY": "http://proxy.example:3128",
+    }
+    spec = ContainerSpec(name="n", image="i", arguments=("the-prompt",), env_files=(env_file,))
+    assert await find_engine("podman", ours).run(spec) == "c0ffee"
+
+    calls = script.with_name("book").read_text()
+    assert str(env_file) in calls
+    assert "HTTPS_PROXY=http://proxy.example:3128" in calls
+    assert not [secret for secret in (KEY, TOKEN, "NOTIFY_SOCKET") if secret in calls]
+    assert "the-prompt" not in caplog.text
 
 
 # Accidents
@@ -267,36 +236,25 @@ async def test_container_killed_together_with_its_watcher_has_vanished_and_can_b
     podman: Subject,
 ) -> None:
     await podman.start("[hang]")
-    with anyio.fail_after(DEADLINE_S):
-        async with anyio.create_task_group() as group:
-            group.start_soon(podman.engine.wait, podman.name)
-            await podman.until_waited_for()
-            for pid in conmon_and_process(podman):
-                os.kill(pid, signal.SIGKILL)
+    async with podman.waiting():
+        for pid in conmon_and_process(podman):
+            os.kill(pid, signal.SIGKILL)
     assert (await podman.look()).phase is Phase.VANISHED
     await podman.engine.stop(podman.name)
     await podman.engine.remove(podman.name)
-    assert await podman.engine.inspect(podman.name) is None
+    assert await podman.is_gone()
 
 
 async def test_container_without_its_watcher_runs_and_then_has_vanished(podman: Subject) -> None:
-    certain: list[bool] = []
-
-    async def wait() -> None:
-        certain.append(await podman.engine.wait(podman.name))
-
     await podman.start("[hang]")
-    with anyio.fail_after(DEADLINE_S):
-        async with anyio.create_task_group() as group:
-            group.start_soon(wait)
-            await podman.until_waited_for()
-            conmon, process = conmon_and_process(podman)
-            os.kill(conmon, signal.SIGKILL)
-            await anyio.sleep(0.5)
-            assert not certain
-            assert (await podman.look()).phase is Phase.RUNNING
-            os.kill(process, signal.SIGKILL)
-    assert certain == [True]
+    async with podman.waiting() as results:
+        conmon, process = conmon_and_process(podman)
+        os.kill(conmon, signal.SIGKILL)
+        await anyio.sleep(0.5)
+        assert not results
+        assert (await podman.look()).phase is Phase.RUNNING
+        os.kill(process, signal.SIGKILL)
+    assert results == [True]
     assert (await podman.look()).phase is Phase.VANISHED
 
 

@@ -17,6 +17,8 @@ NEVER = "0001-01-01T00:00:00Z"
 AT_NINE = "2026-01-31T09:00:00Z"
 LATER = "2026-01-31T09:00:01Z"
 AWAY = "Cannot connect to the Docker daemon at unix:///x. Is the docker daemon running?"
+DOCKER_USAGE = "unknown flag: --x\n\nUsage:  docker run\n\nRun 'docker run --help' for more"
+WARNING = 'time="2026-01-31T09:00:00Z" level=warning msg="an error is near"'
 TAKEN = 'the container name "x" is already in use by y'
 
 
@@ -49,8 +51,7 @@ def test_phase_follows_from_the_report_and_the_processes(
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["2026-01-31T09:00:00.123456789Z", "2026-01-31T10:00:00.123456789+01:00"],
+    "text", ["2026-01-31T09:00:00.123456789Z", "2026-01-31T10:00:00.123456789+01:00"]
 )
 def test_moments_are_read_in_any_zone(text: str) -> None:
     container = read_container(inspected(StartedAt=text), has_processes=False)
@@ -60,17 +61,9 @@ def test_moments_are_read_in_any_zone(text: str) -> None:
 @pytest.mark.parametrize(
     ("errors", "error_type", "error_text"),
     [
-        (
-            "unknown flag: --x\n\nUsage:  docker run\n\nRun 'docker run --help' for more",
-            EngineError,
-            "unknown flag: --x",
-        ),
+        (DOCKER_USAGE, EngineError, "unknown flag: --x"),
         ("Error: unknown flag: --x\nSee 'podman run --help'", EngineError, "unknown flag: --x"),
-        (
-            'time="2026-01-31T09:00:00Z" level=warning msg="an error is near"\nError: it broke',
-            EngineError,
-            "it broke",
-        ),
+        (f"{WARNING}\nError: it broke", EngineError, "it broke"),
         ("docker: Error response from daemon: it broke", EngineError, "it broke"),
         (AWAY, EngineSilent, AWAY),
         ("Error: no such container x", NoSuchContainer, "no such container x"),

@@ -23,18 +23,14 @@ _COMPUTED = {
 """One step of SQLite's virtual machine that takes long, or much memory."""
 
 SCHEMAS = {
-    "computes": _SESSIONS.format(more=", parent_session_id TEXT AS (11111)"),
-    "grows": _SESSIONS.format(more=", parent_session_id TEXT AS (11111)"),
-    "many": _SESSIONS.format(more=""),
+    **dict.fromkeys(_COMPUTED, _SESSIONS.format(more=", parent_session_id TEXT AS (11111)")),
     "view": """
         CREATE VIEW sessions AS
             WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n)
             SELECT i AS id, {now} AS created_at, '' AS title FROM n;
     """,
     "virtual": "CREATE VIRTUAL TABLE sessions USING fts5 (id, title, created_at);",
-    "truncates": _SESSIONS.format(more=""),
-    "fifo": _SESSIONS.format(more=""),
-    "unfinished": _SESSIONS.format(more=""),
+    **dict.fromkeys(("many", "truncates", "fifo", "unfinished"), _SESSIONS.format(more="")),
 }
 REFUSED = frozenset({"computes", "grows", "view", "virtual"})
 """Those that are recognised by their schema."""
@@ -66,16 +62,13 @@ def hostile_crush(database: Path, kind: str) -> Iterator[None]:
     if kind == "unfinished":  # a transaction that is never over
         Path(f"{database}-journal").write_text("not empty")
     stop = threading.Event()
-    change = {"truncates": _truncate, "fifo": _replace}.get(kind)
-    thread = threading.Thread(target=change, args=(database, stop)) if change else None
-    if thread:
-        thread.start()
+    thread = threading.Thread(target=_CHANGES.get(kind), args=(database, stop))
+    thread.start()
     try:
         yield
     finally:
         stop.set()
-        if thread:
-            thread.join()
+        thread.join()
 
 
 def _truncate(database: Path, stop: threading.Event) -> None:
@@ -96,3 +89,6 @@ def _replace(database: Path, stop: threading.Event) -> None:
         database.unlink()
         database.write_bytes(content)
         stop.wait(0.0001)
+
+
+_CHANGES = {"truncates": _truncate, "fifo": _replace}

@@ -2,49 +2,48 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
-from tests.engines import ADVICE
-from tests.faults.rig import Rig, rigged
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from tests.engines import Engine
+from tests.engines import ADVICE, Engine
+from tests.faults.rig import Rig, RigOn, rigged
 
 
 @pytest.fixture
-def rig(engine: Engine, image: str, tmp_path: Path) -> Iterator[Rig]:
-    """Yield a host with every instrument; the test runs once on each engine."""
-    with rigged(tmp_path, engine, image) as made:
-        yield made
+def rig_on(engines: list[Engine], image: str, tmp_path: Path) -> Iterator[RigOn]:
+    """Yield what makes a host with every instrument, on an engine."""
+    with ExitStack() as stack:
+
+        def rig_on(engine: Engine) -> Rig:
+            if engine not in engines:
+                pytest.fail(f"cannot test on {engine.name}: {ADVICE}", pytrace=False)
+            return stack.enter_context(rigged(tmp_path, engine, image))
+
+        yield rig_on
 
 
 @pytest.fixture
-def any_rig(engines: list[Engine], image: str, tmp_path: Path) -> Iterator[Rig]:
-    """Yield such a host for what is the same on every engine."""
-    with rigged(tmp_path, engines[0], image) as made:
-        yield made
+def each_rig(rig_on: RigOn, engine: Engine) -> Rig:
+    """Make a host; the test runs once on each engine."""
+    return rig_on(engine)
 
 
 @pytest.fixture
-def podman_rig(engines: list[Engine], image: str, tmp_path: Path) -> Iterator[Rig]:
-    """Yield such a host for what only podman does."""
-    with rigged(tmp_path, _named(engines, "podman"), image) as made:
-        yield made
+def rig(rig_on: RigOn, engines: list[Engine]) -> Rig:
+    """Make a host for what is the same on every engine."""
+    return rig_on(engines[0])
 
 
 @pytest.fixture
-def docker_rig(engines: list[Engine], image: str, tmp_path: Path) -> Iterator[Rig]:
-    """Yield such a host for what only docker does."""
-    with rigged(tmp_path, _named(engines, "docker"), image) as made:
-        yield made
+def podman_rig(rig_on: RigOn) -> Rig:
+    """Make a host for what only podman does."""
+    return rig_on(Engine("podman"))
 
 
-def _named(engines: list[Engine], name: str) -> Engine:
-    if name not in {engine.name for engine in engines}:
-        pytest.fail(f"cannot test on {name}: {ADVICE}", pytrace=False)
-    return next(engine for engine in engines if engine.name == name)
+@pytest.fixture
+def docker_rig(rig_on: RigOn) -> Rig:
+    """Make a host for what only docker does."""
+    return rig_on(Engine("docker"))

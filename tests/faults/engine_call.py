@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 LONGEST_S = 900.0
-LOOK_AGAIN_S = 0.01
+CHECK_INTERVAL_S = 0.01
 
 
 def main(folder: Path, real: str, call: str, arguments: list[str]) -> int:
@@ -24,21 +24,18 @@ def main(folder: Path, real: str, call: str, arguments: list[str]) -> int:
     if name is None:
         os.execv(real, [real, *arguments])  # noqa: S606 - as if we had not been here
     _, _, act, when, _ = name.split(".")
-    if when == "before":
-        note(folder, name)
-        do(act, folder, name, plan)
-        if act == "block":
-            os.execv(real, [real, *arguments])  # noqa: S606 - as above
-        return exit_code_of(act, plan)
+    code = 1
     if when == "during":
-        do(act, folder, name, plan)
+        kill_runner()
+    if when != "before":
         code = subprocess.call([real, *arguments])
-        note(folder, name)
-        return code
-    code = subprocess.call([real, *arguments])
-    note(folder, name)
-    do(act, folder, name, plan)
-    return code if act == "block" else exit_code_of(act, plan)
+    with (folder / "met" / name).open("a") as file:
+        file.write(f"{os.getpid()}\n")
+    if when != "during":
+        do(act, folder / "released" / name, plan["message"])
+    if act == "block" and when == "before":
+        os.execv(real, [real, *arguments])  # noqa: S606 - as above
+    return int(plan["exit_code"]) if act == "fail" else code
 
 
 def claim(
@@ -58,13 +55,7 @@ def claim(
     return None, {}
 
 
-def note(folder: Path, name: str) -> None:
-    """Write down that it happens."""
-    with (folder / "met" / name).open("a") as file:
-        file.write(f"{os.getpid()}\n")
-
-
-def do(act: str, folder: Path, name: str, plan: dict[str, str]) -> None:
+def do(act: str, released: Path, message: str) -> None:
     """Do it."""
     if act == "kill":
         kill_runner()
@@ -72,17 +63,16 @@ def do(act: str, folder: Path, name: str, plan: dict[str, str]) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         time.sleep(LONGEST_S)
     elif act == "fail":
-        sys.stderr.write(plan["says"] + "\n")
+        sys.stderr.write(f"{message}\n")
         sys.stderr.flush()
     elif act == "block":
-        released = folder / "released" / name
         until = time.monotonic() + LONGEST_S
         while not released.exists() and time.monotonic() < until:
-            time.sleep(LOOK_AGAIN_S)
+            time.sleep(CHECK_INTERVAL_S)
 
 
 def kill_runner() -> None:
-    """Kill the process that has called, and be sure that it is gone."""
+    """Kill the process that has called, and wait until it is gone."""
     runner = os.getppid()
     command = Path(f"/proc/{runner}/cmdline").read_bytes().split(b"\0")
     if not {b"runner", b"tests.harness.launcher"} & set(command):
@@ -91,12 +81,7 @@ def kill_runner() -> None:
         os.kill(runner, signal.SIGKILL)
     until = time.monotonic() + LONGEST_S
     while os.getppid() == runner and time.monotonic() < until:
-        time.sleep(LOOK_AGAIN_S)
-
-
-def exit_code_of(act: str, plan: dict[str, str]) -> int:
-    """Return the exit code of a call that did not go through."""
-    return int(plan["exit_code"]) if act == "fail" else 1
+        time.sleep(CHECK_INTERVAL_S)
 
 
 if __name__ == "__main__":

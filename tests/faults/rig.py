@@ -2,24 +2,22 @@
 
 with rigged(tmp_path, engine, image) as rig:
     rig.engine.plan("run", Act.KILL, When.AFTER)
-    rig.runner.start()
+    rig.start()
 """
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TypeAlias
 from uuid import uuid4
 
-from runner.timing import Timings
-from tests.faults.engine import Act, FaultEngine, Planned
+from tests.engines import Engine
+from tests.faults.engine import Act, FaultEngine, Planned, end_calls
 from tests.harness.journal import JournalFaults
-from tests.harness.launcher import DISK_VARIABLE, JOURNAL_VARIABLE, LAUNCHER, TIMINGS_VARIABLE
+from tests.harness.launcher import DISK_VARIABLE, JOURNAL_VARIABLE
 from tests.harness.proxy import FaultProxy
 from tests.harness.runner_process import (
     DEADLINE_S,
@@ -31,21 +29,16 @@ from tests.harness.runner_process import (
 from tests.orchestrator.serving import wait_for
 from tests.system.recording import RecordingOrchestrator
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from tests.engines import Engine
-
-IMPATIENT = Timings(
-    retry_first_s=0.2,
-    retry_shortest_s=0.1,
-    retry_ceiling_s=0.5,
-    registration_pause_s=0.2,
-    journal_retry_s=0.2,
-    start_retry_first_s=0.2,
-    start_retry_ceiling_s=0.5,
-    engine_retry_s=0.2,
-)
+SHORT_PAUSES = {
+    "retry_first_s": 0.2,
+    "retry_shortest_s": 0.1,
+    "retry_ceiling_s": 0.5,
+    "registration_pause_s": 0.2,
+    "journal_retry_s": 0.2,
+    "start_retry_first_s": 0.2,
+    "start_retry_ceiling_s": 0.5,
+    "engine_retry_s": 0.2,
+}
 """Pauses between attempts, so short that tests do not wait for them. No deadline is among them."""
 
 
@@ -61,14 +54,15 @@ class Rig:
     disks_hang: Path
     """While this file is there, no disk shows the runner its free space."""
 
-    def set_timings(self, **timings: float) -> None:
-        """Start the runner with these fields of `Timings` the next time."""
-        self.runner.set_timings(**timings)
-
-    def begin(self, prompt: str = "[wait-for go]") -> str:
-        """Start the runner and a task; return the task's id when the journal has it as running."""
+    def start(self, prompt: str = "[print-line done]") -> str:
+        """Create a task and start the runner; return the task's id."""
         task_id = str(self.orchestrator.create_task(prompt)["id"])
         self.runner.start()
+        return task_id
+
+    def begin(self, prompt: str = "[wait-for go]") -> str:
+        """Do so, and wait until the journal has the task as running."""
+        task_id = self.start(prompt)
         self.runner.wait_for_start_of(task_id)
         return task_id
 
@@ -106,15 +100,8 @@ class Rig:
 
     def refuse_pull(self, *, always: bool = False) -> Planned:
         """Have the registry refuse at once, as nobody listens there."""
-        says = "Error: no registry answers"
-        return self.engine.plan("pull", Act.FAIL, says=says, always=always)
-
-    def clear(self) -> None:
-        """Take back what is planned."""
-        self.proxy.clear()
-        self.engine.clear()
-        self.journal.clear()
-        self.disks_hang.unlink(missing_ok=True)
+        message = "Error: no registry answers"
+        return self.engine.plan("pull", Act.FAIL, message=message, always=always)
 
     def check_ended_once(
         self, task_id: str, reason: str = "completed: ", *, starts: int = 1
@@ -136,52 +123,38 @@ class Rig:
         history = self.orchestrator.task(task_id)["history"]
         finals = [step for step in history if step["status"] in {"success", "error", "cancelled"}]
         assert len(finals) == 1, finals
-        waiting = {row["task_id"] for row in self.runner.rows("SELECT task_id FROM outbox")}
-        assert task_id not in waiting
+        assert {"task_id": task_id} not in self.runner.rows("SELECT task_id FROM outbox")
         return message
 
 
+RigOn: TypeAlias = Callable[[Engine], Rig]
+
+
 @contextmanager
-def rigged(folder: Path, engine: Engine, image: str, timings: Timings = IMPATIENT) -> Iterator[Rig]:
+def rigged(folder: Path, engine: Engine, image: str) -> Iterator[Rig]:
     """Set everything up for an engine; end and remove it all afterwards."""
     with (
         RecordingOrchestrator(folder / "orchestrator", redelivery_after_s=0.5) as orchestrator,
         FaultProxy(orchestrator.url) as proxy,
     ):
         fault_engine = FaultEngine(folder / "fault-engine", engine.name)
-        faults = JournalFaults(folder / "journal-faults")
+        journal = JournalFaults(folder / "journal-faults")
+        disks_hang = folder / "disks-hang"
         runner = process_on(engine, image, folder / "runner", orchestrator)
-        runner.command = LAUNCHER
+        runner.set_options(orchestrator_url=proxy.url)
+        runner.set_timings(**SHORT_PAUSES)
         runner.environment |= {
             "PATH": fault_engine.search_path,
-            JOURNAL_VARIABLE: str(faults.folder),
-            DISK_VARIABLE: str(folder / "disks-hang"),
-            TIMINGS_VARIABLE: json.dumps(asdict(timings)),
+            JOURNAL_VARIABLE: str(journal.folder),
+            DISK_VARIABLE: str(disks_hang),
         }
-        rig = Rig(orchestrator, proxy, fault_engine, faults, runner, folder / "disks-hang")
-        runner.set_options(orchestrator_url=proxy.url)
         try:
-            yield rig
+            yield Rig(orchestrator, proxy, fault_engine, journal, runner, disks_hang)
         finally:
-            rig.clear()
+            proxy.clear()
+            fault_engine.clear()
+            journal.clear()
+            disks_hang.unlink(missing_ok=True)
             runner.kill()
-            _end_calls(folder)
+            end_calls(folder)
             runner.clean()
-
-
-def _end_calls(folder: Path) -> None:
-    """Wait for engine calls that outlive the runner: they may still make a container."""
-
-    def under_way() -> list[int]:
-        paths = []
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
-            with suppress(OSError):
-                if f"{folder}/".encode() in path.read_bytes():
-                    paths.append(path)
-        for path in paths:
-            with suppress(OSError):
-                if b"engine_call.py" in path.read_bytes():
-                    os.kill(int(path.parent.name), signal.SIGKILL)
-        return [int(path.parent.name) for path in paths]
-
-    wait_for(lambda: not under_way(), DEADLINE_S)

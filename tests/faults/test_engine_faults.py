@@ -1,6 +1,6 @@
 """The engine hangs, dies, or loses a container: every task ends with its true reason.
 
-What follows from an answer that does not come is in tests/loops; here the calls themselves hang.
+What follows from a silent engine is in tests/loops; here the calls themselves hang.
 """
 
 from __future__ import annotations
@@ -9,55 +9,37 @@ import os
 import signal
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.engines import Engine
 from tests.faults.engine import Act, When
-from tests.faults.rig import Rig, rigged
-from tests.harness.runner_process import container_of
+from tests.faults.rig import Rig, RigOn
+from tests.harness.runner_process import DEADLINE_S, container_of
 from tests.orchestrator.serving import wait_for
+from tools.dev import engines as dev_engines
 from tools.dev.shell import as_root
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 ANSWER_S = 6.0
 """Long enough for an engine that does answer, on a busy machine."""
 START_S = 12.0
-GONE = "lost: container is gone"
 
 
-@pytest.mark.parametrize("how", ["removed", "killed with its watcher"])
-def test_container_that_is_gone_is_lost(how: str, podman_rig: Rig) -> None:
-    rig = podman_rig
-    # The engine ends it first, and takes a while to remove it on a busy machine.
-    rig.set_timings(removal_grace_s=15.0)
-    task_id = rig.begin("[hang]")
-    if how == "removed":
-        rig.runner.engine.run("rm", "--force", "--time=0", container_of(task_id))
-    else:
-        state = rig.runner.engine.inspect(container_of(task_id))["State"]
-        for pid in (state["ConmonPid"], state["Pid"]):
-            os.kill(pid, signal.SIGKILL)
-    rig.check_ended_once(task_id, GONE)
-
-
-def test_out_of_memory_is_reported_by_the_flag_of_the_engine(any_rig: Rig) -> None:
-    any_rig.runner.set_options(memory="48m")
-    task_id = any_rig.orchestrator.create_task("[eat-memory 256]")["id"]
-    any_rig.runner.start()
-    any_rig.check_ended_once(task_id, "out_of_memory: the kernel killed it")
+def test_container_that_is_killed_with_its_watcher_is_lost(podman_rig: Rig) -> None:
+    task_id = podman_rig.begin("[hang]")
+    state = podman_rig.runner.engine.inspect(container_of(task_id))["State"]
+    for pid in (state["ConmonPid"], state["Pid"]):
+        os.kill(pid, signal.SIGKILL)
+    podman_rig.check_ended_once(task_id, "lost: container is gone")
 
 
 # An engine that does not answer
 
 
-def test_task_is_unknown_while_inspect_hangs_and_then_ends_truly(any_rig: Rig) -> None:
-    rig = any_rig
-    rig.set_timings(engine_timeout_s=ANSWER_S, kill_grace_s=0.5)
+def test_task_is_unknown_while_inspect_hangs_and_then_ends_truly(rig: Rig) -> None:
+    rig.runner.set_timings(engine_timeout_s=ANSWER_S, kill_grace_s=0.5)
     task_id = rig.begin()
     hang = rig.engine.plan("inspect", Act.HANG, always=True)
     rig.runner.let_go("go")
@@ -70,13 +52,11 @@ def test_task_is_unknown_while_inspect_hangs_and_then_ends_truly(any_rig: Rig) -
     rig.wait_for_beat("idle")
 
 
-def test_task_starts_once_when_run_hangs_after_it_has_done_everything(any_rig: Rig) -> None:
-    rig = any_rig
+def test_task_starts_once_when_run_hangs_after_it_has_done_everything(rig: Rig) -> None:
     # The deadline leaves the real engine time to do it.
-    rig.set_timings(engine_run_timeout_s=START_S, kill_grace_s=0.5)
+    rig.runner.set_timings(engine_run_timeout_s=START_S, kill_grace_s=0.5)
     hang = rig.engine.plan("run", Act.HANG, When.AFTER)
-    task_id = rig.orchestrator.create_task("[wait-for go]")["id"]
-    rig.runner.start()
+    task_id = rig.start("[wait-for go]")
     hang.wait()
     rig.wait_for_beat("error")
     rig.runner.wait_for_start_of(task_id)
@@ -90,19 +70,16 @@ def test_step_of_a_start_that_hangs_is_given_up_and_the_task_goes_on(
     call: str, podman_rig: Rig
 ) -> None:
     rig = podman_rig
-    rig.set_timings(engine_run_timeout_s=START_S, kill_grace_s=0.5)
+    rig.runner.set_timings(engine_run_timeout_s=START_S, kill_grace_s=0.5)
     rig.runner.set_options(memory="64m")  # so that podman 4 starts it in two steps
     hang = rig.engine.plan(call, Act.HANG)
-    task_id = rig.orchestrator.create_task("[print-line done]")["id"]
-    rig.runner.start()
-    rig.check_ended_once(task_id)
+    rig.check_ended_once(rig.start())
     assert hang.has_happened
 
 
-def test_pull_for_a_task_that_hangs_is_given_up(any_rig: Rig, image: str) -> None:
-    rig = any_rig
+def test_pull_for_a_task_that_hangs_is_given_up(rig: Rig, image: str) -> None:
     # The refusal at the start has to come before.
-    rig.set_timings(pull_timeout_s=ANSWER_S, kill_grace_s=0.5)
+    rig.runner.set_timings(pull_timeout_s=ANSWER_S, kill_grace_s=0.5)
     with rig.image_to_pull(image):
         rig.engine.plan("pull", Act.HANG, always=True)
         task_id = rig.orchestrator.create_task("[print-line done]")["id"]
@@ -113,7 +90,7 @@ def test_pull_for_a_task_that_hangs_is_given_up(any_rig: Rig, image: str) -> Non
 
 def test_end_is_seen_although_wait_hangs(docker_rig: Rig) -> None:
     # podman's is not called: there the kernel says when a container's processes have ended.
-    docker_rig.set_timings(inspect_interval_s=2)
+    docker_rig.runner.set_timings(inspect_interval_s=2)
     hang = docker_rig.engine.plan("wait", Act.HANG, always=True)
     task_id = docker_rig.begin()
     docker_rig.runner.let_go("go")
@@ -124,14 +101,6 @@ def test_end_is_seen_although_wait_hangs(docker_rig: Rig) -> None:
 # A daemon that goes away
 
 
-START_DEADLINE_S = 120.0
-# What works on a machine that allows little, too.
-_FLAGS = (
-    *("--iptables=false", "--bridge=none", "--host-gateway-ip=127.0.0.1"),
-    *("--exec-opt=native.cgroupdriver=cgroupfs", "--storage-driver=vfs"),
-)
-
-
 class DockerDaemon:
     """A docker daemon of a test's own, without live-restore, with its store in a folder."""
 
@@ -139,35 +108,25 @@ class DockerDaemon:
         """Start nothing yet; the folder's path must be short, for there is a socket in it."""
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
-        self.host = f"unix://{folder}/sock"
-        """What DOCKER_HOST is to be."""
+        self.engine = dev_engines.Engine("docker", {"DOCKER_HOST": f"unix://{folder}/sock"})
 
     def start(self) -> None:
         """Start it; return when it answers."""
         folder = self._folder
+        command = [
+            *("dockerd", f"--host=unix://{folder}/sock", f"--group={os.getgid()}"),
+            *(f"--data-root={folder}/data", f"--exec-root={folder}/exec"),
+            # What works on a machine that allows little, too.
+            *(f"--pidfile={folder}/pid", *dev_engines.DOCKERD_FLAGS[-1]),
+        ]
         with (folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(
-                as_root(
-                    [
-                        *("dockerd", f"--host={self.host}", f"--group={os.getgid()}"),
-                        *(f"--data-root={folder}/data", f"--exec-root={folder}/exec"),
-                        *(f"--pidfile={folder}/pid", *_FLAGS),
-                    ]
-                ),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
-        wait_for(self._answers, START_DEADLINE_S)
+            self._process = subprocess.Popen(as_root(command), stdout=log, stderr=log)
+        wait_for(self._answers, DEADLINE_S)
 
-    def load(self, image: str, source: Engine) -> None:
-        """Bring an image in from another engine."""
-        archive = self._folder / "image.tar"
-        with archive.open("wb") as file:
-            form = ["--format", "docker-archive"] if source.name == "podman" else []
-            subprocess.run([source.name, "save", *form, image], stdout=file, check=True)
-        self._docker("load", "--input", str(archive)).check_returncode()
-        archive.unlink()
+    def _answers(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, (self._folder / "log").read_text()[-2000:]
+        return dev_engines.docker_answers(self.engine)
 
     def end(self, how: signal.Signals = signal.SIGTERM) -> None:
         """End it, if it runs."""
@@ -175,7 +134,7 @@ class DockerDaemon:
             return
         pid = (self._folder / "pid").read_text().strip()
         subprocess.run(as_root(["kill", f"-{how.value}", pid]), check=True)
-        self._process.wait(START_DEADLINE_S)
+        self._process.wait(DEADLINE_S)
         # Its containerd has gone with it; where nobody reaps, a zombie would pass for it.
         pid_file = self._folder / "exec" / "containerd" / "containerd.pid"
         subprocess.run(as_root(["rm", "-f", str(pid_file)]), check=True)
@@ -189,49 +148,35 @@ class DockerDaemon:
                 subprocess.run(as_root(["umount", "--lazy", place]), check=True)
         subprocess.run(as_root(["rm", "-rf", str(self._folder)]), check=True)
 
-    def _answers(self) -> bool:
-        assert self._process is not None
-        assert self._process.poll() is None, (self._folder / "log").read_text()[-2000:]
-        return self._docker("info").returncode == 0
-
-    def _docker(self, *arguments: str) -> subprocess.CompletedProcess[bytes]:
-        return subprocess.run(
-            ["docker", f"--host={self.host}", *arguments],
-            capture_output=True,
-            timeout=START_DEADLINE_S,
-            check=False,
-        )
-
 
 @pytest.fixture
 def daemon(
     engines: list[Engine], image: str, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[DockerDaemon]:
     """Yield a docker daemon that may be ended, with the image in it."""
-    folder = Path(tempfile.mkdtemp(prefix="vd-"))
-    daemon = DockerDaemon(folder)
+    daemon = DockerDaemon(Path(tempfile.mkdtemp(prefix="vd-")))
     try:
         daemon.start()
-        daemon.load(image, engines[0])
-        monkeypatch.setenv("DOCKER_HOST", daemon.host)
+        daemon.engine.copy_from(dev_engines.Engine(engines[0].name), image)
+        monkeypatch.setenv("DOCKER_HOST", daemon.engine.env["DOCKER_HOST"])
         yield daemon
     finally:
         daemon.remove()
 
 
 def test_task_whose_daemon_is_restarted_is_unknown_and_then_reported_truly(
-    daemon: DockerDaemon, image: str, tmp_path: Path
+    daemon: DockerDaemon, rig_on: RigOn
 ) -> None:
-    with rigged(tmp_path, Engine("docker"), image) as rig:
-        rig.runner.start()
-        for how in (signal.SIGTERM, signal.SIGKILL):
-            task_id = str(rig.orchestrator.create_task("[wait-for go]")["id"])
-            rig.runner.wait_for_start_of(task_id)
-            daemon.end(how)
-            rig.wait_for_beat("error")
-            assert rig.orchestrator.reports_of(task_id, "success", "error") == []
-            daemon.start()
-            rig.check_ended_once(task_id, "lost: ")
+    rig = rig_on(Engine("docker"))
+    rig.runner.start()
+    for how in (signal.SIGTERM, signal.SIGKILL):
+        task_id = str(rig.orchestrator.create_task("[wait-for go]")["id"])
+        rig.runner.wait_for_start_of(task_id)
+        daemon.end(how)
+        rig.wait_for_beat("error")
+        assert rig.orchestrator.reports_of(task_id, "success", "error") == []
+        daemon.start()
+        rig.check_ended_once(task_id, "lost: ")
 
-        # The runner itself has taken no harm.
-        rig.check_ended_once(rig.orchestrator.create_task("[print-line done]")["id"])
+    # The runner itself has taken no harm.
+    rig.check_ended_once(rig.orchestrator.create_task("[print-line done]")["id"])

@@ -5,20 +5,26 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import attrgetter
 
 import pytest
 
 from tests.faults.engine import Act, When
 from tests.faults.rig import Rig
 from tests.harness.proxy import Fault, Kind
-from tests.harness.runner_process import DEADLINE_S, RunnerProcess, container_of
+from tests.harness.runner_process import DEADLINE_S, container_of
 from tests.orchestrator.serving import wait_for
 
 FINAL = b'"success"'
-COMMITS_OF_A_LIFE = 8
 RUNNING = b'"running"'
+COMMITS_OF_A_LIFE = 8
+REGISTERED_TWICE = {"registration-unanswered", "before-commit-1"}
+"""The key was not stored: the node registers once more."""
 
-Kill = Callable[[Rig], None]
+
+def check_killed(rig: Rig) -> None:
+    code = rig.runner.exit_code()
+    assert code == -signal.SIGKILL, f"it ended with {code}:\n{rig.runner.log}"
 
 
 @dataclass(frozen=True)
@@ -26,19 +32,11 @@ class KillPoint:
     """A step, and how the runner is killed there."""
 
     name: str
-    arm: Kill
+    arm: Callable[[Rig], object]
     """Before the start."""
-    await_death: Kill
+    kill: Callable[[Rig], None] = check_killed
     """After the start; returns when the runner is dead."""
     prompt: str = "[print-line done]"
-    has_files: bool = False
-    nodes: int = 1
-    """How many nodes there are in the end: an identity that was not stored is one more."""
-
-
-def _died(rig: Rig) -> None:
-    code = rig.runner.exit_code()
-    assert code == -signal.SIGKILL, f"it ended with {code}:\n{rig.runner.log}"
 
 
 def at_commit(commit: int, when: str) -> KillPoint:
@@ -47,187 +45,135 @@ def at_commit(commit: int, when: str) -> KillPoint:
     def arm(rig: Rig) -> None:
         (rig.journal.kill_before if when == "before" else rig.journal.kill_after)(commit)
 
-    is_identity_lost = commit == 1 and when == "before"
-    return KillPoint(f"{when}-commit-{commit}", arm, _died, nodes=2 if is_identity_lost else 1)
+    return KillPoint(f"{when}-commit-{commit}", arm)
 
 
-def at_call(name: str, call: str, when: When) -> KillPoint:
+def at_call(call: str, when: When, **options: str) -> KillPoint:
     """Kill it at a call of the engine."""
 
     def arm(rig: Rig) -> None:
+        rig.runner.set_options(**options)
         rig.engine.plan(call, Act.KILL, when)
 
-    return KillPoint(name, arm, _died)
+    return KillPoint(f"{when.value}-{call}", arm)
 
 
-def at_request(name: str, method: str, path: str, fault: Fault, **others: bool | int) -> KillPoint:
-    """Kill it while it waits for an answer."""
+def at_request(name: str, method: str, path: str, fault: Fault) -> KillPoint:
+    """Kill it while it waits for a response."""
 
     def kill(rig: Rig) -> None:
         wait_for(lambda: rig.proxy.counts[fault.kind.value], DEADLINE_S)
-        if fault.kind.value == "hold-answer":
+        if fault.kind is Kind.HOLD_ANSWER:
             wait_for(lambda: rig.proxy.requests(method, path)[-1].reached, DEADLINE_S)
         rig.runner.kill()
         rig.proxy.clear()
 
-    def arm(rig: Rig) -> None:
-        rig.proxy.plan(method, path, fault)
-
-    return KillPoint(
-        name, arm, kill, has_files=bool(others.get("files")), nodes=int(others.get("nodes", 1))
-    )
+    return KillPoint(name, lambda rig: rig.proxy.plan(method, path, fault), kill)
 
 
-def _kill_while_it_runs(rig: Rig) -> None:
-    rig.runner.wait_for_start_of(rig.orchestrator.task_ids[0])
-    rig.runner.kill()
+def while_it_runs(name: str, *, ends_meanwhile: bool) -> KillPoint:
+    """Kill it while the container runs, which may end before the next start."""
+
+    def kill(rig: Rig) -> None:
+        (task_id,) = rig.orchestrator.task_ids
+        rig.runner.wait_for_start_of(task_id)
+        rig.runner.kill()
+        if ends_meanwhile:
+            rig.runner.let_go("go")
+            rig.runner.engine.run("wait", container_of(task_id))
+
+    return KillPoint(name, lambda _: None, kill, "[wait-for go][print-line x]")
 
 
-def _kill_and_let_it_end(rig: Rig) -> None:
-    _kill_while_it_runs(rig)
+def kill_and_finish(point: KillPoint, rig: Rig) -> None:
+    """Kill the runner there, start it again, and check that nothing is lost and nothing doubled."""
+    name = rig.orchestrator.upload("note.txt", b"note")["filename"]
+    task_id = rig.orchestrator.create_task(point.prompt, files=[name])["id"]
+    point.arm(rig)
+    rig.runner.start()
+    point.kill(rig)
+    stored = rig.runner.rows("SELECT node_id FROM identities")
+
     rig.runner.let_go("go")
-    rig.runner.engine.run("wait", container_of(rig.orchestrator.task_ids[0]))
+    rig.runner.start()
+    rig.check_ended_once(task_id)
+    assert all(row["node_id"] == rig.runner.node_id for row in stored)
+    assert len(rig.orchestrator.nodes()) == (2 if point.name in REGISTERED_TWICE else 1)
 
 
-def _no_preparation(_rig: Rig) -> None:
-    pass
-
-
+ASSIGNED = Fault(Kind.HOLD_ANSWER, answer_has=b"task_id")
 ON_THE_WIRE = [
-    at_request("registration-unanswered", "POST", "/register", Fault(Kind.HOLD_ANSWER), nodes=2),
-    at_request(
-        "assignment-unanswered",
-        "GET",
-        "/tasks/pending",
-        Fault(Kind.HOLD_ANSWER, answer_has=b"task_id"),
-    ),
-    at_request("during-files", "GET", "/files/*", Fault(Kind.HOLD_REQUEST), files=True),
+    at_request("registration-unanswered", "POST", "/register", Fault(Kind.HOLD_ANSWER)),
+    at_request("assignment-unanswered", "GET", "/tasks/pending", ASSIGNED),
+    at_request("during-files", "GET", "/files/*", Fault(Kind.HOLD_REQUEST)),
     at_request("claim-unasked", "POST", "/status", Fault(Kind.HOLD_REQUEST, request_has=RUNNING)),
     at_request("claim-unanswered", "POST", "/status", Fault(Kind.HOLD_ANSWER, request_has=RUNNING)),
     at_request("report-unasked", "POST", "/status", Fault(Kind.HOLD_REQUEST, request_has=FINAL)),
     at_request("report-unanswered", "POST", "/status", Fault(Kind.HOLD_ANSWER, request_has=FINAL)),
 ]
 """Steps of which the engine knows nothing."""
-
-AT_THE_ENGINE = [
-    at_call("before-run", "run", When.BEFORE),
-    at_call("during-run", "run", When.DURING),
-    at_call("after-run", "run", When.AFTER),
-    KillPoint(
-        "while-it-runs", _no_preparation, _kill_while_it_runs, prompt="[wait-for go][print-line x]"
-    ),
-    KillPoint(
-        "while-it-runs-and-it-ends-meanwhile",
-        _no_preparation,
-        _kill_and_let_it_end,
-        prompt="[wait-for go][print-line x]",
-    ),
-    at_call("before-last-output", "logs", When.BEFORE),
-    at_call("before-removal", "rm", When.BEFORE),
-    at_call("after-removal", "rm", When.AFTER),
-]
-
-
-AT_COMMITS = [
-    at_commit(commit, when)
-    for commit in range(1, COMMITS_OF_A_LIFE + 1)
-    for when in ("before", "after")
-]
+COMMITS = range(1, COMMITS_OF_A_LIFE + 1)
+AT_COMMITS = [at_commit(number, when) for number in COMMITS for when in ("before", "after")]
 """Steps of which the journal knows, from the identity that is stored to the task that is closed."""
-BESIDE_THE_ENGINE = [
-    at_commit(commit, when) for commit in (3, 4, 5) for when in ("before", "after")
+AT_THE_ENGINE = [
+    *(at_call("run", when) for when in When),
+    while_it_runs("while-it-runs", ends_meanwhile=False),
+    while_it_runs("while-it-runs-and-it-ends-meanwhile", ends_meanwhile=True),
+    at_call("logs", When.BEFORE),
+    at_call("rm", When.BEFORE),
+    at_call("rm", When.AFTER),
 ]
+BESIDE_DOCKER = [at_commit(commit, when) for commit in (3, 4, 5) for when in ("before", "after")]
 """That it starts, runs and has ended: engines can differ in what there is at these."""
+IN_TWO_STEPS = [
+    at_call("create", When.BEFORE, memory="64m"),
+    at_call("create", When.AFTER, memory="64m"),
+    *(at_call("start", when, memory="64m") for when in When),
+]
+"""How podman 4 starts a container with a memory limit."""
 
 
-@pytest.mark.parametrize("point", ON_THE_WIRE, ids=lambda point: point.name)
-def test_task_ends_once_when_the_runner_is_killed_on_the_wire(
-    point: KillPoint, any_rig: Rig
+@pytest.mark.parametrize("point", [*ON_THE_WIRE, *AT_COMMITS], ids=attrgetter("name"))
+def test_task_ends_once_when_the_runner_is_killed_on_the_wire_or_at_a_commit(
+    point: KillPoint, rig: Rig
 ) -> None:
-    kill_and_finish(point, any_rig)
-
-
-@pytest.mark.parametrize("point", AT_THE_ENGINE, ids=lambda point: point.name)
-def test_task_ends_once_when_the_runner_is_killed_at_the_engine(point: KillPoint, rig: Rig) -> None:
     kill_and_finish(point, rig)
 
 
-@pytest.mark.parametrize("point", AT_COMMITS, ids=lambda point: point.name)
-def test_task_ends_once_when_the_runner_is_killed_at_a_commit(
-    point: KillPoint, any_rig: Rig
+@pytest.mark.parametrize("point", AT_THE_ENGINE, ids=attrgetter("name"))
+def test_task_ends_once_when_the_runner_is_killed_at_the_engine(
+    point: KillPoint, each_rig: Rig
 ) -> None:
-    kill_and_finish(point, any_rig)
+    kill_and_finish(point, each_rig)
 
 
-@pytest.mark.parametrize("point", BESIDE_THE_ENGINE, ids=lambda point: point.name)
+@pytest.mark.parametrize("point", BESIDE_DOCKER, ids=attrgetter("name"))
 def test_task_ends_once_when_the_runner_is_killed_at_a_commit_beside_a_call_of_docker(
     point: KillPoint, docker_rig: Rig
 ) -> None:
     kill_and_finish(point, docker_rig)
 
 
-def test_life_of_a_task_has_no_commit_at_which_the_runner_is_not_killed(any_rig: Rig) -> None:
-    task_id = any_rig.orchestrator.create_task("[print-line done]")["id"]
-    any_rig.runner.start()
-    any_rig.check_ended_once(task_id)
-
-    assert any_rig.journal.commits == COMMITS_OF_A_LIFE
-
-
-def kill_and_finish(point: KillPoint, rig: Rig) -> None:
-    """Kill the runner there, start it again, and check that nothing is lost and nothing doubled."""
-    files = [rig.orchestrator.upload("note.txt", b"note")["filename"]] if point.has_files else []
-    task_id = rig.orchestrator.create_task(point.prompt, files=files)["id"]
-    point.arm(rig)
-    rig.runner.start()
-    point.await_death(rig)
-    node_id = stored_node_id(rig.runner)
-
-    rig.runner.let_go("go")
-    rig.runner.start()
-    rig.check_ended_once(task_id)
-    assert node_id in {None, rig.runner.node_id}
-    assert len(rig.orchestrator.nodes()) == point.nodes
+@pytest.mark.parametrize("point", IN_TWO_STEPS, ids=attrgetter("name"))
+def test_task_ends_once_when_the_runner_is_killed_at_a_start_in_two_steps(
+    point: KillPoint, podman_rig: Rig
+) -> None:
+    kill_and_finish(point, podman_rig)
 
 
 @pytest.mark.parametrize("when", [When.BEFORE, When.AFTER])
 def test_task_ends_once_when_the_runner_is_killed_while_it_fetches_the_image(
-    when: When, any_rig: Rig, image: str
+    when: When, rig: Rig, image: str
 ) -> None:
-    rig = any_rig
     with rig.image_to_pull(image):
         rig.engine.plan("pull", Act.KILL, when)
         rig.refuse_pull(always=True)
         task_id = rig.orchestrator.create_task("[print-line done]")["id"]
-        _died(rig)
+        check_killed(rig)
         rig.runner.start()
         rig.check_ended_once(task_id)
 
 
-@pytest.mark.parametrize(
-    ("call", "when"),
-    [
-        ("create", When.BEFORE),
-        ("create", When.AFTER),
-        ("start", When.BEFORE),
-        ("start", When.DURING),
-        ("start", When.AFTER),
-    ],
-)
-def test_task_ends_once_when_the_runner_is_killed_at_a_start_in_two_steps(
-    call: str, when: When, podman_rig: Rig
-) -> None:
-    rig = podman_rig
-    rig.runner.set_options(memory="64m")
-    task_id = rig.orchestrator.create_task("[print-line done]")["id"]
-    rig.engine.plan(call, Act.KILL, when)
-    rig.runner.start()
-    _died(rig)
-    rig.runner.start()
-    rig.check_ended_once(task_id)
-
-
-def stored_node_id(runner: RunnerProcess) -> str | None:
-    """Return the node's id in the journal, if there is one."""
-    rows = runner.rows("SELECT node_id FROM identities")
-    return str(rows[-1]["node_id"]) if rows else None
+def test_life_of_a_task_has_no_commit_at_which_the_runner_is_not_killed(rig: Rig) -> None:
+    rig.check_ended_once(rig.start())
+    assert rig.journal.commits == COMMITS_OF_A_LIFE

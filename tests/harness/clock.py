@@ -8,9 +8,7 @@ import anyio
 import anyio.lowlevel
 
 from tests.harness.loop import running_loop
-
-_SETTLES_WITHIN_S = 90.0
-"""How long it may take, on the slowest machine, until nothing is at work any more."""
+from tests.harness.until import DEADLINE_S
 
 
 class VirtualClock:
@@ -20,11 +18,9 @@ class VirtualClock:
     """
 
     def __init__(self) -> None:
-        """Begin now, on a host that has been up for a day."""
         self.boot_id = "boot-1"
         self._wall_s = time.time()
-        self._awake_s = 80_000.0
-        self._suspended_s = 6_400.0
+        self._awake_s, self._suspended_s = 80_000.0, 6_400.0
         self._sleepers: dict[anyio.Event, float] = {}
         self._failure: Exception | None = None
 
@@ -79,7 +75,7 @@ class VirtualClock:
         Raises:
             TimeoutError: it does not come to that.
         """
-        with anyio.fail_after(_SETTLES_WITHIN_S):
+        with anyio.fail_after(DEADLINE_S):
             await running_loop().rest()
         if self._failure is not None:
             raise self._failure

@@ -5,11 +5,15 @@ from __future__ import annotations
 import time
 import uuid
 from collections import Counter, defaultdict, deque
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from copy import copy
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import TracebackType
+from typing import Any
 
 import anyio
+from typing_extensions import Self
 
 from runner.engine.base import Container, ContainerSpec, EngineFacts, Phase
 from runner.errors import EngineError, EngineSilent, ImageMissing, NameInUse, NoSuchContainer
@@ -17,90 +21,152 @@ from runner.model import PullPolicy
 from runner.settings import parse_size
 from tests.image.victoria_stand_in import PROMPT_SHOWN, find_directives
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from types import TracebackType
-
-    from typing_extensions import Self
-
 LOG_BYTES = 10 << 20
 MAX_ARGUMENT_BYTES = (128 << 10) - 1
 CONTAINER_HOME = "/workspace/Victoria"
-KILLED, TERMINATED, ENDED_BY_ENGINE = 137, 143, -1
+KNOWN_FLAGS = frozenset({"--network", "--entrypoint"})
+USAGE_ERROR, KILLED, TERMINATED, ENDED_BY_ENGINE = 2, 137, 143, -1
 LOOK_AGAIN_S = 0.01
 
 
-class _EndedError(Exception):
-    """The container's program ends with this exit code."""
-
-    def __init__(self, exit_code: int, *, out_of_memory: bool = False) -> None:
-        super().__init__(exit_code)
-        self.exit_code = exit_code
-        self.out_of_memory = out_of_memory
-
-
 @dataclass
-class _Running:
-    """A container of the fake, as it stands."""
+class _Container:
+    """A container and its program, which runs in a task of ours."""
 
     spec: ContainerSpec
-    container_id: str
+    state: Container
     now: Callable[[], float]
-    phase: Phase = Phase.CREATED
-    exit_code: int = 0
-    out_of_memory: bool = False
-    started_at: float | None = None
-    finished_at: float | None = None
     ignores_term: bool = False
     is_stopping: bool = False
-    awaits: Path | None = None
-    """The file that its program waits for."""
-    variables: dict[str, str] = field(default_factory=dict)
+    awaits: Path | None = None  # the file that its program waits for
     output: bytearray = field(default_factory=bytearray)
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     over: anyio.Event = field(default_factory=anyio.Event)
 
+    @property
+    def is_running(self) -> bool:
+        return self.state.phase is Phase.RUNNING
+
+    @property
+    def home(self) -> Path | None:
+        volumes = self.spec.volumes.items()
+        return next((source for source, target in volumes if target == CONTAINER_HOME), None)
+
+    @property
+    def is_at_work(self) -> bool:
+        is_released = self.awaits is not None and self.awaits.exists()
+        return self.is_running and (self.is_stopping or is_released)
+
     def end(self, exit_code: int, *, out_of_memory: bool = False) -> None:
-        """Write down the end, once, and cut short what is left of the program."""
-        if self.phase is not Phase.RUNNING:
-            return
-        self.phase = Phase.EXITED
-        self.exit_code = exit_code
-        self.out_of_memory = out_of_memory
-        self.finished_at = self.now()
+        """Record the end, unless it has ended, and cancel what is left of the program."""
+        if self.is_running:
+            self.change(
+                phase=Phase.EXITED,
+                exit_code=exit_code,
+                out_of_memory=out_of_memory,
+                finished_at=self.now(),
+            )
+            self.disappear()
+
+    def change(self, **state: Any) -> None:  # noqa: ANN401 - fields of Container
+        self.state = replace(self.state, **state)
+
+    def disappear(self) -> None:
+        """Cancel the program and record nothing."""
         self.scope.cancel()
         self.over.set()
 
-    def show(self, text: bytes) -> None:
-        """Keep the last of what was printed, as the engines do."""
-        self.output += text
+    async def live(self) -> None:
+        """Run the program until it ends or is ended."""
+        with self.scope:
+            with anyio.move_on_after(self.spec.timeout_s):
+                await self._obey()
+                self.end(0)
+            self.end(ENDED_BY_ENGINE)
+
+    async def _obey(self) -> None:
+        folder = self.home and self.home / "tasks" / self.state.variables.get("JOB_ID", "unnamed")
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            with (folder / "starts.log").open("a") as file:
+                file.write(f"time={time.time():.6f} hostname={self.state.container_id[:12]}\n")
+        if self.spec.arguments[:2] != ("--accept-license", "--task"):
+            self.end(USAGE_ERROR)
+            return
+        prompt = self.spec.arguments[2]
+        directives = find_directives(prompt)
+        if not directives:
+            self._print(f"task: {prompt[:PROMPT_SHOWN]}\n")
+        for name, value in directives:
+            await self._do(name, value)
+            await anyio.lowlevel.checkpoint()  # cancelled if that was the end
+        if folder is not None:
+            shown = prompt[:PROMPT_SHOWN]
+            (folder / "result.txt").write_text(f"prompt: {shown}\noutcome: success\n")
+
+    async def _do(self, name: str, value: str) -> None:  # noqa: C901 - a table of directives
+        if name == "print":
+            self._print(("x" * 99 + "\n") * (min(int(value), LOG_BYTES) // 100))
+        elif name in {"print-line", "stderr"}:
+            self._print(f"{value}\n")
+        elif name == "env":
+            variables = self.state.variables
+            text = f"{value}={variables[value]}" if value in variables else f"{value} is not set"
+            self._print(f"{text}\n")
+        elif name == "write" and self.home is not None:
+            target, _, text = value.partition(" ")
+            (self.home / target).parent.mkdir(parents=True, exist_ok=True)
+            (self.home / target).write_text(text)
+        elif name == "wait-for" and self.home is not None:
+            self.awaits = self.home / value
+            while not self.awaits.exists():  # noqa: ASYNC110 - a file has no event
+                await anyio.sleep(LOOK_AGAIN_S)
+            self.awaits = None
+        elif name == "sleep":
+            await anyio.sleep(float(value))
+        elif name == "hang":
+            await anyio.sleep_forever()
+        elif name == "ignore-term":
+            self.ignores_term = True
+        elif name == "eat-memory":
+            limit = self.spec.limits.memory
+            if limit is not None and int(value) << 20 > parse_size(limit):
+                self.end(KILLED, out_of_memory=True)
+        elif name == "fail":
+            self.end(int(value))
+
+    def _print(self, text: str) -> None:
+        """Append to the log, of which engines keep the newest part."""
+        self.output += text.encode()
         del self.output[:-LOG_BYTES]
 
 
 class FakeEngine:
     """podman in memory. Use it as a context: leaving it ends every container.
 
-    Set `silent` and no call is answered; `starts` counts how often each name was run.
+    Each kind of call is counted, and can be held up before or after it has done its work, or fail.
     """
 
     def __init__(
-        self,
-        image: str,
-        *,
-        stop_grace_s: float = 10.0,
-        now: Callable[[], float] = time.time,
+        self, image: str, now: Callable[[], float] = time.time, *, stop_grace_s: float = 0.1
     ) -> None:
-        """Have one image; `stop_grace_s` may be short for tests that are not about stopping.
-
-        `now` is the host's wall clock, by which starts and ends are written down.
-        """
+        """Prepare one image; `now` is the host's wall clock, which dates starts and ends."""
         self.kind = "podman"
         self.image = image
-        self.silent = False
+        self.silent = False  # whether no call is answered
+        self.false_ends = 0  # how many of the next waits return though the container runs
+        self.called: Counter[str] = Counter()
+        self.waiting: Counter[str] = Counter()  # how many callers wait at each shut door
         self.starts: Counter[str] = Counter()
+        """How often a container of each name was started; below, what it last had."""
+        self.specs: dict[str, ContainerSpec] = {}
+        self.variables: dict[str, dict[str, str]] = {}
         self._stop_grace_s = stop_grace_s
         self._now = now
-        self._containers: dict[str, _Running] = {}
+        self._containers: dict[str, _Container] = {}
+        self._doors: dict[str, anyio.Event] = {}
+        self._failures: defaultdict[str, deque[Exception]] = defaultdict(deque)
+        self._broken: dict[str, Exception] = {}
         self._group = anyio.create_task_group()
 
     async def __aenter__(self) -> Self:
@@ -118,32 +184,47 @@ class FakeEngine:
 
     # What tests do to it
 
+    def shut(self, call: str) -> None:
+        """Hold up calls: "run" before it does anything, "after run" before it answers."""
+        self._doors.setdefault(call, anyio.Event())
+
+    def open(self, call: str) -> None:
+        """Let them go on."""
+        self._doors.pop(call).set()
+
+    def fail(self, call: str, *errors: Exception) -> None:
+        """Make the next calls fail, each with one of the errors."""
+        self._failures[call].extend(errors)
+
+    def break_(self, call: str, error: Exception) -> None:
+        """Make every call fail."""
+        self._broken[call] = error
+
+    def mend(self) -> None:
+        """Let no call fail any more."""
+        self._broken.clear()
+        self._failures.clear()
+
     def vanish(self, name: str) -> None:
-        """Have the container's processes killed, and nobody see it."""
-        container = self._containers[name]
-        container.phase = Phase.VANISHED
-        container.scope.cancel()
-        container.over.set()
+        """Kill the container's processes, unseen by the engine."""
+        self._containers[name].change(phase=Phase.VANISHED)
+        self._containers[name].disappear()
 
     def remove_behind(self, name: str) -> None:
         """Remove the container as another user of the engine would."""
-        container = self._containers.pop(name)
-        container.scope.cancel()
-        container.over.set()
+        self._containers.pop(name).disappear()
+
+    @property
+    def names(self) -> list[str]:
+        """The containers that there are."""
+        return list(self._containers)
 
     @property
     def is_at_work(self) -> bool:
         """Whether a container goes on by itself, without the test or the runner, in a moment."""
-        return any(
-            container.phase is Phase.RUNNING
-            and (
-                container.is_stopping
-                or (container.awaits is not None and container.awaits.exists())
-            )
-            for container in self._containers.values()
-        )
+        return any(container.is_at_work for container in self._containers.values())
 
-    # What the runner asks of it
+    # What the runner asks of it: see runner.engine.base.Engine
 
     async def facts(self) -> EngineFacts:
         """Return the facts as podman does."""
@@ -151,63 +232,59 @@ class FakeEngine:
         return EngineFacts(version="5.0.0", is_rootless=True, cgroup_manager="systemd")
 
     async def fetch_image(self, image: str, policy: PullPolicy) -> None:
-        """Have no registry."""
+        """Raise ImageMissing for what is not here: no registry answers."""
         await self._answer("fetch_image")
         if policy is PullPolicy.ALWAYS or image != self.image:
             raise ImageMissing(f"cannot fetch the image {image}: no registry answers")
 
     async def run(self, spec: ContainerSpec) -> str:
-        """Start a container, whose program runs in a task of ours."""
+        """Start a container."""
         await self._answer("run")
-        arguments = _understood(spec)
+        flags = _check_arguments(spec)
         if spec.name in self._containers:
             raise NameInUse(f"cannot start the container: the name {spec.name} is in use")
         if spec.image != self.image:
             raise ImageMissing(f"cannot find the image {spec.image} on this host")
-        container = _Running(spec, uuid.uuid4().hex * 2, self._now)
-        self._containers[spec.name] = container
+        variables = _read_variables(spec.env_files)
+        container_id = uuid.uuid4().hex * 2
+        state = Container(
+            container_id, spec.name, Phase.CREATED, labels=spec.labels, variables=variables
+        )
+        container = self._containers[spec.name] = _Container(spec, state, self._now)
         if spec.cid_file is not None:
             with spec.cid_file.open("x") as file:
-                file.write(container.container_id)
-        if "--entrypoint" in arguments:
+                file.write(container_id)
+        if "--entrypoint" in flags:
             raise EngineError("cannot start the container: no such file or directory")
-        environment = container.variables = _environment(spec.env_files)
-        container.phase = Phase.RUNNING
-        container.started_at = self._now()
+        container.change(phase=Phase.RUNNING, started_at=self._now())
         self.starts[spec.name] += 1
-        self._group.start_soon(_live, container, environment)
-        return container.container_id
+        self.specs[spec.name] = spec
+        self.variables[spec.name] = variables
+        self._group.start_soon(container.live)
+        await self._pass("after run")
+        return container_id
 
     async def inspect(self, name: str) -> Container | None:
         """Return the state of the container."""
         await self._answer("inspect")
         container = self._containers.get(name)
-        if container is None:
-            return None
-        return Container(
-            container_id=container.container_id,
-            name=name,
-            phase=container.phase,
-            exit_code=container.exit_code,
-            out_of_memory=container.out_of_memory,
-            started_at=container.started_at,
-            finished_at=container.finished_at,
-            labels=container.spec.labels,
-            variables=container.variables,
-        )
+        return None if container is None else container.state
 
     async def wait(self, name: str) -> bool:
-        """Return when the container is over."""
+        """Wait for the end of the container."""
         container = await self._named("wait", name)
-        if container.phase is Phase.RUNNING:
+        if self.false_ends:
+            self.false_ends -= 1
+            return False
+        if container.is_running:
             await container.over.wait()
         return True
 
     async def stop(self, name: str) -> None:
-        """End the program: by TERM if it lets itself, by KILL after the grace."""
+        """End the program: by TERM, or after the grace by KILL."""
         await self._answer("stop")
         container = self._containers.get(name)
-        if container is None or container.phase is not Phase.RUNNING:
+        if container is None or not container.is_running:
             return
         if not container.ignores_term:
             container.end(TERMINATED)
@@ -227,183 +304,39 @@ class FakeEngine:
         """Remove the container unless it runs."""
         await self._answer("remove_stopped")
         container = self._containers.get(name)
-        if container is not None and container.phase is Phase.RUNNING:
+        if container is not None and container.is_running:
             raise EngineError(f"cannot do podman rm: container {name} is running")
         self._containers.pop(name, None)
 
     async def labelled(self, label: str, value: str) -> list[str]:
         """Return the names of the containers that carry the label."""
         await self._answer("labelled")
-        return [
-            name
-            for name, container in self._containers.items()
-            if container.spec.labels.get(label) == value
-        ]
+        containers = self._containers.items()
+        return [name for name, one in containers if one.spec.labels.get(label) == value]
 
     async def last_output(self, name: str, lines: int) -> str:
         """Return the last lines."""
         container = await self._named("last_output", name)
-        kept = bytes(container.output).decode().splitlines(keepends=True)
-        return "".join(kept[-lines:])
+        return "".join(container.output.decode().splitlines(keepends=True)[-lines:])
 
-    async def _named(self, call: str, name: str) -> _Running:
+    async def _named(self, call: str, name: str) -> _Container:
         await self._answer(call)
         if name not in self._containers:
             raise NoSuchContainer(f"cannot find {name}: no such container")
         return self._containers[name]
 
-    async def _answer(self, call: str) -> None:  # noqa: ARG002 - for who obstructs single calls
-        await anyio.lowlevel.checkpoint()
-        if self.silent:
-            raise EngineSilent("cannot reach the fake engine: it is silent")
-
-
-async def _live(container: _Running, environment: dict[str, str]) -> None:
-    """Be the container's program, until it ends or is ended."""
-    timeout_s = container.spec.timeout_s
-    with container.scope:
-        try:
-            with anyio.fail_after(timeout_s):
-                await _obey(container, environment)
-        except _EndedError as ended:
-            container.end(ended.exit_code, out_of_memory=ended.out_of_memory)
-        except TimeoutError:
-            container.end(ENDED_BY_ENGINE)
-        else:
-            container.end(0)
-
-
-async def _obey(container: _Running, environment: dict[str, str]) -> None:
-    spec = container.spec
-    home = next((source for source, to in spec.volumes.items() if to == CONTAINER_HOME), None)
-    if home is not None:
-        folder = home / "tasks" / environment.get("JOB_ID", "unnamed")
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "starts.log").open("a") as file:
-            file.write(f"time={time.time():.6f} hostname={container.container_id[:12]}\n")
-    if spec.arguments[:2] != ("--accept-license", "--task"):
-        raise _EndedError(2)
-    prompt = spec.arguments[2]
-    directives = find_directives(prompt)
-    if not directives:
-        container.show(f"task: {prompt[:PROMPT_SHOWN]}\n".encode())
-    for name, value in directives:
-        await _do(container, name, value, environment, home)
-    if home is not None:
-        (folder / "result.txt").write_text(f"prompt: {prompt[:PROMPT_SHOWN]}\noutcome: success\n")
-
-
-async def _do(  # noqa: C901 - a table of directives, each in a line or two
-    container: _Running, name: str, value: str, environment: dict[str, str], home: Path | None
-) -> None:
-    if name == "print":
-        container.show((b"x" * 99 + b"\n") * (min(int(value), LOG_BYTES) // 100))
-    elif name in {"print-line", "stderr"}:
-        container.show(f"{value}\n".encode())
-    elif name == "env":
-        shown = f"{value}={environment[value]}" if value in environment else f"{value} is not set"
-        container.show(f"{shown}\n".encode())
-    elif name == "write" and home is not None:
-        target, _, text = value.partition(" ")
-        (home / target).parent.mkdir(parents=True, exist_ok=True)
-        (home / target).write_text(text)
-    elif name == "wait-for" and home is not None:
-        container.awaits = home / value
-        while not container.awaits.exists():  # noqa: ASYNC110 - a file has no event
-            await anyio.sleep(LOOK_AGAIN_S)
-        container.awaits = None
-    elif name == "sleep":
-        await anyio.sleep(float(value))
-    elif name == "hang":
-        await anyio.sleep_forever()
-    elif name == "ignore-term":
-        container.ignores_term = True
-    elif name == "eat-memory":
-        limit = container.spec.limits.memory
-        if limit is not None and int(value) << 20 > parse_size(limit):
-            raise _EndedError(KILLED, out_of_memory=True)
-    elif name == "fail":
-        raise _EndedError(int(value))
-
-
-def _understood(spec: ContainerSpec) -> set[str]:
-    """Read the arguments for the engine, of which only a few are known."""
-    known = {"--network", "--entrypoint"}
-    given = {argument.partition("=")[0] for argument in spec.run_args if argument.startswith("-")}
-    if given - known:
-        raise EngineError(f"cannot start the container: unknown flag: {min(given - known)}")
-    for argument in spec.arguments:
-        if len(argument.encode()) > MAX_ARGUMENT_BYTES or "\0" in argument:
-            raise EngineError("cannot do podman run: an argument is too long or has a NUL in it")
-    return given
-
-
-def _environment(paths: tuple[Path, ...]) -> dict[str, str]:
-    variables: dict[str, str] = {}
-    for path in paths:
-        for line in path.read_text().splitlines():
-            name, equals, text = line.partition("=")
-            if equals and not line.startswith("#"):
-                variables[name] = text
-    return variables
-
-
-class ObstructedEngine(FakeEngine):
-    """Counts its calls; each can be held up before or after it has done its work, or fail."""
-
-    def __init__(self, image: str, now: Callable[[], float]) -> None:
-        """Have one image; `now` is the host's wall clock."""
-        super().__init__(image, stop_grace_s=0.1, now=now)
-        self.called: Counter[str] = Counter()
-        self.waiting: Counter[str] = Counter()
-        """How many callers wait at each shut door."""
-        self.specs: dict[str, ContainerSpec] = {}
-        """What each container was last started with."""
-        self.variables: dict[str, dict[str, str]] = {}
-        """The variables that each container last had."""
-        self.false_ends = 0
-        """How many of the next waits return though the container runs."""
-        self._doors: dict[str, anyio.Event] = {}
-        self._failures: defaultdict[str, deque[Exception]] = defaultdict(deque)
-        self._broken: dict[str, Exception] = {}
-
-    @property
-    def names(self) -> list[str]:
-        """The containers that there are."""
-        return list(self._containers)
-
-    # What tests do to it
-
-    def shut(self, call: str) -> None:
-        """Hold up calls: "run" before it does anything, "after run" before it answers."""
-        self._doors.setdefault(call, anyio.Event())
-
-    def open(self, call: str) -> None:
-        """Let them go on."""
-        self._doors.pop(call).set()
-
-    def fail(self, call: str, *errors: Exception) -> None:
-        """Have the next calls fail."""
-        self._failures[call].extend(errors)
-
-    def break_(self, call: str, error: Exception) -> None:
-        """Have every call fail."""
-        self._broken[call] = error
-
-    def mend(self) -> None:
-        """Have no call fail any more."""
-        self._broken.clear()
-        self._failures.clear()
-
     async def _answer(self, call: str) -> None:
+        """Begin every call: count it, hold it up, fail it."""
+        await anyio.lowlevel.checkpoint()
+        # From here on nothing else runs, unless the door is shut: what is counted is carried out.
         self.called[call] += 1
         await self._pass(call)
         if self._failures[call]:
             raise self._failures[call].popleft()
         if call in self._broken:
-            error = self._broken[call]
-            raise type(error)(*error.args)
-        await super()._answer(call)
+            raise copy(self._broken[call])  # each time without the last one's traceback
+        if self.silent:
+            raise EngineSilent("cannot reach the fake engine: it is silent")
 
     async def _pass(self, door: str) -> None:
         if door not in self._doors:
@@ -414,20 +347,22 @@ class ObstructedEngine(FakeEngine):
         finally:
             self.waiting[door] -= 1
 
-    # What the runner asks of it
 
-    async def run(self, spec: ContainerSpec) -> str:
-        """Start a container."""
-        container_id = await super().run(spec)
-        self.specs[spec.name] = spec
-        self.variables[spec.name] = dict(self._containers[spec.name].variables)
-        await self._pass("after run")
-        return container_id
+ObstructedEngine = FakeEngine
 
-    async def wait(self, name: str) -> bool:
-        """Wait for its end."""
-        if self.false_ends:
-            self.called["wait"] += 1
-            self.false_ends -= 1
-            return False
-        return await super().wait(name)
+
+def _check_arguments(spec: ContainerSpec) -> set[str]:
+    """Return the flags for the engine; raise EngineError for what no engine takes."""
+    flags = {argument.partition("=")[0] for argument in spec.run_args if argument.startswith("-")}
+    if flags - KNOWN_FLAGS:
+        raise EngineError(f"cannot start the container: unknown flag: {min(flags - KNOWN_FLAGS)}")
+    for argument in spec.arguments:
+        if len(argument.encode()) > MAX_ARGUMENT_BYTES or "\0" in argument:
+            raise EngineError("cannot do podman run: an argument is too long or has a NUL in it")
+    return flags
+
+
+def _read_variables(paths: tuple[Path, ...]) -> dict[str, str]:
+    lines = [line for path in paths for line in path.read_text().splitlines()]
+    pairs = [line.partition("=") for line in lines if not line.startswith("#")]
+    return {name: text for name, equals, text in pairs if equals}

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
 import anyio
+from anyio.abc import TaskGroup
 
 from runner.api.client import OrchestratorClient
 from runner.daemon import run
+from runner.journal.journal import Journal
 from runner.model import PullPolicy
 from runner.node import Node, Problems, Slots
 from runner.redaction import Secret
@@ -19,31 +23,23 @@ from runner.settings import Settings
 from runner.systemd import Notifier, Watchdog
 from runner.tasks.context import RunnerContext
 from runner.timing import DEFAULT_TIMINGS, ChangeSignal, Timings
-from tests.harness.engine import ObstructedEngine
+from tests.harness.clock import VirtualClock
+from tests.harness.engine import FakeEngine
 from tests.harness.loop import running_loop
-from tests.harness.orchestrator import BEAT, FINAL, TOKEN
+from tests.harness.orchestrator import BEAT, FINAL, TOKEN, ScriptedOrchestrator
 from tests.harness.until import DEADLINE_S, until
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
-    from pathlib import Path
-
-    from anyio.abc import TaskGroup
-
-    from runner.journal.journal import Journal
-    from tests.harness.clock import VirtualClock
-    from tests.harness.orchestrator import ScriptedOrchestrator
 
 IMAGE = "localhost/victoria-fake:1"
 
+Setting: TypeAlias = Any
+"""The value of a field of Settings."""
+
 
 class HeardNotifier(Notifier):
-    """Keeps the messages to systemd, with their moments."""
+    """Keeps the messages to systemd, and when the watchdog was fed."""
 
     def __init__(self, clock: VirtualClock, watchdog_s: float | None = None) -> None:
-        """Have a watchdog of this interval, or none."""
-        watchdog = {} if watchdog_s is None else {"WATCHDOG_USEC": str(round(watchdog_s * 1e6))}
-        super().__init__(watchdog)
+        super().__init__({} if watchdog_s is None else {"WATCHDOG_USEC": f"{watchdog_s * 1e6:.0f}"})
         self.messages: list[str] = []
         self.fed_at_s: list[float] = []
         self._clock = clock
@@ -61,8 +57,7 @@ class Run:
 
     notifier: HeardNotifier
     exit_code: int | None = None
-    error: Exception | None = None
-    """What it crashed with."""
+    error: Exception | None = None  # what it crashed with
     over: anyio.Event = field(default_factory=anyio.Event)
 
     async def end(self) -> int:
@@ -86,7 +81,7 @@ class Host:
 
     folder: Path
     clock: VirtualClock
-    engine: ObstructedEngine
+    engine: FakeEngine
     orchestrator: ScriptedOrchestrator
     group: TaskGroup
 
@@ -100,7 +95,7 @@ class Host:
         """The state folder."""
         return self.folder / "state"
 
-    def settings(self, **changed: Any) -> Settings:  # noqa: ANN401 - fields of Settings
+    def settings(self, **changed: Setting) -> Settings:
         """Return the settings of most tests, with some changed."""
         usual = Settings(
             orchestrator_url=self.orchestrator.url,
@@ -115,11 +110,7 @@ class Host:
         return replace(usual, **changed)
 
     @asynccontextmanager
-    async def parts(
-        self,
-        journal: Journal,
-        **changed: Any,  # noqa: ANN401 - as above
-    ) -> AsyncIterator[RunnerContext]:
+    async def parts(self, journal: Journal, **changed: Setting) -> AsyncIterator[RunnerContext]:
         """Yield what one loop alone needs, with a journal of the test's own."""
         settings = self.settings(**changed)
         watchdog, changes = Watchdog(self.clock), ChangeSignal()
@@ -147,11 +138,10 @@ class Host:
         *,
         watchdog_s: float | None = None,
         timings: Timings = DEFAULT_TIMINGS,
-        **changed: Any,  # noqa: ANN401 - as above
+        **changed: Setting,
     ) -> AsyncIterator[Run]:
         """Run a runner until it ends or the block does; then it is gone at once."""
         life = Run(HeardNotifier(self.clock, watchdog_s))
-
         scope = anyio.CancelScope()
         self.group.start_soon(self._live, life, scope, self.settings(**changed), timings)
         try:
@@ -168,7 +158,7 @@ class Host:
         self,
         prompt: str = "[wait-for go]",
         assigned: Mapping[str, object] = MappingProxyType({}),
-        **changed: Any,  # noqa: ANN401 - as above
+        **changed: Setting,
     ) -> AsyncIterator[Run]:
         """Run a runner whose task t-1 is running; `assigned` are more fields of its assignment."""
         self.orchestrator.offer("t-1", prompt, **assigned)
@@ -180,7 +170,7 @@ class Host:
         self,
         prompt: str = "do it",
         assigned: Mapping[str, object] = MappingProxyType({}),
-        **changed: Any,  # noqa: ANN401 - as above
+        **changed: Setting,
     ) -> dict[str, Any]:
         """Run the task t-1 to its end; return its final report."""
         self.orchestrator.offer("t-1", prompt, **assigned)
@@ -190,11 +180,10 @@ class Host:
     async def _live(
         self, life: Run, scope: anyio.CancelScope, settings: Settings, timings: Timings
     ) -> None:
+        notifier, clock = life.notifier, self.clock
         try:
             with scope:
-                life.exit_code = await run(
-                    settings, self.engine, life.notifier, self.clock, timings
-                )
+                life.exit_code = await run(settings, self.engine, notifier, clock, timings)
         except Exception as error:  # noqa: BLE001 - it is raised where the test waits for the end
             life.error = error
             self.clock.fail(error)
@@ -224,11 +213,11 @@ class Host:
 
     def state_of(self, task_id: str) -> str | None:
         """Return a task's state in the journal."""
-        rows = [row for row in self.rows("SELECT * FROM tasks") if row["task_id"] == task_id]
-        return rows[0]["state"] if rows else None
+        rows = self.rows("SELECT task_id, state FROM tasks")
+        return {row["task_id"]: row["state"] for row in rows}.get(task_id)
 
     def starts_of(self, task_id: str) -> int:
-        """Count how often a task's container was started."""
+        """Return how often a task's container was started."""
         return self.engine.starts[container_of(task_id)]
 
     def let_go(self, name: str = "go") -> None:
@@ -255,11 +244,9 @@ class Host:
     async def wait_for_end(self, task_id: str = "t-1") -> dict[str, Any]:
         """Wait until a task is closed; return the one final report that was accepted."""
         await self.wait_for_state(task_id, "closed")
-        accepted = self.orchestrator.taken
-        (end,) = [
-            body for body in accepted if body["task_id"] == task_id and body["status"] in FINAL
-        ]
-        return end
+        reports = [body for body in self.orchestrator.taken if body["task_id"] == task_id]
+        (final,) = [body for body in reports if body["status"] in FINAL]
+        return final
 
     async def wait_for_calls(self, path: str, count: int = 1) -> None:
         """Wait until the orchestrator was called so often."""
@@ -276,7 +263,7 @@ async def hosting(
     folder: Path, clock: VirtualClock, orchestrator: ScriptedOrchestrator
 ) -> AsyncIterator[Host]:
     """Yield a host without a runner, in a folder that is made if need be."""
-    async with ObstructedEngine(IMAGE, clock.wall_s) as engine, anyio.create_task_group() as group:
+    async with FakeEngine(IMAGE, clock.wall_s) as engine, anyio.create_task_group() as group:
         host = Host(folder, clock, engine, orchestrator, group)
         running_loop().works_while(lambda: engine.is_at_work)
         host.home.mkdir(parents=True)
@@ -285,5 +272,4 @@ async def hosting(
 
 
 def container_of(task_id: str) -> str:
-    """Return the name that a task's container has."""
     return f"victoria-{task_id}"

@@ -9,72 +9,59 @@ from __future__ import annotations
 import sqlite3
 import time
 from contextlib import closing
-from itertools import count
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-_COMMITS = "commits"
 _READ_WITHIN_S = 60.0
 
 
 class JournalFaults:
-    """Plans in a folder of their own."""
+    """Plans in a folder of their own: empty files, named by `before` or `after` and a commit."""
 
     def __init__(self, folder: Path) -> None:
-        """Plan nothing yet."""
         folder.mkdir(parents=True)
         self.folder = folder
-        self._numbers = count(1)
 
     def kill_before(self, commit: int) -> None:
         """Kill the runner when it is about to make this commit (1 is the next)."""
-        self._plan(commit, "before")
+        (self.folder / f"before-{self.commits + commit}").touch()
 
     def kill_after(self, commit: int) -> None:
         """Kill the runner when it has just made this commit."""
-        self._plan(commit, "after")
-
-    def _plan(self, commit: int, when: str) -> None:
-        new = self.folder / "new"
-        new.write_text(str(commit))
-        new.rename(self.folder / f"{next(self._numbers)}.{when}")
+        (self.folder / f"after-{self.commits + commit}").touch()
 
     @property
     def commits(self) -> int:
         """The number of commits so far."""
-        try:
-            return (self.folder / _COMMITS).stat().st_size
-        except FileNotFoundError:
-            return 0
+        return count_commits(self.folder)
 
     def clear(self) -> None:
         """Take back what has not happened."""
-        for path in [*self.folder.glob("*.before"), *self.folder.glob("*.after")]:
+        for path in self.folder.glob("*-*"):
             path.unlink(missing_ok=True)
+
+
+def count_commits(folder: Path) -> int:
+    """Return the number of commits so far."""
+    commits = folder / "commits"
+    return commits.stat().st_size if commits.exists() else 0
 
 
 def note_commit(folder: Path) -> None:
     """Count one more commit."""
-    with (folder / _COMMITS).open("ab") as commits:
+    with (folder / "commits").open("ab") as commits:
         commits.write(b".")
 
 
-def is_planned(folder: Path, when: str) -> bool:
-    """Count down the plans for before or after a commit; return whether one of them is due."""
-    is_due = False
-    for plan in folder.glob(f"*.{when}"):
-        try:
-            left = int(plan.read_text()) - 1
-            if left:
-                plan.write_text(str(left))
-            else:
-                plan.rename(plan.with_name(f"{plan.name}.met"))
-                is_due = True
-        except FileNotFoundError:
-            continue  # taken back meanwhile
-    return is_due
+def is_planned(folder: Path, when: str, commit: int) -> bool:
+    """Return whether a plan for before or after a commit is due, and use it up.
+
+    A plan that was made while its commit was under way is due at the next one.
+    """
+    due = [path for path in folder.glob(f"{when}-*") if int(path.name.split("-")[1]) <= commit]
+    for path in due:
+        path.unlink(missing_ok=True)
+    return bool(due)
 
 
 def read_rows(path: Path, query: str) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from runner.journal.schema import Database
 from runner.timing import Timings
-from tests.harness.journal import is_planned, note_commit
+from tests.harness.journal import count_commits, is_planned, note_commit
 
 LAUNCHER = (sys.executable, "-m", "tests.harness.launcher")
 JOURNAL_VARIABLE = "VICTORIA_FAULTS_JOURNAL"
@@ -32,7 +32,7 @@ LOOK_AGAIN_S = 0.05
 
 
 def mine_journal(folder: Path) -> None:
-    """Have every transaction of the journal look, before and after its commit, for a plan."""
+    """Make every transaction of the journal look, before and after its commit, for a plan."""
     plain = Database.transaction
 
     @contextmanager
@@ -41,18 +41,18 @@ def mine_journal(folder: Path) -> None:
         with plain(database):
             yield
             has_changed = database.connection.total_changes != changes
-            if has_changed and is_planned(folder, "before"):
+            if has_changed and is_planned(folder, "before", count_commits(folder) + 1):
                 os.kill(os.getpid(), signal.SIGKILL)
         if has_changed:
             note_commit(folder)
-            if is_planned(folder, "after"):
+            if is_planned(folder, "after", count_commits(folder)):
                 os.kill(os.getpid(), signal.SIGKILL)
 
     Database.transaction = transaction  # type: ignore[method-assign, assignment]
 
 
 def hang_disks_with(sign: Path) -> None:
-    """Have disks do what one on a dead network does, for as long as the sign is there."""
+    """Make disks do what one on a dead network does, for as long as the sign is there."""
     statvfs = os.statvfs
 
     def hung(place: int | Path) -> os.statvfs_result:
@@ -65,11 +65,9 @@ def hang_disks_with(sign: Path) -> None:
 
 def main() -> None:
     """Prepare what the environment asks for, and be the runner."""
-    folder = os.environ.pop(JOURNAL_VARIABLE, "")
-    if folder:
+    if folder := os.environ.pop(JOURNAL_VARIABLE, ""):
         mine_journal(Path(folder))
-    disk = os.environ.pop(DISK_VARIABLE, "")
-    if disk:
+    if disk := os.environ.pop(DISK_VARIABLE, ""):
         hang_disks_with(Path(disk))
     timings = Timings(**json.loads(os.environ.pop(TIMINGS_VARIABLE, "{}")))
     importlib.import_module("runner.cli").main(timings)

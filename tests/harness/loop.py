@@ -12,12 +12,11 @@ import asyncio
 import gc
 import selectors
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias
+from concurrent.futures import Executor
+from functools import partial
+from typing import Any, TypeAlias
 
 import anyio.to_thread
-
-if TYPE_CHECKING:
-    from concurrent.futures import Executor
 
 Backend: TypeAlias = tuple[str, Mapping[str, Any]]
 
@@ -26,21 +25,22 @@ LONGEST_JUMP_S = 60.0
 
 _IN_THREAD = anyio.to_thread.run_sync.__code__
 _MOST_AWAITS = 200
+_AWAITED_BY = ("cr_await", "gi_yieldfrom", "ag_await")
 
 
 class _Selector(selectors.DefaultSelector):
     """Calls `on_idle` when asyncio would wait; if that has made something ready, nothing waits."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_idle: Callable[[float | None], bool]) -> None:
         super().__init__()
-        self.on_idle: Callable[[float | None], bool] = lambda _timeout: False
+        self._on_idle = on_idle
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         # asyncio passes 0 while callbacks are ready, and otherwise the time to its next timer.
         if timeout is not None and timeout <= 0:
             return super().select(timeout)
         ready = super().select(0)
-        if ready or self.on_idle(timeout):
+        if ready or self._on_idle(timeout):
             return ready
         return super().select(timeout)
 
@@ -52,12 +52,10 @@ class HarnessLoop(asyncio.SelectorEventLoop):
         """With `jumps`, sleeps of up to a minute end as soon as all else is at rest."""
         self._ahead_s = 0.0
         self._stands_at_s: float | None = None
-        self._selector_with_hook = _Selector()
-        self._selector_with_hook.on_idle = self._on_idle
         self._resting: list[asyncio.Future[None]] = []
         self._announced: list[Callable[[], bool]] = []
         self._started: set[Callable[[], bool]] = set()
-        super().__init__(self._selector_with_hook)
+        super().__init__(_Selector(self._on_idle))
         if jumps:
             self._stands_at_s = super().time()
 
@@ -78,11 +76,7 @@ class HarnessLoop(asyncio.SelectorEventLoop):
         """Return when everything but the caller is at rest."""
         rested = self.create_future()
         self._resting.append(rested)
-        try:
-            await rested
-        finally:
-            if rested in self._resting:
-                self._resting.remove(rested)
+        await rested
 
     def works_while(self, is_at_work: Callable[[], bool]) -> None:
         """Hold rest back while this returns true, for work that the loop cannot see.
@@ -148,20 +142,12 @@ def _waits_for_thread(task: asyncio.Task[Any]) -> bool:
 
 
 def _awaited_by(awaitable: object) -> object | None:
-    for attribute in ("cr_await", "gi_yieldfrom", "ag_await"):
-        if hasattr(awaitable, attribute):
-            return getattr(awaitable, attribute)  # type: ignore[no-any-return]
+    for name in _AWAITED_BY:
+        if hasattr(awaitable, name):
+            return getattr(awaitable, name)  # type: ignore[no-any-return]
     # Iterators of asynchronous generators and of coroutines do not name what they drive.
-    for driven in gc.get_referents(awaitable):
-        if any(
-            hasattr(driven, attribute) for attribute in ("cr_await", "gi_yieldfrom", "ag_await")
-        ):
-            return driven  # type: ignore[no-any-return]
-    return None
-
-
-def _jumping() -> HarnessLoop:
-    return HarnessLoop(jumps=True)
+    referents = gc.get_referents(awaitable)
+    return next((one for one in referents if any(hasattr(one, name) for name in _AWAITED_BY)), None)
 
 
 def running_loop() -> HarnessLoop:
@@ -173,5 +159,5 @@ def running_loop() -> HarnessLoop:
 
 HARNESS: Backend = ("asyncio", {"loop_factory": HarnessLoop})
 """A backend for anyio's plugin: time is the machine's until a test moves it."""
-JUMPING: Backend = ("asyncio", {"loop_factory": _jumping})
+JUMPING: Backend = ("asyncio", {"loop_factory": partial(HarnessLoop, jumps=True)})
 """A backend on which waiting takes no time."""

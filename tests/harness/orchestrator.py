@@ -5,19 +5,17 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import defaultdict, deque
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 from urllib.parse import unquote
 
 import anyio
 from anyio.abc import ByteStream
 
-from tests.harness.seed_contract import Message, Violation, check_request
+from tests.harness.seed_contract import Violation, check_request
 from tests.harness.server import Answer, Request, ScriptedServer, http, json_response, raw, serving
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
 
 TOKEN = "the-registration-token"  # noqa: S105 - opens nothing but test servers
 POLL, BEAT, REGISTER = "/tasks/pending", "/nodes/heartbeat", "/register"
@@ -50,69 +48,61 @@ class Call:
 
 
 class ScriptedOrchestrator:
-    """Behaves, until a test says otherwise: `then` for the next answers, `always` for all."""
+    """Behaves, until a test says otherwise: `then` for the next responses, `always` for all."""
 
     def __init__(self, server: ScriptedServer, now: Callable[[], float]) -> None:
-        """Answer what comes in at the server; `now` tells the moments of the calls."""
+        """Respond at the server; `now` is the clock by which calls are dated."""
         server.answer(self._answer)
         self.url = server.url
         self.calls: list[Call] = []
         self.taken: list[dict[str, Any]] = []
-        """The reports that were answered with 200, unless by a test's own answer."""
+        """The reports that were answered with 200, unless by a test's own response."""
         self.known_ids: set[str] = set()
         """The ids of tasks that it has handed out; like those that match TEST_ID, they stand for
         UUIDs."""
-        self.violations: list[Violation] = []
-        """What did not fit the seed's contract."""
+        self.violations: list[Violation] = []  # what did not fit the seed's contract
         self.queue: list[object] = []
         """Assignments to hand out, each once; what a test puts in need not be one."""
         self.files: dict[str, bytes | Answer] = {}
-        self.keys: set[str] = set()
-        """The node keys that hold; take one out and it is answered 401."""
+        self.keys: set[str] = set()  # the node keys that hold; take one out and it is answered 401
         self.cancelled: list[str] = []
         """The tasks that every heartbeat's response names as cancelled."""
         self.cancelled_for: dict[str, list[str]] = {}
         """The same for the heartbeats under one key alone."""
-        self.standing: dict[str, str] = {}
-        """What reports on a task are answered with, by its id."""
-        self.holds = False
-        """Whether a request for work is held until there is some."""
+        self.standing: dict[str, str] = {}  # what reports on a task are answered with, by its id
+        self.holds = False  # whether a request for work is held until there is some
         self.is_down = False
-        self.extensions: list[str] = []
-        """What the answers to registrations and heartbeats name."""
+        self.extensions: list[str] = []  # what the responses to registrations and heartbeats name
         self._server = server
         self._now = now
         self._registered = 0
         self._then: defaultdict[str, deque[Answer]] = defaultdict(deque)
-        self._always: dict[str, Answer] = {}
+        self._always: dict[str, Answer | None] = {}
         self._work = anyio.Event()
 
     # What tests do to it
 
     def then(self, path: str, *answers: Answer) -> None:
-        """Set what the next calls of one kind are answered with."""
+        """Set the responses to the next calls of one kind."""
         self._then[path].extend(answers)
 
     def always(self, path: str, answer: Answer | None) -> None:
-        """Set what every call of one kind is answered with; None ends that."""
-        if answer is None:
-            self._always.pop(path, None)
-        else:
-            self._always[path] = answer
+        """Set the response to every call of one kind; None ends that."""
+        self._always[path] = answer
 
     def offer(self, task_id: str = "t-1", prompt: str = "do it", **fields: object) -> None:
-        """Hand out a good task, with some fields changed."""
+        """Queue a good task, with some fields changed."""
         self.hand_out({"task_id": task_id, "prompt": prompt, **fields})
 
     def hand_out(self, assignment: object) -> None:
-        """Hand out an assignment that need not be one."""
+        """Queue an assignment that need not be one."""
         self.queue.append(assignment)
         if isinstance(assignment, dict) and isinstance(assignment.get("task_id"), str):
             self.known_ids.add(assignment["task_id"])
         self.release()
 
     def release(self) -> None:
-        """Answer the requests for work that are held."""
+        """Respond to the requests for work that are held."""
         self._work.set()
         self._work = anyio.Event()
 
@@ -123,7 +113,7 @@ class ScriptedOrchestrator:
         return [call for call in self.calls if call.request.target == path]
 
     def count(self, path: str) -> int:
-        """Count the calls of one kind."""
+        """Return the number of calls of one kind."""
         return len(self.called(path))
 
     def reports(self, task_id: str) -> list[dict[str, Any]]:
@@ -139,7 +129,7 @@ class ScriptedOrchestrator:
         """Return the status words of the heartbeats."""
         return [call.body["status"] for call in self.called(BEAT)]
 
-    # How it answers
+    # How it responds
 
     async def _answer(self, stream: ByteStream) -> None:
         request = self._server.requests[-1]
@@ -148,12 +138,9 @@ class ScriptedOrchestrator:
         await (await self._chosen(request))(stream)
 
     def _check(self, request: Request) -> None:
-        message = Message(request.method, request.target, request.headers, request.body)
+        test_ids = TEST_ID.findall(request.body.decode("utf-8", "replace"))
         try:
-            check_request(
-                message,
-                {*self.known_ids, *TEST_ID.findall(request.body.decode("utf-8", "replace"))},
-            )
+            check_request(request, self.known_ids.union(test_ids))
         except Violation as violation:
             self.violations.append(violation)
 
@@ -180,26 +167,22 @@ class ScriptedOrchestrator:
             report = cast("dict[str, Any]", request.json())
             self.taken.append(report)
             task_id = report["task_id"]
-            return json_response(
-                {"task_id": task_id, "status": self.standing.get(task_id, "running")}
-            )
-        return (
-            json_response({}) if path == LOGS else self._file(unquote(path.removeprefix("/files/")))
-        )
+            status = self.standing.get(task_id, "running")
+            return json_response({"task_id": task_id, "status": status})
+        file_name = unquote(path.removeprefix("/files/"))
+        return json_response({}) if path == LOGS else self._file(file_name)
 
     def _register(self, request: Request) -> Answer:
         if request.headers["x-registration-token"] != TOKEN:
             return json_response({"detail": "wrong token"}, 401)
         key = request.headers.get("x-api-key")
-        if key is not None and "reregister" in self.extensions:
-            if key not in self.keys:
-                return json_response({"detail": "no node has this key"}, 410)
-            node_id = key.replace("-key", "")
-            return json_response({"id": node_id, "api_key": key, **self._named()})
-        self._registered += 1
-        key = f"node-key-{self._registered}"
-        self.keys.add(key)
-        return json_response({"id": f"node-{self._registered}", "api_key": key, **self._named()})
+        if key is None or "reregister" not in self.extensions:
+            self._registered += 1
+            key = f"node-key-{self._registered}"
+            self.keys.add(key)
+        elif key not in self.keys:
+            return json_response({"detail": "no node has this key"}, 410)
+        return json_response({"id": key.replace("-key", ""), "api_key": key, **self._named()})
 
     def _named(self) -> dict[str, object]:
         return {"extensions": self.extensions} if self.extensions else {}
@@ -219,7 +202,6 @@ class ScriptedOrchestrator:
 
 
 def sha256(content: bytes) -> str:
-    """Return a checksum as assignments carry it."""
     return hashlib.sha256(content).hexdigest()
 
 

@@ -2,65 +2,51 @@
 
     with FaultProxy(orchestrator.url) as proxy:
         proxy.plan("POST", "/status", Fault(Kind.DROP_ANSWER))
-        chance = Chance(seed=1, share=0.1, faults=(Fault(Kind.DROP_REQUEST),))
-        proxy.by_chance(chance)
+        proxy.by_chance(Chance(seed=1, share=0.1, faults=(Fault(Kind.DROP_REQUEST),)))
         ...  # the runner is given proxy.url
 
 What is planned for a request comes first, one fault a request and in order; then chance decides,
 by the seed and how many such requests there were before: so a seed does the same again, whatever
 else was asked in between. `counts` has what was done, by kind.
 
-It runs in a thread of its own, over real sockets. Every request has a connection of its own to
-the orchestrator; the runner's connections are kept open, as a proxy in the field does it.
+It runs in threads, over real sockets. Every request has a connection of its own to the
+orchestrator; the runner's connections are kept open, as a proxy in the field does it.
 """
 
 from __future__ import annotations
 
-import asyncio
 import random
+import select
 import socket
 import ssl
 import threading
-import time
-from collections import Counter, deque
-from collections.abc import Coroutine
-from concurrent.futures import Future
+from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import BinaryIO
 from urllib.parse import urlsplit
 
 from typing_extensions import Self
 
+from tests.faults.certificates import Certificate
 from tests.harness.ports import kept_port
 
-if TYPE_CHECKING:
-    from tests.faults.certificates import Certificate
-
-MAX_HEAD_BYTES = 1 << 16
 HTML = b"<!DOCTYPE html><html><body><h1>Welcome to the guest network</h1></body></html>"
-_CALL_DEADLINE_S = 60.0
-
-T = TypeVar("T")
+JSON = b'{"detail": "the proxy says so"}'
+_DEADLINE_S = 60.0
 
 
 class Kind(str, Enum):
     """What can be done to a request."""
 
-    DROP_REQUEST = "drop-request"
-    """Cut the connection; the orchestrator never hears of it."""
-    DROP_ANSWER = "drop-answer"
-    """Let the orchestrator do it, then cut the connection."""
-    DELAY = "delay"
-    """Pass it on after a while."""
-    HALF_BODY = "half-body"
-    """Cut the connection in the middle of the answer's body."""
-    STATUS = "status"
-    """Answer with an error of our own; the orchestrator never hears of it."""
-    HTML = "html"
-    """Answer with a page of HTML; the orchestrator never hears of it."""
+    DROP_REQUEST = "drop-request"  # cut the connection; the orchestrator never hears of it
+    DROP_ANSWER = "drop-answer"  # let the orchestrator do it, then cut the connection
+    DELAY = "delay"  # pass it on after a while
+    HALF_BODY = "half-body"  # cut the connection in the middle of the response's body
+    STATUS = "status"  # respond with an error of our own; the orchestrator never hears of it
+    HTML = "html"  # respond with a page of HTML; the orchestrator never hears of it
     HOLD_REQUEST = "hold-request"
     """Keep the connection open for ever; the orchestrator never hears of it."""
     HOLD_ANSWER = "hold-answer"
@@ -71,8 +57,8 @@ class Kind(str, Enum):
 class Fault:
     """One thing to do to one request.
 
-    With `request_has` or `answer_has` it waits for a request whose body, or answer's body, has
-    that in it; others pass meanwhile. `answer_has` is for faults that let the orchestrator answer.
+    With `request_has` or `answer_has` it waits for a request whose body, or response's body, has
+    that in it; others pass meanwhile. `answer_has` is for faults that let the orchestrator respond.
     """
 
     kind: Kind
@@ -90,38 +76,25 @@ class Chance:
     seed: int
     share: float
     faults: tuple[Fault, ...]
-    paths: tuple[str, ...] = ("*",)
 
     def decide(self, method: str, path: str, number: int) -> Fault | None:
         """Decide about the request of that number among those with its method and path."""
-        if not any(fnmatchcase(path, pattern) for pattern in self.paths):
-            return None
         dice = random.Random(f"{self.seed} {method} {path} {number}")  # noqa: S311 - to be the same again
         return dice.choice(self.faults) if dice.random() < self.share else None
 
 
 @dataclass
 class Exchange:
-    """A request that came through; `at` is the monotonic moment."""
+    """A request that came through."""
 
     method: str
     path: str
-    at: float
-    request: bytes = b""
-    fault: Fault | None = None
-    reached: bool = False
-    """Whether the orchestrator has responded: what it did is done."""
+    request: bytes
+    reached: bool = False  # whether the orchestrator has responded: what it did is done
 
-
-@dataclass
-class _Planned:
-    method: str
-    pattern: str
-    fault: Fault
-
-
-_TURNS_UNTIL_SERVED = 10
-"""Of the event loop: one that was accepted just now is in nobody's hands before."""
+    def fits(self, method: str, pattern: str) -> bool:
+        """Return whether it is of this kind; * stands for any method, or any text in the path."""
+        return method in {"*", self.method} and fnmatchcase(self.path, pattern)
 
 
 class FaultProxy:
@@ -134,27 +107,22 @@ class FaultProxy:
         self._certificate = certificate
         self._keeper: socket.socket | None = None
         self._port = 0
+        self._listening: tuple[socket.socket, threading.Thread] | None = None
+        self._clients: dict[threading.Thread, socket.socket] = {}
+        self._held: set[socket.socket] = set()
         self._lock = threading.Lock()
-        self._plans: deque[_Planned] = deque()
+        self._plans: list[tuple[str, str, Fault]] = []
         self._chance: Chance | None = None
         self._numbers: Counter[tuple[str, str]] = Counter()
-        self._loop = asyncio.new_event_loop()
-        self._thread: threading.Thread | None = None
-        self._server: asyncio.Server | None = None
-        self._connections: set[asyncio.Task[None]] = set()
-        self._held: set[asyncio.Event] = set()
         self.counts: Counter[str] = Counter()
         """What was done, by kind; `refuse` counts the times that the listener was closed."""
-        self.exchanges: list[Exchange] = []
-        """Every request, the oldest first."""
+        self.exchanges: list[Exchange] = []  # every request, the oldest first
 
     def __enter__(self) -> Self:
-        """Start."""
         self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop."""
         self.stop()
 
     @property
@@ -167,50 +135,58 @@ class FaultProxy:
     def start(self) -> None:
         """Begin to listen."""
         self._keeper, self._port = kept_port()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._thread.start()
-        self._call(self._listen())
+        self.accept()
 
     def stop(self) -> None:
-        """Cut every connection and end."""
-        if self._thread is None:
-            return
-        self._call(self._close())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(_CALL_DEADLINE_S)
-        self._loop.close()
-        self._thread = None
+        """Cut every connection and end. May be called when stopped."""
+        self._close()
         if self._keeper is not None:
             self._keeper.close()
 
     def refuse(self) -> None:
         """Close the listener and cut what is open: connections are refused until `accept`."""
         self.counts["refuse"] += 1
-        self._call(self._close())
+        self._close()
 
     def accept(self) -> None:
         """Listen again, on the same port."""
-        self._call(self._listen())
+        if self._listening is None:
+            listener = socket.create_server(("127.0.0.1", self._port))
+            self._listening = listener, threading.Thread(target=self._accept, args=(listener,))
+            self._listening[1].start()
 
     def present(self, certificate: Certificate) -> None:
         """Show another certificate from now on, to new connections; old ones are cut."""
         self._certificate = certificate
-        self._call(self._close())
-        self._call(self._listen())
+        self._close()
+        self.accept()
 
     def release(self) -> None:
         """Cut the connections that are held for ever."""
-        self._call(self._release())
+        for client in list(self._held):
+            _cut(client)
+
+    def _close(self) -> None:
+        if self._listening is None:
+            return
+        listener, accepting = self._listening
+        self._listening = None
+        _cut(listener)
+        accepting.join(_DEADLINE_S)
+        listener.close()
+        for thread, client in list(self._clients.items()):
+            _cut(client)
+            thread.join(_DEADLINE_S)
 
     # What is to go wrong
 
     def plan(self, method: str, path: str, *faults: Fault) -> None:
-        """Have the next requests of this kind meet these faults, one each; * stands for any."""
+        """Let the next requests of this kind meet these faults, one each; * stands for any."""
         with self._lock:
-            self._plans.extend(_Planned(method, path, fault) for fault in faults)
+            self._plans.extend((method, path, fault) for fault in faults)
 
     def by_chance(self, chance: Chance | None) -> None:
-        """Have chance decide about what is not planned; None ends it."""
+        """Let chance decide about what is not planned; None ends it."""
         with self._lock:
             self._chance = chance
 
@@ -228,203 +204,164 @@ class FaultProxy:
 
     def requests(self, method: str, path: str) -> list[Exchange]:
         """Return the requests of one kind so far; * stands for any text in the path."""
-        return [
-            exchange
-            for exchange in list(self.exchanges)
-            if exchange.method == method and fnmatchcase(exchange.path, path)
-        ]
+        return [exchange for exchange in list(self.exchanges) if exchange.fits(method, path)]
 
-    # In its own thread
+    # In threads: one that accepts, and one for each connection
 
-    def _call(self, work: Coroutine[Any, Any, T]) -> T:
-        done: Future[T] = asyncio.run_coroutine_threadsafe(work, self._loop)
-        return done.result(_CALL_DEADLINE_S)
-
-    async def _listen(self) -> None:
-        if self._server is not None:
-            return
+    def _accept(self, listener: socket.socket) -> None:
         context = None
         if self._certificate is not None:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(self._certificate.chain, self._certificate.key)
-        self._server = await asyncio.start_server(
-            self._serve, "127.0.0.1", self._port, ssl=context, limit=MAX_HEAD_BYTES
-        )
+        with suppress(OSError):  # the listener is closed
+            while True:
+                client, _ = listener.accept()
+                thread = threading.Thread(target=self._serve, args=(client, context))
+                self._clients[thread] = client
+                thread.start()
 
-    async def _close(self) -> None:
-        server, self._server = self._server, None
-        if server is not None:
-            # In this order: asyncio forgets to close who was accepted by a server that has closed.
-            for listener in server.sockets:
-                self._loop.remove_reader(listener.fileno())
-            for _ in range(_TURNS_UNTIL_SERVED):
-                await asyncio.sleep(0)
-            server.close()
-        open_now = [task for task in self._connections if task is not asyncio.current_task()]
-        for task in open_now:
-            task.cancel()
-        await asyncio.gather(*open_now, return_exceptions=True)
-
-    async def _release(self) -> None:
-        for held in self._held:
-            held.set()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._connections.add(task)
+    def _serve(self, connection: socket.socket, context: ssl.SSLContext | None) -> None:
         try:
-            while await self._one(reader, writer):
-                pass
-        except (OSError, EOFError, asyncio.LimitOverrunError, asyncio.CancelledError):
+            # `connection` stays a plain socket, which `_cut` reaches also during a handshake.
+            with connection, connection.dup() as plain:
+                client = context.wrap_socket(plain, server_side=True) if context else plain
+                with client, client.makefile("rb") as requests:
+                    while self._handle(client, requests):
+                        pass
+        except (OSError, EOFError):
             pass  # either side went away, or this one is closed
         finally:
-            self._connections.discard(task)
-            writer.transport.abort()
+            del self._clients[threading.current_thread()]
 
-    async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+    def _handle(self, client: socket.socket, requests: BinaryIO) -> bool:
         """Handle one request; return whether the connection stays."""
-        head = await reader.readuntil(b"\r\n\r\n")
-        line, *lines = head[:-4].split(b"\r\n")
+        line, headers = _read_head(requests)
         method, target = (word.decode() for word in line.split(b" ")[:2])
-        body = await reader.readexactly(_length_of(lines) or 0)
-        exchange = Exchange(method, urlsplit(target).path, time.monotonic(), body)
-        exchange.fault = self._fault_for(exchange)
+        body = _read_exactly(requests, _length_of(headers) or 0)
+        exchange = Exchange(method, urlsplit(target).path, body)
+        fault = self._fault_for(exchange)
         self.exchanges.append(exchange)
-        kept = [line, *(text for text in lines if not _is(text, b"connection"))]
-        request = b"\r\n".join([*kept, b"connection: close", b"", b""]) + body
-        # A runner that is killed hangs up; the server must learn that.
-        hung_up = asyncio.ensure_future(_hung_up(reader))
-        answering = asyncio.ensure_future(self._answer(exchange, request, writer))
-        try:
-            await asyncio.wait({hung_up, answering}, return_when=asyncio.FIRST_COMPLETED)
-            return answering.done() and await answering
-        finally:
-            for task in (hung_up, answering):
-                task.cancel()
-                with suppress(asyncio.CancelledError, OSError, EOFError):
-                    await task
+        if fault is not None:
+            if fault.kind in {Kind.STATUS, Kind.HTML}:
+                client.sendall(_own_response(fault))
+                return True
+            if fault.kind is Kind.DROP_REQUEST:
+                return False
+            if fault.kind is Kind.HOLD_REQUEST:
+                return self._hold(client)
+            if fault.kind is Kind.DELAY and _hangs_up(client, fault.seconds):
+                return False
+        request = b"".join([line, *headers, b"connection: close\r\n\r\n", body])
+        return self._ask(client, request, exchange, fault)
+
+    def _ask(
+        self, client: socket.socket, request: bytes, exchange: Exchange, fault: Fault | None
+    ) -> bool:
+        """Pass a request on, and its response unless the fault is of that; return as `_handle`."""
+        with (
+            socket.create_connection(self._upstream, _DEADLINE_S) as upstream,
+            upstream.makefile("rb") as responses,
+        ):
+            upstream.sendall(request)
+            # A runner that is killed hangs up; the server must learn that.
+            if upstream not in select.select([client, upstream], [], [])[0]:
+                raise EOFError
+            line, headers = _read_head(responses)
+            length = _length_of(headers)
+            body = responses.read() if length is None else _read_exactly(responses, length)
+        exchange.reached = True
+        head = b"".join([line, *headers, b"\r\n"])
+        if fault is None or fault.kind is Kind.DELAY or not self._is_due(exchange, fault, body):
+            client.sendall(head + body)
+            return length is not None
+        if fault.kind is Kind.HOLD_ANSWER:
+            return self._hold(client)
+        if fault.kind is Kind.HALF_BODY:
+            client.sendall(head + body[: len(body) // 2])
+        return False
 
     def _fault_for(self, exchange: Exchange) -> Fault | None:
         with self._lock:
             key = (exchange.method, exchange.path)
             number = self._numbers[key]
             self._numbers[key] += 1
-            for planned in self._plans:
-                if _meets(planned, exchange):
-                    if not planned.fault.answer_has:
-                        self._plans.remove(planned)
-                        self.counts[planned.fault.kind.value] += 1
-                    return planned.fault
-            fault = self._chance.decide(*key, number) if self._chance else None
-            if fault is not None:
-                self.counts[fault.kind.value] += 1
-            return fault
+            for method, pattern, fault in self._plans:
+                if exchange.fits(method, pattern) and fault.request_has in exchange.request:
+                    if not fault.answer_has:
+                        self._use(exchange, fault)
+                    return fault
+            chosen = self._chance.decide(*key, number) if self._chance else None
+            if chosen is not None:
+                self.counts[chosen.kind.value] += 1
+            return chosen
 
     def _is_due(self, exchange: Exchange, fault: Fault, body: bytes) -> bool:
         """Return whether the fault waits for this response; it is used up then."""
         if not fault.answer_has:
             return True
         with self._lock:
-            planned = next((plan for plan in self._plans if plan.fault is fault), None)
-            if planned is None or fault.answer_has not in body:
-                exchange.fault = None
-                return False
-            self._plans.remove(planned)
-            self.counts[fault.kind.value] += 1
-            return True
+            return fault.answer_has in body and self._use(exchange, fault)
 
-    async def _answer(
-        self, exchange: Exchange, request: bytes, writer: asyncio.StreamWriter
-    ) -> bool:
-        """Let the fault happen, or pass the request on; return whether the connection stays."""
-        fault = exchange.fault
-        kind = None if fault is None else fault.kind
-        if fault is not None and kind in {Kind.STATUS, Kind.HTML}:
-            return await _send(_own_response(fault), writer)
-        if kind is Kind.DROP_REQUEST:
-            return False
-        if kind is Kind.HOLD_REQUEST:
-            return await self._hold()
-        if fault is not None and kind is Kind.DELAY:
-            await asyncio.sleep(fault.seconds)
-        head, body = await self._ask(exchange, request)
-        if fault is None or kind is Kind.DELAY or not self._is_due(exchange, fault, body):
-            await _send(head + body, writer)
-            return _length_of(head.split(b"\r\n")) is not None
-        if kind is Kind.HOLD_ANSWER:
-            return await self._hold()
-        if kind is Kind.HALF_BODY:
-            writer.write(head + body[: len(body) // 2])
-            await writer.drain()
-            # Aborting would throw away what is not sent yet; closing sends it first.
-            writer.close()
-            with suppress(OSError):
-                await writer.wait_closed()
+    def _use(self, exchange: Exchange, fault: Fault) -> bool:
+        """Take a fault from the plan; return whether it was there."""
+        for index, (method, pattern, planned) in enumerate(self._plans):
+            if planned is fault and exchange.fits(method, pattern):
+                del self._plans[index]
+                self.counts[fault.kind.value] += 1
+                return True
         return False
 
-    async def _hold(self) -> bool:
-        held = asyncio.Event()
-        self._held.add(held)
-        try:
-            await held.wait()
-        finally:
-            self._held.discard(held)
+    def _hold(self, client: socket.socket) -> bool:
+        self._held.add(client)
+        _hangs_up(client)
+        self._held.discard(client)
         return False
 
-    async def _ask(self, exchange: Exchange, request: bytes) -> tuple[bytes, bytes]:
-        """Ask the orchestrator; return its response's head, ready to be passed on, and body."""
-        reader, writer = await asyncio.open_connection(*self._upstream, limit=MAX_HEAD_BYTES)
-        try:
-            writer.write(request)
-            head = await reader.readuntil(b"\r\n\r\n")
-            line, *lines = head[:-4].split(b"\r\n")
-            length = _length_of(lines)
-            body = await (reader.read() if length is None else reader.readexactly(length))
-            exchange.reached = True
-        finally:
-            writer.transport.abort()
-        kept = [line, *(text for text in lines if not _is(text, b"connection"))]
-        return b"\r\n".join([*kept, b"", b""]), body
+
+def _cut(connection: socket.socket) -> None:
+    with suppress(OSError):  # it is closed already
+        connection.shutdown(socket.SHUT_RDWR)
 
 
-async def _send(response: bytes, writer: asyncio.StreamWriter) -> bool:
-    writer.write(response)
-    await writer.drain()
-    return True
-
-
-def _meets(planned: _Planned, exchange: Exchange) -> bool:
-    return (
-        planned.method in {"*", exchange.method}
-        and fnmatchcase(exchange.path, planned.pattern)
-        and planned.fault.request_has in exchange.request
-    )
+def _hangs_up(client: socket.socket, within_s: float | None = None) -> bool:
+    """Wait for the client to close its end; it sends nothing while it waits for a response."""
+    return bool(select.select([client], [], [], within_s)[0])
 
 
 def _own_response(fault: Fault) -> bytes:
-    body = HTML if fault.kind is Kind.HTML else b'{"detail": "the proxy says so"}'
-    content = "text/html" if fault.kind is Kind.HTML else "application/json"
-    lines = [f"HTTP/1.1 {fault.status} Fault", f"content-type: {content}"]
-    if fault.retry_after is not None:
-        lines.append(f"retry-after: {fault.retry_after}")
-    lines += [f"content-length: {len(body)}", "", ""]
+    is_html = fault.kind is Kind.HTML
+    body = HTML if is_html else JSON
+    lines = [
+        f"HTTP/1.1 {fault.status} Fault",
+        f"content-type: {'text/html' if is_html else 'application/json'}",
+        *([] if fault.retry_after is None else [f"retry-after: {fault.retry_after}"]),
+        f"content-length: {len(body)}\r\n\r\n",
+    ]
     return "\r\n".join(lines).encode() + body
+
+
+def _read_head(stream: BinaryIO) -> tuple[bytes, list[bytes]]:
+    """Return the first line, and those of the headers but `connection`, each with its end."""
+    lines = []
+    while (line := stream.readline()) != b"\r\n":
+        if not line:
+            raise EOFError
+        lines.append(line)
+    return lines[0], [line for line in lines[1:] if not _is(line, b"connection")]
+
+
+def _read_exactly(stream: BinaryIO, size: int) -> bytes:
+    body = stream.read(size)
+    if len(body) < size:
+        raise EOFError
+    return body
 
 
 def _is(line: bytes, name: bytes) -> bool:
     return line.partition(b":")[0].strip().lower() == name
 
 
-def _length_of(lines: list[bytes]) -> int | None:
+def _length_of(headers: list[bytes]) -> int | None:
     """Read Content-Length; None where the body ends with the connection or comes in chunks."""
-    for line in lines:
-        if _is(line, b"content-length"):
-            return int(line.partition(b":")[2])
-    return None
-
-
-async def _hung_up(reader: asyncio.StreamReader) -> None:
-    """Return when the other side closes its end. It sends nothing while it waits for an answer."""
-    while not reader.at_eof():  # noqa: ASYNC110 - a reader has no event for its end
-        await asyncio.sleep(0.02)
+    lengths = [line for line in headers if _is(line, b"content-length")]
+    return int(lengths[0].partition(b":")[2]) if lengths else None

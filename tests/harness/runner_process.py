@@ -8,19 +8,16 @@ import secrets
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
+from tests.engines import Engine
 from tests.harness.journal import read_rows
 from tests.harness.launcher import LAUNCHER, TIMINGS_VARIABLE
 from tests.orchestrator.serving import wait_for
 from tests.system.recording import LONGEST_TASK_S
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from tests.engines import Engine
 
 ROOT = Path(__file__).parents[2]
 COMMAND = (sys.executable, "-m", "runner")
@@ -29,28 +26,22 @@ DEADLINE_S = 120
 
 
 @dataclass(frozen=True)
-class Answer:
-    """The outcome of a command that ended by itself."""
+class Completed:
+    """A command that ended by itself."""
 
     exit_code: int
     output: str
     log: str
 
 
-class Orchestrator(Protocol):
+class _Orchestrator(Protocol):
     """What a runner needs of an orchestrator."""
 
-    @property
-    def url(self) -> str:
-        """Where it listens."""
+    url: str
+    task_ids: list[str]
 
     @property
-    def registration_token(self) -> str | None:
-        """The token that it takes, if any."""
-
-    @property
-    def task_ids(self) -> list[str]:
-        """The tasks that a test has made."""
+    def registration_token(self) -> str | None: ...
 
 
 @dataclass
@@ -59,13 +50,11 @@ class RunnerProcess:
 
     folder: Path
     engine: Engine
-    orchestrator: Orchestrator
-    options: list[str]
-    """The arguments of every start, before the start's own."""
+    orchestrator: _Orchestrator
+    options: list[str]  # the arguments of every start, before the start's own
     environment: dict[str, str] = field(default_factory=dict)
     """What every start has in its environment, beside what this process has."""
-    command: tuple[str, ...] = COMMAND
-    """What is started: the runner, or a launcher that breaks it."""
+    command: tuple[str, ...] = COMMAND  # what is started: the runner, or a launcher that breaks it
     _process: subprocess.Popen[bytes] | None = None
     _log_start: int = 0
 
@@ -82,24 +71,28 @@ class RunnerProcess:
     @property
     def pid(self) -> int:
         """The process that was started last."""
+        return self._started.pid
+
+    @property
+    def _started(self) -> subprocess.Popen[bytes]:
         assert self._process is not None, "it was never started"
-        return self._process.pid
+        return self._process
 
     # Start and end
 
     def start(self, *arguments: str, terminal: int | None = None) -> None:
         """Start the process; its output goes to the log file, or to a terminal if given."""
         assert self._process is None or self._process.poll() is not None, "it runs already"
-        self.folder.mkdir(exist_ok=True)
         with self._log_path.open("ab") as log:
             self._log_start = log.tell()
+            output = log if terminal is None else terminal
             self._process = subprocess.Popen(
                 [*self.command, *self.options, *arguments],
                 cwd=ROOT,
                 env=self.full_environment,
                 stdin=subprocess.DEVNULL if terminal is None else terminal,
-                stdout=log if terminal is None else terminal,
-                stderr=log if terminal is None else terminal,
+                stdout=output,
+                stderr=output,
             )
 
     def set_timings(self, **timings: float) -> None:
@@ -116,7 +109,7 @@ class RunnerProcess:
             if value is not None:
                 self.options.append(f"{option}={value}")
 
-    def run(self, *arguments: str, environment: Mapping[str, str] | None = None) -> Answer:
+    def run(self, *arguments: str, environment: Mapping[str, str] | None = None) -> Completed:
         """Run to the end, beside the process that was started or instead of it."""
         done = subprocess.run(
             [*self.command, *self.options, *arguments],
@@ -128,7 +121,7 @@ class RunnerProcess:
             timeout=DEADLINE_S,
             check=False,
         )
-        return Answer(done.returncode, done.stdout, done.stderr)
+        return Completed(done.returncode, done.stdout, done.stderr)
 
     def send(self, number: signal.Signals) -> None:
         """Send a signal to the process, and to nothing else."""
@@ -136,8 +129,7 @@ class RunnerProcess:
 
     def exit_code(self, deadline_s: float = DEADLINE_S) -> int:
         """Wait for the end of the process; return its exit code."""
-        assert self._process is not None, "it was never started"
-        return self._process.wait(deadline_s)
+        return self._started.wait(deadline_s)
 
     def kill(self) -> None:
         """Do to the process what a crash does, if it runs."""
@@ -147,24 +139,11 @@ class RunnerProcess:
 
     def clean(self) -> None:
         """End the process, and remove the containers of this orchestrator's tasks."""
-        starting = self._starting_containers()
+        starting = [] if self._process is None else _starting_containers(self._process.pid)
         self.kill()
         wait_for(lambda: not any(process.exists() for process in starting), DEADLINE_S)
         ours = {container_of(task_id) for task_id in self.orchestrator.task_ids}
         wait_for(lambda: not self._remove(ours & set(containers(self.engine))), DEADLINE_S)
-
-    def _starting_containers(self) -> list[Path]:
-        """Return the engine's processes that are starting a container, and outlive the runner."""
-        if self._process is None:
-            return []
-        children = subprocess.run(
-            ["ps", "-o", "pid=,args=", "--ppid", str(self.pid)],
-            check=False,  # it may have none
-            capture_output=True,
-            text=True,
-        )
-        rows = [line.split() for line in children.stdout.splitlines()]
-        return [Path(f"/proc/{row[0]}") for row in rows if "run" in row[2:4]]
 
     def _remove(self, names: set[str]) -> set[str]:
         """Try to remove containers, as others may do meanwhile; return what was there."""
@@ -206,16 +185,20 @@ class RunnerProcess:
         """Wait until a text is in the log of the last start; the log is shown if it never is."""
 
         def is_there() -> bool:
-            assert self._process is not None, "it was never started"
-            has_ended = self._process.poll() is not None
+            has_ended = self._started.poll() is not None
             if text not in self.log and has_ended:
                 raise TimeoutError
             return text in self.log
 
+        self._wait_for(is_there, f"{text!r} is not in the log")
+
+    def _wait_for(
+        self, condition: Callable[[], object], failure: str, deadline_s: float = DEADLINE_S
+    ) -> None:
         try:
-            wait_for(is_there, DEADLINE_S)
+            wait_for(condition, deadline_s)
         except TimeoutError:
-            raise AssertionError(f"{text!r} is not in the log:\n{self.log}") from None
+            raise AssertionError(f"{failure}:\n{self.log}") from None
 
     def rows(self, query: str) -> list[dict[str, Any]]:
         """Read the journal as it stands."""
@@ -247,11 +230,10 @@ class RunnerProcess:
 
     def wait_for_start_of(self, task_id: str) -> None:
         """Wait until a task's container works and the journal knows it."""
-        try:
-            wait_for(lambda: self.starts_of(task_id), DEADLINE_S)
-            wait_for(lambda: self.state_of(task_id) == "running", DEADLINE_S)
-        except TimeoutError:
-            raise AssertionError(f"task {task_id} does not start:\n{self.log}") from None
+        self._wait_for(
+            lambda: self.starts_of(task_id) and self.state_of(task_id) == "running",
+            f"task {task_id} does not start",
+        )
 
     def state_of(self, task_id: str) -> str | None:
         """Return a task's state in the journal."""
@@ -260,10 +242,11 @@ class RunnerProcess:
 
     def wait_until_closed(self, task_id: str) -> None:
         """Wait until everything is done for a task, its container's removal included."""
-        try:
-            wait_for(lambda: self.state_of(task_id) == "closed", LONGEST_TASK_S)
-        except TimeoutError:
-            raise AssertionError(f"task {task_id} is not closed:\n{self.log}") from None
+        self._wait_for(
+            lambda: self.state_of(task_id) == "closed",
+            f"task {task_id} is not closed",
+            LONGEST_TASK_S,
+        )
 
     def let_go(self, name: str) -> None:
         """Make the file that a task with `[wait-for NAME]` waits for."""
@@ -286,48 +269,51 @@ class RunnerProcess:
         Path(f"/proc/{self.pid}/clear_refs").write_text("5")
 
     def _status_kib(self, name: str) -> int:
-        lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
-        return int(next(line for line in lines if line.startswith(f"{name}:")).split()[1])
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        return int(status.partition(f"{name}:")[2].split()[0])
 
 
 def process_on(
-    engine: Engine, image: str, folder: Path, orchestrator: Orchestrator
+    engine: Engine, image: str, folder: Path, orchestrator: _Orchestrator
 ) -> RunnerProcess:
     """Prepare a runner for an engine and an orchestrator, with short intervals."""
     folder.mkdir(parents=True, exist_ok=True)
     token_file = folder / "token"
     token_file.touch(mode=0o600)
     token_file.write_text(f"{orchestrator.registration_token or secrets.token_hex()}\n")
-    options = {
-        "--orchestrator-url": orchestrator.url,
-        "--registration-token-file": str(token_file),
-        "--name": "system-test",
-        "--victoria-home": str(folder / "home"),
-        "--state-dir": str(folder / "state"),
-        "--container-runtime": engine.name,
-        "--container-image": image,
-        "--pull": "never",
+    options = [
+        f"--orchestrator-url={orchestrator.url}",
+        f"--registration-token-file={token_file}",
+        "--name=system-test",
+        f"--victoria-home={folder / 'home'}",
+        f"--state-dir={folder / 'state'}",
+        f"--container-runtime={engine.name}",
+        f"--container-image={image}",
+        "--pull=never",
         # Not every machine that tests run on may make networks.
-        "--run-arg": "--network=host",
-        "--poll-interval": "0.2",
-        "--heartbeat-interval": "0.5",
-        "--min-free-disk": "1M",
-    }
-    return RunnerProcess(
-        folder, engine, orchestrator, [f"{name}={value}" for name, value in options.items()]
-    )
+        "--run-arg=--network=host",
+        "--poll-interval=0.2",
+        "--heartbeat-interval=0.5",
+        "--min-free-disk=1M",
+    ]
+    return RunnerProcess(folder, engine, orchestrator, options)
+
+
+def _starting_containers(pid: int) -> list[Path]:
+    """Return the engine's processes that are starting a container, and outlive the runner."""
+    command = ["ps", "-o", "pid=,args=", "--ppid", str(pid)]
+    children = subprocess.run(command, check=False, capture_output=True, text=True)
+    rows = [line.split() for line in children.stdout.splitlines()]
+    return [Path(f"/proc/{row[0]}") for row in rows if "run" in row[2:4]]
 
 
 def container_of(task_id: str) -> str:
-    """Return the name that a task's container has."""
     return f"victoria-{task_id}"
 
 
 def containers(engine: Engine) -> list[str]:
-    """List the names of all containers, running or not."""
     return engine.run("ps", "--all", "--format", "{{.Names}}").split()
 
 
 def is_running(engine: Engine, task_id: str) -> bool:
-    """Return whether a task's container runs, as the engine says."""
     return bool(engine.inspect(container_of(task_id))["State"]["Running"])

@@ -1,12 +1,13 @@
-"""A server on loopback that answers as a test has scripted, byte by byte, and keeps what it got."""
+"""A server on loopback that responds as a test has scripted, byte by byte, and keeps requests."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import anyio
 from anyio.abc import ByteStream, SocketAttribute
@@ -14,10 +15,6 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 from anyio.streams.tls import TLSListener
 
 from tests.harness.ports import kept_port
-
-if TYPE_CHECKING:
-    import ssl
-    from collections.abc import AsyncIterator, Iterator, Mapping
 
 Answer: TypeAlias = Callable[[ByteStream], Awaitable[None]]
 
@@ -44,7 +41,7 @@ class Request:
 
 @dataclass
 class ScriptedServer:
-    """What was asked so far, and the answers to come; the last one is given again and again."""
+    """The requests so far, and the responses to come; the last one is repeated."""
 
     port: int
     scheme: str = "http"
@@ -57,7 +54,7 @@ class ScriptedServer:
         return f"{self.scheme}://127.0.0.1:{self.port}"
 
     def answer(self, *answers: Answer) -> None:
-        """Set what the next requests are answered with."""
+        """Set the responses to the next requests."""
         self.script[:] = answers
 
     async def serve(self, stream: ByteStream) -> None:
@@ -85,7 +82,7 @@ async def serving(tls: ssl.SSLContext | None = None) -> AsyncIterator[ScriptedSe
 
 @contextmanager
 def nobody_listening() -> Iterator[int]:
-    """Keep a port to ourselves, so that nobody else comes to listen at it."""
+    """Yield a port that nobody comes to listen at."""
     keeper, port = kept_port()
     with keeper:
         yield port
@@ -102,43 +99,46 @@ def raw(*parts: bytes) -> Answer:
 
 
 def http(status: int, body: bytes = b"", headers: Mapping[str, str] | None = None) -> Answer:
-    """Answer in proper HTTP."""
+    """Respond in proper HTTP."""
     return raw(_head(status, {"Content-Length": str(len(body)), **(headers or {})}), body)
 
 
 def json_response(
     value: object, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> Answer:
-    """Answer with JSON."""
+    """Respond with JSON."""
     return http(status, json.dumps(value).encode(), {**JSON, **(headers or {})})
 
 
 def zeros(size: int, promised: int | None = None) -> Answer:
     """Send `size` zero bytes in blocks, whatever length was promised."""
-
-    async def send(stream: ByteStream) -> None:
-        await stream.send(_head(200, {"Content-Length": str(promised or size)}))
-        left = size
-        while left:
-            await stream.send(_BLOCK[:left])
-            left -= min(left, len(_BLOCK))
-
-    return send
+    blocks, rest = divmod(size, len(_BLOCK))
+    head = _head(200, {"Content-Length": str(promised or size)})
+    return raw(head, *[_BLOCK] * blocks, _BLOCK[:rest])
 
 
 def endless(headers: Mapping[str, str] | None = None, first: bytes = b"") -> Answer:
     """Send zero bytes, after the first, until the client has enough."""
+    return _repeating(_head(200, headers or {}) + first, _BLOCK)
 
+
+def trickle() -> Answer:
+    """Send a byte of a response every tenth of a second, for ever."""
+    return _repeating(_head(200, {}), b" ", pause_s=0.1)
+
+
+def _repeating(first: bytes, block: bytes, pause_s: float = 0.0) -> Answer:
     async def send(stream: ByteStream) -> None:
-        await stream.send(_head(200, headers or {}) + first)
+        await stream.send(first)
         while True:
-            await stream.send(_BLOCK)
+            await stream.send(block)
+            await anyio.sleep(pause_s)
 
     return send
 
 
 def stalled(first: bytes, headers: Mapping[str, str] | None = None) -> Answer:
-    """Send the first bytes of an answer and then nothing until the client goes."""
+    """Send the first bytes of a response and then nothing until the client goes."""
 
     async def send(stream: ByteStream) -> None:
         await stream.send(_head(200, headers or {}) + first)
@@ -147,20 +147,8 @@ def stalled(first: bytes, headers: Mapping[str, str] | None = None) -> Answer:
     return send
 
 
-def trickle() -> Answer:
-    """Send a byte of an answer every tenth of a second, for ever."""
-
-    async def send(stream: ByteStream) -> None:
-        await stream.send(_head(200, {}))
-        while True:
-            await stream.send(b" ")
-            await anyio.sleep(0.1)
-
-    return send
-
-
 def _head(status: int, headers: Mapping[str, str]) -> bytes:
-    lines = [f"HTTP/1.1 {status} Said", *(f"{name}: {text}" for name, text in headers.items())]
+    lines = [f"HTTP/1.1 {status} Scripted", *(f"{name}: {text}" for name, text in headers.items())]
     return "\r\n".join([*lines, "Connection: close", "", ""]).encode("latin-1")
 
 
@@ -169,9 +157,7 @@ async def _read_request(stream: ByteStream) -> Request:
     head = await buffered.receive_until(b"\r\n\r\n", _LONGEST_HEAD)
     first, *lines = head.decode("latin-1").split("\r\n")
     method, target, _ = first.split(" ")
-    headers = {
-        name.lower(): text.strip() for name, _, text in (line.partition(":") for line in lines)
-    }
+    fields = (line.partition(":") for line in lines)
+    headers = {name.lower(): text.strip() for name, _, text in fields}
     size = int(headers.get("content-length", "0"))
-    body = await buffered.receive_exactly(size) if size else b""
-    return Request(method, target, headers, body)
+    return Request(method, target, headers, await buffered.receive_exactly(size) if size else b"")

@@ -2,13 +2,12 @@
 
 Called as the stand-in is, and knows its directives. Beside them:
 
-    [tools]                 list the tools
     [call TOOL {JSON}]      call one, with these arguments or none
     [say TEXT]              think aloud
 
-It begins a session in Crush's database with the prompt, and writes into it what it says, what it
-calls and what it is answered, as Crush does. Answers go to standard output as well. It speaks to
-the reporter through the SDK's own client.
+It begins a session in Crush's database with the prompt, and writes its words, its calls and their
+results into it, as Crush does. Results go to standard output as well. It calls the reporter through
+the SDK's own client.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ import sys
 import time
 import uuid
 from pathlib import Path
-from typing import Any
 
 import anyio
 import anyio.to_thread
@@ -56,9 +54,7 @@ async def work(prompt: str, home: str) -> int:
         for name, value in directives(prompt):
             if name == "fail":
                 return int(value)
-            if name == "tools":
-                stand_in.show(" ".join(tool.name for tool in (await client.list_tools()).tools))
-            elif name == "say":
+            if name == "say":
                 conversation.note("text", text=value)
             elif name == "call":
                 await call(client, conversation, *value.partition(" ")[::2])
@@ -68,31 +64,28 @@ async def work(prompt: str, home: str) -> int:
 
 
 async def call(client: Client, conversation: Conversation, tool: str, arguments: str) -> None:
-    """Call a tool as Crush does: written down before, and its answer after."""
-    told: dict[str, Any] = json.loads(arguments or "{}")
+    """Call a tool as Crush does: the call is written down before, its result after."""
     conversation.note("tool_call", id="c", name=tool, input=arguments, finished=True)
-    result = await client.call_tool(tool, told)
+    result = await client.call_tool(tool, json.loads(arguments or "{}"))
     (content,) = result.content
-    said = getattr(content, "text", "")
-    conversation.note("tool_result", tool_call_id="c", name=tool, content=said)
-    stand_in.show(f"{tool} answers {said}")
+    text = getattr(content, "text", "")
+    conversation.note("tool_result", tool_call_id="c", name=tool, content=text)
+    stand_in.show(f"{tool} answers {text}")
 
 
 def directives(prompt: str) -> list[tuple[str, str]]:
     """Return the names and values in square brackets."""
-    found = [part.partition("]")[0].partition(" ")[::2] for part in prompt.split("[")[1:]]
-    return [(name, value) for name, value in found if is_known(name, value)]
-
-
-def is_known(name: str, value: str) -> bool:
-    """Tell a directive from text in brackets."""
-    return name in {"tools", "call", "say"} or stand_in.means_something(name, value)
+    pairs = [part.partition("]")[0].partition(" ")[::2] for part in prompt.split("[")[1:]]
+    return [
+        (name, value)
+        for name, value in pairs
+        if name in {"call", "say"} or stand_in.means_something(name, value)
+    ]
 
 
 def main(arguments: list[str]) -> int:
-    """Do the task; return the exit code."""
     home = os.environ["VICTORIA_HOME"]
-    stand_in.die_when_told()
+    stand_in.die_on_signals()
     stand_in.mark_start(os.path.join(home, "tasks", stand_in.task_id()))
     return anyio.run(work, stand_in.read_arguments(arguments), home)
 

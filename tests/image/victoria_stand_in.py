@@ -4,7 +4,7 @@ Called as ``--accept-license --task PROMPT``. The first thing it does is to appe
 ``tasks/$JOB_ID/starts.log`` below the Victoria home, so that a test can count how often a task ran,
 and knows from when on TERM ends it (before, as PID 1 with Python still loading, it would not).
 The last is ``tasks/$JOB_ID/result.txt``. In between it carries out the directives in the prompt,
-in their order; whatever else stands there is plain text:
+in their order; all else is plain text:
 
     [print BYTES]  [print-line TEXT]  [stderr TEXT]  [env NAME]   output
     [write NAME TEXT]  [wait-for NAME]       a file in the Victoria home: make it, wait for it
@@ -31,7 +31,7 @@ PROMPT_SHOWN = 200
 LINE = b"x" * 99 + b"\n"
 BLOCK = LINE * 10_000
 MIB = 1 << 20
-LOOK_AGAIN_S = 0.02
+CHECK_INTERVAL_S = 0.02
 NUMBER = {"print", "sleep", "eat-memory", "fail"}
 TEXT = {"print-line", "stderr", "env", "wait-for", "write"}
 BARE = {"hang", "ignore-term"}
@@ -42,10 +42,9 @@ class Refused(Exception):
 
 
 def main(arguments: list[str]) -> int:
-    """Do the task; return the exit code."""
     home = os.environ.get("VICTORIA_HOME", "/workspace/Victoria")
     folder = os.path.join(home, "tasks", task_id())
-    die_when_told()  # before the mark, so that whoever has seen the mark may send TERM
+    die_on_signals()  # before the mark, so that a test that has seen the mark may send TERM
     mark_start(folder)
     prompt = read_arguments(arguments)
     directives = find_directives(prompt)
@@ -70,10 +69,10 @@ def main(arguments: list[str]) -> int:
 
 def task_id() -> str:
     """Return the task's id; ``unnamed`` when the image is run by hand."""
-    found = os.environ.get("JOB_ID") or os.environ.get("TASK_ID") or "unnamed"
-    if "/" in found or found in {".", ".."}:
-        raise Refused(f"cannot use JOB_ID: {found!r} is no folder name")
-    return found
+    name = os.environ.get("JOB_ID") or os.environ.get("TASK_ID") or "unnamed"
+    if "/" in name or name in {".", ".."}:
+        raise Refused(f"cannot use JOB_ID: {name!r} is not a folder name")
+    return name
 
 
 def mark_start(folder: str) -> None:
@@ -85,36 +84,32 @@ def mark_start(folder: str) -> None:
     os.close(log)
 
 
-def die_when_told() -> None:
-    """Let TERM and INT end this process, which as PID 1 of a container ignores them otherwise."""
+def die_on_signals() -> None:
+    """Let TERM and INT end this process, which ignores them otherwise as PID 1 of a container."""
     on_end_signals(lambda number, _frame: os._exit(128 + number))
 
 
 def read_arguments(arguments: list[str]) -> str:
     """Return the prompt; both arguments of the real image are required."""
-    if "--accept-license" not in arguments:
-        raise Refused("cannot start: the licence is not accepted, give --accept-license")
-    rest = [argument for argument in arguments if argument != "--accept-license"]
-    if len(rest) != 2 or rest[0] != "--task":
-        raise Refused(f"cannot start: --task PROMPT is wanted, not {rest!r}")
-    if not rest[1].strip():
-        raise Refused("cannot start: the prompt is empty")
-    return rest[1]
+    *options, prompt = arguments or [""]
+    if options != ["--accept-license", "--task"] or not prompt.strip():
+        raise Refused(f"cannot start: --accept-license --task PROMPT is wanted, not {arguments!r}")
+    return prompt
 
 
 def find_directives(prompt: str) -> list[tuple[str, str]]:
     """Return the names and values in square brackets that mean something to us."""
-    found = []
+    directives = []
     for part in prompt.split("[")[1:]:
         inside, closed, _ = part.partition("]")
         name, _, value = inside.partition(" ")
         if closed and means_something(name, value):
-            found.append((name, value))
-    return found
+            directives.append((name, value))
+    return directives
 
 
 def means_something(name: str, value: str) -> bool:
-    """Tell a directive from text that merely stands in brackets."""
+    """Return whether this is a directive and not just text in brackets."""
     if name in BARE:
         return not value
     if name in NUMBER:
@@ -123,7 +118,7 @@ def means_something(name: str, value: str) -> bool:
 
 
 def obey(name: str, value: str, home: str, held: list[bytearray]) -> None:
-    """Carry out one directive."""
+    first, _, rest = value.partition(" ")
     acts: dict[str, Callable[[], object]] = {
         "print": lambda: print_bytes(int(value)),
         "print-line": lambda: show(value),
@@ -131,7 +126,7 @@ def obey(name: str, value: str, home: str, held: list[bytearray]) -> None:
         "env": lambda: show(
             f"{value}={os.environ[value]}" if value in os.environ else f"{value} is not set"
         ),
-        "write": lambda: write_below(home, *value.partition(" ")[::2]),
+        "write": lambda: write_whole(below(home, first), rest),
         "wait-for": lambda: wait_for(below(home, value)),
         "sleep": lambda: time.sleep(float(value)),
         "hang": hang,
@@ -143,13 +138,11 @@ def obey(name: str, value: str, home: str, held: list[bytearray]) -> None:
 
 
 def on_end_signals(handler: signal.Handlers | Callable[[int, FrameType | None], None]) -> None:
-    """Set what TERM and INT do."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, handler)
 
 
 def hang() -> None:
-    """Never return."""
     while True:
         signal.pause()
 
@@ -157,21 +150,19 @@ def hang() -> None:
 def wait_for(path: str) -> None:
     """Wait for a file to exist; the task's own timeout is the only one."""
     while not os.path.exists(path):
-        time.sleep(LOOK_AGAIN_S)
+        time.sleep(CHECK_INTERVAL_S)
 
 
 def show(text: str) -> None:
-    """Print a line, at once."""
     write_all(1, text.encode() + b"\n")
 
 
 def print_bytes(wanted: int) -> None:
     """Print exactly this many bytes, in lines, as fast as the reader takes them."""
-    for _ in range(wanted // len(BLOCK)):
+    blocks, rest = divmod(wanted, len(BLOCK))
+    for _ in range(blocks):
         write_all(1, BLOCK)
-    rest = wanted % len(BLOCK)
-    if rest:
-        write_all(1, BLOCK[: rest - 1] + b"\n")
+    write_all(1, BLOCK[-rest:] if rest else b"")
 
 
 def write_all(descriptor: int, content: bytes) -> None:
@@ -188,11 +179,6 @@ def write_whole(path: str, text: str) -> None:
     with open(part, "w", encoding="utf-8") as file:
         file.write(text)
     os.replace(part, path)
-
-
-def write_below(home: str, name: str, text: str) -> None:
-    """Write a file in the Victoria home."""
-    write_whole(below(home, name), text)
 
 
 def below(home: str, name: str) -> str:

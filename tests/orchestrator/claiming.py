@@ -1,9 +1,6 @@
-"""A process of its own that claims tasks until there are none, one line for each.
+"""Claiming tasks from the database, without a server: for processes that do nothing else."""
 
-python -m tests.orchestrator.claiming DATA_DIR DATABASE_URL NODE_ID
-"""
-
-import sys
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from orchestrator.db.database import Database
@@ -21,19 +18,14 @@ def claim_next(database: Database, settings: Settings, node_id: str) -> Claim:
     return take(database, settings, look)
 
 
-def main(data_dir: Path, database_url: str, node_id: str) -> None:
-    """Claim tasks and print their ids; a task that is not reported on stays with the node."""
+def claim_all(data_dir: Path, url: str, node_id: str, parent: Connection) -> None:
+    """Wait for the parent, then claim tasks until there are none, and send it their ids."""
     settings = Settings(data_dir, admin_key="", registration_token=None, redelivery_after_s=10**6)
-    database = Database(data_dir, database_url)
-    print("ready", flush=True)
-    sys.stdin.readline()
-    while True:
+    database = Database(data_dir, url)
+    parent.send("ready")
+    parent.recv()
+    claim = Claim(look_again_s=0)
+    while claim.task is not None or claim.look_again_s <= 1:
         claim = claim_next(database, settings, node_id)
         if claim.task is not None:
-            print(claim.task.id, flush=True)
-        elif claim.look_again_s > 1:
-            return
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3])
+            parent.send(claim.task.id)

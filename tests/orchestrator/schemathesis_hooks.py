@@ -10,50 +10,43 @@ from typing import Any
 import httpx
 import schemathesis
 
-URL = os.environ["VICTORIA_CHECKED_URL"]
 ADMIN_KEY = os.environ["VICTORIA_CHECKED_ADMIN_KEY"]
-TOKEN = os.environ["VICTORIA_CHECKED_TOKEN"]
-TIMEOUT_S = 60
+TOKEN = {"X-Registration-Token": os.environ["VICTORIA_CHECKED_TOKEN"]}
+SERVER = httpx.Client(base_url=os.environ["VICTORIA_CHECKED_URL"], timeout=60, trust_env=False)
 MAX_LENGTH = 255
 FOR_NODES = {"record_heartbeat", "next_task", "download_file", "report_status", "store_log"}
-
-
-def _new_node_key() -> str:
-    body = {"hostname": "checked.example", "os_type": "linux"}
-    headers = {"X-Registration-Token": TOKEN}
-    response = httpx.post(
-        f"{URL}/register", json=body, headers=headers, timeout=TIMEOUT_S, trust_env=False
-    )
-    return str(response.json()["api_key"])
 
 
 @schemathesis.auth(refresh_interval=None)
 class Keys:
     """The key that each call needs; a node's is new each time, since nodes are removed."""
 
-    def get(self, case: schemathesis.Case[Any], _context: object) -> tuple[str, str]:
+    def get(self, case: schemathesis.Case[Any], _context: object) -> dict[str, str]:
         """Return a header."""
         operation = case.operation.definition.raw.get("operationId")
         if operation == "register":
-            return "X-Registration-Token", TOKEN
-        return "X-API-Key", _new_node_key() if operation in FOR_NODES else ADMIN_KEY
+            return TOKEN
+        if operation not in FOR_NODES:
+            return {"X-API-Key": ADMIN_KEY}
+        body = {"hostname": "checked.example", "os_type": "linux"}
+        response = SERVER.post("/register", json=body, headers=TOKEN)
+        return {"X-API-Key": str(response.json()["api_key"])}
 
-    def set(self, case: schemathesis.Case[Any], header: tuple[str, str], _context: object) -> None:
+    def set(self, case: schemathesis.Case[Any], header: dict[str, str], _context: object) -> None:
         """Add the header."""
-        name, value = header
-        case.headers[name] = value
+        case.headers.update(header)
 
 
 @schemathesis.hook
 def before_call(_context: object, case: schemathesis.Case[Any], _arguments: object) -> None:
     """Make what is valid by the schema also valid by what a schema cannot say; wait for no task."""
     if isinstance(case.body, dict):
-        case.body = _meant(case.body, case.operation.definition.raw["operationId"])
+        case.body = _valid(case.body, case.operation.definition.raw["operationId"])
     if "wait=25" in str(case.headers.get("prefer", "")):
         case.headers["prefer"] = "wait=1"
 
 
-def _meant(body: dict[str, Any], operation: str) -> dict[str, Any]:
+def _valid(body: dict[str, Any], operation: str) -> dict[str, Any]:
     if operation in {"report_status", "store_log"}:
         # One of both is required, and both must be equal.
         if body.get("job_id") is None and body.get("task_id") is None:
@@ -76,11 +69,5 @@ def _is_short(value: object) -> bool:
 
 def _uploaded() -> str:
     # Each time, since cleanup deletes what no task needs.
-    response = httpx.post(
-        f"{URL}/upload",
-        files={"file": ("checked.txt", b"content")},
-        headers={"X-API-Key": ADMIN_KEY},
-        timeout=TIMEOUT_S,
-        trust_env=False,
-    )
-    return str(response.json()["filename"])
+    files, headers = {"file": ("checked.txt", b"content")}, {"X-API-Key": ADMIN_KEY}
+    return str(SERVER.post("/upload", files=files, headers=headers).json()["filename"])

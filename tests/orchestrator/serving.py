@@ -1,19 +1,18 @@
 """A real orchestrator on a real socket, in a thread of the test's process.
 
-    with RunningOrchestrator(tmp_path / "orchestrator") as orchestrator:
+    with serve(tmp_path / "orchestrator") as orchestrator:
         task = orchestrator.create_task(prompt="do it")
 
 It can be stopped and started again on the same port with the same data, as in an outage.
 """
 
 import hashlib
-import socket
 import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from functools import cached_property
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import httpx
+import psycopg
 from fastapi import FastAPI
 from sqlalchemy import Update, select
 from typing_extensions import Self
@@ -85,53 +85,42 @@ class RegisteredNode:
 class RunningOrchestrator:
     """One server, listening from `start` to `stop`; a context manager does both."""
 
-    def __init__(
-        self,
-        data_dir: Path,
-        *,
-        registration_token: str | None = REGISTRATION_TOKEN,
-        admin_key: str = ADMIN_KEY,
-        **settings: Any,  # noqa: ANN401 - whatever else Settings takes
-    ) -> None:
+    def __init__(self, data_dir: Path, **settings: Any) -> None:  # noqa: ANN401 - Settings has types
         """Prepare a server on a free port of loopback; `settings` are fields of Settings."""
         data_dir.mkdir(parents=True, exist_ok=True)
-        # Most tests' nodes never send a heartbeat; on a slow machine they must not fall silent.
-        settings.setdefault("heartbeat_timeout_s", 3600)
-        # Nor may an assignment be offered again before the test has used it.
-        settings.setdefault("redelivery_after_s", 3600)
-        self.settings = Settings(
-            data_dir=data_dir,
-            registration_token=registration_token,
-            admin_key=admin_key,
-            **settings,
-        )
-        self.registration_token = registration_token
-        self.admin_key = admin_key
+        defaults = {
+            "registration_token": REGISTRATION_TOKEN,
+            "admin_key": ADMIN_KEY,
+            # Most tests' nodes never send a heartbeat; on a slow machine they must not fall silent.
+            "heartbeat_timeout_s": 3600,
+            # Nor may an assignment be offered again before the test has used it.
+            "redelivery_after_s": 3600,
+        }
+        self.settings = Settings(data_dir, **{**defaults, **settings})
+        self.registration_token = self.settings.registration_token
+        self.admin_key = self.settings.admin_key
         self.url = ""
         """Where it listens; stays the same over a stop and a start."""
-        self._keeper: socket.socket | None = None
         self._port = 0
         self._server: Server | None = None
         self._thread: threading.Thread | None = None
-        self._clients: list[httpx.Client] = []
+        self._stack = ExitStack()
 
     def __enter__(self) -> Self:
         """Start."""
         self.start()
+        self._stack.callback(self.stop)
         return self
 
     def __exit__(self, *_: object) -> None:
         """Close the clients of tests, and stop."""
-        for client in self._clients:
-            client.close()
-        self.stop()
-        if self._keeper is not None:
-            self._keeper.close()
+        self._stack.close()
 
     def start(self) -> None:
         """Listen, on the port of the last time if there was one."""
-        if self._keeper is None:
-            self._keeper, self._port = kept_port()
+        if not self._port:
+            keeper, self._port = kept_port()
+            self._stack.enter_context(keeper)
         listener = bind("127.0.0.1", self._port)
         self.url = url_of(listener)
         listening = threading.Event()
@@ -162,22 +151,26 @@ class RunningOrchestrator:
 
     def stored(self) -> str:
         """Return all that the database holds, as one text."""
-        database = Database(self.settings.data_dir, self.settings.database_url)
-        with database.reading() as session:
-            rows = [
-                str(row)
-                for table in Base.metadata.sorted_tables
-                for row in session.execute(select(table))
-            ]
-        database.close()
-        return "\n".join(rows)
+        tables = Base.metadata.sorted_tables
+        with closing(self._database()) as database, database.reading() as session:
+            return "\n".join(str(row) for table in tables for row in session.execute(select(table)))
 
     def change(self, statement: Update) -> None:
         """Change its database directly, for what takes hours otherwise."""
-        database = Database(self.settings.data_dir, self.settings.database_url)
-        with database.writing() as session:
+        with closing(self._database()) as database, database.writing() as session:
             session.execute(statement)
-        database.close()
+
+    def _database(self) -> Database:
+        return Database(self.settings.data_dir, self.settings.database_url)
+
+    def disconnect(self, application: str) -> int:
+        """End the sessions of PostgreSQL that have this name; return their number."""
+        query = (
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND application_name = %s"
+        )
+        with psycopg.connect(str(self.settings.database_url), autocommit=True) as connection:
+            return len(connection.execute(query, [application]).fetchall())
 
     def silence(self, node: RegisteredNode, seconds: float = 86_400) -> None:
         """Let so much time pass without a heartbeat of a node, a day by default."""
@@ -208,8 +201,7 @@ class RunningOrchestrator:
             verify=_NO_TLS,
             event_hooks={"response": [_check_response]},
         )
-        self._clients.append(client)
-        return client
+        return self._stack.enter_context(client)
 
     @cached_property
     def admin(self) -> httpx.Client:
@@ -244,8 +236,7 @@ class RunningOrchestrator:
 
     def audit(self, **params: str | int) -> list[Json]:
         """Return the entries of the audit, the oldest first."""
-        entries = ok(self.admin.get("/keys/audit", params=params))["entries"]
-        return list(reversed(entries))
+        return list(reversed(ok(self.admin.get("/keys/audit", params=params))["entries"]))
 
     def task(self, task_id: str) -> Json:
         """Return a task with its history."""
@@ -278,12 +269,8 @@ class RunningOrchestrator:
 
     def wait_for_task(self, task_id: str, *statuses: str) -> Json:
         """Wait until a task has one of these statuses; return it."""
-
-        def arrived() -> Json | None:
-            task = self.task(task_id)
-            return task if task["status"] in statuses else None
-
-        return wait_for(arrived)
+        wait_for(lambda: self.task(task_id)["status"] in statuses)
+        return self.task(task_id)
 
 
 class Poller:

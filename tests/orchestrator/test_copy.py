@@ -1,24 +1,23 @@
 """The move from SQLite to PostgreSQL: everything or nothing, and never two servers on one truth."""
 
 import os
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner, Result
 from sqlalchemy import select
 
+from orchestrator.__main__ import main
 from orchestrator.db.copy import COPIED_NAME, move_to_postgresql
 from orchestrator.db.database import DATABASE_NAME, Database
 from orchestrator.db.tables import Base
 from orchestrator.errors import ConfigurationError
 from orchestrator.settings import hold_alone
-from tests.orchestrator.serving import RegisteredNode, RunningOrchestrator, ok, serve
+from tests.orchestrator.serving import RunningOrchestrator, serve
 
-REPOSITORY = Path(__file__).parents[2]
+UNREACHABLE = "postgresql://u:secret@127.0.0.1:1/n"
 
 
 def _rows(data_dir: Path, url: str | None = None) -> dict[str, list[Any]]:
@@ -31,116 +30,87 @@ def _rows(data_dir: Path, url: str | None = None) -> dict[str, list[Any]]:
         }
 
 
-@contextmanager
-def _used(data_dir: Path) -> Iterator[tuple[RunningOrchestrator, RegisteredNode]]:
-    # With a row in every table.
-    with serve(data_dir) as orchestrator:
-        node = orchestrator.register("worker", tags={"a": "ö"})
-        file = orchestrator.upload("name.txt", b"abc")
-        ended = orchestrator.create_task(files=[file["filename"]])
-        assert node.poll()
-        node.report(ended["id"], "success", message="done", progress=100)
-        session = {"id": "s", "messages": [{"text": "\0"}]}
-        ok(node.http.post("/logs", json={"task_id": ended["id"], "session": session}))
-        ok(orchestrator.admin.post("/keys", json={"name": "n", "description": "d"}))
-        yield orchestrator, node
+@pytest.fixture
+def source(orchestrator: RunningOrchestrator) -> Path:
+    """Return the data folder of a stopped server with a row in every table."""
+    node = orchestrator.register("worker", tags={"a": "ö"})
+    file = orchestrator.upload("name.txt", b"abc")
+    task_id = orchestrator.assign(node, files=[file["filename"]])
+    node.report(task_id, "success", message="done", progress=100)
+    node.send_log(task_id, {"id": "s", "messages": [{"text": "\0"}]})
+    orchestrator.create_key()
+    for prompt in ("first", "second"):
+        orchestrator.create_task(prompt)
+    orchestrator.stop()
+    return orchestrator.settings.data_dir
 
 
-def test_server_goes_on_with_everything_that_it_had(tmp_path: Path, postgresql_url: str) -> None:
-    with _used(tmp_path) as (orchestrator, node):
-        first, second = orchestrator.create_task("first"), orchestrator.create_task("second")
-        before = orchestrator.tasks()
-    rows = _rows(tmp_path)
-    assert all(rows.values())
-    counts = move_to_postgresql(tmp_path, postgresql_url)
-    assert counts == {name: len(of_table) for name, of_table in rows.items()}
-    assert _rows(tmp_path, postgresql_url) == rows
-    with serve(tmp_path, database_url=postgresql_url) as moved:
-        assert moved.tasks() == before
-        third = moved.create_task("third")
-        there = RegisteredNode(node.id, node.name, node.api_key, moved.client(node.api_key))
-        handed_out = [(there.poll() or {})["task_id"] for _ in range(3)]
-    assert handed_out == [first["id"], second["id"], third["id"]]
+def test_server_goes_on_with_everything_that_it_had(source: Path, postgresql_url: str) -> None:
+    before = _rows(source)
+    assert all(before.values())
+    counts = move_to_postgresql(source, postgresql_url)
+    assert counts == {name: len(rows) for name, rows in before.items()}
+    assert _rows(source, postgresql_url) == before
+    with serve(source, database_url=postgresql_url) as moved:
+        moved.create_task("third")
+        node = moved.register()
+        prompts = [(node.poll() or {})["prompt"] for _ in range(3)]
+    assert prompts == ["first", "second", "third"]
 
 
-def test_sqlite_database_is_put_aside_so_that_no_server_hands_out_its_tasks_again(
-    tmp_path: Path, postgresql_url: str
-) -> None:
-    with _used(tmp_path):
-        pass
-    move_to_postgresql(tmp_path, postgresql_url)
-    assert (tmp_path / COPIED_NAME).is_file()
-    with serve(tmp_path) as by_mistake:
+def test_no_server_finds_the_tasks_on_sqlite_again(source: Path, postgresql_url: str) -> None:
+    move_to_postgresql(source, postgresql_url)
+    assert (source / COPIED_NAME).is_file()
+    with serve(source) as by_mistake:
         assert by_mistake.tasks() == []
 
 
 def test_target_with_rows_is_refused_and_nothing_changes(
-    tmp_path: Path, postgresql_url: str
+    source: Path, tmp_path: Path, postgresql_url: str
 ) -> None:
-    with _used(tmp_path / "source"):
-        pass
     with serve(tmp_path / "target", database_url=postgresql_url) as target:
         target.register()
-    before = _rows(tmp_path / "target", postgresql_url)
+    before = _rows(tmp_path, postgresql_url)
     with pytest.raises(ConfigurationError, match="its table nodes has rows; use an empty one"):
-        move_to_postgresql(tmp_path / "source", postgresql_url)
-    assert _rows(tmp_path / "target", postgresql_url) == before
-    assert (tmp_path / "source" / DATABASE_NAME).is_file()
+        move_to_postgresql(source, postgresql_url)
+    assert _rows(tmp_path, postgresql_url) == before
+    assert (source / DATABASE_NAME).is_file()
 
 
-def test_copy_that_fails_in_the_middle_leaves_both_as_they_were(
-    tmp_path: Path, postgresql_url: str
-) -> None:
-    with _used(tmp_path) as (orchestrator, _):
-        orchestrator.create_task("p")
-    with closing(Database(tmp_path)) as database, database.writing() as session:
+def test_copy_that_fails_changes_neither_database(source: Path, postgresql_url: str) -> None:
+    with closing(Database(source)) as database, database.writing() as session:
         session.connection().exec_driver_sql("UPDATE tasks SET prompt = 'a' || char(0)")
     with pytest.raises(ConfigurationError, match="nothing was copied"):
-        move_to_postgresql(tmp_path, postgresql_url)
-    assert not any(_rows(tmp_path, postgresql_url).values())
-    assert (tmp_path / DATABASE_NAME).is_file()
+        move_to_postgresql(source, postgresql_url)
+    assert not any(_rows(source, postgresql_url).values())
+    assert (source / DATABASE_NAME).is_file()
 
 
-def _command(data_dir: Path, url: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "orchestrator", "move-to-postgresql", f"--data-dir={data_dir}"],
-        cwd=REPOSITORY,
-        env={"PATH": os.environ["PATH"], "VICTORIA_ORCHESTRATOR_DATABASE_URL": url},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+def _move(data_dir: Path, url: str) -> Result:
+    arguments = ["move-to-postgresql", f"--data-dir={data_dir}"]
+    mask = os.umask(0o077)  # the command sets it for its whole process
+    done = CliRunner().invoke(main, arguments, env={"VICTORIA_ORCHESTRATOR_DATABASE_URL": url})
+    os.umask(mask)
+    return done
 
 
-def test_command_says_what_it_copied(tmp_path: Path, postgresql_url: str) -> None:
-    with _used(tmp_path):
-        pass
-    done = _command(tmp_path, postgresql_url)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "tasks: 1\n" in done.stdout
+def test_command_prints_what_it_copied(source: Path, postgresql_url: str) -> None:
+    done = _move(source, postgresql_url)
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert "tasks: 3\n" in done.stdout
 
 
-@pytest.mark.parametrize(
-    ("content", "sentence", "code"),
-    [
-        (None, "cannot copy {folder}/orchestrator.db: there is no such file", 78),
-        ("", "cannot open database postgresql://u:***@127.0.0.1:1/n: ", 75),
-    ],
-)
-def test_command_refuses_in_one_sentence(
-    tmp_path: Path, content: str | None, sentence: str, code: int
-) -> None:
-    if content is not None:
-        (tmp_path / DATABASE_NAME).write_text(content)
-    done = _command(tmp_path, "postgresql://u:secret@127.0.0.1:1/n")
-    assert done.returncode == code
-    assert done.stderr.startswith(f"Error: {sentence.format(folder=tmp_path)}")
-    assert done.stderr.count("\n") == 1
-
-
-def test_command_refuses_while_a_server_runs(tmp_path: Path) -> None:
+def test_command_refuses_in_one_sentence(tmp_path: Path) -> None:
+    missing = _move(tmp_path, UNREACHABLE)
+    (tmp_path / DATABASE_NAME).touch()
+    unreachable = _move(tmp_path, UNREACHABLE)
     with hold_alone(tmp_path):
-        done = _command(tmp_path, "postgresql://u@127.0.0.1:1/n")
-    assert done.returncode == 78
-    assert "another orchestrator is using it" in done.stderr
+        held = _move(tmp_path, UNREACHABLE)
+    for done, code, sentence in (
+        (missing, 78, f"cannot copy {tmp_path / DATABASE_NAME}: there is no such file"),
+        (unreachable, 75, "cannot open database postgresql://u:***@127.0.0.1:1/n: "),
+        (held, 78, f"cannot use data folder {tmp_path}: another orchestrator is using it"),
+    ):
+        assert done.exit_code == code
+        assert done.stderr.startswith(f"Error: {sentence}")
+        assert done.stderr.count("\n") == 1

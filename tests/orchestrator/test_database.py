@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -14,25 +15,28 @@ from orchestrator.db.database import DATABASE_NAME, Database, postgresql_url
 from orchestrator.db.migrate import FIRST, configuration
 from orchestrator.db.tables import Base
 from orchestrator.errors import ConfigurationError
+from tests.orchestrator.conftest import NewDatabase
 from tests.orchestrator.serving import serve
 
-OLD_TASK = "b1f2a0c4-3d5e-4f67-8a9b-0c1d2e3f4a5b"
+OLD_TASK = (
+    "INSERT INTO tasks (id, prompt, priority, timeout_seconds, status, created_at, started_at,"
+    " created_by) VALUES ('b1f2a0c4-3d5e-4f67-8a9b-0c1d2e3f4a5b', 'p', 0, 60, 'running',"
+    " '2026-01-01 00:00:00', '2026-01-01 00:01:00', 'admin')"
+)
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def bare_url(request: pytest.FixtureRequest) -> str | None:
-    """Return the URL of a database without tables: None means SQLite."""
-    if request.param == "sqlite":
-        return None
-    url: str = request.getfixturevalue("bare_postgresql_url")
-    return url
+@pytest.fixture(params=["sqlite", "bare"])
+def url(request: pytest.FixtureRequest, new_database: NewDatabase) -> Iterator[str | None]:
+    """Yield the URL of a database without tables: None means SQLite."""
+    with new_database(request.param) as new:
+        yield new
 
 
 @pytest.fixture
-def tables(tmp_path: Path, bare_url: str | None) -> Iterator[Engine]:
+def tables(tmp_path: Path, url: str | None) -> Iterator[Engine]:
     """Yield an engine of the test's own for the same database."""
     sqlite = f"sqlite:///{tmp_path / DATABASE_NAME}"
-    engine = create_engine(sqlite if bare_url is None else postgresql_url(bare_url))
+    engine = create_engine(sqlite if url is None else postgresql_url(url))
     yield engine
     engine.dispose()
 
@@ -52,11 +56,11 @@ def _scalar(tables: Engine, query: str) -> object:
         return connection.scalar(text(query))
 
 
-def test_migrations_of_servers_that_start_at_once_make_the_tables_once(
-    tmp_path: Path, bare_url: str | None, tables: Engine
+def test_servers_that_start_at_once_migrate_once(
+    tmp_path: Path, url: str | None, tables: Engine
 ) -> None:
     def start(_: int) -> None:
-        Database(tmp_path, bare_url).close()
+        Database(tmp_path, url).close()
 
     with ThreadPoolExecutor(max_workers=4) as pool:
         list(pool.map(start, range(4)))
@@ -65,39 +69,26 @@ def test_migrations_of_servers_that_start_at_once_make_the_tables_once(
         assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
 
 
-def test_database_from_before_the_migrations_is_migrated(
-    tmp_path: Path, bare_url: str | None, tables: Engine
-) -> None:
-    _execute(
-        tables,
-        "INSERT INTO tasks (id, prompt, priority, timeout_seconds, status, created_at,"
-        " started_at, created_by) VALUES ('OLD_TASK', 'p', 0, 60, 'running',"
-        " '2026-01-01 00:00:00', '2026-01-01 00:01:00', 'admin')".replace("OLD_TASK", OLD_TASK),
-        "DROP TABLE alembic_version",
-        first_migration=True,
-    )
-    with serve(tmp_path, database_url=bare_url, lost_after_s=10**9) as orchestrator:
-        assert orchestrator.task(OLD_TASK)["prompt"] == "p"
+def test_first_database_is_migrated(tmp_path: Path, url: str | None, tables: Engine) -> None:
+    _execute(tables, OLD_TASK, "DROP TABLE alembic_version", first_migration=True)
+    with serve(tmp_path, database_url=url, lost_after_s=10**9) as orchestrator:
+        assert [task["prompt"] for task in orchestrator.tasks()] == ["p"]
     overdue_at = str(_scalar(tables, "SELECT overdue_at FROM tasks"))
     assert overdue_at.startswith("2026-01-01 00:02:00")
 
 
-def test_database_of_a_newer_version_is_refused(
-    tmp_path: Path, bare_url: str | None, tables: Engine
-) -> None:
-    Database(tmp_path, bare_url).close()
+def test_newer_database_is_refused(tmp_path: Path, url: str | None, tables: Engine) -> None:
+    Database(tmp_path, url).close()
     _execute(tables, "UPDATE alembic_version SET version_num = '9999'")
     with pytest.raises(ConfigurationError, match="a newer version of the orchestrator made it"):
-        Database(tmp_path, bare_url)
+        Database(tmp_path, url)
 
 
-def test_migration_that_fails_leaves_the_database_unchanged(
-    tmp_path: Path, bare_url: str | None, tables: Engine
-) -> None:
+def test_failed_migration_changes_nothing(tmp_path: Path, url: str | None, tables: Engine) -> None:
     # In the way of the last thing that the next step does.
     _execute(tables, "CREATE TABLE key_audit (number INTEGER)", first_migration=True)
     with pytest.raises(ConfigurationError, match="cannot open database"):
-        Database(tmp_path, bare_url)
+        Database(tmp_path, url)
     assert not inspect(tables).has_table("api_keys")
     assert _scalar(tables, "SELECT version_num FROM alembic_version") == FIRST
 
@@ -107,28 +98,20 @@ def test_migration_that_fails_leaves_the_database_unchanged(
     [
         ("nonsense", "cannot read the database URL"),
         ("mysql://user@host/name", "cannot use a database of kind mysql"),
-        ("postgresql://user:the-password@127.0.0.1:1/name", "cannot open database"),
     ],
 )
-def test_unusable_database_is_one_sentence_without_the_password(
-    tmp_path: Path, url: str, sentence: str
-) -> None:
-    with pytest.raises(ConfigurationError, match=sentence) as caught:
+def test_unusable_url_is_refused(tmp_path: Path, url: str, sentence: str) -> None:
+    with pytest.raises(ConfigurationError, match=sentence):
         Database(tmp_path, url)
-    assert "the-password" not in str(caught.value)
 
 
-def test_only_relaxed_transactions_do_not_wait_for_the_disk(
-    tmp_path: Path, database_url: str | None
-) -> None:
-    database = Database(tmp_path, database_url)
+def test_relaxed_writes_alone_skip_the_disk(tmp_path: Path, database_url: str | None) -> None:
     query = text("PRAGMA synchronous" if database_url is None else "SHOW synchronous_commit")
     levels = []
-    for transaction in (database.writing, database.writing_relaxed, database.writing):
-        with transaction() as session:
-            levels.append(session.scalar(query))
-    database.close()
-    full, normal = 2, 1
-    assert levels[1] == (normal if database_url is None else "off")
+    with closing(Database(tmp_path, database_url)) as database:
+        for transaction in (database.writing, database.writing_relaxed, database.writing):
+            with transaction() as session:
+                levels.append(session.scalar(query))
     # The tests' PostgreSQL never waits; what the transaction sets is what counts.
-    assert levels[0] == levels[2] == (full if database_url is None else levels[0])
+    full, relaxed = (2, 1) if database_url is None else (levels[0], "off")
+    assert levels == [full, relaxed, full]

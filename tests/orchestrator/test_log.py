@@ -2,74 +2,65 @@
 
 import json
 import logging
-import re
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
-from pathlib import Path
+from functools import partial
 
-import psycopg
 import pytest
 
 from orchestrator.db.database import Database
 from orchestrator.log import JsonFormatter, Sampler, TextFormatter, fields
 from orchestrator.sweeper import NodeWatch
-from tests.orchestrator.serving import Json, RunningOrchestrator, ok, serve, wait_for
+from tests.orchestrator.serving import Json, RegisteredNode, RunningOrchestrator, ok, wait_for
 
-Caplog = pytest.LogCaptureFixture
+Log = Callable[[str], list[tuple[str, str, Json]]]
 
 
-@pytest.fixture(autouse=True)
-def _from_info_on(caplog: Caplog) -> None:
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> Log:
+    """Return what reads the events with a beginning: level, message and fields of each."""
     caplog.set_level(logging.INFO, "orchestrator")
 
+    def events(beginning: str) -> list[tuple[str, str, Json]]:
+        # A copy: the server's threads go on logging.
+        return [
+            (record.levelname, record.message, getattr(record, "fields", {}))
+            for record in caplog.get_records("call").copy()
+            if record.getMessage().startswith(beginning)
+        ]
 
-def _events(caplog: Caplog, beginning: str) -> list[tuple[str, str, Json]]:
-    # A copy: the server's threads go on logging.
-    return [
-        (record.levelname, record.message, record.fields)  # type: ignore[attr-defined]
-        for record in caplog.get_records("call").copy()
-        if record.getMessage().startswith(beginning)
-    ]
+    return events
 
 
-def test_life_of_a_task_is_one_line_for_each_step(
-    orchestrator: RunningOrchestrator, caplog: Caplog
+def test_each_step_of_a_task_is_one_line(
+    orchestrator: RunningOrchestrator, node: RegisteredNode, log: Log
 ) -> None:
-    node = orchestrator.register("worker")
-    task = orchestrator.create_task("the-prompt")
-    assert node.poll() is not None
+    task_id = orchestrator.assign(node)
     for status in ("running", "running", "analyzing", "success", "success"):
-        node.report(task["id"], status, message="the-message", progress=50)
-    ids = {"task_id": task["id"], "node_id": node.id}
-    [created, assigned, started, ended] = _events(caplog, "task ")
-    assert created == (
-        "INFO",
-        "task created",
-        {"task_id": task["id"], "created_by": "admin"},
-    )
-    assert assigned == ("INFO", "task assigned", ids)
-    assert started == ("INFO", "task started", ids)
-    assert ended[:2] == ("INFO", "task ended")
-    assert ended[2] == {**ids, "status": "success", "duration_s": ended[2]["duration_s"]}
-    assert "the-prompt" not in caplog.text
-    assert "the-message" not in caplog.text
+        node.report(task_id, status, message="the-message", progress=50)
+    ids = {"task_id": task_id, "node_id": node.id}
+    [*steps, (level, message, end)] = log("task ")
+    assert steps == [
+        ("INFO", "task created", {"task_id": task_id, "created_by": "admin"}),
+        ("INFO", "task assigned", ids),
+        ("INFO", "task started", ids),
+    ]
+    assert (level, message) == ("INFO", "task ended")
+    assert end == {**ids, "status": "success", "duration_s": end["duration_s"]}
+    assert "the-message" not in str(log(""))
 
 
-def test_heartbeats_and_polls_log_nothing(
-    orchestrator: RunningOrchestrator, caplog: Caplog
-) -> None:
-    node = orchestrator.register()
-    before = len(caplog.records)
+def test_heartbeats_and_polls_log_nothing(node: RegisteredNode, log: Log) -> None:
+    events = log("")
     for _ in range(3):
         node.beat()
         assert node.poll() is None
-    assert len(caplog.records) == before
+    assert log("") == events
 
 
-def test_node_is_logged_from_registration_to_removal(
-    orchestrator: RunningOrchestrator, caplog: Caplog
-) -> None:
+def test_registration_and_removal_are_logged(orchestrator: RunningOrchestrator, log: Log) -> None:
     node = orchestrator.register("worker")
     body = {"hostname": "host.example", "os_type": "linux", "name": "worker", "tags": {"a": "b"}}
     token = {"X-Registration-Token": orchestrator.registration_token or ""}
@@ -77,83 +68,64 @@ def test_node_is_logged_from_registration_to_removal(
         ok(node.http.post("/register", json=body, headers=token))
     ok(orchestrator.admin.delete(f"/nodes/{node.id}"))
     ids = {"node_id": node.id, "name": "worker"}
-    assert _events(caplog, "node ") == [
+    assert log("node ") == [
         ("INFO", "node registered", {**ids, "client": "127.0.0.1"}),
         ("INFO", "node registered again", {**ids, "client": "127.0.0.1", "changed": "tags"}),
         ("INFO", "node removed", ids),
     ]
 
 
-def test_cancelled_task_is_logged_with_who_did_it(
-    orchestrator: RunningOrchestrator, caplog: Caplog
-) -> None:
-    task = orchestrator.create_task()
-    orchestrator.cancel(task["id"])
-    assert _events(caplog, "task cancelled") == [
-        (
-            "INFO",
-            "task cancelled",
-            {"task_id": task["id"], "node_id": None, "by": "admin"},
-        )
-    ]
+def test_who_cancelled_a_task_is_logged(orchestrator: RunningOrchestrator, log: Log) -> None:
+    task_id = orchestrator.cancel(orchestrator.create_task()["id"])["id"]
+    ids = {"task_id": task_id, "node_id": None, "by": "admin"}
+    assert log("task cancelled") == [("INFO", "task cancelled", ids)]
 
 
-def test_next_occurrence_is_logged_with_the_task_that_it_repeats(
-    orchestrator: RunningOrchestrator, caplog: Caplog
+def test_next_occurrence_is_logged(
+    orchestrator: RunningOrchestrator, node: RegisteredNode, log: Log
 ) -> None:
-    node = orchestrator.register()
     task = orchestrator.create_task(recurrence="* * * * * *")
     wait_for(node.poll)
     node.report(task["id"], "success")
-    _, (_, _, event) = _events(caplog, "task created")
+    _, (_, _, event) = log("task created")
     assert event["repeats"] == task["id"]
     assert event["task_id"] in {one["id"] for one in orchestrator.tasks()}
 
 
-def test_assignment_offered_again_is_logged(
-    tmp_path: Path, database_url: str | None, caplog: Caplog
+@pytest.mark.both_databases
+@pytest.mark.settings(redelivery_after_s=0)
+def test_repeated_offer_is_logged(
+    orchestrator: RunningOrchestrator, node: RegisteredNode, log: Log
 ) -> None:
-    with serve(tmp_path, database_url=database_url, redelivery_after_s=0) as orchestrator:
-        node = orchestrator.register()
-        task = orchestrator.create_task()
-        assert node.poll()
-        assert node.poll()
-    ids = {"task_id": task["id"], "node_id": node.id}
-    assert _events(caplog, "task offered again") == [("WARNING", "task offered again", ids)]
+    task_id = orchestrator.assign(node)
+    assert node.poll_id() == task_id
+    ids = {"task_id": task_id, "node_id": node.id}
+    assert log("task offered again") == [("WARNING", "task offered again", ids)]
 
 
-def test_tasks_of_a_silent_node_are_logged_with_both_ids(
-    tmp_path: Path, database_url: str | None, caplog: Caplog
+@pytest.mark.both_databases
+@pytest.mark.settings(sweep_every_s=0.1, lost_after_s=0)
+def test_tasks_of_a_silent_node_are_logged(
+    orchestrator: RunningOrchestrator, node: RegisteredNode, log: Log
 ) -> None:
-    settings = {"database_url": database_url, "sweep_every_s": 0.1, "lost_after_s": 0}
-    with serve(tmp_path, **settings) as orchestrator:
-        node = orchestrator.register()
-        unstarted = orchestrator.create_task(priority=1)
-        lost = orchestrator.create_task(timeout_seconds=1)
-        assert node.poll()
-        assert node.poll()
-        node.report(lost["id"], "running")
-        orchestrator.silence(node)
-        put_back = wait_for(lambda: _events(caplog, "task put back"))
-        given_up = wait_for(lambda: _events(caplog, "task lost"))
-    reason = "its node fell silent before it started the task"
-    ids = {"task_id": unstarted["id"], "node_id": node.id}
-    assert put_back == [("WARNING", "task put back", {**ids, "reason": reason})]
-    reason = "its node fell silent, and its time limit is long over"
-    ids = {"task_id": lost["id"], "node_id": node.id}
-    assert given_up == [("WARNING", "task lost", {**ids, "reason": reason})]
+    unstarted = orchestrator.assign(node)
+    lost = orchestrator.assign(node, "running", timeout_seconds=1)
+    orchestrator.silence(node)
+    for event, task_id, reason in (
+        ("task put back", unstarted, "its node fell silent before it started the task"),
+        ("task lost", lost, "its node fell silent, and its time limit is long over"),
+    ):
+        ids = {"task_id": task_id, "node_id": node.id, "reason": reason}
+        assert wait_for(partial(log, event)) == [("WARNING", event, ids)]
 
 
-def test_silent_node_is_logged_by_the_server(tmp_path: Path, caplog: Caplog) -> None:
-    with serve(tmp_path, sweep_every_s=0.05, heartbeat_timeout_s=0.2) as orchestrator:
-        node = orchestrator.register("worker")
-        [(level, _, event)] = wait_for(lambda: _events(caplog, "node offline"))
-    assert (level, event["node_id"], event["name"]) == ("WARNING", node.id, "worker")
+@pytest.mark.settings(sweep_every_s=0.05, heartbeat_timeout_s=0.2)
+def test_silent_node_is_logged_by_the_server(node: RegisteredNode, log: Log) -> None:
+    [(level, _, event)] = wait_for(lambda: log("node offline"))
+    assert (level, event["node_id"], event["name"]) == ("WARNING", node.id, node.name)
 
 
-def test_node_that_goes_and_comes_back_is_logged_once_each(
-    orchestrator: RunningOrchestrator, caplog: Caplog
-) -> None:
+def test_node_is_logged_as_it_goes_and_comes(orchestrator: RunningOrchestrator, log: Log) -> None:
     node, leaving = orchestrator.register("worker"), orchestrator.register("leaving")
     leaving.beat("offline")
     settings = replace(orchestrator.settings, heartbeat_timeout_s=45)
@@ -169,75 +141,46 @@ def test_node_that_goes_and_comes_back_is_logged_once_each(
         NodeWatch(database, settings, in_a_minute).log_changes(in_a_minute)
     worker = {"node_id": node.id, "name": "worker"}
     last_heartbeat = orchestrator.nodes()[0]["last_heartbeat"][:19] + "Z"
-    assert [*_events(caplog, "node offline"), *_events(caplog, "node back")] == [
+    assert log("node offline") + log("node back") == [
         ("INFO", "node offline", {"node_id": leaving.id, "name": "leaving"}),
         ("WARNING", "node offline", {**worker, "last_heartbeat": last_heartbeat}),
         ("INFO", "node back online", worker),
     ]
 
 
-def test_refused_requests_are_logged_but_a_flood_is_not(
-    orchestrator: RunningOrchestrator, caplog: Caplog
-) -> None:
-    task = orchestrator.create_task()
-    orchestrator.cancel(task["id"])
-    for _ in range(3):
-        orchestrator.admin.delete(f"/tasks/{task['id']}")
+def test_flood_of_refusals_is_logged_once(orchestrator: RunningOrchestrator, log: Log) -> None:
+    path = f"/tasks/{orchestrator.create_task()['id']}"
     stranger = orchestrator.client("a-wrong-key")
+    for _ in range(4):
+        orchestrator.admin.delete(path)
     for _ in range(3):
         stranger.get("/nodes")
-        stranger.post("/logs", json={})
-    refused = [
-        (level, event["status"], event["method"], event["path"])
-        for level, _, event in _events(caplog, "request refused")
-    ]
-    assert refused == [
-        ("INFO", 409, "DELETE", f"/tasks/{task['id']}"),
-        ("WARNING", 401, "GET", "/nodes"),
-    ]
-    _, (_, _, event) = _events(caplog, "request refused")
-    assert event["client"] == "127.0.0.1"
-    assert event["reason"] == "unknown or expired API key"
-    assert event["omitted"] == 2
-    assert "a-wrong-key" not in caplog.text
+    client = {"client": "127.0.0.1"}
+    conflict, unknown = log("request refused")
+    assert conflict[0] == "INFO"
+    assert conflict[2].items() >= {"status": 409, "method": "DELETE", "path": path}.items()
+    expected = {"status": 401, "method": "GET", "path": "/nodes", "omitted": 2, **client}
+    reason = "unknown or expired API key"
+    assert unknown == ("WARNING", "request refused", {**expected, "reason": reason})
 
 
-def test_wrong_key_of_a_log_is_logged(orchestrator: RunningOrchestrator, caplog: Caplog) -> None:
+def test_wrong_key_of_a_log_is_logged(orchestrator: RunningOrchestrator, log: Log) -> None:
     orchestrator.client("a-wrong-key").post("/logs", json={})
-    [(level, _, event)] = _events(caplog, "request refused")
+    [(level, _, event)] = log("request refused")
     assert (level, event["status"], event["path"]) == ("WARNING", 401, "/logs")
 
 
-def test_database_that_does_not_answer_is_logged_once_a_minute(
-    tmp_path: Path, postgresql_url: str, caplog: Caplog
-) -> None:
-    end_sessions = (
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-        " WHERE application_name = 'victoria-orchestrator' AND datname = current_database()"
-    )
-    with serve(tmp_path, database_url=postgresql_url, sweep_every_s=3600) as orchestrator:
-        for _ in range(3):
-            orchestrator.nodes()
-            with psycopg.connect(postgresql_url, autocommit=True) as connection:
-                connection.execute(end_sessions)
-            assert orchestrator.admin.get("/nodes").status_code == 503
-    assert caplog.text.count("the database does not answer") == 1
-
-
-def test_keys_and_files_are_logged_with_who_did_it(
-    orchestrator: RunningOrchestrator, caplog: Caplog
-) -> None:
-    key = ok(orchestrator.admin.post("/keys", json={"name": "n", "description": "d"}))
-    ok(orchestrator.admin.post(f"/keys/{key['key_id']}/rotate"))
-    ok(orchestrator.admin.post(f"/keys/{key['key_id']}/revoke"))
-    ok(orchestrator.admin.delete(f"/keys/{key['key_id']}"))
-    assert [(message, event["key_id"]) for _, message, event in _events(caplog, "key ")] == [
-        (f"key {change}", key["key_id"]) for change in ("created", "rotated", "revoked", "deleted")
+def test_keys_and_files_are_logged(orchestrator: RunningOrchestrator, log: Log) -> None:
+    key_id = orchestrator.create_key()["key_id"]
+    path = f"/keys/{key_id}"
+    for call in (("POST", f"{path}/rotate"), ("POST", f"{path}/revoke"), ("DELETE", path)):
+        ok(orchestrator.admin.request(*call))
+    assert [(message, event["key_id"]) for _, message, event in log("key ")] == [
+        (f"key {change}", key_id) for change in ("created", "rotated", "revoked", "deleted")
     ]
-    file = orchestrator.upload("name.txt", b"abc")
-    [(level, _, event)] = _events(caplog, "file uploaded")
-    assert level == "INFO"
-    assert (event["filename"], event["size"]) == (file["filename"], 3)
+    name = orchestrator.upload("name.txt", b"abc")["filename"]
+    [(level, _, event)] = log("file uploaded")
+    assert (level, event["filename"], event["size"]) == ("INFO", name, 3)
 
 
 def test_sampler_takes_one_of_a_kind_a_minute_and_a_hundred_of_all() -> None:
@@ -248,28 +191,20 @@ def test_sampler_takes_one_of_a_kind_a_minute_and_a_hundred_of_all() -> None:
     assert sampler.take(("a",), now + timedelta(minutes=1)) == 902
 
 
-def test_text_is_one_line_with_utc_level_message_and_fields() -> None:
-    record = logging.makeLogRecord(
-        {"levelname": "INFO", "msg": "node registered", "created": 0.5}
-        | fields(node_id="1", name="two\nlines \x1b[31m")
-    )
+def test_event_is_one_line_of_text_or_json_whatever_is_in_it() -> None:
+    event = {"levelname": "INFO", "name": "orchestrator.x", "msg": "node registered"}
+    values = fields(node_id="1", name="two\nlines \x1b[31m")
+    record = logging.makeLogRecord({**event, **values, "created": 0.5})
     assert TextFormatter().format(record) == (
         '1970-01-01T00:00:00.500Z INFO node registered node_id=1 name="two\\nlines \\u001b[31m"'
     )
-
-
-def test_json_is_one_object_on_one_line() -> None:
-    record = logging.makeLogRecord(
-        {"levelname": "INFO", "name": "orchestrator.x", "msg": "node registered", "created": 0.5}
-        | fields(node_id="1", name="two\nlines")
-    )
     line = JsonFormatter().format(record)
-    assert not re.search(r"\n", line)
+    assert "\n" not in line
     assert json.loads(line) == {
         "time": "1970-01-01T00:00:00.500Z",
         "level": "INFO",
         "logger": "orchestrator.x",
         "message": "node registered",
         "node_id": "1",
-        "name": "two\nlines",
+        "name": "two\nlines \x1b[31m",
     }

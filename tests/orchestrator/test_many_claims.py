@@ -1,13 +1,12 @@
 """Many processes claim from one PostgreSQL: each task goes to one, also when some are killed."""
 
+import multiprocessing
 import os
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import closing
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import IO
 
 import pytest
 from sqlalchemy import insert, select
@@ -15,76 +14,65 @@ from sqlalchemy import insert, select
 from orchestrator.db.database import Database
 from orchestrator.db.tables import Node, Task
 from orchestrator.model import NodeStatus, TaskStatus, utc_now
+from tests.orchestrator.claiming import claim_all
 from tests.orchestrator.serving import Json
 
 PROCESSES = 8
 KILLED = 2
 # These take seconds; VICTORIA_TEST_CLAIMS=10000 takes minutes.
 TASKS = int(os.environ.get("VICTORIA_TEST_CLAIMS", "400"))
-ROOT = Path(__file__).parents[2]
+SPAWNING = multiprocessing.get_context("spawn")
 
 
 @pytest.fixture
 def database(tmp_path: Path, postgresql_url: str) -> Iterator[Database]:
     """Yield a database with a full queue and a node for each process."""
-    database = Database(tmp_path, postgresql_url)
     node: Json = {"hostname": "h", "name": "n", "os_type": "linux", "capabilities": [], "tags": {}}
     node |= {"status": NodeStatus.IDLE, "held_task_ids": []}
     node |= dict.fromkeys(("last_heartbeat", "registered_at"), utc_now())
     task: Json = {"prompt": "p", "timeout_seconds": 60, "created_by": "admin"}
     task |= {"status": TaskStatus.PENDING, "created_at": utc_now()}
-    with database.writing() as session:
-        numbers = range(PROCESSES)
-        nodes = [{"id": f"node-{n}", "api_key_hash": str(n), **node} for n in numbers]
-        session.execute(insert(Node), nodes)
-        tasks = [{"id": f"task-{n}", "priority": n % 3, **task} for n in range(TASKS)]
-        session.execute(insert(Task), tasks)
-    yield database
-    database.close()
+    nodes = [{"id": f"node-{n}", "api_key_hash": str(n), **node} for n in range(PROCESSES)]
+    tasks = [{"id": f"task-{n}", "priority": n % 3, **task} for n in range(TASKS)]
+    with closing(Database(tmp_path, postgresql_url)) as database:
+        with database.writing() as session:
+            session.execute(insert(Node), nodes)
+            session.execute(insert(Task), tasks)
+        yield database
 
 
-@contextmanager
-def _claiming(tmp_path: Path, url: str, number: int) -> Iterator[subprocess.Popen[str]]:
-    arguments = ["tests.orchestrator.claiming", str(tmp_path), url, f"node-{number}"]
-    with subprocess.Popen(
-        [sys.executable, "-m", *arguments],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def _pipe(stream: IO[str] | None) -> IO[str]:
-    assert stream is not None
-    return stream
+def _received(connection: Connection) -> Iterator[str]:
+    try:
+        while True:
+            yield connection.recv()
+    except EOFError:
+        return
 
 
 def test_each_task_is_claimed_once_though_processes_are_killed(
     tmp_path: Path, postgresql_url: str, database: Database
 ) -> None:
-    with ExitStack() as stack:
-        processes = [
-            stack.enter_context(_claiming(tmp_path, postgresql_url, number))
-            for number in range(PROCESSES)
-        ]
-        outputs = [_pipe(process.stdout) for process in processes]
-        assert [output.readline() for output in outputs] == ["ready\n"] * PROCESSES
-        for process in processes:
-            _pipe(process.stdin).write("go\n")
-            _pipe(process.stdin).flush()
-        for output, process in zip(outputs[:KILLED], processes[:KILLED], strict=True):
-            # In the middle: it has claimed some, and is about to claim the next.
-            for _ in range(TASKS // PROCESSES // 10):
-                assert output.readline()
-            process.kill()
-        claimed = [output.read().split() for output in outputs[KILLED:]]
-        codes = [process.wait() for process in processes[KILLED:]]
-    assert codes == [0] * (PROCESSES - KILLED)
+    processes, connections = [], []
+    for number in range(PROCESSES):
+        connection, child = SPAWNING.Pipe()
+        arguments = (tmp_path, postgresql_url, f"node-{number}", child)
+        process = SPAWNING.Process(target=claim_all, args=arguments, daemon=True)
+        process.start()
+        child.close()
+        processes.append(process)
+        connections.append(connection)
+    assert [connection.recv() for connection in connections] == ["ready"] * PROCESSES
+    for connection in connections:
+        connection.send("go")
+    for process, connection in zip(processes[:KILLED], connections, strict=False):
+        # In the middle: it has claimed some, and is about to claim the next.
+        for _ in range(TASKS // PROCESSES // 10):
+            assert connection.recv()
+        process.kill()
+    claimed = [list(_received(connection)) for connection in connections[KILLED:]]
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes[KILLED:]] == [0] * (PROCESSES - KILLED)
     with database.reading() as session:
         tasks = session.scalars(select(Task)).all()
         steps = Counter(len(task.history) for task in tasks)

@@ -7,13 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.orchestrator.serving import serve
+from tests.orchestrator.serving import RunningOrchestrator
 
 ROOT = Path(__file__).parents[2]
-CHECKING = ("--max-examples=10", "--seed=1", "--no-shrink", "--continue-on-failure")
-# By default it reports ten seconds without a response as a fault of the server.
-TIMEOUT = "--request-timeout=120"
-
+COMMAND = (sys.executable, "-m", "schemathesis.cli", "run")
+OPTIONS = (
+    "--max-examples=10",
+    "--seed=1",
+    "--no-shrink",
+    "--continue-on-failure",
+    "--warnings=off",
+    "--suppress-health-check=all",
+    "--request-timeout=120",  # by default ten seconds without a response are a fault of the server
+)
 # DELETE cancels a task, which can be read afterwards.
 # "cleanup" and "audit" are ids of nothing.
 # In a multipart body any value is a file.
@@ -37,28 +43,25 @@ checks.negative_data_rejection.enabled = false
 
 
 @pytest.mark.timeout(1800)
-def test_schemathesis_finds_nothing(tmp_path: Path, database_url: str | None) -> None:
-    with serve(
-        tmp_path / "data", database_url=database_url, failures_per_minute=10**6
-    ) as orchestrator:
-        variables = {
-            "VICTORIA_CHECKED_URL": orchestrator.url,
-            "VICTORIA_CHECKED_ADMIN_KEY": orchestrator.admin_key,
-            "VICTORIA_CHECKED_TOKEN": str(orchestrator.registration_token),
-            "SCHEMATHESIS_HOOKS": "tests.orchestrator.schemathesis_hooks",
-            "PYTHONPATH": str(ROOT),
-        }
-        (tmp_path / "schemathesis.toml").write_text(EXCEPTIONS)
-        program = (sys.executable, "-m", "schemathesis.cli")
-        options = (*CHECKING, TIMEOUT, "--warnings=off", "--suppress-health-check=all")
-        done = subprocess.run(
-            [*program, "run", f"{orchestrator.url}/openapi.json", *options],
-            cwd=tmp_path,
-            env={**os.environ, **variables},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+@pytest.mark.both_databases
+@pytest.mark.settings(failures_per_minute=10**6)
+def test_schemathesis_finds_nothing(orchestrator: RunningOrchestrator, tmp_path: Path) -> None:
+    variables = {
+        "VICTORIA_CHECKED_URL": orchestrator.url,
+        "VICTORIA_CHECKED_ADMIN_KEY": orchestrator.admin_key,
+        "VICTORIA_CHECKED_TOKEN": str(orchestrator.registration_token),
+        "SCHEMATHESIS_HOOKS": "tests.orchestrator.schemathesis_hooks",
+        "PYTHONPATH": str(ROOT),
+    }
+    (tmp_path / "schemathesis.toml").write_text(EXCEPTIONS)
+    done = subprocess.run(
+        [*COMMAND, f"{orchestrator.url}/openapi.json", *OPTIONS],
+        cwd=tmp_path,
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     for phase in ("Examples", "Coverage", "Fuzzing", "Stateful"):
         assert f"✅ {phase}" in done.stdout

@@ -18,7 +18,7 @@ def pytest_sessionstart() -> None:
 
 @pytest.fixture(scope="session")
 def scenario() -> Iterator[Callable[[str], None]]:
-    """Give the function that runs a scenario, on hosts that are ready.
+    """Yield the function that runs a scenario, on hosts that are ready.
 
     With VICTORIA_ROLLOUT_KEEP=1 they stay, for a look into them: podman exec -it vr-ubuntu bash
     """

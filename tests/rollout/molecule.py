@@ -14,12 +14,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SCENARIO_TIMEOUT_S = 1500
-PATIENCE_S = 20
+END_S = 20
 SHOWN = 60
 
 
 def run(action: str, scenario: str, *options: str) -> None:
-    """Run an action of a scenario; what it said is in a file, and the last of it in the failure."""
+    """Run an action of a scenario; its output is in a file, and the cause in the failure."""
     log = Path(os.environ["VICTORIA_ROLLOUT_FOLDER"]) / f"{scenario}-{action}.log"
     with log.open("wb") as output:
         molecule = subprocess.Popen(
@@ -32,20 +32,16 @@ def run(action: str, scenario: str, *options: str) -> None:
         )
         with ending_with_all_it_started(molecule):
             code = molecule.wait(SCENARIO_TIMEOUT_S)
-    said = log.read_text(errors="replace")
-    for step, seconds in durations(said):
-        print(f"{scenario} {step}: {seconds} s")
     if code != 0:
-        pytest.fail(
-            f"molecule {action} {scenario} failed, see {log}\n{essence(said)}", pytrace=False
-        )
+        cause = essence(log.read_text(errors="replace"))
+        pytest.fail(f"molecule {action} {scenario} failed, see {log}\n{cause}", pytrace=False)
 
 
 @contextmanager
 def ending_with_all_it_started(
-    program: subprocess.Popen[bytes], patience_s: float = PATIENCE_S
+    program: subprocess.Popen[bytes], patience_s: float = END_S
 ) -> Iterator[None]:
-    """Wherever the wait for it is broken off, end the plays that Molecule runs as well."""
+    """End the plays that Molecule runs, too, if the block is interrupted."""
     try:
         yield
     except BaseException:
@@ -58,20 +54,8 @@ def ending_with_all_it_started(
         raise
 
 
-def durations(said: str) -> list[tuple[str, int]]:
-    """Give the steps of a scenario and how long each took, from the clock that each task shows."""
-    steps = []
-    for part in re.split(r"^INFO +\[", said, flags=re.MULTILINE):
-        name = re.match(r"[\w-]+ > (\w+)\] Executing", part)
-        clock = re.findall(r"\) +(\d+):(\d+):(\d+)\.\d+ \*", part)
-        if name and clock:
-            hours, minutes, seconds = (int(number) for number in clock[-1])
-            steps.append((name[1], hours * 3600 + minutes * 60 + seconds))
-    return steps
-
-
-def essence(said: str) -> str:
-    """Give the lines that matter of what Ansible said."""
-    lines = said.splitlines()
+def essence(output: str) -> str:
+    """Return the lines around the first failure in Ansible's output."""
+    lines = output.splitlines()
     first = next((at for at, line in enumerate(lines) if re.match(r"fatal|\[ERROR\]", line)), 0)
     return "\n".join(line[:2000] for line in lines[max(0, first - 10) : first + SHOWN])

@@ -9,38 +9,20 @@ from collections.abc import Callable
 
 import pytest
 
-pytestmark = pytest.mark.timeout(1800)
+LONG = pytest.mark.long
+TABLE = [
+    ("install", [], "bare-hosts-become-verified-runners"),
+    ("upgrade", [], "restart-change-upgrade-and-going-back-interrupt-no-task"),
+    ("proxy", [LONG], "a-proxy-is-the-only-way-out-and-a-wrong-one-changes-nothing"),
+    ("failures", [], "each-failure-shows-its-cause-and-leaves-what-worked"),
+    ("uninstall", [LONG], "uninstalling-leaves-nothing-and-installing-again-needs-no-index"),
+    ("docker", [], "docker-runs-the-tasks-as-well"),
+]
 
 
-def test_bare_hosts_become_verified_runners(scenario: Callable[[str], None]) -> None:
-    scenario("install")
-
-
-def test_restart_change_upgrade_and_going_back_interrupt_no_task(
-    scenario: Callable[[str], None],
-) -> None:
-    scenario("upgrade")
-
-
-@pytest.mark.long
-def test_a_proxy_is_the_only_way_out_and_a_wrong_one_changes_nothing(
-    scenario: Callable[[str], None],
-) -> None:
-    scenario("proxy")
-
-
-def test_each_failure_says_its_cause_and_leaves_what_worked(
-    scenario: Callable[[str], None],
-) -> None:
-    scenario("failures")
-
-
-@pytest.mark.long
-def test_uninstalling_leaves_nothing_and_installing_again_works_without_an_index(
-    scenario: Callable[[str], None],
-) -> None:
-    scenario("uninstall")
-
-
-def test_docker_runs_the_tasks_as_well(scenario: Callable[[str], None]) -> None:
-    scenario("docker")
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=marks, id=claim) for name, marks, claim in TABLE]
+)
+def test_scenario_shows_that(name: str, scenario: Callable[[str], None]) -> None:
+    scenario(name)

@@ -6,17 +6,14 @@ Victoria home, and the engine's list. The runner's own reports are not among the
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
 from tests.soak.schedule import Kind, TaskPlan
 
-_CANCELS = frozenset(
-    {Kind.CANCEL_EARLY, Kind.CANCEL_RUNNING, Kind.CANCEL_STUBBORN, Kind.CANCEL_AT_END}
-)
 _FINAL = frozenset({"success", "error", "cancelled"})
 _NEVER_RAN = frozenset({"cancelled", "unstartable", "rejected"})
-_BY_SIGNAL = frozenset({"failed: exit code 137", "failed: exit code 143"})
 
 
 class Fault(str, Enum):
@@ -33,7 +30,7 @@ class Fault(str, Enum):
     """Another end than what the task was to come to; see `allowed_ends`."""
     RUNNER_ENDED = "runner ended by itself"
     NOT_QUIET = "not quiet at the end"
-    """The runner still had something in hand, or to say, long after the last fault."""
+    """The runner still had a task or a report in hand, long after the last fault."""
 
 
 @dataclass(frozen=True)
@@ -79,62 +76,55 @@ class Account:
         reason = self.message.partition(":")[0]
         if reason == "cancelled":
             return "cancelled, but not at the orchestrator"
-        if reason != "failed":
-            return reason
-        return " ".join(self.message.split()[:4])
+        return " ".join(self.message.split()[:4]) if reason == "failed" else reason
 
 
-def allowed_ends(account: Account) -> frozenset[str]:
+def allowed_ends(account: Account) -> set[str]:
     """Return the ends that are right for a task; there is one, but for the cases named here."""
     # The orchestrator took the cancellation, and the first final status wins.
     if account.is_cancelled:
-        return frozenset({"cancelled"})
-    plan = account.plan
+        return {"cancelled"}
     ends = {
-        Kind.FAIL: {f"failed: exit code {plan.exit_code}"},
+        Kind.FAIL: {f"failed: exit code {account.plan.exit_code}"},
         Kind.TIME_OUT: {"timed_out"},
         Kind.TIME_OUT_STUBBORN: {"timed_out"},
         Kind.EAT_MEMORY: {"out_of_memory"},
         # These hang: only a cancellation can end them.
         Kind.CANCEL_RUNNING: {"cancelled"},
         Kind.CANCEL_STUBBORN: {"cancelled"},
-        # It hangs until its container is removed. The engine ends it before it removes it: a look
-        # in between sees that it was ended by a signal, and that is true by then.
-        Kind.REMOVED: {"lost", *_BY_SIGNAL} if account.is_removed else set(),
-    }.get(plan.kind, {"completed"})
+        # It hangs until its container is removed. The engine ends it before it removes it: an
+        # inspection in between shows that it was ended by a signal, and that is true by then.
+        Kind.REMOVED: {"lost", "failed: exit code 137", "failed: exit code 143"},
+    }.get(account.plan.kind, {"completed"})
+    if account.plan.kind is Kind.REMOVED and not account.is_removed:
+        ends = set()
     # If the runner lives to hear it, that is the end; if not, the next one tries again.
-    if account.is_refused:
-        ends = {*ends, "unstartable"}
-    return frozenset(ends)
+    return ends | {"unstartable"} if account.is_refused else ends
 
 
 def audit(accounts: list[Account]) -> list[Finding]:
     """Return what must not be in these accounts."""
-    return [finding for account in accounts for finding in _audit_one(account)]
+    return [
+        Finding(fault, f"task {one.plan.number} ({one.plan.kind.value}) {one.task_id}: {what}")
+        for one in accounts
+        for fault, what in _wrong(one)
+    ]
 
 
-def _audit_one(account: Account) -> list[Finding]:
-    findings = []
-
-    def find(fault: Fault, what: str) -> None:
-        about = f"task {account.plan.number} ({account.plan.kind.value}) {account.task_id}"
-        findings.append(Finding(fault, f"{about}: {what}"))
-
-    is_final = account.status in _FINAL
-    if not is_final:
-        find(Fault.LOST, f"it never ended, it is {account.status}")
-    elif account.starts == 0 and account.end not in _NEVER_RAN:
-        find(Fault.LOST, f"it ended as {account.end} and never ran")
-    if account.starts > 1:
-        find(Fault.RUN_TWICE, f"it has {account.starts} start marks")
-    if account.final_steps > 1:
-        find(Fault.DOUBLED, f"its history has {account.final_steps} final steps")
-    if account.has_container:
-        find(Fault.CONTAINER_LEFT, "its container is there")
+def _wrong(account: Account) -> Iterator[tuple[Fault, str]]:
     allowed = allowed_ends(account)
-    if is_final and account.end not in allowed:
-        wanted = " or ".join(sorted(allowed))
-        find(Fault.WRONG_END, f"it is to end as {wanted}, and did so as: {account.message[:200]!r}")
+    if account.status not in _FINAL:
+        yield Fault.LOST, f"it never ended, it is {account.status}"
+    elif account.starts == 0 and account.end not in _NEVER_RAN:
+        yield Fault.LOST, f"it ended as {account.end} and never ran"
+    if account.starts > 1:
+        yield Fault.RUN_TWICE, f"it has {account.starts} start marks"
+    if account.final_steps > 1:
+        yield Fault.DOUBLED, f"its history has {account.final_steps} final steps"
+    if account.has_container:
+        yield Fault.CONTAINER_LEFT, "its container is there"
+    if account.status in _FINAL and account.end not in allowed:
+        wanted, message = " or ".join(sorted(allowed)), account.message[:200]
+        yield Fault.WRONG_END, f"it is to end as {wanted}, and did so as: {message!r}"
     if account.wrong_files and account.status == "success":
-        find(Fault.WRONG_END, f"it succeeded with other files: {', '.join(account.wrong_files)}")
-    return findings
+        yield Fault.WRONG_END, f"it succeeded with other files: {', '.join(account.wrong_files)}"

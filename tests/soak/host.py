@@ -3,61 +3,41 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import random
-import signal
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from runner.timing import Timings
+from tests.engines import Engine
 from tests.faults.certificates import Certificates, make_certificates
-from tests.faults.engine import FaultEngine
+from tests.faults.engine import FaultEngine, end_calls
+from tests.faults.rig import SHORT_PAUSES
 from tests.harness.journal import JournalFaults
 from tests.harness.launcher import JOURNAL_VARIABLE
 from tests.harness.proxy import FaultProxy
-from tests.harness.runner_process import RunnerProcess, process_on
-from tests.soak.orchestrator import OrchestratorProcess
-from tests.soak.program import Program
+from tests.harness.runner_process import RunnerProcess, container_of, process_on
+from tests.soak.processes import OrchestratorProcess, Program
 from tests.soak.schedule import FILE_SIZES, Schedule
-
-if TYPE_CHECKING:
-    from tests.engines import Engine
 
 MEMORY = "100m"
 MAX_TASKS = 6
-IMPATIENT = Timings(
-    call_timeout_s=4.0,
-    connect_timeout_s=4.0,
-    stall_timeout_s=4.0,
-    retry_first_s=0.2,
-    retry_shortest_s=0.1,
-    retry_ceiling_s=0.5,
-    engine_timeout_s=6.0,
-    engine_run_timeout_s=10.0,
-    stop_grace_s=2,
-    engine_start_grace_s=8.0,
-    long_poll_s=4,
-    leftover_start_grace_s=6.0,
-    registration_pause_s=0.2,
-    orphan_grace_s=8.0,
-    inspect_interval_s=5.0,
-    engine_retry_s=0.5,
-    start_retry_first_s=0.2,
-    start_retry_ceiling_s=0.5,
-    journal_retry_s=0.2,
-)
+IMPATIENT = {
+    **SHORT_PAUSES,
+    "call_timeout_s": 4.0,
+    "connect_timeout_s": 4.0,
+    "stall_timeout_s": 4.0,
+    "engine_timeout_s": 6.0,
+    "engine_run_timeout_s": 10.0,
+    "stop_grace_s": 2,
+    "engine_start_grace_s": 8.0,
+    "long_poll_s": 4,
+    "leftover_start_grace_s": 6.0,
+    "orphan_grace_s": 8.0,
+    "inspect_interval_s": 5.0,
+    "engine_retry_s": 0.5,
+}
 """The runner's deadlines and pauses, shortened so that thousands of tasks fit into an hour."""
-
-
-@dataclass(frozen=True)
-class StoredFile:
-    """A file that tasks carry."""
-
-    name: str
-    seen_as: str
-    """How the container's own record shows it when it is whole."""
 
 
 @dataclass
@@ -73,7 +53,8 @@ class Host:
     place: RunnerProcess
     """The folders and options of the runner, which `runner` starts."""
     runner: Program
-    files: list[StoredFile]
+    files: list[tuple[str, str]]
+    """Names, each with the line by which containers show that the file is whole."""
 
     def calm(self) -> None:
         """Take back every fault."""
@@ -83,57 +64,42 @@ class Host:
         self.proxy.release()
         self.faults.clear()
         self.journal.clear()
-        if not self.orchestrator.program.is_alive:
+        if not self.orchestrator.is_alive:
             self.orchestrator.start()
 
-    def containers(self, task_ids: list[str]) -> set[str]:
-        """Ask the engine for the containers of these tasks, and of this runner."""
-        ours = {f"victoria-{task_id}" for task_id in task_ids}
-        rows = self.engine.run("ps", "--all", "--format", "{{.Names}}\t{{.Labels}}").splitlines()
+    def containers(self) -> set[str]:
+        """Ask the engine for the containers of all tasks, and of this runner."""
+        ours = set(map(container_of, self.orchestrator.task_ids))
         runner_id_file = self.place.state_dir / "runner-id"
         runner_id = runner_id_file.read_text().strip() if runner_id_file.exists() else "none"
-        return {
-            row.partition("\t")[0]
-            for row in rows
-            if row.partition("\t")[0] in ours or runner_id in row.partition("\t")[2]
-        }
+        listed = self.engine.run("ps", "--all", "--format", "{{.Names}}\t{{.Labels}}")
+        rows = [line.partition("\t") for line in listed.splitlines()]
+        return {name for name, _, labels in rows if name in ours or runner_id in labels}
 
-    def remove(self, names: set[str]) -> None:
-        """Remove containers, at once."""
-        for name in names:
+    def end(self) -> None:
+        """End the runner with its engine calls, and remove every container at once."""
+        self.faults.clear()
+        self.runner.kill()
+        end_calls(self.faults.folder)
+        end_calls(self.place.state_dir)
+        for name in self.containers():
             for arguments in (["kill", name], ["rm", "--force", name]):
                 with suppress(Exception):  # it may go by itself
                     self.engine.run(*arguments)
 
-    def end(self, task_ids: list[str]) -> None:
-        """End everything that was started, and remove every container."""
-        self.faults.clear()
-        self.runner.end()
-        self._end_hung_calls()
-        self.remove(self.containers(task_ids))
-        self.proxy.stop()
-        self.orchestrator.end()
 
-    def _end_hung_calls(self) -> None:
-        for met in (self.faults.folder / "met").iterdir():
-            for line in met.read_text().splitlines():
-                with suppress(OSError, ValueError):
-                    command = Path(f"/proc/{line}/cmdline").read_bytes().split(b"\0")
-                    if str(self.faults.folder).encode() in command:
-                        os.kill(int(line), signal.SIGKILL)
-
-
-def prepare(schedule: Schedule, engine: Engine, image: str, folder: Path) -> Host:
+@contextmanager
+def running_host(schedule: Schedule, engine: Engine, image: str, folder: Path) -> Iterator[Host]:
     """Set everything up and start the orchestrator and the proxy; the runner is not started."""
     folder.mkdir(parents=True, exist_ok=True)
     certificates = make_certificates(folder / "certificates")
     orchestrator = OrchestratorProcess(folder / "orchestrator")
-    proxy = FaultProxy(orchestrator.url, certificates.trusted)
     faults = FaultEngine(folder / "engine", engine.name)
     journal = JournalFaults(folder / "journal-faults")
-    orchestrator.start()
-    try:
-        proxy.start()
+    with ExitStack() as stack:
+        stack.callback(orchestrator.end)
+        orchestrator.start()
+        proxy = stack.enter_context(FaultProxy(orchestrator.url, certificates.trusted))
         place = process_on(engine, image, folder / "runner", orchestrator)
         place.set_options(
             orchestrator_url=proxy.url,
@@ -144,19 +110,19 @@ def prepare(schedule: Schedule, engine: Engine, image: str, folder: Path) -> Hos
             pull="missing",
             heartbeat_interval=1,
         )
-        place.set_timings(**asdict(IMPATIENT))
+        place.set_timings(**IMPATIENT)
         place.environment |= {"PATH": faults.search_path, JOURNAL_VARIABLE: str(journal.folder)}
         command = [*place.command, *place.options]
         runner = Program(folder / "runner" / "log", command, place.full_environment)
         files = [_store(orchestrator, schedule.seed, size) for size in FILE_SIZES]
-    except BaseException:
-        proxy.stop()
-        orchestrator.end()
-        raise
-    return Host(engine, orchestrator, certificates, proxy, faults, journal, place, runner, files)
+        host = Host(
+            engine, orchestrator, certificates, proxy, faults, journal, place, runner, files
+        )
+        stack.callback(host.end)
+        yield host
 
 
-def _store(orchestrator: OrchestratorProcess, seed: int, size: int) -> StoredFile:
+def _store(orchestrator: OrchestratorProcess, seed: int, size: int) -> tuple[str, str]:
     content = random.Random(f"file {seed} {size}").randbytes(size)  # noqa: S311 - to be the same again
     name = orchestrator.upload(f"{size}.bin", content)
-    return StoredFile(name, f"file: {size} {hashlib.sha256(content).hexdigest()} {name}")
+    return name, f"file: {size} {hashlib.sha256(content).hexdigest()} {name}"

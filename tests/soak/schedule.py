@@ -7,6 +7,7 @@ many tasks have ended, not to the clock, so that it comes at the same place on a
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
@@ -20,7 +21,7 @@ SHORT_TIMEOUT_S = 5
 """Long enough for a container to leave its start mark, on a busy machine."""
 REFUSED = "Error: the fault engine refuses"
 UNREACHABLE = "Error: unable to connect to Podman socket: the fault engine says so"
-"""What both kinds of engine are understood by as: not there now, and nothing is known."""
+"""By which an engine of either kind counts as silent: nothing is known of its containers."""
 
 
 class Kind(str, Enum):
@@ -62,19 +63,19 @@ class EngineFault:
     when: When
     seconds: float = 0.0
     """How long a call is blocked."""
-    says: str = REFUSED
+    message: str = REFUSED
 
     @property
     def keeps_from_starting(self) -> bool:
         """Whether it keeps a container from starting, whatever the engine says."""
-        if self.act is not Act.FAIL or self.says != REFUSED:
+        if self.act is not Act.FAIL or self.message != REFUSED:
             return False
         return self.call == "create" or (self.call in {"run", "start"} and self.when is When.BEFORE)
 
 
 @dataclass(frozen=True)
 class TaskPlan:
-    """One task; moments are seconds after it was made, or after its start mark."""
+    """One task; moments are seconds after its start mark (CANCEL_EARLY: its creation)."""
 
     number: int
     kind: Kind
@@ -85,7 +86,6 @@ class TaskPlan:
     """Which of the uploaded files it carries."""
     strikes_after_s: float | None = None
     """When it is cancelled, or its container removed."""
-    strikes_when_it_runs: bool = False
     faults: tuple[EngineFault, ...] = ()
 
 
@@ -117,28 +117,33 @@ class Schedule:
 
 FILE_SIZES = (0, 1, 4096, 70_000, 300_000, 1_500_000)
 
-_WEIGHTS = {
-    Kind.SUCCEED: 30,
-    Kind.FAIL: 12,
-    Kind.PRINT: 8,
-    Kind.CARRY_FILES: 16,
-    Kind.TIME_OUT: 6,
-    Kind.TIME_OUT_STUBBORN: 3,
-    Kind.CANCEL_EARLY: 7,
-    Kind.CANCEL_RUNNING: 6,
-    Kind.CANCEL_STUBBORN: 2,
-    Kind.CANCEL_AT_END: 5,
-    Kind.REMOVED: 2,
-    Kind.EAT_MEMORY: 4,
+
+@dataclass(frozen=True)
+class _Shape:
+    """What all tasks of a kind have in common."""
+
+    weight: int
+    prompt: str
+    timeout_s: int = LONG_TIMEOUT_S
+    strikes: tuple[float, float] | None = None
+    """The earliest and the latest moment at which it is struck."""
+
+
+_WORK = "[sleep {seconds}][print-line task {number}]"
+_SHAPES = {
+    Kind.SUCCEED: _Shape(30, _WORK),
+    Kind.FAIL: _Shape(12, _WORK + "[fail {exit_code}]"),
+    Kind.PRINT: _Shape(8, "[print 3000000]" + _WORK),
+    Kind.CARRY_FILES: _Shape(16, _WORK),
+    Kind.TIME_OUT: _Shape(6, "[hang]", SHORT_TIMEOUT_S),
+    Kind.TIME_OUT_STUBBORN: _Shape(3, "[ignore-term][hang]", SHORT_TIMEOUT_S),
+    Kind.CANCEL_EARLY: _Shape(7, _WORK, strikes=(0.0, 1.5)),
+    Kind.CANCEL_RUNNING: _Shape(6, "[hang]", strikes=(0.0, 1.0)),
+    Kind.CANCEL_STUBBORN: _Shape(2, "[ignore-term][hang]", strikes=(0.0, 1.0)),
+    Kind.CANCEL_AT_END: _Shape(5, "[sleep 1]" + _WORK, strikes=(0.4, 1.4)),
+    Kind.REMOVED: _Shape(2, "[hang]", strikes=(0.0, 1.0)),
+    Kind.EAT_MEMORY: _Shape(4, "[eat-memory 400]"),
 }
-_STRUCK = {
-    Kind.CANCEL_EARLY: (0.0, 1.5, False),
-    Kind.CANCEL_RUNNING: (0.0, 1.0, True),
-    Kind.CANCEL_STUBBORN: (0.0, 1.0, True),
-    Kind.CANCEL_AT_END: (0.4, 1.4, True),
-    Kind.REMOVED: (0.0, 1.0, True),
-}
-"""From when to when, and whether counted from the start mark."""
 
 _FAULTY_SHARE = 0.3
 """How many tasks meet a fault of the engine; some meet two."""
@@ -156,16 +161,13 @@ _FARTHEST_COMMIT = 20
 """Some two or three tasks' lives away: so every kind of commit is met."""
 
 NETWORK_FAULTS = (
-    *(Fault(Network.DROP_REQUEST), Fault(Network.DROP_REQUEST)),
-    *(Fault(Network.DROP_ANSWER), Fault(Network.DROP_ANSWER), Fault(Network.DROP_ANSWER)),
-    *(Fault(Network.HALF_BODY), Fault(Network.HALF_BODY)),
-    *(Fault(Network.DELAY, seconds=0.3), Fault(Network.DELAY, seconds=1.5)),
-    *(
-        Fault(Network.STATUS, status=429, retry_after="1"),
-        Fault(Network.STATUS, status=503, retry_after="1"),
-        Fault(Network.STATUS, status=500),
-    ),
-    *(Fault(Network.HTML, status=200), Fault(Network.HTML, status=502)),
+    *2 * (Fault(Network.DROP_REQUEST),),
+    *3 * (Fault(Network.DROP_ANSWER),),
+    *2 * (Fault(Network.HALF_BODY),),
+    *(Fault(Network.DELAY, seconds=seconds) for seconds in (0.3, 1.5)),
+    *(Fault(Network.STATUS, status=status, retry_after="1") for status in (429, 503)),
+    Fault(Network.STATUS, status=500),
+    *(Fault(Network.HTML, status=status) for status in (200, 502)),
     *(Fault(Network.HOLD_REQUEST), Fault(Network.HOLD_ANSWER)),
 )
 NETWORK_FAULT_SHARE = 0.07
@@ -182,7 +184,7 @@ def draw(seed: int, tasks: int, *, knows_two_steps: bool = True) -> Schedule:
     kinds = [kind for kind in Kind if has_memory_limit or kind is not Kind.EAT_MEMORY]
     starting = ("create", "start") if has_memory_limit and knows_two_steps else ("run", "run")
     dice = random.Random(f"kinds {seed}")  # noqa: S311 - to be the same again
-    drawn = dice.choices(kinds, [_WEIGHTS[kind] for kind in kinds], k=tasks)
+    drawn = dice.choices(kinds, [_SHAPES[kind].weight for kind in kinds], k=tasks)
     return Schedule(
         seed,
         tuple(_task(seed, number, kind, starting) for number, kind in enumerate(drawn)),
@@ -193,58 +195,39 @@ def draw(seed: int, tasks: int, *, knows_two_steps: bool = True) -> Schedule:
 
 def _task(seed: int, number: int, kind: Kind, starting: tuple[str, str]) -> TaskPlan:
     dice = random.Random(f"task {seed} {number}")  # noqa: S311 - to be the same again
+    shape, files = _SHAPES[kind], list[int]()
     code = dice.choice((1, 2, 3, 42, 126, 127, 137, 143, 255)) if kind is Kind.FAIL else 0
-    lasts_s = round(dice.choice((0.0, 0.0, 0.2, 1.0)) * dice.random(), 2)
-    first, last, when_it_runs = _STRUCK.get(kind, (0.0, 0.0, False))
+    seconds = round(dice.choice((0.0, 0.0, 0.2, 1.0)) * dice.random(), 2)
+    if kind is Kind.CARRY_FILES:
+        files = dice.sample(range(len(FILE_SIZES)), dice.randint(1, 3))
     return TaskPlan(
         number,
         kind,
-        _prompt(kind, number, lasts_s, code),
-        SHORT_TIMEOUT_S if kind in {Kind.TIME_OUT, Kind.TIME_OUT_STUBBORN} else LONG_TIMEOUT_S,
+        shape.prompt.format(seconds=seconds, number=number, exit_code=code),
+        shape.timeout_s,
         code,
-        tuple(dice.sample(range(len(FILE_SIZES)), dice.randint(1, 3)))
-        if kind is Kind.CARRY_FILES
-        else (),
-        round(dice.uniform(first, last), 2) if kind in _STRUCK else None,
-        when_it_runs,
+        tuple(files),
+        round(dice.uniform(*shape.strikes), 2) if shape.strikes else None,
         _faults(dice, kind, starting),
     )
 
 
-def _prompt(kind: Kind, number: int, lasts_s: float, exit_code: int) -> str:
-    rest = f"[sleep {lasts_s}][print-line task {number}]"
-    return {
-        Kind.FAIL: f"{rest}[fail {exit_code}]",
-        Kind.PRINT: f"[print 3000000]{rest}",
-        Kind.TIME_OUT: "[hang]",
-        Kind.TIME_OUT_STUBBORN: "[ignore-term][hang]",
-        Kind.CANCEL_EARLY: rest,
-        Kind.CANCEL_RUNNING: "[hang]",
-        Kind.CANCEL_STUBBORN: "[ignore-term][hang]",
-        Kind.CANCEL_AT_END: f"[sleep 1]{rest}",
-        Kind.REMOVED: "[hang]",
-        Kind.EAT_MEMORY: "[eat-memory 400]",
-    }.get(kind, rest)
-
-
 def _faults(dice: random.Random, kind: Kind, starting: tuple[str, str]) -> tuple[EngineFault, ...]:
     calls = (*starting, "inspect", "inspect", "rm", "logs", "stop")
-    share = _FAULTY_SHARE
     faults = []
-    while dice.random() < share:
+    while dice.random() < _FAULTY_SHARE:
         call = dice.choice(calls)
         act = dice.choice((Act.BLOCK, Act.BLOCK, Act.FAIL, Act.FAIL, Act.HANG, Act.KILL))
         moments = (When.BEFORE, When.AFTER, *((When.DURING,) if act is Act.KILL else ()))
         # A task that never starts cannot have its container removed.
-        says = UNREACHABLE if dice.random() < 0.5 or kind is Kind.REMOVED else REFUSED
+        message = UNREACHABLE if dice.random() < 0.5 or kind is Kind.REMOVED else REFUSED
         seconds = round(dice.uniform(0.3, 4.0), 2)
-        faults.append(EngineFault(call, act, dice.choice(moments), seconds, says))
+        faults.append(EngineFault(call, act, dice.choice(moments), seconds, message))
     return tuple(faults[:2])
 
 
-def _upsets(seed: int, tasks: int) -> list[UpsetPlan]:
+def _upsets(seed: int, tasks: int) -> Iterator[UpsetPlan]:
     dice = random.Random(f"upsets {seed}")  # noqa: S311 - to be the same again
-    plans = []
     for upset, per_100 in _UPSETS_PER_100_TASKS.items():
         for _ in range(max(1, round(tasks * per_100 / 100))):
             commit = dice.randint(1, _FARTHEST_COMMIT) if upset is Upset.JOURNAL else 0
@@ -254,15 +237,12 @@ def _upsets(seed: int, tasks: int) -> list[UpsetPlan]:
                 dice.choice((When.BEFORE, When.AFTER)),
                 round(dice.uniform(0.3, 3.0), 2),
             )
-            plans.append(
-                UpsetPlan(
-                    dice.randrange(max(1, tasks - 5)),
-                    round(dice.uniform(0, 1), 2),
-                    upset,
-                    round(dice.uniform(0.2, 3.0), 2),
-                    commit,
-                    dice.random() < 0.5,
-                    fault if upset is Upset.ENGINE else None,
-                )
+            yield UpsetPlan(
+                after_ended=dice.randrange(max(1, tasks - 5)),
+                delay_s=round(dice.uniform(0, 1), 2),
+                upset=upset,
+                seconds=round(dice.uniform(0.2, 3.0), 2),
+                commit=commit,
+                is_before=dice.random() < 0.5,
+                fault=fault if upset is Upset.ENGINE else None,
             )
-    return plans

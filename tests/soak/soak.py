@@ -1,23 +1,24 @@
-"""One soak: the schedule carried out, then calm, then the accounts for the audit.
+"""One soak: the schedule carried out, then calm, then the audit.
 
 It begins with an empty host and ends when every task has ended, the runner has nothing in hand
-and nothing to say, and no container is left; or at a deadline, which is a finding.
+and nothing to report, and no container is left; or at a deadline, which is a finding.
 """
 
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from subprocess import CalledProcessError
-from typing import TYPE_CHECKING
 
+from tests.faults.engine import Planned
 from tests.harness.proxy import Chance
 from tests.harness.runner_process import container_of
-from tests.soak.audit import Account, Fault, Finding
+from tests.soak.audit import Account, Fault, Finding, audit
+from tests.soak.host import Host
+from tests.soak.processes import RunnerWatch
 from tests.soak.schedule import (
     NETWORK_FAULT_SHARE,
     NETWORK_FAULTS,
@@ -27,15 +28,10 @@ from tests.soak.schedule import (
     TaskPlan,
 )
 from tests.soak.upsets import Agenda, Upsets
-from tests.soak.watch import RunnerWatch
-
-if TYPE_CHECKING:
-    from tests.faults.engine import Planned
-    from tests.soak.host import Host
 
 TICK_S = 0.1
 QUEUE = 16
-"""How many tasks are made ahead of those that have ended."""
+"""How many tasks are created ahead of those that have ended."""
 QUIET_DEADLINE_S = 240.0
 STALL_S = 300.0
 """How long it may take until one more task has ended, before no more is waited for."""
@@ -60,6 +56,15 @@ class Record:
     is_over: bool = False
 
     @property
+    def is_due(self) -> bool:
+        """Whether the moment has come at which it is cancelled, or its container removed."""
+        after_s = self.plan.strikes_after_s
+        since = self.created_at if self.plan.kind is Kind.CANCEL_EARLY else self.ran_at
+        if self.is_struck or after_s is None or since is None:
+            return False
+        return time.monotonic() >= since + after_s
+
+    @property
     def is_refused(self) -> bool:
         """Whether the engine refused to make or to start its container."""
         return any(
@@ -77,56 +82,41 @@ class Soak:
         say: Callable[[str], None],
         is_enough: Callable[[], bool],
     ) -> None:
-        """Prepare; nothing is started yet. From when it is enough no more tasks are made."""
+        """Start nothing yet. As soon as it is enough, no more tasks are created."""
         self.records: list[Record] = []
         self.findings: list[Finding] = []
-        """What went wrong on the way."""
         self._host = host
         self._schedule = schedule
         self._say = say
         self._is_enough = is_enough
-        self._all_made = False
+        self._are_all_created = False
         self._agenda = Agenda()
-        self._watch = RunnerWatch(host.runner, schedule.seed)
-        self._upsets = Upsets(schedule.upsets, host, self._agenda, self._watch)
+        self.watch = RunnerWatch(host.runner, schedule.seed)
+        self.upsets = Upsets(schedule.upsets, host, self._agenda, self.watch)
 
-    @property
-    def faults(self) -> Counter[str]:
-        """Count the faults that have hit, by kind."""
-        return self._upsets.hits
-
-    @property
-    def ends(self) -> Counter[str]:
-        """Count the ends of the runner, by how."""
-        return self._watch.ends
-
-    def run(self) -> list[Account]:
-        """Carry the schedule out, wait until all is quiet, and return the accounts."""
+    def run(self) -> None:
+        """Carry the schedule out, wait until all is quiet, and audit."""
         chance = Chance(self._schedule.seed, NETWORK_FAULT_SHARE, NETWORK_FAULTS)
         self._host.proxy.by_chance(chance)
         most_ended, stalls_at, says_at = 0, time.monotonic() + STALL_S, 0.0
-        while True:
+        ended = 0
+        while not (self._are_all_created and ended == len(self.records)):
             ended = self._tick()
             now = time.monotonic()
             if ended > most_ended:
                 most_ended, stalls_at = ended, now + STALL_S
             if now >= says_at:
                 says_at = now + SAY_EVERY_S
-                self._say_progress(ended)
-            if (self._all_made and ended == len(self.records)) or now > stalls_at:
+                faults, ends = self.upsets.hits.total(), self.watch.ends.total()
+                progress = f"{ended} of {len(self._schedule.tasks)} tasks have ended"
+                self._say(f"{progress}, {faults} faults, {ends} ends of the runner")
+            if now > stalls_at:
                 break
             time.sleep(TICK_S)
         self._come_to_rest()
-        for what in self._watch.own_ends:
+        for what in self.watch.own_ends:
             self._find(Fault.RUNNER_ENDED, what)
-        return self._accounts()
-
-    def _say_progress(self, ended: int) -> None:
-        total = len(self._schedule.tasks)
-        faults, ends = sum(self.faults.values()), sum(self.ends.values())
-        self._say(
-            f"{ended} of {total} tasks have ended, {faults} faults, {ends} ends of the runner"
-        )
+        self.findings += audit(self._accounts())
 
     def _find(self, fault: Fault, what: str) -> None:
         self._say(f"{fault.value}: {what}")
@@ -137,29 +127,31 @@ class Soak:
     def _tick(self) -> int:
         """Do what is due; return how many tasks have ended."""
         self._agenda.do_what_is_due()
-        self._watch.look()
+        self.watch.look()
         ended = self._look_at_tasks()
-        if not self._upsets.is_orchestrator_away:
-            self._strike()
-            self._make_tasks(ended)
-        self._upsets.look(ended)
+        if self._host.orchestrator.is_alive:
+            for record in self.records:
+                if record.is_due:
+                    self._strike(record)
+            self._create_tasks(ended)
+        self.upsets.look(ended)
         return ended
 
-    def _make_tasks(self, ended: int) -> None:
-        self._all_made = self._all_made or self._is_enough()
-        while not self._all_made and len(self.records) - ended < QUEUE:
+    def _create_tasks(self, ended: int) -> None:
+        self._are_all_created = self._are_all_created or self._is_enough()
+        while not self._are_all_created and len(self.records) - ended < QUEUE:
             plan = self._schedule.tasks[len(self.records)]
             task_id = self._host.orchestrator.create_task(
                 prompt=plan.prompt,
                 timeout_seconds=plan.timeout_s,
-                files=[self._host.files[index].name for index in plan.files],
+                files=[self._host.files[index][0] for index in plan.files],
             )
             record = Record(plan, task_id, time.monotonic())
             for fault in plan.faults:
-                planned = self._upsets.break_call(fault, container_of(task_id))
+                planned = self.upsets.break_call(fault, container_of(task_id))
                 record.planned.append((fault, planned))
             self.records.append(record)
-            self._all_made = len(self.records) == len(self._schedule.tasks)
+            self._are_all_created = len(self.records) == len(self._schedule.tasks)
 
     def _look_at_tasks(self) -> int:
         """Note which tasks have started and ended; return how many have ended."""
@@ -172,37 +164,28 @@ class Soak:
                 record.ran_at = time.monotonic()
             if record.task_id in over and not record.is_over:
                 record.is_over = True
-                self._agenda.later(LIFTED_AFTER_S, partial(self._upsets.lift, record.planned))
+                self._agenda.later(LIFTED_AFTER_S, partial(self.upsets.lift, record.planned))
         return len(over)
 
-    def _strike(self) -> None:
-        """Cancel, or remove the containers of, those whose moment has come."""
-        now = time.monotonic()
-        for record in self.records:
-            after_s = record.plan.strikes_after_s
-            since = record.ran_at if record.plan.strikes_when_it_runs else record.created_at
-            if record.is_struck or after_s is None or since is None or now < since + after_s:
-                continue
-            if record.plan.kind is Kind.REMOVED:
-                record.is_struck = record.is_removed = self._remove_container(record.task_id)
-            else:
-                record.is_cancelled = self._host.orchestrator.cancel(record.task_id)
-                record.is_struck = True
-
-    def _remove_container(self, task_id: str) -> bool:
-        # podman refuses now and then what concerns a container that somebody else looks at.
+    def _strike(self, record: Record) -> None:
+        """Cancel a task, or remove its container."""
+        if record.plan.kind is not Kind.REMOVED:
+            record.is_cancelled = self._host.orchestrator.cancel(record.task_id)
+            record.is_struck = True
+            return
+        # podman refuses now and then what concerns a container that another process looks at.
         for _ in range(ENGINE_TRIES):
             with suppress(CalledProcessError):
-                self._host.engine.run("rm", "--force", container_of(task_id))
-                return True
-        return False
+                self._host.engine.run("rm", "--force", container_of(record.task_id))
+                record.is_struck = record.is_removed = True
+                return
 
     # The end
 
     def _come_to_rest(self) -> None:
         """Begin no more faults, and wait until nothing is left to do."""
-        self._all_made = True
-        self._upsets.cease()
+        self._are_all_created = True
+        self.upsets.cease()
         until = time.monotonic() + QUIET_DEADLINE_S
         while left := self._left():
             if time.monotonic() > until:
@@ -225,10 +208,7 @@ class Soak:
             left.append("tasks have not ended")
         if not self._host.runner.is_alive:
             left.append("the runner does not run")
-        return left or sorted(self._containers())
-
-    def _containers(self) -> set[str]:
-        return self._host.containers([record.task_id for record in self.records])
+        return left or sorted(self._host.containers())
 
     def _accounts(self) -> list[Account]:
         """Return what the witnesses say of each task."""
@@ -238,29 +218,27 @@ class Soak:
             "  AND status_history.status IN ('success', 'error', 'cancelled')) AS final_steps"
             " FROM tasks"
         )
-        stored = {row["id"]: row for row in rows}
-        containers = self._containers()
-        for name in sorted(containers - {container_of(task_id) for task_id in stored}):
+        stored = {row.pop("id"): row for row in rows}
+        containers = self._host.containers()
+        for name in sorted(containers - set(map(container_of, stored))):
             self._find(Fault.CONTAINER_LEFT, f"container {name} is of no task")
         return [
             Account(
                 plan=record.plan,
                 task_id=record.task_id,
-                status=stored[record.task_id]["status"],
-                message=stored[record.task_id]["message"],
-                final_steps=stored[record.task_id]["final_steps"],
                 starts=self._host.place.starts_of(record.task_id),
                 wrong_files=self._wrong_files(record),
                 has_container=container_of(record.task_id) in containers,
                 is_cancelled=record.is_cancelled,
                 is_removed=record.is_removed,
                 is_refused=record.is_refused,
+                **stored[record.task_id],
             )
             for record in self.records
         ]
 
     def _wrong_files(self, record: Record) -> tuple[str, ...]:
-        wanted = {self._host.files[index].seen_as for index in record.plan.files}
+        wanted = {self._host.files[index][1] for index in record.plan.files}
         result = self._host.place.task_folder(record.task_id) / "result.txt"
         lines = result.read_text().splitlines() if result.exists() else []
         seen = {line for line in lines if line.startswith("file: ")}

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
 
-from tests.faults.engine import Act
+from tests.faults.engine import Act, Planned
+from tests.soak.host import Host
+from tests.soak.processes import RunnerWatch
 from tests.soak.schedule import EngineFault, Upset, UpsetPlan
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from tests.faults.engine import Planned
-    from tests.soak.host import Host
-    from tests.soak.watch import RunnerWatch
-
-_WORDS = {
+_LOGGED = {
     Upset.REFUSE: "Connection refused",
     Upset.UNTRUSTED: "not trusted",
     Upset.EXPIRED: "expired",
@@ -29,31 +23,24 @@ _WORDS = {
 _NEXT_OUTAGE_S = 1.0
 
 
-@dataclass(order=True)
-class _Entry:
-    at: float
-    number: int
-    act: Callable[[], None] = field(compare=False)
-
-
 class Agenda:
     """What is to be done later, by one thread: acts and their moments."""
 
     def __init__(self) -> None:
         """Begin empty."""
-        self._entries: list[_Entry] = []
-        self._number = 0
+        self._entries: list[tuple[float, int, Callable[[], None]]] = []
+        self._numbers = itertools.count()
 
     def later(self, seconds: float, act: Callable[[], None]) -> None:
         """Note an act."""
-        self._number += 1
-        heapq.heappush(self._entries, _Entry(time.monotonic() + seconds, self._number, act))
+        heapq.heappush(self._entries, (time.monotonic() + seconds, next(self._numbers), act))
 
     def do_what_is_due(self) -> None:
         """Do everything whose moment has come."""
         now = time.monotonic()
-        while self._entries and self._entries[0].at <= now:
-            heapq.heappop(self._entries).act()
+        while self._entries and self._entries[0][0] <= now:
+            _, _, act = heapq.heappop(self._entries)
+            act()
 
     def clear(self) -> None:
         """Drop what is noted."""
@@ -64,11 +51,9 @@ class Upsets:
     """Brings them about as they come up, and counts those that hit."""
 
     def __init__(
-        self, plans: Iterable[UpsetPlan], host: Host, agenda: Agenda, watch: RunnerWatch
+        self, plans: tuple[UpsetPlan, ...], host: Host, agenda: Agenda, watch: RunnerWatch
     ) -> None:
         """Take the plans in their order."""
-        self.is_orchestrator_away = False
-        """Whether it is dead right now."""
         self._plans = list(plans)
         self._host = host
         self._agenda = agenda
@@ -94,12 +79,11 @@ class Upsets:
         self._plans.clear()
         self._agenda.clear()
         self._host.calm()
-        self.is_orchestrator_away = False
 
     def break_call(self, fault: EngineFault, container: str = "") -> Planned:
         """Have a call of the engine go wrong, for one container if it is named."""
         planned = self._host.faults.plan(
-            fault.call, fault.act, fault.when, says=fault.says, needs=container
+            fault.call, fault.act, fault.when, message=fault.message, needs=container
         )
         if fault.act is Act.BLOCK:
             self._blocked.append((fault, planned))
@@ -140,17 +124,11 @@ class Upsets:
             self._cut_off(plan)
 
     def _kill_orchestrator(self, plan: UpsetPlan) -> None:
-        if self.is_orchestrator_away:
-            return
-        self.is_orchestrator_away = True
-        self._hits[plan.upset.value] += 1
-        self._host.orchestrator.kill()
-
-        def come_back() -> None:
-            self._host.orchestrator.start()
-            self.is_orchestrator_away = False
-
-        self._agenda.later(plan.seconds, come_back)
+        orchestrator = self._host.orchestrator
+        if orchestrator.is_alive:
+            self._hits[plan.upset.value] += 1
+            orchestrator.kill()
+            self._agenda.later(plan.seconds, orchestrator.start)
 
     def _cut_off(self, plan: UpsetPlan) -> None:
         """Refuse connections, or show a certificate that is no good, for a while."""
@@ -158,7 +136,7 @@ class Upsets:
             self._agenda.later(_NEXT_OUTAGE_S, partial(self._cut_off, plan))
             return
         self._is_outage = True
-        log_start = self._host.runner.log_size()
+        log_start = len(self._host.runner.log)
         proxy, certificates = self._host.proxy, self._host.certificates
         if plan.upset is Upset.REFUSE:
             proxy.refuse()
@@ -167,8 +145,8 @@ class Upsets:
             proxy.present(certificates.untrusted if is_strange else certificates.expired)
 
         def end() -> None:
-            logged = self._host.runner.logged_since(log_start)
-            self._hits[plan.upset.value] += _WORDS[plan.upset] in logged
+            logged = self._host.runner.log[log_start:]
+            self._hits[plan.upset.value] += _LOGGED[plan.upset] in logged
             proxy.present(certificates.trusted)
             proxy.accept()
             self._is_outage = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -11,39 +12,37 @@ from tests.engines import Engine
 from tests.harness.runner_process import RunnerProcess, process_on
 from tests.system.recording import RecordingOrchestrator
 
+Prepare = Callable[..., RunnerProcess]
+"""Prepares a runner on an engine; its folder's name and its image can be named."""
+
 
 @pytest.fixture
 def orchestrator(tmp_path: Path) -> Iterator[RecordingOrchestrator]:
-    """Serve an orchestrator that keeps a record of what it is asked."""
+    """Serve an orchestrator that records its requests."""
     with RecordingOrchestrator(tmp_path / "orchestrator") as running:
         yield running
 
 
 @pytest.fixture
-def prepare(
-    image: str, tmp_path: Path, orchestrator: RecordingOrchestrator
-) -> Iterator[Callable[[Engine, str], RunnerProcess]]:
-    """Yield what prepares a runner on an engine, with folders of the name given."""
-    prepared: list[RunnerProcess] = []
+def prepare(image: str, tmp_path: Path, orchestrator: RecordingOrchestrator) -> Iterator[Prepare]:
+    """Yield what prepares runners."""
+    with ExitStack() as stack:
 
-    def prepare(engine: Engine, name: str) -> RunnerProcess:
-        prepared.append(process_on(engine, image, tmp_path / name, orchestrator))
-        return prepared[-1]
+        def prepare(engine: Engine, name: str = "runner", image: str = image) -> RunnerProcess:
+            process = process_on(engine, image, tmp_path / name, orchestrator)
+            stack.callback(process.clean)
+            return process
 
-    yield prepare
-    for process in prepared:
-        process.clean()
+        yield prepare
 
 
 @pytest.fixture
-def runner(engine: Engine, prepare: Callable[[Engine, str], RunnerProcess]) -> RunnerProcess:
+def each_runner(engine: Engine, prepare: Prepare) -> RunnerProcess:
     """Prepare a runner; the test runs once on each engine."""
-    return prepare(engine, "runner")
+    return prepare(engine)
 
 
 @pytest.fixture
-def any_runner(
-    engines: list[Engine], prepare: Callable[[Engine, str], RunnerProcess]
-) -> RunnerProcess:
+def runner(engines: list[Engine], prepare: Prepare) -> RunnerProcess:
     """Prepare a runner for what is the same on every engine."""
-    return prepare(engines[0], "runner")
+    return prepare(engines[0])

@@ -7,30 +7,21 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from tests.harness.runner_process import container_of, containers
+from tests.engines import Engine
+from tests.harness.runner_process import ROOT, container_of, containers
 
-if TYPE_CHECKING:
-    from tests.engines import Engine
-
-ROOT = Path(__file__).parents[2]
 DEADLINE_S = 280
 
 
 def test_demo_shows_a_task_that_succeeds_and_leaves_nothing_behind(
     engines: list[Engine], image: str, tmp_path: Path
 ) -> None:
+    variables = {"VICTORIA_DEMO_ENGINE": engines[0].name, "VICTORIA_DEMO_IMAGE": image}
     done = subprocess.run(
         [sys.executable, "-m", "tests.demo"],
         cwd=ROOT,
-        env={
-            **os.environ,
-            "VICTORIA_DEMO_ENGINE": engines[0].name,
-            "VICTORIA_DEMO_IMAGE": image,
-            "TMPDIR": str(tmp_path),
-        },
-        stdin=subprocess.DEVNULL,
+        env={**os.environ, **variables, "TMPDIR": str(tmp_path)},
         capture_output=True,
         text=True,
         timeout=DEADLINE_S,

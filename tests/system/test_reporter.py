@@ -6,39 +6,21 @@ tests/image/scripted_agent.py.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from tests.engines import Engine
-from tests.harness.runner_process import RunnerProcess, container_of, process_on
+from tests.harness.runner_process import RunnerProcess, container_of
 from tests.orchestrator.serving import wait_for
+from tests.system.conftest import Prepare
 from tests.system.recording import RecordingOrchestrator
 from tools.dev import engines as dev_engines
-from tools.dev import images, shell
-
-SIX = "report_status report_started report_complete report_error submit_crush_logs get_job_info"
+from tools.dev import images
 
 
 @pytest.fixture
-def runner(
-    engines: list[Engine], tmp_path: Path, orchestrator: RecordingOrchestrator
-) -> Iterator[RunnerProcess]:
+def runner(engines: list[Engine], prepare: Prepare) -> RunnerProcess:
     """Prepare a runner whose tasks are the agent's; its image is built if it is not there."""
-    try:
-        agent_image = images.agent(dev_engines.Engine(engines[0].name))
-    except shell.SetupError as error:
-        pytest.fail(str(error), pytrace=False)
-    process = process_on(engines[0], agent_image, tmp_path / "runner", orchestrator)
-    yield process
-    process.clean()
-
-
-def report_paths(orchestrator: RecordingOrchestrator) -> list[str]:
-    """Return the paths of the reports, in their order."""
-    return [call.path for call in orchestrator.calls if call.path in {"/status", "/logs"}]
+    return prepare(engines[0], image=images.agent(dev_engines.Engine(engines[0].name)))
 
 
 def test_reports_of_an_agent_are_shown_and_their_trace_is_private(
@@ -56,46 +38,23 @@ def test_reports_of_an_agent_are_shown_and_their_trace_is_private(
     assert (task["status"], task["result"]) == ("success", "There are 12.")
     log = orchestrator.log_of(task_id)
     assert task["crush_session_id"] == log["id"]
-    assert log["messages"][0]["content"] == task["prompt"]
-    assert any(message["content"] == "I count." for message in log["messages"])
-    history = task["history"]
-    steps = [(step["status"], step.get("message"), step.get("progress")) for step in history]
+    contents = [message["content"] for message in log["messages"]]
+    assert contents[0] == task["prompt"]
+    assert "I count." in contents
+    steps = [
+        (step["status"], step.get("message"), step.get("progress")) for step in task["history"]
+    ]
     assert ("analyzing", "half of it", 45.0) in steps
     # The runner's start; the agent's start, progress, log and end; the runner repeats the end.
-    assert report_paths(orchestrator) == ["/status"] * 3 + ["/logs", "/status", "/status"]
+    calls = [call for call in orchestrator.calls if call.path in {"/status", "/logs"}]
+    assert [call.path for call in calls] == ["/status"] * 3 + ["/logs", "/status", "/status"]
     ends = orchestrator.reports_of(task_id, "success", "error")
     assert {(end["status"], end["message"]) for end in ends} == {("success", "There are 12.")}
-    for call in orchestrator.calls:
-        if call.path in {"/status", "/logs"}:
-            assert (call.json()["job_id"], call.json()["task_id"]) == (task_id, task_id)
 
     trace = runner.task_folder(task_id) / "reporter.json"
     assert trace.stat().st_mode & 0o777 == 0o600
     assert trace.stat().st_uid == runner.home.stat().st_uid
     assert runner.node_key not in trace.read_text()
-
-
-def test_agent_lists_six_tools_and_wrong_arguments_are_refused_and_not_sent(
-    runner: RunnerProcess, orchestrator: RecordingOrchestrator
-) -> None:
-    task_id = orchestrator.create_task(
-        'Report badly [tools] [call report_status {"status": "done"}]'
-        '[call report_status {"status": "running", "progress": 101}]'
-        '[call report_error {"error_message": ""}]'
-        '[call submit_crush_logs {"session_id": "another"}] [fail 3]'
-    )["id"]
-    runner.start()
-    message = orchestrator.end_of(task_id)["error_message"]
-    runner.wait_until_closed(task_id)
-
-    assert SIX in message.splitlines()
-    lines = [line for line in message.splitlines() if " answers " in line]
-    results = [json.loads(line.partition(" answers ")[2]) for line in lines]
-    assert [result["sent"] for result in results] == [False] * 4
-    assert all(result["error"] for result in results)
-    assert message.startswith("failed: exit code 3")
-    # Its log was not submitted, so the runner does it before the end.
-    assert report_paths(orchestrator) == ["/status", "/logs", "/status"]
 
 
 def test_final_report_is_kept_when_the_container_is_killed_while_it_is_sent(
@@ -108,8 +67,7 @@ def test_final_report_is_kept_when_the_container_is_killed_while_it_is_sent(
     runner.wait_for_start_of(task_id)
     orchestrator.stop()
     runner.let_go("go")
-    trace = runner.task_folder(task_id) / "reporter.json"
-    wait_for(trace.exists)
+    wait_for((runner.task_folder(task_id) / "reporter.json").exists)
     runner.engine.run("kill", container_of(task_id))
     runner.wait_for_log("task has ended")
     orchestrator.start()

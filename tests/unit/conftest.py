@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator
 
 import hypothesis
 import pytest
@@ -11,9 +11,6 @@ from runner.api.client import OrchestratorClient
 from runner.model import Identity
 from runner.redaction import Secret
 from tests.harness.server import ScriptedServer, serving
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
 
 # On a busy machine an example takes as long as it takes; pytest's own timeout ends what hangs.
 hypothesis.settings.register_profile(

@@ -7,9 +7,10 @@ import json
 import ssl
 import subprocess
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import anyio
 import pytest
@@ -22,7 +23,7 @@ from runner.api.address import check_orchestrator_url
 from runner.api.client import HeartbeatResponse, OrchestratorClient
 from runner.api.http import MAX_RESPONSE_BYTES, SLOWEST_UPLOAD_BYTES_PER_S, HttpClient
 from runner.errors import ConfigurationError, Refused, Unauthorised, Unavailable
-from runner.model import Identity, Registration, TaskStatus, log_body, status_body
+from runner.model import Identity, Registration, TaskStatus, log_body
 from runner.redaction import Secret
 from runner.timing import DEFAULT_TIMINGS, Timings
 from tests.harness.server import (
@@ -40,9 +41,6 @@ from tests.harness.server import (
     zeros,
 )
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 pytestmark = pytest.mark.anyio
 
 NODE_ID = "6f1c2a34-0000-4000-8000-0123456789ab"
@@ -50,7 +48,10 @@ KEY = "node-key-1234"
 TOKEN = Secret("registration-token")
 NODE: dict[str, object] = {"name": "n-1", "hostname": "h", "os_type": "linux"}
 BEAT: dict[str, object] = {"status": "busy", "current_task_id": "t-1"}
-REPORT = {"job_id": "t-1", "task_id": "t-1", "message": "50 % für heute 🚀" * 10_000}
+IDS = {"job_id": "t-1", "task_id": "t-1"}
+REPORT = {**IDS, "message": "50 % für heute 🚀" * 10_000}
+EPOCH = "1970-01-01T00:00:00+00:00"
+CLAIM = {**IDS, "status": "running", "message": "starting", "timestamp": EPOCH}
 REGISTERED: dict[str, object] = {"id": NODE_ID, "api_key": KEY}
 PAGE = {"Content-Type": "text/html"}
 GZIP = {"Content-Encoding": "gzip"}
@@ -80,32 +81,29 @@ TAKE_JSON = (*NEED_JSON, "status", "log")
 WITH_KEY = (*TAKE_JSON, "download")
 
 
+@dataclass(frozen=True)
 class Api:
     """The client, and the server that it asks."""
 
-    def __init__(
-        self, client: OrchestratorClient, identity: Identity, server: ScriptedServer
-    ) -> None:
-        self.client = client
-        self.identity = identity
-        self.server = server
+    client: OrchestratorClient
+    identity: Identity
+    server: ScriptedServer
 
-    async def call(self, name: str, answer: Answer) -> object:
-        """Make one of the `CALLS`, which gets this answer."""
-        self.server.answer(answer)
+    async def call(self, name: str, response: Answer) -> object:
+        """Make one of the `CALLS`, which gets this response."""
+        self.server.answer(response)
         return await CALLS[name](self.client, self.identity)
 
-    async def error(self, name: str, answer: Answer) -> Refused | Unavailable:
+    async def error(self, name: str, response: Answer) -> Refused | Unavailable:
         """Return the error of one of the `CALLS`."""
         with pytest.raises((Refused, Unavailable)) as caught:
-            await self.call(name, answer)
+            await self.call(name, response)
         assert isinstance(caught.value, Refused | Unavailable)
         return caught.value
 
 
 @pytest.fixture
 async def api(orchestrator: OrchestratorClient, identity: Identity, server: ScriptedServer) -> Api:
-    """Return a client of the scripted server."""
     return Api(orchestrator, identity, server)
 
 
@@ -119,25 +117,14 @@ async def api(orchestrator: OrchestratorClient, identity: Identity, server: Scri
         ("register again", "POST", "/register", NODE),
         ("heartbeat", "POST", "/nodes/heartbeat", {"node_id": NODE_ID, **BEAT}),
         ("next task", "GET", "/tasks/pending", None),
-        (
-            "claim",
-            "POST",
-            "/status",
-            {
-                "job_id": "t-1",
-                "task_id": "t-1",
-                "status": "running",
-                "message": "starting",
-                "timestamp": "1970-01-01T00:00:00+00:00",
-            },
-        ),
+        ("claim", "POST", "/status", CLAIM),
         ("status", "POST", "/status", REPORT),
         ("log", "POST", "/logs", REPORT),
         ("download", "GET", "/files/a", None),
         ("health", "GET", "/health", None),
     ],
 )
-async def test_requests_are_sent_as_the_api_asks(
+async def test_request_is_as_the_api_asks(
     api: Api, name: str, method: str, target: str, body: object
 ) -> None:
     await api.call(name, json_response(REGISTERED))
@@ -160,24 +147,19 @@ async def test_requests_are_sent_as_the_api_asks(
 async def test_field_without_a_value_is_left_out_of_every_body(api: Api) -> None:
     api.server.answer(json_response({}))
     message = {"id": "m-1", "content": "", "model": None, "finished_at": None}
-    status = status_body("t-1", TaskStatus.RUNNING, None, 0)
 
     await api.client.heartbeat(api.identity, {"status": "offline", "current_task_id": None})
-    await api.client.send_status(api.identity, status)
     await api.client.send_log(api.identity, log_body("t-1", {"messages": [message]}))
 
-    heartbeat, report, log = (json.loads(request.body) for request in api.server.requests)
+    heartbeat, log = (json.loads(request.body) for request in api.server.requests)
     assert heartbeat == {"node_id": NODE_ID, "status": "offline"}
-    assert "message" not in report
     assert log["session"] == {"messages": [{"id": "m-1", "content": ""}]}
 
 
 async def test_orchestrator_may_live_below_a_path(server: ScriptedServer) -> None:
     server.answer(json_response({"status": "ok", "version": "1.1.2"}))
-
     async with OrchestratorClient(f"{server.url}/victoria/api") as client:
         assert (await client.health())["version"] == "1.1.2"
-
     assert server.requests[0].target == "/victoria/api/health"
 
 
@@ -197,47 +179,28 @@ async def test_orchestrator_may_live_below_a_path(server: ScriptedServer) -> Non
 )
 async def test_name_of_a_file_is_encoded(api: Api, name: str, target: str) -> None:
     api.server.answer(http(200, b"x"))
-
     async with api.client.download(api.identity, name):
         pass
-
     assert api.server.requests[0].target == f"/files/{target}"
 
 
 # What is read
 
-
-async def test_registration_returns_the_identity(api: Api) -> None:
-    registration = await api.call("register", json_response({**REGISTERED, "name": "n-1"}))
-
-    assert registration == Registration(Identity(NODE_ID, Secret(KEY)), NODE)
-
-
 NOT_USABLE = "has no usable id or api_key"
-NOT_AN_OBJECT = "its response is not a JSON object"
 
 
 @pytest.mark.parametrize(
-    ("response", "message"),
+    ("message", "responses"),
     [
-        ({}, NOT_USABLE),
-        ({"id": NODE_ID}, NOT_USABLE),
-        ({"api_key": "k"}, NOT_USABLE),
-        ({"id": 7, "api_key": "k"}, NOT_USABLE),
-        ({"id": NODE_ID, "api_key": None}, NOT_USABLE),
-        ({"id": NODE_ID, "api_key": ""}, NOT_USABLE),
-        ({"id": NODE_ID, "api_key": "k\r\nX-Evil: 1"}, NOT_USABLE),
-        ({"id": NODE_ID, "api_key": "schlüssel"}, NOT_USABLE),
-        ({"id": "\ud800", "api_key": "k"}, NOT_USABLE),
-        ([], NOT_AN_OBJECT),
-        (None, NOT_AN_OBJECT),
-        ("text", NOT_AN_OBJECT),
+        (NOT_USABLE, [{}, {"id": NODE_ID}, {"api_key": "k"}, {"id": 7, "api_key": "k"}]),
+        (NOT_USABLE, [{"id": "\ud800", "api_key": "k"}, {"id": NODE_ID, "api_key": None}]),
+        (NOT_USABLE, [{"id": NODE_ID, "api_key": key} for key in ("", "k\r\nX-Evil: 1", "ü")]),
+        ("its response is not a JSON object", [[], None, "text"]),
     ],
 )
-async def test_registration_without_a_usable_identity_is_unavailable(
-    api: Api, response: object, message: str
-) -> None:
-    assert message in str(await api.error("register", json_response(response)))
+async def test_identity_must_be_usable(api: Api, message: str, responses: list[object]) -> None:
+    for response in responses:
+        assert message in str(await api.error("register", json_response(response)))
 
 
 @pytest.mark.parametrize(
@@ -249,32 +212,29 @@ async def test_registration_without_a_usable_identity_is_unavailable(
         (None, set()),
     ],
 )
-async def test_extensions_are_read_from_registrations_and_heartbeats(
+async def test_registration_and_heartbeat_return_extensions(
     api: Api, named: object, extensions: set[str]
 ) -> None:
-    api.server.answer(json_response({**REGISTERED, "extensions": named}))
-
-    assert (await api.client.register(TOKEN, NODE)).extensions == extensions
+    api.server.answer(json_response({**REGISTERED, "name": "n-1", "extensions": named}))
+    registration = Registration(Identity(NODE_ID, Secret(KEY)), NODE, frozenset(extensions))
+    assert await api.client.register(TOKEN, NODE) == registration
     assert (await api.client.heartbeat(api.identity, {})).extensions == extensions
 
 
 @pytest.mark.parametrize(
-    ("response", "cancelled"),
+    ("responses", "cancelled"),
     [
-        ({"cancelled_task_ids": ["t-1", "t-2"]}, {"t-1", "t-2"}),
-        ({"cancelled_task_ids": "t-1"}, set()),
-        ({"cancelled_task_ids": [None, 1]}, set()),
-        ({}, set()),
-        ([], set()),
-        ("ok", set()),
-        (None, set()),
+        ([{"cancelled_task_ids": ["t-1", "t-2"]}], {"t-1", "t-2"}),
+        ([{"cancelled_task_ids": "t-1"}, {"cancelled_task_ids": [None, 1]}], set()),
+        ([{}, [], "ok", None], set()),
     ],
 )
-async def test_heartbeat_returns_the_tasks_that_were_cancelled(
-    api: Api, response: object, cancelled: set[str]
+async def test_heartbeat_returns_cancelled_tasks(
+    api: Api, responses: list[object], cancelled: set[str]
 ) -> None:
     expected = HeartbeatResponse(frozenset(cancelled), frozenset())
-    assert await api.call("heartbeat", json_response(response)) == expected
+    for response in responses:
+        assert await api.call("heartbeat", json_response(response)) == expected
 
 
 @pytest.mark.parametrize(
@@ -286,15 +246,11 @@ async def test_heartbeat_returns_the_tasks_that_were_cancelled(
         ({}, False),
     ],
 )
-async def test_assignment_comes_as_it_was_sent_and_preference_applied_says_whether_it_was_held(
-    api: Api,
-    headers: dict[str, str],
-    was_held: bool,  # noqa: FBT001 - a column of the table
+async def test_assignment_comes_as_it_was_sent_and_a_header_says_whether_it_was_held(
+    api: Api, *, headers: dict[str, str], was_held: bool
 ) -> None:
     api.server.answer(json_response({"task_id": "t-1", "unheard": [1]}, headers=headers))
-
     offer = await api.client.next_task(api.identity, 25)
-
     assert offer.was_held is was_held
     assert offer.assignment == {"task_id": "t-1", "unheard": [1]}
 
@@ -302,122 +258,101 @@ async def test_assignment_comes_as_it_was_sent_and_preference_applied_says_wheth
 EMPTY = [json_response(None), http(200), http(204), http(200, b" \n"), http(200, b"", PAGE)]
 
 
-@pytest.mark.parametrize("answer", EMPTY, ids=["null", "200", "204", "blank", "empty page"])
-async def test_empty_body_is_no_work_and_acknowledges_a_report(api: Api, answer: Answer) -> None:
-    api.server.answer(answer)
-
+@pytest.mark.parametrize("response", EMPTY, ids=["null", "200", "204", "blank", "empty page"])
+async def test_empty_body_is_no_work_and_acknowledges_a_report(api: Api, response: Answer) -> None:
+    api.server.answer(response)
     assert (await api.client.next_task(api.identity, 25)).assignment is None
     for name in ("claim", "status", "log"):
-        assert await api.call(name, answer) is None
+        assert await api.call(name, response) is None
 
 
 @pytest.mark.parametrize(
-    ("response", "status"),
+    ("status", "responses"),
     [
-        ({"status": "cancelled"}, TaskStatus.CANCELLED),
-        ({"status": "success"}, None),  # of the request, perhaps
-        ({"status": "success", "task_id": "t-1"}, TaskStatus.SUCCESS),
-        ({"status": "error", "job_id": "t-1"}, TaskStatus.ERROR),
-        ({"status": "success", "task_id": "t-2"}, None),
-        ({"status": "success", "task_id": ["t-1"]}, None),
-        ({"status": "running", "task_id": "t-1"}, None),
-        ({"status": "paused", "task_id": "t-1"}, None),
-        ({"status": 3}, None),
-        ({"status": {}}, None),
-        ({}, None),
-        (None, None),
-        (["status"], None),
+        (TaskStatus.CANCELLED, [{"status": "cancelled"}]),
+        (TaskStatus.SUCCESS, [{"status": "success", "task_id": "t-1"}]),
+        (TaskStatus.ERROR, [{"status": "error", "job_id": "t-1"}]),
+        (None, [{"status": "success"}]),  # of the request, perhaps
+        (None, [{"status": "success", "task_id": "t-2"}, {"status": "success", "task_id": [1]}]),
+        (None, [{"status": other, "task_id": "t-1"} for other in ("running", "paused")]),
+        (None, [{"status": 3}, {"status": {}}, {}, None, ["status"]]),
     ],
 )
-async def test_claim_and_report_return_the_final_status_that_the_response_has(
-    api: Api, response: object, status: TaskStatus | None
+async def test_claim_and_report_return_a_final_status(
+    api: Api, status: TaskStatus | None, responses: list[object]
 ) -> None:
-    for name in ("claim", "status"):
-        assert await api.call(name, json_response(response)) is status
+    for response in responses:
+        for name in ("claim", "status"):
+            assert await api.call(name, json_response(response)) is status
 
 
-async def test_download_streams_what_is_sent_and_has_the_announced_size(api: Api) -> None:
-    api.server.answer(zeros(3_000_000))
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("response", "announced", "sent"),
+    [(zeros(3_000_000), 3_000_000, 3_000_000), (raw(CHUNKED), None, 1)],
+    ids=["announced", "chunked"],
+)
+async def test_download_streams_what_is_sent(
+    api: Api, response: Answer, announced: int | None, sent: int
+) -> None:
+    api.server.answer(response)
     async with api.client.download(api.identity, "a") as arriving:
         sizes = [len(chunk) async for chunk in arriving.chunks]
-    assert (arriving.size, sum(sizes)) == (3_000_000, 3_000_000)
-    assert len(sizes) > 1
-
-    chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n"
-    api.server.answer(raw(chunked))
-    async with api.client.download(api.identity, "a") as arriving:
-        content = b"".join([chunk async for chunk in arriving.chunks])
-    assert (arriving.size, content) == (None, b"x")
+    assert (arriving.size, sum(sizes)) == (announced, sent)
+    assert max(sizes) < 2_000_000
 
 
 @pytest.mark.parametrize(
     "content_type",
     [
-        "application/json",
-        "application/json; charset=utf-8",
-        "application/json;charset=UTF-8",
-        "APPLICATION/JSON",
-        "Text/Json",
-        "application/problem+json",
+        *("application/json", "application/json; charset=utf-8", "application/json;charset=UTF-8"),
+        *("APPLICATION/JSON", "Text/Json", "application/problem+json", " application/json"),
         "application/vnd.victoria.v1+json ; charset=utf-8",
-        " application/json",
     ],
 )
 async def test_content_types_of_json_are_accepted(api: Api, content_type: str) -> None:
     await api.call("status", http(200, b"{}", {"Content-Type": content_type}))
 
 
-# Refused
+# What is refused, and what is unavailable
+
+MAX_DETAIL = "x" * 300
+DETAILS: dict[str, tuple[bytes, str]] = {
+    "control characters": (b'{"detail": "two\\nlines\\u001b[31m"}', ": two lines [31m"),
+    "half a character": (b'{"detail": "\\ud800 alone"}', ": alone"),
+    "a list": (b'{"detail": [{"loc": ["body"]}]}', ': [{"loc": ["body"]}]'),
+    "null": (b'{"detail": null}', ""),
+    "not an object": (b"[]", ""),
+    "empty": (b"", ""),
+    "not JSON": (b"<html>", ""),
+    "too long": (b'{"detail": "' + b"x" * 5000 + b'"}', f": {MAX_DETAIL}"),
+}
+MUCH = [bytes(1 << 20)] * 17
+REFUSED: dict[str, tuple[Answer, str]] = {
+    **{
+        f"{status}": (json_response({"detail": "no"}, status), f"HTTP {status}: no")
+        for status in (400, 401, 403, 404, 405, 409, 410, 413, 422)
+    },
+    **{name: (http(409, body, JSON), f"HTTP 409{text}") for name, (body, text) in DETAILS.items()},
+    "page": (http(404, b"<html>404 page not found</html>", PAGE), "HTTP 404"),
+    "text": (http(404, b"404 page not found", {"Content-Type": "text/plain"}), "HTTP 404"),
+    "nothing": (http(404), "HTTP 404"),
+    "JSON in a page": (http(404, b'{"detail": "no"}', PAGE), "HTTP 404"),
+    "bomb": (http(404, BOMB, {**JSON, **GZIP}), "HTTP 404"),
+    "endless": (raw(b"HTTP/1.1 404 Not Found\r\n\r\n", *MUCH), "HTTP 404"),
+}
 
 
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 409, 410, 413, 422])
-async def test_4xx_is_refused_for_good_and_401_is_an_unknown_key_or_token(
-    api: Api, status: int
-) -> None:
+@pytest.mark.parametrize(("response", "message"), REFUSED.values(), ids=REFUSED)
+async def test_4xx_is_refused_with_one_short_line(api: Api, response: Answer, message: str) -> None:
     for name in WITH_KEY:
-        error = await api.error(name, json_response({"detail": "no"}, status))
-
-        assert type(error) is (Unauthorised if status == 401 else Refused)
-        assert (str(error), error.status) == (f"HTTP {status}: no", status)
-
-
-@pytest.mark.parametrize(
-    ("body", "message"),
-    [
-        (b'{"detail": "task is closed"}', "HTTP 409: task is closed"),
-        (b'{"detail": "two\\nlines\\u001b[31m"}', "HTTP 409: two lines [31m"),
-        (b'{"detail": "\\ud800 alone"}', "HTTP 409: alone"),
-        (b'{"detail": [{"loc": ["body"]}]}', 'HTTP 409: [{"loc": ["body"]}]'),
-        (b'{"detail": null}', "HTTP 409"),
-        (b"[]", "HTTP 409"),
-        (b"", "HTTP 409"),
-        (b"<html>", "HTTP 409"),
-        (b'{"detail": "' + b"x" * 5000 + b'"}', "HTTP 409: " + "x" * 300),
-    ],
-)
-async def test_refusal_carries_the_orchestrator_s_reason_as_one_short_line(
-    api: Api, body: bytes, message: str
-) -> None:
-    assert str(await api.error("health", http(409, body, JSON))) == message
-
-
-@pytest.mark.parametrize(
-    "page",
-    [
-        http(404, b"<html>404 page not found</html>", PAGE),
-        http(404, b"404 page not found", {"Content-Type": "text/plain"}),
-        http(404),
-        http(404, b'{"detail": "no"}', PAGE),
-        http(404, BOMB, {**JSON, **GZIP}),
-        raw(b"HTTP/1.1 404 Not Found\r\n\r\n", *[bytes(1 << 20)] * 17),
-    ],
-    ids=["html", "text", "nothing", "json in a page", "bomb", "endless"],
-)
-async def test_refusal_by_a_proxy_has_no_detail(api: Api, page: Answer) -> None:
-    for name in WITH_KEY:
-        error = await api.error(name, page)
-        assert type(error) is Refused
-        assert (str(error), error.detail) == ("HTTP 404", None)
+        error = await api.error(name, response)
+        assert type(error) is (Unauthorised if error.status == 401 else Refused)
+        assert str(error) == message
+        assert error.detail == (message.partition(": ")[2] or None)
+        assert message.startswith(f"HTTP {error.status}")
 
 
 @pytest.mark.parametrize("depth", [100, 990, 995, 998, 999, 1000, 1500, 100_000])
@@ -425,9 +360,6 @@ async def test_reason_of_any_depth_is_survived(api: Api, depth: int) -> None:
     nested = b'{"detail": ' + b"[" * depth + b"]" * depth + b"}"
     for status, kind in ((409, Refused), (502, Unavailable)):
         assert type(await api.error("health", http(status, nested, JSON))) is kind
-
-
-# Unavailable
 
 
 @pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504])
@@ -441,103 +373,104 @@ async def test_status_that_will_pass_is_unavailable(api: Api, status: int) -> No
         assert str(await api.error(name, http(status, b"<html>", PAGE))) == f"HTTP {status}"
 
 
+TOMORROW = datetime.now(timezone.utc) + timedelta(days=1)
+
+
 @pytest.mark.parametrize(
-    ("value", "seconds"),
+    ("seconds", "values"),
     [
-        ("17", 17),
-        ("Wed, 21 Oct 2015 07:28:00 GMT", 0),
-        ("soon", None),
-        ("-1", None),
-        ("1.5", None),
-        ("Wed, 99 Oct 2015 07:28:00 GMT", None),
-        ("1 Jan 1 0:0:0 +9999999999999999", None),
-        ("²", None),
+        (17, ["17"]),
+        (0, ["Wed, 21 Oct 2015 07:28:00 GMT"]),
+        (pytest.approx(86_400, abs=7_200), [format_datetime(TOMORROW, usegmt=True)]),
+        (None, ["soon", "-1", "1.5", "²"]),
+        (None, ["Wed, 99 Oct 2015 07:28:00 GMT", "1 Jan 1 0:0:0 +9999999999999999"]),
     ],
+    ids=["seconds", "past", "future", "not a number", "not a date"],
 )
 @pytest.mark.parametrize("status", [429, 503])
-async def test_retry_after_is_read_in_seconds_and_as_a_date(
-    api: Api, status: int, value: str, seconds: float | None
+async def test_retry_after_is_in_seconds_or_a_date(
+    api: Api, status: int, seconds: object, values: list[str]
 ) -> None:
-    error = await api.error("health", http(status, headers={"Retry-After": value}))
-
-    assert isinstance(error, Unavailable)
-    assert error.retry_after_s == seconds
-
-
-async def test_retry_after_is_read_as_a_date_to_come(api: Api) -> None:
-    in_ten_minutes = datetime.now(timezone.utc) + timedelta(seconds=600)
-    header = {"Retry-After": format_datetime(in_ten_minutes, usegmt=True)}
-    error = await api.error("health", http(503, headers=header))
-
-    assert isinstance(error, Unavailable)
-    assert 300 < (error.retry_after_s or 0) <= 600
-
-
-@pytest.mark.parametrize(
-    "content_type",
-    [
-        None,
-        "",
-        "text/html",
-        "text/html; charset=utf-8",
-        "text/plain",
-        "application/jsonp",
-        "application/octet-stream",
-        "json",
-        "text/html; application/json",
-    ],
-)
-async def test_json_of_another_content_type_is_unavailable(
-    api: Api, content_type: str | None
-) -> None:
-    headers = {} if content_type is None else {"Content-Type": content_type}
-    for name in TAKE_JSON:
-        error = await api.error(name, http(200, b'{"id": "n", "api_key": "k"}', headers))
-
+    for value in values:
+        error = await api.error("health", http(status, headers={"Retry-After": value}))
         assert isinstance(error, Unavailable)
-        assert str(error) == (
-            f"its response is not JSON (Content-Type: {content_type or 'none'}); "
-            "is this the orchestrator's address?"
-        )
+        assert error.retry_after_s == seconds
 
 
-UNREADABLE = [
-    (http(200, b'{"half": ', JSON), "its response is not valid JSON"),
-    (http(200, b"\xff\xfe\xfd", JSON), "its response is not valid JSON"),
-    (http(200, b"[" * 200_000, JSON), "its response is not valid JSON"),
-    (http(200, b"9" * 5000, JSON), "its response is not valid JSON"),
-    (http(200, b"<html>", JSON), "its response is not valid JSON"),
-    (http(200, BOMB, {**JSON, **GZIP}), "its response is not valid JSON"),
-    (endless(JSON, b'{"session": '), "its response is longer than 16 MiB"),
+def not_json(shown: str) -> str:
+    return f"its response is not JSON (Content-Type: {shown}); is this the orchestrator's address?"
+
+
+OTHER_TYPES = [
+    *("text/html", "text/html; charset=utf-8", "text/plain", "application/jsonp", "json"),
+    *("application/octet-stream", "text/html; application/json"),
 ]
+NOT_VALID = "its response is not valid JSON"
+TOO_LONG = "its response is longer than 16 MiB"
+COMPRESSED = "it sent a compressed file, which was not asked for"
+UNREADABLE: dict[str, tuple[Answer, str]] = {
+    "half": (http(200, b'{"half": ', JSON), NOT_VALID),
+    "not text": (http(200, b"\xff\xfe\xfd", JSON), NOT_VALID),
+    "nested": (http(200, b"[" * 200_000, JSON), NOT_VALID),
+    "long number": (http(200, b"9" * 5000, JSON), NOT_VALID),
+    "html": (http(200, b"<html>", JSON), NOT_VALID),
+    "compressed": (http(200, BOMB, {**JSON, **GZIP}), NOT_VALID),
+    "endless": (endless(JSON, b'{"session": '), TOO_LONG),
+}
 
 
-@pytest.mark.parametrize(
-    ("answer", "message"),
-    UNREADABLE,
-    ids=["half", "not text", "nested", "long number", "html", "compressed", "endless"],
-)
-async def test_json_that_cannot_be_read_is_unavailable_but_accepts_a_report(
-    api: Api, answer: Answer, message: str
+@pytest.mark.parametrize(("response", "message"), UNREADABLE.values(), ids=UNREADABLE)
+async def test_unreadable_json_is_unavailable_but_accepts_a_report(
+    api: Api, response: Answer, message: str
 ) -> None:
     for name in NEED_JSON:
-        error = await api.error(name, answer)
+        error = await api.error(name, response)
         assert isinstance(error, Unavailable)
         assert str(error) == message
     for name in ("status", "log"):
-        assert await api.call(name, answer) is None
+        assert await api.call(name, response) is None
+
+
+NODE_JSON = b'{"id": "n", "api_key": "k"}'
+USELESS: dict[str, tuple[tuple[str, ...], Answer, str]] = {
+    **{
+        other: (TAKE_JSON, http(200, NODE_JSON, {"Content-Type": other}), not_json(other))
+        for other in OTHER_TYPES
+    },
+    "no type": (TAKE_JSON, http(200, NODE_JSON), not_json("none")),
+    "empty type": (TAKE_JSON, http(200, NODE_JSON, {"Content-Type": ""}), not_json("none")),
+    "endless": (("log",), endless(), not_json("none")),
+    "endless page": (("log",), endless(PAGE), not_json("text/html")),
+    "endless refusal": (("health",), raw(NOT_FOUND, *MUCH), TOO_LONG),
+    "compressed file": (("download",), http(200, BOMB, GZIP), COMPRESSED),
+}
+
+
+@pytest.mark.parametrize(("names", "response", "message"), USELESS.values(), ids=USELESS)
+async def test_other_content_is_unavailable_and_not_read_for_long(
+    api: Api, names: tuple[str, ...], response: Answer, message: str
+) -> None:
+    for name in names:
+        error = await api.error(name, response)
+        assert isinstance(error, Unavailable)
+        assert str(error) == message
 
 
 HALF = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
 
 
 @pytest.mark.parametrize(
-    "sent",
-    [b"", b"\x00\x01 this is no HTTP\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-", HALF],
+    ("names", "sent"),
+    [
+        (WITH_KEY, b""),
+        (WITH_KEY, b"\x00\x01 this is no HTTP\r\n\r\n"),
+        (WITH_KEY, b"HTTP/1.1 200 OK\r\nContent-"),
+        (NEED_JSON, HALF),
+    ],
     ids=["nothing", "junk", "half a head", "half a body"],
 )
-async def test_broken_connection_is_unavailable_and_shows_no_key(api: Api, sent: bytes) -> None:
-    for name in NEED_JSON if sent is HALF else WITH_KEY:
+async def test_lost_connection_shows_no_key(api: Api, names: tuple[str, ...], sent: bytes) -> None:
+    for name in names:
         link: BaseException | None = await api.error(name, raw(sent))
         assert isinstance(link, Unavailable)
         while link is not None:
@@ -553,23 +486,20 @@ async def test_refused_connection_is_called_by_its_name(identity: Identity, host
                 await client.next_task(identity, 25)
 
 
-@pytest.mark.parametrize("answer", [stalled(b""), trickle()], ids=["nothing", "a byte at a time"])
-async def test_response_that_never_comes_is_unavailable_after_the_deadline(
-    api: Api, answer: Answer
-) -> None:
-    api.server.answer(answer)
+@pytest.mark.parametrize("response", [stalled(b""), trickle()], ids=["nothing", "a byte at a time"])
+async def test_response_that_never_comes_ends_at_the_deadline(api: Api, response: Answer) -> None:
+    api.server.answer(response)
     a_second_in_all = 1 - DEFAULT_TIMINGS.call_timeout_s
-
     with pytest.raises(Unavailable, match=r"^no response within 1 s$"):
         await api.client.next_task(api.identity, a_second_in_all)
 
 
 async def test_deadline_grows_with_what_is_sent(server: ScriptedServer) -> None:
-    async def answer_late(stream: ByteStream) -> None:
+    async def respond_late(stream: ByteStream) -> None:
         await anyio.sleep(1.0)
         await json_response({})(stream)
 
-    server.answer(answer_late)
+    server.answer(respond_late)
     a_minute = "x" * 60 * SLOWEST_UPLOAD_BYTES_PER_S
     async with HttpClient(server.url, timings=Timings(call_timeout_s=0.1)) as client:
         async with client.request("POST", "logs", {}, {"session": a_minute}) as response:
@@ -593,74 +523,40 @@ async def test_redirect_to_another_origin_is_not_followed(api: Api, status: int)
         assert elsewhere.requests == []
 
 
-@pytest.mark.parametrize(
-    ("name", "answer", "message"),
-    [
-        ("log", endless(), "its response is not JSON (Content-Type: none)"),
-        ("log", endless(PAGE), "its response is not JSON (Content-Type: text/html)"),
-        ("health", raw(NOT_FOUND, *[bytes(1 << 20)] * 17), "its response is longer than 16 MiB"),
-        ("download", http(200, BOMB, GZIP), "it sent a compressed file, which was not asked for"),
-    ],
-    ids=["endless report", "endless page", "endless refusal", "compressed file"],
-)
-async def test_body_that_would_do_harm_is_not_read_for_long(
-    api: Api, name: str, answer: Answer, message: str
-) -> None:
-    error = await api.error(name, answer)
-    assert isinstance(error, Unavailable)
-    assert str(error).startswith(message)
-
-
 # TLS
 
 
-@pytest.fixture(scope="session")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def make_certificate(folder: Path) -> tuple[Path, Path]:
     """Make a certificate for 127.0.0.1 that is its own authority, and its key."""
-    folder = tmp_path_factory.mktemp("tls")
     certificate, key = folder / "certificate.pem", folder / "key.pem"
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"),
-            *("-nodes", "-days", "2", "-subj", "/CN=scripted server"),
-            *("-addext", "subjectAltName=IP:127.0.0.1"),
-            *("-addext", "keyUsage=critical,digitalSignature,keyCertSign"),
-            *("-keyout", key, "-out", certificate),
-        ],
-        check=True,
-        capture_output=True,
-    )
+    command = [
+        *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"),
+        *("-nodes", "-days", "2", "-subj", "/CN=scripted server"),
+        *("-addext", "subjectAltName=IP:127.0.0.1"),
+        *("-addext", "keyUsage=critical,digitalSignature,keyCertSign"),
+    ]
+    subprocess.run([*command, "-keyout", key, "-out", certificate], check=True, capture_output=True)
     return certificate, key
 
 
-@pytest.mark.parametrize(
-    ("host", "is_given", "error"),
-    [
-        ("127.0.0.1", True, None),
-        ("127.0.0.1", False, "its TLS certificate is not trusted: self"),
-        ("localhost", True, "its TLS certificate is not trusted: Hostname"),
-    ],
-)
-async def test_certificate_is_trusted_for_its_host_by_its_authority_alone(
-    certificate: tuple[Path, Path],
-    identity: Identity,
-    host: str,
-    is_given: bool,  # noqa: FBT001 - a column of the table
-    error: str | None,
-) -> None:
+async def test_certificate_is_trusted_for_its_host(tmp_path: Path, identity: Identity) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(*certificate)
+    ca_file, key = make_certificate(tmp_path)
+    context.load_cert_chain(ca_file, key)
     async with serving(context) as server:
         server.answer(json_response({"task_id": "t-1"}))
-        url = server.url.replace("127.0.0.1", host)
-        async with OrchestratorClient(url, certificate[0] if is_given else None) as client:
-            if error is None:
-                assert (await client.next_task(identity, 25)).assignment == {"task_id": "t-1"}
-                return
-            with pytest.raises(Unavailable, match=f"^{error}"):
-                await client.next_task(identity, 25)
-
+        for host, trusted, error in (
+            ("127.0.0.1", None, "its TLS certificate is not trusted: self"),
+            ("localhost", ca_file, "its TLS certificate is not trusted: Hostname"),
+        ):
+            url = server.url.replace("127.0.0.1", host)
+            async with OrchestratorClient(url, trusted) as client:
+                with pytest.raises(Unavailable, match=f"^{error}"):
+                    await client.next_task(identity, 25)
         assert server.requests == []
+
+        async with OrchestratorClient(server.url, ca_file) as client:
+            assert (await client.next_task(identity, 25)).assignment == {"task_id": "t-1"}
 
 
 async def test_plain_http_behind_https_is_unavailable(identity: Identity) -> None:
@@ -686,7 +582,6 @@ def test_ca_file_without_a_certificate_is_named(tmp_path: Path, content: bytes) 
     ca_file = tmp_path / "ca.pem"
     ca_file.write_bytes(content)
     message = f"^cannot use --ca-file {ca_file}: it does not hold a PEM certificate$"
-
     with pytest.raises(ConfigurationError, match=message):
         OrchestratorClient("https://o.example.com", ca_file)
 
@@ -713,7 +608,8 @@ async def test_key_for_a_loopback_orchestrator_goes_to_no_proxy(
     server: ScriptedServer,
     identity: Identity,
     monkeypatch: pytest.MonkeyPatch,
-    is_loopback: bool,  # noqa: FBT001 - a column of the table
+    *,
+    is_loopback: bool,
 ) -> None:
     url = server.url if is_loopback else "http://orchestrator.invalid"
     server.answer(json_response(None))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import stat
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.rollout.molecule import ending_with_all_it_started
 from tools.dev import ci
 from tools.dev.__main__ import project_checks
 from tools.dev.engines import Engine, setting_that_helps
@@ -32,33 +32,37 @@ chmod +x "$(dirname "$0")/$package"
 PASSES_ON = '#!/bin/sh\nexec "$@"\n'
 
 
-def test_another_runtime_is_installed_where_the_default_one_starts_nothing(
+def test_another_runtime_is_installed_where_the_default_one_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, text in (
-        ("podman", ONLY_WITH_RUNC),
-        ("apt-get", INSTALLER),
-        ("sudo", PASSES_ON),
-    ):
+    for name, text in (("podman", ONLY_WITH_RUNC), ("apt-get", INSTALLER), ("sudo", PASSES_ON)):
         program = tmp_path / name
         program.write_text(text)
-        program.chmod(program.stat().st_mode | stat.S_IXUSR)
+        program.chmod(0o700)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/sbin:/usr/bin:/sbin:/bin")
 
-    setting = setting_that_helps(Engine("podman"), "any-image")
-
-    assert setting is not None
-    assert 'runtime = "runc"' in setting
+    assert 'runtime = "runc"' in str(setting_that_helps(Engine("podman"), "any-image"))
     assert find_program("runc") is not None
 
 
-def test_an_account_that_does_not_know_roots_programs_makes_hosts_that_have_a_network(
+def test_path_for_root_has_the_folders_that_other_accounts_lack(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", "/usr/local/bin:/usr/bin:/bin")
     folders = path_for_root(tmp_path).split(":")
     assert folders[0] == str(tmp_path)
     assert {"/usr/sbin", "/sbin"} <= set(folders)
+
+
+def test_plays_end_with_the_scenario_that_is_interrupted() -> None:
+    command = ["sh", "-c", "trap '' TERM; sleep 1000 & echo begun; wait"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as molecule:
+        assert molecule.stdout is not None
+        assert molecule.stdout.readline() == b"begun\n"
+        with pytest.raises(KeyboardInterrupt), ending_with_all_it_started(molecule, patience_s=1):
+            raise KeyboardInterrupt
+        # Its output ends when every process that it started has.
+        assert molecule.stdout.read() == b""
 
 
 def test_term_is_passed_on_and_its_exit_code_is_the_programs() -> None:
@@ -76,11 +80,10 @@ def test_term_is_passed_on_and_its_exit_code_is_the_programs() -> None:
         assert process.wait() == 7
 
 
-def test_import_rules_are_checked_if_there_are_any() -> None:
-    python = Path(".venv/bin/python")
-    assert "import-linter" not in project_checks(python, "[project]\n")
-    settings = "[project]\n\n[tool.importlinter]\nroot_packages = []\n"
-    assert "import-linter" in project_checks(python, settings)
+@pytest.mark.parametrize(("settings", "are_checked"), [("", False), ("[tool.importlinter]", True)])
+def test_import_rules_are_checked_if_there_are_any(*, settings: str, are_checked: bool) -> None:
+    checks = project_checks(Path(".venv/bin/python"), f"[project]\n\n{settings}\n")
+    assert ("import-linter" in checks) is are_checked
 
 
 @pytest.mark.parametrize("command", ["demo", "soak", "bench"])
@@ -101,34 +104,28 @@ def test_a_wrong_option_is_refused_before_anything_is_set_up(tmp_path: Path) -> 
     assert not (tmp_path / ".cache").exists()
 
 
-def test_ci_runs_every_step_and_ends_with_the_worst_exit_code(
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    assert ci.run((("no-such-command",), ("help",), ("bench", "--taks"))) == 2
-    last = capfd.readouterr().err.splitlines()[-3:]
+def test_ci_runs_all_and_ends_with_the_worst_exit_code(capfd: pytest.CaptureFixture[str]) -> None:
+    steps = (("no-such-command",), ("help",), ("bench", "--taks"), ("test", "--python", "3.1"))
+    assert ci.run(steps) == 2
+    last = capfd.readouterr().err.splitlines()[-4:]
     assert [line.partition(" s  ")[2] for line in last] == [
         "./dev no-such-command: failed, exit code 1",
         "./dev help: ok",
         "./dev bench --taks: failed, exit code 2",
+        "./dev test --python 3.1: skipped, see above",  # this machine has no such Python
     ]
+    assert ci.run(steps[-1:]) == 0
 
 
-def test_ci_goes_on_without_a_python_that_this_machine_lacks(
-    capfd: pytest.CaptureFixture[str],
+@pytest.mark.parametrize(
+    ("arguments", "chosen"),
+    [([], ["-m", "not long"]), (["--all"], []), (["-k", "uninstall"], ["-k", "uninstall"])],
+)
+def test_ci_runs_the_short_scenarios_and_all_the_long_ones_too(
+    arguments: list[str], chosen: list[str]
 ) -> None:
-    assert ci.run((("test", "--python", "3.1"),)) == 0
-    last = capfd.readouterr().err.splitlines()[-1]
-    assert last.endswith("./dev test --python 3.1: skipped, see above")
-
-
-def test_ci_runs_the_short_scenarios_and_all_runs_the_long_ones_too() -> None:
-    def chosen(*arguments: str) -> list[str]:
-        whole = command(Path("python"), {}, list(arguments))
-        return whole[whole.index("tests/rollout") + 1 :]
-
-    assert chosen() == ["-m", "not long"]
-    assert chosen("--all") == []
-    assert chosen("-k", "uninstall") == ["-k", "uninstall"]
+    whole = command(Path("python"), {}, arguments)
+    assert whole[whole.index("tests/rollout") + 1 :] == chosen
 
 
 def _dev(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import tempfile
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -25,24 +23,9 @@ from runner.settings import Settings
 from tests.unit.another_user import as_another_user
 
 JOURNALS = Path(__file__).parent / "journals"
-SETTINGS = Settings(
-    orchestrator_url="",
-    name="n",
-    registration_token=Secret(""),
-    victoria_home=Path(tempfile.gettempdir()),
-    state_dir=Path(tempfile.gettempdir()),
-)
-
-
-@pytest.fixture
-def closed() -> Iterator[Path]:
-    """Yield a folder that only root may enter."""
-    with tempfile.TemporaryDirectory() as made:
-        folder = Path(made) / "closed"
-        folder.mkdir(mode=0o000)
-        Path(made).chmod(0o755)
-        yield folder
-        folder.chmod(0o700)
+TMP = Path(tempfile.gettempdir())
+URL = "http://orchestrator.example"
+SETTINGS = Settings(URL, "n", victoria_home=TMP, state_dir=TMP, registration_token=Secret(""))
 
 
 def doctor(*, as_json: bool = False, **changed: Any) -> tuple[int, list[str]]:  # noqa: ANN401 - any setting
@@ -52,16 +35,21 @@ def doctor(*, as_json: bool = False, **changed: Any) -> tuple[int, list[str]]:  
     return anyio.run(partial(examine, settings, lines.append, as_json=as_json)), lines
 
 
-def test_folder_that_may_not_be_entered_is_one_sentence(closed: Path) -> None:
-    with as_another_user():
-        code, lines = doctor(state_dir=closed / "state", victoria_home=closed / "home")
+def test_folder_that_may_not_be_entered_is_one_sentence() -> None:
+    with tempfile.TemporaryDirectory() as made:
+        Path(made).chmod(0o755)
+        closed = Path(made) / "closed"
+        closed.mkdir(mode=0o000)
+        with as_another_user():
+            code, lines = doctor(state_dir=closed / "state", victoria_home=closed / "home")
+        closed.chmod(0o700)
 
     assert code == EXIT_CONFIGURATION
-    journal = f"FAIL journal: cannot read {closed}/state/journal.sqlite3: permission denied; run as"
-    assert any(line.startswith(journal) for line in lines)
+    output = "\n".join(lines)
+    journal = f"{closed}/state/journal.sqlite3: permission denied; run as"
+    assert f"FAIL journal: cannot read {journal}" in output
     for option in ("--state-dir", "--victoria-home"):
-        sentence = f"FAIL {option}: cannot write in {closed}: run as its owner"
-        assert any(line.startswith(sentence) for line in lines)
+        assert f"FAIL {option}: cannot write in {closed}: run as its owner" in output
 
 
 @pytest.mark.parametrize(
@@ -69,7 +57,7 @@ def test_folder_that_may_not_be_entered_is_one_sentence(closed: Path) -> None:
     [(True, 1, False), (True, 2, True), (False, 0, True)],
     ids=["none granted", "granted", "as root"],
 )
-def test_rootless_podman_without_user_ids_is_recognised(
+def test_podman_without_user_ids_is_recognised(
     *, is_rootless: bool, granted: int, has_user_ids: bool
 ) -> None:
     map_ = [{"container_id": 0, "host_id": 1000, "size": 1}] * granted or None
@@ -98,7 +86,7 @@ def state_dir(tmp_path: Path) -> Path:
 
 
 def test_unfinished_tasks_of_another_orchestrator_are_one_sentence(state_dir: Path) -> None:
-    for url in ("http://orchestrator.example", ""):
+    for url in (URL, ""):
         _, lines = doctor(state_dir=state_dir, orchestrator_url=url)
         assert lines[0] == "ok   journal: 4 open tasks"
 
@@ -107,19 +95,10 @@ def test_unfinished_tasks_of_another_orchestrator_are_one_sentence(state_dir: Pa
     assert lines[0].startswith("FAIL journal: cannot use --orchestrator-url https://other.exam")
 
 
-def test_journal_of_a_registered_node_is_shown_as_json_without_its_key(state_dir: Path) -> None:
-    url = "http://orchestrator.example"
-    _, lines = doctor(as_json=True, state_dir=state_dir, orchestrator_url=url)
-
-    report = json.loads(lines[0])
-    assert report["node_id"] == "node-1"
-    states = [task["state"] for task in report["tasks"]]
-    assert states == ["accepted", "starting", "running", "ended"]
-    assert "node-key-1" not in lines[0]
-    (registration,) = [check for check in report["checks"] if check["what"] == "registration"]
-    assert registration["sentence"] == (
-        "registered as node-1, under another name, other tags or other capabilities than these"
-    )
+def test_key_of_a_registered_node_is_not_shown(state_dir: Path) -> None:
+    _, (report,) = doctor(as_json=True, state_dir=state_dir)
+    assert '"node_id": "node-1"' in report
+    assert "node-key-1" not in report
 
 
 @pytest.mark.parametrize(
@@ -132,12 +111,10 @@ def test_journal_of_a_registered_node_is_shown_as_json_without_its_key(state_dir
     ],
     ids=["tasks on docker", "tasks on podman", "named by the operator", "no journal"],
 )
-def test_auto_is_the_runtime_of_the_open_tasks(
+def test_auto_is_the_open_tasks_runtime(
     tmp_path: Path, journal: str | None, option: str, runtime: str
 ) -> None:
     if journal is not None:
         write_journal(tmp_path, journal)
-    url = "http://orchestrator.example"
-    settings = replace(SETTINGS, orchestrator_url=url, state_dir=tmp_path, container_runtime=option)
-
+    settings = replace(SETTINGS, state_dir=tmp_path, container_runtime=option)
     assert anyio.run(runtime_to_use, settings) == runtime

@@ -6,116 +6,90 @@ import errno
 import os
 import shutil
 import subprocess
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from runner.workspace.folders import TaskFolders
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
 
 @pytest.fixture
-def home(tmp_path: Path) -> Path:
-    """Make a Victoria home with the folders of two tasks."""
-    home = tmp_path / "home"
+def tasks(tmp_path: Path) -> Path:
+    """Make a Victoria home with the folders of two tasks; return the folder of tasks."""
+    tasks = tmp_path / "home" / "tasks"
     for task_id in ("t-1", "t-2"):
-        (home / "tasks" / task_id / "files").mkdir(parents=True)
-        (home / "tasks" / task_id / "files" / "a.csv").write_bytes(bytes(1000))
-    return home
+        (tasks / task_id / "files").mkdir(parents=True)
+        (tasks / task_id / "files" / "a.csv").write_bytes(bytes(1000))
+    return tasks
 
 
 @pytest.fixture
-def folders(home: Path) -> Iterator[TaskFolders]:
-    """Open them."""
-    opened = TaskFolders(home)
+def folders(tasks: Path) -> Iterator[TaskFolders]:
+    opened = TaskFolders(tasks.parent)
     yield opened
     opened.close()
 
 
 @pytest.fixture
-def outside(tmp_path: Path) -> Path:
-    """Make a folder outside the home, with the layout of a folder of tasks."""
+def outside(tmp_path: Path) -> Iterator[Path]:
+    """Make a folder outside the home, with the layout of a folder of tasks, which must stay."""
     outside = tmp_path / "outside"
     (outside / "t-1").mkdir(parents=True)
     (outside / "t-1" / "precious").touch()
-    return outside
+    yield outside
+    assert (outside / "t-1" / "precious").exists()
 
 
-def test_only_folders_that_are_named_after_tasks_are_listed(
-    home: Path, folders: TaskFolders, outside: Path
-) -> None:
-    tasks = home / "tasks"
+def test_only_folders_of_tasks_are_listed(tasks: Path, folders: TaskFolders, outside: Path) -> None:
     (tasks / "a file").touch()
     (tasks / "t-3").touch()
     (tasks / "t-4").symlink_to(outside / "t-1")
     (tasks / "no task").mkdir()
-
     assert folders.task_ids() == ["t-1", "t-2"]
 
 
-def test_extent_is_the_size_of_all_files_and_the_newest_change(
-    home: Path, folders: TaskFolders
-) -> None:
-    folder = home / "tasks" / "t-1"
+def test_extent_is_the_size_and_the_newest_change(tasks: Path, folders: TaskFolders) -> None:
+    folder = tasks / "t-1"
     (folder / "b").write_bytes(bytes(24))
     (folder / "link").symlink_to("/proc/kcore")
     for path in [*folder.rglob("*"), folder]:
         os.utime(path, (1e9, 1e9), follow_symlinks=False)
     os.utime(folder / "files" / "a.csv", (2e9, 2e9))
 
-    size, newest = folders.extent_of("t-1")
-    assert size == 1024 + len("/proc/kcore")
-    assert newest == 2e9
+    assert folders.extent_of("t-1") == (1024 + len("/proc/kcore"), 2e9)
 
 
-def test_folder_is_removed_with_the_links_in_it_and_not_what_they_point_to(
-    home: Path, folders: TaskFolders, outside: Path
-) -> None:
-    (home / "tasks" / "t-1" / "out").symlink_to(outside)
-    (home / "tasks" / "t-1" / "files" / "out").symlink_to(outside / "t-1")
+def test_links_are_removed_not_followed(tasks: Path, folders: TaskFolders, outside: Path) -> None:
+    (tasks / "t-1" / "out").symlink_to(outside)
+    (tasks / "t-1" / "files" / "out").symlink_to(outside / "t-1")
+    folders.remove("t-1")
+    assert [path.name for path in tasks.iterdir()] == ["t-2"]
+    assert (tasks / "t-2" / "files" / "a.csv").exists()
+
+
+def test_link_for_tasks_is_not_followed(tasks: Path, folders: TaskFolders, outside: Path) -> None:
+    moved = tasks.rename(tasks.with_name("moved"))
+    tasks.symlink_to(outside)
 
     folders.remove("t-1")
 
-    assert [path.name for path in (home / "tasks").iterdir()] == ["t-2"]
-    assert (home / "tasks" / "t-2" / "files" / "a.csv").exists()
-    assert (outside / "t-1" / "precious").exists()
-
-
-def test_link_in_place_of_the_tasks_is_not_followed(
-    home: Path, folders: TaskFolders, outside: Path
-) -> None:
-    (home / "tasks").rename(home / "moved")
-    (home / "tasks").symlink_to(outside)
-
-    folders.remove("t-1")
-
-    assert (outside / "t-1" / "precious").exists()
-    assert not (home / "moved" / "t-1").exists()
+    assert not (moved / "t-1").exists()
     with pytest.raises(NotADirectoryError):
-        TaskFolders(home)
+        TaskFolders(tasks.parent)
 
 
-def test_link_in_place_of_a_task_is_not_followed(
-    home: Path, folders: TaskFolders, outside: Path
-) -> None:
-    (home / "tasks" / "t-1").rename(home / "moved")
-    (home / "tasks" / "t-1").symlink_to(outside / "t-1")
-
+def test_link_for_a_task_is_not_followed(tasks: Path, folders: TaskFolders, outside: Path) -> None:
+    (tasks / "t-1").rename(tasks / "moved")
+    (tasks / "t-1").symlink_to(outside / "t-1")
     with pytest.raises(OSError, match=r"t-1|symbolic link"):
         folders.remove("t-1")
-
-    assert (outside / "t-1" / "precious").exists()
     assert shutil.rmtree.avoids_symlink_attacks, "one that is planted while it runs"
 
 
 @pytest.mark.parametrize("depth", [100, 3000])
-def test_deep_tree_is_removed_or_refused_with_a_reason(
-    home: Path, folders: TaskFolders, depth: int
-) -> None:
-    here = os.open(home / "tasks" / "t-1", os.O_RDONLY)
+def test_deep_tree_is_removed_or_refused(tasks: Path, folders: TaskFolders, depth: int) -> None:
+    here = os.open(tasks / "t-1", os.O_RDONLY)
     for _ in range(depth):
         os.mkdir("d", dir_fd=here)
         below = os.open("d", os.O_RDONLY, dir_fd=here)
@@ -129,11 +103,9 @@ def test_deep_tree_is_removed_or_refused_with_a_reason(
     except OSError as error:
         # Before Python 3.13, or with fewer open files than levels.
         assert depth == 3000
-        assert error.strerror in {  # noqa: PT017 - either end is right
-            "its folders are nested too deep; remove it with rm -r",
-            os.strerror(errno.EMFILE),
-        }
-        subprocess.run(["rm", "-r", home], check=True)  # pytest could not
+        too_deep = "its folders are nested too deep; remove it with rm -r"
+        assert error.strerror in {too_deep, os.strerror(errno.EMFILE)}  # noqa: PT017 - either end is right
+        subprocess.run(["rm", "-r", tasks], check=True)  # pytest could not
         return
 
     assert folders.task_ids() == ["t-2"]

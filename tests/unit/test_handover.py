@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,10 +29,10 @@ def path(tmp_path: Path) -> Path:
     return state
 
 
-def test_state_is_read_as_it_was_written(tmp_path: Path) -> None:
-    state = ReporterState(
-        "a" * 64, "s1", FinalStatus(TaskStatus.ERROR, "größer 🚀\n", "s1", is_sent=True)
-    )
+@pytest.mark.parametrize("message", ["größer 🚀\n", "🚀" * 80_000 + "\x01" * 20_000])
+def test_state_is_read_as_it_was_written(tmp_path: Path, message: str) -> None:
+    final = FinalStatus(TaskStatus.ERROR, message, "s1", is_sent=True)
+    state = ReporterState("a" * 64, "s1", final)
     write_reporter_state(tmp_path, "t-1", ReporterState())
     write_reporter_state(tmp_path, "t-1", state)
 
@@ -40,20 +41,10 @@ def test_state_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert file.stat().st_mode & 0o777 == 0o600
 
 
-def test_state_with_the_longest_message_can_be_read(tmp_path: Path) -> None:
-    state = ReporterState(
-        final=FinalStatus(TaskStatus.SUCCESS, "🚀" * 80_000 + "\x01" * 20_000, None, is_sent=True)
-    )
-    write_reporter_state(tmp_path, "t-1", state)
-
-    assert read_reporter_state(tmp_path, "t-1") == state
-
-
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
 def test_state_that_a_root_writes_belongs_to_the_homes_owner(tmp_path: Path) -> None:
     os.chown(tmp_path, 12345, 12345)
     write_reporter_state(tmp_path, "t-1", ReporterState())
-
     assert (tmp_path / "tasks" / "t-1" / "reporter.json").stat().st_uid == 12345
 
 
@@ -64,61 +55,59 @@ def test_no_state_is_an_empty_one(tmp_path: Path, path: Path) -> None:
     assert not path.exists()
 
 
+def state(**fields: object) -> bytes:
+    return json.dumps({"version": 1, **fields}).encode()
+
+
+def final(**fields: object) -> bytes:
+    return state(final={**FINAL, **fields})
+
+
 @pytest.mark.parametrize(
     "content",
     [
-        b"",
-        b"no JSON",
-        b"\xff\xfe",
-        b"[]",
-        b"null",
-        b"[" * 100_000,
-        b'{"version": 2}',
-        b'{"version": 1, "final": []}',
-        b'{"version": 1, "log_digest": 7}',
-        json.dumps({"version": 1, "log_session_id": "x" * 201}).encode(),
-        *(
-            json.dumps({"version": 1, "final": {**FINAL, **wrong}}).encode()
-            for wrong in (
-                {"status": "running"},
-                {"status": ["success"]},
-                {"is_sent": "yes"},
-                {"message": 7},
-                {"message": "x" * 100_001},
-                {"message": "\ud800"},
-                {"message": "\x00"},
-                {"session_id": {"a": 1}},
-            )
-        ),
-        b'{"version": 1}' + b" " * (2 << 20),
+        *(b"", b"no JSON", b"\xff\xfe", b"[]", b"null", b"[" * 100_000, b'{"version": 2}'),
+        *(state(final=[]), state(log_digest=7), state(log_session_id="x" * 201)),
+        *(final(status="running"), final(status=["success"]), final(is_sent="yes")),
+        *(final(message=7), final(message="x" * 100_001), final(message="\ud800")),
+        *(final(message="\x00"), final(session_id={"a": 1}), state() + b" " * (2 << 20)),
     ],
+    ids=lambda content: str(content[-40:]),
 )
-def test_state_that_the_reporter_cannot_have_written_is_refused(
-    tmp_path: Path, path: Path, content: bytes
-) -> None:
+def test_state_of_another_shape_is_refused(tmp_path: Path, path: Path, content: bytes) -> None:
     path.write_bytes(content)
-
     with pytest.raises(HandoverError, match=r"^cannot read the reporter's state: "):
         read_reporter_state(tmp_path, "t-1")
 
 
-@pytest.mark.parametrize("what", ["link", "pipe", "folder", "linked folder"])
-def test_state_that_is_not_a_regular_file_is_refused(tmp_path: Path, path: Path, what: str) -> None:
+PLANTS: dict[str, Callable[[Path, Path], object]] = {
+    "link": lambda path, elsewhere: path.symlink_to(elsewhere / path.name),
+    "pipe": lambda path, _: os.mkfifo(path),
+    "folder": lambda path, _: path.mkdir(),
+    "linked folder": lambda path, elsewhere: replace_by_link(path.parent, elsewhere),
+}
+
+
+def replace_by_link(folder: Path, target: Path) -> None:
+    folder.rmdir()
+    folder.symlink_to(target)
+
+
+@pytest.mark.parametrize("plant", PLANTS.values(), ids=PLANTS)
+def test_state_that_is_not_a_regular_file_is_refused(
+    tmp_path: Path, path: Path, plant: Callable[[Path, Path], object]
+) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / path.name).write_text('{"version": 1}')
-    if what == "linked folder":
-        path.parent.rmdir()
-        path.parent.symlink_to(elsewhere)
-        with pytest.raises(OSError, match="t-1"):
-            write_reporter_state(tmp_path, "t-1", ReporterState())
-        assert (elsewhere / path.name).read_text() == '{"version": 1}'
-    elif what == "link":
-        path.symlink_to(elsewhere / path.name)
-    elif what == "pipe":
-        os.mkfifo(path)
-    else:
-        path.mkdir()
+    plant(path, elsewhere)
 
     with pytest.raises(HandoverError, match=r"^cannot read the reporter's state: "):
         read_reporter_state(tmp_path, "t-1")
+
+
+def test_state_is_not_written_through_a_linked_folder(tmp_path: Path, path: Path) -> None:
+    replace_by_link(path.parent, tmp_path)
+    with pytest.raises(OSError, match="t-1"):
+        write_reporter_state(tmp_path, "t-1", ReporterState())
+    assert not (tmp_path / path.name).exists()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import anyio
 import click
@@ -22,25 +22,24 @@ from runner.reporter.reporter import Reporter
 from runner.reporter.server import server_for
 from runner.settings import DEFAULT_IMAGE
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 ROOT = Path(__file__).resolve().parents[2]
-UNIT_OF_THE_ROLE = ROOT / "ansible/roles/victoria_runner/templates/victoria-runner.service.j2"
-ROLE_README = ROOT / "ansible/roles/victoria_runner/README.md"
+ROLE = ROOT / "ansible/roles/victoria_runner"
 DOCS = ROOT / "docs"
-ARCHITECTURE = DOCS / "architecture.md"
-INSTALL = DOCS / "install.md"
-REFERENCE = DOCS / "reference.md"
-STATUS_REPORTER = DOCS / "status-reporter.md"
-TROUBLESHOOTING = DOCS / "troubleshooting.md"
-DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted(DOCS.glob("*.md")), ROLE_README]
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted(DOCS.glob("*.md")), ROLE / "README.md"]
+each_document = pytest.mark.parametrize(
+    "document", DOCUMENTS, ids=lambda document: document.relative_to(ROOT).as_posix()
+)
 
 
-def table_rows(document: Path, first_cell: str) -> list[list[str]]:
+def text_of(name: str) -> str:
+    """Return the text of a document in docs/."""
+    return (DOCS / name).read_text(encoding="utf-8")
+
+
+def table_rows(document: str, first_cell: str) -> list[list[str]]:
     """Return the cells of every table row whose first cell matches the pattern."""
     rows = []
-    for line in document.read_text(encoding="utf-8").splitlines():
+    for line in text_of(document).splitlines():
         cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
         if cells and re.fullmatch(first_cell, cells[0]):
             rows.append(cells)
@@ -81,20 +80,18 @@ def default_of(option: click.Option) -> str:
     return str(default) if default not in {None, ()} else "none"
 
 
-# What docs/architecture.md shows
+# What docs/architecture.md and docs/status-reporter.md show
 
 
 def test_architecture_shows_the_state_diagram_of_the_code() -> None:
-    wanted = f"```mermaid\n{state_diagram()}\n```"
-    assert wanted in ARCHITECTURE.read_text(encoding="utf-8"), f"it is now:\n\n{wanted}"
+    expected = f"```mermaid\n{state_diagram()}\n```"
+    assert expected in text_of("architecture.md"), f"it is now:\n\n{expected}"
 
 
 def test_architecture_names_what_is_there() -> None:
     """Code is named as `package/module.name`."""
     packages = {path.name.removesuffix(".py") for path in (ROOT / "runner").iterdir()}
-    named = re.findall(
-        r"`((?:[a-z_]+/)?[a-z_]+)\.([A-Za-z_]+)[`.]", ARCHITECTURE.read_text("utf-8")
-    )
+    named = re.findall(r"`((?:[a-z_]+/)?[a-z_]+)\.([A-Za-z_]+)[`.]", text_of("architecture.md"))
     missing = []
     for module, name in named:
         path = ROOT / "runner" / f"{module}.py"
@@ -107,84 +104,71 @@ def test_architecture_names_what_is_there() -> None:
 
 
 def test_architecture_names_every_reason_for_an_end() -> None:
-    shown = {row[0].strip("`") for row in table_rows(ARCHITECTURE, r"`[a-z_]+`")}
+    shown = {row[0].strip("`") for row in table_rows("architecture.md", r"`[a-z_]+`")}
     assert {reason.value for reason in EndReason} <= shown
-
-
-# What docs/status-reporter.md shows
 
 
 def test_every_tool_is_shown_with_its_parameters(tmp_path: Path) -> None:
     url = "http://127.0.0.1:1"
     job = job_in({"ORCHESTRATOR_URL": url, "JOB_ID": "t-1", "VICTORIA_HOME": str(tmp_path)})
-    server = server_for(Reporter(job, OrchestratorClient(url)))
-    parameters = {
-        tool.name: list(tool.input_schema["properties"]) for tool in anyio.run(server.list_tools)
-    }
-    shown = {
+    tools = anyio.run(server_for(Reporter(job, OrchestratorClient(url))).list_tools)
+    assert {
         row[0].strip("`"): re.findall(r"`(\w+)`", row[1])
-        for row in table_rows(STATUS_REPORTER, r"`(?:report|submit|get)_\w+`")
-    }
-    assert shown == parameters
+        for row in table_rows("status-reporter.md", r"`(?:report|submit|get)_\w+`")
+    } == {tool.name: list(tool.input_schema["properties"]) for tool in tools}
 
 
 # What docs/reference.md, docs/install.md and docs/troubleshooting.md show
 
 
 def test_reference_shows_every_option_as_the_command_line_has_it() -> None:
-    wanted = sorted(options(cli.command))
-    found = sorted(tuple(row) for row in table_rows(REFERENCE, r"`(?:cleanup |doctor )?--.*"))
+    shown = [tuple(row) for row in table_rows("reference.md", r"`(?:cleanup |doctor )?--.*")]
     lines = "\n".join(f"| {' | '.join(row)} |" for row in options(cli.command))
-    assert found == wanted, f"the table of options is now:\n\n{lines}"
+    assert sorted(shown) == sorted(options(cli.command)), f"the table is now:\n\n{lines}"
 
 
 def test_reference_shows_every_exit_code() -> None:
-    wanted = {code for name, code in vars(errors).items() if name.startswith("EXIT_")}
-    assert {int(row[0]) for row in table_rows(REFERENCE, r"\d+")} == wanted
+    expected = {code for name, code in vars(errors).items() if name.startswith("EXIT_")}
+    assert {int(row[0]) for row in table_rows("reference.md", r"\d+")} == expected
 
 
-def test_units_are_not_restarted_where_a_restart_mends_nothing() -> None:
+@pytest.mark.parametrize(
+    "unit", [DOCS / "install.md", ROLE / "templates/victoria-runner.service.j2"]
+)
+def test_unit_is_not_restarted_where_a_restart_mends_nothing(unit: Path) -> None:
     codes = (errors.EXIT_USAGE, errors.EXIT_REGISTRATION_REFUSED, errors.EXIT_CONFIGURATION)
-    wanted = f"RestartPreventExitStatus={' '.join(map(str, codes))}"
-    for unit in (INSTALL, UNIT_OF_THE_ROLE):
-        assert wanted in unit.read_text(encoding="utf-8").splitlines()
+    expected = f"RestartPreventExitStatus={' '.join(map(str, codes))}"
+    assert expected in unit.read_text(encoding="utf-8").splitlines()
 
 
 @pytest.mark.parametrize(
     "sentence",
     [
-        f"RuntimeError: {NO_RUNTIME}",
-        node.INVALID_TOKEN,
-        node.DISABLED,
+        *(f"RuntimeError: {NO_RUNTIME}", node.INVALID_TOKEN, node.DISABLED),
         "Error polling for tasks: Connection refused",
     ],
 )
 def test_troubleshooting_explains_the_sentences_that_people_will_search_for(sentence: str) -> None:
-    assert f"```\n{sentence}\n```" in TROUBLESHOOTING.read_text(encoding="utf-8")
+    assert f"```\n{sentence}\n```" in text_of("troubleshooting.md")
 
 
 @pytest.mark.parametrize(
     ("source", "literal"), [(cli, "RuntimeError: "), (poll, "Error polling for tasks: %s")]
 )
-def test_code_says_the_sentences_word_for_word(source: object, literal: str) -> None:
+def test_code_has_the_sentences_word_for_word(source: object, literal: str) -> None:
     tree = ast.parse(Path(str(vars(source)["__file__"])).read_text(encoding="utf-8"))
     assert literal in {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
 
 
 def test_reference_shows_true_matches_of_wildcards() -> None:
-    rows = table_rows(REFERENCE, r"`[\w*-]+\*[\w*-]*`")
+    rows = table_rows("reference.md", r"`[\w*-]+\*[\w*-]*`")
     assert len(rows) >= 5
-    for pattern, name, answer in rows:
+    for pattern, name, is_match in rows:
         matches = fnmatchcase(name.strip("`"), pattern.strip("`"))
-        assert answer == ("yes" if matches else "no"), f"{pattern} and {name}"
+        assert is_match == ("yes" if matches else "no"), f"{pattern} and {name}"
 
 
 # What all of them show
-
-
-def name_of(document: Path) -> str:
-    """Return the document's path in the checkout."""
-    return document.relative_to(ROOT).as_posix()
 
 
 def anchors(document: Path) -> set[str]:
@@ -194,7 +178,7 @@ def anchors(document: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+@each_document
 def test_documents_point_at_what_is_there(document: Path) -> None:
     text = document.read_text(encoding="utf-8")
     links = re.findall(r"\]\((?!https?://)([^)#]*)(?:#([^)]+))?\)", text)
@@ -207,16 +191,10 @@ def test_documents_point_at_what_is_there(document: Path) -> None:
     assert not missing
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
-def test_documents_install_nothing_from_an_index_that_does_not_have_it(document: Path) -> None:
-    """Until there is a release, what pip installs is a checkout or a wheel, by its path."""
+@each_document
+def test_documents_name_no_image_but_the_default_and_no_package_of_an_index(document: Path) -> None:
     text = document.read_text(encoding="utf-8")
-    assert re.findall(r"pip\d? install (?:-\S+ )*'?victoria[-_]runner(?!\S*\.whl)", text) == []
-
-
-@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
-def test_documents_name_no_image_but_the_default(document: Path) -> None:
-    images = re.findall(
-        r"(?<![\w./-])[\w-]+\.(?:io|com|org)/[\w-]+/[\w./:-]+", document.read_text("utf-8")
-    )
+    images = re.findall(r"(?<![\w./-])[\w-]+\.(?:io|com|org)/[\w-]+/[\w./:-]+", text)
     assert {image.strip(".:") for image in images} <= {DEFAULT_IMAGE}
+    # Until there is a release, what pip installs is a checkout or a wheel, by its path.
+    assert re.findall(r"pip\d? install (?:-\S+ )*'?victoria[-_]runner(?!\S*\.whl)", text) == []

@@ -20,7 +20,6 @@ from runner.node import find_conflict
 from runner.settings import Settings
 
 ROLE = Path(__file__).resolve().parents[2] / "ansible" / "roles" / "victoria_runner"
-README = ROLE / "README.md"
 INSTALL = ROLE.parents[2] / "docs" / "install.md"
 BEGIN, END = "<!-- made from", "<!-- end -->"
 
@@ -29,18 +28,23 @@ NOT_IN_THE_ROLE = {"VICTORIA_RUNNER_ONCE", "VICTORIA_RUNNER_REGISTRATION_TOKEN_F
 NOT_OF_THE_RUNNER = {"HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY"}
 
 
+def text_of(name: str) -> str:
+    return (ROLE / name).read_text(encoding="utf-8")
+
+
 def read(name: str) -> dict[str, Any]:
     """Return the content of a YAML file of the role."""
-    content: dict[str, Any] = yaml.safe_load((ROLE / name).read_text(encoding="utf-8"))
-    return content
+    return dict(yaml.safe_load(text_of(name)))
 
 
 def specs() -> dict[str, dict[str, Any]]:
     """Return the specs of the variables by their names."""
-    options: dict[str, dict[str, Any]] = read("meta/argument_specs.yml")["argument_specs"]["main"][
-        "options"
-    ]
-    return options
+    return dict(read("meta/argument_specs.yml")["argument_specs"]["main"]["options"])
+
+
+def variables() -> set[str]:
+    """Return the runner's variables that the role writes."""
+    return set(read("vars/main.yml")["__victoria_runner_variables"]) - NOT_OF_THE_RUNNER
 
 
 def table() -> str:
@@ -55,23 +59,20 @@ def table() -> str:
 
 
 def test_every_option_of_the_runner_can_be_set() -> None:
-    known = {
+    options = {
         f"{cli.PREFIX}_{parameter.name}".upper()
         for parameter in cli.command.params
         if parameter.name not in {"version", "help"}
     }
-    written = set(read("vars/main.yml")["__victoria_runner_variables"])
-    assert written - NOT_OF_THE_RUNNER == known - NOT_IN_THE_ROLE
+    assert variables() == options - NOT_IN_THE_ROLE
 
 
 def test_removal_looks_for_the_journal_by_its_name() -> None:
-    look = (ROLE / "files" / "look.sh").read_text(encoding="utf-8")
-    assert f'/{JOURNAL_NAME}"' in look
+    assert f'/{JOURNAL_NAME}"' in text_of("files/look.sh")
 
 
 def test_role_knows_the_refusal_of_another_orchestrator_or_engine_by_its_beginning() -> None:
-    check = (ROLE / "tasks" / "conflict.yml").read_text(encoding="utf-8")
-    (beginning,) = re.findall(r"select\('match', '(.+)'\)", check)
+    (beginning,) = re.findall(r"select\('match', '(.+)'\)", text_of("tasks/conflict.yml"))
     task = Task("t-1", TaskState.RUNNING, "https://old.example.com", None, 1.0, engine="podman")
     settings = Settings("https://new.example.com", "n", victoria_home=ROLE, state_dir=ROLE)
     for url, engine in (("https://new.example.com", "podman"), (task.orchestrator_url, "docker")):
@@ -81,56 +82,49 @@ def test_role_knows_the_refusal_of_another_orchestrator_or_engine_by_its_beginni
 
 
 def test_defaults_are_those_of_the_specs() -> None:
-    assert read("defaults/main.yml") == {
-        name: spec.get("default") for name, spec in specs().items()
-    }
+    expected = {name: spec.get("default") for name, spec in specs().items()}
+    assert read("defaults/main.yml") == expected
 
 
 def test_variables_of_each_option_are_named_after_it() -> None:
-    names = specs()
-    for variable in set(read("vars/main.yml")["__victoria_runner_variables"]) - NOT_OF_THE_RUNNER:
-        if variable not in {"VICTORIA_RUNNER_ENV_FILE", "VICTORIA_RUNNER_CA_FILE"}:
-            assert variable.lower() in names
+    files = {"VICTORIA_RUNNER_ENV_FILE", "VICTORIA_RUNNER_CA_FILE"}
+    assert {variable.lower() for variable in variables() - files} <= set(specs())
 
 
 def test_readme_has_the_table_of_the_specs() -> None:
-    text = README.read_text(encoding="utf-8")
+    text = text_of("README.md")
     shown = text[text.index(BEGIN) : text.index(END)].partition("\n")[2].strip()
     assert shown == table(), f"it should be:\n{table()}"
 
 
 def test_unit_of_the_role_is_the_unit_that_is_installed_by_hand() -> None:
     by_hand = INSTALL.read_text(encoding="utf-8")
-    template = (ROLE / "templates" / "victoria-runner.service.j2").read_text(encoding="utf-8")
+    template = text_of("templates/victoria-runner.service.j2").splitlines()
     unit = by_hand[by_hand.index("[Unit]") : by_hand.index("WantedBy=multi-user.target")]
-    kept = [
-        line
-        for line in unit.splitlines()
-        # These carry numbers and folders, which the role fills in.
-        if "1000" not in line and not line.startswith(("User=", "EnvironmentFile=", "ExecStart="))
-    ]
-    assert [line for line in kept if line not in template.splitlines()] == []
+    # These carry numbers and folders, which the role fills in.
+    filled_in = ("User=", "EnvironmentFile=", "ExecStart=")
+    lines = [line for line in unit.splitlines() if not line.startswith(filled_in)]
+    assert [line for line in lines if line not in template and "1000" not in line] == []
 
 
 def test_command_of_the_role_is_the_command_that_is_installed_by_hand() -> None:
-    template = (ROLE / "templates" / "victoria-runner.j2").read_text(encoding="utf-8")
-    by_the_role = jinja2.Template(template, trim_blocks=True).render(
+    template = jinja2.Template(text_of("templates/victoria-runner.j2"), trim_blocks=True)
+    by_the_role = template.render(
         victoria_runner_user="victoria",
         __victoria_runner_uid=1000,
         __victoria_runner_is_rootless=True,
         __victoria_runner_env_file="/etc/victoria-runner/runner.env",
         __victoria_runner_current="CURRENT",
     )
-    wanted = by_the_role.replace("CURRENT/venv/bin", "/opt/victoria-runner/bin")
-    command = wanted[wanted.index("exec ") :].strip()
+    script = by_the_role.replace("CURRENT/venv/bin", "/opt/victoria-runner/bin")
+    command = script[script.index("exec ") :].strip()
     assert f"#!/bin/sh\n{command}\n" in INSTALL.read_text(encoding="utf-8")
 
 
 def fingerprint(*places: Path) -> str:
     """Run the role's program that names a release."""
-    program = [sys.executable, str(ROLE / "files" / "fingerprint.py")]
-    named = [str(place) for place in places]
-    return subprocess.run([*program, *named], check=True, capture_output=True, text=True).stdout
+    command = [sys.executable, str(ROLE / "files" / "fingerprint.py"), *map(str, places)]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def test_fingerprint_is_that_of_the_content_wherever_it_lies(tmp_path: Path) -> None:
@@ -141,11 +135,11 @@ def test_fingerprint_is_that_of_the_content_wherever_it_lies(tmp_path: Path) -> 
         (folder / "pins").write_text("httpx==0.28.1\n")
     (other / "inside" / "a.pyc").write_text("made anew by each Python")
 
-    known = fingerprint(one, one / "pins")
-    assert fingerprint(other, other / "pins") == known
+    fingerprint_of_one = fingerprint(one, one / "pins")
+    assert fingerprint(other, other / "pins") == fingerprint_of_one
 
     (other / "inside" / "a.py").rename(other / "inside" / "b.py")
-    assert fingerprint(other, other / "pins") != known
+    assert fingerprint(other, other / "pins") != fingerprint_of_one
     (other / "inside" / "b.py").rename(other / "inside" / "a.py")
     (other / "pins").write_text("httpx==0.28.0\n")
-    assert fingerprint(other, other / "pins") != known
+    assert fingerprint(other, other / "pins") != fingerprint_of_one

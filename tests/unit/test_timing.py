@@ -23,9 +23,7 @@ class Lost(Exception):
 
 
 @given(attempts, st.floats(0, 3600))
-def test_wait_keeps_to_its_ceiling_but_is_never_below_the_shortest(
-    failures: int, ceiling_s: float
-) -> None:
+def test_wait_keeps_to_its_ceiling_and_shortest(failures: int, ceiling_s: float) -> None:
     for policy in (POLICY, RetryPolicy(ceiling_s=ceiling_s)):
         longest_s = max(policy.ceiling_s, policy.shortest_s)
         assert policy.shortest_s <= policy.wait_s(failures) <= longest_s
@@ -38,17 +36,15 @@ def test_early_waits_are_short(failures: int, widest: float) -> None:
 
 def test_a_fleet_does_not_come_back_at_once() -> None:
     waits = [POLICY.wait_s(10) for _ in range(1000)]
-
     assert min(waits) < 6
     assert max(waits) > 54
 
 
 @given(attempts, st.floats(0.1, allow_nan=False))
 def test_wait_that_was_asked_for_is_granted_up_to_an_hour(failures: int, asked_s: float) -> None:
-    granted_s = POLICY.wait_s(failures, asked_s)
-
     shortest_s = min(asked_s, 3600)
-    assert shortest_s <= granted_s <= max(shortest_s * 1.1, POLICY.ceiling_s)
+    longest_s = max(shortest_s * 1.1, POLICY.ceiling_s)
+    assert shortest_s <= POLICY.wait_s(failures, asked_s) <= longest_s
 
 
 @given(st.floats(0.001, 1e6))
@@ -58,9 +54,6 @@ def test_regular_wait_is_spread_by_a_tenth(interval_s: float) -> None:
 
 def test_every_deadline_and_pause_is_more_than_nothing() -> None:
     assert all(value > 0 for value in dataclasses.asdict(Timings()).values())
-
-
-# The clock of the host
 
 
 def test_uptime_is_the_kernel_s_time_since_the_boot_which_has_one_id() -> None:
@@ -73,70 +66,56 @@ def test_uptime_is_the_kernel_s_time_since_the_boot_which_has_one_id() -> None:
     assert len(HostClock().boot_id) == 36
 
 
-# Retry
+async def waits_of(failures: int, error: Exception, policy: RetryPolicy) -> list[float]:
+    """Retry by a policy what fails so often; return the waits, which the clock has passed."""
+    clock, waits_s, left = PassingClock(), list[float](), [error] * failures
+    began_s = clock.awake_s()
 
+    async def call() -> None:
+        if left:
+            raise left.pop()
 
-class Failing:
-    """Fails so often, then returns; keeps the waits, on a clock that passes."""
-
-    def __init__(self, failures: int, error: Exception) -> None:
-        self._left = failures
-        self._error = error
-        self.clock = PassingClock()
-        self.waits_s: list[float] = []
-
-    async def call(self) -> str:
-        """Fail, or return."""
-        self._left -= 1
-        if self._left >= 0:
-            raise self._error
-        return "done"
-
-    def note(self, error: Exception, wait_s: float) -> None:
-        """Keep the wait."""
-        assert error is self._error
-        self.waits_s.append(wait_s)
-
-    async def retried(self, policy: RetryPolicy) -> str:
-        """Retry the call by a policy."""
-        return await retry(self.call, Lost, Retry(self.clock, policy, self.note))
+    try:
+        await retry(call, Lost, Retry(clock, policy, lambda _, wait_s: waits_s.append(wait_s)))
+    finally:
+        assert clock.awake_s() - began_s == pytest.approx(sum(waits_s))
+    return waits_s
 
 
 @pytest.mark.anyio
-async def test_call_is_retried_until_it_returns() -> None:
-    failing = Failing(3, Lost())
-
-    assert await failing.retried(RetryPolicy.every(5)) == "done"
-    assert failing.waits_s == [5, 5, 5]
+@pytest.mark.parametrize(
+    ("policy", "waits_s"),
+    [
+        (RetryPolicy.every(5), [5, 5, 5]),
+        (RetryPolicy.every(40, gives_up_after_s=100), [40, 40, 20]),
+    ],
+    ids=["without end", "cut to the time that is left"],
+)
+async def test_call_is_retried_until_it_returns(policy: RetryPolicy, waits_s: list[float]) -> None:
+    assert await waits_of(3, Lost(), policy) == waits_s
 
 
 @pytest.mark.anyio
 async def test_other_errors_are_not_retried() -> None:
     with pytest.raises(ValueError, match="ours"):
-        await Failing(1, ValueError("ours")).retried(POLICY)
+        await waits_of(1, ValueError("ours"), POLICY)
 
 
 @pytest.mark.anyio
-async def test_retry_gives_up_after_its_time_or_failures_with_the_last_error() -> None:
-    failing = Failing(1000, Lost())
-    began_s = failing.clock.awake_s()
+@pytest.mark.parametrize(
+    ("policy", "failures"),
+    [(RetryPolicy.every(40, gives_up_after_s=100), 3), (RetryPolicy(gives_up_after_failures=3), 2)],
+    ids=["after its time", "after so many failures"],
+)
+async def test_retry_gives_up_with_the_last_error(policy: RetryPolicy, failures: int) -> None:
+    await waits_of(failures, Lost(), policy)
     with pytest.raises(Lost):
-        await failing.retried(RetryPolicy.every(40, gives_up_after_s=100))
-    assert failing.waits_s == [40, 40, 20]
-    assert failing.clock.awake_s() - began_s == 100
-
-    failing = Failing(1000, Lost())
-    with pytest.raises(Lost):
-        await failing.retried(RetryPolicy(gives_up_after_failures=3))
-    assert len(failing.waits_s) == 2
+        await waits_of(failures + 1, Lost(), policy)
 
 
 @pytest.mark.anyio
 async def test_retry_waits_as_long_as_the_other_side_asks() -> None:
     error = Lost()
     error.retry_after_s = 120
-    failing = Failing(1, error)
-
-    await failing.retried(POLICY)
-
-    assert 120 <= failing.waits_s[0] <= 132
+    (wait_s,) = await waits_of(1, error, POLICY)
+    assert 120 <= wait_s <= 132
