@@ -29,7 +29,7 @@ async def _measured(servers: Servers) -> Measured:
 
 
 def test_every_task_arrives_at_one_node_and_no_call_fails(tmp_path: Path) -> None:
-    with served(tmp_path, None, 1) as servers:
+    with served(tmp_path, None) as servers:
         measured = asyncio.run(_measured(servers))
     assert measured.failures == []
     assert (measured.lost, measured.twice, len(measured.latencies_s)) == (0, 0, 30)
@@ -77,7 +77,7 @@ async def _claim_while_one_is_killed(servers: Servers) -> list[Json]:
 def test_killed_server_loses_no_task_and_none_goes_to_two_nodes(
     tmp_path: Path, postgresql_server: str
 ) -> None:
-    with served(tmp_path, postgresql_server, 2) as servers:
+    with served(tmp_path, postgresql_server, "--workers=2") as servers:
         tasks = asyncio.run(_claim_while_one_is_killed(servers))
     assert len(tasks) == 210
     for task in tasks:
