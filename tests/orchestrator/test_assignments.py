@@ -1,5 +1,7 @@
 """Which task a node is assigned, when it is offered again, and when another node gets it."""
 
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 
 import pytest
@@ -30,6 +32,16 @@ def test_assignment_carries_the_public_url(orchestrator: RunningOrchestrator) ->
     assert assignment["orchestrator_url"] == "https://quarterback.example.com"
 
 
+def test_hundred_claims_at_once_take_each_task_once(orchestrator: RunningOrchestrator) -> None:
+    nodes = [orchestrator.register(f"node-{number}") for number in range(10)] * 10
+    created = {orchestrator.create_task()["id"] for _ in range(100)}
+    with ThreadPoolExecutor(max_workers=20) as pool:
+        claimed = list(pool.map(RegisteredNode.poll_id, nodes))
+    assert Counter(claimed) == Counter(created)
+    holders = {task["id"]: task["assigned_node_id"] for task in orchestrator.tasks()}
+    assert holders == {task_id: node.id for task_id, node in zip(claimed, nodes, strict=True)}
+
+
 def test_assignment_just_offered_is_not_offered_again(orchestrator: RunningOrchestrator) -> None:
     node = orchestrator.register()
     orchestrator.assign(node)
@@ -51,10 +63,8 @@ def test_new_task_goes_first_unless_a_heartbeat_shows_that_the_old_one_is_lost(
 
 
 @pytest.mark.settings(redelivery_after_s=0)
-def test_restarted_server_knows_its_nodes_tasks_and_files(
-    orchestrator: RunningOrchestrator, node: RegisteredNode
-) -> None:
-    file = orchestrator.upload("a.txt", b"content")["filename"]
+def test_restarted_server_knows_nodes_tasks_and_files(orchestrator: RunningOrchestrator) -> None:
+    node, file = orchestrator.register(), orchestrator.upload("a.txt", b"content")["filename"]
     running = orchestrator.assign(node, "running", files=[file])
     unreported = orchestrator.assign(node)
     waiting = orchestrator.create_task()["id"]

@@ -70,9 +70,7 @@ async def test_requests_during_a_batch_go_together_in_the_next(
 
 
 @pytest.mark.both_databases
-def test_heartbeats_at_the_same_time_are_each_answered_as_their_own(
-    orchestrator: RunningOrchestrator,
-) -> None:
+def test_heartbeats_at_once_each_get_their_own_response(orchestrator: RunningOrchestrator) -> None:
     nodes = [orchestrator.register(f"node-{number}") for number in range(20)]
     cancelled: dict[str, list[str]] = {node.id: [] for node in nodes}
     for node in nodes[::2]:

@@ -56,11 +56,9 @@ def test_holder_downloads_files_whole_and_in_their_order(
         assert file["filename"].endswith(f"-{name}")
 
 
-def test_file_is_sent_whole_whatever_range_is_requested(
-    orchestrator: RunningOrchestrator, node: RegisteredNode
-) -> None:
-    file = orchestrator.upload("a.txt", b"abc")["filename"]
-    orchestrator.assign(node, files=[file])
+def test_file_is_sent_whole_whatever_range_is_requested(shared: RunningOrchestrator) -> None:
+    node, file = shared.register(), shared.upload("a.txt", b"abc")["filename"]
+    shared.assign(node, files=[file])
     for span in ("bytes=0-0", "bytes=100-200", "bytes=abc", "lines=1", "nonsense"):
         response = node.http.get(f"/files/{file}", headers={"Range": span})
         assert (response.status_code, response.content) == (200, b"abc")
@@ -209,9 +207,7 @@ def test_other_parts_of_the_form_are_ignored(shared: RunningOrchestrator) -> Non
     assert (file["original_name"], file["checksum"]) == ("a.txt", sha256(b"content"))
 
 
-def test_start_removes_incomplete_uploads_unless_another_server_writes_them(
-    orchestrator: RunningOrchestrator,
-) -> None:
+def test_start_removes_uploads_that_no_server_writes(orchestrator: RunningOrchestrator) -> None:
     orchestrator.upload("complete.txt", b"complete")
     folder = orchestrator.settings.data_dir / "files"
     (folder / "crashed.partial").write_bytes(b"half")

@@ -23,14 +23,9 @@ def _live(orchestrator: RunningOrchestrator, task_id: str = "") -> Iterator[Even
     path = f"/dashboard/live?task_id={task_id}"
     with orchestrator.admin.stream("GET", path) as response:
         assert response.headers["Content-Type"].startswith("text/event-stream")
-        yield _events(response.iter_lines())
-
-
-def _events(lines: Iterator[str]) -> Events:
-    for line in lines:
-        if line.startswith("data: "):
-            event = json.loads(line.removeprefix("data: "))
-            yield event["part"], event["html"]
+        lines = (line for line in response.iter_lines() if line.startswith("data: "))
+        events = (json.loads(line.removeprefix("data: ")) for line in lines)
+        yield ((event["part"], event["html"]) for event in events)
 
 
 def _first_parts(events: Events) -> dict[str, str]:
@@ -73,9 +68,8 @@ def test_stream_has_nodes_tasks_keys_and_the_chosen_task(
     assert ">Cancel<" not in "".join(_first_look(orchestrator, "unknown").values())
 
 
-def test_only_what_has_changed_is_sent_again(
-    orchestrator: RunningOrchestrator, node: RegisteredNode
-) -> None:
+def test_only_what_has_changed_is_sent_again(orchestrator: RunningOrchestrator) -> None:
+    node = orchestrator.register()
     task_id = orchestrator.assign(node)
     _send_log(node, task_id, "first log")
     with _live(orchestrator, task_id) as events:
@@ -143,9 +137,8 @@ def test_log_of_few_fields_is_shown() -> None:
     assert contents == ["alone", "", "null"]
 
 
-def test_long_texts_of_a_task_are_truncated(
-    orchestrator: RunningOrchestrator, node: RegisteredNode
-) -> None:
+def test_long_texts_of_a_task_are_truncated(orchestrator: RunningOrchestrator) -> None:
+    node = orchestrator.register()
     task_id = orchestrator.assign(node, prompt="p" * 500_000)
     node.report(task_id, "success", message="m" * 500_000)
     chosen = _first_look(orchestrator, task_id)["chosen"]

@@ -6,14 +6,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.orchestrator.serving import (
-    DEADLINE_S,
-    Json,
-    RegisteredNode,
-    RunningOrchestrator,
-    ok,
-    refusal,
-)
+from tests.orchestrator.serving import Json, RegisteredNode, RunningOrchestrator, ok, refusal
 
 LIMIT = 10 * 1024**2
 JSON_TYPE = {"Content-Type": "application/json"}
@@ -48,15 +41,9 @@ def test_reports_move_the_task_on_and_the_last_message_stays(
     assert ended["completed_at"] >= started_at
     assert {"result", "error_message"} & set(ended) == {field}
     assert (ended[field], ended["crush_session_id"]) == ("the last", "session-1")
-    steps = [(entry["status"], entry.get("progress")) for entry in ended["history"]]
-    assert steps == [
-        ("pending", None),
-        ("assigned", None),
-        ("running", 10),
-        ("analyzing", 62.5),
-        ("running", 70),
-        (end, None),
-    ]
+    statuses = ["pending", "assigned", "running", "analyzing", "running", end]
+    assert [entry["status"] for entry in ended["history"]] == statuses
+    assert [entry.get("progress") for entry in ended["history"]] == [None, None, 10, 62.5, 70, None]
     assert ended["history"][2]["timestamp"] == "2024-01-01T10:00:00Z"
 
 
@@ -143,7 +130,7 @@ def test_larger_log_is_413_before_its_body_is_complete(
     node, place = shared.register(), urlsplit(shared.url)
     head = f"POST /logs HTTP/1.1\r\nHost: {place.netloc}\r\nX-API-Key: {node.api_key}\r\n"
     address = (str(place.hostname), place.port or 0)
-    with socket.create_connection(address, timeout=DEADLINE_S) as connection:
+    with socket.create_connection(address, timeout=60) as connection:
         if is_declared:
             connection.sendall(f"{head}Content-Length: {LIMIT + 1}\r\n\r\n".encode())
         else:

@@ -17,9 +17,7 @@ LARGE = b'{"task_id": "t", "session": {"a": [' + b"{}," * 3_400_000 + b"{}]}}"
 
 
 @pytest.mark.parametrize("per_minute", [1, 2, 3, 7, 1000])
-def test_calls_of_one_minute_may_come_at_once_and_then_one_in_each_share_of_it(
-    per_minute: int,
-) -> None:
+def test_calls_of_one_minute_may_come_at_once_and_no_more(per_minute: int) -> None:
     paid_until = None
     for _ in range(per_minute):
         paid_until, wait = charge(paid_until, NOW, per_minute)

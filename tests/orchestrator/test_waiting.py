@@ -8,12 +8,7 @@ import pytest
 from orchestrator.model import NodeIdentity, Target
 from orchestrator.routes.assignments import preferred_wait_s
 from orchestrator.scheduling.waiting import Waiters, WorkAvailable
-from tests.orchestrator.serving import (
-    Poller,
-    RegisteredNode,
-    RunningOrchestrator,
-    wait_for,
-)
+from tests.orchestrator.serving import Poller, RunningOrchestrator, wait_for
 
 FIRST, SECOND = NodeIdentity("1", "one-a", {}), NodeIdentity("2", "one-b", {})
 
@@ -69,14 +64,10 @@ def test_node_that_changes_is_offered_what_is_for_it_now_and_others_the_rest() -
             assert (changed.offers, second.offers) == ([any_node, new], [both])
 
 
-# Over HTTP
-
-
 @pytest.mark.both_databases
 @pytest.mark.settings(redelivery_after_s=0.3)
-def test_waiting_node_is_offered_its_unreported_assignment_again(
-    orchestrator: RunningOrchestrator, node: RegisteredNode
-) -> None:
+def test_held_request_ends_with_an_unreported_assignment(orchestrator: RunningOrchestrator) -> None:
+    node = orchestrator.register()
     task_id = orchestrator.assign(node)
     assert node.poll_id(wait_s=60) == task_id
 
@@ -114,9 +105,8 @@ def test_preference_is_read_by_rfc_7240(preferences: list[str], expected: int) -
     assert preferred_wait_s(preferences) == expected
 
 
-def test_node_that_disconnected_takes_no_task(
-    orchestrator: RunningOrchestrator, node: RegisteredNode
-) -> None:
+def test_node_that_disconnected_takes_no_task(orchestrator: RunningOrchestrator) -> None:
+    node = orchestrator.register()
     impatient = orchestrator.client(node.api_key)
     impatient.timeout = 0.3
     with pytest.raises(httpx.ReadTimeout):
@@ -127,9 +117,7 @@ def test_node_that_disconnected_takes_no_task(
     assert node.poll_id() == task_id
 
 
-def test_server_that_stops_answers_held_requests(
-    orchestrator: RunningOrchestrator, node: RegisteredNode
-) -> None:
-    poller = Poller(orchestrator, node)
+def test_server_that_stops_answers_held_requests(orchestrator: RunningOrchestrator) -> None:
+    poller = Poller(orchestrator, orchestrator.register())
     orchestrator.stop()
     assert poller.task_id() is None
