@@ -1,28 +1,21 @@
-"""The server leaves no connection behind, and serves no other application."""
+"""The server leaves no connection behind."""
 
 import gc
+from pathlib import Path
 from urllib.parse import urlsplit
 
-import pytest
-from fastapi import FastAPI
-
-from orchestrator.services import services_of
 from tests.harness.knocking import knocking
-from tests.orchestrator.serving import RunningOrchestrator
+from tests.orchestrator.serving import serve
+
+TIMES = 10
 
 
-def test_connections_made_while_it_stops_are_closed_too(orchestrator: RunningOrchestrator) -> None:
-    port = urlsplit(orchestrator.url).port
-    assert port is not None
-    for _ in range(10):
-        with knocking(port):
-            orchestrator.stop()
-        orchestrator.start()
-    gc.collect()  # an open connection that nothing holds warns now, and a warning is an error
-
-
-def test_application_without_services_is_refused() -> None:
-    app = FastAPI()
-    app.state.services = None
-    with pytest.raises(TypeError, match="not made by create_app"):
-        services_of(app)
+def test_who_connects_while_it_stops_is_closed_too(tmp_path: Path) -> None:
+    with serve(tmp_path) as orchestrator:
+        port = urlsplit(orchestrator.url).port
+        assert port is not None
+        for _ in range(TIMES):
+            with knocking(port):
+                orchestrator.stop()
+            orchestrator.start()
+    gc.collect()  # what was forgotten warns now, and a warning is an error

@@ -4,10 +4,12 @@ from contextlib import ExitStack
 
 import httpx
 import pytest
+from fastapi import FastAPI
 
 from orchestrator.model import NodeIdentity, Target
 from orchestrator.routes.assignments import preferred_wait_s
 from orchestrator.scheduling.waiting import Waiters, WorkAvailable
+from orchestrator.services import services_of
 from tests.orchestrator.serving import Poller, RunningOrchestrator, wait_for
 
 FIRST, SECOND = NodeIdentity("1", "one-a", {}), NodeIdentity("2", "one-b", {})
@@ -121,3 +123,10 @@ def test_server_that_stops_answers_held_requests(orchestrator: RunningOrchestrat
     poller = Poller(orchestrator, orchestrator.register())
     orchestrator.stop()
     assert poller.task_id() is None
+
+
+def test_application_without_services_is_refused() -> None:
+    app = FastAPI()
+    app.state.services = None
+    with pytest.raises(TypeError, match="not made by create_app"):
+        services_of(app)
