@@ -1,4 +1,4 @@
-"""The audit: every use of the admin key and of scoped keys, every change, and no secret."""
+"""Who may make which call; and the audit: every use and change of a key, and no secret."""
 
 from datetime import datetime, timedelta, timezone
 
@@ -7,19 +7,51 @@ from sqlalchemy import update
 
 from orchestrator.db.tables import ApiKey
 from orchestrator.security import DenialSampler
-from tests.orchestrator.serving import Json, RunningOrchestrator, ok, refusal
-from tests.orchestrator.test_auth import NODE_CALLS
+from tests.orchestrator.serving import RunningOrchestrator, ok
 
 NOW = datetime(2026, 1, 1, tzinfo=timezone.utc)
+OF_NODES = {"record_heartbeat", "next_task", "download_file", "report_status", "store_log"}
+"""The ids of the operations that only nodes call, once they are registered."""
 
 
-def _denied(orchestrator: RunningOrchestrator, key_id: str) -> list[tuple[str, str]]:
-    entries = orchestrator.audit(key_id=key_id)
-    return [
-        (entry["action"].removeprefix("denied "), entry["detail"])
-        for entry in entries
-        if entry["action"].startswith("denied ")
-    ]
+def _calls(orchestrator: RunningOrchestrator) -> dict[tuple[str, str], bool]:
+    """Return for each call that needs a key, by method and path, whether it is for nodes."""
+    schema = ok(orchestrator.client().get("/openapi.json"))
+    calls = {
+        (method.upper(), path.replace("{", "").replace("}", "")): operation["operationId"]
+        for path, operations in schema["paths"].items()
+        for method, operation in operations.items()
+        if operation.get("security") and operation["operationId"] != "register"
+    }
+    assert len(calls) > 20
+    assert set(calls.values()) >= OF_NODES
+    return {call: operation_id in OF_NODES for call, operation_id in calls.items()}
+
+
+def test_each_call_is_open_to_its_callers_alone(shared: RunningOrchestrator) -> None:
+    node, scoped = shared.register(), shared.create_key(role="admin")["api_key"]
+    keys = {"admin": shared.admin_key, "node": node.api_key, "scoped": scoped}
+    clients = {name: shared.client(key) for name, key in keys.items()}
+    strangers = [shared.client(key) for key in (None, "unknown", "", shared.registration_token)]
+    for (method, path), is_for_nodes in _calls(shared).items():
+        codes = [client.request(method, path).status_code for client in strangers]
+        assert codes == [401] * 4, path
+        allowed = {"node"} if is_for_nodes else {"admin", "scoped"}
+        for name, client in clients.items():
+            code = client.request(method, path).status_code
+            assert (code == 403) is (name not in allowed), (method, path, name)
+            assert code != 401
+
+
+def test_every_call_with_the_admin_key_is_in_the_audit(orchestrator: RunningOrchestrator) -> None:
+    calls = [call for call, is_for_nodes in _calls(orchestrator).items() if not is_for_nodes]
+    calls.append(("POST", "/dashboard/matches"))
+    for method, path in calls:
+        orchestrator.admin.request(method, path, json={} if method == "POST" else None)
+    entries = orchestrator.audit(limit=1000, key_id="admin")
+    seen = {entry["detail"]: entry["action"] for entry in entries}
+    assert {f"{method} {path}" for method, path in calls} - set(seen) == set()
+    assert (seen["POST /tasks"], seen["DELETE /tasks/task_id"]) == ("tasks:create", "tasks:cancel")
 
 
 @pytest.mark.both_databases
@@ -47,28 +79,8 @@ def test_every_use_and_change_of_a_key_is_in_the_audit(orchestrator: RunningOrch
         assert secret not in stored
 
 
-def test_every_call_with_the_admin_key_is_in_the_audit(orchestrator: RunningOrchestrator) -> None:
-    schema = ok(orchestrator.client().get("/openapi.json"))
-    calls = [("POST", "/dashboard/matches")]
-    calls += [
-        (method.upper(), path.replace("{", "").replace("}", ""))
-        for path, operations in schema["paths"].items()
-        for method, operation in operations.items()
-        if operation.get("security") and operation["operationId"] not in NODE_CALLS
-    ]
-    assert len(calls) > 15
-    for method, path in calls:
-        orchestrator.admin.request(method, path, json={} if method == "POST" else None)
-    entries = orchestrator.audit(limit=1000, key_id="admin")
-    seen = {entry["detail"]: entry["action"] for entry in entries}
-    assert {f"{method} {path}" for method, path in calls} - set(seen) == set()
-    assert (seen["POST /tasks"], seen["DELETE /tasks/task_id"]) == ("tasks:create", "tasks:cancel")
-
-
 @pytest.mark.both_databases
-def test_refused_calls_with_a_key_are_in_the_audit_once_a_minute(
-    orchestrator: RunningOrchestrator,
-) -> None:
+def test_refused_calls_are_in_the_audit_once_a_minute(orchestrator: RunningOrchestrator) -> None:
     key = orchestrator.create_key(rate_limit=1)
     path, old = f"/keys/{key['key_id']}", orchestrator.client(key["api_key"])
     codes = [old.post("/tasks", json={"prompt": "p"}).status_code for _ in range(4)]
@@ -76,27 +88,19 @@ def test_refused_calls_with_a_key_are_in_the_audit_once_a_minute(
     rotated = ok(orchestrator.admin.post(f"{path}/rotate?grace_period_hours=0"))
     new = orchestrator.client(rotated["api_key"])
     codes = [old.post("/tasks").status_code for _ in range(3)]
-    own = update(ApiKey).where(ApiKey.id == key["key_id"])
-    orchestrator.change(own.values(expires_at=ApiKey.created_at))
+    orchestrator.change(update(ApiKey).values(expires_at=ApiKey.created_at))
     codes += [new.get("/nodes").status_code for _ in range(3)]
     ok(orchestrator.admin.post(f"{path}/revoke"))
     codes += [new.get("/tasks/pending").status_code for _ in range(3)]
-    assert set(codes) == {401}
-    assert _denied(orchestrator, key["key_id"]) == [
+    assert codes == [401] * 9
+    entries = orchestrator.audit(key_id=key["key_id"])
+    denied = [one for one in entries if one["action"].startswith("denied ")]
+    assert [(one["action"][len("denied ") :], one["detail"]) for one in denied] == [
         ("tasks:create", "POST /tasks: the key is limited to 1 calls a minute"),
         ("tasks:create", "POST /tasks: the key has been rotated: use the new one"),
         ("nodes:read", "GET /nodes: the key has expired"),
         ("node", "GET /tasks/pending: the key has been revoked"),
     ]
-
-
-def test_calls_that_only_nodes_may_make_are_in_the_audit(orchestrator: RunningOrchestrator) -> None:
-    key: Json = orchestrator.create_key()
-    for client in (orchestrator.client(key["api_key"]), orchestrator.admin):
-        for _ in range(2):
-            assert refusal(client.get("/tasks/pending")) == (403, "only a node may do this")
-    entry = ("node", "GET /tasks/pending: only a node may do this")
-    assert _denied(orchestrator, key["key_id"]) == _denied(orchestrator, "admin") == [entry]
 
 
 @pytest.mark.both_databases

@@ -1,22 +1,22 @@
 """The page for people, in a real browser without a screen."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, Page, Route, ViewportSize, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, ViewportSize, expect, sync_playwright
 
-from tests.orchestrator.serving import (
-    DEADLINE_S,
-    RegisteredNode,
-    RunningOrchestrator,
-    ok,
-    rows,
-)
+from tests.orchestrator.serving import DEADLINE_S, RegisteredNode, RunningOrchestrator, ok, rows
 from tools.dev.packages import ensure_browser
 
 HOSTILE = '<img src=x onerror="window.harmed=1"><script>window.harmed=1</script>{{7*7}}"\'&'
 PHONE = ViewportSize(width=360, height=740)
 DESKTOP = ViewportSize(width=1280, height=740)
+# A text has one range for each of its lines.
+COUNT_LINES = """element => {
+    const range = document.createRange();
+    range.selectNodeContents(element);
+    return range.getClientRects().length;
+}"""
 
 
 # Not once a session: while Playwright runs, no test in this process can run an event loop.
@@ -63,32 +63,73 @@ def _sign_in(page: Page, key: str) -> None:
     page.keyboard.press("Enter")
 
 
+def _button(page: Page, name: str) -> Locator:
+    return page.get_by_role("button", name=name, exact=True)
+
+
 def _create_task(page: Page, recurrence: str) -> None:
     page.get_by_label("Repeat").fill(recurrence)
-    page.get_by_role("button", name="Create task").click()
-
-
-def _unavailable(body: str) -> Callable[[Route], None]:
-    return lambda route: route.fulfill(status=503, body=body)
-
-
-def _create_many_tasks(fleet: Page, orchestrator: RunningOrchestrator) -> None:
-    for number in range(60):
-        orchestrator.create_task(f"task number {number}.")
-    # Rows that come later would move the others.
-    fleet.get_by_role("button", name="task number 59.").wait_for()
+    _button(page, "Create task").click()
 
 
 def test_page_needs_no_key_but_its_data_does(page: Page, orchestrator: RunningOrchestrator) -> None:
     orchestrator.create_task("the-prompt")
     expect(page.get_by_label("Admin key")).to_be_focused()
-    _sign_in(page, "wrong")
-    expect(page.locator("#state")).to_have_text("unknown or expired API key")
+    for key, sentence in (
+        ("wrong", "unknown or expired API key"),
+        ("schlüssel→", "cannot be a key"),
+    ):
+        _sign_in(page, key)
+        expect(page.locator("#state")).to_contain_text(sentence)
+        expect(page.get_by_label("Admin key")).to_be_focused()
     expect(page.get_by_text("the-prompt")).to_have_count(0)
     _sign_in(page, orchestrator.admin_key)
     expect(page.get_by_text("the-prompt")).to_be_visible()
-    page.get_by_role("button", name="Sign out").click()
+    _button(page, "Sign out").click()
     expect(page.get_by_text("the-prompt")).to_have_count(0)
+
+
+@pytest.mark.settings(failures_per_minute=2)
+def test_throttled_sign_in_is_retried(page: Page) -> None:
+    # Each wrong key counts once, though the page has more than one call to make.
+    for number in range(2):
+        _sign_in(page, f"wrong {number}")
+        expect(page.locator("#state")).to_have_text("unknown or expired API key")
+        expect(page.locator("#sign-in")).to_be_visible()
+    _sign_in(page, "wrong again")
+    expect(page.locator("#state")).to_contain_text("too many wrong credentials")
+    expect(page.locator("#state")).to_contain_text("retrying in")
+    expect(page.locator("#fleet")).to_be_hidden()
+
+
+@pytest.mark.parametrize(
+    ("body", "shown"),
+    [
+        ('{"detail": "the database does not answer: try again"}', "the database does not answer"),
+        ("<html>a proxy's own page</html>", "HTTP status 503"),
+    ],
+    ids=["server", "proxy"],
+)
+def test_error_of_the_server_or_a_proxy_is_shown_until_it_is_over(
+    page: Page, orchestrator: RunningOrchestrator, body: str, shown: str
+) -> None:
+    page.route("**/dashboard/live*", lambda route: route.fulfill(status=503, body=body))
+    _sign_in(page, orchestrator.admin_key)
+    expect(page.locator("#state")).to_contain_text(shown)
+    page.unroute("**/dashboard/live*")
+    expect(page.locator("#nodes-title")).to_be_visible()
+    expect(page.locator("#state")).to_have_text("")
+
+
+def test_server_that_does_not_answer_is_shown_until_it_answers(
+    fleet: Page, orchestrator: RunningOrchestrator
+) -> None:
+    orchestrator.stop()
+    expect(fleet.locator("#state")).to_contain_text("does not answer")
+    orchestrator.start()
+    orchestrator.register("comes-later")
+    expect(fleet.locator("#nodes")).to_contain_text("comes-later")
+    expect(fleet.locator("#state")).to_have_text("")
 
 
 def test_changes_are_shown_without_reloading(
@@ -96,7 +137,7 @@ def test_changes_are_shown_without_reloading(
 ) -> None:
     expect(fleet.locator("#nodes")).to_contain_text("node")
     task = orchestrator.create_task("count the lines")
-    fleet.get_by_role("button", name="count the lines").click()
+    _button(fleet, "count the lines").click()
     expect(fleet.locator("#task")).to_contain_text("pending")
     node.poll()
     node.report(task["id"], "running", message="half of it", progress=50)
@@ -107,9 +148,7 @@ def test_changes_are_shown_without_reloading(
     expect(fleet.locator("#task")).to_contain_text("how it went")
     node.report(task["id"], "success", message="three lines")
     expect(fleet.locator("#task")).to_contain_text("three lines")
-    # A task that has ended shows no progress.
-    expect(fleet.locator("#tasks")).not_to_contain_text("50 %")
-    expect(fleet.get_by_role("button", name="Cancel", exact=True)).to_have_count(0)
+    expect(_button(fleet, "Cancel")).to_have_count(0)
 
 
 def test_task_is_created_with_a_preview_of_its_target(
@@ -126,24 +165,22 @@ def test_task_is_created_with_a_preview_of_its_target(
     fleet.get_by_label("Files").set_input_files(
         {"name": "a.txt", "mimeType": "text/plain", "buffer": b"content"}
     )
-    fleet.get_by_role("button", name="Create task").click()
+    _button(fleet, "Create task").click()
     expect(fleet.locator("#task")).to_contain_text("from the page")
     (task,) = orchestrator.tasks()
-    assert (task["target_node_name"], task["target_tags"], task["files"][0][-6:]) == (
-        "client-acme-*",
-        {"env": "production"},
-        "-a.txt",
-    )
+    target = {"target_node_name": "client-acme-*", "target_tags": {"env": "production"}}
+    assert task.items() >= target.items()
+    assert task["files"][0].endswith("-a.txt")
 
 
 def test_task_is_cancelled_after_a_question(fleet: Page, orchestrator: RunningOrchestrator) -> None:
     task_id = orchestrator.create_task("never mind")["id"]
-    fleet.get_by_role("button", name="never mind").click()
+    _button(fleet, "never mind").click()
     fleet.once("dialog", lambda dialog: dialog.dismiss())
-    fleet.get_by_role("button", name="Cancel", exact=True).click()
+    _button(fleet, "Cancel").click()
     assert orchestrator.task(task_id)["status"] == "pending"
     fleet.once("dialog", lambda dialog: dialog.accept())
-    fleet.get_by_role("button", name="Cancel", exact=True).click()
+    _button(fleet, "Cancel").click()
     expect(fleet.locator("#task")).to_contain_text("cancelled")
     assert orchestrator.task(task_id)["status"] == "cancelled"
 
@@ -151,26 +188,26 @@ def test_task_is_cancelled_after_a_question(fleet: Page, orchestrator: RunningOr
 def test_key_is_made_shown_once_rotated_and_revoked(
     fleet: Page, orchestrator: RunningOrchestrator
 ) -> None:
+    for label, value in (
+        ("Description", "builds"),
+        ("May target", "client-acme-*, shared-1"),
+        ("Expires after", "30"),
+        ("Rate limit", "60"),
+    ):
+        fleet.get_by_label(label).fill(value)
     fleet.get_by_label("Name", exact=True).fill("acme-ci")
-    fleet.get_by_label("Description").fill("builds")
-    fleet.get_by_label("May target").fill("client-acme-*, shared-1")
-    fleet.get_by_label("Expires after").fill("30")
-    fleet.get_by_label("Rate limit").fill("60")
-    fleet.get_by_role("button", name="Create key").click()
+    _button(fleet, "Create key").click()
     expect(fleet.locator("#new-key")).to_contain_text("vk_")
     (key,) = rows(orchestrator.admin.get("/keys"))
-    assert key["rate_limit"] == 60
-    assert key["expires_at"] is not None
-    for shown in ("builds", f"{key['expires_at'][:10]}", "60"):
+    for shown in ("acme-ci", "builds", "client-acme-*, shared-1", key["expires_at"][:10], "60"):
         expect(fleet.locator("#key-list")).to_contain_text(shown)
     secret = str(fleet.locator("#new-key").text_content()).rpartition(" ")[2]
     body = {"prompt": "p", "target_node_name": "shared-1"}
     ok(orchestrator.client(secret).post("/tasks", json=body))
-    expect(fleet.locator("#key-list")).to_contain_text("client-acme-*, shared-1")
-    fleet.get_by_role("button", name="Rotate").click()
+    _button(fleet, "Rotate").click()
     expect(fleet.locator("#new-key")).to_contain_text("Rotated key")
     fleet.once("dialog", lambda dialog: dialog.accept())
-    fleet.get_by_role("button", name="Revoke").click()
+    _button(fleet, "Revoke").click()
     expect(fleet.locator("#key-list")).to_contain_text("revoked")
     assert orchestrator.client(secret).post("/tasks", json=body).status_code == 401
 
@@ -183,66 +220,19 @@ def test_refusal_stays_in_view_until_it_is_dismissed_or_the_retry_works(
     fleet.get_by_label("Prompt").fill("at last")
     _create_task(fleet, "nonsense")
     expect(fleet.locator("#state")).to_contain_text("cron")
-    expect(fleet.locator("#state")).to_be_in_viewport()
     orchestrator.register("comes-later")
     expect(fleet.locator("#nodes")).to_contain_text("comes-later")
     expect(fleet.locator("#state")).to_contain_text("cron")
-    fleet.get_by_role("button", name="Dismiss").press("Enter")
+    expect(fleet.locator("#state")).to_be_in_viewport()
+    _button(fleet, "Dismiss").press("Enter")
     expect(fleet.locator("#state")).to_have_text("")
-    expect(fleet.get_by_role("button", name="Create task")).to_be_focused()
+    expect(_button(fleet, "Create task")).to_be_focused()
     _create_task(fleet, "more nonsense")
     expect(fleet.locator("#state")).to_contain_text("cron")
     _create_task(fleet, "0 8 * * mon")
     expect(fleet.locator("#task")).to_contain_text("at last")
     expect(fleet.locator("#state")).to_have_text("")
     assert len(orchestrator.tasks()) == 1
-
-
-def test_server_that_does_not_answer_is_shown_until_it_answers(
-    fleet: Page, orchestrator: RunningOrchestrator
-) -> None:
-    orchestrator.stop()
-    expect(fleet.locator("#state")).to_contain_text("does not answer")
-    orchestrator.start()
-    orchestrator.register("comes-later")
-    expect(fleet.locator("#nodes")).to_contain_text("comes-later")
-    expect(fleet.locator("#state")).to_have_text("")
-
-
-def test_error_of_the_server_or_a_proxy_is_shown_until_it_is_over(
-    page: Page, orchestrator: RunningOrchestrator
-) -> None:
-    sentence = "the database does not answer"
-    for body, shown in (
-        (f'{{"detail": "{sentence}: try again"}}', sentence),
-        ("<html>a proxy's own page</html>", "HTTP status 503"),
-    ):
-        page.route("**/dashboard/live*", _unavailable(body))
-        _sign_in(page, orchestrator.admin_key)
-        expect(page.locator("#state")).to_contain_text(shown)
-        page.unroute("**/dashboard/live*")
-        expect(page.locator("#nodes-title")).to_be_visible()
-        expect(page.locator("#state")).to_have_text("")
-        page.get_by_role("button", name="Sign out").click()
-
-
-@pytest.mark.settings(failures_per_minute=2)
-def test_throttled_sign_in_is_retried(page: Page) -> None:
-    # Each wrong key counts once, though the page has more than one call to make.
-    for number in range(2):
-        _sign_in(page, f"wrong {number}")
-        expect(page.locator("#state")).to_have_text("unknown or expired API key")
-        expect(page.locator("#sign-in")).to_be_visible()
-    _sign_in(page, "wrong again")
-    expect(page.locator("#state")).to_contain_text("too many wrong credentials")
-    expect(page.locator("#state")).to_contain_text("retrying in")
-    expect(page.locator("#fleet")).to_be_hidden()
-
-
-def test_key_that_no_header_can_carry_is_refused_in_the_page(page: Page) -> None:
-    _sign_in(page, "schlüssel→")
-    expect(page.locator("#state")).to_contain_text("cannot be a key")
-    expect(page.get_by_label("Admin key")).to_be_focused()
 
 
 def test_hostile_texts_are_shown_as_texts(fleet: Page, orchestrator: RunningOrchestrator) -> None:
@@ -261,29 +251,14 @@ def test_hostile_texts_are_shown_as_texts(fleet: Page, orchestrator: RunningOrch
     assert fleet.evaluate("window.harmed") is None
 
 
-def test_keyboard_is_enough(fleet: Page, orchestrator: RunningOrchestrator) -> None:
-    orchestrator.create_task("by keyboard")
-    button = fleet.get_by_role("button", name="by keyboard")
-    button.wait_for()
-    fleet.locator("body").press("Tab")
-    for _ in range(30):
-        if button.evaluate("element => element === document.activeElement"):
-            break
-        fleet.keyboard.press("Tab")
-    expect(button).to_be_focused()
-    # A live update must not move the focus.
-    orchestrator.create_task("another")
-    fleet.get_by_role("button", name="another").wait_for()
-    expect(button).to_be_focused()
-    fleet.keyboard.press("Enter")
-    expect(fleet.locator("#task")).to_contain_text("by keyboard")
-
-
-def test_long_words_do_not_widen_the_page_by_day_and_night(
+def test_long_words_neither_widen_the_page_nor_wrap_the_cells_beside_them(
     fleet: Page, orchestrator: RunningOrchestrator, node: RegisteredNode
 ) -> None:
-    orchestrator.register("n" * 200, tags={"zone": "eu"})
-    orchestrator.create_task("p", target_tags={"k" * 100: "v"})
+    orchestrator.register("n" * 200, tags={"k" * 200: "v" * 200})
+    pending = {"target_node_name": "n" * 200, "target_tags": {"k" * 100: "v"}}
+    orchestrator.create_task("x" * 300, **pending)
+    long_key = {"name": "k" * 200, "description": "d" * 200, "allowed_node_patterns": ["p" * 200]}
+    orchestrator.create_key(**long_key)
     task_id = orchestrator.assign(node, prompt="x" * 300)
     messages = [{"role": "r" * 300, "content": "c" * 300}]
     node.send_log(task_id, {"title": "t" * 300, "messages": messages})
@@ -291,64 +266,57 @@ def test_long_words_do_not_widen_the_page_by_day_and_night(
     fleet.locator(f"#show-{task_id}").click()
     for letter in "xrctm":
         expect(fleet.locator("#fleet")).to_contain_text(letter * 300)
-    for size in (PHONE, DESKTOP):
-        fleet.set_viewport_size(size)
-        assert fleet.evaluate("document.documentElement.scrollWidth") <= size["width"]
-    background = "getComputedStyle(document.body).backgroundColor"
-    fleet.emulate_media(color_scheme="light")
-    assert fleet.evaluate(background) == "rgb(255, 255, 255)"
-    fleet.emulate_media(color_scheme="dark")
-    assert fleet.evaluate(background) == "rgb(20, 23, 26)"
-
-
-def test_long_names_do_not_wrap_the_cells_beside_them(
-    fleet: Page, orchestrator: RunningOrchestrator
-) -> None:
-    orchestrator.register("n" * 200, tags={"k" * 200: "v" * 200})
-    orchestrator.create_task("x" * 300, target_node_name="n" * 200)
-    long = {"name": "k" * 200, "description": "d" * 200, "allowed_node_patterns": ["p" * 200]}
-    orchestrator.create_key(**long)
-    for width in (1280, 1040, 800):
-        fleet.set_viewport_size({"width": width, "height": 800})
-        for text in ("pending", "submitter", "Rotate", "Revoke"):
-            place = fleet.get_by_text(text, exact=True).and_(fleet.locator("table *"))
-            place.wait_for()
-            # A text has one range for each of its lines.
-            lines = place.evaluate(
-                "element => { const range = document.createRange();"
-                " range.selectNodeContents(element); return range.getClientRects().length; }"
-            )
-            assert lines == 1, (width, text)
+    for width in (1280, 1040, 800, 360):
+        fleet.set_viewport_size({"width": width, "height": 740})
         assert fleet.evaluate("document.documentElement.scrollWidth") <= width
+        for text in ("pending", "submitter", "Rotate", "Revoke") if width >= 800 else ():
+            cell = fleet.locator("table *").get_by_text(text, exact=True)
+            assert cell.evaluate(COUNT_LINES) == 1, (width, text)
 
 
-def test_chosen_task_comes_into_view_and_focus_returns_when_it_is_closed(
-    fleet: Page, orchestrator: RunningOrchestrator
+@pytest.mark.parametrize(("scheme", "color"), [("light", "255, 255, 255"), ("dark", "20, 23, 26")])
+def test_background_is_that_of_the_color_scheme(page: Page, scheme: str, color: str) -> None:
+    page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert background == f"rgb({color})"
+
+
+def test_keyboard_is_enough(fleet: Page, orchestrator: RunningOrchestrator) -> None:
+    orchestrator.create_task("by keyboard")
+    button = _button(fleet, "by keyboard")
+    button.wait_for()
+    fleet.locator("body").press("Tab")
+    for _ in range(30):
+        if button.evaluate("element => element === document.activeElement"):
+            break
+        fleet.keyboard.press("Tab")
+    expect(button).to_be_focused()
+    fleet.keyboard.press("Enter")
+    expect(fleet.locator("#task")).to_contain_text("by keyboard")
+
+
+def test_view_and_focus_follow_the_choice_and_no_report(
+    fleet: Page, orchestrator: RunningOrchestrator, node: RegisteredNode
 ) -> None:
-    _create_many_tasks(fleet, orchestrator)
-    button = fleet.get_by_role("button", name="task number 0.")
+    task_id = orchestrator.assign(node, prompt="the chosen one")
+    for number in range(60):
+        orchestrator.create_task(f"task number {number}.")
+    # Rows that come later would move the others.
+    _button(fleet, "task number 59.").wait_for()
+    button, other = _button(fleet, "the chosen one"), _button(fleet, "task number 0.")
     for size in (PHONE, DESKTOP):
         fleet.set_viewport_size(size)
         button.press("Enter")
         expect(fleet.locator("#task h2")).to_be_in_viewport()
         expect(fleet.locator("#task h2")).to_be_focused()
-        fleet.get_by_role("button", name="Close").press("Enter")
+        _button(fleet, "Close").press("Enter")
         expect(fleet.locator("#chosen")).to_be_empty()
         expect(button).to_be_focused()
         expect(button).to_be_in_viewport()
-
-
-def test_report_of_the_chosen_task_does_not_move_the_page(
-    fleet: Page, orchestrator: RunningOrchestrator, node: RegisteredNode
-) -> None:
-    task_id = orchestrator.assign(node, prompt="the chosen one")
-    _create_many_tasks(fleet, orchestrator)
-    fleet.get_by_role("button", name="the chosen one").click()
+    button.press("Enter")
     expect(fleet.locator("#task h2")).to_be_focused()
-    last = fleet.get_by_role("button", name="task number 0.")
-    last.focus()
-    expect(last).to_be_in_viewport()
+    other.focus()
     node.report(task_id, "running", message="on its way")
     expect(fleet.locator("#task")).to_contain_text("on its way")
-    expect(last).to_be_focused()
-    expect(last).to_be_in_viewport()
+    expect(other).to_be_focused()
+    expect(other).to_be_in_viewport()

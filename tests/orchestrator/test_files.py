@@ -36,35 +36,29 @@ def _refused_upload(orchestrator: RunningOrchestrator, size: int) -> tuple[int, 
 def test_holder_downloads_files_whole_and_in_their_order(
     orchestrator: RunningOrchestrator, node: RegisteredNode
 ) -> None:
-    contents = {
-        "plain.txt": b"",
-        "with space.csv": b"\r\n--boundary\r\n",
-        "Übersicht 2024.xlsx": CONTENT,
-        "日本.md": b"d",
-    }
-    names: list[str] = []
-    for name, content in contents.items():
-        file = orchestrator.upload(name, content)
-        names.insert(0, file.pop("filename"))
-        assert names[0].endswith(f"-{name}")
-        size, checksum = len(content), sha256(content)
-        assert file == {"original_name": name, "checksum": checksum, "size": size}
+    files = [
+        ("same.txt", b"one"),
+        ("same.txt", b""),
+        ("with space.csv", b"\r\n--boundary\r\n"),
+        ("日本.md", CONTENT),
+    ]
+    uploaded = [orchestrator.upload(name, content) for name, content in files]
+    names = [file["filename"] for file in reversed(uploaded)]
     orchestrator.create_task(files=names)
     assignment = node.poll()
     assert assignment is not None
     assert assignment["files"] == names
-    for name, checksum in zip(names, assignment["file_checksums"], strict=True):
-        response = node.http.get(f"/files/{quote(name, safe='')}")
-        content = contents[name.partition("-")[2]]
+    checksums = reversed(assignment["file_checksums"])
+    for file, checksum, (name, content) in zip(uploaded, checksums, files, strict=True):
+        response = node.http.get(f"/files/{quote(file['filename'], safe='')}")
         assert (response.content, checksum) == (content, sha256(content))
-        assert response.headers["Content-Length"] == str(len(content))
+        assert file["original_name"] == name
+        assert file["filename"].endswith(f"-{name}")
 
 
-def test_file_is_sent_whole_whatever_range_is_requested(
-    orchestrator: RunningOrchestrator, node: RegisteredNode
-) -> None:
-    file = orchestrator.upload("a.txt", b"abc")["filename"]
-    orchestrator.assign(node, files=[file])
+def test_file_is_sent_whole_whatever_range_is_requested(shared: RunningOrchestrator) -> None:
+    node, file = shared.register(), shared.upload("a.txt", b"abc")["filename"]
+    shared.assign(node, files=[file])
     for span in ("bytes=0-0", "bytes=100-200", "bytes=abc", "lines=1", "nonsense"):
         response = node.http.get(f"/files/{file}", headers={"Range": span})
         assert (response.status_code, response.content) == (200, b"abc")
@@ -72,43 +66,27 @@ def test_file_is_sent_whole_whatever_range_is_requested(
 
 
 @pytest.mark.both_databases
-def test_file_is_404_for_all_but_the_holder(
+def test_file_is_404_before_and_after_its_node_holds_the_task(
     orchestrator: RunningOrchestrator, node: RegisteredNode
 ) -> None:
-    file, other = orchestrator.upload("a.txt", b"a")["filename"], orchestrator.register("other")
-
-    def codes() -> list[int]:
-        return [one.http.get(f"/files/{file}").status_code for one in (node, other)]
-
-    assert codes() == [404, 404]
-    task_id = orchestrator.create_task(files=[file], target_node_id=node.id)["id"]
-    assert codes() == [404, 404]
+    path = f"/files/{orchestrator.upload('a.txt', b'a')['filename']}"
+    task_id = orchestrator.create_task(files=[path.rpartition("/")[2]])["id"]
+    codes = [node.http.get(path).status_code]
     node.poll()
-    assert codes() == [200, 404]
-    node.report(task_id, "running")
-    assert codes() == [200, 404]
-    node.report(task_id, "success")
-    assert codes() == [404, 404]
-
-
-def test_same_name_never_overwrites(shared: RunningOrchestrator) -> None:
-    node = shared.register()
-    names = [shared.upload("same.txt", b"%d" % number)["filename"] for number in range(3)]
-    assert len(set(names)) == 3
-    shared.assign(node, files=names)
-    assert [node.http.get(f"/files/{name}").content for name in names] == [b"0", b"1", b"2"]
+    codes.append(node.http.get(path).status_code)
+    for status in ("running", "success"):
+        node.report(task_id, status)
+        codes.append(node.http.get(path).status_code)
+    assert codes == [404, 200, 200, 404]
 
 
 @pytest.mark.parametrize(
     "name",
     [
         "../../etc/passwd",
-        "/etc/passwd",
         "..\\..\\passwd",
         "..",
-        "../registration-token",
         "orchestrator.db",
-        "a/../../b",
         "%2e%2e%2fpasswd",
         ".bashrc",
         "x" * 500 + ".txt",
@@ -156,11 +134,9 @@ def test_path_cannot_leave_the_folder(shared: RunningOrchestrator, path: str) ->
 
 @pytest.mark.settings(max_upload_bytes=2_500_000)
 def test_file_over_the_limit_is_413_and_leaves_nothing(orchestrator: RunningOrchestrator) -> None:
-    # The whole body is small enough to be accepted, and the file large enough for much to be
-    # written.
-    sentence = "file is over the limit of 2500000 bytes"
-    for size in (2_500_001, 2_550_000):
-        assert _refused_upload(orchestrator, size) == (413, sentence)
+    # The body is small enough to be accepted, and much of the file is written before its end.
+    too_large = (413, "file is over the limit of 2500000 bytes")
+    assert _refused_upload(orchestrator, 2_500_001) == too_large
     request = orchestrator.admin.build_request("POST", "/upload", files={"file": b"x" * 5_000_000})
     body, headers = request.read(), {"Content-Type": request.headers["Content-Type"]}
     for content in (body, iter([body[:1_000_000], body[1_000_000:]])):
@@ -170,25 +146,19 @@ def test_file_over_the_limit_is_413_and_leaves_nothing(orchestrator: RunningOrch
     orchestrator.upload("fits.bin", b"x" * 2_500_000)
 
 
-@pytest.mark.settings(min_free_bytes=2**62)
-def test_file_that_would_fill_the_disk_is_507_and_leaves_nothing(
-    orchestrator: RunningOrchestrator,
-) -> None:
-    assert _refused_upload(orchestrator, 1) == NO_ROOM
-
-
 # No test fills a disk, so these two replace what the system returns of one.
 
 
-@pytest.mark.settings(min_free_bytes=0)
-def test_disk_that_fills_during_an_upload_is_507_and_leaves_nothing(
+@pytest.mark.settings(min_free_bytes=2_000_000)
+def test_upload_that_would_fill_the_disk_is_507_and_leaves_nothing(
     orchestrator: RunningOrchestrator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disk = shutil.disk_usage(tmp_path)
-    left = iter([disk.total, disk.total, 10])
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: disk._replace(free=next(left)))
+    # Enough for the write, but not for what has to stay free.
+    free = iter([disk.total, disk.total, 2_000_000])
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: disk._replace(free=next(free)))
     assert _refused_upload(orchestrator, 5_000_000) == NO_ROOM
-    assert next(left, None) is None
+    assert next(free, None) is None
 
 
 class _FullDisk(FileIO):
@@ -232,16 +202,12 @@ def test_broken_upload_is_422_and_leaves_nothing(
 
 
 def test_other_parts_of_the_form_are_ignored(shared: RunningOrchestrator) -> None:
-    node, files = shared.register(), {"file": ("a.txt", b"content"), "more": ("b.txt", b"other")}
+    files = {"file": ("a.txt", b"content"), "more": ("b.txt", b"other")}
     file = ok(shared.admin.post("/upload", data={"note": "text"}, files=files))
-    assert file["checksum"] == sha256(b"content")
-    shared.assign(node, files=[file["filename"]])
-    assert node.http.get(f"/files/{file['filename']}").content == b"content"
+    assert (file["original_name"], file["checksum"]) == ("a.txt", sha256(b"content"))
 
 
-def test_start_removes_incomplete_uploads_unless_another_server_writes_them(
-    orchestrator: RunningOrchestrator,
-) -> None:
+def test_start_removes_uploads_that_no_server_writes(orchestrator: RunningOrchestrator) -> None:
     orchestrator.upload("complete.txt", b"complete")
     folder = orchestrator.settings.data_dir / "files"
     (folder / "crashed.partial").write_bytes(b"half")

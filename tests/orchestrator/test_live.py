@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import timedelta
 
 import pytest
@@ -12,6 +12,7 @@ from sqlalchemy import insert, select, update
 from orchestrator.db.database import Database
 from orchestrator.db.tables import ApiKey, StatusEntry, Task
 from orchestrator.model import TaskStatus, utc_now
+from orchestrator.web.live import shown_log
 from tests.orchestrator.serving import Json, RegisteredNode, RunningOrchestrator, ok, refusal
 
 Events = Iterator[tuple[str, str]]
@@ -22,22 +23,16 @@ def _live(orchestrator: RunningOrchestrator, task_id: str = "") -> Iterator[Even
     path = f"/dashboard/live?task_id={task_id}"
     with orchestrator.admin.stream("GET", path) as response:
         assert response.headers["Content-Type"].startswith("text/event-stream")
-        yield _events(response.iter_lines())
-
-
-def _events(lines: Iterator[str]) -> Events:
-    for line in lines:
-        if line.startswith("data: "):
-            event = json.loads(line.removeprefix("data: "))
-            yield event["part"], event["html"]
+        lines = (line for line in response.iter_lines() if line.startswith("data: "))
+        events = (json.loads(line.removeprefix("data: ")) for line in lines)
+        yield ((event["part"], event["html"]) for event in events)
 
 
 def _first_parts(events: Events) -> dict[str, str]:
     parts: dict[str, str] = {}
-    for part, html in events:
+    while "key-list" not in parts:
+        part, html = next(events)
         parts[part] = html
-        if part == "key-list":
-            break
     return parts
 
 
@@ -46,11 +41,8 @@ def _first_look(orchestrator: RunningOrchestrator, task_id: str = "") -> dict[st
         return _first_parts(events)
 
 
-def _message(content: object) -> Json:
-    return {"role": "user", "content": content}
-
-
-def _send_log(node: RegisteredNode, task_id: str, *messages: object) -> None:
+def _send_log(node: RegisteredNode, task_id: str, *contents: object) -> None:
+    messages = [{"role": "user", "content": content} for content in contents]
     node.send_log(task_id, {"title": "t", "messages": messages})
 
 
@@ -58,10 +50,10 @@ def _send_log(node: RegisteredNode, task_id: str, *messages: object) -> None:
 def test_stream_has_nodes_tasks_keys_and_the_chosen_task(
     orchestrator: RunningOrchestrator, node: RegisteredNode
 ) -> None:
+    key = orchestrator.create_key(name="the-key")
     times = {"recurrence": "0 8 * * mon", "scheduled_for": "2099-01-02T03:04:05Z"}
-    fields = {"target_node_id": node.id, "target_tags": {"a": "b"}}
-    task_id = orchestrator.create_task("the-prompt", **fields, **times)["id"]
-    orchestrator.create_key(name="the-key")
+    body = {"prompt": "the-prompt", "target_node_id": node.id, "target_tags": {"a": "b"}, **times}
+    task_id = ok(orchestrator.client(key["api_key"]).post("/tasks", json=body))["id"]
     parts = _first_look(orchestrator, task_id)
     assert node.name in parts["nodes"]
     assert "the-key" in parts["key-list"]
@@ -69,26 +61,28 @@ def test_stream_has_nodes_tasks_keys_and_the_chosen_task(
         for text in ("the-prompt", "a=b", "2099-01-02 03:04:05 UTC", "0 8 * * mon", node.name):
             assert text in parts[part], (part, text)
         assert node.id not in parts[part]
-    assert ">Cancel<" in parts["chosen"]
+    for text in (">Cancel<", "the-key"):
+        assert text in parts["chosen"]
+    by_admin = orchestrator.create_task()["id"]
+    assert "the admin key" in _first_look(orchestrator, by_admin)["chosen"]
     assert ">Cancel<" not in "".join(_first_look(orchestrator, "unknown").values())
 
 
-def test_only_what_has_changed_is_sent_again(
-    orchestrator: RunningOrchestrator, node: RegisteredNode
-) -> None:
+def test_only_what_has_changed_is_sent_again(orchestrator: RunningOrchestrator) -> None:
+    node = orchestrator.register()
     task_id = orchestrator.assign(node)
-    _send_log(node, task_id, _message("first log"))
+    _send_log(node, task_id, "first log")
     with _live(orchestrator, task_id) as events:
         parts = _first_parts(events)
         assert list(parts) == ["numbers", "chosen", "log", "tasks", "nodes", "key-list"]
         assert "first log" in parts["log"]
+        assert "GET /logs/" not in parts["log"]
         orchestrator.register("another")
         # In one look, or in two: the numbers are read before the rest.
         assert {next(events)[0] for _ in range(2)} == {"numbers", "nodes"}
-        _send_log(node, task_id, _message("second log"))
+        _send_log(node, task_id, "x" * 1_000_000 + "second log")
         part, html = next(events)
-        assert part == "log"
-        assert "second log" in html
+        assert (part, "second log" in html, f"GET /logs/{task_id}" in html) == ("log", True, True)
 
 
 @pytest.mark.both_databases
@@ -114,39 +108,61 @@ def test_look_costs_little_though_a_task_has_many_reports(
     assert "33&nbsp;%" not in _first_look(orchestrator)["tasks"]
 
 
-def test_long_log_is_truncated_to_its_end(
-    orchestrator: RunningOrchestrator, node: RegisteredNode
-) -> None:
-    task_id = orchestrator.assign(node)
-    numbered = [_message(f"message {number}.") for number in range(1000)]
-    large = _message("x" * 9_000_000 + "the end")
-    many = [_message(f"{number}.") for number in range(100_000)]
-    for messages, end in (([*numbered, large], "the end"), (many, "99999.")):
-        _send_log(node, task_id, *messages)
-        log = _first_look(orchestrator, task_id)["log"]
-        assert end in log
-        assert f"GET /logs/{task_id}" in log
-        assert len(log) < 250_000
+def _add_reports(orchestrator: RunningOrchestrator, count: int) -> None:
+    settings = orchestrator.settings
+    with (
+        closing(Database(settings.data_dir, settings.database_url)) as database,
+        database.writing() as session,
+    ):
+        row = {"status": TaskStatus.RUNNING, "message": "m" * 1000, "progress": 2.0}
+        row |= {"task_number": session.scalars(select(Task.number)).one(), "timestamp": utc_now()}
+        session.execute(insert(StatusEntry), [row] * count)
 
 
-def test_log_of_few_fields_is_shown(
-    orchestrator: RunningOrchestrator, node: RegisteredNode
-) -> None:
-    task_id = orchestrator.assign(node)
-    _send_log(node, task_id, {"content": "alone", "further": [1]}, {}, {"content": None})
-    log = _first_look(orchestrator, task_id)["log"]
-    assert "alone" in log
-    assert "GET /logs/" not in log
+@pytest.mark.parametrize(
+    "contents",
+    [[*map(str, range(1000)), "x" * 9_000_000 + "the end"], [*map(str, range(100_000)), "the end"]],
+    ids=["long message", "many messages"],
+)
+def test_long_log_is_truncated_to_its_end(contents: list[str]) -> None:
+    log = shown_log(json.dumps({"messages": [{"content": content} for content in contents]}))
+    assert log["is_cut"]
+    assert log["messages"][-1]["content"].endswith("the end")
+    assert len(json.dumps(log)) < 250_000
 
 
-def test_long_texts_of_a_task_are_truncated(
-    orchestrator: RunningOrchestrator, node: RegisteredNode
-) -> None:
+def test_log_of_few_fields_is_shown() -> None:
+    messages: list[Json] = [{"content": "alone", "further": [1]}, {}, {"content": None}]
+    contents = [one["content"] for one in shown_log(json.dumps({"messages": messages}))["messages"]]
+    assert contents == ["alone", "", "null"]
+
+
+def test_long_texts_of_a_task_are_truncated(orchestrator: RunningOrchestrator) -> None:
+    node = orchestrator.register()
     task_id = orchestrator.assign(node, prompt="p" * 500_000)
     node.report(task_id, "success", message="m" * 500_000)
-    parts = _first_look(orchestrator, task_id)
-    assert len(parts["chosen"]) < 50_000
-    assert f"GET /tasks/{task_id}" in parts["chosen"]
+    chosen = _first_look(orchestrator, task_id)["chosen"]
+    assert len(chosen) < 50_000
+    assert f"GET /tasks/{task_id}" in chosen
+
+
+def test_list_of_tasks_is_limited_and_shows_it(orchestrator: RunningOrchestrator) -> None:
+    for _ in range(100):
+        orchestrator.create_task()
+    assert "GET /tasks" not in _first_look(orchestrator)["tasks"]
+    orchestrator.create_task("the newest")
+    shown = _first_look(orchestrator)["tasks"]
+    assert "GET /tasks" in shown
+    assert "the newest" in shown
+    assert shown.count("data-select") == 100
+
+
+def test_expired_key_is_shown_as_expired(orchestrator: RunningOrchestrator) -> None:
+    orchestrator.create_key(expires_in_days=1)
+    assert "submitter" in _first_look(orchestrator)["key-list"]
+    orchestrator.change(update(ApiKey).values(expires_at=utc_now() - timedelta(days=1)))
+    shown = _first_look(orchestrator)["key-list"]
+    assert ("expired" in shown, "submitter" in shown) == (True, False)
 
 
 def test_stream_ends_when_the_server_stops(orchestrator: RunningOrchestrator) -> None:
@@ -165,58 +181,9 @@ def test_stream_and_preview_are_for_admins_alone(shared: RunningOrchestrator) ->
     assert refusal(shared.client().get("/dashboard/live"))[0] == 401
 
 
-def test_page_needs_no_key_and_loads_nothing_from_elsewhere(shared: RunningOrchestrator) -> None:
+def test_page_allows_only_its_own_scripts_by_a_new_nonce(shared: RunningOrchestrator) -> None:
     first, second = (shared.client().get("/dashboard") for _ in range(2))
-    assert first.status_code == 200
-    policy = first.headers["Content-Security-Policy"]
-    assert policy.startswith("default-src 'none'")
-    # Each response has a nonce of its own.
-    assert policy != second.headers["Content-Security-Policy"]
+    policies = [page.headers["Content-Security-Policy"] for page in (first, second)]
+    assert policies[0].startswith("default-src 'none'")
+    assert policies[0] != policies[1]
     assert "http" not in first.text.replace(shared.url, "")
-
-
-def test_keys_are_shown_with_their_limits(orchestrator: RunningOrchestrator) -> None:
-    key = orchestrator.create_key(description="its purpose", rate_limit=7, expires_in_days=1)
-    shown = _first_look(orchestrator)["key-list"]
-    for text in ("its purpose", ">7<", key["expires_at"][:10], "submitter"):
-        assert text in shown
-    past = utc_now() - timedelta(days=1)
-    orchestrator.change(update(ApiKey).values(expires_at=past))
-    shown = _first_look(orchestrator)["key-list"]
-    assert "expired" in shown
-    assert "submitter" not in shown
-
-
-def test_task_shows_the_name_of_the_key_that_created_it(orchestrator: RunningOrchestrator) -> None:
-    key = orchestrator.create_key(name="acme-ci")
-    holder = orchestrator.client(key["api_key"])
-    created = ok(holder.post("/tasks", json={"prompt": "p"}))
-    assert created["created_by"] == key["key_id"]
-    assert "acme-ci" in _first_look(orchestrator, created["id"])["chosen"]
-    by_admin = orchestrator.create_task()["id"]
-    assert "the admin key" in _first_look(orchestrator, by_admin)["chosen"]
-
-
-def test_list_shows_that_there_are_more_tasks(orchestrator: RunningOrchestrator) -> None:
-    for _ in range(100):
-        orchestrator.create_task()
-    assert "GET /tasks" not in _first_look(orchestrator)["tasks"]
-    orchestrator.create_task("the newest")
-    shown = _first_look(orchestrator)["tasks"]
-    assert "GET /tasks" in shown
-    assert "the newest" in shown
-    assert shown.count("data-select") == 100
-
-
-def _add_reports(orchestrator: RunningOrchestrator, count: int) -> None:
-    database = Database(orchestrator.settings.data_dir, orchestrator.settings.database_url)
-    with database.writing() as session:
-        row = {
-            "task_number": session.scalars(select(Task.number)).one(),
-            "status": TaskStatus.RUNNING,
-            "message": "m" * 1000,
-            "progress": 2.0,
-            "timestamp": utc_now(),
-        }
-        session.execute(insert(StatusEntry), [row] * count)
-    database.close()

@@ -1,6 +1,7 @@
-"""Registration, heartbeats, and the admin's view of nodes."""
+"""Registration, also with a key (the extension `reregister`), heartbeats, and silent nodes."""
 
 import uuid
+from contextlib import closing
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
@@ -8,67 +9,118 @@ import httpx
 import pytest
 from sqlalchemy import update
 
+from orchestrator.db.database import Database
 from orchestrator.db.tables import Node
+from orchestrator.scheduling.claims import look_for, take
 from orchestrator.settings import Settings
 from runner.settings import DEFAULT_HEARTBEAT_INTERVAL_S
-from tests.orchestrator.serving import RegisteredNode, RunningOrchestrator, ok, refusal
+from tests.orchestrator.claiming import claim_next
+from tests.orchestrator.serving import Poller, RegisteredNode, RunningOrchestrator, ok, refusal
 
 DEFAULT_TIMEOUT_S = Settings(Path(), "", None).heartbeat_timeout_s
+GONE = "no node has the key in X-API-Key: register without it, as a new node"
+CHANGED = {
+    "hostname": "renamed.example",
+    "os_type": "debian",
+    "name": "new",
+    "capabilities": ["cuda"],
+    "tags": {"zone": "eu"},
+}
+TASK_ID = str(uuid.UUID(int=0))
+PROMPTLY_S = 20
+"""Less than the 30 s after which a held request looks for work without an announcement."""
 
 
 def _register(
-    orchestrator: RunningOrchestrator, token: str | None, name: str | None = None
+    orchestrator: RunningOrchestrator, api_key: str | None = None, **changes: object
 ) -> httpx.Response:
-    body = {"hostname": "box", "os_type": "linux", "name": name}
-    headers = {} if token is None else {"X-Registration-Token": token}
-    return orchestrator.client().post("/register", json=body, headers=headers)
+    token = {"X-Registration-Token": str(orchestrator.registration_token)}
+    body = {**CHANGED, **changes}
+    return orchestrator.client(api_key).post("/register", json=body, headers=token)
 
 
 @pytest.mark.parametrize("name", [None, "", "  "])
-def test_name_defaults_to_hostname(shared: RunningOrchestrator, name: str | None) -> None:
-    assert ok(_register(shared, shared.registration_token, name))["name"] == "box"
+def test_name_defaults_to_the_hostname(shared: RunningOrchestrator, name: str | None) -> None:
+    assert ok(_register(shared, name=name))["name"] == "renamed.example"
 
 
-def test_key_is_stored_as_a_hash(orchestrator: RunningOrchestrator, node: RegisteredNode) -> None:
-    stored = orchestrator.stored()
-    assert node.id in stored
-    assert node.api_key not in stored
-
-
-@pytest.mark.parametrize(
-    ("token", "sentence"),
-    [(None, "X-Registration-Token is missing"), ("wrong", "invalid registration token")],
-)
-def test_wrong_registration_token_is_401(
-    shared: RunningOrchestrator, token: str | None, sentence: str
+@pytest.mark.both_databases
+def test_node_with_a_key_changes_its_description_and_nothing_else(
+    orchestrator: RunningOrchestrator, node: RegisteredNode
 ) -> None:
-    assert refusal(_register(shared, token)) == (401, sentence)
+    node.beat("busy", current_task_id=TASK_ID, task_ids=[TASK_ID])
+    (before,) = orchestrator.nodes()
+    for _ in range(3):
+        ok(_register(orchestrator, node.api_key))
+    assert orchestrator.nodes() == [{**before, **CHANGED}]
+    # The repeats changed nothing, so they are not in the audit.
+    (entry,) = orchestrator.audit(key_id=node.id)
+    assert (entry["action"], entry["client"]) == ("node:reregistered", "127.0.0.1")
+    assert "name: 'node' -> 'new'" in entry["detail"]
+    assert "tags: {} -> {'zone': 'eu'}" in entry["detail"]
+    assert node.api_key not in orchestrator.stored()
 
 
-@pytest.mark.settings(registration_token=None)
-def test_disabled_registration_is_503(orchestrator: RunningOrchestrator) -> None:
-    for token in (None, "", "any"):
-        assert refusal(_register(orchestrator, token)) == (503, "registration is disabled")
+def test_silent_node_that_registers_again_stays_offline_until_its_heartbeat(
+    orchestrator: RunningOrchestrator, node: RegisteredNode
+) -> None:
+    orchestrator.silence(node)
+    assert ok(_register(orchestrator, node.api_key))["status"] == "offline"
+    assert node.beat("idle")["status"] == "idle"
 
 
-def test_heartbeat_is_recorded_as_sent(shared: RunningOrchestrator) -> None:
-    node, task_ids = shared.register(), [str(uuid.uuid4()), str(uuid.uuid4())]
-    before = ok(shared.admin.get(f"/nodes/{node.id}"))["last_heartbeat"]
+@pytest.mark.both_databases
+def test_held_request_is_answered_with_a_task_for_the_new_name(
+    orchestrator: RunningOrchestrator, node: RegisteredNode
+) -> None:
+    task_id = orchestrator.create_task(target_node_name="new")["id"]
+    poller = Poller(orchestrator, node)
+    ok(_register(orchestrator, node.api_key))
+    assert poller.task_id(within_s=PROMPTLY_S) == task_id
+
+
+@pytest.mark.both_databases
+def test_task_that_was_seen_for_the_old_name_is_not_claimed(
+    orchestrator: RunningOrchestrator, node: RegisteredNode
+) -> None:
+    task_id = orchestrator.create_task(target_node_name="node")["id"]
+    settings = orchestrator.settings
+    with closing(Database(settings.data_dir, settings.database_url)) as database:
+        (look,) = look_for(database, settings, [node.id])
+        assert look is not None
+        orchestrator.change(update(Node).where(Node.id == node.id).values(name="new"))
+        assert take(database, settings, look).task is None
+        assert claim_next(database, settings, node.id).task is None
+    assert orchestrator.task(task_id)["status"] == "pending"
+
+
+def test_admin_keys_are_403_and_in_the_audit(orchestrator: RunningOrchestrator) -> None:
+    scoped = orchestrator.create_key()
+    keys = {"admin": orchestrator.admin_key, scoped["key_id"]: scoped["api_key"]}
+    for key_id, key in keys.items():
+        assert refusal(_register(orchestrator, key)) == (403, "only a node may do this")
+        entries = [(one["action"], one["detail"]) for one in orchestrator.audit(key_id=key_id)]
+        assert entries.count(("denied node", "POST /register: only a node may do this")) == 1
+    ok(orchestrator.admin.post(f"/keys/{scoped['key_id']}/revoke"))
+    assert refusal(_register(orchestrator, scoped["api_key"])) == (410, GONE)
+    assert orchestrator.nodes() == []
+
+
+def test_key_does_not_replace_the_token(orchestrator: RunningOrchestrator) -> None:
+    node = orchestrator.register()
+    missing = (401, "X-Registration-Token is missing")
+    assert refusal(node.http.post("/register", json=CHANGED)) == missing
+    assert orchestrator.nodes()[0]["name"] == "node"
+
+
+def test_heartbeat_is_recorded_and_only_for_its_own_node(shared: RunningOrchestrator) -> None:
+    node, other = shared.register(), shared.register()
     for status in ("idle", "busy", "offline", "error"):
-        response = node.beat(status, current_task_id=task_ids[0], task_ids=task_ids)
-        assert response["cancelled_task_ids"] == []
+        node.beat(status, current_task_id=TASK_ID)
         shown = ok(shared.admin.get(f"/nodes/{node.id}"))
-        assert (shown["status"], shown["current_task_id"]) == (status, task_ids[0])
-    assert shown["last_heartbeat"] > before
-
-
-def test_heartbeat_that_does_not_fit_is_refused(shared: RunningOrchestrator) -> None:
-    node, other = shared.register(), shared.register("other")
-    body = {"node_id": other.id, "status": "idle"}
-    assert refusal(node.http.post("/nodes/heartbeat", json=body))[0] == 403
-    body = {"node_id": node.id, "status": "sleepy"}
-    code, sentence = refusal(node.http.post("/nodes/heartbeat", json=body))
-    assert (code, sentence.startswith("status")) == (422, True)
+        assert (shown["status"], shown["current_task_id"]) == (status, TASK_ID)
+    response = other.http.post("/nodes/heartbeat", json={"node_id": node.id, "status": "idle"})
+    assert refusal(response)[0] == 403
 
 
 @pytest.mark.both_databases
@@ -84,7 +136,3 @@ def test_node_is_offline_from_three_missed_heartbeats_to_the_next(
         assert orchestrator.nodes()[0]["status"] == status
     assert node.beat("busy")["status"] == "busy"
     assert orchestrator.nodes()[0]["status"] == "busy"
-
-
-def test_removing_an_unknown_node_is_404(shared: RunningOrchestrator) -> None:
-    assert refusal(shared.admin.delete("/nodes/nobody"))[0] == 404

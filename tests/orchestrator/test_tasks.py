@@ -1,89 +1,34 @@
-"""Creating, listing and cancelling tasks."""
+"""Tasks: created, cancelled, counted, repeated, and deleted with all that belongs to them."""
 
-import json
 import uuid
+from pathlib import Path
 
 import pytest
 
 from orchestrator.schemas.bodies import ADMIN_CREATOR, NewTask
-from tests.orchestrator.serving import RegisteredNode, RunningOrchestrator, ok, refusal, rows
+from tests.orchestrator.serving import Json, RegisteredNode, RunningOrchestrator, ok
+
+YEARLY = "0 0 1 1 *"
 
 
-@pytest.mark.parametrize("timeout", [{}, {"timeout_seconds": None}])
-def test_task_is_created_pending_with_defaults(
-    shared: RunningOrchestrator, timeout: dict[str, None]
-) -> None:
-    task = shared.create_task("Analyze data", target_node_name="nobody", **timeout)
-    assert str(uuid.UUID(task["id"])) == task["id"]
-    assert (task["status"], task["priority"], task["timeout_seconds"]) == ("pending", 0, 3600)
-    assert (task["files"], task["created_by"]) == ([], ADMIN_CREATOR)
+def _files(orchestrator: RunningOrchestrator) -> list[Path]:
+    return list((orchestrator.settings.data_dir / "files").iterdir())
+
+
+def _pending(orchestrator: RunningOrchestrator) -> list[Json]:
+    return [task for task in orchestrator.tasks() if task["status"] == "pending"]
+
+
+def test_task_has_defaults_and_undeclared_fields_are_ignored(shared: RunningOrchestrator) -> None:
+    body = {**dict.fromkeys(NewTask.model_fields), "prompt": "do it", "further": 1}
+    task = ok(shared.admin.post("/tasks", json=body))
     shown = shared.task(task["id"])
     assert [entry["status"] for entry in shown.pop("history")] == ["pending"]
     assert shown == task
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("prompt", ""),
-        ("prompt", " \n"),
-        ("prompt", None),
-        ("prompt", "\ud800"),
-        ("prompt", "zero \0"),
-        ("timeout_seconds", 0),
-        ("timeout_seconds", 2**40),
-        ("priority", "high"),
-        ("priority", 2**40),
-        ("target_tags", {"env": 1}),
-        ("files", ["never-uploaded"]),
-        ("files", ["twice", "twice"]),
-        ("scheduled_for", "soon"),
-        ("scheduled_for", "0001-01-01T00:00:00+14:00"),
-        ("recurrence", "* * * *"),
-        ("recurrence", "61 * * * *"),
-        ("recurrence", "daily"),
-        ("target_node_id", "not a UUID, so no node's"),
-    ],
-)
-def test_invalid_task_is_422_and_names_the_field(
-    shared: RunningOrchestrator, field: str, value: object
-) -> None:
-    before, body = len(shared.tasks()), json.dumps({"prompt": "p", field: value})
-    headers = {"Content-Type": "application/json"}
-    code, sentence = refusal(shared.admin.post("/tasks", content=body, headers=headers))
-    assert code == 422
-    assert sentence.startswith(field)
-    assert len(shared.tasks()) == before
-
-
-def test_fields_that_are_not_declared_are_ignored_and_null_is_as_if_left_out(
-    shared: RunningOrchestrator,
-) -> None:
-    required = {"id", "prompt", "priority", "timeout_seconds", "status", "created_at"}
-    body = {**dict.fromkeys(NewTask.model_fields), "prompt": "do it", "further": 1}
-    task = ok(shared.admin.post("/tasks", json=body))
-    assert set(task) == required | {"created_by", "files"}
-
-
-@pytest.mark.both_databases
-def test_list_is_filtered_by_status_and_newest_first(
-    orchestrator: RunningOrchestrator, node: RegisteredNode
-) -> None:
-    first, second = orchestrator.assign(node), orchestrator.create_task()["id"]
-    for status, expected in (
-        ("", [second, first]),
-        ("assigned", [first]),
-        ("pending", [second]),
-        ("success", []),
-    ):
-        listed = rows(orchestrator.admin.get("/tasks", params={"status_filter": status}))
-        assert [task["id"] for task in listed] == expected
-    response = orchestrator.admin.get("/tasks", params={"status_filter": "nonsense"})
-    assert refusal(response)[0] == 422
-
-
-def test_cancelling_an_unknown_task_is_404(shared: RunningOrchestrator) -> None:
-    assert refusal(shared.admin.delete("/tasks/nothing"))[0] == 404
+    assert task.pop("created_at")
+    assert uuid.UUID(task.pop("id"))
+    defaults = {"priority": 0, "timeout_seconds": 3600, "files": [], "created_by": ADMIN_CREATOR}
+    assert task == {"prompt": "do it", "status": "pending", **defaults}
 
 
 @pytest.mark.both_databases
@@ -125,3 +70,63 @@ def test_statistics_count_nodes_and_tasks(orchestrator: RunningOrchestrator) -> 
         "completed_tasks_today": 1,
         "failed_tasks_today": 1,
     }
+
+
+def test_first_occurrence_waits_and_can_be_cancelled(orchestrator: RunningOrchestrator) -> None:
+    task = orchestrator.create_task(recurrence=YEARLY)
+    assert task["scheduled_for"].endswith("-01-01T00:00:00Z")
+    assert orchestrator.register().poll() is None
+    orchestrator.cancel(task["id"])
+    assert _pending(orchestrator) == []
+
+
+@pytest.mark.both_databases
+@pytest.mark.parametrize("end", ["success", "error", "lost"])
+def test_end_of_an_occurrence_creates_the_next(
+    orchestrator: RunningOrchestrator, node: RegisteredNode, end: str
+) -> None:
+    file = orchestrator.upload("a.txt", b"a")["filename"]
+    fields = {"files": [file], "priority": 3, "target_node_name": "*", "target_tags": {}}
+    times = {"recurrence": YEARLY, "scheduled_for": orchestrator.moment()}
+    task = orchestrator.create_task("again", **fields, **times)
+    assert node.poll_id() == task["id"]
+    node.report(task["id"], "running")
+    assert _pending(orchestrator) == []
+    if end == "lost":
+        ok(orchestrator.admin.delete(f"/nodes/{node.id}"))
+        assert orchestrator.task(task["id"])["status"] == "error"
+    else:
+        node.report(task["id"], end)
+        node.report(task["id"], end)
+    (following,) = _pending(orchestrator)
+    assert following["id"] != task["id"]
+    assert following["scheduled_for"].endswith("-01-01T00:00:00Z")
+    same = ("prompt", "files", "priority", "target_node_name", "recurrence", "created_by")
+    assert [following[field] for field in same] == [task[field] for field in same]
+
+
+@pytest.mark.both_databases
+def test_ended_tasks_are_deleted_with_all_that_no_other_task_needs(
+    orchestrator: RunningOrchestrator, node: RegisteredNode
+) -> None:
+    own, unused, shared = (orchestrator.upload(name, b"content")["filename"] for name in "abc")
+    ended = orchestrator.assign(node, prompt="the-ended-prompt", files=[own, shared])
+    node.send_log(ended, {"title": "the-log"})
+    node.report(ended, "success", message="the-message")
+    waiting = orchestrator.create_task(files=[shared])["id"]
+    assert ok(orchestrator.admin.post("/tasks/cleanup?days=0")) == {"deleted_count": 1}
+    assert [task["id"] for task in orchestrator.tasks()] == [waiting]
+    assert len(_files(orchestrator)) == 1
+    stored = orchestrator.stored()
+    for text in ("the-ended-prompt", "the-log", "the-message", own, unused):
+        assert text not in stored
+    assert node.poll_id() == waiting
+    assert node.http.get(f"/files/{shared}").content == b"content"
+
+
+@pytest.mark.both_databases
+def test_tasks_and_files_of_a_week_are_kept_by_default(orchestrator: RunningOrchestrator) -> None:
+    orchestrator.cancel(orchestrator.create_task()["id"])
+    orchestrator.upload("unused.txt", b"a")
+    assert ok(orchestrator.admin.post("/tasks/cleanup")) == {"deleted_count": 0}
+    assert len(orchestrator.tasks()) == len(_files(orchestrator)) == 1
