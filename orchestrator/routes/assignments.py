@@ -17,7 +17,7 @@ from orchestrator.db.tables import Task
 from orchestrator.errors import Unauthenticated
 from orchestrator.model import NodeIdentity
 from orchestrator.routes import plain_route
-from orchestrator.scheduling.claims import LOOK_AGAIN_S, REMOVED, Claim, Look, take
+from orchestrator.scheduling.claims import REMOVED, Claim, take
 from orchestrator.scheduling.waiting import Waiter
 from orchestrator.schemas.bodies import Assignment
 from orchestrator.schemas.problems import problems
@@ -92,38 +92,21 @@ async def _claim_within(
     deadline = time.monotonic() + wait_s
     with services.waiters.waiting(node) as waiter, _watching(request, waiter, wait_s) as hang_up:
         while not services.waiters.closed:
-            offered = list(waiter.offers)
-            look_again_s: float = LOOK_AGAIN_S
-            if offered or _may_have_work(services, waiter.node, wait_s):
+            claim = Claim()
+            if waiter.offers or _may_have_work(services, waiter.node, wait_s):
                 # A client that has hung up gets no task; later, it gets it by redelivery.
                 if hang_up() or (not wait_s and await request.is_disconnected()):
                     return None
-                looked_at = services.waiters.now
-                look = await services.looks.ask(node.id)
-                if look is None:
-                    raise Unauthenticated(REMOVED)
-                if look.node != waiter.node:
-                    # It has registered again. Tasks that came during the look called for its old
-                    # name and tags, so it looks once more.
-                    services.nodes.forget(node.id)
-                    services.waiters.change(look.node)
-                    continue
-                claim = await _claim(services, look)
-                waiter.settle(offered, None if claim.task is None else claim.task.id)
-                if claim.task is not None:
-                    return claim.task
-                if not look.seen:
-                    services.waiters.note_empty(look.node, looked_at)
-                look_again_s = claim.look_again_s
+                claim = await _claim(services, waiter)
             left_s = deadline - time.monotonic()
-            if left_s <= 0:
-                return None
+            if claim.task is not None or left_s <= 0:
+                return claim.task
             if hang_up():
                 # Other processes, if there are any, may hear of this node meanwhile.
                 if not services.announcer.is_shared:
                     services.breaks.note(node.id, time.monotonic())
                 return None
-            await waiter.wait(min(left_s, look_again_s))
+            await waiter.wait(min(left_s, claim.look_again_s))
     return None
 
 
@@ -153,10 +136,26 @@ async def _hang_up(request: Request) -> None:
         pass
 
 
-async def _claim(services: Services, look: Look) -> Claim:
-    if not look.seen:
-        return Claim(look_again_s=look.look_again_s)
-    return await run_in_threadpool(take, services.database, services.settings, look)
+async def _claim(services: Services, waiter: Waiter) -> Claim:
+    """Look at the queue, and assign the node a task that it shows, if there is one."""
+    while True:
+        offered, looked_at = list(waiter.offers), services.waiters.now
+        look = await services.looks.ask(waiter.node.id)
+        if look is None:
+            raise Unauthenticated(REMOVED)
+        if look.node == waiter.node:
+            break
+        # It has registered again. Tasks that came during the look called for its old name and
+        # tags, so it looks once more.
+        services.nodes.forget(look.node.id)
+        services.waiters.change(look.node)
+    claim = Claim(look_again_s=look.look_again_s)
+    if look.seen:
+        claim = await run_in_threadpool(take, services.database, services.settings, look)
+    else:
+        services.waiters.note_empty(look.node, looked_at)
+    waiter.settle(offered, None if claim.task is None else claim.task.id)
+    return claim
 
 
 def _assignment(services: Services, request: Request, task: Task) -> Assignment:

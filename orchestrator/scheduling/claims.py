@@ -89,7 +89,7 @@ def pages(
         rows = session.execute(_LATER, {**asked, **place}).all()
 
 
-LOOK_AGAIN_S = 30
+_LOOK_AGAIN_S = 30
 """How often the queue is looked at for a held poll that nothing woke.
 
 Longer than our runner's long poll, whose next request looks anyway: thousands of looks add up.
@@ -127,7 +127,7 @@ class Claim:
     """A task for the node, or when to look again."""
 
     task: Task | None = None
-    look_again_s: float = LOOK_AGAIN_S
+    look_again_s: float = _LOOK_AGAIN_S
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ class Look:
 
     asking: _Poll
     seen: list[int]
-    look_again_s: float = LOOK_AGAIN_S
+    look_again_s: float = _LOOK_AGAIN_S
 
     @property
     def node(self) -> NodeIdentity:
@@ -309,6 +309,6 @@ def _take_first(
 
 def _until_redelivery(settings: Settings, offer: _Offer | None, now: datetime) -> float:
     if offer is None:
-        return LOOK_AGAIN_S
+        return _LOOK_AGAIN_S
     due_in_s = settings.redelivery_after_s - (now - offer.at).total_seconds()
-    return min(max(due_in_s, _LOOK_AGAIN_AT_LEAST_S), LOOK_AGAIN_S)
+    return min(max(due_in_s, _LOOK_AGAIN_AT_LEAST_S), _LOOK_AGAIN_S)

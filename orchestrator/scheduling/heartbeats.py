@@ -216,14 +216,19 @@ class Heartbeats:
     def read_tasks(self, now: datetime) -> Refreshed:
         """Read which tasks are cancelled and unconfirmed, and which are unreported. In a thread."""
         with self._lock:
-            held = {task_id for beat in self._last.values() for task_id in beat.held_task_ids}
-        ids = sorted(held)
+            held = {
+                (beat.node_id, task_id)
+                for beat in self._last.values()
+                for task_id in beat.held_task_ids
+            }
+        ids = sorted({task_id for _, task_id in held})
         pieces = [ids[start : start + _HELD_AT_ONCE] for start in range(0, len(ids), _HELD_AT_ONCE)]
         since = now - _UNCONFIRMED_CANCEL_FOR
         with self._database.reading() as session:
             rows = list(session.execute(_UNCONFIRMED, {"unconfirmed_since": since}))
             for piece in pieces:
-                rows += session.execute(_HELD, {"held": piece})
+                matching = session.execute(_HELD, {"held": piece})
+                rows += [row for row in matching if (row[0], row[1]) in held]
             unreported = list(session.execute(_UNREPORTED))
         return Refreshed(
             cancelled=[(str(node_id), task_id) for node_id, task_id in rows],

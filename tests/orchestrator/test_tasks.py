@@ -44,9 +44,11 @@ def test_node_learns_of_a_cancelled_task_until_it_confirms(
     assert node.beat()["cancelled_task_ids"] == [task_id]
     assert node.report(task_id, "error", message="cancelled")["status"] == "cancelled"
     assert node.beat()["cancelled_task_ids"] == []
-    # A node that still has it learns of it again.
+    # A node that still has it learns of it again, a moment later.
     for field in ({"current_task_id": task_id}, {"task_ids": [task_id]}):
-        assert node.beat("busy", **field)["cancelled_task_ids"] == [task_id]
+        wait_for(lambda: node.beat("busy", **field)["cancelled_task_ids"] == [task_id])  # noqa: B023
+        node.beat("idle")
+        wait_for(lambda: node.beat("idle")["cancelled_task_ids"] == [])
     assert orchestrator.task(task_id)["status"] == "cancelled"
 
 
