@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.schemas.bodies import ADMIN_CREATOR, NewTask
-from tests.orchestrator.serving import Json, RegisteredNode, RunningOrchestrator, ok
+from tests.orchestrator.serving import Json, RegisteredNode, RunningOrchestrator, ok, wait_for
 
 YEARLY = "0 0 1 1 *"
 
