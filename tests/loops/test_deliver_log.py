@@ -9,7 +9,7 @@ import pytest
 from tests.harness.orchestrator import LOGS, SILENCE, STATUS
 from tests.harness.server import JSON, endless, http, json_response, stalled
 from tests.harness.until import until
-from tests.loops.left import leave_task
+from tests.loops.steps import leave_task
 
 if TYPE_CHECKING:
     from tests.harness.host import Host

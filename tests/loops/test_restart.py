@@ -14,7 +14,7 @@ from runner.state_dir import run_folder
 from runner.workspace.download import CONTAINER_HOME
 from tests.harness.host import IMAGE, container_of
 from tests.harness.until import until
-from tests.loops.left import leave_task
+from tests.loops.steps import leave_task
 
 if TYPE_CHECKING:
     from tests.harness.host import Host

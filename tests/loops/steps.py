@@ -1,8 +1,10 @@
-"""What a runner that is gone has left in its journal."""
+"""Steps that the tests of several loops share."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
+
+import pytest
 
 from runner.journal.journal import open_journal
 from runner.model import Assignment, EndReason, Identity, Outcome, Registration, Report, TaskState
@@ -15,7 +17,22 @@ if TYPE_CHECKING:
 
     from tests.harness.host import Host
 
+Log: TypeAlias = pytest.LogCaptureFixture
 FAILED = Outcome(EndReason.FAILED, "failed: exit code 9", 9)
+
+
+async def begin_and_leave(host: Host, prompt: str = "[wait-for go]", **assigned: object) -> None:
+    """Run a runner until it has started the task t-1; its container runs on."""
+    async with host.running_task(prompt, assigned):
+        pass
+
+
+async def finish_another(host: Host, task_id: str = "t-2") -> None:
+    """Offer a good task to the runner at its next poll, and check that it succeeds."""
+    await host.clock.settle()
+    host.orchestrator.offer(task_id)
+    await host.clock.advance(34)
+    assert (await host.wait_for_end(task_id))["status"] == "success"
 
 
 async def leave_task(
