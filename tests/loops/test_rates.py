@@ -13,18 +13,11 @@ from tests.harness.server import http, json_response
 if TYPE_CHECKING:
     from tests.harness.host import Host
     from tests.harness.server import Answer
+    from tests.loops.steps import Log
 
 pytestmark = pytest.mark.anyio
 
 HOUR_S = 3600.0
-UNKNOWN = json_response({"detail": "unknown key"}, 401)
-
-
-async def begin(host: Host) -> None:
-    """Have a task run, and nothing else under way."""
-    host.orchestrator.offer("t-1", "[wait-for go][fail 4]", timeout_seconds=9000)
-    await host.wait_for_state("t-1", "running")
-    await host.clock.settle()
 
 
 FAILURES: dict[str, Answer] = {
@@ -35,29 +28,26 @@ FAILURES: dict[str, Answer] = {
     "html with 200": http(200, b"<html>Welcome</html>"),
     "redirect": http(302),
 }
-CALLS = {
-    "registration": (REGISTER, "cannot register"),
-    "request for work": (POLL, "Error polling for tasks"),
-    "claim": (STATUS, "cannot report a start"),
-    "final report": (STATUS, "cannot deliver a report"),
-}
+CALLS = pytest.mark.parametrize(
+    ("path", "accepted", "sentence"),
+    [
+        (REGISTER, [], "cannot register"),
+        (POLL, [], "Error polling for tasks"),
+        (STATUS, [], "cannot report a start"),
+        (STATUS, [json_response({"status": "running"})], "cannot deliver a report"),
+    ],
+    ids=["registration", "request for work", "claim", "final report"],
+)
+"""A kind of call, what is answered to those before, and the beginning of the log line."""
 
 
-def have_claim_accepted(host: Host, call: str) -> int:
-    """Have the final report fail and not the claim before; return how many calls come before."""
-    if call != "final report":
-        return 0
-    host.orchestrator.then(STATUS, json_response({"status": "running"}))
-    return 1
-
-
+@CALLS
 @pytest.mark.parametrize("failure", FAILURES.values(), ids=FAILURES.keys())
-@pytest.mark.parametrize("call", CALLS)
-async def test_call_that_fails_is_retried_with_growing_pauses_and_the_task_runs_once(
-    host: Host, log: pytest.LogCaptureFixture, call: str, failure: Answer
+async def test_call_that_fails_is_retried_with_growing_pauses_and_the_task_runs_once(  # noqa: PLR0913, PLR0917 - a table
+    host: Host, log: Log, path: str, accepted: list[Answer], sentence: str, failure: Answer
 ) -> None:
-    path, sentence = CALLS[call]
-    before = have_claim_accepted(host, call)
+    before = len(accepted)
+    host.orchestrator.then(path, *accepted)
     host.orchestrator.always(path, failure)
     host.orchestrator.offer()
     async with host.runner(poll_interval_s=5.0, heartbeat_interval_s=300.0):
@@ -79,18 +69,18 @@ async def test_call_that_fails_is_retried_with_growing_pauses_and_the_task_runs_
     assert host.starts_of("t-1") == 1
 
 
-@pytest.mark.parametrize("call", CALLS)
-async def test_retry_after_is_obeyed(host: Host, call: str) -> None:
-    path, _ = CALLS[call]
-    before = have_claim_accepted(host, call)
-    host.orchestrator.then(path, http(503, headers={"Retry-After": "200"}))
+@CALLS
+async def test_retry_after_is_obeyed(
+    host: Host, path: str, accepted: list[Answer], sentence: str
+) -> None:
+    host.orchestrator.then(path, *accepted, http(503, headers={"Retry-After": "200"}))
     host.orchestrator.offer()
     async with host.runner():
-        await host.wait_for_calls(path, before + 1)
+        await host.wait_for_calls(path, len(accepted) + 1)
         await host.clock.advance(300)
 
-    first, second = host.orchestrator.called(path)[before : before + 2]
-    assert 200 <= second.at_s - first.at_s <= 220
+    first, second = host.orchestrator.called(path)[len(accepted) :][:2]
+    assert 200 <= second.at_s - first.at_s <= 220, sentence
 
 
 async def test_retry_after_is_obeyed_for_an_hour_at_most(host: Host) -> None:
@@ -102,31 +92,8 @@ async def test_retry_after_is_obeyed_for_an_hour_at_most(host: Host) -> None:
     assert HOUR_S <= second.at_s - first.at_s <= 1.1 * HOUR_S
 
 
-async def test_nothing_is_asked_once_the_registration_is_refused_and_77_waits_for_the_work(
-    host: Host,
-) -> None:
-    async with host.runner() as run:
-        await begin(host)
-        host.orchestrator.keys.clear()
-        host.orchestrator.always(REGISTER, json_response({"detail": "wrong token"}, 401))
-        seen = len(host.orchestrator.calls)
-        await host.clock.advance(HOUR_S)  # the heart beats no more
-        assert not run.over.is_set()
-        assert await host.engine.inspect("victoria-t-1") is not None
-        asked = [call.request.target for call in host.orchestrator.calls[seen:]]
-        assert asked.count(REGISTER) == 1
-        assert len(asked) <= 3, asked
-
-        host.let_go()
-        assert await run.end() == 77
-    assert host.state_of("t-1") == "ended", "its report waits for a node that is known"
-
-
-async def test_node_that_was_deleted_registers_once_and_reports_its_task_once(
-    host: Host,
-) -> None:
-    async with host.runner() as run:
-        await begin(host)
+async def test_node_that_was_deleted_registers_once_and_reports_its_task_once(host: Host) -> None:
+    async with host.running_task(assigned={"timeout_seconds": 9000}) as life:
         host.orchestrator.keys.clear()  # and the new one will not hold the task
         await host.clock.advance(20)
         await host.wait_for_calls(REGISTER, 2)
@@ -136,26 +103,24 @@ async def test_node_that_was_deleted_registers_once_and_reports_its_task_once(
         host.let_go()
         await host.wait_for_state("t-1", "closed")
         await host.clock.advance(HOUR_S)
-        assert not run.over.is_set()
+        assert not life.over.is_set()
 
-    assert host.orchestrator.count(STATUS) - reported_before == 1, "it is parked, not tried again"
+    assert host.orchestrator.count(STATUS) - reported_before == 1, "it is parked, not retried"
     assert host.orchestrator.count(REGISTER) == 2
     assert host.orchestrator.count(POLL) <= 2 + HOUR_S / (30 * 0.9)
     assert host.orchestrator.count(BEAT) <= 6 + HOUR_S / (15 * 0.9)
 
 
-async def test_keys_that_are_revoked_as_soon_as_they_are_given_make_no_flood_beside_a_task(
-    host: Host,
-) -> None:
-    async with host.runner(max_tasks=2) as run:
-        await begin(host)
+async def test_keys_that_are_revoked_at_once_make_no_flood_beside_a_task(host: Host) -> None:
+    async with host.running_task(assigned={"timeout_seconds": 9000}, max_tasks=2) as life:
+        await host.clock.settle()
         for path in (POLL, BEAT, STATUS):
-            host.orchestrator.always(path, UNKNOWN)
+            host.orchestrator.always(path, json_response({"detail": "unknown key"}, 401))
         seen = len(host.orchestrator.calls)
         await host.clock.advance(HOUR_S)
-        asked = [call.request.target for call in host.orchestrator.calls[seen:]]
-        assert not run.over.is_set()
+        paths = [call.request.target for call in host.orchestrator.calls[seen:]]
+        assert not life.over.is_set()
         assert host.state_of("t-1") == "running"
 
-    assert 2 <= asked.count(REGISTER) <= 2 + HOUR_S / 30
-    assert len(asked) <= 5 * asked.count(REGISTER), "a few questions for each new key"
+    assert 2 <= paths.count(REGISTER) <= 2 + HOUR_S / 30
+    assert len(paths) <= 5 * paths.count(REGISTER), "a few requests for each new key"
