@@ -9,27 +9,19 @@ import pytest
 from tests.harness.orchestrator import POLL, STATUS
 from tests.harness.server import http, json_response
 from tests.harness.until import until
+from tests.loops.steps import finish_another
 
 if TYPE_CHECKING:
     from tests.harness.host import Host
+    from tests.harness.server import Answer
+    from tests.loops.steps import Log
 
 pytestmark = pytest.mark.anyio
 
 
-async def test_start_is_reported_before_the_container_is_asked_for(host: Host) -> None:
-    host.engine.shut("run")
-    host.orchestrator.offer()
-    async with host.runner():
-        await until(lambda: host.engine.waiting["run"] == 1)
-
-    (report,) = host.orchestrator.reports("t-1")
-    assert report["status"] == "running"
-    assert host.starts_of("t-1") == 0
-
-
 @pytest.mark.parametrize("status", [403, 404, 409, 410])
 async def test_task_that_is_no_longer_ours_never_starts_and_a_later_offer_of_it_runs(
-    host: Host, log: pytest.LogCaptureFixture, status: int
+    host: Host, log: Log, status: int
 ) -> None:
     host.orchestrator.then(STATUS, json_response({"detail": "given to another node"}, status))
     host.orchestrator.offer()
@@ -38,21 +30,18 @@ async def test_task_that_is_no_longer_ours_never_starts_and_a_later_offer_of_it_
         await until(lambda: not host.rows("SELECT * FROM tasks"))
         assert host.starts_of("t-1") == 0
         assert not host.orchestrator.ends("t-1")
-        await host.clock.settle()
-        host.orchestrator.offer()
-        await host.clock.advance(34)
-
-        assert (await host.wait_for_end())["status"] == "success"
+        await finish_another(host, "t-1")
     assert host.starts_of("t-1") == 1
 
 
-@pytest.mark.parametrize("standing", ["success", "error"])
-async def test_task_that_is_over_already_never_starts(host: Host, standing: str) -> None:
-    host.orchestrator.standing["t-1"] = standing
+@pytest.mark.parametrize("status", ["success", "error"])
+async def test_task_that_has_ended_elsewhere_never_starts(
+    host: Host, log: Log, status: str
+) -> None:
+    host.orchestrator.standing["t-1"] = status
     host.orchestrator.offer()
     async with host.runner():
-        await host.wait_for_calls(STATUS)
-        await host.clock.settle()
+        await until(lambda: "task is dropped: " in log.text)
         await until(lambda: not host.rows("SELECT * FROM tasks"))
 
     assert host.starts_of("t-1") == 0
@@ -75,14 +64,18 @@ async def test_orchestrator_that_does_not_understand_the_claim_does_not_hold_it_
     assert (await host.finish_task())["status"] == "success"
 
 
-@pytest.mark.parametrize("refusal", [403, 404, 409, "it has its end"])
-async def test_task_whose_claim_is_refused_and_that_is_offered_on_and_on_makes_no_flood(
-    host: Host, refusal: int | str
+@pytest.mark.parametrize(
+    "claimed",
+    [
+        *(json_response({}, status) for status in (403, 404, 409)),
+        json_response({"status": "error"}),
+    ],
+    ids=["403", "404", "409", "ended"],
+)
+async def test_task_that_is_refused_and_offered_on_and_on_makes_no_flood(
+    host: Host, claimed: Answer
 ) -> None:
-    if isinstance(refusal, int):
-        host.orchestrator.always(STATUS, json_response({"detail": "not this node's"}, refusal))
-    else:
-        host.orchestrator.standing["t-1"] = "error"
+    host.orchestrator.always(STATUS, claimed)
     host.orchestrator.always(POLL, json_response({"task_id": "t-1", "prompt": "do it"}))
     async with host.runner():
         await host.wait_for_calls(POLL)
