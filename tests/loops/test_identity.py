@@ -192,37 +192,22 @@ async def test_node_stays_the_same_where_its_description_can_be_changed(
 ) -> None:
     host.orchestrator.extensions = ["reregister"]
     await begin_and_leave(host)
+    host.orchestrator.offer("t-2")
+    host.orchestrator.then(REGISTER, SILENCE, http(502))  # these responses are lost
     async with host.runner(max_tasks=2, **changed):
-        await host.wait_for_calls(REGISTER, 2)
-        host.orchestrator.offer("t-2")
-        await host.clock.advance(34)
-        assert (await host.wait_for_end("t-2"))["status"] == "success"
+        await host.pass_time_until(lambda: host.orchestrator.count(REGISTER) == 3)
+        assert host.orchestrator.queue, "no new task under the old description"
+        await host.pass_time_until_closed("t-2")
         host.let_go()
         await host.wait_for_end()
 
-    assert host.orchestrator.called(REGISTER)[1].key == "node-key-1"
+    assert [call.key for call in host.orchestrator.called(REGISTER)] == [None, *["node-key-1"] * 3]
     assert keys_of(host.orchestrator, POLL, BEAT, STATUS) == {"node-key-1"}
     assert [row["node_id"] for row in host.rows("SELECT * FROM identities")] == ["node-1"]
     assert host.starts_of("t-1") == 1
     async with host.runner(max_tasks=2, **changed):
         await host.wait_for_calls(POLL, host.orchestrator.count(POLL) + 1)
-    assert host.orchestrator.count(REGISTER) == 2, "the new description is kept"
-
-
-async def test_new_description_is_sent_again_when_the_response_was_lost(host: Host) -> None:
-    host.orchestrator.extensions = ["reregister"]
-    await begin_and_leave(host)
-    host.orchestrator.then(REGISTER, SILENCE, http(502))
-    seen = host.orchestrator.count(POLL)
-    async with host.runner(name="host-2"):
-        await host.wait_for_calls(REGISTER, 2)
-        await host.pass_time_until(lambda: host.orchestrator.count(REGISTER) == 4)
-        assert host.orchestrator.count(POLL) == seen, "no new task under the old description"
-        host.let_go()
-        assert (await host.wait_for_end())["status"] == "success"
-
-    assert {call.key for call in host.orchestrator.called(REGISTER)[1:]} == {"node-key-1"}
-    assert [row["node_id"] for row in host.rows("SELECT * FROM identities")] == ["node-1"]
+    assert host.orchestrator.count(REGISTER) == 4, "the new description is kept"
 
 
 @CHANGES
@@ -400,8 +385,11 @@ async def test_tasks_of_several_identities_are_reported_by_each_before_new_ones_
     async with host.runner(max_tasks=4):
         await host.clock.advance(60)
         assert host.orchestrator.count(POLL) == 0
+        host.orchestrator.cancelled_for["node-key-1"] = ["t-first-running"]
+        await host.clock.advance(17)
+        assert (await host.wait_for_end("t-first-running"))["message"].startswith("cancelled: ")
         host.let_go()
-        for name in ("t-first-running", "t-second-running", "t-new"):
+        for name in ("t-second-running", "t-new"):
             assert (await host.wait_for_end(name))["status"] == "success"
 
     assert keys_of(host.orchestrator, BEAT, task_id="t-first-running") == {"node-key-1"}
@@ -412,14 +400,6 @@ async def test_tasks_of_several_identities_are_reported_by_each_before_new_ones_
     assert keys_of(host.orchestrator, POLL) == {"node-key-3"}
     assert host.orchestrator.count(REGISTER) == 0
     assert {host.starts_of(name) for name in ("t-first-running", "t-second-running")} == {1}
-
-
-async def test_task_of_an_older_identity_can_be_cancelled(host: Host) -> None:
-    load_journal(host, "several")
-    await leave_running(host, "t-first-running")
-    host.orchestrator.cancelled_for["node-key-1"] = ["t-first-running"]
-    async with host.runner():
-        assert (await host.wait_for_end("t-first-running"))["message"].startswith("cancelled: ")
 
 
 async def test_older_identity_that_is_refused_leaves_its_tasks_to_the_newest(host: Host) -> None:
