@@ -143,28 +143,19 @@ async def test_output_that_cannot_be_read_does_not_lose_the_end(host: Host) -> N
     assert end["message"].startswith("failed: exit code 5 after 0 s\n(its output cannot be read")
 
 
-@pytest.mark.parametrize(
-    ("files", "folder"),
-    [(["a.csv"], "=/workspace/Victoria/tasks/t-1/files"), ([], " is not set")],
-    ids=["a file", "no file"],
-)
-async def test_container_has_its_variables_by_a_file_that_is_gone_when_it_runs(
-    host: Host, files: list[str], folder: str
-) -> None:
-    host.orchestrator.files["a.csv"] = b"1,2"
+async def test_container_has_its_variables_by_a_file_that_is_gone_when_it_runs(host: Host) -> None:
     env_file = host.folder / "env"
     env_file.write_text("JOB_ID=an intruder\n")
     end = await host.finish_task(
-        "[env JOB_ID][env TASK_ID][env ORCHESTRATOR_URL][env TASK_FILES_DIR]",
-        {"files": files, "orchestrator_url": "http://10.0.0.1:9"},
+        "[env JOB_ID][env ORCHESTRATOR_URL][env TASK_FILES_DIR]",
+        {"orchestrator_url": "http://10.0.0.1:9"},
         env_file=env_file,
     )
 
     assert end["message"].split("\n")[1:] == [
         "JOB_ID=t-1",
-        "TASK_ID=t-1",
         "ORCHESTRATOR_URL=http://10.0.0.1:9",
-        f"TASK_FILES_DIR{folder}",
+        "TASK_FILES_DIR is not set",
     ]
     assert not list((host.state_dir / "run").iterdir())
 

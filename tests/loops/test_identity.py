@@ -121,23 +121,6 @@ async def test_command_of_the_refusal_finishes_the_tasks_and_frees_the_folder(ho
     assert host.starts_of("t-1") == 1
 
 
-async def test_report_of_a_closed_task_keeps_the_orchestrator(host: Host) -> None:
-    host.orchestrator.offer()
-    async with host.runner():
-        await host.wait_for_end()
-        host.orchestrator.always(STATUS, SILENCE)
-        host.orchestrator.offer()
-        await host.clock.advance(34)
-        await until(lambda: host.rows("SELECT * FROM outbox WHERE attempts > 0") != [])
-    assert host.state_of("t-1") == "closed"
-    refusal = await refusal_of(host, orchestrator_url="http://127.0.0.1:9")
-    assert "unfinished tasks (1)" in refusal
-
-    host.orchestrator.always(STATUS, None)
-    await drain(host)
-    assert host.rows("SELECT * FROM outbox") == []
-
-
 async def test_journal_with_tasks_of_two_orchestrators_is_drained_at_one_after_the_other(
     host: Host, log: Log
 ) -> None:
@@ -400,21 +383,6 @@ async def test_tasks_of_several_identities_are_reported_by_each_before_new_ones_
     assert keys_of(host.orchestrator, POLL) == {"node-key-3"}
     assert host.orchestrator.count(REGISTER) == 0
     assert {host.starts_of(name) for name in ("t-first-running", "t-second-running")} == {1}
-
-
-async def test_older_identity_that_is_refused_leaves_its_tasks_to_the_newest(host: Host) -> None:
-    load_journal(host, "several")
-    await leave_running(host, "t-first-running")
-    host.orchestrator.keys.discard("node-key-1")
-    async with host.runner():
-        await until(
-            lambda: "node-key-3" in keys_of(host.orchestrator, BEAT, task_id="t-first-running")
-        )
-        host.let_go()
-        await host.wait_for_end("t-first-running")
-
-    assert host.orchestrator.count(REGISTER) == 0
-    assert "node-key-3" in keys_of(host.orchestrator, STATUS, task_id="t-first-running")
 
 
 # A journal that was lost

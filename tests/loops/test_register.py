@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from runner.redaction import Secret
-from tests.harness.orchestrator import BEAT, POLL, REGISTER, SILENCE, STATUS, TOKEN
+from tests.harness.orchestrator import POLL, REGISTER, SILENCE, STATUS, TOKEN
 from tests.harness.server import json_response
 from tests.harness.until import until
 
@@ -40,16 +40,6 @@ async def test_node_registers_with_what_it_is(host: Host) -> None:
     assert call.body.items() >= sent.items()
     assert call.body["hostname"]
     assert call.body["os_type"]
-
-
-async def test_identity_is_used_again_after_a_restart(host: Host) -> None:
-    for count in (1, 2):
-        async with host.runner():
-            await host.wait_for_calls(POLL, count)
-            await host.wait_for_calls(BEAT, count)
-
-    assert host.orchestrator.count(REGISTER) == 1
-    assert {call.body["node_id"] for call in host.orchestrator.called(BEAT)} == {"node-1"}
 
 
 async def test_revoked_key_leads_to_a_new_registration_under_which_reports_go_out(
