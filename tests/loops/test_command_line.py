@@ -17,9 +17,10 @@ ROOT = Path(__file__).parents[2]
 URL = "--orchestrator-url=http://127.0.0.1:9"
 TOKEN = "--registration-token-file=FOLDER/token"  # noqa: S105 - the name of a file
 BOTH = f"PROGRAM {URL} {TOKEN}"
-PASSWORD = " --orchestrator-url=https://me:hunter2-hunter2@a.example"
+
 AWAY = f"PROGRAM --orchestrator-url=https://orchestrator.example.com {TOKEN}"
 SECRET = "hunter2-hunter2"  # noqa: S105 - opens nothing
+LOGIN = f" --orchestrator-url=https://me:{SECRET}@a.example"
 DAMAGED = "it is damaged; start the runner once"
 
 # One row for each place where a command line is refused; all sentences of the options' texts and
@@ -33,7 +34,7 @@ REFUSED = {
     "bad variable": (2, f"VICTORIA_RUNNER_MAX_TASKS=several {BOTH}", "is not a valid int"),
     "two tokens": (2, f"VICTORIA_RUNNER_REGISTRATION_TOKEN=x {BOTH}", "exclude each other"),
     "empty path": (2, f"{BOTH} --state-dir=", "it is empty: give a path"),
-    "password in URL": (78, f"{BOTH}{PASSWORD}", "with a user name or password in it"),
+    "password in URL": (78, f"{BOTH}{LOGIN}", "with a user name or password in it"),
     "no token file": (78, f"{BOTH}/none", "cannot read --registration-token-file"),
     "broken env file": (78, f"{BOTH} --env-file=FOLDER/env", "line 2 is not NAME=VALUE"),
     "no certificate": (78, f"{AWAY} --ca-file=FOLDER/env", "it does not hold a PEM certificate"),
