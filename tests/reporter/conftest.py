@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.fakes.crush import Crush
 from tests.orchestrator.serving import RunningOrchestrator
-from tests.reporter.held import Held
+from tests.reporter.held import Agent, Held, connected
 
 
 @pytest.fixture
@@ -41,6 +41,13 @@ def held(orchestrator: RunningOrchestrator, home: Path) -> Held:
     task_id = orchestrator.create_task("Count the sales")["id"]
     assert node.poll() is not None
     return Held(orchestrator, home, task_id, node.api_key)
+
+
+@pytest.fixture
+async def agent(held: Held) -> AsyncIterator[Agent]:
+    """Connect an agent to the reporter of that task."""
+    async with connected(held.variables) as agent:
+        yield agent
 
 
 @pytest.fixture

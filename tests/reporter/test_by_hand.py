@@ -86,22 +86,25 @@ def typing(variables: dict[str, str], *, is_heard: bool = True) -> Iterator[Typi
 
 @pytest.mark.usefixtures("crush")
 def test_session_typed_by_hand_calls_every_tool(held: Held) -> None:
+    calls: dict[str, dict[str, Any]] = {
+        "get_job_info": {},
+        "report_started": {"message": "off we go"},
+        "report_status": {"status": "analyzing", "message": "half of it", "progress": 50.5},
+        "submit_crush_logs": {},
+        "report_error": {"error_message": "no", "submit_logs": False},
+        "report_complete": {"submit_logs": False},
+    }
     with typing(held.variables) as typist:
-        hello = typist.hello()
-        tools = typist.request("tools/list")["tools"]
-        answers = {
-            "get_job_info": typist.call("get_job_info"),
-            "report_started": typist.call("report_started"),
-            "report_status": typist.call("report_status", status="analyzing", progress=50.5),
-            "submit_crush_logs": typist.call("submit_crush_logs"),
-            "report_error": typist.call("report_error", error_message="no", submit_logs=False),
-            "report_complete": typist.call("report_complete", submit_logs=False),
-        }
+        assert typist.hello()["serverInfo"]["name"] == "victoria-status-reporter"
+        assert {tool["name"] for tool in typist.request("tools/list")["tools"]} == set(calls)
+        answers = {name: typist.call(name, **arguments) for name, arguments in calls.items()}
 
-    assert hello["serverInfo"]["name"] == "victoria-status-reporter"
-    assert {tool["name"] for tool in tools} == set(answers)
     assert answers.pop("get_job_info")["job_id"] == held.task_id
     assert all(answer["sent"] for answer in answers.values())
+    history = held.task["history"]
+    steps = [(step["status"], step.get("message"), step.get("progress")) for step in history]
+    assert ("running", "off we go", None) in steps
+    assert ("analyzing", "half of it", 50.5) in steps
     assert held.task["error_message"] == "no"
     assert held.log["id"] == "s1"
 
