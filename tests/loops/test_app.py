@@ -44,7 +44,6 @@ async def test_second_runner_on_a_state_folder_is_refused_with_a_sentence(host: 
         with pytest.raises(StateFolderInUse) as caught:
             await run(host.settings(), host.engine, Notifier({}), host.clock)
         assert not first.over.is_set()
-
     assert str(caught.value) == (
         f"cannot use the state folder {host.state_dir}: another runner is using it; "
         "stop that one, or give this one a --state-dir of its own"
@@ -106,7 +105,6 @@ async def test_runner_starts_and_drains_where_the_disk_of_the_journal_is_full(
     async with host.runner(once=True) as life:
         await host.pass_time_until(life.over.is_set)
         assert await life.end() == 75, "a report waits"
-
     assert host.state_of("t-1") == "closed"
     assert log.text.count("database or disk is full") == 2
 
@@ -123,7 +121,6 @@ async def test_drain_outlives_a_journal_that_cannot_be_read_for_twenty_minutes(
         host.change("ALTER TABLE tasks_away RENAME TO tasks")
         await host.pass_time_until(life.over.is_set)
         assert await life.end() == 0
-
     assert "cannot use the journal" in log.text
     assert len(host.orchestrator.ends("t-1")) == 1
 
@@ -155,7 +152,6 @@ async def test_poll_that_is_stuck_before_its_request_is_not_fed(host: Host, log:
         await host.clock.advance(300)
         fed = len(life.notifier.fed_at_s)
         await host.clock.advance(120)
-
     assert len(life.notifier.fed_at_s) == fed
     assert stuck_loops(log) == "poll"
 
@@ -172,7 +168,6 @@ async def test_loop_that_is_stuck_is_not_fed_and_named(clock: VirtualClock, log:
         await clock.advance(10)
         assert len(notifier.fed_at_s) == 4
         group.cancel_scope.cancel()
-
     assert stuck_loops(log) == "poll"
 
 
@@ -202,7 +197,6 @@ async def test_time_in_which_the_host_was_suspended_is_held_against_no_loop(host
         host.clock.suspend(8 * 3600)
         fed = len(life.notifier.fed_at_s)
         await host.clock.advance(41)
-
     assert len(life.notifier.fed_at_s) == fed + 2
 
 
@@ -210,7 +204,6 @@ async def test_nothing_is_fed_without_a_watchdog(host: Host) -> None:
     async with host.runner() as life:
         await host.wait_for_calls(BEAT)
         await host.clock.advance(120)
-
     assert not life.notifier.fed_at_s
 
 
@@ -241,7 +234,6 @@ async def test_tasks_that_cannot_be_pruned_keep_no_runner_from_its_work(
     host.orchestrator.offer("t-2")
     async with host.runner():
         await host.wait_for_end("t-2")
-
     assert "cannot prune closed tasks" in log.text
 
 

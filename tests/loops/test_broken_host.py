@@ -59,7 +59,6 @@ async def test_image_that_went_between_two_looks_is_fetched_again(host: Host) ->
         host.engine.image = OTHER_IMAGE
         host.engine.open("run")
         end = await host.wait_for_end("t-1")
-
     assert end["message"] == f"unstartable: cannot fetch the image {IMAGE}: no registry answers"
     assert host.engine.called["fetch_image"] == 3
 
@@ -89,7 +88,6 @@ async def test_name_in_use_by_what_cannot_be_seen_is_freed_without_haste(host: H
         assert host.engine.called["run"] == 2
         await host.clock.advance(20)
         assert (await host.wait_for_end("t-1"))["status"] == "success"
-
     assert host.starts_of("t-1") == 1
 
 

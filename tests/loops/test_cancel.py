@@ -52,7 +52,6 @@ async def test_cancelled_while_its_files_are_fetched(host: Host) -> None:
         await host.wait_for_calls("/files/a.csv")
         await cancel(host)
         await check_that_it_never_started(host)
-
     assert not list((host.home / "tasks" / "t-1" / "files").iterdir()), "no half of a file"
 
 
@@ -75,7 +74,6 @@ async def test_cancelled_when_its_container_runs_and_the_engine_has_not_returned
         await until(lambda: host.engine.waiting["after run"] == 1)
         await cancel(host)
         end = await host.wait_for_end()
-
     assert end["message"].startswith("cancelled: stopped after ")
     assert await host.engine.inspect(container_of("t-1")) is None
 
@@ -89,7 +87,6 @@ async def test_cancelled_while_it_runs(host: Host, prompt: str, output: str) -> 
     async with host.running_task(prompt):
         await cancel(host)
         end = await host.wait_for_end()
-
     assert end["status"] == "error"
     assert end["message"].startswith("cancelled: stopped after ")
     assert end["message"].endswith(output)
@@ -105,7 +102,6 @@ async def test_no_other_task_is_cancelled(host: Host) -> None:
         await cancel(host)
         assert (await host.wait_for_end())["message"].startswith("cancelled: ")
         host.let_go()
-
         assert (await host.wait_for_end("t-2"))["status"] == "success"
 
 
@@ -120,7 +116,6 @@ async def test_cancelled_in_the_moment_of_its_end_has_its_own_end(host: Host) ->
         await host.engine.wait(container_of("t-1"))
         host.clock.set_wall(17)
         host.engine.open("stop")
-
         assert (await host.wait_for_end())["status"] == "success"
 
 
@@ -131,7 +126,6 @@ async def test_cancelled_after_its_end_changes_nothing(host: Host) -> None:
         await until(lambda: host.engine.waiting["last_output"] == 1)
         await cancel(host)
         host.engine.open("last_output")
-
         assert (await host.wait_for_end())["status"] == "success"
 
 

@@ -51,7 +51,6 @@ async def test_report_outlives_an_outage_and_restarts_within_it(host: Host) -> N
     async with host.runner():
         await host.pass_time_until_closed("t-1")
         end = await host.wait_for_end()
-
     assert end["message"].startswith("failed: exit code 7")
     assert "the last words" in end["message"]
     assert host.starts_of("t-1") == 1
@@ -65,7 +64,6 @@ async def test_report_that_is_refused_for_good_is_parked_and_the_task_closed(
     async with host.runner():
         await host.wait_for_state("t-1", "closed")
         await host.clock.advance(600)
-
     assert len(host.orchestrator.ends("t-1")) == 1
     assert outbox(host) == [("status", f"HTTP {status}: not this one")]
     assert "the orchestrator refuses a report; it is parked" in log.text
@@ -78,7 +76,6 @@ async def test_report_on_a_task_that_has_its_end_already_is_dropped(
     offer_with_end_answered(host, json_response({"detail": "it was cancelled"}, status))
     async with host.runner():
         await host.wait_for_state("t-1", "closed")
-
     assert outbox(host) == []
     (event,) = [record for record in log.records if "has a final status" in record.message]
     assert event.levelname == "INFO"
@@ -126,7 +123,6 @@ async def test_runner_that_drains_retries_at_once_what_waits(host: Host) -> None
         await host.clock.settle()
         os.kill(os.getpid(), signal.SIGUSR1)
         assert await life.end() == 0
-
     assert host.state_of("t-1") == "closed"
 
 
@@ -159,7 +155,6 @@ async def test_reports_that_stay_behind_with_once_are_logged_and_kept(host: Host
         await host.wait_for_state("t-1", "ended")
         await host.clock.advance(32)
         assert await life.end() == 75
-
     assert "reports wait in the journal for the next start" in log.text
     assert host.state_of("t-1") == "ended"
 
@@ -217,7 +212,6 @@ async def test_log_that_keeps_failing_is_given_up_with_one_line_for_the_operator
     await leave_task(host, log=SESSION)
     async with host.runner(poll_interval_s=600.0, heartbeat_interval_s=600.0):
         await host.pass_time_until_closed("t-1", step_s=600.0)
-
     assert outbox(host) == [("logs", "given up after 16 attempts: HTTP 500")]
     (error,) = [record.message for record in log.records if record.levelname == "ERROR"]
     assert error == "cannot deliver a log, given up after 16 attempts: HTTP 500"
@@ -231,7 +225,6 @@ async def test_log_outlasts_an_outage_of_any_length(host: Host) -> None:
         await host.clock.advance(12 * 3600)
         host.orchestrator.is_down = False
         await host.pass_time_until_closed("t-1", step_s=60.0)
-
     assert outbox(host) == []
     assert set(reported(host)[-2:]) == {LOGS, STATUS}
 
@@ -244,7 +237,6 @@ async def test_log_that_is_refused_is_parked_and_the_status_goes_out(
     await leave_task(host, log=SESSION)
     async with host.runner():
         await host.wait_for_end("t-1")
-
     assert reported(host) == [LOGS, STATUS]
     assert outbox(host) == [("logs", f"HTTP {status}: not this one")]
 
@@ -268,6 +260,5 @@ async def test_log_that_is_damaged_in_the_journal_is_parked_and_the_status_goes_
     host.change("UPDATE outbox SET body = '{' WHERE path = 'logs'")
     async with host.runner():
         await host.wait_for_end("t-1")
-
     assert reported(host) == [STATUS]
     assert "cannot read a report: its text in the journal is damaged" in log.text

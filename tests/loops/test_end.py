@@ -56,7 +56,6 @@ async def test_end_has_its_reason_and_the_last_lines(
     async with host.runner(**options):
         await host.pass_time_until_closed("t-1", step_s=2.0)
         end = await host.wait_for_end()
-
     assert end["status"] == ("success" if message.startswith("completed") else "error")
     assert end["message"] == message
     assert await host.engine.inspect(container_of("t-1")) is None
@@ -73,7 +72,6 @@ async def test_timed_out_by_the_time_that_passed_though_the_clock_was_set(
         assert host.state_of("t-1") == "running"
         await host.clock.advance(2)
         end = await host.wait_for_end()
-
     assert end["message"].startswith("timed_out: stopped after ")
     assert end["message"].endswith(" s, its time limit of 600 s was up")
 
@@ -83,7 +81,6 @@ async def test_task_whose_container_is_gone_is_lost(host: Host, how: str) -> Non
     async with host.running_task("[hang]"):
         {"removed": host.engine.remove_behind, "vanished": host.engine.vanish}[how]("victoria-t-1")
         end = await host.wait_for_end()
-
     assert (end["status"], end["message"]) == ("error", "lost: container is gone (host restarted?)")
     assert host.starts_of("t-1") == 1
 
@@ -94,7 +91,6 @@ async def test_task_whose_container_ended_in_order_to_be_removed_is_lost(host: H
         await until(lambda: host.engine.called["last_output"] == 1)
         host.engine.remove_behind(container_of("t-1"))
         await host.pass_time_until_closed("t-1", step_s=2.0)
-
         assert (await host.wait_for_end())["message"].startswith("lost: container is gone")
 
 
@@ -111,7 +107,6 @@ async def test_unstartable_for_an_engine_that_stays_silent_for_an_hour(
         await until(lambda: host.engine.called[call] >= 1)
         await host.clock.advance(3603)
         end = await host.wait_for_end()
-
     assert end["message"] == f"unstartable: {sentence}"
     assert host.starts_of("t-1") == 0
 
@@ -194,7 +189,6 @@ async def test_failure_that_passes_costs_the_task_nothing(
     host.orchestrator.offer()
     async with host.runner():
         await host.pass_time_until_closed("t-1")
-
         assert (await host.wait_for_end())["status"] == "success"
     assert host.starts_of("t-1") == 1
 
@@ -208,7 +202,6 @@ async def test_end_is_reported_although_the_engine_does_not_answer_the_removal(h
         assert host.state_of("t-1") == "ended"
         host.engine.mend()
         await host.pass_time_until_closed("t-1")
-
     assert await host.engine.inspect(container_of("t-1")) is None
 
 
@@ -219,7 +212,6 @@ async def test_stop_that_fails_is_retried_and_then_the_container_is_removed(
     async with host.running_task("[hang]", {"timeout_seconds": 10}):
         await host.clock.advance(20)
         assert (await host.wait_for_end())["message"].startswith("timed_out: ")
-
     assert host.engine.called["stop"] == 3
     assert "container does not stop; removing it" in log.text
 

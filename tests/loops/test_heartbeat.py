@@ -67,7 +67,6 @@ async def test_heartbeat_has_all_tasks_though_there_are_fewer_slots_now(host: Ho
     seen = host.orchestrator.count(BEAT)
     async with host.runner(max_tasks=1):
         await host.wait_for_calls(BEAT, seen + 1)
-
     assert host.orchestrator.called(BEAT)[seen].body["task_ids"] == ["t-1", "t-2"]
 
 
@@ -80,7 +79,6 @@ async def test_heart_beats_while_an_image_is_fetched(host: Host) -> None:
         await until(lambda: host.engine.waiting["fetch_image"] == 1)
         seen = host.orchestrator.count(BEAT)
         await host.clock.advance(300)
-
     assert host.orchestrator.beats()[seen:].count("busy") >= 15
 
 
@@ -144,7 +142,6 @@ async def test_last_heartbeat_is_offline(host: Host) -> None:
     host.orchestrator.offer()
     async with host.runner(once=True) as life:
         assert await life.end() == 0
-
     assert host.orchestrator.beats()[-1] == "offline"
     assert host.orchestrator.ends("t-1"), "the report goes out before"
 
@@ -154,5 +151,4 @@ async def test_end_does_not_wait_for_an_orchestrator_that_is_gone(host: Host, lo
     host.orchestrator.always(BEAT, stalled(b""))
     async with host.runner(once=True) as life:
         assert await life.end() == 0
-
     assert "cannot send that this node goes offline" not in log.text, "it was not heard out"

@@ -88,7 +88,6 @@ async def test_assignment_without_a_usable_id_is_logged_and_not_reported(
     host.orchestrator.hand_out(assignment)
     async with host.runner():
         await finish_another(host, GOOD)
-
     assert f"assignment rejected: {sentence}" in log.text
     assert {report["task_id"] for report in host.orchestrator.taken} == {GOOD}
     assert elsewhere(host) == before
@@ -108,7 +107,6 @@ async def test_assignment_that_cannot_be_carried_out_is_reported_with_the_senten
     async with host.runner():
         end = await host.wait_for_end()
         await finish_another(host, GOOD)
-
     assert end["status"] == "error"
     assert end["message"].startswith(f"{reason}: cannot ")
     assert sentence in end["message"]
@@ -126,7 +124,6 @@ async def test_rejected_assignment_that_is_offered_on_and_on_makes_no_flood(host
     async with host.runner():
         await host.wait_for_state("t-1", "closed")
         await host.clock.advance(600)
-
     assert host.orchestrator.count(POLL) <= 25
 
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import asynccontextmanager, closing
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-import anyio.to_thread
 import pytest
 
 from runner.engine.base import ContainerSpec
-from runner.errors import ConfigurationError, EngineError
+from runner.errors import ConfigurationError
 from runner.redaction import Secret
 from runner.workspace.download import CONTAINER_HOME
 from tests.harness.engine import ObstructedEngine
@@ -31,7 +29,6 @@ from tests.harness.orchestrator import (
 from tests.harness.server import http, json_response
 from tests.harness.until import until
 from tests.loops.steps import begin_and_leave
-from tests.orchestrator.serving import serve
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -183,7 +180,6 @@ async def test_node_stays_the_same_where_its_description_can_be_changed(
         await host.pass_time_until_closed("t-2")
         host.let_go()
         await host.wait_for_end()
-
     assert [call.key for call in host.orchestrator.called(REGISTER)] == [None, *["node-key-1"] * 3]
     assert keys_of(host.orchestrator, POLL, BEAT, STATUS) == {"node-key-1"}
     assert [row["node_id"] for row in host.rows("SELECT * FROM identities")] == ["node-1"]
@@ -212,7 +208,6 @@ async def test_node_without_that_extension_registers_again_when_its_last_report_
         host.orchestrator.always(STATUS, None)
         await host.pass_time_until_closed("t-1")
         await host.wait_for_end("t-2")
-
     assert keys_of(host.orchestrator, STATUS, task_id="t-1") == {"node-key-1"}
     assert keys_of(host.orchestrator, STATUS, task_id="t-2") == {"node-key-2"}
     assert host.orchestrator.count(REGISTER) == 2
@@ -226,7 +221,6 @@ async def test_extension_that_is_listed_later_is_used_at_once(host: Host) -> Non
         host.orchestrator.extensions = ["reregister"]
         await host.clock.advance(17)
         await host.wait_for_calls(REGISTER, 2)
-
     assert host.orchestrator.called(REGISTER)[1].key == "node-key-1"
 
 
@@ -252,7 +246,6 @@ async def test_token_that_is_wrong_for_a_new_description_ends_the_runner_after_i
         host.let_go()
         await host.pass_time_until(life.over.is_set, 1)
         assert await life.end() == 77
-
     assert host.state_of("t-1") == "closed"
 
 
@@ -264,7 +257,6 @@ async def test_node_that_is_gone_when_its_description_changes_becomes_another(ho
     host.orchestrator.always(BEAT, http(503))
     async with host.runner(name="host-2"):
         await host.wait_for_calls(POLL, 2)
-
     assert [call.key for call in host.orchestrator.called(REGISTER)] == [None, "node-key-1", None]
     assert host.orchestrator.called(POLL)[-1].key == "node-key-2"
 
@@ -289,7 +281,6 @@ async def test_host_name_alone_makes_no_new_node_and_stops_no_work(
     async with host.runner(registration_token=Secret(token)):
         await host.wait_for_end()
         await host.clock.advance(120)
-
     assert [call.key for call in host.orchestrator.called(REGISTER)] == keys
     assert keys_of(host.orchestrator, POLL) == {"node-key-1"}
 
@@ -309,33 +300,8 @@ async def test_node_that_is_new_in_spite_of_its_key_leaves_reports_to_the_old_on
         host.let_go()
         await host.wait_for_end()
         await host.wait_for_calls(POLL, seen + 1)
-
     assert keys_of(host.orchestrator, STATUS, task_id="t-1") == {"node-key-1"}
     assert host.orchestrator.called(POLL)[-1].key == "node-key-9"
-
-
-async def test_reference_orchestrator_keeps_the_node_and_its_task_through_a_new_name(
-    host: Host,
-) -> None:
-    with serve(host.folder / "orchestrator") as reference:
-        call = anyio.to_thread.run_sync
-        task = await call(lambda: reference.create_task("[wait-for go]"))
-        async with host.runner(orchestrator_url=reference.url):
-            await host.wait_for_state(task["id"], "running")
-        (before,) = await call(reference.nodes)
-        async with host.runner(orchestrator_url=reference.url, name="host-2"):
-            await host.pass_time_until(
-                lambda: "host-2" in str(host.rows("SELECT node FROM identities"))
-            )
-            host.let_go()
-            ended = await call(lambda: reference.wait_for_task(task["id"], "success"))
-            (after,) = await call(reference.nodes)
-            await host.wait_for_state(task["id"], "closed")
-            await call(reference.stop)
-
-    assert (before["name"], after["name"]) == ("host-1", "host-2")
-    assert before["id"] == after["id"] == ended["assigned_node_id"]
-    assert host.starts_of(task["id"]) == 1
 
 
 # Journals of the version before
@@ -352,7 +318,6 @@ async def test_tasks_of_an_old_journal_are_adopted_in_every_state(host: Host) ->
             assert host.starts_of(name) == 1
         assert (await host.wait_for_end("t-ended"))["message"] == "failed: exit code 9"
         await host.wait_for_calls(POLL)
-
     assert host.starts_of("t-ended") == 0
     assert host.state_of("t-closed") == "closed"
     assert host.orchestrator.count(REGISTER) == 0
@@ -374,7 +339,6 @@ async def test_tasks_of_several_identities_are_reported_by_each_before_new_ones_
         host.let_go()
         for name in ("t-second-running", "t-new"):
             assert (await host.wait_for_end(name))["status"] == "success"
-
     assert keys_of(host.orchestrator, BEAT, task_id="t-first-running") == {"node-key-1"}
     assert keys_of(host.orchestrator, BEAT, task_id="t-second-running") == {"node-key-2"}
     owners = {"t-first-running": 1, "t-first-ended": 1, "t-second-running": 2, "t-third-ended": 3}
@@ -385,77 +349,9 @@ async def test_tasks_of_several_identities_are_reported_by_each_before_new_ones_
     assert {host.starts_of(name) for name in ("t-first-running", "t-second-running")} == {1}
 
 
-# A journal that was lost
-
-
-async def test_ended_task_is_adopted_from_its_container_where_the_journal_is_damaged(
-    host: Host,
-) -> None:
-    await begin_and_leave(host, "[wait-for go][print-line the last words][fail 7]")
-    host.damage_journal()
-    host.let_go()
-    await host.engine.wait(container_of("t-1"))
-    async with host.runner():
-        end = await host.wait_for_end()
-        await host.wait_for_calls(POLL)
-
-    assert end["message"].startswith("failed: exit code 7")
-    assert end["message"].endswith("the last words")
-    assert host.orchestrator.count(REGISTER) == 1
-    assert host.starts_of("t-1") == 1
-
-
-async def test_running_task_is_adopted_with_its_slot_where_the_journal_was_removed(
-    host: Host,
-) -> None:
-    await begin_and_leave(host)
-    for path in host.state_dir.glob("journal.sqlite3*"):
-        path.unlink()
-    host.orchestrator.offer("t-2")
-    async with host.runner():
-        await host.clock.advance(60)
-        assert host.orchestrator.queue, "the adopted task has the only slot"
-        host.let_go()
-        assert (await host.wait_for_end())["status"] == "success"
-        await host.pass_time_until_closed("t-2")
-
-    assert host.orchestrator.count(REGISTER) == 1
-    assert host.starts_of("t-1") == 1
-
-
-async def test_container_of_another_orchestrator_is_left_alone(host: Host, log: Log) -> None:
-    await begin_and_leave(host)
-    host.damage_journal()
-    async with orchestrating(host.clock.uptime_s) as other:
-        async with host.runner(orchestrator_url=other.url):
-            await host.clock.advance(900)
-        assert other.count(STATUS) == 0
-
-    assert f"`--orchestrator-url {host.orchestrator.url} --once`" in log.text
-    assert await host.engine.inspect(container_of("t-1")) is not None
-
-
-async def test_container_that_never_ran_is_not_adopted(host: Host, log: Log) -> None:
-    await begin_and_leave(host)
-    host.damage_journal()
-    spec = host.engine.specs[container_of("t-1")]
-    await host.engine.remove(container_of("t-1"))
-    with pytest.raises(EngineError):
-        await host.engine.run(
-            replace(spec, run_args=("--entrypoint", "/none"), cid_file=None, env_files=())
-        )
-    async with host.runner():
-        await host.clock.advance(60)
-
-    assert "containers of this runner that its journal does not know" in log.text
-    assert host.state_of("t-1") is None
-    assert await host.engine.inspect(container_of("t-1")) is not None
-
-
 @pytest.mark.parametrize("left", [b"", bytes(37), b"\xff\xfe", b"half of an i"])
 async def test_runner_id_that_a_power_cut_has_damaged_is_replaced(host: Host, left: bytes) -> None:
     (host.state_dir / "runner-id").write_bytes(left)
     async with host.runner(once=True) as life:
         assert await life.end() == 0
-
     assert UUID((host.state_dir / "runner-id").read_text().strip())

@@ -102,7 +102,6 @@ async def test_final_report_of_a_lost_container_stands(host: Host) -> None:
     async with host.running_task("[hang]"):
         leave(host, SUCCESS)
         host.engine.vanish(container_of("t-1"))
-
         assert (await host.wait_for_end())["status"] == "success"
 
 
@@ -121,7 +120,6 @@ async def test_unreadable_state_of_the_reporter_changes_nothing(host: Host, log:
         (host.home / "tasks" / "t-1" / "reporter.json").write_text("success!")
         host.let_go()
         end = await host.wait_for_end()
-
     assert end["message"].startswith("failed: exit code 3")
     assert "cannot read the reporter's state: " in log.text
 
@@ -186,29 +184,8 @@ async def test_session_without_a_mark_is_submitted_if_no_task_closed_since_can_h
         host.change(change)
         host.let_go()
         await host.wait_for_end("t-2")
-
     assert len(logs(host)) == count
     assert other not in str(host.rows("SELECT * FROM tasks"))
-
-
-@pytest.mark.usefixtures("crush")
-@pytest.mark.parametrize(
-    ("other", "count"),
-    [(PROMPT, 0), (OTHER_PROMPT, 1)],
-    ids=["the same prompt", "another prompt"],
-)
-async def test_session_without_a_mark_is_submitted_if_no_running_task_can_have_begun_it(
-    host: Host, other: str, count: int
-) -> None:
-    host.orchestrator.offer("t-1", PROMPT)
-    host.orchestrator.offer("t-2", other)
-    async with host.runner(max_tasks=2):
-        await host.wait_for_state("t-1", "running")
-        await host.wait_for_state("t-2", "running")
-        host.let_go()
-        await host.wait_for_end("t-1")
-
-    assert len(logs(host)) == count
 
 
 async def test_session_of_the_second_in_which_two_tasks_met_is_submitted_for_neither(
@@ -224,7 +201,6 @@ async def test_session_of_the_second_in_which_two_tasks_met_is_submitted_for_nei
     host.orchestrator.offer("t-2", PROMPT)
     async with host.runner():
         await host.wait_for_end("t-2")
-
     assert logs(host) == []
 
 
@@ -240,7 +216,6 @@ async def test_session_that_was_begun_after_the_container_had_ended_is_not_the_t
     crush.begin("s2", int(host.clock.wall_s()), prompt=PROMPT)
     async with host.runner():
         await host.wait_for_end()
-
     assert logs(host) == []
 
 
@@ -256,7 +231,6 @@ async def test_secrets_are_redacted_in_the_log_and_in_the_agents_report(
         leave(host, replace(SUCCESS, message=f"It is {key}!"))
         host.let_go()
         end = await host.wait_for_end()
-
     (log,) = logs(host)
     assert log["session"]["messages"][-1]["content"] == "NODE_API_KEY=*** API_PASSWORD=***"
     assert end["message"] == "It is ***!"
@@ -296,7 +270,6 @@ async def test_outcome_is_written_down_first_and_its_status_waits_for_the_log(
         await wait_until_log_is_pending(host)
         end_transaction()
         end = await host.wait_for_end()
-
     assert end["crush_session_id"] == "s1"
     assert report_paths(host) == [STATUS, LOGS, STATUS]
 
@@ -310,7 +283,6 @@ async def test_log_that_a_runner_had_not_looked_for_is_looked_for_by_the_next(
     end_transaction()
     async with host.runner():
         end = await host.wait_for_end()
-
     assert (end["status"], end["crush_session_id"]) == ("error", "s1")
     assert end["message"].startswith("by the agent\n\nIts container, after that: completed: ")
     assert len(logs(host)) == 1
@@ -322,7 +294,6 @@ async def test_status_does_not_wait_for_a_log_beyond_its_time(host: Host, log: L
     async with host.running_task(PROMPT, timings=timings):
         host.let_go()
         end = await host.wait_for_end()
-
     assert end["message"].startswith("completed: exit code 0")
     assert logs(host) == []
     assert "cannot read what the agent left: it takes too long" in log.text
@@ -338,5 +309,4 @@ async def test_final_report_of_the_agent_stands_though_its_engine_is_silent_afte
     host.engine.break_("inspect", EngineSilent("no answer"))
     async with host.runner(timings=replace(DEFAULT_TIMINGS, final_log_timeout_s=0.3)):
         await until(lambda: host.orchestrator.taken[-1]["status"] == "error")
-
     assert host.orchestrator.taken[-1]["message"].startswith("by the agent")

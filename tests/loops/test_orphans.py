@@ -1,19 +1,22 @@
-"""Orphans, containers that no journal knows, are left alone for five minutes, then removed."""
+"""Orphans, containers that no journal knows, are adopted or, after five minutes, removed."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from runner.engine.base import LABEL_RUNNER, ContainerSpec
-from tests.harness.host import IMAGE
-from tests.harness.orchestrator import POLL
+from runner.errors import EngineError
+from tests.harness.host import IMAGE, container_of
+from tests.harness.orchestrator import POLL, REGISTER, STATUS, orchestrating
 from tests.harness.until import until
 from tests.loops.steps import begin_and_leave
 
 if TYPE_CHECKING:
     from tests.harness.host import Host
+    from tests.loops.steps import Log
 
 pytestmark = pytest.mark.anyio
 
@@ -36,7 +39,6 @@ async def test_orphan_is_untouched_for_five_minutes_and_then_removed(host: Host)
         assert ORPHAN in host.engine.names
         await host.clock.advance(2)
         await until(lambda: ORPHAN not in host.engine.names)
-
     assert not host.orchestrator.reports("unknown"), "nothing is reported on it"
 
 
@@ -44,7 +46,6 @@ async def test_container_of_another_runner_is_never_touched(host: Host) -> None:
     await make_orphan(host, "another-runner")
     async with host.runner():
         await host.clock.advance(600)
-
     assert ORPHAN in host.engine.names
 
 
@@ -53,7 +54,6 @@ async def test_container_of_a_task_in_hand_is_not_an_orphan(host: Host) -> None:
     async with host.runner():
         await host.clock.advance(600)
         host.let_go()
-
         assert (await host.wait_for_end("t-1"))["status"] == "success"
 
 
@@ -63,7 +63,6 @@ async def test_task_that_comes_within_the_five_minutes_keeps_its_container(host:
         await host.clock.advance(100)
         host.orchestrator.offer("t-1", "[hang]")
         await host.clock.advance(400)
-
         assert host.state_of("t-1") == "running"
         assert "victoria-t-1" in host.engine.names
 
@@ -76,3 +75,66 @@ async def test_silent_engine_is_asked_for_orphans_later(host: Host) -> None:
         host.engine.silent = False
         await host.clock.advance(361)
         await until(lambda: ORPHAN not in host.engine.names)
+
+
+# A journal that was lost
+
+
+async def test_ended_task_is_adopted_from_its_container_where_the_journal_is_damaged(
+    host: Host,
+) -> None:
+    await begin_and_leave(host, "[wait-for go][print-line the last words][fail 7]")
+    host.damage_journal()
+    host.let_go()
+    await host.engine.wait(container_of("t-1"))
+    async with host.runner():
+        end = await host.wait_for_end()
+        await host.wait_for_calls(POLL)
+    assert end["message"].startswith("failed: exit code 7")
+    assert end["message"].endswith("the last words")
+    assert host.orchestrator.count(REGISTER) == 1
+    assert host.starts_of("t-1") == 1
+
+
+async def test_running_task_is_adopted_with_its_slot_where_the_journal_was_removed(
+    host: Host,
+) -> None:
+    await begin_and_leave(host)
+    for path in host.state_dir.glob("journal.sqlite3*"):
+        path.unlink()
+    host.orchestrator.offer("t-2")
+    async with host.runner():
+        await host.clock.advance(60)
+        assert host.orchestrator.queue, "the adopted task has the only slot"
+        host.let_go()
+        assert (await host.wait_for_end())["status"] == "success"
+        await host.pass_time_until_closed("t-2")
+    assert host.orchestrator.count(REGISTER) == 1
+    assert host.starts_of("t-1") == 1
+
+
+async def test_container_of_another_orchestrator_is_left_alone(host: Host, log: Log) -> None:
+    await begin_and_leave(host)
+    host.damage_journal()
+    async with orchestrating(host.clock.uptime_s) as other:
+        async with host.runner(orchestrator_url=other.url):
+            await host.clock.advance(900)
+        assert other.count(STATUS) == 0
+    assert f"`--orchestrator-url {host.orchestrator.url} --once`" in log.text
+    assert await host.engine.inspect(container_of("t-1")) is not None
+
+
+async def test_container_that_never_ran_is_not_adopted(host: Host, log: Log) -> None:
+    await begin_and_leave(host)
+    host.damage_journal()
+    spec = host.engine.specs[container_of("t-1")]
+    await host.engine.remove(container_of("t-1"))
+    with pytest.raises(EngineError):
+        await host.engine.run(
+            replace(spec, run_args=("--entrypoint", "/none"), cid_file=None, env_files=())
+        )
+    async with host.runner():
+        await host.clock.advance(60)
+    assert "containers of this runner that its journal does not know" in log.text
+    assert host.state_of("t-1") is None
+    assert await host.engine.inspect(container_of("t-1")) is not None

@@ -33,7 +33,6 @@ async def test_request_for_work_is_a_long_poll_unless_it_is_the_only_one(
 ) -> None:
     async with host.runner(once=once):
         await host.wait_for_calls(POLL)
-
     assert [call.request.headers["prefer"] for call in host.orchestrator.called(POLL)] == [
         preference
     ]
@@ -47,7 +46,6 @@ async def test_orchestrator_that_held_the_request_is_asked_again_at_once(host: H
             await host.clock.advance(25)
             host.orchestrator.release()
         await host.wait_for_calls(POLL, 4)
-
     assert gaps(host) == [25, 25, 25]
 
 
@@ -56,7 +54,6 @@ async def test_orchestrator_that_holds_in_name_only_is_not_flooded(host: Host) -
     host.orchestrator.always(POLL, json_response(None, headers=preference))
     async with host.runner():
         await host.clock.advance(300)
-
     assert 10 <= host.orchestrator.count(POLL) <= 12
 
 
@@ -77,7 +74,6 @@ async def test_request_that_is_refused_is_retried(host: Host) -> None:
     host.orchestrator.offer()
     async with host.runner(poll_interval_s=5.0):
         await host.clock.advance(10)
-
         assert (await host.wait_for_end())["status"] == "success"
 
 
@@ -87,7 +83,6 @@ async def test_next_request_after_a_task_comes_at_once(host: Host) -> None:
     async with host.runner():
         await host.wait_for_end("t-2")
         await host.wait_for_calls(POLL, 4)
-
     assert gaps(host)[:3] == [0, 0, 0]
 
 
@@ -137,7 +132,6 @@ async def test_task_in_hand_that_is_offered_again_is_not_started_twice(host: Hos
         assert not host.orchestrator.queue
         host.let_go()
         await host.wait_for_end("t-1")
-
     assert host.starts_of("t-1") == 1
 
 
@@ -149,7 +143,6 @@ async def test_closed_task_that_is_offered_again_is_reported_again_and_not_run(h
         host.orchestrator.offer("t-1", "[fail 3]")
         await host.clock.advance(34)
         await until(lambda: len(host.orchestrator.ends("t-1")) == 2)
-
     assert {end["message"] for end in host.orchestrator.ends("t-1")} == {
         "failed: exit code 3 after 0 s"
     }
@@ -160,7 +153,6 @@ async def test_no_work_is_requested_on_a_full_disk(host: Host, log: Log) -> None
     async with host.runner(min_free_disk=1 << 62):
         await host.wait_for_beat("error")
         await host.clock.advance(120)
-
     assert host.orchestrator.count(POLL) == 0
     assert "free some space there or lower --min-free-disk" in log.text
 
@@ -200,7 +192,6 @@ async def test_task_that_was_written_down_is_begun_though_it_cannot_be_read(
     begun: list[Task] = []
     async with host.parts(journal, once=True) as parts:
         assert await poll(parts, begun.append) is PollResult.TASK
-
     assert begun == await journal.open_tasks()
     assert [task.state.value for task in begun] == [state]
     journal.close_file()

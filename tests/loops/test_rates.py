@@ -104,7 +104,6 @@ async def test_node_that_was_deleted_registers_once_and_reports_its_task_once(ho
         await host.wait_for_state("t-1", "closed")
         await host.clock.advance(HOUR_S)
         assert not life.over.is_set()
-
     assert host.orchestrator.count(STATUS) - reported_before == 1, "it is parked, not retried"
     assert host.orchestrator.count(REGISTER) == 2
     assert host.orchestrator.count(POLL) <= 2 + HOUR_S / (30 * 0.9)
@@ -121,6 +120,5 @@ async def test_keys_that_are_revoked_at_once_make_no_flood_beside_a_task(host: H
         paths = [call.request.target for call in host.orchestrator.calls[seen:]]
         assert not life.over.is_set()
         assert host.state_of("t-1") == "running"
-
     assert 2 <= paths.count(REGISTER) <= 2 + HOUR_S / 30
     assert len(paths) <= 5 * paths.count(REGISTER), "a few requests for each new key"

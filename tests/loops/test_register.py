@@ -32,7 +32,6 @@ def refusal(status: int) -> Answer:
 async def test_node_registers_with_what_it_is(host: Host) -> None:
     async with host.runner(tags={"site": "berlin"}, capabilities=("gpu",)):
         await host.wait_for_calls(POLL)
-
     (call,) = host.orchestrator.called(REGISTER)
     assert call.request.headers["x-registration-token"] == TOKEN
     assert call.key is None
@@ -53,7 +52,6 @@ async def test_revoked_key_leads_to_a_new_registration_under_which_reports_go_ou
         await host.wait_for_state("t-1", "ended")
     async with host.runner():
         assert "exit code 3" in (await host.wait_for_end())["message"]
-
     assert host.orchestrator.called(STATUS)[-1].key == "node-key-2"
     assert host.orchestrator.count(REGISTER) == 2
     assert host.starts_of("t-1") == 1
@@ -68,7 +66,6 @@ async def test_refused_registration_ends_an_idle_runner_with_its_own_exit_code(
     host.orchestrator.always(REGISTER, refusal(status))
     async with host.runner(registration_token=Secret("wrong-token")) as life:
         assert await life.end() == 77
-
     assert sentence in log.text
     assert "wrong-token" not in log.text
     assert host.orchestrator.count(REGISTER) == 1
@@ -164,6 +161,5 @@ async def test_once_does_not_wait_for_an_orchestrator_that_is_away(
     host.orchestrator.always(path, failure)
     async with host.runner(once=True) as life:
         assert await life.end() == 75
-
     assert host.orchestrator.count(path) == 1
     assert sentence in log.text

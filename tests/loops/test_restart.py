@@ -150,7 +150,6 @@ async def test_adopted_task_has_what_is_left_of_its_time_though_the_clock_was_se
         await host.clock.advance(299)
         assert host.state_of("t-1") == "running"
         await host.clock.advance(2)
-
         assert (await host.wait_for_end())["message"].startswith("timed_out: ")
     assert host.starts_of("t-1") == 1
 

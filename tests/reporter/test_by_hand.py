@@ -98,7 +98,6 @@ def test_session_typed_by_hand_calls_every_tool(held: Held) -> None:
         assert typist.hello()["serverInfo"]["name"] == "victoria-status-reporter"
         assert {tool["name"] for tool in typist.request("tools/list")["tools"]} == set(calls)
         answers = {name: typist.call(name, **arguments) for name, arguments in calls.items()}
-
     assert answers.pop("get_job_info")["job_id"] == held.task_id
     assert all(answer["sent"] for answer in answers.values())
     history = held.task["history"]
@@ -114,7 +113,6 @@ def test_report_is_sent_though_the_agent_goes_away_at_once(held: Held) -> None:
         typist.hello()
         call = {"name": "report_complete", "arguments": {"message": "12", "submit_logs": False}}
         typist.type(json.dumps({"jsonrpc": "2.0", "id": 9, "method": "tools/call", "params": call}))
-
     assert (held.task["status"], held.task["result"]) == ("success", "12")
 
 

@@ -104,7 +104,8 @@ async def scripted(anyio_backend: Backend, home: Path) -> AsyncIterator[Scripted
         yield Scripted(server, home)
 
 
-def failure(answer: ToolAnswer) -> str:
+def failure(answer: object) -> str:
+    assert isinstance(answer, dict)
     assert set(answer) - {"logs"} == {"sent", "error"}
     assert answer["sent"] is False
     return str(answer["error"])
@@ -119,7 +120,6 @@ async def test_final_status_that_is_not_taken_is_kept_and_answered_within_half_a
         began_s = anyio.current_time()
         answer = await reporter.finish("success", "12 sales", submit_logs=True)
         assert anyio.current_time() - began_s <= 31
-
     assert failure(answer["logs"]).startswith(f"cannot submit the log: {reason}")
     assert failure(answer).startswith(f"cannot report 'success': {reason}")
     assert failure(answer).endswith("; it is kept, and delivered when this container has ended")
@@ -130,7 +130,6 @@ async def test_final_status_that_is_not_taken_is_kept_and_answered_within_half_a
 async def test_final_status_of_the_orchestrator_is_left_for_the_runner(scripted: Scripted) -> None:
     async with scripted.reporting(ENDED) as reporter:
         answer = await reporter.report("success", "yes", None)
-
     assert answer["task_status"] == "error"
     assert scripted.state.final == FinalStatus(TaskStatus.ERROR, None, None, is_sent=True)
 
@@ -139,7 +138,6 @@ async def test_final_status_of_the_orchestrator_is_left_for_the_runner(scripted:
 async def test_end_is_reported_though_its_log_is_refused(scripted: Scripted) -> None:
     async with scripted.reporting(TOO_LONG, TAKEN) as reporter:
         answer = await reporter.finish("error", "no", submit_logs=True)
-
     assert answer["sent"] is True
     assert answer["logs"] == {"sent": False, "error": "cannot submit the log: HTTP 413: too long"}
     assert [request.target for request in scripted.server.requests] == ["/logs", "/status"]
@@ -151,7 +149,6 @@ async def test_end_is_reported_though_its_log_is_refused(scripted: Scripted) -> 
 async def test_end_is_reported_though_its_log_takes_too_long(scripted: Scripted) -> None:
     async with scripted.reporting(stalled(b""), TAKEN) as reporter:
         answer = await reporter.finish("error", "no", submit_logs=True)
-
     assert answer["sent"] is True
     assert [request.target for request in scripted.server.requests] == ["/logs", "/status"]
 
@@ -182,7 +179,6 @@ async def test_report_is_retried_until_it_is_taken_or_refused(
 ) -> None:
     async with scripted.reporting(*responses) as reporter:
         answer = await reporter.report("success", None, 100)
-
     assert answer["sent"] is (count > 1)
     assert scripted.bodies() == [scripted.bodies()[0]] * count
 
@@ -192,7 +188,6 @@ async def test_without_a_key_nothing_is_sent_and_a_final_status_is_kept(
 ) -> None:
     async with scripted.reporting(TAKEN, identity=Identity("", Secret(""))) as reporter:
         answer = await reporter.report("error", "no", None)
-
     assert "NODE_API_KEY is not set" in failure(answer)
     assert not scripted.server.requests
     assert scripted.state.final is not None
@@ -201,7 +196,6 @@ async def test_without_a_key_nothing_is_sent_and_a_final_status_is_kept(
 async def test_message_is_truncated_and_half_characters_are_replaced(scripted: Scripted) -> None:
     async with scripted.reporting(TAKEN) as reporter:
         await reporter.report("success", "\ud800" + "x" * 200_000, None)
-
     (body,) = scripted.bodies()
     assert len(body["message"]) == 100_000
     assert body["message"].startswith("?xxx")
@@ -242,7 +236,6 @@ async def test_session_of_another_task_is_not_submitted_though_its_id_is_given(
     crush.connection.execute("UPDATE sessions SET created_at = created_at - ?", [began_earlier_s])
     async with scripted.reporting(prompt=prompt) as reporter:
         answer = await reporter.hand_in("s1")
-
     assert failure(answer) == "cannot submit the log: this task has no session 's1'"
     assert not scripted.server.requests
 
@@ -264,7 +257,6 @@ async def test_defect_of_the_reporter_is_answered_in_one_sentence(scripted: Scri
         Client(server_for(reporter)) as client,
     ):
         answer = await Agent(client).call("report_status", is_error=True, status="running")
-
     assert failure(answer) == "a defect of the status reporter: ZeroDivisionError"
 
 
@@ -284,5 +276,4 @@ async def test_report_is_retried_though_the_agent_cancels_its_call(scripted: Scr
         await until(lambda: len(scripted.server.requests) == 1)
         group.cancel_scope.cancel()
         was_cancelled.set()
-
     assert [body["status"] for body in scripted.bodies()] == ["running", "running"]

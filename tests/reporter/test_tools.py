@@ -136,7 +136,6 @@ async def test_secrets_are_redacted_in_messages_and_in_the_log(held: Held, crush
     async with connected({**held.variables, **operators}) as agent:
         message = f"I found {held.api_key}, and hunter2-hunter2."
         await agent.call("report_complete", message=message)
-
     assert held.task["result"] == "I found ***, and ***."
     assert held.log["messages"][-1]["content"] == (
         "[tool result: bash]\nNODE_API_KEY=***\nAPI_PASSWORD='***'\nLANG=a-language"
