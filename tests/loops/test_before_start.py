@@ -22,7 +22,7 @@ FILE = "/files/a.csv"
 
 
 @pytest.mark.parametrize("status", [403, 404, 409, 410])
-async def test_task_that_is_no_longer_ours_never_starts_and_a_later_offer_of_it_runs(
+async def test_task_of_another_node_starts_only_when_offered_again(
     host: Host, log: Log, status: int
 ) -> None:
     host.orchestrator.then(STATUS, json_response({"detail": "given to another node"}, status))
@@ -37,9 +37,7 @@ async def test_task_that_is_no_longer_ours_never_starts_and_a_later_offer_of_it_
 
 
 @pytest.mark.parametrize("status", ["success", "error"])
-async def test_task_that_has_ended_elsewhere_never_starts(
-    host: Host, log: Log, status: str
-) -> None:
+async def test_task_that_ended_elsewhere_never_starts(host: Host, log: Log, status: str) -> None:
     host.orchestrator.standing["t-1"] = status
     host.orchestrator.offer()
     async with host.runner():
@@ -57,7 +55,7 @@ async def test_task_that_was_cancelled_meanwhile_never_starts_and_is_reported(ho
 
 
 @pytest.mark.parametrize("status", [400, 405, 422])
-async def test_orchestrator_that_does_not_understand_the_claim_does_not_hold_it_up(
+async def test_claim_that_is_not_understood_does_not_hold_up_a_task(
     host: Host, status: int
 ) -> None:
     host.orchestrator.then(STATUS, http(status))
@@ -73,7 +71,7 @@ async def test_orchestrator_that_does_not_understand_the_claim_does_not_hold_it_
     ],
     ids=["403", "404", "409", "ended"],
 )
-async def test_task_that_is_refused_and_offered_on_and_on_makes_no_flood(
+async def test_refused_task_that_is_offered_on_and_on_makes_no_flood(
     host: Host, claimed: Answer
 ) -> None:
     host.orchestrator.always(STATUS, claimed)
@@ -89,9 +87,7 @@ async def test_task_that_is_refused_and_offered_on_and_on_makes_no_flood(
 
 
 @pytest.mark.parametrize(("failures", "status"), [(5, "success"), (7, "error")])
-async def test_file_that_cannot_be_fetched_is_retried_for_an_hour(
-    host: Host, failures: int, status: str
-) -> None:
+async def test_file_is_retried_for_an_hour(host: Host, failures: int, status: str) -> None:
     later = http(503, headers={"Retry-After": "600"})
     host.orchestrator.then(FILE, *[later] * failures)
     host.orchestrator.files["a.csv"] = b"1,2"
@@ -108,9 +104,7 @@ async def test_file_that_cannot_be_fetched_is_retried_for_an_hour(
 
 
 @pytest.mark.parametrize("status", [403, 404, 410])
-async def test_files_that_are_refused_since_the_task_is_no_longer_ours_are_no_end_of_it(
-    host: Host, status: int
-) -> None:
+async def test_refused_file_of_another_nodes_task_is_not_its_end(host: Host, status: int) -> None:
     host.orchestrator.then(FILE, json_response({"detail": "not this node's task"}, status))
     host.orchestrator.then(STATUS, json_response({"detail": "not assigned to this node"}, 409))
     host.orchestrator.offer("t-1", files=["a.csv"])

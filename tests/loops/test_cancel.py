@@ -65,9 +65,7 @@ async def test_cancelled_while_its_claim_is_retried(host: Host) -> None:
         await check_that_it_never_started(host)
 
 
-async def test_cancelled_when_its_container_runs_and_the_engine_has_not_returned_yet(
-    host: Host,
-) -> None:
+async def test_cancelled_before_the_engine_says_that_its_container_runs(host: Host) -> None:
     host.engine.shut("after run")
     host.orchestrator.offer("t-1", "[hang]")
     async with host.runner():
@@ -129,9 +127,7 @@ async def test_cancelled_after_its_end_changes_nothing(host: Host) -> None:
         assert (await host.wait_for_end())["status"] == "success"
 
 
-async def test_cancelled_task_is_open_while_the_engine_answers_neither_stop_nor_rm(
-    host: Host,
-) -> None:
+async def test_cancelled_task_is_open_while_the_engine_is_silent(host: Host) -> None:
     async with host.running_task("[hang]"):
         for call in ("stop", "remove"):
             host.engine.break_(call, EngineSilent("no answer"))

@@ -11,7 +11,7 @@ import pytest
 from tests.harness.orchestrator import LOGS, SILENCE, STATUS
 from tests.harness.server import http, json_response, stalled
 from tests.harness.until import until
-from tests.loops.steps import finish_another, leave_task
+from tests.loops.steps import finish_another, leave_task, report_paths
 
 if TYPE_CHECKING:
     from tests.harness.host import Host
@@ -57,7 +57,7 @@ async def test_report_outlives_an_outage_and_restarts_within_it(host: Host) -> N
 
 
 @pytest.mark.parametrize("status", [400, 403, 404, 422])
-async def test_report_that_is_refused_for_good_is_parked_and_the_task_closed(
+async def test_refused_report_is_parked_and_its_task_closed(
     host: Host, log: Log, status: int
 ) -> None:
     offer_with_end_answered(host, json_response({"detail": "not this one"}, status))
@@ -70,7 +70,7 @@ async def test_report_that_is_refused_for_good_is_parked_and_the_task_closed(
 
 
 @pytest.mark.parametrize("status", [409, 410])
-async def test_report_on_a_task_that_has_its_end_already_is_dropped(
+async def test_report_on_a_task_that_has_its_end_is_dropped(
     host: Host, log: Log, status: int
 ) -> None:
     offer_with_end_answered(host, json_response({"detail": "it was cancelled"}, status))
@@ -82,9 +82,7 @@ async def test_report_on_a_task_that_has_its_end_already_is_dropped(
     assert "ERROR" not in {record.levelname for record in log.records}
 
 
-async def test_report_goes_out_at_once_under_a_new_key_and_later_if_that_is_refused_too(
-    host: Host,
-) -> None:
+async def test_report_is_sent_at_once_under_a_new_key_and_later_under_the_next(host: Host) -> None:
     unknown = json_response({"detail": "unknown key"}, 401)
     offer_with_end_answered(host, unknown, unknown)
     async with host.runner():
@@ -159,9 +157,7 @@ async def test_reports_that_stay_behind_with_once_are_logged_and_kept(host: Host
     assert host.state_of("t-1") == "ended"
 
 
-async def test_final_status_that_a_proxy_refuses_is_retried_for_an_hour_and_then_parked(
-    host: Host,
-) -> None:
+async def test_report_that_a_proxy_refuses_is_parked_after_an_hour(host: Host) -> None:
     offer_with_end_answered(host, always=PAGE)
     async with host.runner(heartbeat_interval_s=300.0):
         await host.wait_for_state("t-1", "ended")
@@ -174,28 +170,20 @@ async def test_final_status_that_a_proxy_refuses_is_retried_for_an_hour_and_then
 # Logs
 
 
-def reported(host: Host) -> list[str]:
-    """Return the paths of the reports that came, in their order."""
-    paths = [call.request.target for call in host.orchestrator.calls]
-    return [path for path in paths if path in {LOGS, STATUS}]
-
-
 async def test_status_overtakes_a_log_that_fails_twice(host: Host) -> None:
     host.orchestrator.then(LOGS, http(500), SILENCE, http(500), http(500))
     await leave_task(host, log=SESSION)
     async with host.runner():
         await host.pass_time_until_closed("t-1")
 
-    paths = reported(host)
+    paths = report_paths(host)
     assert paths[:2] == [LOGS, LOGS]
     assert paths.index(STATUS) < 4, "the third attempt may be beside it"
     assert (paths.count(LOGS), paths.count(STATUS)) == (5, 1)
     assert outbox(host) == []
 
 
-async def test_log_without_a_response_holds_up_its_status_for_minutes_and_no_other_task(
-    host: Host,
-) -> None:
+async def test_log_without_a_response_delays_its_status_and_no_other_task(host: Host) -> None:
     host.orchestrator.always(LOGS, stalled(b""))
     await leave_task(host, log=SESSION)
     async with host.runner():
@@ -205,9 +193,7 @@ async def test_log_without_a_response_holds_up_its_status_for_minutes_and_no_oth
         await until(lambda: len(host.orchestrator.ends("t-1")) == 1)
 
 
-async def test_log_that_keeps_failing_is_given_up_with_one_line_for_the_operator(
-    host: Host, log: Log
-) -> None:
+async def test_log_that_keeps_failing_is_given_up_with_one_error(host: Host, log: Log) -> None:
     host.orchestrator.always(LOGS, http(500))
     await leave_task(host, log=SESSION)
     async with host.runner(poll_interval_s=600.0, heartbeat_interval_s=600.0):
@@ -226,18 +212,16 @@ async def test_log_outlasts_an_outage_of_any_length(host: Host) -> None:
         host.orchestrator.is_down = False
         await host.pass_time_until_closed("t-1", step_s=60.0)
     assert outbox(host) == []
-    assert set(reported(host)[-2:]) == {LOGS, STATUS}
+    assert set(report_paths(host)[-2:]) == {LOGS, STATUS}
 
 
 @pytest.mark.parametrize("status", [400, 403, 404, 413, 422])
-async def test_log_that_is_refused_is_parked_and_the_status_goes_out(
-    host: Host, status: int
-) -> None:
+async def test_refused_log_is_parked_and_the_status_goes_out(host: Host, status: int) -> None:
     host.orchestrator.always(LOGS, json_response({"detail": "not this one"}, status))
     await leave_task(host, log=SESSION)
     async with host.runner():
         await host.wait_for_end("t-1")
-    assert reported(host) == [LOGS, STATUS]
+    assert report_paths(host) == [LOGS, STATUS]
     assert outbox(host) == [("logs", f"HTTP {status}: not this one")]
 
 
@@ -253,12 +237,10 @@ async def test_log_that_is_too_long_for_the_orchestrator_is_truncated(host: Host
     assert outbox(host) == []
 
 
-async def test_log_that_is_damaged_in_the_journal_is_parked_and_the_status_goes_out(
-    host: Host, log: Log
-) -> None:
+async def test_damaged_log_is_parked_and_the_status_goes_out(host: Host, log: Log) -> None:
     await leave_task(host, log=SESSION)
     host.change("UPDATE outbox SET body = '{' WHERE path = 'logs'")
     async with host.runner():
         await host.wait_for_end("t-1")
-    assert reported(host) == [STATUS]
+    assert report_paths(host) == [STATUS]
     assert "cannot read a report: its text in the journal is damaged" in log.text

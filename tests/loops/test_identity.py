@@ -10,10 +10,8 @@ from uuid import UUID
 
 import pytest
 
-from runner.engine.base import ContainerSpec
 from runner.errors import ConfigurationError
 from runner.redaction import Secret
-from runner.workspace.download import CONTAINER_HOME
 from tests.harness.engine import ObstructedEngine
 from tests.harness.host import IMAGE, container_of
 from tests.harness.orchestrator import (
@@ -28,7 +26,7 @@ from tests.harness.orchestrator import (
 )
 from tests.harness.server import http, json_response
 from tests.harness.until import until
-from tests.loops.steps import begin_and_leave
+from tests.loops.steps import begin_and_leave, start_container
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -50,15 +48,6 @@ def load_journal(host: Host, name: str) -> None:
     with closing(sqlite3.connect(host.state_dir / "journal.sqlite3")) as journal:
         journal.executescript(text)
     host.orchestrator.keys |= {"node-key-1", "node-key-2", "node-key-3"}
-
-
-async def leave_running(host: Host, *task_ids: str) -> None:
-    """Start containers as an earlier runner did."""
-    for task_id in task_ids:
-        arguments = ("--accept-license", "--task", "[wait-for go]")
-        volumes = {host.home: CONTAINER_HOME}
-        spec = ContainerSpec(container_of(task_id), IMAGE, arguments, volumes=volumes)
-        await host.engine.run(spec)
 
 
 @asynccontextmanager
@@ -118,9 +107,7 @@ async def test_command_of_the_refusal_finishes_the_tasks_and_frees_the_folder(ho
     assert host.starts_of("t-1") == 1
 
 
-async def test_journal_with_tasks_of_two_orchestrators_is_drained_at_one_after_the_other(
-    host: Host, log: Log
-) -> None:
+async def test_journal_of_two_orchestrators_is_drained_at_both(host: Host, log: Log) -> None:
     load_journal(host, "elsewhere")
     host.orchestrator.offer("t-new")
     async with orchestrating(host.clock.uptime_s) as other:
@@ -167,7 +154,7 @@ CHANGES = pytest.mark.parametrize(
 
 
 @CHANGES
-async def test_node_stays_the_same_where_its_description_can_be_changed(
+async def test_node_stays_the_same_under_a_new_description(
     host: Host, changed: dict[str, Any]
 ) -> None:
     host.orchestrator.extensions = ["reregister"]
@@ -233,9 +220,7 @@ async def test_once_takes_no_task_under_an_old_description(host: Host) -> None:
     assert host.orchestrator.queue
 
 
-async def test_token_that_is_wrong_for_a_new_description_ends_the_runner_after_its_task(
-    host: Host,
-) -> None:
+async def test_wrong_token_for_a_new_description_ends_the_runner_when_idle(host: Host) -> None:
     host.orchestrator.extensions = ["reregister"]
     await begin_and_leave(host)
     async with host.runner(name="host-2", registration_token=Secret("wrong")) as life:
@@ -285,9 +270,7 @@ async def test_host_name_alone_makes_no_new_node_and_stops_no_work(
     assert keys_of(host.orchestrator, POLL) == {"node-key-1"}
 
 
-async def test_node_that_is_new_in_spite_of_its_key_leaves_reports_to_the_old_one(
-    host: Host,
-) -> None:
+async def test_node_that_is_new_in_spite_of_its_key_leaves_old_reports_alone(host: Host) -> None:
     host.orchestrator.extensions = ["reregister"]
     await begin_and_leave(host)
     host.orchestrator.keys.add("node-key-9")
@@ -309,7 +292,7 @@ async def test_node_that_is_new_in_spite_of_its_key_leaves_reports_to_the_old_on
 
 async def test_tasks_of_an_old_journal_are_adopted_in_every_state(host: Host) -> None:
     load_journal(host, "ordinary")
-    await leave_running(host, "t-running")
+    await start_container(host, container_of("t-running"))
     async with host.runner(max_tasks=4):
         await host.wait_for_calls(BEAT)
         host.let_go()
@@ -324,11 +307,10 @@ async def test_tasks_of_an_old_journal_are_adopted_in_every_state(host: Host) ->
     assert keys_of(host.orchestrator, POLL, BEAT, STATUS) == {"node-key-1"}
 
 
-async def test_tasks_of_several_identities_are_reported_by_each_before_new_ones_are_taken(
-    host: Host,
-) -> None:
+async def test_tasks_of_several_identities_are_reported_by_each_first(host: Host) -> None:
     load_journal(host, "several")
-    await leave_running(host, "t-first-running", "t-second-running")
+    await start_container(host, container_of("t-first-running"))
+    await start_container(host, container_of("t-second-running"))
     host.orchestrator.offer("t-new")
     async with host.runner(max_tasks=4):
         await host.clock.advance(60)

@@ -19,7 +19,7 @@ from tests.fakes.crush import Crush, text
 from tests.harness.host import container_of
 from tests.harness.orchestrator import LOGS, STATUS
 from tests.harness.until import DEADLINE_S, until
-from tests.loops.steps import begin_and_leave
+from tests.loops.steps import begin_and_leave, report_paths
 
 if TYPE_CHECKING:
     from tests.harness.host import Host
@@ -62,12 +62,6 @@ def logs(host: Host) -> list[dict[str, Any]]:
     return [call.body for call in host.orchestrator.called(LOGS)]
 
 
-def report_paths(host: Host) -> list[str]:
-    """Return the paths of the reports, in their order."""
-    paths = [call.request.target for call in host.orchestrator.calls]
-    return [path for path in paths if path in {LOGS, STATUS}]
-
-
 # The final report
 
 AFTER = "\n\nIts container, after that: "
@@ -105,9 +99,7 @@ async def test_final_report_of_a_lost_container_stands(host: Host) -> None:
         assert (await host.wait_for_end())["status"] == "success"
 
 
-async def test_final_report_that_was_planted_for_a_task_that_never_started_is_ignored(
-    host: Host,
-) -> None:
+async def test_final_report_of_a_task_that_never_started_is_ignored(host: Host) -> None:
     leave(host, SUCCESS)
     end = await host.finish_task(run_args=("--no-such-flag",))
 
@@ -188,9 +180,7 @@ async def test_session_without_a_mark_is_submitted_if_no_task_closed_since_can_h
     assert other not in str(host.rows("SELECT * FROM tasks"))
 
 
-async def test_session_of_the_second_in_which_two_tasks_met_is_submitted_for_neither(
-    host: Host, crush: Crush
-) -> None:
+async def test_session_that_may_be_of_two_tasks_is_not_submitted(host: Host, crush: Crush) -> None:
     # Crush keeps whole seconds: it may be of either task with this prompt.
     crush.connection.execute("DELETE FROM sessions")
     host.clock.set_wall(-host.clock.wall_s() % 1 + 0.2)
@@ -204,9 +194,7 @@ async def test_session_of_the_second_in_which_two_tasks_met_is_submitted_for_nei
     assert logs(host) == []
 
 
-async def test_session_that_was_begun_after_the_container_had_ended_is_not_the_tasks(
-    host: Host, crush: Crush
-) -> None:
+async def test_session_begun_after_the_end_is_not_the_tasks(host: Host, crush: Crush) -> None:
     crush.connection.execute("DELETE FROM sessions")
     await begin_and_leave(host, PROMPT)
     host.let_go()
@@ -219,9 +207,7 @@ async def test_session_that_was_begun_after_the_container_had_ended_is_not_the_t
     assert logs(host) == []
 
 
-async def test_secrets_are_redacted_in_the_log_and_in_the_agents_report(
-    host: Host, crush: Crush
-) -> None:
+async def test_secrets_are_redacted_in_log_and_final_report(host: Host, crush: Crush) -> None:
     env_file = host.folder / "env"
     env_file.write_text("API_PASSWORD=hunter2-hunter2\n")
     async with host.running_task(PROMPT, env_file=env_file):

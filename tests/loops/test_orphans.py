@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from runner.engine.base import LABEL_RUNNER, ContainerSpec
+from runner.engine.base import LABEL_RUNNER
 from runner.errors import EngineError
-from tests.harness.host import IMAGE, container_of
+from tests.harness.host import container_of
 from tests.harness.orchestrator import POLL, REGISTER, STATUS, orchestrating
 from tests.harness.until import until
-from tests.loops.steps import begin_and_leave
+from tests.loops.steps import begin_and_leave, start_container
 
 if TYPE_CHECKING:
     from tests.harness.host import Host
@@ -28,8 +28,7 @@ async def make_orphan(host: Host, runner_id: str | None = None, name: str = ORPH
     async with host.runner():
         await host.wait_for_calls(POLL)
     runner_id = runner_id or (host.state_dir / "runner-id").read_text().strip()
-    arguments = ("--accept-license", "--task", "[hang]")
-    await host.engine.run(ContainerSpec(name, IMAGE, arguments, {LABEL_RUNNER: runner_id}))
+    await start_container(host, name, "[hang]", labels={LABEL_RUNNER: runner_id})
 
 
 async def test_orphan_is_untouched_for_five_minutes_and_then_removed(host: Host) -> None:
@@ -80,9 +79,7 @@ async def test_silent_engine_is_asked_for_orphans_later(host: Host) -> None:
 # A journal that was lost
 
 
-async def test_ended_task_is_adopted_from_its_container_where_the_journal_is_damaged(
-    host: Host,
-) -> None:
+async def test_ended_task_is_adopted_where_the_journal_is_damaged(host: Host) -> None:
     await begin_and_leave(host, "[wait-for go][print-line the last words][fail 7]")
     host.damage_journal()
     host.let_go()
@@ -96,9 +93,7 @@ async def test_ended_task_is_adopted_from_its_container_where_the_journal_is_dam
     assert host.starts_of("t-1") == 1
 
 
-async def test_running_task_is_adopted_with_its_slot_where_the_journal_was_removed(
-    host: Host,
-) -> None:
+async def test_running_task_is_adopted_with_its_slot_without_a_journal(host: Host) -> None:
     await begin_and_leave(host)
     for path in host.state_dir.glob("journal.sqlite3*"):
         path.unlink()

@@ -83,15 +83,6 @@ async def test_retry_after_is_obeyed(
     assert 200 <= second.at_s - first.at_s <= 220, sentence
 
 
-async def test_retry_after_is_obeyed_for_an_hour_at_most(host: Host) -> None:
-    host.orchestrator.then(POLL, http(429, headers={"Retry-After": "99999999"}))
-    async with host.runner(heartbeat_interval_s=300.0):
-        await host.clock.advance(4000)
-
-    first, second = host.orchestrator.called(POLL)[:2]
-    assert HOUR_S <= second.at_s - first.at_s <= 1.1 * HOUR_S
-
-
 async def test_node_that_was_deleted_registers_once_and_reports_its_task_once(host: Host) -> None:
     async with host.running_task(assigned={"timeout_seconds": 9000}) as life:
         host.orchestrator.keys.clear()  # and the new one will not hold the task

@@ -41,9 +41,7 @@ async def test_node_registers_with_what_it_is(host: Host) -> None:
     assert call.body["os_type"]
 
 
-async def test_revoked_key_leads_to_a_new_registration_under_which_reports_go_out(
-    host: Host,
-) -> None:
+async def test_revoked_key_leads_to_a_new_one_under_which_reports_go_out(host: Host) -> None:
     async with host.running_task("[wait-for go][fail 3]"):
         host.orchestrator.keys.clear()
         await host.clock.advance(17)
@@ -71,9 +69,7 @@ async def test_refused_registration_ends_an_idle_runner_with_its_own_exit_code(
     assert host.orchestrator.count(REGISTER) == 1
 
 
-async def test_refused_registration_asks_nothing_more_and_waits_for_the_work_in_hand(
-    host: Host, log: Log
-) -> None:
+async def test_refused_registration_waits_for_the_work_in_hand(host: Host, log: Log) -> None:
     async with host.running_task("[wait-for go][fail 4]", {"timeout_seconds": 9000}) as life:
         host.orchestrator.keys.clear()
         host.orchestrator.always(REGISTER, refusal(401))
@@ -96,9 +92,7 @@ async def test_refused_registration_asks_nothing_more_and_waits_for_the_work_in_
     assert host.starts_of("t-1") == 1
 
 
-async def test_task_that_had_not_begun_when_the_registration_was_refused_begins_later(
-    host: Host,
-) -> None:
+async def test_task_that_a_refused_registration_stopped_begins_later(host: Host) -> None:
     host.orchestrator.holds = True
     async with host.runner() as life:
         await host.wait_for_calls(POLL)

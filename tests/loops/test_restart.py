@@ -6,14 +6,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from runner.engine.base import ContainerSpec
 from runner.errors import EngineError
 from runner.model import Limits, TaskState
 from runner.state_dir import run_folder
-from runner.workspace.download import CONTAINER_HOME
-from tests.harness.host import IMAGE, container_of
+from tests.harness.host import container_of
 from tests.harness.until import until
-from tests.loops.steps import begin_and_leave, leave_task
+from tests.loops.steps import begin_and_leave, leave_task, start_container
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -82,21 +80,13 @@ async def leave_container(host: Host, container: str) -> None:
     """Have the container that the earlier runner started, as it is now."""
     if container == NONE:
         return
-    name = container_of("t-1")
-    prompt = {CREATED: STILL, VANISHED: STILL}.get(container, container)
-    spec = ContainerSpec(
-        name=name,
-        image=IMAGE,
-        arguments=("--accept-license", "--task", prompt),
-        volumes={host.home: CONTAINER_HOME},
-        limits=Limits(memory="8m"),
-        run_args=("--entrypoint", "/none") if container == CREATED else (),
-    )
+    name, limits = container_of("t-1"), Limits(memory="8m")
     if container == CREATED:
         with pytest.raises(EngineError):
-            await host.engine.run(spec)
+            await start_container(host, name, run_args=("--entrypoint", "/none"))
         return
-    await host.engine.run(spec)
+    prompt = STILL if container == VANISHED else container
+    await start_container(host, name, prompt, limits=limits)
     if container == VANISHED:
         host.engine.vanish(name)
     elif container != STILL:

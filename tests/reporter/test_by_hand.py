@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.reporter.held import COMMAND, ROOT, Held, Json
+from tests.reporter.conftest import COMMAND, ROOT, Held, Json
 
 DEADLINE_S = 90
 
@@ -21,8 +21,8 @@ class Typist:
     """Types requests as lines and reads the responses, without the SDK."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        assert process.stdin is not None
-        assert process.stdout is not None
+        assert process.stdin
+        assert process.stdout
         self._stdin, self._stdout = process.stdin, process.stdout
         self._number = 0
 

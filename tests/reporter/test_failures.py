@@ -36,7 +36,7 @@ from tests.harness.server import (
     trickle,
 )
 from tests.harness.until import until
-from tests.reporter.held import Agent
+from tests.reporter.conftest import Agent
 
 if TYPE_CHECKING:
     from anyio.abc import ByteStream
@@ -153,9 +153,7 @@ async def test_end_is_reported_though_its_log_takes_too_long(scripted: Scripted)
     assert [request.target for request in scripted.server.requests] == ["/logs", "/status"]
 
 
-async def test_log_that_is_too_long_is_truncated_and_known_by_its_whole(
-    scripted: Scripted, crush: Crush
-) -> None:
+async def test_log_that_is_too_long_is_truncated(scripted: Scripted, crush: Crush) -> None:
     for _ in range(30):
         crush.say("s1", text("x" * 100_000))
     async with scripted.reporting(TOO_LONG, TAKEN) as reporter:
@@ -183,9 +181,7 @@ async def test_report_is_retried_until_it_is_taken_or_refused(
     assert scripted.bodies() == [scripted.bodies()[0]] * count
 
 
-async def test_without_a_key_nothing_is_sent_and_a_final_status_is_kept(
-    scripted: Scripted,
-) -> None:
+async def test_without_a_key_nothing_is_sent_and_a_final_status_kept(scripted: Scripted) -> None:
     async with scripted.reporting(TAKEN, identity=Identity("", Secret(""))) as reporter:
         answer = await reporter.report("error", "no", None)
     assert "NODE_API_KEY is not set" in failure(answer)
@@ -218,7 +214,7 @@ async def test_report_is_sent_though_the_home_cannot_be_written(scripted: Script
     ],
     ids=["empty", "damaged"],
 )
-async def test_database_without_a_session_is_reported(
+async def test_unusable_database_is_reported(
     scripted: Scripted, content: bytes, reason: str
 ) -> None:
     (scripted.home / ".crush").mkdir()

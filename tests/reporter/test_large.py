@@ -8,7 +8,7 @@ from pathlib import Path
 
 from runner.crush.sessions import LOG_LIMIT_BYTES
 from tests.fakes.crush import Crush
-from tests.reporter.held import ROOT, Held
+from tests.reporter.conftest import ROOT, Held
 
 FILL = """
 WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 60000)
@@ -46,9 +46,7 @@ anyio.run(main)
 """
 
 
-def test_large_session_is_submitted_with_memory_by_the_limit_and_in_little_time(
-    held: Held, crush: Crush
-) -> None:
+def test_large_session_is_submitted_with_memory_by_the_limit(held: Held, crush: Crush) -> None:
     crush.connection.execute("PRAGMA synchronous = OFF")
     crush.connection.execute(FILL, (PARTS, crush.now))
     assert Path(f"{crush.path}-wal").stat().st_size + crush.path.stat().st_size > 150_000_000

@@ -9,7 +9,7 @@ import pytest
 from runner.model import TaskStatus
 from runner.workspace.handover import FinalStatus
 from tests.fakes.crush import Crush, text
-from tests.reporter.held import Agent, Held, connected
+from tests.reporter.conftest import Agent, Held, connected
 
 pytestmark = pytest.mark.anyio
 
@@ -84,9 +84,7 @@ async def test_end_without_logs_submits_none(held: Held, agent: Agent) -> None:
 
 @pytest.mark.usefixtures("crush")
 @pytest.mark.parametrize("arguments", [{}, {"session_id": "s1"}, {"session_id": None}])
-async def test_log_is_submitted_on_its_own(
-    held: Held, agent: Agent, arguments: dict[str, Any]
-) -> None:
+async def test_log_is_submitted_alone(held: Held, agent: Agent, arguments: dict[str, Any]) -> None:
     answer = await agent.call("submit_crush_logs", **arguments)
 
     assert (answer["sent"], answer["session_id"], answer["message_count"]) == (True, "s1", 1)
@@ -111,7 +109,7 @@ async def test_agent_of_a_cancelled_task_is_asked_to_stop(held: Held, agent: Age
     assert "stop working" in answer["note"]
 
 
-async def test_of_two_sessions_the_agent_is_asked_to_read_the_mark_and_call_again(
+async def test_agent_is_asked_to_call_again_if_there_are_two_sessions(
     agent: Agent, crush: Crush
 ) -> None:
     crush.begin("s2", prompt="Draw the map")
