@@ -49,7 +49,6 @@ async def test_task_that_ended_elsewhere_never_starts(host: Host, log: Log, stat
 
 async def test_task_that_was_cancelled_meanwhile_never_starts_and_is_reported(host: Host) -> None:
     host.orchestrator.standing["t-1"] = "cancelled"
-
     assert (await host.finish_task())["message"] == "cancelled: before it started"
     assert host.starts_of("t-1") == 0
 
@@ -59,7 +58,6 @@ async def test_claim_that_is_not_understood_does_not_hold_up_a_task(
     host: Host, status: int
 ) -> None:
     host.orchestrator.then(STATUS, http(status))
-
     assert (await host.finish_task())["status"] == "success"
 
 
@@ -126,6 +124,5 @@ async def test_file_that_is_refused_although_the_task_is_ours_is_requested_once_
     host.orchestrator.then(FILE, *[json_response({"detail": "no"}, 404)] * refusals)
     host.orchestrator.files["a.csv"] = b"1,2"
     end = await host.finish_task(assigned={"files": ["a.csv"]})
-
     assert host.orchestrator.count(FILE) == 2
     assert end["message"].startswith(message)

@@ -9,7 +9,6 @@ import pytest
 from runner.errors import EngineSilent
 from tests.harness.host import container_of
 from tests.harness.orchestrator import POLL, SILENCE, STATUS
-from tests.harness.server import stalled
 from tests.harness.until import until
 from tests.loops.steps import begin_and_leave
 
@@ -43,16 +42,6 @@ async def test_cancelled_before_its_container_started(host: Host, call: str) -> 
         await until(lambda: host.engine.waiting[call] == 1)
         await cancel(host)
         await check_that_it_never_started(host)
-
-
-async def test_cancelled_while_its_files_are_fetched(host: Host) -> None:
-    host.orchestrator.files["a.csv"] = stalled(b"half", {"Content-Length": "9"})
-    host.orchestrator.offer("t-1", files=["a.csv"])
-    async with host.runner():
-        await host.wait_for_calls("/files/a.csv")
-        await cancel(host)
-        await check_that_it_never_started(host)
-    assert not list((host.home / "tasks" / "t-1" / "files").iterdir()), "no half of a file"
 
 
 async def test_cancelled_while_its_claim_is_retried(host: Host) -> None:

@@ -101,7 +101,6 @@ def test_bad_command_line_ends_in_a_sentence(
         Journal(folder / name / "journal.sqlite3").close_file()
     before = set(folder.rglob("*"))
     done = run_in(folder, command_line)
-
     assert done.returncode == exit_code, done.stderr
     assert sentence in done.stderr
     assert "Traceback" not in done.stderr
@@ -115,7 +114,6 @@ def test_bad_command_line_ends_in_a_sentence(
 def test_home_below_a_folder_that_is_gone_ends_in_a_sentence(folder: Path) -> None:
     gone = "mkdir gone && cd gone && rmdir ../gone"
     done = run_in(folder, f"{gone} && {BOTH} --once --victoria-home=here")
-
     assert done.returncode == 78, done.stderr
     assert "Traceback" not in done.stderr
 
@@ -137,7 +135,6 @@ def test_folder_with_unfinished_tasks_refuses_another_orchestrator_and_engine(
         journal.executescript((ROOT / "tests/unit/journals/ordinary.sql").read_text())
     usual = f"VICTORIA_RUNNER_ORCHESTRATOR_URL=http://orchestrator.example PROGRAM {TOKEN}"
     done = run_in(folder, f"{usual} --allow-http {option}={new}")
-
     assert done.returncode == 78, done.stderr
     assert done.stderr == (
         f"victoria-runner: cannot use {option} {new}: {state_dir} has unfinished tasks ({count}) "

@@ -102,7 +102,6 @@ async def test_env_file_that_has_become_unusable_is_named(host: Host) -> None:
     env_file = host.folder / "env"
     env_file.write_text("no pair\n")
     end = await host.finish_task(env_file=env_file)
-
     assert end["message"].startswith("unstartable: cannot prepare the container's variables: ")
     assert "line 1 is not NAME=VALUE" in end["message"]
 
@@ -112,7 +111,6 @@ async def test_known_secrets_are_redacted_in_the_last_lines(host: Host, log: Log
     env_file.write_text('API_PASSWORD=hunter2-hunter2\nQUOTED="quoted-secret"\n')
     shown = f"[env API_PASSWORD][env NODE_API_KEY][print-line {TOKEN}][print-line quoted-secret]"
     end = await host.finish_task(f"{shown}[fail 1]", env_file=env_file)
-
     assert end["message"].split("\n")[1:] == ["API_PASSWORD=***", "NODE_API_KEY=***", "***", "***"]
     for secret in ("hunter2-hunter2", "node-key-1", TOKEN, "quoted-secret"):
         assert secret not in log.text
@@ -121,7 +119,6 @@ async def test_known_secrets_are_redacted_in_the_last_lines(host: Host, log: Log
 async def test_output_that_cannot_be_read_does_not_lose_the_end(host: Host) -> None:
     host.engine.fail("last_output", EngineError("cannot do podman logs: no"))
     end = await host.finish_task("[fail 5]")
-
     assert end["message"].startswith("failed: exit code 5 after 0 s\n(its output cannot be read")
 
 
@@ -133,7 +130,6 @@ async def test_container_has_its_variables_by_a_file_that_is_gone_when_it_runs(h
         {"orchestrator_url": "http://10.0.0.1:9"},
         env_file=env_file,
     )
-
     assert end["message"].split("\n")[1:] == [
         "JOB_ID=t-1",
         "ORCHESTRATOR_URL=http://10.0.0.1:9",

@@ -131,7 +131,6 @@ async def test_burst_of_changes_is_spared_an_orchestrator_that_fails(host: Host)
 
 async def test_heartbeat_without_a_response_holds_up_no_task(host: Host) -> None:
     host.orchestrator.always(BEAT, stalled(b""))
-
     assert (await host.finish_task())["status"] == "success"
 
 

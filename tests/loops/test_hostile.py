@@ -187,7 +187,6 @@ def test_whatever_is_assigned_the_runner_goes_on_and_writes_nowhere_else(
     caplog.set_level(logging.INFO, logger="runner")
     backend, options = HARNESS
     anyio.run(assign_all, assigned, backend=backend, backend_options=dict(options))
-
     assert not [record.getMessage() for record in caplog.records if record.exc_info]
 
 

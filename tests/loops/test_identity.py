@@ -215,7 +215,6 @@ async def test_once_takes_no_task_under_an_old_description(host: Host) -> None:
     await begin_and_leave(host)
     host.orchestrator.offer("t-2")
     await drain(host, name="host-2")
-
     assert host.state_of("t-1") == "closed"
     assert host.orchestrator.queue
 

@@ -81,7 +81,6 @@ async def test_final_report_of_the_agent_stands_with_what_its_container_did(
     host: Host, final: FinalStatus, directives: str, reported: str
 ) -> None:
     end = await finish(host, directives, lambda: leave(host, final))
-
     assert (end["status"], end.get("progress")) == (
         final.status.value,
         100.0 if final.status is TaskStatus.SUCCESS else None,
@@ -102,7 +101,6 @@ async def test_final_report_of_a_lost_container_stands(host: Host) -> None:
 async def test_final_report_of_a_task_that_never_started_is_ignored(host: Host) -> None:
     leave(host, SUCCESS)
     end = await host.finish_task(run_args=("--no-such-flag",))
-
     assert end["status"] == "error"
     assert end["message"].startswith("unstartable: ")
 
@@ -148,7 +146,6 @@ async def test_log_that_was_submitted_is_submitted_again_if_it_has_grown_before_
     for message in later:
         crush.say("s1", text(message))
     end = await finish(host, "", lambda: write_reporter_state(host.home, "t-1", state))
-
     assert len(logs(host)) == count
     assert end["crush_session_id"] == "s1"
 

@@ -1,4 +1,4 @@
-"""The runner asks for work as soon as there can be some, and never without end."""
+"""The runner asks for work as soon as there can be some; what fails is retried ever less often."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from runner.errors import JournalError
 from runner.journal.journal import Journal
 from runner.loops.poll import PollResult, poll
 from runner.model import Task
-from tests.harness.orchestrator import POLL
-from tests.harness.server import json_response
+from tests.harness.orchestrator import BEAT, POLL, REGISTER, SILENCE, STATUS
+from tests.harness.server import http, json_response
 from tests.harness.until import until
 
 if TYPE_CHECKING:
     from tests.harness.host import Host
+    from tests.harness.server import Answer
     from tests.loops.steps import Log
 
 pytestmark = pytest.mark.anyio
@@ -33,9 +34,8 @@ async def test_request_for_work_is_a_long_poll_unless_it_is_the_only_one(
 ) -> None:
     async with host.runner(once=once):
         await host.wait_for_calls(POLL)
-    assert [call.request.headers["prefer"] for call in host.orchestrator.called(POLL)] == [
-        preference
-    ]
+    (call,) = host.orchestrator.called(POLL)
+    assert call.request.headers["prefer"] == preference
 
 
 async def test_orchestrator_that_held_the_request_is_asked_again_at_once(host: Host) -> None:
@@ -191,3 +191,83 @@ async def test_task_that_was_written_down_is_begun_though_it_cannot_be_read(
     assert begun == await journal.open_tasks()
     assert [task.state.value for task in begun] == [state]
     journal.close_file()
+
+
+# Calls that fail, over an hour
+
+HOUR_S = 3600.0
+FAILURES: dict[str, Answer] = {
+    "silence": SILENCE,
+    "500": http(500),
+    "503": http(503),
+    "429": http(429),
+    "html with 200": http(200, b"<html>Welcome</html>"),
+    "redirect": http(302),
+}
+CALLS = pytest.mark.parametrize(
+    ("path", "accepted", "sentence"),
+    [
+        (REGISTER, [], "cannot register"),
+        (POLL, [], "Error polling for tasks"),
+        (STATUS, [], "cannot report a start"),
+        (STATUS, [json_response({"status": "running"})], "cannot deliver a report"),
+    ],
+    ids=["registration", "request for work", "claim", "final report"],
+)
+"""A kind of call, what is answered to those before, and the beginning of the log line."""
+
+
+@CALLS
+@pytest.mark.parametrize("failure", FAILURES.values(), ids=FAILURES.keys())
+async def test_call_that_fails_is_retried_with_growing_pauses_and_the_task_runs_once(  # noqa: PLR0913, PLR0917 - a table
+    host: Host, log: Log, path: str, accepted: list[Answer], sentence: str, failure: Answer
+) -> None:
+    before = len(accepted)
+    host.orchestrator.then(path, *accepted)
+    host.orchestrator.always(path, failure)
+    host.orchestrator.offer()
+    async with host.runner(poll_interval_s=5.0, heartbeat_interval_s=300.0):
+        await host.wait_for_calls(path, before + 1)
+        await host.clock.advance(HOUR_S)
+        attempts = host.orchestrator.called(path)[before:]
+        assert host.starts_of("t-1") == before, "only what was confirmed is started"
+        host.orchestrator.always(path, None)
+        await host.pass_time_until_closed("t-1", step_s=30.0)
+
+    waits = [after.at_s - earlier.at_s for earlier, after in pairwise(attempts)]
+    assert min(waits) >= 0.5
+    assert waits[0] <= 2
+    assert waits[1] <= 4
+    assert max(waits) <= 60
+    assert 60 <= len(waits) <= 240, "half a minute on average, once it has lasted"
+    assert f"{sentence}: " in log.text or f"{sentence}, retrying in" in log.text
+    assert host.orchestrator.taken[-1]["status"] == "success"
+    assert host.starts_of("t-1") == 1
+
+
+@CALLS
+async def test_retry_after_is_obeyed(
+    host: Host, path: str, accepted: list[Answer], sentence: str
+) -> None:
+    host.orchestrator.then(path, *accepted, http(503, headers={"Retry-After": "200"}))
+    host.orchestrator.offer()
+    async with host.runner():
+        await host.wait_for_calls(path, len(accepted) + 1)
+        await host.clock.advance(300)
+
+    first, second = host.orchestrator.called(path)[len(accepted) :][:2]
+    assert 200 <= second.at_s - first.at_s <= 220, sentence
+
+
+async def test_keys_that_are_revoked_at_once_make_no_flood_beside_a_task(host: Host) -> None:
+    async with host.running_task(assigned={"timeout_seconds": 9000}, max_tasks=2) as life:
+        await host.clock.settle()
+        for path in (POLL, BEAT, STATUS):
+            host.orchestrator.always(path, json_response({"detail": "unknown key"}, 401))
+        seen = len(host.orchestrator.calls)
+        await host.clock.advance(HOUR_S)
+        paths = [call.request.target for call in host.orchestrator.calls[seen:]]
+        assert not life.over.is_set()
+        assert host.state_of("t-1") == "running"
+    assert 2 <= paths.count(REGISTER) <= 2 + HOUR_S / 30
+    assert len(paths) <= 5 * paths.count(REGISTER), "a few requests for each new key"

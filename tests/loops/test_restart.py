@@ -80,13 +80,13 @@ async def leave_container(host: Host, container: str) -> None:
     """Have the container that the earlier runner started, as it is now."""
     if container == NONE:
         return
-    name, limits = container_of("t-1"), Limits(memory="8m")
+    name = container_of("t-1")
     if container == CREATED:
         with pytest.raises(EngineError):
             await start_container(host, name, run_args=("--entrypoint", "/none"))
         return
     prompt = STILL if container == VANISHED else container
-    await start_container(host, name, prompt, limits=limits)
+    await start_container(host, name, prompt, limits=Limits(memory="8m"))
     if container == VANISHED:
         host.engine.vanish(name)
     elif container != STILL:

@@ -135,9 +135,7 @@ WRONG = "error_message must be text that says what went wrong, and is "
         ("report_status", {"status": "running", "message": 7}, "message must be text, and is 7"),
         ("report_status", {"status": "running", "text": "x"}, "takes status, message, progress, a"),
         ("report_complete", {"submit_logs": "no"}, "submit_logs must be true or false, and is 'n"),
-        ("report_error", {"error_message": ""}, WRONG + "''"),
         ("report_error", {"error_message": " \n"}, WRONG),
-        ("report_error", {"error_message": None}, WRONG + "missing"),
         ("report_error", {}, WRONG + "missing"),
         ("submit_crush_logs", {"session_id": 9}, "session_id must be text, and is 9"),
         ("get_job_info", {"x": 1}, "get_job_info takes no arguments, and not 'x'"),
@@ -148,7 +146,6 @@ def test_wrong_argument_is_answered_in_one_sentence_and_marked_as_an_error(
     typist: Typist, tool: str, arguments: dict[str, Any], sentence: str
 ) -> None:
     answer = typist.call(tool, is_error=True, **arguments)
-
     assert answer == {"sent": False, "error": answer["error"]}
     assert sentence in answer["error"]
     assert "\n" not in answer["error"]
@@ -178,7 +175,6 @@ def typist(nobody: dict[str, str]) -> Iterator[Typist]:
 @pytest.mark.parametrize("line", ["no JSON", '{"jsonrpc": "2.0"}', "[]", '{"id": 1}'])
 def test_line_that_is_not_a_request_does_no_harm(typist: Typist, line: str) -> None:
     typist.type(line)
-
     assert typist.request("ping") == {}
 
 
@@ -197,7 +193,6 @@ def test_variable_that_cannot_be_used_is_reported_in_one_line(
     nobody: dict[str, str], changed: dict[str, str], exit_code: int, sentence: str
 ) -> None:
     done = run({**nobody, **changed})
-
     assert (done.returncode, done.stdout) == (exit_code, "")
     assert done.stderr.startswith(f"victoria-status-reporter: {sentence}")
     assert done.stderr.count("\n") == 1
@@ -209,7 +204,6 @@ def test_environment_without_the_sdk_is_reported_in_one_line(nobody: dict[str, s
         "runpy.run_module('runner.status_reporter', run_name='__main__')"
     )
     done = run(nobody, sys.executable, "-c", program)
-
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
         "victoria-status-reporter: cannot start without the package mcp: "

@@ -60,7 +60,6 @@ def test_large_session_is_submitted_with_memory_by_the_limit(held: Held, crush: 
         timeout=200,
         check=False,
     )
-
     assert measured.returncode == 0, measured.stderr
     growth, cpu_s, sent = measured.stdout.split()
     assert sent == "True"

@@ -50,7 +50,6 @@ async def test_success_submits_the_log_first_and_the_next_reporter_continues_fro
 ) -> None:
     crush.say("s1", text("There are 12."))
     answer = await agent.call("report_complete", message="12 sales")
-
     assert (answer["sent"], answer["logs"]["session_id"]) == (True, "s1")
     assert (held.task["status"], held.task["result"]) == ("success", "12 sales")
     assert held.task["crush_session_id"] == "s1"
@@ -66,7 +65,6 @@ async def test_success_submits_the_log_first_and_the_next_reporter_continues_fro
 async def test_first_final_status_stands(held: Held, agent: Agent) -> None:
     first = await agent.call("report_error", error_message="the sales are in Klingon")
     second = await agent.call("report_complete", message="yes after all", submit_logs=False)
-
     assert (first["sent"], first["logs"]["sent"]) == (True, True)
     assert second["task_status"] == held.task["status"] == "error"
     assert "changed nothing" in second["note"]
@@ -86,7 +84,6 @@ async def test_end_without_logs_submits_none(held: Held, agent: Agent) -> None:
 @pytest.mark.parametrize("arguments", [{}, {"session_id": "s1"}, {"session_id": None}])
 async def test_log_is_submitted_alone(held: Held, agent: Agent, arguments: dict[str, Any]) -> None:
     answer = await agent.call("submit_crush_logs", **arguments)
-
     assert (answer["sent"], answer["session_id"], answer["message_count"]) == (True, "s1", 1)
     assert held.log["id"] == "s1"
     assert held.task["status"] != "success"
@@ -95,7 +92,6 @@ async def test_log_is_submitted_alone(held: Held, agent: Agent, arguments: dict[
 
 async def test_job_is_shown_without_its_key(held: Held, agent: Agent) -> None:
     answer = await agent.call("get_job_info")
-
     assert answer["orchestrator_url"] == held.orchestrator.url
     assert (answer["has_api_key"], answer["final_status"]) == (True, None)
     assert held.api_key not in str(answer)
@@ -104,7 +100,6 @@ async def test_job_is_shown_without_its_key(held: Held, agent: Agent) -> None:
 async def test_agent_of_a_cancelled_task_is_asked_to_stop(held: Held, agent: Agent) -> None:
     held.orchestrator.cancel(held.task_id)
     answer = await agent.call("report_status", status="running")
-
     assert answer["task_status"] == "cancelled"
     assert "stop working" in answer["note"]
 
@@ -117,7 +112,6 @@ async def test_agent_is_asked_to_call_again_if_there_are_two_sessions(
     # As Crush does with every answer.
     crush.say("s1", [{"type": "tool_result", "data": {"content": refused["error"]}}])
     answer = await agent.call("submit_crush_logs")
-
     assert refused["sent"] is False
     assert "2 sessions could be this task's" in refused["error"]
     assert (answer["sent"], answer["session_id"]) == (True, "s1")
