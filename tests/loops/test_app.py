@@ -32,9 +32,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-DAY_S = 24 * 3600.0
-
-
 # One runner
 
 
@@ -177,9 +174,9 @@ async def test_tasks_closed_a_month_ago_are_pruned_day_by_day(host: Host) -> Non
     journal, _ = open_journal(host.state_dir, "now")
     async with host.parts(journal) as parts, anyio.create_task_group() as group:
         group.start_soon(prune_closed_tasks, parts)
-        await host.clock.advance(29 * DAY_S)
+        await host.clock.advance(29 * 86_400)
         assert host.state_of("t-1") == "closed"
-        await host.clock.advance(2 * DAY_S)
+        await host.clock.advance(2 * 86_400)
         assert host.state_of("t-1") is None
         group.cancel_scope.cancel()
     journal.close_file()

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 ACCEPTED, STARTING, RUNNING = TaskState.ACCEPTED, TaskState.STARTING, TaskState.RUNNING
-HOUR_S = 3600.0
 NONE, CREATED, VANISHED = "none", "created", "vanished"
 STILL, GOOD, BAD, FULL = "[wait-for go]", "[print-line well]", "[fail 3]", "[eat-memory 9]"
 """Prompts of containers: one that runs, and three that have ended."""
@@ -124,8 +123,8 @@ async def test_task_is_brought_to_its_true_end_and_was_started_once_at_most(  # 
     "change",
     [
         lambda _: None,
-        lambda host: host.clock.set_wall(HOUR_S),
-        lambda host: host.clock.set_wall(-HOUR_S),
+        lambda host: host.clock.set_wall(3600),
+        lambda host: host.clock.set_wall(-3600),
         lambda host: host.damage_journal(),
     ],
     ids=["same clock", "clock set forth", "clock set back", "journal lost"],
