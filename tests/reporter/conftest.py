@@ -102,20 +102,12 @@ def orchestrator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningOr
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Path:
-    """Make a Victoria home."""
-    folder = tmp_path / "home"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
-def held(orchestrator: RunningOrchestrator, home: Path) -> Held:
+def held(orchestrator: RunningOrchestrator, tmp_path: Path) -> Held:
     """Create a task that a node claims, so that it may be reported on."""
     node = orchestrator.register()
     task_id = orchestrator.create_task("Count the sales")["id"]
     assert node.poll() is not None
-    return Held(orchestrator, home, task_id, node.api_key)
+    return Held(orchestrator, tmp_path, task_id, node.api_key)
 
 
 @pytest.fixture
@@ -126,9 +118,9 @@ async def agent(held: Held) -> AsyncIterator[Agent]:
 
 
 @pytest.fixture
-def crush(home: Path) -> Iterator[Crush]:
+def crush(tmp_path: Path) -> Iterator[Crush]:
     """Run a Crush whose session was begun just now."""
-    running = Crush(home / ".crush" / "crush.db", now=int(time.time()))
+    running = Crush(tmp_path / ".crush" / "crush.db", now=int(time.time()))
     running.begin("s1", prompt="Count the sales")
     yield running
     running.close()

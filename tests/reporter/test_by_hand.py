@@ -85,26 +85,35 @@ def typing(variables: dict[str, str], *, is_heard: bool = True) -> Iterator[Typi
 
 
 @pytest.mark.usefixtures("crush")
-def test_session_typed_by_hand_calls_every_tool(held: Held) -> None:
+def test_session_typed_by_hand_calls_every_tool_and_the_first_end_stands(held: Held) -> None:
+    # Messages that look like JSON are text all the same.
     calls: dict[str, dict[str, Any]] = {
         "get_job_info": {},
-        "report_started": {"message": "off we go"},
-        "report_status": {"status": "analyzing", "message": "half of it", "progress": 50.5},
+        "report_started": {"message": "null"},
+        "report_status": {"status": "analyzing", "message": '{"sales": 12}', "progress": 50.5},
         "submit_crush_logs": {},
-        "report_error": {"error_message": "no", "submit_logs": False},
-        "report_complete": {"submit_logs": False},
+        "report_error": {"error_message": "12"},
+        "report_complete": {"message": "yes after all", "submit_logs": False},
     }
     with typing(held.variables) as typist:
         assert typist.hello()["serverInfo"]["name"] == "victoria-status-reporter"
         assert {tool["name"] for tool in typist.request("tools/list")["tools"]} == set(calls)
         answers = {name: typist.call(name, **arguments) for name, arguments in calls.items()}
-    assert answers.pop("get_job_info")["job_id"] == held.task_id
+    assert held.api_key not in str(answers)
+    info = answers.pop("get_job_info")
+    assert (info["job_id"], info["orchestrator_url"]) == (held.task_id, held.orchestrator.url)
+    assert (info["has_api_key"], info["final_status"]) == (True, None)
     assert all(answer["sent"] for answer in answers.values())
     history = held.task["history"]
     steps = [(step["status"], step.get("message"), step.get("progress")) for step in history]
-    assert ("running", "off we go", None) in steps
-    assert ("analyzing", "half of it", 50.5) in steps
-    assert held.task["error_message"] == "no"
+    assert ("running", "null", None) in steps
+    assert ("analyzing", '{"sales": 12}', 50.5) in steps
+    assert answers["report_error"]["logs"]["sent"] is True
+    assert answers["report_complete"]["task_status"] == held.task["status"] == "error"
+    assert "changed nothing" in answers["report_complete"]["note"]
+    assert held.task["error_message"] == "12"
+    assert held.state.final is not None
+    assert held.state.final.status == "error"
     assert held.log["id"] == "s1"
 
 

@@ -98,10 +98,10 @@ class Scripted:
 
 
 @pytest.fixture
-async def scripted(anyio_backend: Backend, home: Path) -> AsyncIterator[Scripted]:  # noqa: ARG001 - asked for, so that it runs there
+async def scripted(anyio_backend: Backend, tmp_path: Path) -> AsyncIterator[Scripted]:  # noqa: ARG001 - asked for, so that it runs there
     """Yield a reporter to a scripted orchestrator."""
     async with serving() as server:
-        yield Scripted(server, home)
+        yield Scripted(server, tmp_path)
 
 
 def failure(answer: object) -> str:
