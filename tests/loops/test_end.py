@@ -60,7 +60,7 @@ async def test_end_has_its_reason_and_the_last_lines(
     assert await host.engine.inspect(container_of("t-1")) is None
 
 
-@pytest.mark.parametrize("by_s", [0, 3600, -3600], ids=["same clock", "forth", "back"])
+@pytest.mark.parametrize("by_s", [0, 3600, -3600], ids=["same clock", "forward", "back"])
 async def test_timed_out_by_the_time_that_passed_on_any_clock(host: Host, by_s: float) -> None:
     async with host.running_task("[hang]", {"timeout_seconds": 600}):
         await host.clock.advance(300)

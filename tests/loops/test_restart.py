@@ -127,7 +127,7 @@ async def test_task_is_brought_to_its_true_end_and_was_started_once_at_most(  # 
         lambda host: host.clock.set_wall(-3600),
         lambda host: host.damage_journal(),
     ],
-    ids=["same clock", "clock set forth", "clock set back", "journal lost"],
+    ids=["same clock", "clock set forward", "clock set back", "journal lost"],
 )
 async def test_adopted_task_has_what_is_left_of_its_time_though_the_clock_was_set(
     host: Host, change: Callable[[Host], None]

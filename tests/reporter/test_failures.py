@@ -123,8 +123,8 @@ async def test_final_status_that_is_not_taken_is_kept_and_answered_within_half_a
     assert failure(answer["logs"]).startswith(f"cannot submit the log: {reason}")
     assert failure(answer).startswith(f"cannot report 'success': {reason}")
     assert failure(answer).endswith("; it is kept, and delivered when this container has ended")
-    kept = FinalStatus(TaskStatus.SUCCESS, "12 sales", "s1", is_sent=False)
-    assert scripted.state == ReporterState(final=kept), "and no log is recorded as submitted"
+    final = FinalStatus(TaskStatus.SUCCESS, "12 sales", "s1", is_sent=False)
+    assert scripted.state == ReporterState(final=final), "and no log is recorded as submitted"
 
 
 async def test_final_status_of_the_orchestrator_is_left_for_the_runner(scripted: Scripted) -> None:
