@@ -10,7 +10,7 @@ import pytest
 from tests.harness.clock import VirtualClock
 from tests.harness.host import Host, hosting
 from tests.harness.loop import HARNESS, Backend
-from tests.harness.orchestrator import ScriptedOrchestrator, orchestrating
+from tests.harness.orchestrator import orchestrating
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -30,26 +30,17 @@ def clock() -> VirtualClock:
 
 
 @pytest.fixture
-async def orchestrator(
-    anyio_backend: str,  # noqa: ARG001 - asked for, so that it runs there
-    clock: VirtualClock,
-) -> AsyncIterator[ScriptedOrchestrator]:
-    """Yield an orchestrator that behaves until a test has it do otherwise."""
-    async with orchestrating(clock.uptime_s) as running:
-        yield running
-
-
-@pytest.fixture
-async def host(
-    tmp_path: Path, clock: VirtualClock, orchestrator: ScriptedOrchestrator
-) -> AsyncIterator[Host]:
-    """Yield a host without a runner."""
-    async with hosting(tmp_path, clock, orchestrator) as made:
+async def host(tmp_path: Path, clock: VirtualClock, anyio_backend: Backend) -> AsyncIterator[Host]:  # noqa: ARG001 - asked for, so that it runs there
+    """Yield a host without a runner, whose orchestrator behaves until a test changes that."""
+    async with (
+        orchestrating(clock.uptime_s) as orchestrator,
+        hosting(tmp_path, clock, orchestrator) as made,
+    ):
         yield made
 
 
 @pytest.fixture
 def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    """Keep the runner's log, all of it."""
+    """Record all of the runner's log."""
     caplog.set_level(logging.DEBUG, logger="runner")
     return caplog

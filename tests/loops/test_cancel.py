@@ -8,9 +8,9 @@ import pytest
 
 from runner.errors import EngineSilent
 from tests.harness.host import container_of
-from tests.harness.orchestrator import BEAT, POLL, SILENCE, STATUS
-from tests.harness.server import json_response, stalled
+from tests.harness.orchestrator import POLL, SILENCE, STATUS
 from tests.harness.until import until
+from tests.loops.steps import begin_and_leave
 
 if TYPE_CHECKING:
     from tests.harness.host import Host
@@ -24,85 +24,72 @@ async def cancel(host: Host) -> None:
     await host.clock.advance(17)
 
 
-@pytest.mark.parametrize("step", ["files", "image", "claim", "start"])
-async def test_cancelled_before_its_container_started(host: Host, step: str) -> None:
-    host.orchestrator.files["a.csv"] = stalled(b"half", {"Content-Length": "9"})
-    host.orchestrator.holds = True
-    async with host.runner():
-        await host.wait_for_calls(POLL)
-        call = {"image": "fetch_image", "start": "run"}.get(step)
-        if call is not None:
-            host.engine.shut(call)
-        if step == "claim":
-            host.orchestrator.then(STATUS, *[SILENCE] * 8)
-        host.orchestrator.offer("t-1", files=["a.csv"] if step == "files" else [])
-        if call is not None:
-            await until(lambda: host.engine.waiting[call] == 1)
-        else:
-            await host.wait_for_calls("/files/a.csv" if step == "files" else STATUS)
-        await cancel(host)
-        if step == "claim":
-            await host.clock.advance(200)
-        end = await host.wait_for_end()
-
-    assert end["message"] == "cancelled: before it started"
+async def check_that_it_never_started(host: Host) -> None:
+    """Wait for the end of a task that was cancelled before its container started."""
+    assert (await host.wait_for_end())["message"] == "cancelled: before it started"
     assert host.starts_of("t-1") == 0
     assert await host.engine.inspect(container_of("t-1")) is None
     assert not list((host.state_dir / "run").iterdir())
-    if step == "files":
-        assert not list((host.home / "tasks" / "t-1" / "files").iterdir()), "no half of a file"
 
 
-async def test_cancelled_when_its_container_runs_and_the_engine_has_not_answered_yet(
-    host: Host,
-) -> None:
+@pytest.mark.parametrize("call", ["fetch_image", "run"])
+async def test_cancelled_before_its_container_started(host: Host, call: str) -> None:
+    host.orchestrator.holds = True
+    async with host.runner():
+        await host.wait_for_calls(POLL)
+        host.engine.shut(call)
+        host.orchestrator.offer()
+        await until(lambda: host.engine.waiting[call] == 1)
+        await cancel(host)
+        await check_that_it_never_started(host)
+
+
+async def test_cancelled_while_its_claim_is_retried(host: Host) -> None:
+    host.orchestrator.then(STATUS, *[SILENCE] * 8)
+    host.orchestrator.offer()
+    async with host.runner():
+        await host.wait_for_calls(STATUS)
+        await cancel(host)
+        await host.clock.advance(200)
+        await check_that_it_never_started(host)
+
+
+async def test_cancelled_before_the_engine_says_that_its_container_runs(host: Host) -> None:
     host.engine.shut("after run")
     host.orchestrator.offer("t-1", "[hang]")
     async with host.runner():
         await until(lambda: host.engine.waiting["after run"] == 1)
         await cancel(host)
         end = await host.wait_for_end()
-
     assert end["message"].startswith("cancelled: stopped after ")
     assert await host.engine.inspect(container_of("t-1")) is None
 
 
-@pytest.mark.parametrize("prompt", ["[print-line its last words][hang]", "[ignore-term][hang]"])
-async def test_cancelled_while_it_runs(host: Host, prompt: str) -> None:
+@pytest.mark.parametrize(
+    ("prompt", "output"),
+    [("[print-line its last words][hang]", "\nits last words"), ("[ignore-term][hang]", "")],
+    ids=["heeds term", "ignores term"],
+)
+async def test_cancelled_while_it_runs(host: Host, prompt: str, output: str) -> None:
     async with host.running_task(prompt):
         await cancel(host)
         end = await host.wait_for_end()
-
     assert end["status"] == "error"
     assert end["message"].startswith("cancelled: stopped after ")
-    assert ("its last words" in end["message"]) == ("its last words" in prompt)
+    assert end["message"].endswith(output)
     assert await host.engine.inspect(container_of("t-1")) is None
     assert not list((host.state_dir / "run").iterdir())
 
 
 async def test_no_other_task_is_cancelled(host: Host) -> None:
-    for task_id in ("t-1", "t-2"):
-        host.orchestrator.offer(task_id, "[wait-for go]")
-    async with host.runner(max_tasks=2):
+    host.orchestrator.offer("t-2", "[wait-for go]")
+    async with host.running_task(max_tasks=2):
         await host.wait_for_state("t-2", "running")
         host.orchestrator.cancelled.append("unheard-of")
         await cancel(host)
         assert (await host.wait_for_end())["message"].startswith("cancelled: ")
         host.let_go()
-
         assert (await host.wait_for_end("t-2"))["status"] == "success"
-
-
-@pytest.mark.parametrize("ids", ["t-1", None, {"t-1": 1}, [7, ["t-1"], None]])
-async def test_cancellation_that_is_not_a_list_of_ids_stops_nothing(
-    host: Host, ids: object
-) -> None:
-    host.orchestrator.always(BEAT, json_response({"cancelled_task_ids": ids}))
-    async with host.running_task():
-        await host.clock.advance(60)
-        host.let_go()
-
-        assert (await host.wait_for_end())["status"] == "success"
 
 
 async def test_cancelled_in_the_moment_of_its_end_has_its_own_end(host: Host) -> None:
@@ -116,7 +103,6 @@ async def test_cancelled_in_the_moment_of_its_end_has_its_own_end(host: Host) ->
         await host.engine.wait(container_of("t-1"))
         host.clock.set_wall(17)
         host.engine.open("stop")
-
         assert (await host.wait_for_end())["status"] == "success"
 
 
@@ -127,13 +113,10 @@ async def test_cancelled_after_its_end_changes_nothing(host: Host) -> None:
         await until(lambda: host.engine.waiting["last_output"] == 1)
         await cancel(host)
         host.engine.open("last_output")
-
         assert (await host.wait_for_end())["status"] == "success"
 
 
-async def test_cancelled_task_is_open_while_the_engine_answers_neither_stop_nor_rm(
-    host: Host,
-) -> None:
+async def test_cancelled_task_is_open_while_the_engine_is_silent(host: Host) -> None:
     async with host.running_task("[hang]"):
         for call in ("stop", "remove"):
             host.engine.break_(call, EngineSilent("no answer"))
@@ -141,7 +124,6 @@ async def test_cancelled_task_is_open_while_the_engine_answers_neither_stop_nor_
         await until(lambda: host.orchestrator.beats()[-1] == "error")
         await host.clock.advance(120)
         assert not host.orchestrator.ends("t-1")
-        assert await host.engine.inspect(container_of("t-1")) is not None
         host.engine.mend()
         await host.clock.advance(40)
         assert (await host.wait_for_end())["message"].startswith("cancelled: ")
@@ -161,8 +143,7 @@ async def test_cancellation_outlives_a_restart(host: Host) -> None:
 
 
 async def test_task_cancelled_while_no_runner_lives_is_stopped_by_the_next(host: Host) -> None:
-    async with host.running_task("[hang]"):
-        pass
+    await begin_and_leave(host, "[hang]")
     host.orchestrator.cancelled.append("t-1")
     async with host.runner():
         assert (await host.wait_for_end())["message"].startswith("cancelled: stopped after ")

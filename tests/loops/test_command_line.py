@@ -7,7 +7,6 @@ import sqlite3
 import subprocess
 import sys
 from contextlib import closing
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -15,101 +14,59 @@ import pytest
 from runner.journal.journal import Journal
 
 ROOT = Path(__file__).parents[2]
-URL = ("--orchestrator-url", "http://127.0.0.1:9")
-AWAY = ("--orchestrator-url", "https://orchestrator.example.com")
-TOKEN = ("--registration-token-file", "{folder}/token")
-USUAL = (*URL, *TOKEN)
+URL = "--orchestrator-url=http://127.0.0.1:9"
+TOKEN = "--registration-token-file=FOLDER/token"  # noqa: S105 - the name of a file
+BOTH = f"PROGRAM {URL} {TOKEN}"
+
+AWAY = f"PROGRAM --orchestrator-url=https://orchestrator.example.com {TOKEN}"
 SECRET = "hunter2-hunter2"  # noqa: S105 - opens nothing
-
-
-@dataclass(frozen=True)
-class Bad:
-    """A command line, and its exit code and sentence."""
-
-    exit_code: int
-    sentence: str
-    arguments: tuple[str, ...]
-    variables: dict[str, str] = field(default_factory=dict)
-
+LOGIN = f" --orchestrator-url=https://me:{SECRET}@a.example"
+DAMAGED = "it is damaged; start the runner once"
 
 # One row for each place where a command line is refused; all sentences of the options' texts and
 # files are in tests/unit/test_settings.py.
-TABLE: dict[str, Bad] = {
-    "no URL": Bad(2, "Missing option '--orchestrator-url'", TOKEN),
-    "no token": Bad(2, "Missing option '--registration-token-file' (or '--registration-", URL),
-    "unknown option": Bad(2, "No such option", (*USUAL, "--no-such-option")),
-    "interval of nothing": Bad(2, "it must be more than 0", (*USUAL, "--poll-interval", "0")),
-    "unknown runtime": Bad(2, "is not one of", (*USUAL, "--container-runtime", "rkt")),
-    "bad variable": Bad(2, "is not a valid int", USUAL, {"VICTORIA_RUNNER_MAX_TASKS": "several"}),
-    "two tokens": Bad(2, "exclude each other", USUAL, {"VICTORIA_RUNNER_REGISTRATION_TOKEN": "x"}),
-    "empty path": Bad(2, "it is empty: give a path", (*USUAL, "--state-dir", "")),
-    "password in the URL": Bad(
-        78,
-        "with a user name or password in it",
-        ("--orchestrator-url", f"https://me:{SECRET}@a.example", *TOKEN),
-    ),
-    "token file that is not there": Bad(
-        78,
-        "cannot read --registration-token-file",
-        (*URL, "--registration-token-file", "{folder}/none"),
-    ),
-    "env file with a broken line": Bad(
-        78, "line 2 is not NAME=VALUE", (*USUAL, "--env-file", "{folder}/env")
-    ),
-    "CA file without a certificate": Bad(
-        78,
-        "it does not hold a PEM certificate",
-        ("--orchestrator-url", "https://127.0.0.1:9", *TOKEN, "--ca-file", "{folder}/env"),
-    ),
-    "tag without a value": Bad(78, "give it as KEY=VALUE", (*USUAL, "--tag", "berlin")),
-    "image that policy forbids": Bad(
-        78, "no --allow-image pattern matches", (*USUAL, "--allow-image", "trusted.example/*")
-    ),
-    "home of nobody": Bad(
-        78,
-        "cannot use --victoria-home ~no-such-user/x: there is no such user",
-        (*USUAL, "--victoria-home", "~no-such-user/x"),
-    ),
-    "home that is a file": Bad(
-        78, "cannot make --victoria-home", (*USUAL, "--victoria-home", "{folder}/env")
-    ),
-    "home that is a link to itself": Bad(
-        78, "cannot use --victoria-home", (*USUAL, "--victoria-home", "{folder}/loop")
-    ),
-    "state folder below a file": Bad(
-        78, "cannot make --state-dir", (*USUAL, "--state-dir", "{folder}/env/state")
-    ),
-    "cleanup without a journal": Bad(
-        78, "give the --state-dir of the runner", ("--state-dir", "{folder}/none", "cleanup")
-    ),
-    **{
-        f"cleanup with {what}": Bad(
-            78,
-            "it is damaged; start the runner once",
-            ("--state-dir", f"{{folder}}/{what}", "cleanup"),
-        )
-        for what in ("half an id", "an id of zeros")
-    },
-    **{
-        f"proxy {proxy}": Bad(
-            78, f"cannot use the proxy in {variable}: ", (*AWAY, *TOKEN), {variable: proxy}
-        )
-        for variable, proxy in {
-            "ALL_PROXY": f"socks5://me:{SECRET}@127.0.0.1:1080",
-            "HTTPS_PROXY": f"http://{SECRET}:not-a-port",
-            "https_proxy": "http://",
-            "all_proxy": f"carrier-pigeon://{SECRET}",
-        }.items()
-    },
+REFUSED = {
+    "no URL": (2, f"PROGRAM {TOKEN}", "Missing option '--orchestrator-url'"),
+    "no token": (2, f"PROGRAM {URL}", "Missing option '--registration-token-file' (or '--reg"),
+    "unknown option": (2, f"{BOTH} --no-such-option", "No such option"),
+    "interval of nothing": (2, f"{BOTH} --poll-interval=0", "it must be more than 0"),
+    "unknown runtime": (2, f"{BOTH} --container-runtime=rkt", "is not one of"),
+    "bad variable": (2, f"VICTORIA_RUNNER_MAX_TASKS=several {BOTH}", "is not a valid int"),
+    "two tokens": (2, f"VICTORIA_RUNNER_REGISTRATION_TOKEN=x {BOTH}", "exclude each other"),
+    "empty path": (2, f"{BOTH} --state-dir=", "it is empty: give a path"),
+    "password in URL": (78, f"{BOTH}{LOGIN}", "with a user name or password in it"),
+    "no token file": (78, f"{BOTH}/none", "cannot read --registration-token-file"),
+    "broken env file": (78, f"{BOTH} --env-file=FOLDER/env", "line 2 is not NAME=VALUE"),
+    "no certificate": (78, f"{AWAY} --ca-file=FOLDER/env", "it does not hold a PEM certificate"),
+    "tag without a value": (78, f"{BOTH} --tag=berlin", "give it as KEY=VALUE"),
+    "forbidden image": (78, f"{BOTH} --allow-image=a/*", "no --allow-image pattern matches"),
+    "home of nobody": (78, f"{BOTH} --victoria-home=~nobody-here", "there is no such user"),
+    "home is a file": (78, f"{BOTH} --victoria-home=FOLDER/env", "cannot make --victoria-home"),
+    "home in a loop": (78, f"{BOTH} --victoria-home=FOLDER/loop", "cannot use --victoria-home"),
+    "state below a file": (78, f"{BOTH} --state-dir=FOLDER/env/state", "cannot make --state-dir"),
+    "cleanup of nothing": (78, "PROGRAM --state-dir=FOLDER/none cleanup", "give the --state-dir"),
+    "cleanup with half an id": (78, "PROGRAM --state-dir=FOLDER/half cleanup", DAMAGED),
+    "cleanup with an id of zeros": (78, "PROGRAM --state-dir=FOLDER/zeros cleanup", DAMAGED),
+    "socks proxy": (78, f"ALL_PROXY=socks5://{SECRET}@a:1 {AWAY}", "use the proxy in ALL_PROXY: "),
+    "port of a proxy": (78, f"HTTPS_PROXY=http://{SECRET}:x {AWAY}", "the proxy in HTTPS_PROXY: "),
+    "empty proxy": (78, f"https_proxy=http:// {AWAY}", "cannot use the proxy in https_proxy: "),
+    "odd proxy": (78, f"all_proxy=odd://{SECRET} {AWAY}", "cannot use the proxy in all_proxy: "),
 }
 
 
-def run(command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """Run a runner's process to its end; it has these variables alone."""
+def run_in(folder: Path, command_line: str) -> subprocess.CompletedProcess[str]:
+    """Run a line of shell to its end, in which PROGRAM is the runner."""
+    program = f"{sys.executable} -m runner"
     return subprocess.run(
-        command,
-        cwd=ROOT,
-        env=environment,
+        ["/bin/sh", "-c", command_line.replace("FOLDER", str(folder)).replace("PROGRAM", program)],
+        cwd=folder,
+        env={
+            "HOME": str(folder),
+            "PATH": f"{folder}/bin:{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT),
+            "VICTORIA_RUNNER_VICTORIA_HOME": f"{folder}/home",
+            "VICTORIA_RUNNER_STATE_DIR": f"{folder}/state",
+        },
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -118,54 +75,45 @@ def run(command: list[str], environment: dict[str, str]) -> subprocess.Completed
     )
 
 
-@pytest.mark.parametrize("bad", TABLE.values(), ids=TABLE.keys())
-def test_bad_command_line_ends_in_a_sentence(tmp_path: Path, bad: Bad) -> None:
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Make a folder with a token and with engines that write down that they were called."""
     (tmp_path / "token").write_text("the-token\n")
-    (tmp_path / "env").write_text(f"GOOD=1\n{SECRET}\n")
-    (tmp_path / "loop").symlink_to("loop")
-    # As power cuts leave them.
-    for name, left in (("half an id", b"\xff\xfe"), ("an id of zeros", bytes(37))):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "runner-id").write_bytes(left)
-        Journal(tmp_path / name / "journal.sqlite3").close_file()
-    podman = tmp_path / "bin" / "podman"
-    podman.parent.mkdir()
-    podman.write_text("#!/bin/sh\nexit 1\n")
-    podman.chmod(0o755)
-    before = set(tmp_path.rglob("*"))
-    done = run(
-        [sys.executable, "-m", "runner"]
-        + [argument.replace("{folder}", str(tmp_path)) for argument in bad.arguments],
-        {
-            "PATH": f"{podman.parent}:{os.environ['PATH']}",
-            "VICTORIA_RUNNER_VICTORIA_HOME": f"{tmp_path}/home",
-            "VICTORIA_RUNNER_STATE_DIR": f"{tmp_path}/state",
-            **bad.variables,
-        },
-    )
+    (tmp_path / "bin").mkdir()
+    for name in ("podman", "docker"):
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\ntouch {tmp_path}/called\nexit 1\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    return tmp_path
 
-    assert done.returncode == bad.exit_code, done.stderr
-    assert bad.sentence in done.stderr
+
+@pytest.mark.parametrize(
+    ("exit_code", "command_line", "sentence"), REFUSED.values(), ids=REFUSED.keys()
+)
+def test_bad_command_line_ends_in_a_sentence(
+    folder: Path, exit_code: int, command_line: str, sentence: str
+) -> None:
+    (folder / "env").write_text(f"GOOD=1\n{SECRET}\n")
+    (folder / "loop").symlink_to("loop")
+    # As power cuts leave them.
+    for name, left in (("half", b"\xff\xfe"), ("zeros", bytes(37))):
+        (folder / name).mkdir()
+        (folder / name / "runner-id").write_bytes(left)
+        Journal(folder / name / "journal.sqlite3").close_file()
+    before = set(folder.rglob("*"))
+    done = run_in(folder, command_line)
+    assert done.returncode == exit_code, done.stderr
+    assert sentence in done.stderr
     assert "Traceback" not in done.stderr
     assert SECRET not in done.stderr
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("Error: " if bad.exit_code == 2 else "victoria-runner: cannot ")
-    made = set(tmp_path.rglob("*")) - before
-    ours = (tmp_path / "home", tmp_path / "state")
-    assert all(any(folder == path or folder in path.parents for folder in ours) for path in made)
+    assert last.startswith("Error: " if exit_code == 2 else "victoria-runner: cannot ")
+    made = {path.relative_to(folder).parts[0] for path in set(folder.rglob("*")) - before}
+    assert made <= {"home", "state", "called"}
 
 
-def test_home_below_a_folder_that_is_gone_ends_in_a_sentence(tmp_path: Path) -> None:
-    (tmp_path / "token").write_text("the-token\n")
-    gone = tmp_path / "gone"
-    script = f'cd {gone} && rmdir {gone} && exec "$@"'
-    options = [*URL, f"--registration-token-file={tmp_path}/token", f"--state-dir={tmp_path}/state"]
-    runner = [sys.executable, "-m", "runner", "--once", *options, "--victoria-home=here"]
-    gone.mkdir()
-    done = run(
-        ["/bin/sh", "-c", script, "sh", *runner],
-        {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)},
-    )
+def test_home_below_a_folder_that_is_gone_ends_in_a_sentence(folder: Path) -> None:
+    gone = "mkdir gone && cd gone && rmdir ../gone"
+    done = run_in(folder, f"{gone} && {BOTH} --once --victoria-home=here")
     assert done.returncode == 78, done.stderr
     assert "Traceback" not in done.stderr
 
@@ -179,31 +127,18 @@ def test_home_below_a_folder_that_is_gone_ends_in_a_sentence(tmp_path: Path) -> 
     ids=["other orchestrator", "other engine"],
 )
 def test_folder_with_unfinished_tasks_refuses_another_orchestrator_and_engine(
-    tmp_path: Path, option: str, old: str, new: str, count: int
+    folder: Path, option: str, old: str, new: str, count: int
 ) -> None:
-    (tmp_path / "token").write_text("the-token\n")
-    state_dir = tmp_path / "state"
+    state_dir = folder / "state"
     state_dir.mkdir()
     with closing(sqlite3.connect(state_dir / "journal.sqlite3")) as journal:
         journal.executescript((ROOT / "tests/unit/journals/ordinary.sql").read_text())
-    for name in ("podman", "docker"):
-        (tmp_path / name).write_text(f"#!/bin/sh\ntouch {tmp_path}/called\n")
-        (tmp_path / name).chmod(0o755)
-    done = run(
-        [sys.executable, "-m", "runner", "--allow-http", option, new],
-        {
-            "PATH": f"{tmp_path}:{os.environ['PATH']}",
-            "VICTORIA_RUNNER_ORCHESTRATOR_URL": "http://orchestrator.example",
-            "VICTORIA_RUNNER_REGISTRATION_TOKEN_FILE": f"{tmp_path}/token",
-            "VICTORIA_RUNNER_VICTORIA_HOME": f"{tmp_path}/home",
-            "VICTORIA_RUNNER_STATE_DIR": f"{state_dir}",
-        },
-    )
-
+    usual = f"VICTORIA_RUNNER_ORCHESTRATOR_URL=http://orchestrator.example PROGRAM {TOKEN}"
+    done = run_in(folder, f"{usual} --allow-http {option}={new}")
     assert done.returncode == 78, done.stderr
     assert done.stderr == (
         f"victoria-runner: cannot use {option} {new}: {state_dir} has unfinished tasks ({count}) "
         f"of {option} {old}; start the runner once with `{option} {old} --once`, which finishes "
         "and reports them, or choose another --state-dir\n"
     )
-    assert not (tmp_path / "called").exists()
+    assert not (folder / "called").exists()

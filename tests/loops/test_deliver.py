@@ -1,113 +1,90 @@
-"""A task's final report is retried until the orchestrator has it."""
+"""A task's final report is retried until the orchestrator has it; its log goes out before it."""
 
 from __future__ import annotations
 
 import os
 import signal
-from datetime import datetime
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness.orchestrator import SILENCE, STATUS
-from tests.harness.server import http, json_response
+from tests.harness.orchestrator import LOGS, SILENCE, STATUS
+from tests.harness.server import http, json_response, stalled
 from tests.harness.until import until
+from tests.loops.steps import finish_another, leave_task, report_paths
 
 if TYPE_CHECKING:
     from tests.harness.host import Host
+    from tests.harness.server import Answer
+    from tests.loops.steps import Log
 
 pytestmark = pytest.mark.anyio
 
-RUNNING = json_response({"status": "running"})
 PAGE = http(404, b"<html>404 page not found</html>", {"Content-Type": "text/html"})
 """What a reverse proxy shows while the orchestrator behind it is replaced."""
+SESSION: dict[str, object] = {"id": "s-1", "messages": []}
 
 
-async def test_reports_carry_both_names_of_the_id_and_a_moment(host: Host) -> None:
-    await host.finish_task()
-
-    running, end = host.orchestrator.reports("t-1")
-    assert running["status"] == "running"
-    assert end["status"] == "success"
-    assert end["progress"] == 100
-    for report in (running, end):
-        assert report["job_id"] == report["task_id"] == "t-1"
-        assert datetime.fromisoformat(report["timestamp"]).timestamp() == pytest.approx(
-            host.clock.wall_s(), abs=60
-        )
-
-
-async def test_report_that_a_proxy_refuses_is_retried(host: Host) -> None:
-    host.orchestrator.then(STATUS, RUNNING, PAGE, PAGE)
+def offer_with_end_answered(host: Host, *answers: Answer, always: Answer | None = None) -> None:
+    """Offer a task whose claim is accepted, and whose final report is answered like this."""
+    host.orchestrator.then(STATUS, json_response({"status": "running"}), *answers)
+    host.orchestrator.always(STATUS, always)
     host.orchestrator.offer()
-    async with host.runner():
-        await host.wait_for_calls(STATUS, 2)
-        await host.pass_time_until_closed("t-1", step_s=60.0)
 
-    assert host.orchestrator.taken[-1]["status"] == "success"
+
+def outbox(host: Host) -> list[tuple[str, str | None]]:
+    """Return what is in the outbox, with the reasons of what is parked."""
+    return [(row["path"], row["parked"]) for row in host.rows("SELECT * FROM outbox")]
 
 
 async def test_report_outlives_an_outage_and_restarts_within_it(host: Host) -> None:
-    host.orchestrator.then(STATUS, RUNNING)
-    host.orchestrator.always(STATUS, SILENCE)
-    host.orchestrator.offer("t-1", "[print-line the last words][fail 7]")
+    host.orchestrator.offer("t-1", "[wait-for go][print-line the last words][fail 7]")
     async with host.runner():
+        await host.wait_for_state("t-1", "running")
+        host.orchestrator.is_down = True
+        host.let_go()
         await host.wait_for_state("t-1", "ended")
         await host.clock.advance(600)
-    host.orchestrator.is_down = True
     async with host.runner():
         await host.clock.advance(600)
-    assert host.state_of("t-1") == "ended"
     host.orchestrator.is_down = False
-    host.orchestrator.always(STATUS, None)
-    accepted_before = len(host.orchestrator.ends("t-1"))
     async with host.runner():
-        await host.clock.advance(61)
-        await until(lambda: host.state_of("t-1") == "closed")
-
-    (end,) = host.orchestrator.ends("t-1")[accepted_before:]
+        await host.pass_time_until_closed("t-1")
+        end = await host.wait_for_end()
     assert end["message"].startswith("failed: exit code 7")
     assert "the last words" in end["message"]
     assert host.starts_of("t-1") == 1
 
 
 @pytest.mark.parametrize("status", [400, 403, 404, 422])
-async def test_report_that_is_refused_for_good_is_parked_and_the_task_closed(
-    host: Host, log: pytest.LogCaptureFixture, status: int
+async def test_refused_report_is_parked_and_its_task_closed(
+    host: Host, log: Log, status: int
 ) -> None:
-    host.orchestrator.then(STATUS, RUNNING, json_response({"detail": "not this one"}, status))
-    host.orchestrator.offer()
+    offer_with_end_answered(host, json_response({"detail": "not this one"}, status))
     async with host.runner():
         await host.wait_for_state("t-1", "closed")
         await host.clock.advance(600)
-
     assert len(host.orchestrator.ends("t-1")) == 1
-    (entry,) = host.rows("SELECT * FROM outbox")
-    assert entry["parked"] == f"HTTP {status}: not this one"
+    assert outbox(host) == [("status", f"HTTP {status}: not this one")]
     assert "the orchestrator refuses a report; it is parked" in log.text
 
 
 @pytest.mark.parametrize("status", [409, 410])
-async def test_report_on_a_task_that_has_its_end_already_is_dropped(
-    host: Host, log: pytest.LogCaptureFixture, status: int
+async def test_report_on_a_task_that_has_its_end_is_dropped(
+    host: Host, log: Log, status: int
 ) -> None:
-    host.orchestrator.then(STATUS, RUNNING, json_response({"detail": "it was cancelled"}, status))
-    host.orchestrator.offer()
+    offer_with_end_answered(host, json_response({"detail": "it was cancelled"}, status))
     async with host.runner():
         await host.wait_for_state("t-1", "closed")
-
-    assert host.rows("SELECT * FROM outbox") == []
-    (event,) = [record for record in log.records if "has a final status" in record.getMessage()]
+    assert outbox(host) == []
+    (event,) = [record for record in log.records if "has a final status" in record.message]
     assert event.levelname == "INFO"
     assert "ERROR" not in {record.levelname for record in log.records}
 
 
-async def test_report_goes_out_at_once_under_a_new_key_and_later_if_that_is_refused_too(
-    host: Host,
-) -> None:
+async def test_report_is_sent_at_once_under_a_new_key_and_later_under_the_next(host: Host) -> None:
     unknown = json_response({"detail": "unknown key"}, 401)
-    host.orchestrator.then(STATUS, RUNNING, unknown, unknown)
-    host.orchestrator.offer()
+    offer_with_end_answered(host, unknown, unknown)
     async with host.runner():
         await until(lambda: len(host.orchestrator.ends("t-1")) == 2)
         await host.clock.advance(200)
@@ -120,108 +97,150 @@ async def test_report_goes_out_at_once_under_a_new_key_and_later_if_that_is_refu
 
 
 async def test_report_does_not_wait_behind_a_parked_one(host: Host) -> None:
-    host.orchestrator.then(STATUS, RUNNING, json_response({"detail": "not yet"}, 422))
-    host.orchestrator.offer("t-1")
+    offer_with_end_answered(host, json_response({"detail": "not yet"}, 422))
     async with host.runner():
         await host.wait_for_state("t-1", "closed")
         host.orchestrator.offer("t-1")
         await host.clock.advance(34)
         await until(lambda: len(host.orchestrator.ends("t-1")) == 2)
-        await until(lambda: host.rows("SELECT * FROM outbox") == [])
+        await until(lambda: outbox(host) == [])
 
 
 async def test_report_that_waits_holds_up_no_other_task(host: Host) -> None:
-    host.orchestrator.then(STATUS, RUNNING, http(503, headers={"Retry-After": "3000"}))
-    host.orchestrator.offer("t-1")
+    offer_with_end_answered(host, http(503, headers={"Retry-After": "3000"}))
     async with host.runner():
-        await host.wait_for_state("t-1", "ended")
         await until(lambda: len(host.orchestrator.ends("t-1")) == 1)
-        host.orchestrator.offer("t-2")
-        await host.clock.advance(34)
-
-        assert (await host.wait_for_end("t-2"))["status"] == "success"
+        await finish_another(host)
     assert host.state_of("t-1") == "ended"
 
 
-async def test_order_within_a_task_is_kept_when_the_first_report_fails(host: Host) -> None:
-    host.orchestrator.then(STATUS, http(503), http(503))
-    host.orchestrator.offer()
-    async with host.runner():
-        await host.wait_for_calls(STATUS)
-        await host.clock.advance(30)
-        await host.wait_for_end("t-1")
-
-    statuses = [report["status"] for report in host.orchestrator.reports("t-1")]
-    assert statuses == ["running", "running", "running", "success"]
-
-
-@pytest.mark.parametrize("how", ["starts", "drains"])
-async def test_runner_that_starts_or_drains_retries_at_once_what_waits(
-    host: Host, how: str
-) -> None:
-    host.orchestrator.then(STATUS, RUNNING, http(503, headers={"Retry-After": "700"}))
-    host.orchestrator.offer()
-    async with host.runner() as run:
+async def test_runner_that_drains_retries_at_once_what_waits(host: Host) -> None:
+    offer_with_end_answered(host, http(503, headers={"Retry-After": "700"}))
+    async with host.runner() as life:
         await until(lambda: host.rows("SELECT * FROM outbox WHERE attempts = 1") != [])
         await host.clock.settle()
-        if how == "drains":
-            os.kill(os.getpid(), signal.SIGUSR1)
-            assert await run.end() == 0
-    if how == "starts":
-        async with host.runner():
-            await host.wait_for_state("t-1", "closed")
-
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert await life.end() == 0
     assert host.state_of("t-1") == "closed"
 
 
-async def test_runner_that_starts_counts_failures_from_zero(host: Host) -> None:
-    host.orchestrator.then(STATUS, RUNNING)
-    host.orchestrator.always(STATUS, http(503))
-    host.orchestrator.offer()
+async def test_runner_that_starts_retries_at_once_and_counts_from_zero(host: Host) -> None:
+    offer_with_end_answered(host, always=http(503))
     async with host.runner():
         await host.wait_for_state("t-1", "ended")
         await host.clock.advance(600)
-    (entry,) = host.rows("SELECT attempts FROM outbox")
-    assert entry["attempts"] > 5
+    assert host.rows("SELECT * FROM outbox WHERE attempts > 5") != []
     async with host.runner():
         await until(lambda: host.rows("SELECT * FROM outbox WHERE attempts = 1") != [])
         host.orchestrator.always(STATUS, None)
         await host.clock.advance(2.1)
-        await until(lambda: host.state_of("t-1") == "closed")
+        await host.wait_for_state("t-1", "closed")
 
 
 async def test_report_is_not_held_back_by_a_clock_that_was_set_back(host: Host) -> None:
-    host.orchestrator.then(STATUS, RUNNING, http(503))
-    host.orchestrator.offer()
+    offer_with_end_answered(host, http(503))
     async with host.runner():
         await until(lambda: len(host.orchestrator.ends("t-1")) == 1)
         await host.clock.settle()
         host.clock.set_wall(-24 * 3600)
         await host.clock.advance(61)
-        await until(lambda: host.state_of("t-1") == "closed")
+        await host.wait_for_state("t-1", "closed")
 
 
-async def test_reports_that_stay_behind_with_once_are_logged_and_kept(
-    host: Host, log: pytest.LogCaptureFixture
-) -> None:
-    host.orchestrator.then(STATUS, RUNNING)
-    host.orchestrator.always(STATUS, http(503))
-    host.orchestrator.offer()
-    async with host.runner(once=True) as run:
+async def test_reports_that_stay_behind_with_once_are_logged_and_kept(host: Host, log: Log) -> None:
+    offer_with_end_answered(host, always=http(503))
+    async with host.runner(once=True) as life:
         await host.wait_for_state("t-1", "ended")
-        await host.clock.advance(29)
-        await host.clock.advance(3)
-        assert await run.end() == 75
-
+        await host.clock.advance(32)
+        assert await life.end() == 75
     assert "reports wait in the journal for the next start" in log.text
     assert host.state_of("t-1") == "ended"
 
 
-async def test_final_status_that_a_proxy_refuses_for_hours_is_parked(host: Host) -> None:
-    host.orchestrator.then(STATUS, RUNNING)
-    host.orchestrator.always(STATUS, PAGE)
-    host.orchestrator.offer()
+async def test_report_that_a_proxy_refuses_is_parked_after_an_hour(host: Host) -> None:
+    offer_with_end_answered(host, always=PAGE)
     async with host.runner(heartbeat_interval_s=300.0):
         await host.wait_for_state("t-1", "ended")
-        await host.clock.advance(4 * 3600)
+        await host.clock.advance(1800)
+        assert outbox(host) == [("status", None)]
+        await host.clock.advance(3 * 3600)
         assert host.state_of("t-1") == "closed"
+
+
+# Logs
+
+
+async def test_status_overtakes_a_log_that_fails_twice(host: Host) -> None:
+    host.orchestrator.then(LOGS, http(500), SILENCE, http(500), http(500))
+    await leave_task(host, log=SESSION)
+    async with host.runner():
+        await host.pass_time_until_closed("t-1")
+
+    paths = report_paths(host)
+    assert paths[:2] == [LOGS, LOGS]
+    assert paths.index(STATUS) < 4, "the third attempt may be beside it"
+    assert (paths.count(LOGS), paths.count(STATUS)) == (5, 1)
+    assert outbox(host) == []
+
+
+async def test_log_without_a_response_delays_its_status_and_no_other_task(host: Host) -> None:
+    host.orchestrator.always(LOGS, stalled(b""))
+    await leave_task(host, log=SESSION)
+    async with host.runner():
+        await host.wait_for_calls(LOGS)
+        await finish_another(host)
+        await host.clock.advance(670)
+        await until(lambda: len(host.orchestrator.ends("t-1")) == 1)
+
+
+async def test_log_that_keeps_failing_is_given_up_with_one_error(host: Host, log: Log) -> None:
+    host.orchestrator.always(LOGS, http(500))
+    await leave_task(host, log=SESSION)
+    async with host.runner(poll_interval_s=600.0, heartbeat_interval_s=600.0):
+        await host.pass_time_until_closed("t-1", step_s=600.0)
+    assert outbox(host) == [("logs", "given up after 16 attempts: HTTP 500")]
+    (error,) = [record.message for record in log.records if record.levelname == "ERROR"]
+    assert error == "cannot deliver a log, given up after 16 attempts: HTTP 500"
+    assert host.orchestrator.count(LOGS) <= 20
+
+
+async def test_log_outlasts_an_outage_of_any_length(host: Host) -> None:
+    host.orchestrator.is_down = True
+    await leave_task(host, log=SESSION)
+    async with host.runner(poll_interval_s=600.0, heartbeat_interval_s=600.0):
+        await host.clock.advance(12 * 3600)
+        host.orchestrator.is_down = False
+        await host.pass_time_until_closed("t-1", step_s=60.0)
+    assert outbox(host) == []
+    assert set(report_paths(host)[-2:]) == {LOGS, STATUS}
+
+
+@pytest.mark.parametrize("status", [400, 403, 404, 413, 422])
+async def test_refused_log_is_parked_and_the_status_goes_out(host: Host, status: int) -> None:
+    host.orchestrator.always(LOGS, json_response({"detail": "not this one"}, status))
+    await leave_task(host, log=SESSION)
+    async with host.runner():
+        await host.wait_for_end("t-1")
+    assert report_paths(host) == [LOGS, STATUS]
+    assert outbox(host) == [("logs", f"HTTP {status}: not this one")]
+
+
+async def test_log_that_is_too_long_for_the_orchestrator_is_truncated(host: Host) -> None:
+    message = {"content": "x" * 2_000_000, "created_at": 0}
+    host.orchestrator.then(LOGS, json_response({"detail": "too long"}, 413))
+    await leave_task(host, log={**SESSION, "messages": [message]})
+    async with host.runner():
+        await host.wait_for_end("t-1")
+
+    first, second = (len(call.request.body) for call in host.orchestrator.called(LOGS))
+    assert first > 2_000_000 > 1 << 20 >= second > 800_000
+    assert outbox(host) == []
+
+
+async def test_damaged_log_is_parked_and_the_status_goes_out(host: Host, log: Log) -> None:
+    await leave_task(host, log=SESSION)
+    host.change("UPDATE outbox SET body = '{' WHERE path = 'logs'")
+    async with host.runner():
+        await host.wait_for_end("t-1")
+    assert report_paths(host) == [STATUS]
+    assert "cannot read a report: its text in the journal is damaged" in log.text

@@ -13,9 +13,8 @@ from tests.harness.server import http, json_response, stalled
 from tests.harness.until import until
 
 if TYPE_CHECKING:
-    from anyio.abc import ByteStream
-
     from tests.harness.host import Host
+    from tests.loops.steps import Log
 
 pytestmark = pytest.mark.anyio
 
@@ -43,65 +42,32 @@ async def test_change_between_idle_and_busy_is_reported_at_once(host: Host) -> N
     assert tasks == [None, "t-1", None]
 
 
-@pytest.mark.parametrize("slots", [1, 3])
-async def test_heartbeat_of_several_slots_names_all_tasks_and_of_one_no_list(
-    host: Host, slots: int
+@pytest.mark.parametrize(
+    ("slots", "task_ids"), [(1, {}), (3, {"task_ids": ["t-1", "t-2"]})], ids=["1 slot", "3 slots"]
+)
+async def test_heartbeat_of_several_slots_has_all_tasks_and_of_one_no_list(
+    host: Host, slots: int, task_ids: dict[str, list[str]]
 ) -> None:
-    for task_id in ("t-1", "t-2"):
-        host.orchestrator.offer(task_id, "[hang]")
+    host.orchestrator.offer("t-1", "[hang]")
+    host.orchestrator.offer("t-2", "[hang]")
     async with host.runner(max_tasks=slots):
         await host.wait_for_state(f"t-{min(slots, 2)}", "running")
         await host.clock.advance(17)
 
     body = host.orchestrator.called(BEAT)[-1].body
-    several = {"task_ids": ["t-1", "t-2"]} if slots > 1 else {}
-    assert body == {"node_id": "node-1", "status": "busy", "current_task_id": "t-1", **several}
+    assert body == {"node_id": "node-1", "status": "busy", "current_task_id": "t-1", **task_ids}
 
 
-async def test_tasks_beyond_the_slots_are_all_named(host: Host) -> None:
-    for task_id in ("t-1", "t-2"):
-        host.orchestrator.offer(task_id, "[hang]")
+async def test_heartbeat_has_all_tasks_though_there_are_fewer_slots_now(host: Host) -> None:
+    host.orchestrator.offer("t-1", "[hang]")
+    host.orchestrator.offer("t-2", "[hang]")
     async with host.runner(max_tasks=2):
         await host.wait_for_state("t-2", "running")
         await host.clock.settle()
     seen = host.orchestrator.count(BEAT)
     async with host.runner(max_tasks=1):
         await host.wait_for_calls(BEAT, seen + 1)
-
     assert host.orchestrator.called(BEAT)[seen].body["task_ids"] == ["t-1", "t-2"]
-
-
-async def test_engine_that_falls_silent_beside_a_task_is_reported_and_so_is_its_return(
-    host: Host,
-) -> None:
-    async with host.running_task():
-        await host.clock.settle()
-        host.engine.silent = True
-        await host.clock.advance(31)
-        await until(lambda: host.orchestrator.beats()[-1] == "error")
-        host.engine.silent = False
-        await host.clock.advance(6)
-        await until(lambda: host.orchestrator.beats()[-1] == "busy")
-        host.let_go()
-
-        assert (await host.wait_for_end())["status"] == "success"
-    assert host.starts_of("t-1") == 1
-
-
-async def test_heart_beats_while_a_file_trickles_in(host: Host) -> None:
-    async def trickle(stream: ByteStream) -> None:
-        await stream.send(b"HTTP/1.1 200 OK\r\nContent-Length: 400\r\n\r\n")
-        for _ in range(400):
-            seen = host.orchestrator.count(BEAT)
-            await stream.send(b"x")
-            if seen < 12:
-                await host.clock.advance(17)
-                await until(lambda seen=seen: host.orchestrator.count(BEAT) > seen)  # type: ignore[misc]
-
-    host.orchestrator.files["slow.csv"] = trickle
-
-    assert (await host.finish_task(assigned={"files": ["slow.csv"]}))["status"] == "success"
-    assert host.orchestrator.beats().count("busy") >= 10
 
 
 async def test_heart_beats_while_an_image_is_fetched(host: Host) -> None:
@@ -113,15 +79,10 @@ async def test_heart_beats_while_an_image_is_fetched(host: Host) -> None:
         await until(lambda: host.engine.waiting["fetch_image"] == 1)
         seen = host.orchestrator.count(BEAT)
         await host.clock.advance(300)
-        assert host.orchestrator.count(BEAT) - seen >= 15
-        host.engine.open("fetch_image")
-
-        assert (await host.wait_for_end("t-1"))["status"] == "success"
+    assert host.orchestrator.beats()[seen:].count("busy") >= 15
 
 
-async def test_heartbeat_that_fails_is_followed_by_the_next_and_not_repeated(
-    host: Host, log: pytest.LogCaptureFixture
-) -> None:
+async def test_failed_heartbeat_is_followed_by_the_next_one(host: Host, log: Log) -> None:
     host.orchestrator.always(BEAT, http(500))
     async with host.runner():
         await host.clock.advance(600)
@@ -129,12 +90,12 @@ async def test_heartbeat_that_fails_is_followed_by_the_next_and_not_repeated(
         host.orchestrator.always(BEAT, None)
         await host.clock.advance(20)
 
-    warned = [record for record in log.records if "cannot send a heartbeat" in record.message]
-    assert [record.levelname for record in warned].count("WARNING") == 1
+    failures = [record for record in log.records if "cannot send a heartbeat" in record.message]
+    assert [record.levelname for record in failures].count("WARNING") == 1
     assert "heartbeats restored" in log.text
 
 
-async def test_tasks_that_follow_one_another_are_no_news_at_once(host: Host) -> None:
+async def test_change_from_one_task_to_the_next_is_reported_after_a_second(host: Host) -> None:
     host.orchestrator.holds = True
     async with host.runner(heartbeat_interval_s=10_000.0):
         await host.clock.settle()
@@ -157,7 +118,7 @@ async def test_tasks_that_follow_one_another_are_no_news_at_once(host: Host) -> 
         await until(lambda: host.orchestrator.beats()[3:] == ["idle"])
 
 
-async def test_burst_of_changes_is_spared_an_orchestrator_in_trouble(host: Host) -> None:
+async def test_burst_of_changes_is_spared_an_orchestrator_that_fails(host: Host) -> None:
     host.orchestrator.always(BEAT, http(500))
     for number in range(10):
         host.orchestrator.offer(f"t-{number}")
@@ -168,29 +129,23 @@ async def test_burst_of_changes_is_spared_an_orchestrator_in_trouble(host: Host)
         await host.wait_for_calls(BEAT, 2)
 
 
-async def test_heartbeat_without_an_answer_holds_up_no_task(host: Host) -> None:
+async def test_heartbeat_without_a_response_holds_up_no_task(host: Host) -> None:
     host.orchestrator.always(BEAT, stalled(b""))
-
     assert (await host.finish_task())["status"] == "success"
 
 
 @pytest.mark.parametrize("anyio_backend", [JUMPING], ids=["jumping"])  # it has a second
-async def test_last_word_is_offline(host: Host) -> None:
+async def test_last_heartbeat_is_offline(host: Host) -> None:
     host.orchestrator.offer()
-    async with host.runner(once=True) as run:
-        assert await run.end() == 0
-
+    async with host.runner(once=True) as life:
+        assert await life.end() == 0
     assert host.orchestrator.beats()[-1] == "offline"
     assert host.orchestrator.ends("t-1"), "the report goes out before"
 
 
-async def test_end_does_not_wait_for_an_orchestrator_that_is_gone(
-    host: Host, log: pytest.LogCaptureFixture
-) -> None:
-    host.orchestrator.then(POLL, json_response(None))
+async def test_end_does_not_wait_for_an_orchestrator_that_is_gone(host: Host, log: Log) -> None:
     host.orchestrator.then(BEAT, json_response({}))
     host.orchestrator.always(BEAT, stalled(b""))
-    async with host.runner(once=True) as run:
-        assert await run.end() == 0
-
+    async with host.runner(once=True) as life:
+        assert await life.end() == 0
     assert "cannot send that this node goes offline" not in log.text, "it was not heard out"

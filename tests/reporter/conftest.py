@@ -1,16 +1,91 @@
-"""What the tests of the status reporter share."""
+"""A task that a node has claimed, and an agent that calls its reporter."""
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+from mcp import Client
 
+from runner.api.client import OrchestratorClient
+from runner.reporter.job import job_in
+from runner.reporter.reporter import Reporter
+from runner.reporter.server import server_for
+from runner.workspace.handover import ReporterState, read_reporter_state
 from tests.fakes.crush import Crush
 from tests.orchestrator.serving import RunningOrchestrator
-from tests.reporter.held import Held
+
+ROOT = Path(__file__).parents[2]
+COMMAND = (sys.executable, "-m", "runner.status_reporter")
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Held:
+    """A task that a node has, so that it may be reported on."""
+
+    orchestrator: RunningOrchestrator
+    home: Path
+    task_id: str
+    api_key: str
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """The environment variables of the task's container."""
+        return {
+            "ORCHESTRATOR_URL": self.orchestrator.url,
+            "JOB_ID": self.task_id,
+            "TASK_ID": self.task_id,
+            "NODE_API_KEY": self.api_key,
+            "VICTORIA_HOME": str(self.home),
+        }
+
+    @property
+    def task(self) -> Json:
+        """The task as the orchestrator shows it."""
+        return self.orchestrator.task(self.task_id)
+
+    @property
+    def log(self) -> Json:
+        """The log that the orchestrator has of it."""
+        return self.orchestrator.log_of(self.task_id)
+
+    @property
+    def state(self) -> ReporterState:
+        """What the reporter has left for the runner."""
+        return read_reporter_state(self.home, self.task_id)
+
+
+class Agent:
+    """A client of the reporter's MCP server."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+
+    async def call(self, tool: str, *, is_error: bool = False, **arguments: object) -> Json:
+        """Call a tool; return its structured answer."""
+        result = await self.client.call_tool(tool, arguments)
+        assert result.is_error is is_error
+        assert isinstance(result.structured_content, dict)
+        return result.structured_content
+
+
+@asynccontextmanager
+async def connected(variables: Mapping[str, str]) -> AsyncIterator[Agent]:
+    """Connect an agent to a reporter with these environment variables."""
+    job = job_in(variables)
+    async with (
+        OrchestratorClient(job.orchestrator_url) as orchestrator,
+        Client(server_for(Reporter(job, orchestrator))) as client,
+    ):
+        yield Agent(client)
 
 
 @pytest.fixture
@@ -27,26 +102,25 @@ def orchestrator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningOr
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Path:
-    """Make a Victoria home."""
-    folder = tmp_path / "home"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
-def held(orchestrator: RunningOrchestrator, home: Path) -> Held:
+def held(orchestrator: RunningOrchestrator, tmp_path: Path) -> Held:
     """Create a task that a node claims, so that it may be reported on."""
     node = orchestrator.register()
     task_id = orchestrator.create_task("Count the sales")["id"]
     assert node.poll() is not None
-    return Held(orchestrator, home, task_id, node.api_key)
+    return Held(orchestrator, tmp_path, task_id, node.api_key)
 
 
 @pytest.fixture
-def crush(home: Path) -> Iterator[Crush]:
+async def agent(held: Held) -> AsyncIterator[Agent]:
+    """Connect an agent to the reporter of that task."""
+    async with connected(held.variables) as agent:
+        yield agent
+
+
+@pytest.fixture
+def crush(tmp_path: Path) -> Iterator[Crush]:
     """Run a Crush whose session was begun just now."""
-    running = Crush(home / ".crush" / "crush.db", now=int(time.time()))
+    running = Crush(tmp_path / ".crush" / "crush.db", now=int(time.time()))
     running.begin("s1", prompt="Count the sales")
     yield running
     running.close()

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.reporter.held import COMMAND, ROOT, Held, Json
+from tests.reporter.conftest import COMMAND, ROOT, Held, Json
 
 DEADLINE_S = 90
 
@@ -21,8 +21,8 @@ class Typist:
     """Types requests as lines and reads the responses, without the SDK."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        assert process.stdin is not None
-        assert process.stdout is not None
+        assert process.stdin
+        assert process.stdout
         self._stdin, self._stdout = process.stdin, process.stdout
         self._number = 0
 
@@ -57,9 +57,7 @@ class Typist:
         result = self.request("tools/call", name=tool, arguments=arguments)
         assert result["isError"] is is_error
         answer: Json = result["structuredContent"]
-        text = result["content"][0]["text"]
-        assert json.loads(text) == answer
-        assert "\n" not in text
+        assert json.loads(result["content"][0]["text"]) == answer
         return answer
 
 
@@ -87,24 +85,35 @@ def typing(variables: dict[str, str], *, is_heard: bool = True) -> Iterator[Typi
 
 
 @pytest.mark.usefixtures("crush")
-def test_session_typed_by_hand_calls_every_tool(held: Held) -> None:
+def test_session_typed_by_hand_calls_every_tool_and_the_first_end_stands(held: Held) -> None:
+    # Messages that look like JSON are text all the same.
+    calls: dict[str, dict[str, Any]] = {
+        "get_job_info": {},
+        "report_started": {"message": "null"},
+        "report_status": {"status": "analyzing", "message": '{"sales": 12}', "progress": 50.5},
+        "submit_crush_logs": {},
+        "report_error": {"error_message": "12"},
+        "report_complete": {"message": "yes after all", "submit_logs": False},
+    }
     with typing(held.variables) as typist:
-        hello = typist.hello()
-        tools = typist.request("tools/list")["tools"]
-        answers = {
-            "get_job_info": typist.call("get_job_info"),
-            "report_started": typist.call("report_started"),
-            "report_status": typist.call("report_status", status="analyzing", progress=50.5),
-            "submit_crush_logs": typist.call("submit_crush_logs"),
-            "report_error": typist.call("report_error", error_message="no", submit_logs=False),
-            "report_complete": typist.call("report_complete", submit_logs=False),
-        }
-
-    assert hello["serverInfo"]["name"] == "victoria-status-reporter"
-    assert {tool["name"] for tool in tools} == set(answers)
-    assert answers.pop("get_job_info")["job_id"] == held.task_id
+        assert typist.hello()["serverInfo"]["name"] == "victoria-status-reporter"
+        assert {tool["name"] for tool in typist.request("tools/list")["tools"]} == set(calls)
+        answers = {name: typist.call(name, **arguments) for name, arguments in calls.items()}
+    assert held.api_key not in str(answers)
+    info = answers.pop("get_job_info")
+    assert (info["job_id"], info["orchestrator_url"]) == (held.task_id, held.orchestrator.url)
+    assert (info["has_api_key"], info["final_status"]) == (True, None)
     assert all(answer["sent"] for answer in answers.values())
-    assert held.task["error_message"] == "no"
+    history = held.task["history"]
+    steps = [(step["status"], step.get("message"), step.get("progress")) for step in history]
+    assert ("running", "null", None) in steps
+    assert ("analyzing", '{"sales": 12}', 50.5) in steps
+    assert answers["report_error"]["logs"]["sent"] is True
+    assert answers["report_complete"]["task_status"] == held.task["status"] == "error"
+    assert "changed nothing" in answers["report_complete"]["note"]
+    assert held.task["error_message"] == "12"
+    assert held.state.final is not None
+    assert held.state.final.status == "error"
     assert held.log["id"] == "s1"
 
 
@@ -113,7 +122,6 @@ def test_report_is_sent_though_the_agent_goes_away_at_once(held: Held) -> None:
         typist.hello()
         call = {"name": "report_complete", "arguments": {"message": "12", "submit_logs": False}}
         typist.type(json.dumps({"jsonrpc": "2.0", "id": 9, "method": "tools/call", "params": call}))
-
     assert (held.task["status"], held.task["result"]) == ("success", "12")
 
 
@@ -136,9 +144,7 @@ WRONG = "error_message must be text that says what went wrong, and is "
         ("report_status", {"status": "running", "message": 7}, "message must be text, and is 7"),
         ("report_status", {"status": "running", "text": "x"}, "takes status, message, progress, a"),
         ("report_complete", {"submit_logs": "no"}, "submit_logs must be true or false, and is 'n"),
-        ("report_error", {"error_message": ""}, WRONG + "''"),
         ("report_error", {"error_message": " \n"}, WRONG),
-        ("report_error", {"error_message": None}, WRONG + "missing"),
         ("report_error", {}, WRONG + "missing"),
         ("submit_crush_logs", {"session_id": 9}, "session_id must be text, and is 9"),
         ("get_job_info", {"x": 1}, "get_job_info takes no arguments, and not 'x'"),
@@ -149,7 +155,6 @@ def test_wrong_argument_is_answered_in_one_sentence_and_marked_as_an_error(
     typist: Typist, tool: str, arguments: dict[str, Any], sentence: str
 ) -> None:
     answer = typist.call(tool, is_error=True, **arguments)
-
     assert answer == {"sent": False, "error": answer["error"]}
     assert sentence in answer["error"]
     assert "\n" not in answer["error"]
@@ -162,6 +167,7 @@ def nobody(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {
         "ORCHESTRATOR_URL": "http://127.0.0.1:1",
         "JOB_ID": "t-1",
+        "TASK_ID": "",
         "NODE_API_KEY": "a-key",
         "VICTORIA_HOME": str(home),
     }
@@ -178,23 +184,27 @@ def typist(nobody: dict[str, str]) -> Iterator[Typist]:
 @pytest.mark.parametrize("line", ["no JSON", '{"jsonrpc": "2.0"}', "[]", '{"id": 1}'])
 def test_line_that_is_not_a_request_does_no_harm(typist: Typist, line: str) -> None:
     typist.type(line)
-
     assert typist.request("ping") == {}
 
 
 @pytest.mark.parametrize(
-    ("unset", "named"),
-    [(("ORCHESTRATOR_URL",), "ORCHESTRATOR_URL"), (("JOB_ID", "TASK_ID"), "JOB_ID")],
+    ("changed", "exit_code", "sentence"),
+    [
+        ({"ORCHESTRATOR_URL": ""}, 0, "ORCHESTRATOR_URL is not set: there is nobody to report to"),
+        ({"JOB_ID": ""}, 0, "JOB_ID is not set: there is nobody to report to"),
+        ({"JOB_ID": "../../etc"}, 78, "cannot use JOB_ID"),
+        ({"ORCHESTRATOR_URL": "ftp://x"}, 78, "cannot use ORCHESTRATOR_URL"),
+        ({"NODE_API_KEY": "a\nb"}, 78, "cannot use NODE_API_KEY"),
+    ],
+    ids=["no URL", "no task", "id", "URL", "key"],
 )
-def test_without_a_task_it_says_so_and_exits_with_0(
-    nobody: dict[str, str], unset: tuple[str, ...], named: str
+def test_variable_that_cannot_be_used_is_reported_in_one_line(
+    nobody: dict[str, str], changed: dict[str, str], exit_code: int, sentence: str
 ) -> None:
-    done = run({name: text for name, text in nobody.items() if name not in unset})
-
-    assert (done.returncode, done.stdout) == (0, "")
-    assert done.stderr == (
-        f"victoria-status-reporter: {named} is not set: there is nobody to report to\n"
-    )
+    done = run({**nobody, **changed})
+    assert (done.returncode, done.stdout) == (exit_code, "")
+    assert done.stderr.startswith(f"victoria-status-reporter: {sentence}")
+    assert done.stderr.count("\n") == 1
 
 
 def test_environment_without_the_sdk_is_reported_in_one_line(nobody: dict[str, str]) -> None:
@@ -203,7 +213,6 @@ def test_environment_without_the_sdk_is_reported_in_one_line(nobody: dict[str, s
         "runpy.run_module('runner.status_reporter', run_name='__main__')"
     )
     done = run(nobody, sys.executable, "-c", program)
-
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
         "victoria-status-reporter: cannot start without the package mcp: "
@@ -211,28 +220,12 @@ def test_environment_without_the_sdk_is_reported_in_one_line(nobody: dict[str, s
     )
 
 
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [("JOB_ID", "../../etc"), ("ORCHESTRATOR_URL", "ftp://x"), ("NODE_API_KEY", "a\nb")],
-)
-def test_variable_that_cannot_be_used_is_reported_in_one_line(
-    nobody: dict[str, str], name: str, text: str
-) -> None:
-    done = run({**nobody, name: text})
-
-    assert (done.returncode, done.stdout) == (78, "")
-    assert done.stderr.startswith(f"victoria-status-reporter: cannot use {name}")
-    assert done.stderr.count("\n") == 1
-
-
 def run(variables: dict[str, str], *command: str) -> subprocess.CompletedProcess[str]:
     """Run a reporter that must end by itself."""
-    ours = {"ORCHESTRATOR_URL", "JOB_ID", "TASK_ID", "NODE_API_KEY"}
-    environment = {name: text for name, text in os.environ.items() if name not in ours}
     return subprocess.run(
         command or COMMAND,
         cwd=ROOT,
-        env={**environment, **variables},
+        env={**os.environ, **variables},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

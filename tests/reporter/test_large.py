@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 from runner.crush.sessions import LOG_LIMIT_BYTES
 from tests.fakes.crush import Crush
-from tests.reporter.held import ROOT, Held
+from tests.reporter.conftest import ROOT, Held
 
 FILL = """
 WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 60000)
@@ -17,16 +18,12 @@ INSERT INTO messages SELECT 'n' || i, 's1', 'user', ?, 'a-model', ?, 0, NULL, NU
 PARTS = '[{"type": "text", "data": {"text": "' + "🚀 " * 460 + '"}}]'
 
 HAND_IN = """
-import sys, time, anyio
+import os, time, anyio
 from pathlib import Path
 from runner.api.client import OrchestratorClient
-from runner.model import Identity
-from runner.reporter.job import Job
+from runner.reporter.job import job_in
 from runner.reporter.reporter import Reporter
-from runner.redaction import Secret
 from runner.timing import ReporterTimings
-
-url, task_id, key, home = sys.argv[1:]
 
 def peak_kib():
     # Of this program alone; what getrusage says is handed down from its parent.
@@ -34,8 +31,8 @@ def peak_kib():
     return int(status.partition("VmHWM:")[2].split()[0])
 
 async def main():
-    job = Job(task_id, url, Identity("", Secret(key)), Path(home), time.time() - 3600, "Count")
-    async with OrchestratorClient(url) as orchestrator:
+    job = job_in(os.environ)
+    async with OrchestratorClient(job.orchestrator_url) as orchestrator:
         reporter = Reporter(job, orchestrator, ReporterTimings(call_timeout_s=120))
         assert (await reporter.report("running", None, None))["sent"]
         before, began_s = peak_kib(), time.process_time()
@@ -46,23 +43,20 @@ anyio.run(main)
 """
 
 
-def test_large_session_is_submitted_with_memory_by_the_limit_and_in_little_time(
-    held: Held, crush: Crush
-) -> None:
+def test_large_session_is_submitted_with_memory_by_the_limit(held: Held, crush: Crush) -> None:
     crush.connection.execute("PRAGMA synchronous = OFF")
     crush.connection.execute(FILL, (PARTS, crush.now))
     assert Path(f"{crush.path}-wal").stat().st_size + crush.path.stat().st_size > 150_000_000
 
-    arguments = [held.orchestrator.url, held.task_id, held.api_key, str(held.home)]
     measured = subprocess.run(
-        [sys.executable, "-c", HAND_IN, *arguments],
+        [sys.executable, "-c", HAND_IN],
         cwd=ROOT,
+        env={**os.environ, **held.variables},
         capture_output=True,
         text=True,
         timeout=200,
         check=False,
     )
-
     assert measured.returncode == 0, measured.stderr
     growth, cpu_s, sent = measured.stdout.split()
     assert sent == "True"

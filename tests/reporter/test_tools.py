@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from runner.model import TaskStatus
 from runner.workspace.handover import FinalStatus
 from tests.fakes.crush import Crush, text
-from tests.reporter.held import Held, connected
+from tests.reporter.conftest import Agent, Held, connected
 
 pytestmark = pytest.mark.anyio
 
 
-async def test_six_tools_are_listed_with_their_parameters(held: Held) -> None:
-    async with connected(held.variables) as agent:
-        tools = (await agent.client.list_tools()).tools
+async def test_six_tools_are_listed_with_their_parameters(agent: Agent) -> None:
+    tools = (await agent.client.list_tools()).tools
 
     schemas = {tool.name: tool.input_schema for tool in tools}
     assert {
@@ -35,124 +36,54 @@ async def test_six_tools_are_listed_with_their_parameters(held: Held) -> None:
     assert parameters["submit_logs"]["default"] is True
 
 
-async def test_message_that_is_json_is_reported_as_it_is(held: Held) -> None:
-    messages = ['{"sales": 12}', "[12, 13]", "null", "12"]
-    async with connected(held.variables) as agent:
-        for message in messages:
-            await agent.call("report_status", status="running", message=message)
-        await agent.call("report_complete", message="[1]", submit_logs=False)
-
-    steps = [step.get("message") for step in held.task["history"]]
-    assert [step for step in steps if step in messages] == messages
-    assert held.task["result"] == "[1]"
-
-
-@pytest.mark.usefixtures("crush")
-async def test_start_and_progress_are_shown_by_the_orchestrator(held: Held) -> None:
-    async with connected(held.variables) as agent:
-        answers = [
-            await agent.call("report_started", message="off we go"),
-            await agent.call("report_status", status="running", message=None, progress=None),
-            await agent.call("report_status", status="analyzing", message="half", progress=45),
-        ]
-
-    assert all(answer["sent"] for answer in answers)
-    history = held.task["history"]
-    steps = [(step["status"], step.get("message"), step.get("progress")) for step in history]
-    assert ("running", "off we go", None) in steps
-    assert ("analyzing", "half", 45.0) in steps
-    assert held.task["status"] == "analyzing"
-    assert held.task["crush_session_id"] == "s1"
-    assert held.state.final is None
-
-
-async def test_success_submits_the_log_first_and_the_next_reporter_goes_on_from_there(
-    held: Held, crush: Crush
+async def test_success_submits_the_log_first_and_the_next_reporter_continues_from_there(
+    held: Held, agent: Agent, crush: Crush
 ) -> None:
     crush.say("s1", text("There are 12."))
-    async with connected(held.variables) as agent:
-        answer = await agent.call("report_complete", message="12 sales")
-
+    answer = await agent.call("report_complete", message="12 sales")
     assert (answer["sent"], answer["logs"]["session_id"]) == (True, "s1")
     assert (held.task["status"], held.task["result"]) == ("success", "12 sales")
     assert held.task["crush_session_id"] == "s1"
     contents = [message["content"] for message in held.log["messages"]]
     assert contents == ["Count the sales", "There are 12."]
     assert held.state.final == FinalStatus(TaskStatus.SUCCESS, "12 sales", "s1", is_sent=True)
-    assert held.state.log_session_id == "s1"
-    async with connected(held.variables) as agent:
-        info = await agent.call("get_job_info")
+    async with connected(held.variables) as next_agent:
+        info = await next_agent.call("get_job_info")
     assert (info["logs_submitted"], info["final_status"]) == (True, "success")
 
 
 @pytest.mark.usefixtures("crush")
-async def test_error_is_reported_with_its_message_and_the_first_final_status_stands(
-    held: Held,
-) -> None:
-    async with connected(held.variables) as agent:
-        first = await agent.call("report_error", error_message="the sales are in Klingon")
-        second = await agent.call("report_complete", message="yes after all", submit_logs=False)
-
-    assert (first["sent"], first["logs"]["sent"]) == (True, True)
-    assert second["task_status"] == held.task["status"] == "error"
-    assert "changed nothing" in second["note"]
-    assert held.task["error_message"] == "the sales are in Klingon"
-    assert held.state.final is not None
-    assert held.state.final.status == "error"
-
-
-@pytest.mark.usefixtures("crush")
-async def test_end_without_logs_submits_none(held: Held) -> None:
-    async with connected(held.variables) as agent:
-        answer = await agent.call("report_complete", submit_logs=False)
-
-    assert "logs" not in answer
+async def test_end_without_logs_submits_none(held: Held, agent: Agent) -> None:
+    assert "logs" not in await agent.call("report_complete", submit_logs=False)
     assert held.state.log_digest is None
     assert held.orchestrator.admin.get(f"/logs/{held.task_id}").status_code == 404
 
 
 @pytest.mark.usefixtures("crush")
-async def test_log_is_submitted_on_its_own(held: Held) -> None:
-    without_an_id: dict[str, object] = {}
-    async with connected(held.variables) as agent:
-        for arguments in (without_an_id, {"session_id": "s1"}, {"session_id": None}):
-            answer = await agent.call("submit_crush_logs", **arguments)
-            assert (answer["sent"], answer["session_id"]) == (True, "s1")
-            assert answer["message_count"] == 1
-
+@pytest.mark.parametrize("arguments", [{}, {"session_id": "s1"}, {"session_id": None}])
+async def test_log_is_submitted_alone(held: Held, agent: Agent, arguments: dict[str, Any]) -> None:
+    answer = await agent.call("submit_crush_logs", **arguments)
+    assert (answer["sent"], answer["session_id"], answer["message_count"]) == (True, "s1", 1)
     assert held.log["id"] == "s1"
     assert held.task["status"] != "success"
+    assert held.state.final is None
 
 
-async def test_job_is_shown_without_its_key(held: Held) -> None:
-    async with connected(held.variables) as agent:
-        answer = await agent.call("get_job_info")
-
-    assert answer["job_id"] == held.task_id
-    assert answer["orchestrator_url"] == held.orchestrator.url
-    assert (answer["has_api_key"], answer["final_status"]) == (True, None)
-    assert held.api_key not in str(answer)
-
-
-async def test_agent_of_a_cancelled_task_is_asked_to_stop(held: Held) -> None:
+async def test_agent_of_a_cancelled_task_is_asked_to_stop(held: Held, agent: Agent) -> None:
     held.orchestrator.cancel(held.task_id)
-    async with connected(held.variables) as agent:
-        answer = await agent.call("report_status", status="running")
-
+    answer = await agent.call("report_status", status="running")
     assert answer["task_status"] == "cancelled"
     assert "stop working" in answer["note"]
 
 
-async def test_of_two_sessions_the_agent_is_asked_to_read_the_mark_and_call_again(
-    held: Held, crush: Crush
+async def test_agent_is_asked_to_call_again_if_there_are_two_sessions(
+    agent: Agent, crush: Crush
 ) -> None:
     crush.begin("s2", prompt="Draw the map")
-    async with connected(held.variables) as agent:
-        refused = await agent.call("submit_crush_logs")
-        # As Crush does with every answer.
-        crush.say("s1", [{"type": "tool_result", "data": {"content": refused["error"]}}])
-        answer = await agent.call("submit_crush_logs")
-
+    refused = await agent.call("submit_crush_logs")
+    # As Crush does with every answer.
+    crush.say("s1", [{"type": "tool_result", "data": {"content": refused["error"]}}])
+    answer = await agent.call("submit_crush_logs")
     assert refused["sent"] is False
     assert "2 sessions could be this task's" in refused["error"]
     assert (answer["sent"], answer["session_id"]) == (True, "s1")
@@ -167,11 +98,9 @@ async def test_secrets_are_redacted_in_messages_and_in_the_log(held: Held, crush
         "VICTORIA_SECRETS": "API_PASSWORD NOT_SET",
     }
     async with connected({**held.variables, **operators}) as agent:
-        await agent.call("report_status", status="running", message=f"I found {held.api_key}!")
-        await agent.call("report_complete", message="It is hunter2-hunter2.")
-
-    assert "I found ***!" in [step.get("message") for step in held.task["history"]]
+        message = f"I found {held.api_key}, and hunter2-hunter2."
+        await agent.call("report_complete", message=message)
+    assert held.task["result"] == "I found ***, and ***."
     assert held.log["messages"][-1]["content"] == (
         "[tool result: bash]\nNODE_API_KEY=***\nAPI_PASSWORD='***'\nLANG=a-language"
     )
-    assert held.task["result"] == "It is ***."

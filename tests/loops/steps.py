@@ -1,21 +1,60 @@
-"""What a runner that is gone has left in its journal."""
+"""Steps that the tests of several loops share."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+import pytest
+
+from runner.engine.base import ContainerSpec
 from runner.journal.journal import open_journal
 from runner.model import Assignment, EndReason, Identity, Outcome, Registration, Report, TaskState
 from runner.node import node_description
 from runner.redaction import Secret
 from runner.tasks.outcome import final_report
+from runner.workspace.download import CONTAINER_HOME
+from tests.harness.host import IMAGE
+from tests.harness.orchestrator import LOGS, STATUS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from tests.harness.host import Host
 
+Log: TypeAlias = pytest.LogCaptureFixture
 FAILED = Outcome(EndReason.FAILED, "failed: exit code 9", 9)
+
+
+async def begin_and_leave(host: Host, prompt: str = "[wait-for go]", **assigned: object) -> None:
+    """Run a runner until it has started the task t-1; its container runs on."""
+    async with host.running_task(prompt, assigned):
+        pass
+
+
+async def finish_another(host: Host, task_id: str = "t-2") -> None:
+    """Offer a good task to the runner at its next poll, and check that it succeeds."""
+    await host.clock.settle()
+    host.orchestrator.offer(task_id)
+    await host.clock.advance(34)
+    assert (await host.wait_for_end(task_id))["status"] == "success"
+
+
+async def start_container(
+    host: Host,
+    name: str,
+    prompt: str = "[wait-for go]",
+    **fields: Any,  # noqa: ANN401 - fields of ContainerSpec
+) -> None:
+    """Start a container as an earlier runner did; `fields` are more of its specification."""
+    arguments = ("--accept-license", "--task", prompt)
+    volumes = {host.home: CONTAINER_HOME}
+    await host.engine.run(ContainerSpec(name, IMAGE, arguments, volumes=volumes, **fields))
+
+
+def report_paths(host: Host) -> list[str]:
+    """Return the paths of the reports that were sent, in their order."""
+    paths = [call.request.target for call in host.orchestrator.calls]
+    return [path for path in paths if path in {LOGS, STATUS}]
 
 
 async def leave_task(
