@@ -65,7 +65,6 @@ def engines() -> list[Engine]:
 
 @pytest.fixture(scope="session")
 def engine(request: pytest.FixtureRequest, engines: list[Engine]) -> Engine:
-    """Return one engine; the test runs once on each."""
     return next(engine for engine in engines if engine.name == request.param)
 
 

@@ -30,7 +30,6 @@ class Engine:
         ).stdout
 
     def inspect(self, container: str) -> dict[str, Any]:
-        """Return what the engine knows of a container."""
         inspected: list[dict[str, Any]] = json.loads(self.run("container", "inspect", container))
         return inspected[0]
 

@@ -49,7 +49,6 @@ class Subject:
         return ContainerSpec(**spec)
 
     async def start(self, prompt: str, **changes: Any) -> str:  # noqa: ANN401 - as above
-        """Run a container; return its id."""
         return await self.engine.run(self.spec(prompt, **changes))
 
     async def start_ready(self, prompt: str) -> None:
@@ -60,19 +59,16 @@ class Subject:
                 await anyio.sleep(0.05)
 
     async def look(self) -> Container:
-        """Inspect the container, which must be there."""
         container = await self.engine.inspect(self.name)
         assert container is not None
         return container
 
     async def finish(self, prompt: str, **changes: Any) -> Container:  # noqa: ANN401 - as above
-        """Run a container to its end; return its state then."""
         await self.start(prompt, **changes)
         await self.engine.wait(self.name)
         return await self.look()
 
     async def is_gone(self) -> bool:
-        """Return whether the engine knows no container of the name."""
         return await self.engine.inspect(self.name) is None
 
     @asynccontextmanager
@@ -110,13 +106,11 @@ def held_processes() -> Iterator[int]:
 
 
 def own_children() -> set[int]:
-    """Return the ids of this process's living children."""
     pids = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
     return {pid for pid in pids if stat_of(pid)[1:2] == [str(os.getpid())] and is_alive(pid)}
 
 
 def is_alive(pid: int) -> bool:
-    """Return whether the process is there and not a zombie."""
     return stat_of(pid)[:1] not in ([], ["Z"], ["X"])
 
 
@@ -137,7 +131,6 @@ def command_of(pid: int) -> bytes:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run each test on each engine."""
     real = names_for_tests()
     kinds = {"subject": ["fake", *real], "real": real, "podman": ["podman"], "docker": ["docker"]}
     for name in kinds.keys() & set(metafunc.fixturenames):

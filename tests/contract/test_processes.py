@@ -65,7 +65,6 @@ def script(tmp_path: Path) -> Iterator[Path]:
 
 
 def script_ids(script: Path) -> list[int]:
-    """Return the process ids that the stubborn script has noted."""
     file = script.with_name("ids")
     return [int(pid) for pid in file.read_text().split()] if file.exists() else []
 

@@ -23,7 +23,6 @@ TAKEN = 'the container name "x" is already in use by y'
 
 
 def inspected(**state: object) -> dict[str, Any]:
-    """Return what `inspect` reports of a container."""
     return {"Id": "f" * 64, "Name": "/victoria-1", "Config": {"Labels": None}, "State": state}
 
 

@@ -27,23 +27,19 @@ def rig_on(engines: list[Engine], image: str, tmp_path: Path) -> Iterator[RigOn]
 
 @pytest.fixture
 def each_rig(rig_on: RigOn, engine: Engine) -> Rig:
-    """Make a host; the test runs once on each engine."""
     return rig_on(engine)
 
 
 @pytest.fixture
 def rig(rig_on: RigOn, engines: list[Engine]) -> Rig:
-    """Make a host for what is the same on every engine."""
     return rig_on(engines[0])
 
 
 @pytest.fixture
 def podman_rig(rig_on: RigOn) -> Rig:
-    """Make a host for what only podman does."""
     return rig_on(Engine("podman"))
 
 
 @pytest.fixture
 def docker_rig(rig_on: RigOn) -> Rig:
-    """Make a host for what only docker does."""
     return rig_on(Engine("docker"))

@@ -74,15 +74,12 @@ class Planned:
 
     @property
     def has_happened(self) -> bool:
-        """Whether a call has met it."""
         return (self.folder / "met" / self.name).exists()
 
     def wait(self) -> None:
-        """Wait until a call has met it."""
         wait_for(lambda: self.has_happened, DEADLINE_S)
 
     def release(self) -> None:
-        """Let a blocked call go on, or one that will be."""
         (self.folder / "released" / self.name).touch()
 
     def lift(self) -> None:
@@ -108,7 +105,6 @@ class FaultEngine:
 
     @property
     def search_path(self) -> str:
-        """What the runner's PATH is to be."""
         return f"{self.folder / 'bin'}:{os.environ['PATH']}"
 
     def plan(  # noqa: PLR0913 - each has a default that tests mostly keep
@@ -143,7 +139,6 @@ class FaultEngine:
 
     @property
     def counts(self) -> Counter[str]:
-        """What was done, such as `run kill after`, and how often."""
         counts: Counter[str] = Counter()
         for path in (self.folder / "met").iterdir():
             call, _, act, when, _ = path.name.split(".")

@@ -55,13 +55,11 @@ class Rig:
     """While this file is there, no disk shows the runner its free space."""
 
     def start(self, prompt: str = "[print-line done]") -> str:
-        """Create a task and start the runner; return the task's id."""
         task_id = str(self.orchestrator.create_task(prompt)["id"])
         self.runner.start()
         return task_id
 
     def begin(self, prompt: str = "[wait-for go]") -> str:
-        """Do so, and wait until the journal has the task as running."""
         task_id = self.start(prompt)
         self.runner.wait_for_start_of(task_id)
         return task_id
@@ -99,7 +97,6 @@ class Rig:
             engine.run("rmi", name)
 
     def refuse_pull(self, *, always: bool = False) -> Planned:
-        """Have the registry refuse at once, as nobody listens there."""
         message = "Error: no registry answers"
         return self.engine.plan("pull", Act.FAIL, message=message, always=always)
 

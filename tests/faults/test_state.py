@@ -30,7 +30,6 @@ def small_disk(folder: Path) -> Iterator[None]:
 
 
 def fill(folder: Path) -> Path:
-    """Leave no free space; return the file that takes it."""
     filler = folder / "filler"
     with suppress(OSError), filler.open("wb", buffering=0) as file:
         while True:
@@ -98,7 +97,6 @@ def damage_journal(rig: Rig) -> None:
 
 
 def set_aside(rig: Rig) -> list[str]:
-    """Return the names of the journals that were set aside."""
     return [path.name for path in rig.runner.state_dir.glob("journal.sqlite3.*.unusable")]
 
 

@@ -77,7 +77,6 @@ class Service:
         wait_for(lambda: "idle.target" in self._systemctl("list-units").output, DEADLINE_S)
 
     def remove(self) -> None:
-        """End the systemd, and everything in it."""
         PODMAN.run("rm", "--force", "--time=0", self._container, error="cannot remove systemd")
 
     def start(self) -> None:
@@ -100,18 +99,15 @@ class Service:
         self._systemctl("start", NAME, error="cannot start the runner")
 
     def freeze(self) -> None:
-        """Stop its process without ending it."""
         number = f"--signal={signal.SIGSTOP.value}"
         self._systemctl("kill", "--kill-who=main", number, NAME, error="cannot freeze the runner")
 
     @property
     def restarts(self) -> int:
-        """How often systemd has restarted it."""
         return int(self._systemctl("show", "--value", "--property=NRestarts", NAME).last_line)
 
     @property
     def log(self) -> str:
-        """What the runner has logged."""
         return (self._folder / "service.log").read_text()
 
     def wait_for_restart(self) -> None:

@@ -27,11 +27,9 @@ class VirtualClock:
     # What the runner asks of it
 
     def wall_s(self) -> float:
-        """Return seconds since the epoch."""
         return self._wall_s
 
     def uptime_s(self) -> float:
-        """Return seconds since the boot."""
         return self._awake_s + self._suspended_s
 
     def awake_s(self) -> float:
@@ -57,7 +55,6 @@ class VirtualClock:
         self._wall_s += by_s
 
     def suspend(self, for_s: float) -> None:
-        """Suspend the host and wake it up: sleepers do not notice."""
         self._wall_s += for_s
         self._suspended_s += for_s
 
@@ -102,6 +99,5 @@ class PassingClock(VirtualClock):
     """A clock on which every sleep is over at once, and has taken its time."""
 
     async def sleep(self, seconds: float) -> None:
-        """Move on by so much."""
         await anyio.lowlevel.checkpoint()
         self.move(seconds)

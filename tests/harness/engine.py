@@ -72,12 +72,10 @@ class _Container:
         self.state = replace(self.state, **state)
 
     def disappear(self) -> None:
-        """Cancel the program and record nothing."""
         self.scope.cancel()
         self.over.set()
 
     async def live(self) -> None:
-        """Run the program until it ends or is ended."""
         with self.scope:
             with anyio.move_on_after(self.spec.timeout_s):
                 await self._obey()
@@ -136,7 +134,6 @@ class _Container:
             self.end(int(value))
 
     def _print(self, text: str) -> None:
-        """Append to the log, of which engines keep the newest part."""
         self.output += text.encode()
         del self.output[:-LOG_BYTES]
 
@@ -189,34 +186,27 @@ class FakeEngine:
         self._doors.setdefault(call, anyio.Event())
 
     def open(self, call: str) -> None:
-        """Let them go on."""
         self._doors.pop(call).set()
 
     def fail(self, call: str, *errors: Exception) -> None:
-        """Make the next calls fail, each with one of the errors."""
         self._failures[call].extend(errors)
 
     def break_(self, call: str, error: Exception) -> None:
-        """Make every call fail."""
         self._broken[call] = error
 
     def mend(self) -> None:
-        """Let no call fail any more."""
         self._broken.clear()
         self._failures.clear()
 
     def vanish(self, name: str) -> None:
-        """Kill the container's processes, unseen by the engine."""
         self._containers[name].change(phase=Phase.VANISHED)
         self._containers[name].disappear()
 
     def remove_behind(self, name: str) -> None:
-        """Remove the container as another user of the engine would."""
         self._containers.pop(name).disappear()
 
     @property
     def names(self) -> list[str]:
-        """The containers that there are."""
         return list(self._containers)
 
     @property
@@ -227,7 +217,6 @@ class FakeEngine:
     # What the runner asks of it: see runner.engine.base.Engine
 
     async def facts(self) -> EngineFacts:
-        """Return the facts as podman does."""
         await self._answer("facts")
         return EngineFacts(version="5.0.0", is_rootless=True, cgroup_manager="systemd")
 
@@ -265,7 +254,6 @@ class FakeEngine:
         return container_id
 
     async def inspect(self, name: str) -> Container | None:
-        """Return the state of the container."""
         await self._answer("inspect")
         container = self._containers.get(name)
         return None if container is None else container.state
@@ -295,13 +283,11 @@ class FakeEngine:
         container.end(KILLED)
 
     async def remove(self, name: str) -> None:
-        """Remove the container, running or not."""
         await self._answer("remove")
         if name in self._containers:
             self.remove_behind(name)
 
     async def remove_stopped(self, name: str) -> None:
-        """Remove the container unless it runs."""
         await self._answer("remove_stopped")
         container = self._containers.get(name)
         if container is not None and container.is_running:
@@ -309,13 +295,11 @@ class FakeEngine:
         self._containers.pop(name, None)
 
     async def labelled(self, label: str, value: str) -> list[str]:
-        """Return the names of the containers that carry the label."""
         await self._answer("labelled")
         containers = self._containers.items()
         return [name for name, one in containers if one.spec.labels.get(label) == value]
 
     async def last_output(self, name: str, lines: int) -> str:
-        """Return the last lines."""
         container = await self._named("last_output", name)
         return "".join(container.output.decode().splitlines(keepends=True)[-lines:])
 

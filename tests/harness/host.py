@@ -45,7 +45,6 @@ class HeardNotifier(Notifier):
         self._clock = clock
 
     def notify(self, message: str) -> None:
-        """Keep it."""
         self.messages.append(message)
         if message == "WATCHDOG=1":
             self.fed_at_s.append(self._clock.uptime_s())
@@ -71,7 +70,6 @@ class Run:
 
     @property
     def is_ready(self) -> bool:
-        """Whether it has notified systemd of that."""
         return "READY=1" in self.notifier.messages
 
 
@@ -87,12 +85,10 @@ class Host:
 
     @property
     def home(self) -> Path:
-        """The Victoria home."""
         return self.folder / "home"
 
     @property
     def state_dir(self) -> Path:
-        """The state folder."""
         return self.folder / "state"
 
     def settings(self, **changed: Setting) -> Settings:
@@ -172,7 +168,6 @@ class Host:
         assigned: Mapping[str, object] = MappingProxyType({}),
         **changed: Setting,
     ) -> dict[str, Any]:
-        """Run the task t-1 to its end; return its final report."""
         self.orchestrator.offer("t-1", prompt, **assigned)
         async with self.runner(**changed):
             return await self.wait_for_end("t-1")
@@ -203,42 +198,34 @@ class Host:
             return []  # it is being made
 
     def change(self, statement: str) -> None:
-        """Change the journal behind the runner's back."""
         with closing(sqlite3.connect(self.state_dir / "journal.sqlite3")) as journal, journal:
             journal.execute(statement)
 
     def damage_journal(self) -> None:
-        """Leave a file that is not a journal."""
         (self.state_dir / "journal.sqlite3").write_bytes(b"not a journal any more" * 300)
 
     def state_of(self, task_id: str) -> str | None:
-        """Return a task's state in the journal."""
         rows = self.rows("SELECT task_id, state FROM tasks")
         return {row["task_id"]: row["state"] for row in rows}.get(task_id)
 
     def starts_of(self, task_id: str) -> int:
-        """Return how often a task's container was started."""
         return self.engine.starts[container_of(task_id)]
 
     def let_go(self, name: str = "go") -> None:
-        """Make the file that a task with `[wait-for NAME]` waits for."""
         (self.home / name).touch()
 
     # What is waited for
 
     async def wait_for_state(self, task_id: str, state: str) -> None:
-        """Wait until the journal has a task in that state."""
         await until(lambda: self.state_of(task_id) == state)
 
     async def pass_time_until(self, condition: Callable[[], bool], step_s: float = 10.0) -> None:
-        """Let time pass, step by step, until the condition holds."""
         with anyio.fail_after(DEADLINE_S):
             while not condition():
                 await self.clock.advance(step_s)
                 await anyio.sleep(0.01)
 
     async def pass_time_until_closed(self, task_id: str, step_s: float = 10.0) -> None:
-        """Let time pass until a task is closed."""
         await self.pass_time_until(lambda: self.state_of(task_id) == "closed", step_s)
 
     async def wait_for_end(self, task_id: str = "t-1") -> dict[str, Any]:
@@ -249,11 +236,9 @@ class Host:
         return final
 
     async def wait_for_calls(self, path: str, count: int = 1) -> None:
-        """Wait until the orchestrator was called so often."""
         await until(lambda: self.orchestrator.count(path) >= count)
 
     async def wait_for_beat(self, status: str) -> None:
-        """Wait for a heartbeat, from now on, with that status."""
         seen = self.orchestrator.count(BEAT)
         await until(lambda: status in self.orchestrator.beats()[seen:])
 

@@ -27,28 +27,23 @@ class JournalFaults:
         (self.folder / f"before-{self.commits + commit}").touch()
 
     def kill_after(self, commit: int) -> None:
-        """Kill the runner when it has just made this commit."""
         (self.folder / f"after-{self.commits + commit}").touch()
 
     @property
     def commits(self) -> int:
-        """The number of commits so far."""
         return count_commits(self.folder)
 
     def clear(self) -> None:
-        """Take back what has not happened."""
         for path in self.folder.glob("*-*"):
             path.unlink(missing_ok=True)
 
 
 def count_commits(folder: Path) -> int:
-    """Return the number of commits so far."""
     commits = folder / "commits"
     return commits.stat().st_size if commits.exists() else 0
 
 
 def note_commit(folder: Path) -> None:
-    """Count one more commit."""
     with (folder / "commits").open("ab") as commits:
         commits.write(b".")
 

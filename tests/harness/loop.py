@@ -67,13 +67,11 @@ class HarnessLoop(asyncio.SelectorEventLoop):
         return now_s + self._ahead_s
 
     def put_forward(self, seconds: float) -> None:
-        """Move time forward: timers due by then fire."""
         self._ahead_s += seconds
 
     # Rest
 
     async def rest(self) -> None:
-        """Return when everything but the caller is at rest."""
         rested = self.create_future()
         self._resting.append(rested)
         await rested
@@ -117,13 +115,11 @@ class HarnessLoop(asyncio.SelectorEventLoop):
         func: Callable[..., Any],
         *args: Any,  # noqa: ANN401 - as asyncio has it
     ) -> asyncio.Future[Any]:
-        """Run in a thread, which is work until it returns."""
         future = super().run_in_executor(executor, func, *args)
         self._started.add(lambda: not future.done())
         return future
 
     async def subprocess_exec(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as asyncio has it
-        """Start a child process, which is work until it exits."""
         transport, protocol = await super().subprocess_exec(*args, **kwargs)
         self._started.add(lambda: transport.get_returncode() is None)
         return transport, protocol
@@ -151,7 +147,6 @@ def _awaited_by(awaitable: object) -> object | None:
 
 
 def running_loop() -> HarnessLoop:
-    """Return the loop that runs, which must be one of the harness."""
     loop = asyncio.get_running_loop()
     assert isinstance(loop, HarnessLoop), "this test needs `anyio_backend` to be HARNESS or JUMPING"
     return loop

@@ -38,12 +38,10 @@ class Call:
 
     @property
     def key(self) -> str | None:
-        """The node key that it carried."""
         return self.request.headers.get("x-api-key")
 
     @property
     def body(self) -> dict[str, Any]:
-        """The body of the request."""
         return cast("dict[str, Any]", self.request.json())
 
 
@@ -83,50 +81,40 @@ class ScriptedOrchestrator:
     # What tests do to it
 
     def then(self, path: str, *answers: Answer) -> None:
-        """Set the responses to the next calls of one kind."""
         self._then[path].extend(answers)
 
     def always(self, path: str, answer: Answer | None) -> None:
-        """Set the response to every call of one kind; None ends that."""
         self._always[path] = answer
 
     def offer(self, task_id: str = "t-1", prompt: str = "do it", **fields: object) -> None:
-        """Queue a good task, with some fields changed."""
         self.hand_out({"task_id": task_id, "prompt": prompt, **fields})
 
     def hand_out(self, assignment: object) -> None:
-        """Queue an assignment that need not be one."""
         self.queue.append(assignment)
         if isinstance(assignment, dict) and isinstance(assignment.get("task_id"), str):
             self.known_ids.add(assignment["task_id"])
         self.release()
 
     def release(self) -> None:
-        """Respond to the requests for work that are held."""
         self._work.set()
         self._work = anyio.Event()
 
     # What it was sent
 
     def called(self, path: str) -> list[Call]:
-        """Return the calls of one kind, oldest first."""
         return [call for call in self.calls if call.request.target == path]
 
     def count(self, path: str) -> int:
-        """Return the number of calls of one kind."""
         return len(self.called(path))
 
     def reports(self, task_id: str) -> list[dict[str, Any]]:
-        """Return the reports on a task, oldest first."""
         bodies = [call.body for call in self.called(STATUS)]
         return [body for body in bodies if body["task_id"] == task_id]
 
     def ends(self, task_id: str) -> list[dict[str, Any]]:
-        """Return the final reports on a task."""
         return [report for report in self.reports(task_id) if report["status"] in FINAL]
 
     def beats(self) -> list[str]:
-        """Return the status words of the heartbeats."""
         return [call.body["status"] for call in self.called(BEAT)]
 
     # How it responds
@@ -207,7 +195,6 @@ def sha256(content: bytes) -> str:
 
 @asynccontextmanager
 async def orchestrating(now: Callable[[], float]) -> AsyncIterator[ScriptedOrchestrator]:
-    """Run one on a free port."""
     async with serving() as server:
         orchestrator = ScriptedOrchestrator(server, now)
         yield orchestrator

@@ -133,12 +133,10 @@ class FaultProxy:
     # Being there and not being there
 
     def start(self) -> None:
-        """Begin to listen."""
         self._keeper, self._port = kept_port()
         self.accept()
 
     def stop(self) -> None:
-        """Cut every connection and end. May be called when stopped."""
         self._close()
         if self._keeper is not None:
             self._keeper.close()
@@ -149,7 +147,6 @@ class FaultProxy:
         self._close()
 
     def accept(self) -> None:
-        """Listen again, on the same port."""
         if self._listening is None:
             listener = socket.create_server(("127.0.0.1", self._port))
             self._listening = listener, threading.Thread(target=self._accept, args=(listener,))
@@ -162,7 +159,6 @@ class FaultProxy:
         self.accept()
 
     def release(self) -> None:
-        """Cut the connections that are held for ever."""
         for client in list(self._held):
             _cut(client)
 
@@ -186,7 +182,6 @@ class FaultProxy:
             self._plans.extend((method, path, fault) for fault in faults)
 
     def by_chance(self, chance: Chance | None) -> None:
-        """Let chance decide about what is not planned; None ends it."""
         with self._lock:
             self._chance = chance
 
@@ -198,7 +193,6 @@ class FaultProxy:
 
     @property
     def unused(self) -> int:
-        """How many planned faults have met no request yet."""
         with self._lock:
             return len(self._plans)
 

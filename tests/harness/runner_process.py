@@ -60,17 +60,14 @@ class RunnerProcess:
 
     @property
     def home(self) -> Path:
-        """The Victoria home."""
         return self.folder / "home"
 
     @property
     def state_dir(self) -> Path:
-        """The state folder."""
         return self.folder / "state"
 
     @property
     def pid(self) -> int:
-        """The process that was started last."""
         return self._started.pid
 
     @property
@@ -124,15 +121,12 @@ class RunnerProcess:
         return Completed(done.returncode, done.stdout, done.stderr)
 
     def send(self, number: signal.Signals) -> None:
-        """Send a signal to the process, and to nothing else."""
         os.kill(self.pid, number)
 
     def exit_code(self, deadline_s: float = DEADLINE_S) -> int:
-        """Wait for the end of the process; return its exit code."""
         return self._started.wait(deadline_s)
 
     def kill(self) -> None:
-        """Do to the process what a crash does, if it runs."""
         if self._process is not None and self._process.poll() is None:
             self._process.kill()
             self._process.wait(DEADLINE_S)
@@ -171,12 +165,10 @@ class RunnerProcess:
 
     @property
     def whole_log(self) -> str:
-        """What all starts have logged."""
         return self._log_path.read_text(encoding="utf-8") if self._log_path.exists() else ""
 
     @property
     def log(self) -> str:
-        """What was logged since the last start."""
         with self._log_path.open("rb") as file:
             file.seek(self._log_start)
             return file.read().decode()
@@ -211,20 +203,16 @@ class RunnerProcess:
 
     @property
     def node_key(self) -> str:
-        """The key that the journal holds."""
         return str(self.rows("SELECT api_key FROM identities ORDER BY id DESC")[0]["api_key"])
 
     @property
     def node_id(self) -> str:
-        """The node's id in the journal."""
         return str(self.rows("SELECT node_id FROM identities ORDER BY id DESC")[0]["node_id"])
 
     def task_folder(self, task_id: str) -> Path:
-        """Return the folder of a task in the Victoria home."""
         return self.home / "tasks" / task_id
 
     def starts_of(self, task_id: str) -> int:
-        """Count how often a task's container has begun to work."""
         log = self.task_folder(task_id) / "starts.log"
         return len(log.read_text().splitlines()) if log.exists() else 0
 
@@ -236,7 +224,6 @@ class RunnerProcess:
         )
 
     def state_of(self, task_id: str) -> str | None:
-        """Return a task's state in the journal."""
         rows = self.rows(f"SELECT state FROM tasks WHERE task_id = '{task_id}'")  # noqa: S608 - ours
         return rows[0]["state"] if rows else None
 
@@ -249,14 +236,12 @@ class RunnerProcess:
         )
 
     def let_go(self, name: str) -> None:
-        """Make the file that a task with `[wait-for NAME]` waits for."""
         (self.home / name).touch()
 
     # What it costs
 
     @property
     def memory_kib(self) -> int:
-        """Its resident memory now."""
         return self._status_kib("VmRSS")
 
     @property
@@ -265,7 +250,6 @@ class RunnerProcess:
         return self._status_kib("VmHWM")
 
     def forget_peak(self) -> None:
-        """Reset the largest resident memory (proc(5), clear_refs)."""
         Path(f"/proc/{self.pid}/clear_refs").write_text("5")
 
     def _status_kib(self, name: str) -> int:

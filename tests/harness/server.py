@@ -35,7 +35,6 @@ class Request:
     body: bytes
 
     def json(self) -> object:
-        """Read the body."""
         return json.loads(self.body)
 
 
@@ -50,11 +49,9 @@ class ScriptedServer:
 
     @property
     def url(self) -> str:
-        """Where it is."""
         return f"{self.scheme}://127.0.0.1:{self.port}"
 
     def answer(self, *answers: Answer) -> None:
-        """Set the responses to the next requests."""
         self.script[:] = answers
 
     async def serve(self, stream: ByteStream) -> None:
@@ -82,7 +79,6 @@ async def serving(tls: ssl.SSLContext | None = None) -> AsyncIterator[ScriptedSe
 
 @contextmanager
 def nobody_listening() -> Iterator[int]:
-    """Yield a port that nobody comes to listen at."""
     keeper, port = kept_port()
     with keeper:
         yield port
@@ -99,14 +95,12 @@ def raw(*parts: bytes) -> Answer:
 
 
 def http(status: int, body: bytes = b"", headers: Mapping[str, str] | None = None) -> Answer:
-    """Respond in proper HTTP."""
     return raw(_head(status, {"Content-Length": str(len(body)), **(headers or {})}), body)
 
 
 def json_response(
     value: object, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> Answer:
-    """Respond with JSON."""
     return http(status, json.dumps(value).encode(), {**JSON, **(headers or {})})
 
 
@@ -123,7 +117,6 @@ def endless(headers: Mapping[str, str] | None = None, first: bytes = b"") -> Ans
 
 
 def trickle() -> Answer:
-    """Send a byte of a response every tenth of a second, for ever."""
     return _repeating(_head(200, {}), b" ", pause_s=0.1)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
@@ -12,20 +13,14 @@ from tests.harness.host import Host, hosting
 from tests.harness.loop import HARNESS, Backend
 from tests.harness.orchestrator import orchestrating
 
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-    from pathlib import Path
-
 
 @pytest.fixture
 def anyio_backend() -> Backend:
-    """Return the event loop that the runner uses."""
     return HARNESS
 
 
 @pytest.fixture
 def clock() -> VirtualClock:
-    """Return the host's clock."""
     return VirtualClock()
 
 
@@ -41,6 +36,5 @@ async def host(tmp_path: Path, clock: VirtualClock, anyio_backend: Backend) -> A
 
 @pytest.fixture
 def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    """Record all of the runner's log."""
     caplog.set_level(logging.DEBUG, logger="runner")
     return caplog

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Mapping
+from typing import Any, TypeAlias
 
 import pytest
 
@@ -13,13 +14,8 @@ from runner.node import node_description
 from runner.redaction import Secret
 from runner.tasks.outcome import final_report
 from runner.workspace.download import CONTAINER_HOME
-from tests.harness.host import IMAGE
+from tests.harness.host import IMAGE, Host
 from tests.harness.orchestrator import LOGS, STATUS
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from tests.harness.host import Host
 
 Log: TypeAlias = pytest.LogCaptureFixture
 FAILED = Outcome(EndReason.FAILED, "failed: exit code 9", 9)

@@ -8,7 +8,6 @@ import socket
 import uuid
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import anyio
 import pytest
@@ -20,15 +19,12 @@ from runner.loops.housekeeping import prune_closed_tasks
 from runner.state_dir import prepare_state_dir
 from runner.systemd import Notifier, Watchdog, feed_watchdog
 from runner.timing import Timings
-from tests.harness.host import HeardNotifier
+from tests.harness.clock import VirtualClock
+from tests.harness.host import HeardNotifier, Host
 from tests.harness.orchestrator import BEAT, POLL, STATUS
 from tests.harness.server import http, json_response
 from tests.harness.until import until
-
-if TYPE_CHECKING:
-    from tests.harness.clock import VirtualClock
-    from tests.harness.host import Host
-    from tests.loops.steps import Log
+from tests.loops.steps import Log
 
 pytestmark = pytest.mark.anyio
 
@@ -151,7 +147,6 @@ async def test_loop_that_is_stuck_is_not_fed_and_named(clock: VirtualClock, log:
 
 
 def stuck_loops(log: Log) -> object:
-    """Return which loops the first log line on a stuck loop names."""
     stuck = [record for record in log.records if record.message == "a loop is stuck"]
     return vars(stuck[0])["fields"]["loops"]
 

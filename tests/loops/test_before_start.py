@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pytest
 
+from tests.harness.host import Host
 from tests.harness.orchestrator import POLL, STATUS
-from tests.harness.server import http, json_response
+from tests.harness.server import Answer, http, json_response
 from tests.harness.until import until
-from tests.loops.steps import finish_another
-
-if TYPE_CHECKING:
-    from tests.harness.host import Host
-    from tests.harness.server import Answer
-    from tests.loops.steps import Log
+from tests.loops.steps import Log, finish_another
 
 pytestmark = pytest.mark.anyio
 

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pytest
 
 from runner.errors import EngineError, NameInUse
-from tests.harness.host import IMAGE
+from tests.harness.host import IMAGE, Host
 from tests.harness.orchestrator import POLL
 from tests.harness.until import until
-
-if TYPE_CHECKING:
-    from tests.harness.host import Host
-    from tests.loops.steps import Log
+from tests.loops.steps import Log
 
 pytestmark = pytest.mark.anyio
 

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pytest
 
 from runner.errors import EngineSilent
-from tests.harness.host import container_of
+from tests.harness.host import Host, container_of
 from tests.harness.orchestrator import POLL, SILENCE, STATUS
 from tests.harness.until import until
 from tests.loops.steps import begin_and_leave
-
-if TYPE_CHECKING:
-    from tests.harness.host import Host
 
 pytestmark = pytest.mark.anyio
 
 
 async def cancel(host: Host) -> None:
-    """Have the next heartbeat learn that the task is cancelled."""
     host.orchestrator.cancelled.append("t-1")
     await host.clock.advance(17)
 

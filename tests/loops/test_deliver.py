@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.harness.host import Host
 from tests.harness.orchestrator import LOGS, SILENCE, STATUS
-from tests.harness.server import http, json_response, stalled
+from tests.harness.server import Answer, http, json_response, stalled
 from tests.harness.until import until
-from tests.loops.steps import finish_another, leave_task, report_paths
-
-if TYPE_CHECKING:
-    from tests.harness.host import Host
-    from tests.harness.server import Answer
-    from tests.loops.steps import Log
+from tests.loops.steps import Log, finish_another, leave_task, report_paths
 
 pytestmark = pytest.mark.anyio
 

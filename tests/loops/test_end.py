@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from runner.errors import EngineError, EngineSilent
 from runner.model import Limits
-from tests.harness.host import container_of
+from tests.harness.host import Host, container_of
 from tests.harness.orchestrator import POLL, TOKEN
 from tests.harness.until import until
-from tests.loops.steps import finish_another
-
-if TYPE_CHECKING:
-    from tests.harness.host import Host
-    from tests.loops.steps import Log
+from tests.loops.steps import Log, finish_another
 
 pytestmark = pytest.mark.anyio
 

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.harness.host import Host
 from tests.harness.loop import JUMPING
 from tests.harness.orchestrator import BEAT, POLL
 from tests.harness.server import http, json_response, stalled
 from tests.harness.until import until
-
-if TYPE_CHECKING:
-    from tests.harness.host import Host
-    from tests.loops.steps import Log
+from tests.loops.steps import Log
 
 pytestmark = pytest.mark.anyio
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import anyio
 import pytest
@@ -18,16 +18,11 @@ from hypothesis import strategies as st
 
 from runner.model import is_task_id
 from tests.harness.clock import VirtualClock
-from tests.harness.host import hosting
+from tests.harness.host import Host, hosting
 from tests.harness.loop import HARNESS
 from tests.harness.orchestrator import POLL, orchestrating, sha256
-from tests.harness.server import json_response, raw, serving
-from tests.loops.steps import finish_another
-
-if TYPE_CHECKING:
-    from tests.harness.host import Host
-    from tests.harness.server import Answer
-    from tests.loops.steps import Log
+from tests.harness.server import Answer, json_response, raw, serving
+from tests.loops.steps import Log, finish_another
 
 pytestmark = pytest.mark.anyio
 

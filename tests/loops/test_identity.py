@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from runner.errors import ConfigurationError
 from runner.redaction import Secret
 from tests.harness.engine import ObstructedEngine
-from tests.harness.host import IMAGE, container_of
+from tests.harness.host import IMAGE, Host, container_of
 from tests.harness.orchestrator import (
     BEAT,
     LOGS,
@@ -22,18 +23,12 @@ from tests.harness.orchestrator import (
     SILENCE,
     STATUS,
     TOKEN,
+    ScriptedOrchestrator,
     orchestrating,
 )
 from tests.harness.server import http, json_response
 from tests.harness.until import until
-from tests.loops.steps import begin_and_leave, start_container
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from tests.harness.host import Host
-    from tests.harness.orchestrator import ScriptedOrchestrator
-    from tests.loops.steps import Log
+from tests.loops.steps import Log, begin_and_leave, start_container
 
 pytestmark = pytest.mark.anyio
 
@@ -76,7 +71,6 @@ async def refusal_of(host: Host, **changed: Any) -> str:  # noqa: ANN401 - field
 
 
 async def drain(host: Host, **changed: Any) -> None:  # noqa: ANN401 - fields of Settings
-    """Finish what is open, as the refusals recommend."""
     host.let_go()
     async with host.runner(once=True, **changed) as life:
         assert await life.end() == 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import anyio
 import pytest
@@ -16,14 +16,10 @@ from runner.model import TaskStatus, log_body
 from runner.timing import DEFAULT_TIMINGS
 from runner.workspace.handover import FinalStatus, ReporterState, write_reporter_state
 from tests.fakes.crush import Crush, text
-from tests.harness.host import container_of
+from tests.harness.host import Host, container_of
 from tests.harness.orchestrator import LOGS, STATUS
 from tests.harness.until import DEADLINE_S, until
-from tests.loops.steps import begin_and_leave, report_paths
-
-if TYPE_CHECKING:
-    from tests.harness.host import Host
-    from tests.loops.steps import Log
+from tests.loops.steps import Log, begin_and_leave, report_paths
 
 pytestmark = pytest.mark.anyio
 
@@ -53,12 +49,10 @@ async def finish(
 
 
 def leave(host: Host, status: FinalStatus) -> None:
-    """Leave a final report as the reporter does."""
     write_reporter_state(host.home, "t-1", ReporterState(final=status))
 
 
 def logs(host: Host) -> list[dict[str, Any]]:
-    """Return the logs that were submitted."""
     return [call.body for call in host.orchestrator.called(LOGS)]
 
 

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import pytest
 
 from runner.engine.base import LABEL_RUNNER
 from runner.errors import EngineError
-from tests.harness.host import container_of
+from tests.harness.host import Host, container_of
 from tests.harness.orchestrator import POLL, REGISTER, STATUS, orchestrating
 from tests.harness.until import until
-from tests.loops.steps import begin_and_leave, start_container
-
-if TYPE_CHECKING:
-    from tests.harness.host import Host
-    from tests.loops.steps import Log
+from tests.loops.steps import Log, begin_and_leave, start_container
 
 pytestmark = pytest.mark.anyio
 

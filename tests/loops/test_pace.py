@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import pytest
+from anyio.abc import ByteStream
 
+from tests.harness.host import Host
 from tests.harness.orchestrator import BEAT, POLL, SILENCE
 from tests.harness.server import Answer, json_response
-
-if TYPE_CHECKING:
-    from anyio.abc import ByteStream
-
-    from tests.harness.host import Host
 
 pytestmark = pytest.mark.anyio
 

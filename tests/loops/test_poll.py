@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -11,20 +10,16 @@ from runner.errors import JournalError
 from runner.journal.journal import Journal
 from runner.loops.poll import PollResult, poll
 from runner.model import Task
+from tests.harness.host import Host
 from tests.harness.orchestrator import BEAT, POLL, REGISTER, SILENCE, STATUS
-from tests.harness.server import http, json_response
+from tests.harness.server import Answer, http, json_response
 from tests.harness.until import until
-
-if TYPE_CHECKING:
-    from tests.harness.host import Host
-    from tests.harness.server import Answer
-    from tests.loops.steps import Log
+from tests.loops.steps import Log
 
 pytestmark = pytest.mark.anyio
 
 
 def gaps(host: Host) -> list[float]:
-    """Return the seconds between requests for work."""
     return [after.at_s - before.at_s for before, after in pairwise(host.orchestrator.called(POLL))]
 
 
@@ -171,7 +166,6 @@ class NeverReadJournal(Journal):
     """Can be written and not read, as on a disk that has just begun to fail."""
 
     async def task(self, task_id: str) -> Task | None:
-        """Fail."""
         raise JournalError(f"cannot read {task_id}")
 
 

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pytest
 
 from runner.redaction import Secret
+from tests.harness.host import Host
 from tests.harness.orchestrator import POLL, REGISTER, SILENCE, STATUS, TOKEN
-from tests.harness.server import json_response
+from tests.harness.server import Answer, json_response
 from tests.harness.until import until
-
-if TYPE_CHECKING:
-    from tests.harness.host import Host
-    from tests.harness.server import Answer
-    from tests.loops.steps import Log
+from tests.loops.steps import Log
 
 pytestmark = pytest.mark.anyio
 
@@ -25,7 +20,6 @@ DISABLED_503 = json_response({"detail": "registration is disabled"}, 503)
 
 
 def refusal(status: int) -> Answer:
-    """Return a response with this status and a reason."""
     return json_response({"detail": "no"}, status)
 
 

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import pytest
 
 from runner.errors import EngineError
 from runner.model import Limits, TaskState
 from runner.state_dir import run_folder
-from tests.harness.host import container_of
+from tests.harness.host import Host, container_of
 from tests.harness.until import until
 from tests.loops.steps import begin_and_leave, leave_task, start_container
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from tests.harness.host import Host
 
 pytestmark = pytest.mark.anyio
 

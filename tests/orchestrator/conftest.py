@@ -24,13 +24,11 @@ NewDatabase = Callable[[str], AbstractContextManager[str | None]]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the markers of this folder."""
     config.addinivalue_line("markers", "both_databases: run on SQLite and on PostgreSQL")
     config.addinivalue_line("markers", "settings(**fields): serve with these fields of Settings")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run tests that are marked so on both databases."""
     is_marked = metafunc.definition.get_closest_marker("both_databases") is not None
     if is_marked and "orchestrator" in metafunc.fixturenames:
         metafunc.parametrize("orchestrator", DATABASES, indirect=True)
@@ -74,14 +72,12 @@ def new_database(request: pytest.FixtureRequest) -> NewDatabase:
 
 @pytest.fixture
 def postgresql_url(new_database: NewDatabase) -> Iterator[str]:
-    """Yield the URL of a new PostgreSQL database."""
     with new_database("postgresql") as url:
         yield str(url)
 
 
 @pytest.fixture(params=DATABASES)
 def database_url(request: pytest.FixtureRequest, new_database: NewDatabase) -> Iterator[str | None]:
-    """Yield the URL of each database in turn: None means SQLite."""
     with new_database(request.param) as url:
         yield url
 
@@ -110,7 +106,6 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningOrchestr
 
 @pytest.fixture
 def node(orchestrator: RunningOrchestrator) -> RegisteredNode:
-    """Register a node."""
     return orchestrator.register()
 
 

@@ -20,7 +20,6 @@ HEAD = """\
 
 
 def shown_schema() -> dict[str, Any]:
-    """Return the schema that a server shows at /openapi.json."""
     with tempfile.TemporaryDirectory() as folder:
         settings = Settings(Path(folder), admin_key="", registration_token=None)
         app = create_app(settings)

@@ -42,7 +42,6 @@ class FaultyOrchestrator(RunningOrchestrator):
 
     @contextmanager
     def planted(self, fault: Fault) -> Iterator[None]:
-        """Have the fault for as long as the block lasts."""
         self.fault = fault
         try:
             yield
@@ -50,7 +49,6 @@ class FaultyOrchestrator(RunningOrchestrator):
             self.fault = None
 
     def application(self) -> FastAPI:
-        """Build it with the fault in front of it."""
         app = super().application()
         app.add_middleware(_Planted, orchestrator=self)
         return app

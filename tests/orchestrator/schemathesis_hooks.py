@@ -33,7 +33,6 @@ class Keys:
         return {"X-API-Key": str(response.json()["api_key"])}
 
     def set(self, case: schemathesis.Case[Any], header: dict[str, str], _context: object) -> None:
-        """Add the header."""
         case.headers.update(header)
 
 

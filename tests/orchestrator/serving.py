@@ -58,27 +58,22 @@ class RegisteredNode:
     """Calls the orchestrator with the node's key."""
 
     def poll(self, wait_s: int | None = None) -> Json | None:
-        """Ask for work; return the assignment, if any."""
         headers = {} if wait_s is None else {"Prefer": f"wait={wait_s}"}
         return ok(self.http.get("/tasks/pending", headers=headers)) or None
 
     def poll_id(self, wait_s: int | None = None) -> str | None:
-        """Ask for work; return the id of the assigned task, if any."""
         assignment = self.poll(wait_s)
         return None if assignment is None else str(assignment["task_id"])
 
     def report(self, task_id: str, status: str, **fields: object) -> Json:
-        """Report a task's status; return the response."""
         body = {"task_id": task_id, "job_id": task_id, "status": status, **fields}
         return ok(self.http.post("/status", json=body))
 
     def beat(self, status: str = "idle", **fields: object) -> Json:
-        """Send a heartbeat; return the response."""
         body = {"node_id": self.id, "status": status, **fields}
         return ok(self.http.post("/nodes/heartbeat", json=body))
 
     def send_log(self, task_id: str, session: Json) -> Json:
-        """Send a session; return the response."""
         return ok(self.http.post("/logs", json={"task_id": task_id, "session": session}))
 
 
@@ -107,13 +102,11 @@ class RunningOrchestrator:
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        """Start."""
         self.start()
         self._stack.callback(self.stop)
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close the clients of tests, and stop."""
         self._stack.close()
 
     def start(self) -> None:
@@ -131,7 +124,6 @@ class RunningOrchestrator:
             raise TimeoutError("the orchestrator does not listen")
 
     def application(self) -> FastAPI:
-        """Build the application; called at each start."""
         return create_app(self.settings)
 
     def stop(self) -> None:
@@ -145,12 +137,10 @@ class RunningOrchestrator:
         self._server = self._thread = None
 
     def restart(self) -> None:
-        """Stop, and start on the same port with the same data."""
         self.stop()
         self.start()
 
     def stored(self) -> str:
-        """Return all that the database holds, as one text."""
         tables = Base.metadata.sorted_tables
         with closing(self._database()) as database, database.reading() as session:
             return "\n".join(str(row) for table in tables for row in session.execute(select(table)))
@@ -187,7 +177,6 @@ class RunningOrchestrator:
 
     @property
     def waiting_count(self) -> int:
-        """How many requests for work are held right now."""
         return 0 if self._server is None else self._server.waiting_count
 
     def client(self, api_key: str | None = None) -> httpx.Client:
@@ -205,11 +194,9 @@ class RunningOrchestrator:
 
     @cached_property
     def admin(self) -> httpx.Client:
-        """A client that calls with the admin key."""
         return self.client(self.admin_key)
 
     def register(self, name: str = "node", *, tags: dict[str, str] | None = None) -> RegisteredNode:
-        """Register a node for the test to play."""
         body = {"hostname": "host.example", "os_type": "linux", "name": name, "tags": tags or {}}
         token = {"X-Registration-Token": self.registration_token or ""}
         node = ok(self.client().post("/register", json=body, headers=token))
@@ -217,7 +204,6 @@ class RunningOrchestrator:
         return RegisteredNode(node["id"], node["name"], key, self.client(key))
 
     def create_task(self, prompt: str = "do it", **fields: object) -> Json:
-        """Create a task; return it as the admin sees it."""
         return ok(self.admin.post("/tasks", json={"prompt": prompt, **fields}))
 
     def assign(self, node: RegisteredNode, *reports: str, **fields: object) -> str:
@@ -230,45 +216,35 @@ class RunningOrchestrator:
         return task_id
 
     def create_key(self, **fields: object) -> Json:
-        """Create a scoped key; return it with its secret."""
         body = {"name": "ci", "description": "builds", **fields}
         return ok(self.admin.post("/keys", json=body))
 
     def audit(self, **params: str | int) -> list[Json]:
-        """Return the entries of the audit, the oldest first."""
         return list(reversed(ok(self.admin.get("/keys/audit", params=params))["entries"]))
 
     def task(self, task_id: str) -> Json:
-        """Return a task with its history."""
         return ok(self.admin.get(f"/tasks/{task_id}"))
 
     def tasks(self) -> list[Json]:
-        """Return every task, the newest first."""
         return rows(self.admin.get("/tasks"))
 
     def nodes(self) -> list[Json]:
-        """Return every node."""
         return rows(self.admin.get("/nodes"))
 
     def cancel(self, task_id: str) -> Json:
-        """Cancel a task; return it."""
         return ok(self.admin.delete(f"/tasks/{task_id}"))
 
     def log_of(self, task_id: str) -> Json:
-        """Return the session that was sent for a task."""
         return ok(self.admin.get(f"/logs/{task_id}"))
 
     def upload(self, name: str, content: bytes) -> Json:
-        """Upload a file; return the response."""
         return ok(self.admin.post("/upload", files={"file": (name, content)}))
 
     @staticmethod
     def moment(**ahead: float) -> str:
-        """Return a moment counted from now, as bodies carry it."""
         return (datetime.now(timezone.utc) + timedelta(**ahead)).isoformat()
 
     def wait_for_task(self, task_id: str, *statuses: str) -> Json:
-        """Wait until a task has one of these statuses; return it."""
         wait_for(lambda: self.task(task_id)["status"] in statuses)
         return self.task(task_id)
 
@@ -286,7 +262,6 @@ class Poller:
         wait_for(lambda: orchestrator.waiting_count == len(nodes))
 
     def response(self, index: int = 0, within_s: float = DEADLINE_S) -> httpx.Response:
-        """Wait for the response to a node's request."""
         return self._responses[index].result(within_s)
 
     def task_id(self, index: int = 0, within_s: float = DEADLINE_S) -> str | None:
@@ -297,18 +272,15 @@ class Poller:
 
 @contextmanager
 def serve(data_dir: Path, **settings: Any) -> Iterator[RunningOrchestrator]:  # noqa: ANN401
-    """Serve for as long as the block lasts."""
     with RunningOrchestrator(data_dir, **settings) as running:
         yield running
 
 
 def ok(response: httpx.Response) -> Json:
-    """Return the object of a response that must be 200."""
     return cast("Json", _ok(response))
 
 
 def rows(response: httpx.Response) -> list[Json]:
-    """Return the list of a response that must be 200."""
     return cast("list[Json]", _ok(response))
 
 
@@ -321,7 +293,6 @@ def refusal(response: httpx.Response) -> tuple[int, str]:
 
 
 def sha256(content: bytes) -> str:
-    """Return the lower-case hex SHA-256."""
     return hashlib.sha256(content).hexdigest()
 
 

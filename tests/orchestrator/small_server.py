@@ -15,7 +15,7 @@ STATUSES = {"running", "analyzing", "success", "error"}
 
 
 class Handler(BaseHTTPRequestHandler):  # noqa: D101
-    def do_GET(self) -> None:  # noqa: D102
+    def do_GET(self) -> None:
         node = NODES.get(self.headers["X-API-Key"])
         if node is None:
             self._reply({"detail": "unknown API key"}, 401)
@@ -32,7 +32,7 @@ class Handler(BaseHTTPRequestHandler):  # noqa: D101
         else:
             self._reply({"detail": "there is no such thing"}, 404)
 
-    def do_POST(self) -> None:  # noqa: D102
+    def do_POST(self) -> None:
         raw = self.rfile.read(int(self.headers["Content-Length"]))
         body, node = json.loads(raw), NODES.get(self.headers["X-API-Key"])
         if self.path == "/register" and self.headers["X-Registration-Token"] == TOKEN:

@@ -32,7 +32,6 @@ class Doubling:
         return [2 * number for number in numbers]
 
     async def double(self, number: int) -> None:
-        """Wait for the result; None stands for a failure."""
         try:
             self.results[number] = await self.batch.ask(number)
         except ZeroDivisionError:

@@ -59,7 +59,6 @@ def ours(
     tmp_path_factory: pytest.TempPathFactory,
     new_database: NewDatabase,
 ) -> Iterator[RunningOrchestrator]:
-    """Serve all rules on one database."""
     with (
         new_database(request.param) as url,
         serve(tmp_path_factory.mktemp("ours"), database_url=url, **SETTINGS) as running,

@@ -16,7 +16,6 @@ from tests.orchestrator.serving import RunningOrchestrator, ok
 
 @pytest.fixture(scope="module")
 def schema() -> dict[str, Any]:
-    """Build the schema."""
     return shown_schema()
 
 

@@ -52,7 +52,6 @@ def page(orchestrator: RunningOrchestrator, browser: Browser) -> Iterator[Page]:
 
 @pytest.fixture
 def fleet(page: Page, orchestrator: RunningOrchestrator) -> Page:
-    """Open the page with the admin key."""
     _sign_in(page, orchestrator.admin_key)
     expect(page.locator("#nodes-title")).to_be_visible()
     return page

@@ -34,7 +34,6 @@ def url(request: pytest.FixtureRequest, new_database: NewDatabase) -> Iterator[s
 
 @pytest.fixture
 def tables(tmp_path: Path, url: str | None) -> Iterator[Engine]:
-    """Yield an engine of the test's own for the same database."""
     sqlite = f"sqlite:///{tmp_path / DATABASE_NAME}"
     engine = create_engine(sqlite if url is None else postgresql_url(url))
     yield engine

@@ -20,7 +20,6 @@ Pair = tuple[RunningOrchestrator, RunningOrchestrator]
 
 @pytest.fixture
 def pair(tmp_path: Path, postgresql_url: str) -> Iterator[Pair]:
-    """Serve twice."""
     settings = {"database_url": postgresql_url}
     with serve(tmp_path, **settings) as one, serve(tmp_path, **settings) as other:
         yield one, other
@@ -28,14 +27,12 @@ def pair(tmp_path: Path, postgresql_url: str) -> Iterator[Pair]:
 
 @pytest.fixture
 def alone(tmp_path: Path, postgresql_url: str) -> Iterator[RunningOrchestrator]:
-    """Serve once, without a sweep."""
     with serve(tmp_path, database_url=postgresql_url, sweep_every_s=3600) as orchestrator:
         yield orchestrator
 
 
 @pytest.fixture
 def poller(alone: RunningOrchestrator, postgresql_url: str) -> Poller:
-    """Let a node wait at a server that listens."""
     with psycopg.connect(postgresql_url, autocommit=True) as connection:
         wait_for(lambda: connection.execute(LISTENING).fetchall())
     return Poller(alone, alone.register())

@@ -19,7 +19,6 @@ def _new_task(client: httpx.Client, **fields: object) -> httpx.Response:
 
 
 def _codes(orchestrator: RunningOrchestrator, *keys: Json) -> list[int]:
-    """Create a task with each of these secrets."""
     return [_new_task(orchestrator.client(key["api_key"])).status_code for key in keys]
 
 

@@ -75,24 +75,20 @@ class Program:
         self._log.close()
 
     def wait(self) -> tuple[int, str]:
-        """Wait for its end; return the exit code and the log."""
         code = self.process.wait(DEADLINE_S)
         self._log.seek(0)
         return code, self._log.read()
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> tuple[int, str]:
-        """Send a signal, and wait."""
         self.process.send_signal(number)
         return self.wait()
 
     def client(self, key: str = ADMIN_KEY, **headers: str) -> httpx.Client:
-        """Return a client that calls with a key."""
         headers = {"X-API-Key": key, **headers}
         client = httpx.Client(base_url=self.url, headers=headers, timeout=90, trust_env=False)
         return self._stack.enter_context(client)
 
     def register(self, token: str = TOKEN) -> httpx.Response:
-        """Send a registration."""
         headers, body = {"X-Registration-Token": token}, {"hostname": "h", "os_type": "linux"}
         url = f"{self.url}/register"
         return httpx.post(url, headers=headers, json=body, timeout=DEADLINE_S, trust_env=False)
@@ -100,7 +96,6 @@ class Program:
 
 @pytest.fixture
 def data_dir(tmp_path: Path) -> Path:
-    """Return the data folder, which does not exist yet."""
     return tmp_path / "data"
 
 

@@ -18,7 +18,6 @@ _BODY = _HEAD + b"Content-Length: 9000\r\n\r\n{"
 
 @pytest.fixture(scope="module")
 def orchestrator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningOrchestrator]:
-    """Serve with a short patience."""
     with serve(tmp_path_factory.mktemp("data"), stall_timeout_s=_STALL_S) as running:
         yield running
 

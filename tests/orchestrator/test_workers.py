@@ -28,7 +28,6 @@ class Group:
 
     @property
     def workers(self) -> list[int]:
-        """The ids of the workers' processes."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
         return [int(child) for child in children.split()]
 

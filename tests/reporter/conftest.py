@@ -49,17 +49,14 @@ class Held:
 
     @property
     def task(self) -> Json:
-        """The task as the orchestrator shows it."""
         return self.orchestrator.task(self.task_id)
 
     @property
     def log(self) -> Json:
-        """The log that the orchestrator has of it."""
         return self.orchestrator.log_of(self.task_id)
 
     @property
     def state(self) -> ReporterState:
-        """What the reporter has left for the runner."""
         return read_reporter_state(self.home, self.task_id)
 
 
@@ -70,7 +67,6 @@ class Agent:
         self.client = client
 
     async def call(self, tool: str, *, is_error: bool = False, **arguments: object) -> Json:
-        """Call a tool; return its structured answer."""
         result = await self.client.call_tool(tool, arguments)
         assert result.is_error is is_error
         assert isinstance(result.structured_content, dict)
@@ -90,13 +86,11 @@ async def connected(variables: Mapping[str, str]) -> AsyncIterator[Agent]:
 
 @pytest.fixture
 def anyio_backend() -> str:
-    """Name the event loop that the reporter uses."""
     return "asyncio"
 
 
 @pytest.fixture(scope="session")
 def orchestrator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningOrchestrator]:
-    """Serve the reference orchestrator."""
     with RunningOrchestrator(tmp_path_factory.mktemp("orchestrator")) as running:
         yield running
 
@@ -112,14 +106,12 @@ def held(orchestrator: RunningOrchestrator, tmp_path: Path) -> Held:
 
 @pytest.fixture
 async def agent(held: Held) -> AsyncIterator[Agent]:
-    """Connect an agent to the reporter of that task."""
     async with connected(held.variables) as agent:
         yield agent
 
 
 @pytest.fixture
 def crush(tmp_path: Path) -> Iterator[Crush]:
-    """Run a Crush whose session was begun just now."""
     running = Crush(tmp_path / ".crush" / "crush.db", now=int(time.time()))
     running.begin("s1", prompt="Count the sales")
     yield running

@@ -27,7 +27,6 @@ class Typist:
         self._number = 0
 
     def type(self, line: str) -> None:
-        """Send a line as it is."""
         self._stdin.write(line.encode() + b"\n")
         self._stdin.flush()
 
@@ -175,7 +174,6 @@ def nobody(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def typist(nobody: dict[str, str]) -> Iterator[Typist]:
-    """Share one session between several tests."""
     with typing(nobody) as typist:
         typist.hello()
         yield typist

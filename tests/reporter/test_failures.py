@@ -8,10 +8,11 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import anyio
 import pytest
+from anyio.abc import ByteStream
 from mcp import Client
 
 from runner.api.client import OrchestratorClient
@@ -38,9 +39,6 @@ from tests.harness.server import (
 from tests.harness.until import until
 from tests.reporter.conftest import Agent
 
-if TYPE_CHECKING:
-    from anyio.abc import ByteStream
-
 pytestmark = pytest.mark.anyio
 
 TASK_ID = "t-1"
@@ -62,7 +60,6 @@ SERVER_FAILS = json_response({}, 503)
 
 @pytest.fixture
 def anyio_backend() -> Backend:
-    """Return an event loop on which waiting takes no time."""
     return JUMPING
 
 
@@ -75,7 +72,6 @@ class Scripted:
 
     @property
     def state(self) -> ReporterState:
-        """What the reporter has left for the runner."""
         return read_reporter_state(self.home, TASK_ID)
 
     @asynccontextmanager
@@ -85,7 +81,6 @@ class Scripted:
         kind: type[Reporter] = Reporter,
         **changed: Any,  # noqa: ANN401 - any field of a job
     ) -> AsyncIterator[Reporter]:
-        """Yield a reporter that gets these responses."""
         self.server.answer(*responses)
         identity = Identity("", Secret("node-key-1234"))
         job = Job(TASK_ID, self.server.url, identity, self.home, time.time() - 60, None)
@@ -93,13 +88,11 @@ class Scripted:
             yield kind(replace(job, **changed), orchestrator)
 
     def bodies(self) -> list[Mapping[str, Any]]:
-        """Return the bodies of all requests."""
         return [json.loads(request.body) for request in self.server.requests]
 
 
 @pytest.fixture
 async def scripted(anyio_backend: Backend, tmp_path: Path) -> AsyncIterator[Scripted]:  # noqa: ARG001 - asked for, so that it runs there
-    """Yield a reporter to a scripted orchestrator."""
     async with serving() as server:
         yield Scripted(server, tmp_path)
 
@@ -226,7 +219,6 @@ class Defective(Reporter):
     """A reporter that has a defect."""
 
     async def report(self, status: str, message: str | None, progress: float | None) -> ToolAnswer:
-        """Raise an error that nothing expects."""
         raise ZeroDivisionError(f"{status} {message} {progress}")
 
 

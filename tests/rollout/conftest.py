@@ -12,7 +12,6 @@ from tests.rollout.molecule import run
 
 
 def pytest_sessionstart() -> None:
-    """Take TERM for Ctrl-C: the hosts are removed."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 

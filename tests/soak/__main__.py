@@ -92,7 +92,6 @@ def say(line: str) -> None:
 
 
 def end(*_: object) -> NoReturn:
-    """End on TERM as on Ctrl-C: through everything that tidies up."""
     raise KeyboardInterrupt
 
 

@@ -103,7 +103,6 @@ def allowed_ends(account: Account) -> set[str]:
 
 
 def audit(accounts: list[Account]) -> list[Finding]:
-    """Return what must not be in these accounts."""
     return [
         Finding(fault, f"task {one.plan.number} ({one.plan.kind.value}) {one.task_id}: {what}")
         for one in accounts

@@ -38,12 +38,10 @@ class Program:
 
     @property
     def is_alive(self) -> bool:
-        """Whether it runs."""
         return self._process is not None and self._process.poll() is None
 
     @property
     def exit_code(self) -> int | None:
-        """The exit code of the last start; None while it runs."""
         return None if self._process is None else self._process.poll()
 
     def start(self) -> None:
@@ -60,19 +58,16 @@ class Program:
             )
 
     def signal(self, number: signal.Signals) -> None:
-        """Send it a signal, if it runs."""
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(number)
 
     def kill(self) -> None:
-        """Do to it what a crash does, and wait for its end."""
         self.signal(signal.SIGKILL)
         if self._process is not None:
             self._process.wait(DEADLINE_S)
 
     @property
     def log(self) -> str:
-        """What all starts have logged."""
         return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
 
 
@@ -100,7 +95,6 @@ class OrchestratorProcess(Program):
         )
 
     def start(self) -> None:
-        """Start it and wait until it answers."""
         super().start()
         wait_for(self._answers, DEADLINE_S)
 
@@ -112,30 +106,25 @@ class OrchestratorProcess(Program):
             return False
 
     def end(self) -> None:
-        """End it for good."""
         self.kill()
         self._http.close()
         self._keeper.close()
 
     def upload(self, name: str, content: bytes) -> str:
-        """Store a file; return the name that tasks call it by."""
         response = self._http.post("/upload", files={"file": (name, content)})
         return str(response.raise_for_status().json()["filename"])
 
     def create_task(self, **fields: object) -> str:
-        """Queue a task; return its id."""
         task_id = str(self._http.post("/tasks", json=fields).raise_for_status().json()["id"])
         self.task_ids.append(task_id)
         return task_id
 
     def cancel(self, task_id: str) -> bool:
-        """Cancel a task; return False if it had ended already."""
         response = self._http.delete(f"/tasks/{task_id}")
         had_ended = response.status_code == httpx.codes.CONFLICT
         return not had_ended and response.raise_for_status().is_success
 
     def rows(self, query: str) -> list[dict[str, Any]]:
-        """Read its database, without asking it."""
         return read_rows(self._data_dir / DATABASE_NAME, query)
 
 
@@ -155,13 +144,11 @@ class RunnerWatch:
         self._is_killed_by_us = False
 
     def kill(self) -> None:
-        """Do to it what a crash does, if it runs."""
         if self._runner.is_alive:
             self._is_killed_by_us = True
             self._runner.signal(signal.SIGKILL)
 
     def terminate(self) -> None:
-        """Send it TERM, if it runs."""
         if self._runner.is_alive:
             self._term_at = time.monotonic()
             self._runner.signal(signal.SIGTERM)

@@ -27,23 +27,19 @@ class Agenda:
     """What is to be done later, by one thread: acts and their moments."""
 
     def __init__(self) -> None:
-        """Begin empty."""
         self._entries: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = itertools.count()
 
     def later(self, seconds: float, act: Callable[[], None]) -> None:
-        """Note an act."""
         heapq.heappush(self._entries, (time.monotonic() + seconds, next(self._numbers), act))
 
     def do_what_is_due(self) -> None:
-        """Do everything whose moment has come."""
         now = time.monotonic()
         while self._entries and self._entries[0][0] <= now:
             _, _, act = heapq.heappop(self._entries)
             act()
 
     def clear(self) -> None:
-        """Drop what is noted."""
         self._entries.clear()
 
 
@@ -75,7 +71,6 @@ class Upsets:
             met.unlink()
 
     def cease(self) -> None:
-        """Begin nothing more, and end what lasts."""
         self._plans.clear()
         self._agenda.clear()
         self._host.calm()

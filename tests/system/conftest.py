@@ -18,7 +18,6 @@ Prepare = Callable[..., RunnerProcess]
 
 @pytest.fixture
 def orchestrator(tmp_path: Path) -> Iterator[RecordingOrchestrator]:
-    """Serve an orchestrator that records its requests."""
     with RecordingOrchestrator(tmp_path / "orchestrator") as running:
         yield running
 
@@ -38,11 +37,9 @@ def prepare(image: str, tmp_path: Path, orchestrator: RecordingOrchestrator) -> 
 
 @pytest.fixture
 def each_runner(engine: Engine, prepare: Prepare) -> RunnerProcess:
-    """Prepare a runner; the test runs once on each engine."""
     return prepare(engine)
 
 
 @pytest.fixture
 def runner(engines: list[Engine], prepare: Prepare) -> RunnerProcess:
-    """Prepare a runner for what is the same on every engine."""
     return prepare(engines[0])

@@ -7,13 +7,12 @@ import secrets
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tests.orchestrator.serving import RunningOrchestrator, wait_for
-
-if TYPE_CHECKING:
-    from fastapi import FastAPI
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 Json = dict[str, Any]
 
@@ -32,7 +31,6 @@ class Call:
     at: float
 
     def json(self) -> Json:
-        """Read the body."""
         body: Json = json.loads(self.body)
         return body
 
@@ -49,7 +47,6 @@ class RecordingOrchestrator(RunningOrchestrator):
         self.task_ids: list[str] = []
 
     def application(self) -> FastAPI:
-        """Build the application, with a record of its requests."""
         app = super().application()
         app.add_middleware(self._recording)
         return app
@@ -77,13 +74,11 @@ class RecordingOrchestrator(RunningOrchestrator):
         return record
 
     def create_task(self, prompt: str = "do it", **fields: object) -> Json:
-        """Queue a task, whose container is removed after the test."""
         task = super().create_task(prompt, **fields)
         self.task_ids.append(task["id"])
         return task
 
     def calls_of(self, method: str, path: str) -> list[Call]:
-        """Return the calls of one kind so far, the oldest first."""
         return [call for call in list(self.calls) if (call.method, call.path) == (method, path)]
 
     def reports_of(self, task_id: str, *statuses: str) -> list[Json]:

@@ -58,7 +58,6 @@ def shown_by_processes() -> Iterator[tuple[str, str]]:
 
 
 def readable_by_others(*folders: Path) -> Iterator[tuple[str, str]]:
-    """Yield the contents of the files that others may read."""
     for folder in folders:
         for path in folder.rglob("*"):
             if path.is_file() and path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):

@@ -24,25 +24,21 @@ hypothesis.settings.load_profile("unit")
 
 @pytest.fixture
 def anyio_backend() -> str:
-    """Name the event loop that the runner uses."""
     return "asyncio"
 
 
 @pytest.fixture
 async def server(anyio_backend: str) -> AsyncIterator[ScriptedServer]:  # noqa: ARG001 - asked for, so that it runs there
-    """Run a server that answers as the test says."""
     async with serving() as running:
         yield running
 
 
 @pytest.fixture
 async def orchestrator(server: ScriptedServer) -> AsyncIterator[OrchestratorClient]:
-    """Return a client of the scripted server."""
     async with OrchestratorClient(server.url) as client:
         yield client
 
 
 @pytest.fixture
 def identity() -> Identity:
-    """Return a registered node."""
     return Identity("6f1c2a34-0000-4000-8000-0123456789ab", Secret("node-key-1234"))

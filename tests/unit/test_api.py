@@ -90,12 +90,10 @@ class Api:
     server: ScriptedServer
 
     async def call(self, name: str, response: Answer) -> object:
-        """Make one of the `CALLS`, which gets this response."""
         self.server.answer(response)
         return await CALLS[name](self.client, self.identity)
 
     async def error(self, name: str, response: Answer) -> Refused | Unavailable:
-        """Return the error of one of the `CALLS`."""
         with pytest.raises((Refused, Unavailable)) as caught:
             await self.call(name, response)
         assert isinstance(caught.value, Refused | Unavailable)

@@ -20,7 +20,6 @@ OTHER_SHA = "0" * 64
 
 
 def raw(**changed: object) -> dict[str, object]:
-    """Return a good assignment with some fields changed."""
     return {"task_id": TASK_ID, "prompt": "count the rows", "orchestrator_url": URL, **changed}
 
 
@@ -29,7 +28,6 @@ def parse(**changed: object) -> Assignment:
 
 
 def refusal(value: object) -> BadAssignment:
-    """Return the error that a bad assignment raises."""
     with pytest.raises(BadAssignment) as caught:
         parse_assignment(value, orchestrator_url=FALLBACK_URL)
     assert caught.value.reason is EndReason.REJECTED

@@ -54,7 +54,6 @@ CREATE TABLE messages (
 
 @pytest.fixture
 def crush(tmp_path: Path) -> Iterator[Crush]:
-    """Run a Crush that has its database open."""
     with running(tmp_path / ".crush" / "crush.db") as crush:
         yield crush
 
@@ -94,7 +93,6 @@ def contents(session: dict[str, object]) -> list[str]:
 
 
 def content(crush: Crush, parts: object, limit: int = LIMIT, *secrets: str) -> str:
-    """Return how a session shows its only message."""
     crush.begin("s1")
     crush.say("s1", parts)
     (shown,) = contents(read(crush.path, limit, secrets))
@@ -421,7 +419,6 @@ def test_hostile_database_does_not_harm_its_reader(tmp_path: Path, kind: str) ->
 
 
 def marked(*task_ids: str) -> list[object]:
-    """Return a message for each answer of a reporter."""
     marks = [{"sent": True, "reporter": session_mark(task_id)} for task_id in task_ids]
     return [part("tool_result", content=json.dumps(mark)) for mark in marks]
 

@@ -29,7 +29,6 @@ SETTINGS = Settings(URL, "n", victoria_home=TMP, state_dir=TMP, registration_tok
 
 
 def doctor(*, as_json: bool = False, **changed: Any) -> tuple[int, list[str]]:  # noqa: ANN401 - any setting
-    """Run the doctor; return its exit code and lines."""
     lines: list[str] = []
     settings = replace(SETTINGS, **changed)
     return anyio.run(partial(examine, settings, lines.append, as_json=as_json)), lines

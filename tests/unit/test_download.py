@@ -66,12 +66,10 @@ class Fetch:
         )
 
     def content(self, name: str = "sales.csv") -> bytes:
-        """Return the content of a file, which is not a link."""
         assert not (self.folder / name).is_symlink()
         return (self.folder / name).read_bytes()
 
     def names(self) -> list[str]:
-        """List what is in the folder."""
         return names_in(self.folder)
 
 
@@ -79,7 +77,6 @@ class Fetch:
 def fetch(
     orchestrator: OrchestratorClient, identity: Identity, server: ScriptedServer, tmp_path: Path
 ) -> Fetch:
-    """Return a fetch into a new Victoria home."""
     home = tmp_path / "Victoria"
     home.mkdir()
     return Fetch(orchestrator, identity, server, home)
@@ -87,7 +84,6 @@ def fetch(
 
 @pytest.fixture
 def outside(tmp_path: Path) -> Path:
-    """Make a folder beside the Victoria home, with a file in it."""
     path = tmp_path / "outside"
     make(path / "precious", lambda file: file.write_bytes(CONTENT))
     return path

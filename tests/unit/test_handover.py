@@ -23,7 +23,6 @@ FINAL = {"status": "success", "message": "done", "session_id": "s1", "is_sent": 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Return the path of the reporter's state."""
     state = tmp_path / "tasks" / "t-1" / "reporter.json"
     state.parent.mkdir(parents=True)
     return state

@@ -23,7 +23,6 @@ WORK_S = 0.3
 
 @pytest.fixture
 def anyio_backend() -> Backend:
-    """Return the event loop of the harness."""
     return HARNESS
 
 

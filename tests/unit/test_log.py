@@ -108,7 +108,6 @@ def test_log_in_json_is_json() -> None:
 
 
 def logged(statements: str, settings: str) -> list[str]:
-    """Return the lines that another process logs."""
     set_up = f"from runner.log import fields, set_up_logging\nset_up_logging({settings})\n"
     command = [sys.executable, "-c", f"import logging\n{set_up}{statements}"]
     done = subprocess.run(command, check=True, capture_output=True, encoding="utf-8")

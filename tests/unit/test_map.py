@@ -32,7 +32,6 @@ each_document = pytest.mark.parametrize(
 
 
 def text_of(name: str) -> str:
-    """Return the text of a document in docs/."""
     return (DOCS / name).read_text(encoding="utf-8")
 
 

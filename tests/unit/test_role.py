@@ -33,17 +33,14 @@ def text_of(name: str) -> str:
 
 
 def read(name: str) -> dict[str, Any]:
-    """Return the content of a YAML file of the role."""
     return dict(yaml.safe_load(text_of(name)))
 
 
 def specs() -> dict[str, dict[str, Any]]:
-    """Return the specs of the variables by their names."""
     return dict(read("meta/argument_specs.yml")["argument_specs"]["main"]["options"])
 
 
 def variables() -> set[str]:
-    """Return the runner's variables that the role writes."""
     return set(read("vars/main.yml")["__victoria_runner_variables"]) - NOT_OF_THE_RUNNER
 
 
@@ -122,7 +119,6 @@ def test_command_of_the_role_is_the_command_that_is_installed_by_hand() -> None:
 
 
 def fingerprint(*places: Path) -> str:
-    """Run the role's program that names a release."""
     command = [sys.executable, str(ROLE / "files" / "fingerprint.py"), *map(str, places)]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 

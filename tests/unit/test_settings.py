@@ -57,7 +57,6 @@ def expand(path: str) -> str:
 
 
 def refusal(check: Callable[..., object], *arguments: object) -> str:
-    """Return the sentence with which something is refused."""
     with pytest.raises(ConfigurationError) as caught:
         check(*arguments)
     return str(caught.value)
