@@ -1,7 +1,7 @@
 """HTTP on one connection, as uvicorn has it, with limits for clients that are not friendly.
 
-uvicorn takes httptools where it is installed, and h11 elsewhere; both are limited here alike, by
-what asyncio calls and by the request that is being answered (`cycle`).
+uvicorn takes httptools where it is installed, and h11 elsewhere. What is limited here goes by what
+asyncio and httptools call, and by the request that is being answered (`cycle`).
 """
 
 import asyncio
@@ -27,6 +27,7 @@ class LimitedProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type] # whi
 
     def __init__(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401 - uvicorn's
         super().__init__(*arguments, **options)
+        self._is_in_head = False
         self._head_bytes = 0
         """How much has come of a head that is not complete."""
         self._last_byte_at = self.loop.time()
@@ -43,24 +44,31 @@ class LimitedProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type] # whi
             self._alarm.cancel()
         super().connection_lost(exc)
 
+    def on_message_begin(self) -> None:
+        """Begin a head. Called by httptools; h11 limits heads itself."""
+        self._is_in_head, self._head_bytes = True, 0
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """End the head."""
+        self._is_in_head = False
+        super().on_headers_complete()
+
     def data_received(self, data: bytes) -> None:
         """Count what belongs to an incomplete head."""
         self._last_byte_at = self.loop.time()
-        before = self.cycle
-        is_body = before is not None and before.more_body and not before.response_complete
         super().data_received(data)
-        if is_body or self.cycle is not before:
-            self._head_bytes = 0
+        if not self._is_in_head:
             return
         self._head_bytes += len(data)
         if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
-            if before is None or before.response_complete:
+            if self.cycle is None or self.cycle.response_complete:
                 self.transport.write(_TOO_LARGE)
             self.transport.close()
 
     def _check(self) -> None:
-        silent_s = self.loop.time() - self._last_byte_at
-        if silent_s >= self.stall_timeout_s and self._awaits_bytes():
+        silent_s, patience_s = self.loop.time() - self._last_byte_at, self._patience_s()
+        if patience_s is not None and silent_s >= patience_s:
             self.transport.close()
             return
         left_s = self.stall_timeout_s - silent_s
@@ -68,14 +76,16 @@ class LimitedProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type] # whi
             left_s if left_s > 0 else self.stall_timeout_s, self._check
         )
 
-    def _awaits_bytes(self) -> bool:
-        if self.cycle is None:
-            return True
+    def _patience_s(self) -> float | None:
+        """Return how long bytes may be awaited now; None if none are."""
+        if self.cycle is None or self._is_in_head:
+            return self.stall_timeout_s
         if self.cycle.response_complete:
-            # Of a connection between two requests uvicorn itself closes those that stay silent.
-            return self._head_bytes > 0
+            # uvicorn closes idle connections, but not where the rest of a refused body is awaited.
+            return self.stall_timeout_s + float(self.timeout_keep_alive)
         # Reading is paused while what has come is not used up: then no byte can come.
-        return bool(self.cycle.more_body and not self.flow.read_paused)
+        is_awaited = self.cycle.more_body and not self.flow.read_paused
+        return self.stall_timeout_s if is_awaited else None
 
 
 def limited_protocol(stall_timeout_s: float) -> type[asyncio.Protocol]:

@@ -156,6 +156,7 @@ def _names_are_prefixes(body: Json) -> Json:
 
 NO_DELETION = Fault("DELETE /keys/", "key_deletion", always(405, {"detail": "no"}))
 _REREGISTRATION = "reregistration reregistration_of_nobody"
+_EXTENSIONS = f"{_REREGISTRATION} pace"
 FAULTS = {
     "any key is known": Fault("GET /keys/", "unknown_is_404 key_deletion", accepts(404)),
     "any node may report": Fault("POST /status", "tasks_of_others", accepts(403)),
@@ -170,11 +171,14 @@ FAULTS = {
     "health has no version": Fault("GET /health", "health", always(200, {})),
     "heartbeats are not answered with 200": Fault(
         "POST /nodes/heartbeat",
-        f"heartbeat heartbeat_status cancelled {_REREGISTRATION}",
+        f"heartbeat heartbeat_status cancelled {_EXTENSIONS}",
         recoded(200, 202),
     ),
+    "a node with a task is told to wait": Fault(
+        "POST /nodes/heartbeat", "pace", has(heartbeat_interval_seconds=60)
+    ),
     "heartbeats name other extensions": Fault(
-        "POST /nodes/heartbeat", _REREGISTRATION, has(extensions=["another"])
+        "POST /nodes/heartbeat", _EXTENSIONS, has(extensions=["another"])
     ),
     "job_id is not known": Fault("POST /status", "job_or_task", request=ignores("job_id")),
     "keys are not deleted": NO_DELETION,

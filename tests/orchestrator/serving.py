@@ -27,7 +27,7 @@ from typing_extensions import Self
 
 from orchestrator.app import create_app
 from orchestrator.db.database import Database
-from orchestrator.db.tables import Base, Node
+from orchestrator.db.tables import Base, Node, Task
 from orchestrator.server import Server, bind, url_of
 from orchestrator.settings import Settings
 from tests.harness.ports import kept_port
@@ -169,10 +169,10 @@ class RunningOrchestrator:
         database = Database(self.settings.data_dir, self.settings.database_url)
         with database.writing() as session:
             row = session.get_one(Node, node.id)
-            row.last_heartbeat, row.offline_at = (
-                row.last_heartbeat - passed,
-                row.offline_at - passed,
-            )
+            row.last_heartbeat -= passed
+            row.offline_at -= passed
+            for task in session.scalars(select(Task).where(Task.assigned_node_id == node.id)):
+                task.offered_at = task.offered_at and task.offered_at - passed
         database.close()
 
     @property

@@ -127,6 +127,7 @@ def test_silent_node_is_logged_by_the_server(node: RegisteredNode, log: Log) -> 
 def test_node_is_logged_as_it_goes_and_comes(orchestrator: RunningOrchestrator, log: Log) -> None:
     node, leaving = orchestrator.register("worker"), orchestrator.register("leaving")
     leaving.beat("offline")
+    orchestrator.nodes()  # it is written by now
     settings = orchestrator.settings
     now = datetime.now(timezone.utc)
     later = now + timedelta(hours=2)  # a test's heartbeat timeout is an hour

@@ -14,6 +14,7 @@ from benchmarks.connection import Connection
 from benchmarks.fleet import Measured, measure
 from benchmarks.servers import Servers, allow_open_files, served
 from benchmarks.simulated_fleet import Fleet
+from benchmarks.system import children_of
 from tests.orchestrator.serving import DEADLINE_S, Json
 
 
@@ -43,6 +44,11 @@ def test_too_few_open_files_are_one_sentence() -> None:
         allow_open_files(10**10)
 
 
+def _is_replaced(servers: Servers) -> bool:
+    workers = children_of(servers.pids[0])
+    return len(workers) == len(servers.pids) - 1 and servers.pids[-1] not in workers
+
+
 async def _claim_while_one_is_killed(servers: Servers) -> list[Json]:
     fleet = _fleet(servers, 20)
     tally = fleet.tally
@@ -57,6 +63,9 @@ async def _claim_while_one_is_killed(servers: Servers) -> list[Json]:
                 await tally.changed.wait()
         os.kill(servers.pids[-1], signal.SIGKILL)
         assert tally.missing
+        with anyio.fail_after(DEADLINE_S):
+            while not _is_replaced(servers):  # noqa: ASYNC110
+                await anyio.sleep(0.05)
         # Some are for nodes that were at the killed worker: they go to the other.
         for node in fleet.nodes[::2]:
             prompt = f"afterwards {node.id}"
