@@ -1,8 +1,9 @@
-"""The documents are true of the code. Layers and doors are held by import-linter."""
+"""What documents, --help and drawings show is true. Layers and doors are held by import-linter."""
 
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
@@ -11,6 +12,7 @@ from pathlib import Path
 import anyio
 import click
 import pytest
+from click.testing import CliRunner
 
 from runner import cli, errors, node
 from runner.api.client import OrchestratorClient
@@ -77,6 +79,58 @@ def default_of(option: click.Option) -> str:
         return "required"
     default = option.to_info_dict()["default"]
     return str(default) if default not in {None, ()} else "none"
+
+
+# What the code shows of itself
+
+
+def drawn_tree() -> dict[str, str]:
+    """Read each class and its parent from the drawing."""
+    parents, above = {}, {0: "RunnerError"}
+    for line in (errors.__doc__ or "").splitlines():
+        branch = max(line.find("├── "), line.find("└── "))
+        if branch >= 0:
+            depth, name = branch // 4, line[branch + 4 :].split()[0]
+            parents[name] = above[depth - 1]
+            above[depth] = name
+    return parents
+
+
+def test_drawing_is_the_tree_of_classes() -> None:
+    assert drawn_tree() == {
+        name: cls.__bases__[0].__name__
+        for name, cls in vars(errors).items()
+        if inspect.isclass(cls) and issubclass(cls, Exception) and cls is not errors.RunnerError
+    }
+
+
+@pytest.mark.parametrize(
+    ("code", "kinds"),
+    [
+        (1, [errors.RunnerError]),
+        (69, [errors.NoContainerRuntime]),
+        (75, [errors.TryAgain, errors.StateFolderInUse, errors.JournalError]),
+        (75, [errors.WireError, errors.EngineError]),
+        (77, [errors.RegistrationRefused]),
+        (78, [errors.ConfigurationError]),
+    ],
+)
+def test_exit_codes_are_those_of_sysexits(code: int, kinds: list[type[errors.RunnerError]]) -> None:
+    assert {kind.exit_code for kind in kinds} == {code}
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_help_cuts_no_image_name_and_shows_every_default_in_one_form(width: int) -> None:
+    shown = CliRunner().invoke(cli.command, ["--help"], env={"COLUMNS": str(width)})
+
+    assert shown.exit_code == 0
+    assert DEFAULT_IMAGE in shown.output
+    assert "..." not in shown.output.partition("Options:")[2]
+    text = " ".join(shown.output.split())
+    assert "[default" not in text
+    assert "~/.local/state/victoria-runner" in shown.output
+    for default in ("(host name)", "~/Victoria", "30", "1G"):
+        assert f"default: {default}]" in text
 
 
 # What docs/architecture.md and docs/status-reporter.md show
