@@ -28,21 +28,21 @@ def test_proxy_of_the_scheme_or_of_all(env: pytest.MonkeyPatch, variable: str, v
     assert proxy_to(AWAY) == PROXY
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:8000", "http://localhost", "https://[::1]:8443"])
-def test_loopback_needs_no_proxy(env: pytest.MonkeyPatch, url: str) -> None:
+@pytest.mark.parametrize(
+    ("url", "no_proxy"),
+    [
+        *((url, "") for url in ("http://127.0.0.1:8000", "http://localhost", "https://[::1]:8443")),
+        *((AWAY, host) for host in (AWAY.removeprefix("https://"), ".example.com", "example.com")),
+        *((AWAY, hosts) for hosts in ("other.example, example.com", "*")),
+    ],
+)
+def test_loopback_and_hosts_in_no_proxy_need_none(
+    env: pytest.MonkeyPatch, url: str, no_proxy: str
+) -> None:
     for variable in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         env.setenv(variable, PROXY)
+    env.setenv("NO_PROXY", no_proxy)
     assert proxy_to(url) is None
-
-
-@pytest.mark.parametrize(
-    "value",
-    ["orchestrator.example.com", ".example.com", "example.com", "other.example, example.com", "*"],
-)
-def test_host_in_no_proxy_needs_none(env: pytest.MonkeyPatch, value: str) -> None:
-    env.setenv("HTTPS_PROXY", PROXY)
-    env.setenv("NO_PROXY", value)
-    assert proxy_to(AWAY) is None
 
 
 @pytest.mark.parametrize(
