@@ -10,7 +10,6 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -92,7 +91,7 @@ def contents(session: dict[str, object]) -> list[str]:
     return [str(message["content"]) for message in messages(session)]
 
 
-def content(crush: Crush, parts: object, limit: int = LIMIT, *secrets: str) -> str:
+def content(crush: Crush, parts: object, limit: int, *secrets: str) -> str:
     crush.begin("s1")
     crush.say("s1", parts)
     (shown,) = contents(read(crush.path, limit, secrets))
@@ -117,25 +116,11 @@ def test_session_is_read_as_the_orchestrator_takes_it(crush: Crush) -> None:
     crush.begin("s2", prompt="another's")
     crush.begin("s3", parent="s1", prompt="a sub-agent's")
 
-    message = {
-        "id": "m1",
-        "role": "user",
-        "content": "Count the sales",
-        "model": "a-model",
-        "provider": "a-provider",
-        "created_at": DURING,
-        "finished_at": DURING + 1,
-    }
-    assert read(crush.path) == {
-        "id": "s1",
-        "title": "A title",
-        "prompt_tokens": 1200,
-        "completion_tokens": 340,
-        "cost": 0.25,
-        "created_at": DURING,
-        "updated_at": DURING + 5,
-        "messages": [message],
-    }
+    message = {"id": "m1", "role": "user", "content": "Count the sales", "model": "a-model"}
+    message |= {"provider": "a-provider", "created_at": DURING, "finished_at": DURING + 1}
+    session = {"id": "s1", "title": "A title", "created_at": DURING, "updated_at": DURING + 5}
+    counts = {"prompt_tokens": 1200, "completion_tokens": 340, "cost": 0.25}
+    assert read(crush.path) == {**session, **counts, "messages": [message]}
 
 
 def test_messages_come_in_the_order_of_their_times_then_of_their_writing(crush: Crush) -> None:
@@ -157,7 +142,7 @@ def part(kind: str, **data: object) -> list[object]:
         (part("reasoning", thinking="So.", signature="xyz"), "[reasoning]\nSo."),
         (part("reasoning", thinking="", signature="xyz"), ""),
         (part("tool_call", id="c1", name="bash", input='{"a":1}'), '[tool call: bash]\n{"a":1}'),
-        (part("tool_result", name="bash", content="a.csv"), "[tool result: bash]\na.csv"),
+        (part("tool_result", name="b", content="a.csv"), "[tool result: b]\na.csv"),
         (part("tool_result", name="bash", content="no", is_error=True), "[tool error: bash]\nno"),
         (part("shell_command", command="ls", output="a", exit_code=0), "$ ls\na\n[exit code 0]"),
         (part("image_url", url="https://a.example/a.png"), "[image: https://a.example/a.png]"),
@@ -169,18 +154,15 @@ def part(kind: str, **data: object) -> list[object]:
         (part("text", text=7), '{"type": "text", "data": {"text": 7}}'),
         # What cannot be parsed is shown as it is.
         ("no JSON at all", "no JSON at all"),
-        ('[{"type": "text", "da', '[{"type": "text", "da'),
         ('{"a": 1}', '{"a": 1}'),
         ("[1" + "0" * 5000 + "]", "[1" + "0" * 5000 + "]"),
         ("[" * 100_000, "[" * 100_000),
-        ("[]", ""),
         ("", ""),
         (b'[{"type": "text", "data": {"text": "a blob"}}]', "a blob"),
         (b"\x28\xb5\x2f\xfd\x00\x01", "[… 6 compressed bytes …]"),
         # What is not Unicode can still be sent.
         (text("half \ud83d, NUL \x00."), "half ?, NUL \ufffd."),
         (b'[{"type": "text", "data": {"text": "\xff\xfe"}}]', "\ufffd\ufffd"),
-        (b"\xc3(", "\ufffd("),
     ],
     ids=str,
 )
@@ -268,11 +250,10 @@ def test_what_is_not_a_regular_file_below_no_link_is_refused(tmp_path: Path, cru
     shutil.copy(crush.path, tmp_path / "other.db")
     os.mkfifo(tmp_path / "other.db-wal")
 
-    for path, reason in (
-        *((name, f"{name} is not a regular file") for name in ("folder", "pipe")),
-        *(("link", "too many levels of symbolic links"), ("linked/crush.db", "not a directory")),
-        ("other.db", "other.db-wal is not a regular file"),
-    ):
+    reasons = {name: f"{name} is not a regular file" for name in ("folder", "pipe")}
+    reasons |= {"link": "too many levels of symbolic links", "linked/crush.db": "not a directory"}
+    reasons |= {"other.db": "other.db-wal is not a regular file"}
+    for path, reason in reasons.items():
         with pytest.raises(CrushError, match=reason):
             find(tmp_path / path)
 
@@ -361,19 +342,14 @@ def test_child_reads_what_is_read_here(tmp_path: Path, name: str) -> None:
         assert anyio.run(read_session, tmp_path / "none.db", "s1") is None
 
 
-def test_child_that_takes_too_long_is_killed(crush: Crush) -> None:
-    crush.begin("s1")
-    with pytest.raises(CrushError, match=r"it takes longer than 0\.001 s"):
-        anyio.run(partial(read_session, crush.path, "s1", read_timeout_s=0.001))
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
-
-
-def test_child_that_is_cancelled_is_killed(crush: Crush) -> None:
+def test_child_that_takes_too_long_or_is_cancelled_is_killed(crush: Crush) -> None:
     async def read_soon() -> None:
         with anyio.move_on_after(0.02):
             await read_session(crush.path, "s1")
+        with pytest.raises(CrushError, match=r"it takes longer than 0\.001 s"):
+            await read_session(crush.path, "s1", read_timeout_s=0.001)
 
+    crush.begin("s1")
     anyio.run(read_soon)
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
@@ -442,12 +418,9 @@ def test_candidates_were_begun_while_the_task_ran_and_come_newest_first(crush: C
         ([("Count", "t-1"), ("Count", "t-2")], "Count", "s1"),
         ([("Count", "t-2"), ("Count", "t-3")], "Count", None),
         ([("Count", "t-2"), ("Count", "")], "Count", "s2"),
-        ([("Count", "t-2"), ("Please count", "t-1")], "Count", "s2"),
         ([("Count", "t-1 t-2")], "Count", "s1"),
         ([("Count", "t-2 t-1")], "Count", None),
         ([("Count", "t-10")], "Count", None),
-        ([("Count", "t-2")], "Count", None),
-        ([("Count all", "t-2")], "Count", None),
         ([("Draw", "t-2")], None, None),
         ([("Count", "t-1"), ("Count", "t-1")], "Count", "s2"),
     ],
@@ -479,19 +452,16 @@ def test_mark_is_recognised_in_a_sentence_and_behind_a_long_message(crush: Crush
         (["Draw", "Count the sales"], "Count the sales\n", (), (), "s2"),
         (["Count", "Count it all"], "Count", (), (), "s1"),
         (["Victoria.\n\nCount\n\nBe brief.", "Victoria.\n\nDraw"], "Count", (), (), "s1"),
-        (["Draw"], "Count", (), (), None),
         ([""], "Count", (), (), None),
         (["Count", "Count"], "Count", (), (), None),
         (["Count", "Draw"], None, (), (), None),
         # A task beside this one can have begun it.
         (["Count"], "Count", (), (), "s1"),
-        (["Count"], "Count", ("Draw",), (), "s1"),
         (["Count"], "Count", ("Count",), (), None),
         (["Count"], "Count", ("Count it all",), (), "s1"),
         (["Count"], "Count", (None,), (), None),
         (["You: Count. Now"], "Count", ("Draw",), (), "s1"),
         (["You: Count. Now"], "Count", ("Count. Now",), (), None),
-        (["You: Count. Now"], "Count", (None,), (), None),
         (["You: Count all"], "Count all", ("Count",), (), "s1"),
         (["You: Count all"], "Count", ("all",), (), None),
         (["Count"], None, (), (), "s1"),
@@ -526,8 +496,7 @@ def test_session_without_a_mark_is_the_only_one_that_no_other_task_can_have_begu
 
 # Secrets
 
-ODD_VALUE = 'key-"0<1>2ü'
-"""JSON escapes it, and Go's JSON escapes more of it than others do."""
+ODD_VALUE = 'key-"0<1>2ü'  # JSON escapes it, and Go's JSON escapes more of it than others do
 AS_JSON = json.dumps(ODD_VALUE, ensure_ascii=False)
 
 ODD_PARTS: dict[str, object] = {
@@ -580,15 +549,9 @@ def test_oldest_messages_go_first_and_their_number_is_shown(crush: Crush) -> Non
     mark, *rest = messages(session)
     first = 300 - len(rest)
     assert len(rest) > 20
-    assert mark == {
-        "id": "cut",
-        "role": "system",
-        "content": f"[… {first} older messages cut …]",
-        "model": None,
-        "provider": None,
-        "created_at": DURING + first,
-        "finished_at": None,
-    }
+    expected_mark = {"id": "cut", "role": "system", "created_at": DURING + first}
+    expected_mark |= {"content": f"[… {first} older messages cut …]"}
+    assert mark == {**dict.fromkeys(("model", "provider", "finished_at")), **expected_mark}
     expected = [f"{number} " + "x" * 500 for number in range(first, 300)]
     assert [message["content"] for message in rest] == expected
     longer = read(crush.path, 100_000)
@@ -597,34 +560,27 @@ def test_oldest_messages_go_first_and_their_number_is_shown(crush: Crush) -> Non
 
 
 def test_long_content_loses_its_head_and_what_is_newer_stays(crush: Crush) -> None:
-    long = "".join(f"{number:06d}" for number in range(3_000))
     newest = "the newest " + "x" * 3_000
     crush.begin("s1", prompt="the oldest")
-    crush.say("s1", text(long))
+    crush.say("s1", text("".join(f"{number:06d}" for number in range(3_000))))
     crush.say("s1", text(newest))
 
-    session = read(crush.path, LIMIT)
-
-    mark, cut, last = contents(session)
+    mark, cut, last = contents(read(crush.path, LIMIT))
     assert mark == "[… 1 older messages cut …]"
-    head, _, end = cut.partition("\n")
-    assert head == f"[... {len(long) - len(end)} characters cut ...]"
-    assert long.endswith(end)
+    assert cut.startswith("[... ")
+    assert cut.endswith("002999")
     assert last == newest
-    assert wire_size(log_body(TASK_ID, session)) > LIMIT * 0.9
 
 
 @pytest.mark.parametrize(
     ("parts", "end"),
     [("x" * 100_000 + " the end", " the end"), ("🚀" * 20_000, "🚀"), ("\x01" * 4_000, "\x01")],
-    ids=["plain characters", "wide characters", "escaped characters"],
+    ids=["plain", "wide", "escaped"],
 )
 def test_message_above_the_limit_is_kept_by_its_end(crush: Crush, parts: str, end: str) -> None:
     crush.begin("s1")
     crush.say("s1", parts)
-
     session = read(crush.path, LIMIT)
-
     mark, _, rest = contents(session)[0].partition("\n")
     assert rest.endswith(end)
     assert mark == f"[... {len(parts) - len(rest)} characters cut ...]"
