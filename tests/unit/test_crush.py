@@ -116,6 +116,7 @@ def test_session_is_read_as_the_orchestrator_takes_it(crush: Crush) -> None:
     crush.begin("s2", prompt="another's")
     crush.begin("s3", parent="s1", prompt="a sub-agent's")
 
+    message: dict[str, object]
     message = {"id": "m1", "role": "user", "content": "Count the sales", "model": "a-model"}
     message |= {"provider": "a-provider", "created_at": DURING, "finished_at": DURING + 1}
     session = {"id": "s1", "title": "A title", "created_at": DURING, "updated_at": DURING + 5}
@@ -549,9 +550,9 @@ def test_oldest_messages_go_first_and_their_number_is_shown(crush: Crush) -> Non
     mark, *rest = messages(session)
     first = 300 - len(rest)
     assert len(rest) > 20
-    expected_mark = {"id": "cut", "role": "system", "created_at": DURING + first}
-    expected_mark |= {"content": f"[… {first} older messages cut …]"}
-    assert mark == {**dict.fromkeys(("model", "provider", "finished_at")), **expected_mark}
+    content = f"[… {first} older messages cut …]"
+    shown = {"id": "cut", "role": "system", "content": content, "created_at": DURING + first}
+    assert mark == {**dict.fromkeys(("model", "provider", "finished_at")), **shown}
     expected = [f"{number} " + "x" * 500 for number in range(first, 300)]
     assert [message["content"] for message in rest] == expected
     longer = read(crush.path, 100_000)
