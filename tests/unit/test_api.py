@@ -150,10 +150,8 @@ async def test_request_is_as_the_api_asks(
 async def test_field_without_a_value_is_left_out_of_every_body(api: Api) -> None:
     api.server.answer(json_response({}))
     message = {"id": "m-1", "content": "", "model": None, "finished_at": None}
-
     await api.client.heartbeat(api.identity, {"status": "offline", "current_task_id": None})
     await api.client.send_log(api.identity, log_body("t-1", {"messages": [message]}))
-
     heartbeat, log = (json.loads(request.body) for request in api.server.requests)
     assert heartbeat == {"node_id": NODE_ID, "status": "offline"}
     assert log["session"] == {"messages": [{"id": "m-1", "content": ""}]}
@@ -190,9 +188,8 @@ async def test_identity_must_be_usable(api: Api) -> None:
     for response in USELESS_IDENTITIES:
         error = await api.error("register", json_response(response))
         assert "has no usable id or api_key" in str(error)
-    for response in ([], None, "text"):
-        error = await api.error("register", json_response(response))
-        assert "its response is not a JSON object" in str(error)
+    error = await api.error("register", json_response(["text"]))
+    assert "its response is not a JSON object" in str(error)
 
 
 @pytest.mark.parametrize(
@@ -217,8 +214,9 @@ async def test_registration_and_heartbeat_return_extensions(
     ("response", "cancelled"),
     [
         ({"cancelled_task_ids": ["t-1", "t-2"]}, {"t-1", "t-2"}),
-        *(({"cancelled_task_ids": ids}, set()) for ids in ("t-1", [None, 1])),
-        *((response, set()) for response in ({}, [], "ok", None)),
+        ({"cancelled_task_ids": "t-1"}, set()),
+        ({"cancelled_task_ids": [None, 1]}, set()),
+        (["cancelled_task_ids"], set()),
     ],
     ids=str,
 )
@@ -265,9 +263,8 @@ async def test_empty_body_is_no_work_and_acknowledges_a_report(api: Api, respons
         (TaskStatus.SUCCESS, [{"status": "success", "task_id": "t-1"}]),
         (TaskStatus.ERROR, [{"status": "error", "job_id": "t-1"}]),
         (None, [{"status": "success"}]),  # of the request, perhaps
-        (None, [{"status": "success", "task_id": other} for other in ("t-2", [1])]),
-        (None, [{"status": other, "task_id": "t-1"} for other in ("running", "paused", 3, {})]),
-        (None, [{}, None, ["status"]]),
+        (None, [{"status": "success", "task_id": "t-2"}, {"status": "success", "task_id": [1]}]),
+        (None, [{"status": "paused", "task_id": "t-1"}, {"status": {}}, {}, None, ["status"]]),
     ],
 )
 async def test_claim_and_report_return_a_final_status(
@@ -384,15 +381,10 @@ def not_json(shown: str) -> str:
     return f"its response is not JSON (Content-Type: {shown}); is this the orchestrator's address?"
 
 
-OTHER_TYPES = [
-    "text/html; charset=utf-8",
-    "application/jsonp",
-    "json",
-    "text/html; application/json",
-]
 NOT_VALID = "its response is not valid JSON"
 TOO_LONG = "its response is longer than 16 MiB"
 COMPRESSED = "it sent a compressed file, which was not asked for"
+NODE_JSON = b'{"id": "n", "api_key": "k"}'
 UNREADABLE: dict[str, tuple[Answer, str]] = {
     "half": (http(200, b'{"half": ', JSON), NOT_VALID),
     "not text": (http(200, b"\xff\xfe\xfd", JSON), NOT_VALID),
@@ -401,26 +393,12 @@ UNREADABLE: dict[str, tuple[Answer, str]] = {
     "compressed": (http(200, BOMB, {**JSON, **GZIP}), NOT_VALID),
     "endless": (endless(JSON, b'{"session": '), TOO_LONG),
 }
-
-
-@pytest.mark.parametrize(("response", "message"), UNREADABLE.values(), ids=UNREADABLE)
-async def test_unreadable_json_is_unavailable_but_accepts_a_report(
-    api: Api, response: Answer, message: str
-) -> None:
-    for name in NEED_JSON:
-        assert str(await api.outage(name, response)) == message
-    for name in ("status", "log"):
-        assert await api.call(name, response) is None
-
-
-NODE_JSON = b'{"id": "n", "api_key": "k"}'
 USELESS: dict[str, tuple[tuple[str, ...], Answer, str]] = {
+    **{name: (NEED_JSON, *row) for name, row in UNREADABLE.items()},
     **{
-        other: (TAKE_JSON, http(200, NODE_JSON, {"Content-Type": other}), not_json(other))
-        for other in OTHER_TYPES
+        other: (TAKE_JSON, http(200, NODE_JSON, {"Content-Type": other}), not_json(other or "none"))
+        for other in ("", "text/html; charset=utf-8", "json", "text/html; application/json")
     },
-    "empty type": (TAKE_JSON, http(200, NODE_JSON, {"Content-Type": ""}), not_json("none")),
-    "endless": (("log",), endless(), not_json("none")),
     "endless page": (("log",), endless(PAGE), not_json("text/html")),
     "endless refusal": (("health",), raw(NOT_FOUND, *MUCH), TOO_LONG),
     "compressed file": (("download",), http(200, BOMB, GZIP), COMPRESSED),
@@ -433,6 +411,12 @@ async def test_other_content_is_unavailable_and_not_read_for_long(
 ) -> None:
     for name in names:
         assert str(await api.outage(name, response)) == message
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+async def test_unreadable_json_accepts_a_report(api: Api, name: str) -> None:
+    for report in ("status", "log"):
+        assert await api.call(report, UNREADABLE[name][0]) is None
 
 
 HALF = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
@@ -455,7 +439,7 @@ async def test_lost_connection_shows_no_key(api: Api, names: tuple[str, ...], se
             link = link.__cause__
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"], ids=["one address", "two addresses"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 async def test_refused_connection_is_called_by_its_name(identity: Identity, host: str) -> None:
     with nobody_listening() as port:
         async with OrchestratorClient(f"http://{host}:{port}") as client:

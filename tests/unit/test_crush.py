@@ -108,6 +108,10 @@ def find(database: Path, **known: object) -> str | None:
     return ids[0] if is_certain else None
 
 
+def part(kind: str, **data: object) -> list[object]:
+    return [{"type": kind, "data": data}]
+
+
 # Reading
 
 
@@ -115,7 +119,6 @@ def test_session_is_read_as_the_orchestrator_takes_it(crush: Crush) -> None:
     crush.begin("s1", prompt="Count the sales")
     crush.begin("s2", prompt="another's")
     crush.begin("s3", parent="s1", prompt="a sub-agent's")
-
     message: dict[str, object]
     message = {"id": "m1", "role": "user", "content": "Count the sales", "model": "a-model"}
     message |= {"provider": "a-provider", "created_at": DURING, "finished_at": DURING + 1}
@@ -129,10 +132,6 @@ def test_messages_come_in_the_order_of_their_times_then_of_their_writing(crush: 
     for content, at in (("third", 30), ("first", 10), ("second", 20), ("fourth", 30)):
         crush.say("s1", text(content), at=at)
     assert contents(read(crush.path)) == ["first", "second", "third", "fourth"]
-
-
-def part(kind: str, **data: object) -> list[object]:
-    return [{"type": kind, "data": data}]
 
 
 @pytest.mark.parametrize(
@@ -184,9 +183,8 @@ def test_column_that_an_older_crush_lacks_is_replaced(tmp_path: Path) -> None:
 
 def test_value_that_json_does_not_have_is_replaced(crush: Crush) -> None:
     crush.begin("s1")
-    crush.connection.execute(
-        "UPDATE sessions SET cost = 9e999, prompt_tokens = 'many', title = CAST(x'61FF' AS TEXT)"
-    )
+    values = "cost = 9e999, prompt_tokens = 'many', title = CAST(x'61FF' AS TEXT)"
+    crush.connection.execute(f"UPDATE sessions SET {values}")
     session = read(crush.path)
     assert (session["cost"], session["prompt_tokens"], session["title"]) == (0.0, 0, "a\ufffd")
 
@@ -198,7 +196,6 @@ def test_missing_database_and_unknown_session_are_none(crush: Crush, tmp_path: P
     (tmp_path / "empty.db").touch()
     for missing in ("crush.db", "no folder/crush.db", "empty.db"):
         assert find(tmp_path / missing) is None
-
     crush.begin("s1")
     for session_id in ("s2", "", "s1\x00", "\ud800"):
         assert ask(crush.path, session_id=session_id, limit_bytes=LIMIT)[1] is None
@@ -301,7 +298,6 @@ def test_wal_of_a_killed_crush_is_read_and_nothing_written(crush: Crush, tmp_pat
     left.mkdir()
     for name in ("crush.db", "crush.db-wal"):
         shutil.copy(crush.path.with_name(name), left)
-
     assert contents(read(left / "crush.db")) == ["in the database", "in the WAL"]
     assert sorted(path.name for path in left.iterdir()) == ["crush.db", "crush.db-wal"]
 
@@ -384,7 +380,6 @@ def test_hostile_database_does_not_harm_its_reader(tmp_path: Path, kind: str) ->
     command = [sys.executable, "-c", READ, str(database)]
     with hostile_crush(database, kind):
         output = subprocess.check_output(command, cwd=ROOT, text=True, timeout=200)
-
     peak_kib, threads, reason = output.rstrip("\n").split(" ", 2)
     assert int(peak_kib) < 60 * 1024
     assert threads == "1"
@@ -406,7 +401,6 @@ def test_candidates_were_begun_while_the_task_ran_and_come_newest_first(crush: C
         crush.begin(f"s{number}", at)
         crush.say(f"s{number}", text("more"), at=DURING)
     crush.begin("s9", DURING, parent="s1")  # a sub-agent's
-
     assert candidates(crush.path) == Candidates(["s3", "s2", "s1"], certain=False)
     while_it_runs = Candidates(["s4", "s3", "s2", "s1"], certain=False)
     assert candidates(crush.path, ended_at=None) == while_it_runs
@@ -415,7 +409,6 @@ def test_candidates_were_begun_while_the_task_ran_and_come_newest_first(crush: C
 @pytest.mark.parametrize(
     ("first", "prompt", "ours"),
     [
-        # A prompt, and the tasks whose reporters answered, for each session.
         ([("Count", "t-1"), ("Count", "t-2")], "Count", "s1"),
         ([("Count", "t-2"), ("Count", "t-3")], "Count", None),
         ([("Count", "t-2"), ("Count", "")], "Count", "s2"),
@@ -434,7 +427,6 @@ def test_session_is_the_tasks_whose_mark_came_first_in_it(
         for message in marked(*task_ids.split()):
             crush.say(f"s{number}", message)
         crush.say(f"s{number}", text("I see the folders t-1 and t-2."))
-
     assert find(crush.path, prompt=prompt, mark=session_mark("t-1")) == ours
 
 
@@ -490,7 +482,6 @@ def test_session_without_a_mark_is_the_only_one_that_no_other_task_can_have_begu
         crush.say(f"s{number}", text("Count"), at=DURING + 1)
         crush.say(f"s{number}", text("Count"), role="user" if content else "tool")
     digests = tuple(prompt_digest(one) for one in closed)
-
     mark = session_mark(TASK_ID)
     assert find(crush.path, prompt=prompt, mark=mark, others=others, digests=digests) == ours
 
@@ -523,9 +514,7 @@ def test_secret_is_redacted_in_the_title_and_in_names(crush: Crush) -> None:
     title = "x" * 295 + ODD_VALUE
     crush.connection.execute("UPDATE sessions SET title = ?", (title,))
     crush.connection.execute("UPDATE messages SET model = ?", (f"a-model of {ODD_VALUE}",))
-
     session = read(crush.path, secrets=(ODD_VALUE,))
-
     assert session["title"] == "x" * 295 + "***"
     assert messages(session)[0]["model"] == "a-model of ***"
 
@@ -565,7 +554,6 @@ def test_long_content_loses_its_head_and_what_is_newer_stays(crush: Crush) -> No
     crush.begin("s1", prompt="the oldest")
     crush.say("s1", text("".join(f"{number:06d}" for number in range(3_000))))
     crush.say("s1", text(newest))
-
     mark, cut, last = contents(read(crush.path, LIMIT))
     assert mark == "[… 1 older messages cut …]"
     assert cut.startswith("[... ")
@@ -612,6 +600,5 @@ def test_no_session_exceeds_the_limit(pieces: list[tuple[str, int, str]], limit:
             raw = whole.encode("utf-8", "surrogatepass")
             crush.say("s1", raw if kind == "raw" else part(kind, text=whole, content=whole))
         count = len(contents(read(crush.path, limit)))  # `read` checks the size
-
     assert count <= len(pieces)
     assert bool(count) == bool(pieces)

@@ -75,11 +75,9 @@ def test_open_tasks_and_the_node_are_shown_without_its_key(tmp_path: Path) -> No
     for url in (URL, ""):
         _, lines = doctor(state_dir=tmp_path, orchestrator_url=url)
         assert lines[0] == "ok   journal: 4 open tasks"
-
     code, lines = doctor(state_dir=tmp_path, orchestrator_url="https://other.example")
     assert code == EXIT_CONFIGURATION
     assert lines[0].startswith("FAIL journal: cannot use --orchestrator-url https://other.exam")
-
     _, (report,) = doctor(as_json=True, state_dir=tmp_path)
     assert '"node_id": "node-1"' in report
     assert "node-key-1" not in report

@@ -104,9 +104,7 @@ async def test_files_land_in_the_folder_of_their_task(fetch: Fetch) -> None:
     fetch.server.answer(*(http(200, content) for content in contents.values()))
     await fetch()
     assert names_in(fetch.home) == [], "a task without files gets no folder"
-
     await fetch(*(TaskFile(name, sales(content).sha256) for name, content in contents.items()))
-
     assert fetch.folder == fetch.home / "tasks" / TASK_ID / "files"
     assert files_folder_in_container("t-1") == "/workspace/Victoria/tasks/t-1/files"
     assert {name: fetch.content(name) for name in fetch.names()} == contents
@@ -121,7 +119,6 @@ async def test_file_has_its_plain_name_and_anybody_can_read_it(fetch: Fetch, nam
         await fetch(TaskFile(name, None))
     finally:
         os.umask(before)
-
     (path,) = fetch.folder.iterdir()
     assert (path.name, path.stat().st_mode & 0o777) == (name, 0o644)
 
@@ -148,9 +145,7 @@ async def test_partial_file_of_a_killed_runner_is_removed(fetch: Fetch, outside:
     make(fetch.folder / part, lambda path: path.write_bytes(b"half"))
     make(fetch.folder / ".victoria-part-00", lambda path: path.symlink_to(outside / "precious"))
     make(fetch.folder / ".victoria-part-01", lambda path: path.mkdir())
-
     await fetch(sales())
-
     assert fetch.names() == [".victoria-part-01", "sales.csv"]
     assert content_of(outside / "precious") == CONTENT
 
@@ -253,10 +248,8 @@ async def test_failure_that_stays_is_an_error_and_leaves_nothing(
 async def test_outage_of_an_hour_is_unstartable(fetch: Fetch, outage: Answer, reason: str) -> None:
     fetch.server.answer(outage)
     begun_at = fetch.clock.awake_s()
-
     with pytest.raises(Unstartable) as caught:
         await fetch(sales())
-
     attempts = len(fetch.server.requests)
     sentence = rf"cannot fetch the file 'sales\.csv': {reason} \(attempt {attempts}\)"
     assert re.fullmatch(sentence, str(caught.value))
@@ -267,11 +260,9 @@ async def test_outage_of_an_hour_is_unstartable(fetch: Fetch, outage: Answer, re
 async def test_full_disk_ends_a_file_without_an_announced_length(fetch: Fetch) -> None:
     fetch.server.answer(endless())
     least = free_disk(fetch.home) - 32 * MIB
-
     message = f"--min-free-disk keeps.*remove folders of old tasks from {fetch.home}/tasks$"
     with pytest.raises(Unstartable, match=message):
         await fetch(sales(), min_free_disk=least)
-
     assert fetch.names() == []
 
 

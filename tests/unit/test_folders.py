@@ -57,7 +57,6 @@ def test_extent_is_the_size_and_the_newest_change(tasks: Path, folders: TaskFold
     for path in [*folder.rglob("*"), folder]:
         os.utime(path, (1e9, 1e9), follow_symlinks=False)
     os.utime(folder / "files" / "a.csv", (2e9, 2e9))
-
     assert folders.extent_of("t-1") == (1024 + len("/proc/kcore"), 2e9)
 
 

@@ -34,7 +34,6 @@ def test_state_is_read_as_it_was_written(tmp_path: Path, message: str) -> None:
     state = ReporterState("a" * 64, "s1", final)
     write_reporter_state(tmp_path, "t-1", ReporterState())
     write_reporter_state(tmp_path, "t-1", state)
-
     assert read_reporter_state(tmp_path, "t-1") == state
     (file,) = (tmp_path / "tasks" / "t-1").iterdir()
     assert file.stat().st_mode & 0o777 == 0o600

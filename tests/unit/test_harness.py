@@ -72,11 +72,9 @@ async def test_crash_of_the_runner_is_raised_where_the_test_waits() -> None:
 @pytest.mark.parametrize("anyio_backend", [JUMPING], ids=["jumping"])
 async def test_on_a_jumping_loop_waits_take_no_time_and_work_is_waited_for() -> None:
     began_s, real_began_s = anyio.current_time(), time.monotonic()
-
     async with anyio.create_task_group() as group:
         group.start_soon(in_thread)
         for _ in range(10):
             await anyio.sleep(30)
-
     assert anyio.current_time() - began_s == pytest.approx(300)
     assert WORK_S <= time.monotonic() - real_began_s < 30

@@ -150,16 +150,13 @@ async def test_newest_registration_holds_until_it_is_refused(journal: Journal) -
         await journal.store_registration(Registration(identity, NODE), URL, moment)
         assert await journal.registration(URL) == Registration(identity, NODE)
     assert await journal.registration(OTHER_URL) is None
-
     await journal.refuse_identity(SECOND)
     assert await journal.registration(URL) == Registration(FIRST, NODE)
 
 
 async def test_new_description_replaces_the_one_with_the_same_key(accepted: Journal) -> None:
     again = Registration(FIRST, {**NODE, "tags": {}}, frozenset({"reregister", "pace"}))
-
     await accepted.store_registration(again, URL, 2.0)
-
     assert await accepted.registration(URL) == again
     assert select(accepted.path, "SELECT count(*) FROM identities") == [(1,)]
     assert (await the_task(accepted)).identity == FIRST
@@ -204,7 +201,6 @@ async def test_task_is_accepted_once(running: Journal) -> None:
     other = Assignment("t-1", "other", URL, 5)
     assert not await running.accept(other, FIRST, 21.0)
     assert (await the_task(running)).assignment == TASK
-
     await running.end("t-1", DONE, [], 30.0)
     assert not await running.accept(other, FIRST, 40.0)
     assert (await the_task(running)).state is TaskState.ENDED
@@ -215,7 +211,6 @@ async def test_task_is_rejected_once_unless_it_is_known(registered: Journal) -> 
     assert not await registered.reject("t-1", REJECTED, STATUS, FIRST, 11.0)
     task = await the_task(registered)
     assert (task.state, task.assignment, task.outcome) == (TaskState.ENDED, None, REJECTED)
-
     await registered.accept(Assignment("t-2", "p", URL, 60), FIRST, 12.0)
     assert not await registered.reject("t-2", REJECTED, STATUS, FIRST, 13.0)
     assert await reports_in(registered) == [STATUS]
@@ -224,10 +219,8 @@ async def test_task_is_rejected_once_unless_it_is_known(registered: Journal) -> 
 async def test_reports_of_an_end_whose_log_is_pending_are_released_once(running: Journal) -> None:
     await running.end("t-1", DONE, [], 30.0, is_log_pending=True)
     assert (await the_task(running)).is_log_pending
-
     await running.release("t-1", [LOGS, STATUS], 31.0)
     await running.release("t-1", [STATUS], 32.0)
-
     assert not (await the_task(running)).is_log_pending
     assert await reports_in(running) == [LOGS, STATUS]
 
@@ -279,11 +272,9 @@ async def test_first_reason_to_stop_stands(running: Journal) -> None:
 async def test_task_is_closed_once_its_reports_are_delivered_or_parked(ended: Journal) -> None:
     logs, status = await ended.entries()
     assert not await ended.close("t-1", 40.0)
-
     await ended.park(logs.row, "HTTP 413: too long")
     assert [entry.parked for entry in await ended.entries()] == ["HTTP 413: too long", None]
     await ended.delivered(status.row)
-
     assert await ended.close("t-1", 40.0)
     task = await the_task(ended)
     assert (task.state, task.assignment) == (TaskState.CLOSED, None), "its prompt is not kept"
@@ -292,7 +283,6 @@ async def test_task_is_closed_once_its_reports_are_delivered_or_parked(ended: Jo
 async def test_closed_task_is_beside_those_it_overlapped(running: Journal) -> None:
     await running.end("t-1", DONE, [], 30.0)
     await running.close("t-1", 40.0, "a digest")
-
     (beside,) = await running.tasks_beside("t-2", 30.0, 50.0)
     assert (beside.assignment, beside.prompt_digest) == (None, "a digest")
     assert await running.tasks_beside("t-2", 30.1, 50.0) == []
@@ -329,7 +319,6 @@ async def test_closed_task_is_not_pruned_while_one_it_overlapped_is_open(ended: 
     for entry in await ended.entries():
         await ended.delivered(entry.row)
     await ended.close("t-1", 40.0)
-
     assert await ended.prune_closed(1e12) == 0
     await ended.end("t-2", DONE, [], 50.0, is_log_pending=True)
     assert await ended.prune_closed(1e12) == 0
@@ -362,7 +351,6 @@ async def test_unfinished_tasks_are_read_without_a_change(ended: Journal, path: 
     before = content_of(path)
     assert ids(await read_unfinished_tasks(path.parent)) == ["t-1"]
     assert content_of(path) == before
-
     assert await read_unfinished_tasks(path.parent / "gone") == []
     DAMAGES["garbage"](path)
     assert await read_unfinished_tasks(path.parent) == []
@@ -384,7 +372,6 @@ async def test_adoption_replaces_neither_a_known_task_nor_an_identity(ended: Jou
     assert not await ended.adopt(RECOVERED, SECOND, 50.0)
     assert await the_task(ended) == before
     assert await ended.identity_for("t-1") == FIRST
-
     await ended.adopt(replace(RECOVERED, task_id="t-2"), SECOND, 50.0)
     assert await ended.registration(URL) == Registration(FIRST, NODE)
 
@@ -395,7 +382,6 @@ async def test_adoption_replaces_neither_a_known_task_nor_an_identity(ended: Jou
 async def test_entry_is_due_at_once_and_its_attempts_are_counted(accepted: Journal) -> None:
     await accepted.end("t-1", DONE, [STATUS], 20.0)
     await accepted.store_registration(Registration(SECOND, NODE), OTHER_URL, 35.0)
-
     entry = await only_entry(accepted)
     assert entry == OutboxEntry(entry.row, "t-1", "status", URL, 20.0, 0, 0.0, None)
     await accepted.postpone(entry.row, 25.0)
@@ -450,9 +436,7 @@ async def test_all_is_kept_in_any_folder(ended: Journal, tmp_path: Path, folder:
     ended.close_file()
     moved = tmp_path / folder
     os.renames(tmp_path / JOURNAL_NAME, moved / JOURNAL_NAME)
-
     reopened, sentence = open_journal(moved, "now")
-
     assert sentence is None
     assert (await reopened.open_tasks(), await reopened.entries()) == before
     await reopened.drop("t-1")
@@ -477,14 +461,6 @@ async def test_journal_is_for_its_owner_alone(
     modes = modes_in(path.parent)
     journal.close_file()
     assert modes == {JOURNAL_NAME + ending: 0o600 for ending in ("", "-wal", "-shm")}
-
-
-async def test_writers_in_one_process_take_turns(registered: Journal) -> None:
-    async with anyio.create_task_group() as tasks:
-        for number in range(50):
-            assignment = Assignment(f"t-{number}", "p", URL, 60)
-            tasks.start_soon(registered.accept, assignment, FIRST, float(number))
-    assert len(await registered.open_tasks()) == 50
 
 
 # A reader beside the writer
@@ -579,7 +555,6 @@ async def test_unusable_journal_is_set_aside(ended: Journal, path: Path, damage:
 async def test_damaged_text_is_a_journal_error(ended: Journal, path: Path, damage: str) -> None:
     assert await ended.open_tasks()
     DAMAGES[damage](path)
-
     reader = Journal(path, read_only=True)
     with pytest.raises(JournalError, match=r"is damaged|decode"):
         await reader.open_tasks()

@@ -69,7 +69,6 @@ def test_traceback_stays_on_the_line_and_is_a_name_in_json() -> None:
     event = record("defect", where=b"here")
     error = ValueError("two\nlines")
     event.exc_info = (ValueError, error, None)
-
     assert len(as_text(event).splitlines()) == 1
     assert "ValueError: two\\nlines" in as_text(event)
     assert "ValueError: two\nlines" in str(from_json(event)["traceback"])

@@ -114,7 +114,6 @@ def test_exit_codes_are_those_of_sysexits() -> None:
 @pytest.mark.parametrize("width", [80, 200])
 def test_help_cuts_no_image_name_and_shows_every_default_in_one_form(width: int) -> None:
     shown = CliRunner().invoke(cli.command, ["--help"], env={"COLUMNS": str(width)})
-
     assert shown.exit_code == 0
     assert DEFAULT_IMAGE in shown.output
     assert "..." not in shown.output.partition("Options:")[2]
@@ -128,9 +127,11 @@ def test_help_cuts_no_image_name_and_shows_every_default_in_one_form(width: int)
 # What docs/architecture.md and docs/status-reporter.md show
 
 
-def test_architecture_shows_the_state_diagram_of_the_code() -> None:
+def test_architecture_shows_the_states_and_reasons_of_the_code() -> None:
     expected = f"```mermaid\n{state_diagram()}\n```"
     assert expected in text_of("architecture.md"), f"it is now:\n\n{expected}"
+    shown = {row[0].strip("`") for row in table_rows("architecture.md", r"`[a-z_]+`")}
+    assert {reason.value for reason in EndReason} <= shown
 
 
 def test_architecture_names_what_is_there() -> None:
@@ -146,11 +147,6 @@ def test_architecture_names_what_is_there() -> None:
             missing.append(f"{module}.{name}")
     assert len(named) > 20
     assert not missing
-
-
-def test_architecture_names_every_reason_for_an_end() -> None:
-    shown = {row[0].strip("`") for row in table_rows("architecture.md", r"`[a-z_]+`")}
-    assert {reason.value for reason in EndReason} <= shown
 
 
 def test_every_tool_is_shown_with_its_parameters(tmp_path: Path) -> None:
