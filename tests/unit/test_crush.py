@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import cast
 
@@ -53,14 +53,7 @@ CREATE TABLE messages (
 
 @pytest.fixture
 def crush(tmp_path: Path) -> Iterator[Crush]:
-    with running(tmp_path / ".crush" / "crush.db") as crush:
-        yield crush
-
-
-@contextmanager
-def running(path: Path, schema: str = SCHEMA) -> Iterator[Crush]:
-    crush = Crush(path, schema)
-    with closing(crush.connection):
+    with closing(Crush(tmp_path / ".crush" / "crush.db")) as crush:
         yield crush
 
 
@@ -171,7 +164,7 @@ def test_parts_of_a_message_are_shown_as_text(crush: Crush, stored: object, show
 
 
 def test_column_that_an_older_crush_lacks_is_replaced(tmp_path: Path) -> None:
-    with running(tmp_path / "crush.db", OLD_SCHEMA) as old:
+    with closing(Crush(tmp_path / "crush.db", OLD_SCHEMA)) as old:
         old.connection.execute("INSERT INTO sessions VALUES ('s1', NULL, ?)", (DURING,))
         old.connection.execute("INSERT INTO messages VALUES ('m', 's1', 'user', NULL, 1)")
         assert find(old.path) == "s1"
@@ -183,8 +176,8 @@ def test_column_that_an_older_crush_lacks_is_replaced(tmp_path: Path) -> None:
 
 def test_value_that_json_does_not_have_is_replaced(crush: Crush) -> None:
     crush.begin("s1")
-    values = "cost = 9e999, prompt_tokens = 'many', title = CAST(x'61FF' AS TEXT)"
-    crush.connection.execute(f"UPDATE sessions SET {values}")
+    crush.connection.execute("UPDATE sessions SET cost = 9e999, prompt_tokens = 'many'")
+    crush.connection.execute("UPDATE sessions SET title = CAST(x'61FF' AS TEXT)")
     session = read(crush.path)
     assert (session["cost"], session["prompt_tokens"], session["title"]) == (0.0, 0, "a\ufffd")
 
@@ -208,14 +201,13 @@ def test_missing_database_and_unknown_session_are_none(crush: Crush, tmp_path: P
 @example(at=0, damage=b"no database")
 def test_damage_anywhere_is_read_around_or_a_crush_error(at: int, damage: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        with running(Path(folder) / "crush.db") as crush:
+        with closing(Crush(Path(folder) / "crush.db")) as crush:
             crush.begin("s1", prompt="mine")
             for _ in range(100):
                 crush.say("s1", text("x" * 400))
         with crush.path.open("r+b") as file:
             file.seek(at)
             file.write(damage)
-
         with suppress(CrushError):
             find(crush.path, prompt="mine")
             ask(crush.path, session_id="s1", limit_bytes=LIMIT)
@@ -247,7 +239,6 @@ def test_what_is_not_a_regular_file_below_no_link_is_refused(tmp_path: Path, cru
     (tmp_path / "linked").symlink_to(crush.path.parent)
     shutil.copy(crush.path, tmp_path / "other.db")
     os.mkfifo(tmp_path / "other.db-wal")
-
     reasons = {name: f"{name} is not a regular file" for name in ("folder", "pipe")}
     reasons |= {"link": "too many levels of symbolic links", "linked/crush.db": "not a directory"}
     reasons |= {"other.db": "other.db-wal is not a regular file"}
@@ -263,7 +254,7 @@ def test_database_within_a_transaction_of_a_rollback_journal_is_not_read(crush: 
 
 
 def write_pairs(database: Path, pairs: int) -> None:
-    with running(database) as crush:
+    with closing(Crush(database)) as crush:
         crush.connection.execute("PRAGMA wal_autocheckpoint = 20")
         for number in range(pairs):
             # A reader that sees one of the two without the other has seen half a write.
@@ -303,7 +294,7 @@ def test_wal_of_a_killed_crush_is_read_and_nothing_written(crush: Crush, tmp_pat
 
 
 def test_database_that_may_only_be_read_is_read_and_one_that_may_not_is_refused() -> None:
-    with tempfile.TemporaryDirectory() as made, running(Path(made) / "crush.db") as crush:
+    with tempfile.TemporaryDirectory() as made, closing(Crush(Path(made) / "crush.db")) as crush:
         crush.begin("s1", prompt="mine")
         for path in Path(made).iterdir():
             path.chmod(0o444)
@@ -321,7 +312,7 @@ def test_database_that_may_only_be_read_is_read_and_one_that_may_not_is_refused(
 
 @pytest.mark.parametrize("name", ["crush.db", "a b?c#d%20é.db"])
 def test_child_reads_what_is_read_here(tmp_path: Path, name: str) -> None:
-    with running(tmp_path / name) as crush:
+    with closing(Crush(tmp_path / name)) as crush:
         crush.begin("s1", prompt="🚀 mine, not \x00 s3cret-s3cret")
         crush.say("s1", text("more"))
         query = SessionQuery(STARTED_AT, None, others=(None, "\ud83d"), digests=("0f",))
@@ -593,7 +584,10 @@ def test_message_that_no_log_can_hold_is_shown_by_its_size(crush: Crush) -> None
     limit=st.integers(10_000, 60_000),
 )
 def test_no_session_exceeds_the_limit(pieces: list[tuple[str, int, str]], limit: int) -> None:
-    with tempfile.TemporaryDirectory() as folder, running(Path(folder) / "crush.db") as crush:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        closing(Crush(Path(folder) / "crush.db")) as crush,
+    ):
         crush.begin("s1")
         for start, times, kind in pieces:
             whole = start * times

@@ -44,17 +44,9 @@ STATUS = Report("status", {"job_id": "t-1", "task_id": "t-1", "status": "success
 LOGS = Report("logs", {"job_id": "t-1", "task_id": "t-1", "session": {"title": "ä"}})
 DONE = Outcome(EndReason.COMPLETED, "completed: exit code 0", 0)
 REJECTED = Outcome(EndReason.REJECTED, "rejected: its prompt is missing or empty")
+UNKNOWN = Assignment("t-1", "", URL, 60)
 RECOVERED = Task(
-    "t-1",
-    TaskState.RUNNING,
-    URL,
-    Assignment("t-1", "", URL, 60),
-    accepted_at=20.0,
-    identity=FIRST,
-    boot_id="boot-1",
-    container_id="c0ffee",
-    started_at=20.0,
-    deadline_uptime_s=80.0,
+    "t-1", TaskState.RUNNING, URL, UNKNOWN, 20.0, FIRST, "boot-1", None, "c0ffee", 20.0
 )
 
 
@@ -242,24 +234,17 @@ async def test_task_ends_once(accepted: Journal) -> None:
 
 
 async def test_state_is_checked_in_the_transaction_that_changes_it(accepted: Journal) -> None:
-    raised = anyio.Event()
-
     async def start() -> None:
         with pytest.raises(ValueError, match="no way from ended to starting"):
             await accepted.start("t-1", "boot-1", "podman")
-        raised.set()
 
     with closing(sqlite3.connect(accepted.path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(start)
-            with anyio.move_on_after(0.2):
-                await raised.wait()
-            assert not raised.is_set()
+            await anyio.sleep(0.2)  # so that it waits for the other's transaction
             other.execute("UPDATE tasks SET state = 'ended'")
             other.execute("COMMIT")
-
-    assert raised.is_set()
 
 
 async def test_first_reason_to_stop_stands(running: Journal) -> None:
@@ -306,7 +291,6 @@ async def test_old_closed_tasks_are_pruned_with_their_parked_reports(registered:
         if closed_at is not None:
             await registered.park((await registered.entries())[-1].row, "HTTP 410")
             await registered.close(task_id, closed_at)
-
     assert await registered.prune_closed(150.0) == 1
     assert await registered.task("old") is None
     assert select(registered.path, "SELECT task_id FROM outbox") == [("new",), ("open",)]
@@ -341,7 +325,6 @@ async def test_open_tasks_and_those_with_a_report_are_unfinished(registered: Jou
     for task_id in ("again", "parked"):
         await registered.report_again(task_id, STATUS, 30.0)
     await registered.park((await registered.entries())[-1].row, "HTTP 422")
-
     assert ids(await registered.open_tasks()) == ["older", "younger"]
     assert ids(await registered.unfinished_tasks()) == ["older", "younger", "again"]
 
@@ -410,12 +393,10 @@ async def test_end_is_reported_again_unless_a_report_waits(accepted: Journal) ->
     first = (await only_entry(accepted)).row
     assert not await accepted.report_again("t-1", STATUS, 30.0)
     await accepted.delivered(first)
-
     assert await accepted.report_again("t-1", STATUS, 30.0)
     parked = (await only_entry(accepted)).row
     assert parked > first
     await accepted.park(parked, "HTTP 422")
-
     assert await accepted.report_again("t-1", STATUS, 50.0)
     entry = await only_entry(accepted)
     assert (entry.parked, entry.created_at) == (None, 50.0)
@@ -457,7 +438,6 @@ async def test_journal_is_for_its_owner_alone(
         await journal.store_registration(Registration(FIRST, NODE), URL, 1.0)
     finally:
         os.umask(before)
-
     modes = modes_in(path.parent)
     journal.close_file()
     assert modes == {JOURNAL_NAME + ending: 0o600 for ending in ("", "-wal", "-shm")}
@@ -474,7 +454,6 @@ async def test_reader_sees_commits_and_waits_for_no_writer(running: Journal, pat
         assert (await the_task(reader)).state is TaskState.RUNNING
         writer.execute("COMMIT")
         assert (await the_task(reader)).state is TaskState.ENDED
-
     running.close_file()
     assert (await the_task(reader)).state is TaskState.ENDED
     with pytest.raises(JournalError, match="readonly"):
@@ -538,9 +517,7 @@ async def test_unusable_journal_is_set_aside(ended: Journal, path: Path, damage:
     ended.close_file()
     DAMAGES[damage](path)
     unusable = content_of(path)
-
     journal, sentence = open_journal(path.parent, "20260131T092653Z")
-
     aside = path.with_name(f"{JOURNAL_NAME}.20260131T092653Z.unusable")
     assert content_of(aside) == unusable
     assert sentence is not None
@@ -565,12 +542,10 @@ def test_journal_that_cannot_be_opened_is_neither_made_nor_set_aside(path: Path)
     with pytest.raises(JournalError, match="cannot open the journal"):
         Journal(path, read_only=True)
     assert names_in(path.parent) == []
-
     path.mkdir()
     with pytest.raises(JournalError, match="cannot open the journal"):
         open_journal(path.parent, "now")
     assert names_in(path.parent) == [JOURNAL_NAME]
-
     gone = path.parent / "gone"
     reason = f"^cannot write the journal {gone / JOURNAL_NAME}: No such file or directory$"
     with pytest.raises(JournalError, match=reason):

@@ -127,7 +127,6 @@ def test_fingerprint_is_that_of_the_content_wherever_it_lies(tmp_path: Path) -> 
         (folder / "inside" / "a.py").write_text("a = 1\n")
     (other / "inside" / "a.pyc").write_text("made anew by each Python")
     assert fingerprint(other) == fingerprint(one)
-
     (other / "inside" / "a.py").rename(other / "inside" / "b.py")
     assert fingerprint(other) != fingerprint(one)
     (other / "inside" / "b.py").rename(other / "inside" / "a.py")

@@ -30,15 +30,11 @@ def test_wait_keeps_to_its_ceiling_and_shortest(failures: int, ceiling_s: float)
         assert policy.shortest_s <= policy.wait_s(failures) <= longest_s
 
 
-@pytest.mark.parametrize(("failures", "widest"), [(1, 2), (5, 32)])
-def test_early_waits_are_short(failures: int, widest: float) -> None:
-    assert max(POLICY.wait_s(failures) for _ in range(200)) <= widest
-
-
-def test_a_fleet_does_not_come_back_at_once() -> None:
-    waits = [POLICY.wait_s(10) for _ in range(1000)]
-    assert min(waits) < 6
-    assert max(waits) > 54
+@pytest.mark.parametrize(("failures", "widest"), [(1, 2), (5, 32), (10, 60)])
+def test_waits_are_short_at_first_and_spread(failures: int, widest: float) -> None:
+    waits = [POLICY.wait_s(failures) for _ in range(1000)]
+    assert widest * 0.9 < max(waits) <= widest
+    assert min(waits) < max(widest * 0.1, POLICY.shortest_s * 1.1)
 
 
 @given(attempts, st.floats(0.1, allow_nan=False))
