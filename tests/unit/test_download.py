@@ -123,9 +123,6 @@ async def test_file_has_its_plain_name_and_anybody_can_read_it(fetch: Fetch, nam
     assert (path.name, path.stat().st_mode & 0o777) == (name, 0o644)
 
 
-# A restart while files are fetched
-
-
 @pytest.mark.parametrize(
     ("there", "file", "requests"),
     [(CONTENT, sales(), 0), (b"old", sales(), 1), (b"old", TaskFile("sales.csv", None), 1)],
@@ -148,9 +145,6 @@ async def test_partial_file_of_a_killed_runner_is_removed(fetch: Fetch, outside:
     await fetch(sales())
     assert fetch.names() == [".victoria-part-01", "sales.csv"]
     assert content_of(outside / "precious") == CONTENT
-
-
-# What an earlier task may have planted
 
 
 @pytest.mark.parametrize("level", ["tasks", f"tasks/{TASK_ID}", f"tasks/{TASK_ID}/files"])
@@ -198,9 +192,6 @@ async def test_victoria_home_itself_may_be_a_link(fetch: Fetch) -> None:
     fetch.home = link
     await fetch(sales())
     assert fetch.content() == CONTENT
-
-
-# What goes wrong
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,6 @@ def _response(target: str, body: object, method: str = "GET") -> Message:
     ("message", "reason"),
     [
         (_beat(current_task_id=None), "current_task_id"),
-        (_beat(node_id="node-1"), "node_id"),
         (_beat(status="asleep"), "asleep"),
         (_request("/nodes/heartbeat", {"status": "idle"}), "required"),
         (_request("/nodes/heartbeat", BEAT, header="x-other"), "credentials"),

@@ -62,9 +62,6 @@ def refusal(check: Callable[..., object], *arguments: object) -> str:
     return str(caught.value)
 
 
-# Texts
-
-
 @pytest.mark.parametrize(
     ("check", "texts"),
     [
@@ -175,9 +172,6 @@ def test_bad_number_is_an_error_of_usage(parse: Check, texts: list[str], reason:
             parse(text)
 
 
-# Files
-
-
 def test_token_is_taken_without_the_white_space_around_it(tmp_path: Path) -> None:
     (tmp_path / "token").write_text(f"  {SECRET}\n", encoding="utf-8")
     assert read_token_file(tmp_path / "token") == token_of(f"{SECRET}\n") == Secret(SECRET)
@@ -233,9 +227,6 @@ def test_unusable_file_is_named_and_its_content_is_not_repeated(
     assert SECRET not in shown
 
 
-# Folders
-
-
 def test_folder_is_made_for_us_alone_and_keeps_its_mode_if_it_exists(tmp_path: Path) -> None:
     made = make_folder(tmp_path / "deep" / "state", "--state-dir")
     assert stat.S_IMODE(made.stat().st_mode) == 0o700
@@ -274,9 +265,6 @@ def test_home_stands_for_a_tilde_at_the_beginning(monkeypatch: pytest.MonkeyPatc
     assert [expand(path) for path in paths] == ["/home/me", "/home/me/a b", "/a/~", "a"]
     monkeypatch.setenv("XDG_STATE_HOME", "~no-such-user")
     assert refusal(default_state_dir).startswith("cannot use the XDG state folder ~no-such-user: ")
-
-
-# The whole
 
 
 def test_secret_is_shown_only_when_it_is_revealed(tmp_path: Path) -> None:

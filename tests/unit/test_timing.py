@@ -64,7 +64,6 @@ def test_uptime_is_the_kernel_s_time_since_the_boot_which_has_one_id() -> None:
 
 
 async def waits_of(failures: int, error: Exception, policy: RetryPolicy) -> list[float]:
-    """Retry by a policy what fails so often; return the waits, which the clock has passed."""
     clock, waits_s, left = PassingClock(), list[float](), [error] * failures
     began_s = clock.awake_s()
 
