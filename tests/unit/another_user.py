@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures.thread  # noqa: F401 - imported late, else by a user who may not read it
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -11,15 +11,16 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 from pathlib import Path
+from typing import cast
 
 import anyio
 import pytest
 from anyio.abc import ByteStream, SocketAttribute, SocketStream
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from runner import __version__
-from runner.api.address import check_orchestrator_url
+from runner.api.address import check_orchestrator_url, proxy_to
 from runner.api.client import HeartbeatResponse, OrchestratorClient
 from runner.api.http import MAX_RESPONSE_BYTES, SLOWEST_UPLOAD_BYTES_PER_S, HttpClient
 from runner.errors import ConfigurationError, Refused, Unauthorised, Unavailable
@@ -96,8 +97,12 @@ class Api:
     async def error(self, name: str, response: Answer) -> Refused | Unavailable:
         with pytest.raises((Refused, Unavailable)) as caught:
             await self.call(name, response)
-        assert isinstance(caught.value, Refused | Unavailable)
-        return caught.value
+        return cast("Refused | Unavailable", caught.value)
+
+    async def outage(self, name: str, response: Answer) -> Unavailable:
+        error = await self.error(name, response)
+        assert isinstance(error, Unavailable)
+        return error
 
 
 @pytest.fixture
@@ -145,10 +150,8 @@ async def test_request_is_as_the_api_asks(
 async def test_field_without_a_value_is_left_out_of_every_body(api: Api) -> None:
     api.server.answer(json_response({}))
     message = {"id": "m-1", "content": "", "model": None, "finished_at": None}
-
     await api.client.heartbeat(api.identity, {"status": "offline", "current_task_id": None})
     await api.client.send_log(api.identity, log_body("t-1", {"messages": [message]}))
-
     heartbeat, log = (json.loads(request.body) for request in api.server.requests)
     assert heartbeat == {"node_id": NODE_ID, "status": "offline"}
     assert log["session"] == {"messages": [{"id": "m-1", "content": ""}]}
@@ -161,44 +164,32 @@ async def test_orchestrator_may_live_below_a_path(server: ScriptedServer) -> Non
     assert server.requests[0].target == "/victoria/api/health"
 
 
-@pytest.mark.parametrize(
-    ("name", "target"),
-    [
-        ("two words", "two%20words"),
-        ("Übersicht", "%C3%9Cbersicht"),
-        ("#1", "%231"),
-        ("50%", "50%25"),
-        ("%2e%2e", "%252e%252e"),
-        ("what?", "what%3F"),
-        ("a:b", "a%3Ab"),
-        ("//evil.example", "%2F%2Fevil.example"),
-        ("a+b&c=d;e:f@g", "a%2Bb%26c%3Dd%3Be%3Af%40g"),
-    ],
-)
-async def test_name_of_a_file_is_encoded(api: Api, name: str, target: str) -> None:
+async def test_name_of_a_file_is_encoded(api: Api) -> None:
+    names = ["two words", "Übersicht", "#1", "%2e%2e", "what?", "//evil", "a+b&c=d;e:f@g"]
+    encoded = ["two%20words", "%C3%9Cbersicht", "%231", "%252e%252e", "what%3F", "%2F%2Fevil"]
     api.server.answer(http(200, b"x"))
-    async with api.client.download(api.identity, name):
-        pass
-    assert api.server.requests[0].target == f"/files/{target}"
+    for name in names:
+        async with api.client.download(api.identity, name):
+            pass
+    targets = [request.target for request in api.server.requests]
+    assert targets == [f"/files/{name}" for name in (*encoded, "a%2Bb%26c%3Dd%3Be%3Af%40g")]
 
 
 # What is read
 
-NOT_USABLE = "has no usable id or api_key"
+USELESS_IDENTITIES: list[object] = [
+    *({}, {"id": NODE_ID}, {"api_key": "k"}, {"id": 7, "api_key": "k"}),
+    *({"id": "\ud800", "api_key": "k"}, {"id": NODE_ID, "api_key": None}),
+    *({"id": NODE_ID, "api_key": key} for key in ("", "k\r\nX-Evil: 1", "ü")),
+]
 
 
-@pytest.mark.parametrize(
-    ("message", "responses"),
-    [
-        (NOT_USABLE, [{}, {"id": NODE_ID}, {"api_key": "k"}, {"id": 7, "api_key": "k"}]),
-        (NOT_USABLE, [{"id": "\ud800", "api_key": "k"}, {"id": NODE_ID, "api_key": None}]),
-        (NOT_USABLE, [{"id": NODE_ID, "api_key": key} for key in ("", "k\r\nX-Evil: 1", "ü")]),
-        ("its response is not a JSON object", [[], None, "text"]),
-    ],
-)
-async def test_identity_must_be_usable(api: Api, message: str, responses: list[object]) -> None:
-    for response in responses:
-        assert message in str(await api.error("register", json_response(response)))
+async def test_identity_must_be_usable(api: Api) -> None:
+    for response in USELESS_IDENTITIES:
+        error = await api.error("register", json_response(response))
+        assert "has no usable id or api_key" in str(error)
+    error = await api.error("register", json_response(["text"]))
+    assert "its response is not a JSON object" in str(error)
 
 
 @pytest.mark.parametrize(
@@ -220,19 +211,20 @@ async def test_registration_and_heartbeat_return_extensions(
 
 
 @pytest.mark.parametrize(
-    ("responses", "cancelled"),
+    ("response", "cancelled"),
     [
-        ([{"cancelled_task_ids": ["t-1", "t-2"]}], {"t-1", "t-2"}),
-        ([{"cancelled_task_ids": "t-1"}, {"cancelled_task_ids": [None, 1]}], set()),
-        ([{}, [], "ok", None], set()),
+        ({"cancelled_task_ids": ["t-1", "t-2"]}, {"t-1", "t-2"}),
+        ({"cancelled_task_ids": "t-1"}, set()),
+        ({"cancelled_task_ids": [None, 1]}, set()),
+        (["cancelled_task_ids"], set()),
     ],
+    ids=str,
 )
 async def test_heartbeat_returns_cancelled_tasks(
-    api: Api, responses: list[object], cancelled: set[str]
+    api: Api, response: object, cancelled: set[str]
 ) -> None:
     expected = HeartbeatResponse(frozenset(cancelled), frozenset())
-    for response in responses:
-        assert await api.call("heartbeat", json_response(response)) == expected
+    assert await api.call("heartbeat", json_response(response)) == expected
 
 
 @pytest.mark.parametrize(
@@ -272,8 +264,7 @@ async def test_empty_body_is_no_work_and_acknowledges_a_report(api: Api, respons
         (TaskStatus.ERROR, [{"status": "error", "job_id": "t-1"}]),
         (None, [{"status": "success"}]),  # of the request, perhaps
         (None, [{"status": "success", "task_id": "t-2"}, {"status": "success", "task_id": [1]}]),
-        (None, [{"status": other, "task_id": "t-1"} for other in ("running", "paused")]),
-        (None, [{"status": 3}, {"status": {}}, {}, None, ["status"]]),
+        (None, [{"status": "paused", "task_id": "t-1"}, {"status": {}}, {}, None, ["status"]]),
     ],
 )
 async def test_claim_and_report_return_a_final_status(
@@ -302,16 +293,12 @@ async def test_download_streams_what_is_sent(
     assert max(sizes) < 2_000_000
 
 
-@pytest.mark.parametrize(
-    "content_type",
-    [
-        *("application/json", "application/json; charset=utf-8", "application/json;charset=UTF-8"),
-        *("APPLICATION/JSON", "Text/Json", "application/problem+json", " application/json"),
-        "application/vnd.victoria.v1+json ; charset=utf-8",
-    ],
-)
-async def test_content_types_of_json_are_accepted(api: Api, content_type: str) -> None:
-    await api.call("status", http(200, b"{}", {"Content-Type": content_type}))
+async def test_content_types_of_json_are_accepted(api: Api) -> None:
+    for content_type in (
+        *("application/json; charset=utf-8", "APPLICATION/JSON", "Text/Json", " application/json"),
+        *("application/problem+json", "application/vnd.victoria.v1+json ; charset=utf-8"),
+    ):
+        await api.call("status", http(200, b"{}", {"Content-Type": content_type}))
 
 
 # What is refused, and what is unavailable
@@ -323,7 +310,6 @@ DETAILS: dict[str, tuple[bytes, str]] = {
     "a list": (b'{"detail": [{"loc": ["body"]}]}', ': [{"loc": ["body"]}]'),
     "null": (b'{"detail": null}', ""),
     "not an object": (b"[]", ""),
-    "empty": (b"", ""),
     "not JSON": (b"<html>", ""),
     "too long": (b'{"detail": "' + b"x" * 5000 + b'"}', f": {MAX_DETAIL}"),
 }
@@ -331,11 +317,10 @@ MUCH = [bytes(1 << 20)] * 17
 REFUSED: dict[str, tuple[Answer, str]] = {
     **{
         f"{status}": (json_response({"detail": "no"}, status), f"HTTP {status}: no")
-        for status in (400, 401, 403, 404, 405, 409, 410, 413, 422)
+        for status in (400, 401, 403, 404, 413, 422)
     },
     **{name: (http(409, body, JSON), f"HTTP 409{text}") for name, (body, text) in DETAILS.items()},
     "page": (http(404, b"<html>404 page not found</html>", PAGE), "HTTP 404"),
-    "text": (http(404, b"404 page not found", {"Content-Type": "text/plain"}), "HTTP 404"),
     "nothing": (http(404), "HTTP 404"),
     "JSON in a page": (http(404, b'{"detail": "no"}', PAGE), "HTTP 404"),
     "bomb": (http(404, BOMB, {**JSON, **GZIP}), "HTTP 404"),
@@ -353,7 +338,7 @@ async def test_4xx_is_refused_with_one_short_line(api: Api, response: Answer, me
         assert message.startswith(f"HTTP {error.status}")
 
 
-@pytest.mark.parametrize("depth", [100, 990, 995, 998, 999, 1000, 1500, 100_000])
+@pytest.mark.parametrize("depth", [100, 990, 998, 1000, 100_000])
 async def test_reason_of_any_depth_is_survived(api: Api, depth: int) -> None:
     nested = b'{"detail": ' + b"[" * depth + b"]" * depth + b"}"
     for status, kind in ((409, Refused), (502, Unavailable)):
@@ -363,11 +348,9 @@ async def test_reason_of_any_depth_is_survived(api: Api, depth: int) -> None:
 @pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504])
 async def test_status_that_will_pass_is_unavailable(api: Api, status: int) -> None:
     for name in WITH_KEY:
-        error = await api.error(name, json_response({"detail": "later"}, status))
-        assert isinstance(error, Unavailable)
+        error = await api.outage(name, json_response({"detail": "later"}, status))
         assert (str(error), error.status) == (f"HTTP {status}: later", status)
         assert (error.detail, error.retry_after_s) == ("later", None)
-
         assert str(await api.error(name, http(status, b"<html>", PAGE))) == f"HTTP {status}"
 
 
@@ -385,59 +368,37 @@ TOMORROW = datetime.now(timezone.utc) + timedelta(days=1)
     ],
     ids=["seconds", "past", "future", "not a number", "not a date"],
 )
-@pytest.mark.parametrize("status", [429, 503])
 async def test_retry_after_is_in_seconds_or_a_date(
-    api: Api, status: int, seconds: object, values: list[str]
+    api: Api, seconds: object, values: list[str]
 ) -> None:
     for value in values:
-        error = await api.error("health", http(status, headers={"Retry-After": value}))
-        assert isinstance(error, Unavailable)
-        assert error.retry_after_s == seconds
+        for status in (429, 503):
+            error = await api.outage("health", http(status, headers={"Retry-After": value}))
+            assert error.retry_after_s == seconds
 
 
 def not_json(shown: str) -> str:
     return f"its response is not JSON (Content-Type: {shown}); is this the orchestrator's address?"
 
 
-OTHER_TYPES = [
-    *("text/html", "text/html; charset=utf-8", "text/plain", "application/jsonp", "json"),
-    *("application/octet-stream", "text/html; application/json"),
-]
 NOT_VALID = "its response is not valid JSON"
 TOO_LONG = "its response is longer than 16 MiB"
 COMPRESSED = "it sent a compressed file, which was not asked for"
+NODE_JSON = b'{"id": "n", "api_key": "k"}'
 UNREADABLE: dict[str, tuple[Answer, str]] = {
     "half": (http(200, b'{"half": ', JSON), NOT_VALID),
     "not text": (http(200, b"\xff\xfe\xfd", JSON), NOT_VALID),
     "nested": (http(200, b"[" * 200_000, JSON), NOT_VALID),
     "long number": (http(200, b"9" * 5000, JSON), NOT_VALID),
-    "html": (http(200, b"<html>", JSON), NOT_VALID),
     "compressed": (http(200, BOMB, {**JSON, **GZIP}), NOT_VALID),
     "endless": (endless(JSON, b'{"session": '), TOO_LONG),
 }
-
-
-@pytest.mark.parametrize(("response", "message"), UNREADABLE.values(), ids=UNREADABLE)
-async def test_unreadable_json_is_unavailable_but_accepts_a_report(
-    api: Api, response: Answer, message: str
-) -> None:
-    for name in NEED_JSON:
-        error = await api.error(name, response)
-        assert isinstance(error, Unavailable)
-        assert str(error) == message
-    for name in ("status", "log"):
-        assert await api.call(name, response) is None
-
-
-NODE_JSON = b'{"id": "n", "api_key": "k"}'
 USELESS: dict[str, tuple[tuple[str, ...], Answer, str]] = {
+    **{name: (NEED_JSON, *row) for name, row in UNREADABLE.items()},
     **{
-        other: (TAKE_JSON, http(200, NODE_JSON, {"Content-Type": other}), not_json(other))
-        for other in OTHER_TYPES
+        other: (TAKE_JSON, http(200, NODE_JSON, {"Content-Type": other}), not_json(other or "none"))
+        for other in ("", "text/html; charset=utf-8", "json", "text/html; application/json")
     },
-    "no type": (TAKE_JSON, http(200, NODE_JSON), not_json("none")),
-    "empty type": (TAKE_JSON, http(200, NODE_JSON, {"Content-Type": ""}), not_json("none")),
-    "endless": (("log",), endless(), not_json("none")),
     "endless page": (("log",), endless(PAGE), not_json("text/html")),
     "endless refusal": (("health",), raw(NOT_FOUND, *MUCH), TOO_LONG),
     "compressed file": (("download",), http(200, BOMB, GZIP), COMPRESSED),
@@ -449,9 +410,13 @@ async def test_other_content_is_unavailable_and_not_read_for_long(
     api: Api, names: tuple[str, ...], response: Answer, message: str
 ) -> None:
     for name in names:
-        error = await api.error(name, response)
-        assert isinstance(error, Unavailable)
-        assert str(error) == message
+        assert str(await api.outage(name, response)) == message
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+async def test_unreadable_json_accepts_a_report(api: Api, name: str) -> None:
+    for report in ("status", "log"):
+        assert await api.call(report, UNREADABLE[name][0]) is None
 
 
 HALF = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
@@ -460,9 +425,7 @@ HALF = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 10
 @pytest.mark.parametrize(
     ("names", "sent"),
     [
-        (WITH_KEY, b""),
-        (WITH_KEY, b"\x00\x01 this is no HTTP\r\n\r\n"),
-        (WITH_KEY, b"HTTP/1.1 200 OK\r\nContent-"),
+        *((WITH_KEY, sent) for sent in (b"", b"\x00\x01 no HTTP\r\n\r\n", HALF[:25])),
         (NEED_JSON, HALF),
     ],
     ids=["nothing", "junk", "half a head", "half a body"],
@@ -476,7 +439,7 @@ async def test_lost_connection_shows_no_key(api: Api, names: tuple[str, ...], se
             link = link.__cause__
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"], ids=["one address", "two addresses"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 async def test_refused_connection_is_called_by_its_name(identity: Identity, host: str) -> None:
     with nobody_listening() as port:
         async with OrchestratorClient(f"http://{host}:{port}") as client:
@@ -508,16 +471,14 @@ async def test_deadline_grows_with_what_is_sent(server: ScriptedServer) -> None:
                 pass
 
 
-@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize("status", [301, 307])
 async def test_redirect_to_another_origin_is_not_followed(api: Api, status: int) -> None:
     async with serving() as elsewhere:
         elsewhere.answer(json_response(REGISTERED))
         redirect = http(status, headers={"Location": f"{elsewhere.url}/tasks/pending"})
         for name in WITH_KEY:
-            error = await api.error(name, redirect)
-            assert isinstance(error, Unavailable)
+            error = await api.outage(name, redirect)
             assert "a redirect, which is not followed" in str(error)
-
         assert elsewhere.requests == []
 
 
@@ -525,7 +486,6 @@ async def test_redirect_to_another_origin_is_not_followed(api: Api, status: int)
 
 
 def make_certificate(folder: Path) -> tuple[Path, Path]:
-    """Make a certificate for 127.0.0.1 that is its own authority, and its key."""
     certificate, key = folder / "certificate.pem", folder / "key.pem"
     command = [
         *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"),
@@ -575,7 +535,7 @@ async def test_plain_http_behind_https_is_unavailable(identity: Identity) -> Non
         tasks.cancel_scope.cancel()
 
 
-@pytest.mark.parametrize("content", [b"", b"no certificate", b"\xff\x00"])
+@pytest.mark.parametrize("content", [b"", b"\xff\x00"])
 def test_ca_file_without_a_certificate_is_named(tmp_path: Path, content: bytes) -> None:
     ca_file = tmp_path / "ca.pem"
     ca_file.write_bytes(content)
@@ -584,15 +544,60 @@ def test_ca_file_without_a_certificate_is_named(tmp_path: Path, content: bytes) 
         OrchestratorClient("https://o.example.com", ca_file)
 
 
-# Addresses
+# Addresses and proxies
+
+AWAY = "https://orchestrator.example.com"
+PROXY = "http://proxy.example:3128"
 
 
-@pytest.mark.parametrize("url", ["https://999.999.1.1", "https://[v1.x]", "https://xn--a"])
-def test_address_that_no_request_could_carry_is_refused(url: str) -> None:
-    with pytest.raises(ConfigurationError, match="cannot use --orchestrator-url"):
-        OrchestratorClient(url)
+@pytest.fixture
+def env(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    return monkeypatch
 
 
+@pytest.mark.parametrize("variable", ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"])
+@pytest.mark.parametrize("value", [PROXY, PROXY.removeprefix("http://")])
+def test_proxy_of_the_scheme_or_of_all(env: pytest.MonkeyPatch, variable: str, value: str) -> None:
+    assert proxy_to(AWAY) is None
+    env.setenv("HTTP_PROXY", "http://other.example")
+    env.setenv(variable, value)
+    assert proxy_to(AWAY) == PROXY
+
+
+@pytest.mark.parametrize(
+    ("url", "no_proxy"),
+    [
+        *((url, "") for url in ("http://127.0.0.1:8000", "http://localhost", "https://[::1]:8443")),
+        *((AWAY, host) for host in (AWAY.removeprefix("https://"), ".example.com", "example.com")),
+        *((AWAY, hosts) for hosts in ("other.example, example.com", "*")),
+    ],
+)
+def test_loopback_and_hosts_in_no_proxy_need_none(
+    env: pytest.MonkeyPatch, url: str, no_proxy: str
+) -> None:
+    for variable in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        env.setenv(variable, PROXY)
+    env.setenv("NO_PROXY", no_proxy)
+    assert proxy_to(url) is None
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["socks5://h:1080", "ftp://h", "http://", "http://h:port", "http://[::1", "h h", "http://@"],
+)
+def test_unusable_proxy_is_refused_and_not_shown(env: pytest.MonkeyPatch, value: str) -> None:
+    env.setenv("ALL_PROXY", value)
+    with pytest.raises(ConfigurationError, match=r"^cannot use the proxy in ALL_PROXY: ") as caught:
+        proxy_to(AWAY)
+    assert value not in str(caught.value).replace("http://HOST:PORT", "")
+
+
+@example("999.999.1.1")
+@example("[v1.x]")
+@example("xn--a")
 @given(st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), max_size=40))
 def test_address_that_was_checked_can_be_requested_or_is_refused(rest: str) -> None:
     try:
@@ -617,7 +622,6 @@ async def test_key_for_a_loopback_orchestrator_goes_to_no_proxy(
             monkeypatch.setenv(variable, proxy.url)
         async with OrchestratorClient(url) as orchestrator:
             await orchestrator.next_task(identity, 0)
-
         targets = [request.target for request in proxy.requests]
         assert targets == ([] if is_loopback else [f"{url}/tasks/pending"])
     assert len(server.requests) == is_loopback

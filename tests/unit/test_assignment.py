@@ -34,15 +34,9 @@ def refusal(value: object) -> BadAssignment:
     return caught.value
 
 
-# What is accepted
-
-
-def test_smallest_assignment_is_a_prompt_with_an_id() -> None:
+def test_prompt_with_an_id_is_enough_and_unknown_fields_and_nulls_are_ignored() -> None:
     smallest = parse_assignment({"task_id": TASK_ID, "prompt": "count"}, orchestrator_url=URL)
     assert smallest == Assignment(TASK_ID, "count", URL, 3600)
-
-
-def test_unknown_fields_and_nulls_are_ignored() -> None:
     assert parse(priority=10, job_id=None, timeout_seconds=None) == parse()
     assert parse(orchestrator_url=None).orchestrator_url == FALLBACK_URL
 
@@ -60,21 +54,14 @@ def test_good_field_is_used_as_it_is(field: str, values: list[object]) -> None:
     assert [getattr(parse(**{field: value}), field) for value in values] == values
 
 
-@pytest.mark.parametrize("seconds", [1, 0.5, 3, 7200, MAX_TIMEOUT_S])
+@pytest.mark.parametrize("seconds", [1, 0.5, MAX_TIMEOUT_S])
 def test_timeout_is_in_seconds(seconds: float) -> None:
     assert parse(timeout_seconds=seconds).timeout_s == seconds
 
 
-@pytest.mark.parametrize(
-    "names",
-    [
-        ["a", "sales.csv", "two words", "Umsätze.csv", "100%#?&", "-rf", "...", "~", "n" * 255],
-        ["NUL", "con.txt", "Lpt1", "a.csv", "A.csv", "\u00fc", "u\u0308"],
-        [f"f{number}" for number in range(MAX_FILES)],
-    ],
-    ids=["plain", "devices elsewhere and different by a byte", "as many as allowed"],
-)
-def test_plain_file_names_are_accepted(names: list[str]) -> None:
+def test_plain_file_names_are_accepted_even_if_they_differ_by_a_byte() -> None:
+    plain = ["two words", "100%#?&", "-rf", "...", "~", "n" * 255, "NUL", "A", "a", "ü", "u\u0308"]
+    names = [*plain, *(f"f{number}" for number in range(MAX_FILES - len(plain)))]
     assert [file.name for file in parse(files=names).files] == names
 
 
@@ -86,7 +73,6 @@ def test_plain_file_names_are_accepted(names: list[str]) -> None:
         (["a"], None, (TaskFile("a", None),)),
         (["a"], [], (TaskFile("a", None),)),
         (None, None, ()),
-        ([], [], ()),
     ],
 )
 def test_checksums_are_in_the_order_of_files(
@@ -95,29 +81,23 @@ def test_checksums_are_in_the_order_of_files(
     assert parse(files=files, file_checksums=checksums).files == parsed
 
 
-# What is not, and why
-
-
-@pytest.mark.parametrize("value", [None, [], "task", 7, True, [raw()]])
-def test_anything_but_an_object_is_not_an_assignment(value: object) -> None:
-    error = refusal(value)
-    assert str(error) == "cannot read the assignment: it is not a JSON object"
-    assert error.task_id is None
+def test_anything_but_an_object_is_not_an_assignment() -> None:
+    for error in map(refusal, (None, "task", True, [raw()])):
+        assert str(error) == "cannot read the assignment: it is not a JSON object"
+        assert error.task_id is None
 
 
 UNUSABLE_IDS = [
-    *(None, "", 7, ["t-1"], ".", "..", "../../etc", "a/b", "a\\b", "-rf", ".hidden", "a b"),
-    *("a\n", "a\x00", "tâche", "١٢٣", "a" * 129, "$(id)"),
+    *(None, "", 7, ["t-1"], ".", "..", "../../etc", "a/b", "-rf", ".hidden", "a b", "$(id)"),
+    *("a\n", "a\x00", "tâche", "١٢٣", "a" * 129),
 ]
 
 
 @pytest.mark.parametrize("task_id", UNUSABLE_IDS)
 def test_assignment_without_a_usable_task_id_cannot_be_answered(task_id: object) -> None:
+    expected = "its task_id must be 1 to 128 letters, digits, dots, dashes or underscores"
     for error in (refusal(raw(task_id=task_id)), refusal({"prompt": "count"})):
-        assert str(error) == (
-            "cannot read the assignment: its task_id must be 1 to 128 letters, digits, dots, "
-            "dashes or underscores"
-        )
+        assert str(error) == f"cannot read the assignment: {expected}"
         assert error.task_id is None
 
 
@@ -136,7 +116,6 @@ BROKEN: list[tuple[str, str, list[object]]] = [
     ("prompt", "its prompt is missing or empty", [None, "", " \n\t", ["count"], 7, {}]),
     ("prompt", "its prompt has a NUL character in it", ["a\x00b"]),
     ("prompt", "its prompt is not valid Unicode", ["half \ud83d"]),
-    ("prompt", f"its prompt has 3000000 bytes {TOO_MUCH}", ["x" * 3_000_000]),
     ("prompt", f"its prompt has 131072 bytes {TOO_MUCH}", ["ü" * 65_536]),
     ("orchestrator_url", NOT_A_URL, ["", 7, {}, "https://a b", "https://a\nX=1"]),
     ("orchestrator_url", NOT_A_URL, ["https://" + "a" * 2000]),
@@ -167,9 +146,8 @@ def test_broken_field_is_named_in_a_sentence(field: str, reason: str, values: li
 @pytest.mark.parametrize(
     ("files", "reason", "values"),
     [
-        (["a", "b"], DO_NOT_MATCH, [[SHA], [SHA] * 3, [SHA] * 4, "xy", {"a": 1, "b": 2}, 7]),
-        (["a"], NOT_A_SHA, [["x"], [None], [""], [SHA[:-1]], [SHA + "0"], ["g" * 64], [7]]),
-        (["a"], NOT_A_SHA, [[SHA + "\n"], ["sha256:" + SHA]]),
+        (["a", "b"], DO_NOT_MATCH, [[SHA], [SHA] * 3, "xy", {"a": 1, "b": 2}, 7]),
+        (["a"], NOT_A_SHA, [[None], [SHA[:-1]], [SHA + "0"], ["g" * 64], [SHA + "\n"], [7]]),
     ],
 )
 def test_each_file_has_its_checksum(files: list[str], reason: str, values: list[object]) -> None:
@@ -177,8 +155,6 @@ def test_each_file_has_its_checksum(files: list[str], reason: str, values: list[
         error = refusal(raw(files=files, file_checksums=checksums))
         assert str(error) == f"cannot run the task: {reason}"
 
-
-# Anything that can come
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),

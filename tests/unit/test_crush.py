@@ -9,8 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
-from functools import partial
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import cast
 
@@ -54,14 +53,7 @@ CREATE TABLE messages (
 
 @pytest.fixture
 def crush(tmp_path: Path) -> Iterator[Crush]:
-    with running(tmp_path / ".crush" / "crush.db") as crush:
-        yield crush
-
-
-@contextmanager
-def running(path: Path, schema: str = SCHEMA) -> Iterator[Crush]:
-    crush = Crush(path, schema)
-    with closing(crush.connection):
+    with closing(Crush(tmp_path / ".crush" / "crush.db")) as crush:
         yield crush
 
 
@@ -92,7 +84,7 @@ def contents(session: dict[str, object]) -> list[str]:
     return [str(message["content"]) for message in messages(session)]
 
 
-def content(crush: Crush, parts: object, limit: int = LIMIT, *secrets: str) -> str:
+def content(crush: Crush, parts: object, limit: int, *secrets: str) -> str:
     crush.begin("s1")
     crush.say("s1", parts)
     (shown,) = contents(read(crush.path, limit, secrets))
@@ -109,6 +101,10 @@ def find(database: Path, **known: object) -> str | None:
     return ids[0] if is_certain else None
 
 
+def part(kind: str, **data: object) -> list[object]:
+    return [{"type": kind, "data": data}]
+
+
 # Reading
 
 
@@ -116,26 +112,12 @@ def test_session_is_read_as_the_orchestrator_takes_it(crush: Crush) -> None:
     crush.begin("s1", prompt="Count the sales")
     crush.begin("s2", prompt="another's")
     crush.begin("s3", parent="s1", prompt="a sub-agent's")
-
-    message = {
-        "id": "m1",
-        "role": "user",
-        "content": "Count the sales",
-        "model": "a-model",
-        "provider": "a-provider",
-        "created_at": DURING,
-        "finished_at": DURING + 1,
-    }
-    assert read(crush.path) == {
-        "id": "s1",
-        "title": "A title",
-        "prompt_tokens": 1200,
-        "completion_tokens": 340,
-        "cost": 0.25,
-        "created_at": DURING,
-        "updated_at": DURING + 5,
-        "messages": [message],
-    }
+    message: dict[str, object]
+    message = {"id": "m1", "role": "user", "content": "Count the sales", "model": "a-model"}
+    message |= {"provider": "a-provider", "created_at": DURING, "finished_at": DURING + 1}
+    session = {"id": "s1", "title": "A title", "created_at": DURING, "updated_at": DURING + 5}
+    counts = {"prompt_tokens": 1200, "completion_tokens": 340, "cost": 0.25}
+    assert read(crush.path) == {**session, **counts, "messages": [message]}
 
 
 def test_messages_come_in_the_order_of_their_times_then_of_their_writing(crush: Crush) -> None:
@@ -143,10 +125,6 @@ def test_messages_come_in_the_order_of_their_times_then_of_their_writing(crush: 
     for content, at in (("third", 30), ("first", 10), ("second", 20), ("fourth", 30)):
         crush.say("s1", text(content), at=at)
     assert contents(read(crush.path)) == ["first", "second", "third", "fourth"]
-
-
-def part(kind: str, **data: object) -> list[object]:
-    return [{"type": kind, "data": data}]
 
 
 @pytest.mark.parametrize(
@@ -157,7 +135,7 @@ def part(kind: str, **data: object) -> list[object]:
         (part("reasoning", thinking="So.", signature="xyz"), "[reasoning]\nSo."),
         (part("reasoning", thinking="", signature="xyz"), ""),
         (part("tool_call", id="c1", name="bash", input='{"a":1}'), '[tool call: bash]\n{"a":1}'),
-        (part("tool_result", name="bash", content="a.csv"), "[tool result: bash]\na.csv"),
+        (part("tool_result", name="b", content="a.csv"), "[tool result: b]\na.csv"),
         (part("tool_result", name="bash", content="no", is_error=True), "[tool error: bash]\nno"),
         (part("shell_command", command="ls", output="a", exit_code=0), "$ ls\na\n[exit code 0]"),
         (part("image_url", url="https://a.example/a.png"), "[image: https://a.example/a.png]"),
@@ -169,18 +147,15 @@ def part(kind: str, **data: object) -> list[object]:
         (part("text", text=7), '{"type": "text", "data": {"text": 7}}'),
         # What cannot be parsed is shown as it is.
         ("no JSON at all", "no JSON at all"),
-        ('[{"type": "text", "da', '[{"type": "text", "da'),
         ('{"a": 1}', '{"a": 1}'),
         ("[1" + "0" * 5000 + "]", "[1" + "0" * 5000 + "]"),
         ("[" * 100_000, "[" * 100_000),
-        ("[]", ""),
         ("", ""),
         (b'[{"type": "text", "data": {"text": "a blob"}}]', "a blob"),
         (b"\x28\xb5\x2f\xfd\x00\x01", "[… 6 compressed bytes …]"),
         # What is not Unicode can still be sent.
         (text("half \ud83d, NUL \x00."), "half ?, NUL \ufffd."),
         (b'[{"type": "text", "data": {"text": "\xff\xfe"}}]', "\ufffd\ufffd"),
-        (b"\xc3(", "\ufffd("),
     ],
     ids=str,
 )
@@ -189,7 +164,7 @@ def test_parts_of_a_message_are_shown_as_text(crush: Crush, stored: object, show
 
 
 def test_column_that_an_older_crush_lacks_is_replaced(tmp_path: Path) -> None:
-    with running(tmp_path / "crush.db", OLD_SCHEMA) as old:
+    with closing(Crush(tmp_path / "crush.db", OLD_SCHEMA)) as old:
         old.connection.execute("INSERT INTO sessions VALUES ('s1', NULL, ?)", (DURING,))
         old.connection.execute("INSERT INTO messages VALUES ('m', 's1', 'user', NULL, 1)")
         assert find(old.path) == "s1"
@@ -201,9 +176,8 @@ def test_column_that_an_older_crush_lacks_is_replaced(tmp_path: Path) -> None:
 
 def test_value_that_json_does_not_have_is_replaced(crush: Crush) -> None:
     crush.begin("s1")
-    crush.connection.execute(
-        "UPDATE sessions SET cost = 9e999, prompt_tokens = 'many', title = CAST(x'61FF' AS TEXT)"
-    )
+    crush.connection.execute("UPDATE sessions SET cost = 9e999, prompt_tokens = 'many'")
+    crush.connection.execute("UPDATE sessions SET title = CAST(x'61FF' AS TEXT)")
     session = read(crush.path)
     assert (session["cost"], session["prompt_tokens"], session["title"]) == (0.0, 0, "a\ufffd")
 
@@ -215,7 +189,6 @@ def test_missing_database_and_unknown_session_are_none(crush: Crush, tmp_path: P
     (tmp_path / "empty.db").touch()
     for missing in ("crush.db", "no folder/crush.db", "empty.db"):
         assert find(tmp_path / missing) is None
-
     crush.begin("s1")
     for session_id in ("s2", "", "s1\x00", "\ud800"):
         assert ask(crush.path, session_id=session_id, limit_bytes=LIMIT)[1] is None
@@ -228,14 +201,13 @@ def test_missing_database_and_unknown_session_are_none(crush: Crush, tmp_path: P
 @example(at=0, damage=b"no database")
 def test_damage_anywhere_is_read_around_or_a_crush_error(at: int, damage: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        with running(Path(folder) / "crush.db") as crush:
+        with closing(Crush(Path(folder) / "crush.db")) as crush:
             crush.begin("s1", prompt="mine")
             for _ in range(100):
                 crush.say("s1", text("x" * 400))
         with crush.path.open("r+b") as file:
             file.seek(at)
             file.write(damage)
-
         with suppress(CrushError):
             find(crush.path, prompt="mine")
             ask(crush.path, session_id="s1", limit_bytes=LIMIT)
@@ -267,12 +239,10 @@ def test_what_is_not_a_regular_file_below_no_link_is_refused(tmp_path: Path, cru
     (tmp_path / "linked").symlink_to(crush.path.parent)
     shutil.copy(crush.path, tmp_path / "other.db")
     os.mkfifo(tmp_path / "other.db-wal")
-
-    for path, reason in (
-        *((name, f"{name} is not a regular file") for name in ("folder", "pipe")),
-        *(("link", "too many levels of symbolic links"), ("linked/crush.db", "not a directory")),
-        ("other.db", "other.db-wal is not a regular file"),
-    ):
+    reasons = {name: f"{name} is not a regular file" for name in ("folder", "pipe")}
+    reasons |= {"link": "too many levels of symbolic links", "linked/crush.db": "not a directory"}
+    reasons |= {"other.db": "other.db-wal is not a regular file"}
+    for path, reason in reasons.items():
         with pytest.raises(CrushError, match=reason):
             find(tmp_path / path)
 
@@ -284,7 +254,7 @@ def test_database_within_a_transaction_of_a_rollback_journal_is_not_read(crush: 
 
 
 def write_pairs(database: Path, pairs: int) -> None:
-    with running(database) as crush:
+    with closing(Crush(database)) as crush:
         crush.connection.execute("PRAGMA wal_autocheckpoint = 20")
         for number in range(pairs):
             # A reader that sees one of the two without the other has seen half a write.
@@ -319,13 +289,12 @@ def test_wal_of_a_killed_crush_is_read_and_nothing_written(crush: Crush, tmp_pat
     left.mkdir()
     for name in ("crush.db", "crush.db-wal"):
         shutil.copy(crush.path.with_name(name), left)
-
     assert contents(read(left / "crush.db")) == ["in the database", "in the WAL"]
     assert sorted(path.name for path in left.iterdir()) == ["crush.db", "crush.db-wal"]
 
 
 def test_database_that_may_only_be_read_is_read_and_one_that_may_not_is_refused() -> None:
-    with tempfile.TemporaryDirectory() as made, running(Path(made) / "crush.db") as crush:
+    with tempfile.TemporaryDirectory() as made, closing(Crush(Path(made) / "crush.db")) as crush:
         crush.begin("s1", prompt="mine")
         for path in Path(made).iterdir():
             path.chmod(0o444)
@@ -343,7 +312,7 @@ def test_database_that_may_only_be_read_is_read_and_one_that_may_not_is_refused(
 
 @pytest.mark.parametrize("name", ["crush.db", "a b?c#d%20é.db"])
 def test_child_reads_what_is_read_here(tmp_path: Path, name: str) -> None:
-    with running(tmp_path / name) as crush:
+    with closing(Crush(tmp_path / name)) as crush:
         crush.begin("s1", prompt="🚀 mine, not \x00 s3cret-s3cret")
         crush.say("s1", text("more"))
         query = SessionQuery(STARTED_AT, None, others=(None, "\ud83d"), digests=("0f",))
@@ -361,19 +330,14 @@ def test_child_reads_what_is_read_here(tmp_path: Path, name: str) -> None:
         assert anyio.run(read_session, tmp_path / "none.db", "s1") is None
 
 
-def test_child_that_takes_too_long_is_killed(crush: Crush) -> None:
-    crush.begin("s1")
-    with pytest.raises(CrushError, match=r"it takes longer than 0\.001 s"):
-        anyio.run(partial(read_session, crush.path, "s1", read_timeout_s=0.001))
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
-
-
-def test_child_that_is_cancelled_is_killed(crush: Crush) -> None:
+def test_child_that_takes_too_long_or_is_cancelled_is_killed(crush: Crush) -> None:
     async def read_soon() -> None:
         with anyio.move_on_after(0.02):
             await read_session(crush.path, "s1")
+        with pytest.raises(CrushError, match=r"it takes longer than 0\.001 s"):
+            await read_session(crush.path, "s1", read_timeout_s=0.001)
 
+    crush.begin("s1")
     anyio.run(read_soon)
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
@@ -407,7 +371,6 @@ def test_hostile_database_does_not_harm_its_reader(tmp_path: Path, kind: str) ->
     command = [sys.executable, "-c", READ, str(database)]
     with hostile_crush(database, kind):
         output = subprocess.check_output(command, cwd=ROOT, text=True, timeout=200)
-
     peak_kib, threads, reason = output.rstrip("\n").split(" ", 2)
     assert int(peak_kib) < 60 * 1024
     assert threads == "1"
@@ -429,7 +392,6 @@ def test_candidates_were_begun_while_the_task_ran_and_come_newest_first(crush: C
         crush.begin(f"s{number}", at)
         crush.say(f"s{number}", text("more"), at=DURING)
     crush.begin("s9", DURING, parent="s1")  # a sub-agent's
-
     assert candidates(crush.path) == Candidates(["s3", "s2", "s1"], certain=False)
     while_it_runs = Candidates(["s4", "s3", "s2", "s1"], certain=False)
     assert candidates(crush.path, ended_at=None) == while_it_runs
@@ -438,16 +400,12 @@ def test_candidates_were_begun_while_the_task_ran_and_come_newest_first(crush: C
 @pytest.mark.parametrize(
     ("first", "prompt", "ours"),
     [
-        # A prompt, and the tasks whose reporters answered, for each session.
         ([("Count", "t-1"), ("Count", "t-2")], "Count", "s1"),
         ([("Count", "t-2"), ("Count", "t-3")], "Count", None),
         ([("Count", "t-2"), ("Count", "")], "Count", "s2"),
-        ([("Count", "t-2"), ("Please count", "t-1")], "Count", "s2"),
         ([("Count", "t-1 t-2")], "Count", "s1"),
         ([("Count", "t-2 t-1")], "Count", None),
         ([("Count", "t-10")], "Count", None),
-        ([("Count", "t-2")], "Count", None),
-        ([("Count all", "t-2")], "Count", None),
         ([("Draw", "t-2")], None, None),
         ([("Count", "t-1"), ("Count", "t-1")], "Count", "s2"),
     ],
@@ -460,7 +418,6 @@ def test_session_is_the_tasks_whose_mark_came_first_in_it(
         for message in marked(*task_ids.split()):
             crush.say(f"s{number}", message)
         crush.say(f"s{number}", text("I see the folders t-1 and t-2."))
-
     assert find(crush.path, prompt=prompt, mark=session_mark("t-1")) == ours
 
 
@@ -479,19 +436,16 @@ def test_mark_is_recognised_in_a_sentence_and_behind_a_long_message(crush: Crush
         (["Draw", "Count the sales"], "Count the sales\n", (), (), "s2"),
         (["Count", "Count it all"], "Count", (), (), "s1"),
         (["Victoria.\n\nCount\n\nBe brief.", "Victoria.\n\nDraw"], "Count", (), (), "s1"),
-        (["Draw"], "Count", (), (), None),
         ([""], "Count", (), (), None),
         (["Count", "Count"], "Count", (), (), None),
         (["Count", "Draw"], None, (), (), None),
         # A task beside this one can have begun it.
         (["Count"], "Count", (), (), "s1"),
-        (["Count"], "Count", ("Draw",), (), "s1"),
         (["Count"], "Count", ("Count",), (), None),
         (["Count"], "Count", ("Count it all",), (), "s1"),
         (["Count"], "Count", (None,), (), None),
         (["You: Count. Now"], "Count", ("Draw",), (), "s1"),
         (["You: Count. Now"], "Count", ("Count. Now",), (), None),
-        (["You: Count. Now"], "Count", (None,), (), None),
         (["You: Count all"], "Count all", ("Count",), (), "s1"),
         (["You: Count all"], "Count", ("all",), (), None),
         (["Count"], None, (), (), "s1"),
@@ -519,15 +473,13 @@ def test_session_without_a_mark_is_the_only_one_that_no_other_task_can_have_begu
         crush.say(f"s{number}", text("Count"), at=DURING + 1)
         crush.say(f"s{number}", text("Count"), role="user" if content else "tool")
     digests = tuple(prompt_digest(one) for one in closed)
-
     mark = session_mark(TASK_ID)
     assert find(crush.path, prompt=prompt, mark=mark, others=others, digests=digests) == ours
 
 
 # Secrets
 
-ODD_VALUE = 'key-"0<1>2ü'
-"""JSON escapes it, and Go's JSON escapes more of it than others do."""
+ODD_VALUE = 'key-"0<1>2ü'  # JSON escapes it, and Go's JSON escapes more of it than others do
 AS_JSON = json.dumps(ODD_VALUE, ensure_ascii=False)
 
 ODD_PARTS: dict[str, object] = {
@@ -553,9 +505,7 @@ def test_secret_is_redacted_in_the_title_and_in_names(crush: Crush) -> None:
     title = "x" * 295 + ODD_VALUE
     crush.connection.execute("UPDATE sessions SET title = ?", (title,))
     crush.connection.execute("UPDATE messages SET model = ?", (f"a-model of {ODD_VALUE}",))
-
     session = read(crush.path, secrets=(ODD_VALUE,))
-
     assert session["title"] == "x" * 295 + "***"
     assert messages(session)[0]["model"] == "a-model of ***"
 
@@ -580,15 +530,9 @@ def test_oldest_messages_go_first_and_their_number_is_shown(crush: Crush) -> Non
     mark, *rest = messages(session)
     first = 300 - len(rest)
     assert len(rest) > 20
-    assert mark == {
-        "id": "cut",
-        "role": "system",
-        "content": f"[… {first} older messages cut …]",
-        "model": None,
-        "provider": None,
-        "created_at": DURING + first,
-        "finished_at": None,
-    }
+    content = f"[… {first} older messages cut …]"
+    shown = {"id": "cut", "role": "system", "content": content, "created_at": DURING + first}
+    assert mark == {**dict.fromkeys(("model", "provider", "finished_at")), **shown}
     expected = [f"{number} " + "x" * 500 for number in range(first, 300)]
     assert [message["content"] for message in rest] == expected
     longer = read(crush.path, 100_000)
@@ -597,34 +541,26 @@ def test_oldest_messages_go_first_and_their_number_is_shown(crush: Crush) -> Non
 
 
 def test_long_content_loses_its_head_and_what_is_newer_stays(crush: Crush) -> None:
-    long = "".join(f"{number:06d}" for number in range(3_000))
     newest = "the newest " + "x" * 3_000
     crush.begin("s1", prompt="the oldest")
-    crush.say("s1", text(long))
+    crush.say("s1", text("".join(f"{number:06d}" for number in range(3_000))))
     crush.say("s1", text(newest))
-
-    session = read(crush.path, LIMIT)
-
-    mark, cut, last = contents(session)
+    mark, cut, last = contents(read(crush.path, LIMIT))
     assert mark == "[… 1 older messages cut …]"
-    head, _, end = cut.partition("\n")
-    assert head == f"[... {len(long) - len(end)} characters cut ...]"
-    assert long.endswith(end)
+    assert cut.startswith("[... ")
+    assert cut.endswith("002999")
     assert last == newest
-    assert wire_size(log_body(TASK_ID, session)) > LIMIT * 0.9
 
 
 @pytest.mark.parametrize(
     ("parts", "end"),
     [("x" * 100_000 + " the end", " the end"), ("🚀" * 20_000, "🚀"), ("\x01" * 4_000, "\x01")],
-    ids=["plain characters", "wide characters", "escaped characters"],
+    ids=["plain", "wide", "escaped"],
 )
 def test_message_above_the_limit_is_kept_by_its_end(crush: Crush, parts: str, end: str) -> None:
     crush.begin("s1")
     crush.say("s1", parts)
-
     session = read(crush.path, LIMIT)
-
     mark, _, rest = contents(session)[0].partition("\n")
     assert rest.endswith(end)
     assert mark == f"[... {len(parts) - len(rest)} characters cut ...]"
@@ -648,13 +584,15 @@ def test_message_that_no_log_can_hold_is_shown_by_its_size(crush: Crush) -> None
     limit=st.integers(10_000, 60_000),
 )
 def test_no_session_exceeds_the_limit(pieces: list[tuple[str, int, str]], limit: int) -> None:
-    with tempfile.TemporaryDirectory() as folder, running(Path(folder) / "crush.db") as crush:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        closing(Crush(Path(folder) / "crush.db")) as crush,
+    ):
         crush.begin("s1")
         for start, times, kind in pieces:
             whole = start * times
             raw = whole.encode("utf-8", "surrogatepass")
             crush.say("s1", raw if kind == "raw" else part(kind, text=whole, content=whole))
         count = len(contents(read(crush.path, limit)))  # `read` checks the size
-
     assert count <= len(pieces)
     assert bool(count) == bool(pieces)

@@ -60,15 +60,8 @@ def test_podman_without_user_ids_is_recognised(
     *, is_rootless: bool, granted: int, has_user_ids: bool
 ) -> None:
     map_ = [{"container_id": 0, "host_id": 1000, "size": 1}] * granted or None
-    about = {
-        "version": {"Version": "5.0.0"},
-        "host": {
-            "security": {"rootless": is_rootless},
-            "cgroupManager": "systemd",
-            "idMappings": {"uidmap": map_, "gidmap": map_},
-        },
-    }
-
+    host = {"security": {"rootless": is_rootless}, "idMappings": {"uidmap": map_, "gidmap": map_}}
+    about = {"version": {"Version": "5.0.0"}, "host": {**host, "cgroupManager": "systemd"}}
     assert read_podman_facts(about).has_user_ids is has_user_ids
 
 
@@ -77,25 +70,15 @@ def write_journal(state_dir: Path, name: str) -> None:
         journal.executescript((JOURNALS / f"{name}.sql").read_text())
 
 
-@pytest.fixture
-def state_dir(tmp_path: Path) -> Path:
-    """Make a state folder with the journal of a registered node and four open tasks."""
+def test_open_tasks_and_the_node_are_shown_without_its_key(tmp_path: Path) -> None:
     write_journal(tmp_path, "ordinary")
-    return tmp_path
-
-
-def test_unfinished_tasks_of_another_orchestrator_are_one_sentence(state_dir: Path) -> None:
     for url in (URL, ""):
-        _, lines = doctor(state_dir=state_dir, orchestrator_url=url)
+        _, lines = doctor(state_dir=tmp_path, orchestrator_url=url)
         assert lines[0] == "ok   journal: 4 open tasks"
-
-    code, lines = doctor(state_dir=state_dir, orchestrator_url="https://other.example")
+    code, lines = doctor(state_dir=tmp_path, orchestrator_url="https://other.example")
     assert code == EXIT_CONFIGURATION
     assert lines[0].startswith("FAIL journal: cannot use --orchestrator-url https://other.exam")
-
-
-def test_key_of_a_registered_node_is_not_shown(state_dir: Path) -> None:
-    _, (report,) = doctor(as_json=True, state_dir=state_dir)
+    _, (report,) = doctor(as_json=True, state_dir=tmp_path)
     assert '"node_id": "node-1"' in report
     assert "node-key-1" not in report
 

@@ -7,6 +7,7 @@ import os
 import re
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import anyio
@@ -47,23 +48,15 @@ def sales(content: bytes = CONTENT) -> TaskFile:
     return TaskFile("sales.csv", hashlib.sha256(content).hexdigest())
 
 
+@dataclass
 class Fetch:
     """`fetch_files` from the scripted server, with what most tests have in common."""
 
-    def __init__(
-        self,
-        orchestrator: OrchestratorClient,
-        identity: Identity,
-        server: ScriptedServer,
-        home: Path,
-    ) -> None:
-        self.orchestrator = orchestrator
-        self.identity = identity
-        self.server = server
-        self.home = home
-        self.folder = home / "tasks" / TASK_ID / "files"
-        self.clock = PassingClock()
-        server.answer(http(200, CONTENT))
+    orchestrator: OrchestratorClient
+    identity: Identity
+    server: ScriptedServer
+    home: Path
+    clock: PassingClock = field(default_factory=PassingClock)
 
     async def __call__(self, *files: TaskFile, min_free_disk: int = 0) -> None:
         """Fetch these files."""
@@ -73,6 +66,10 @@ class Fetch:
             min_free_disk=min_free_disk,
             clock=self.clock,
         )
+
+    @property
+    def folder(self) -> Path:
+        return files_folder(self.home, TASK_ID)
 
     def content(self, name: str = "sales.csv") -> bytes:
         assert not (self.folder / name).is_symlink()
@@ -86,9 +83,9 @@ class Fetch:
 def fetch(
     orchestrator: OrchestratorClient, identity: Identity, server: ScriptedServer, tmp_path: Path
 ) -> Fetch:
-    home = tmp_path / "Victoria"
-    home.mkdir()
-    return Fetch(orchestrator, identity, server, home)
+    (tmp_path / "Victoria").mkdir()
+    server.answer(http(200, CONTENT))
+    return Fetch(orchestrator, identity, server, tmp_path / "Victoria")
 
 
 @pytest.fixture
@@ -111,45 +108,28 @@ def content_of(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def mode_of(path: Path) -> int:
-    return path.stat().st_mode & 0o777
-
-
 async def test_files_land_in_the_folder_of_their_task(fetch: Fetch) -> None:
     contents = {"a": b"first", "b": b"", "c": b"third"}
     fetch.server.answer(*(http(200, content) for content in contents.values()))
-
+    await fetch()
+    assert names_in(fetch.home) == [], "a task without files gets no folder"
     await fetch(*(TaskFile(name, sales(content).sha256) for name, content in contents.items()))
-
-    assert fetch.folder == files_folder(fetch.home, TASK_ID)
+    assert fetch.folder == fetch.home / "tasks" / TASK_ID / "files"
     assert files_folder_in_container("t-1") == "/workspace/Victoria/tasks/t-1/files"
     assert {name: fetch.content(name) for name in fetch.names()} == contents
     keys = {request.headers["x-api-key"] for request in fetch.server.requests}
     assert keys == {fetch.identity.api_key.reveal()}
 
 
-async def test_task_without_files_gets_no_folder(fetch: Fetch) -> None:
-    await fetch()
-    assert names_in(fetch.home) == []
-    assert fetch.server.requests == []
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["two words.csv", "Umsätze.csv", "a#b?c.csv", "100%.csv", "a%2Fb", "a+b&c=d;e:f@g", "n" * 255],
-)
+@pytest.mark.parametrize("name", ["Umsätze #1?.csv", "a%2Fb", "n" * 255])
 async def test_file_has_its_plain_name_and_anybody_can_read_it(fetch: Fetch, name: str) -> None:
     before = os.umask(0o077)
     try:
         await fetch(TaskFile(name, None))
     finally:
         os.umask(before)
-
-    assert fetch.names() == [name]
-    assert mode_of(fetch.folder / name) == 0o644
-
-
-# A restart while files are fetched
+    (path,) = fetch.folder.iterdir()
+    assert (path.name, path.stat().st_mode & 0o777) == (name, 0o644)
 
 
 @pytest.mark.parametrize(
@@ -171,14 +151,9 @@ async def test_partial_file_of_a_killed_runner_is_removed(fetch: Fetch, outside:
     make(fetch.folder / part, lambda path: path.write_bytes(b"half"))
     make(fetch.folder / ".victoria-part-00", lambda path: path.symlink_to(outside / "precious"))
     make(fetch.folder / ".victoria-part-01", lambda path: path.mkdir())
-
     await fetch(sales())
-
     assert fetch.names() == [".victoria-part-01", "sales.csv"]
     assert content_of(outside / "precious") == CONTENT
-
-
-# What an earlier task may have planted
 
 
 @pytest.mark.parametrize("level", ["tasks", f"tasks/{TASK_ID}", f"tasks/{TASK_ID}/files"])
@@ -191,23 +166,16 @@ async def test_folder_link_is_refused(fetch: Fetch, outside: Path, level: str, t
     assert fetch.server.requests == []
 
 
-PLANTS: dict[str, Callable[[Path, Path], object]] = {
-    "link": lambda path, outside: path.symlink_to(outside / "precious"),
-    "pipe": lambda path, _: os.mkfifo(path),
-}
-
-
 @pytest.mark.parametrize("content", [CONTENT, b""], ids=["content as outside", "no content"])
-@pytest.mark.parametrize("plant", PLANTS.values(), ids=PLANTS)
+@pytest.mark.parametrize("kind", ["link", "pipe"])
 async def test_what_is_in_place_of_the_file_is_replaced_and_not_followed_or_waited_for(
-    fetch: Fetch, outside: Path, plant: Callable[[Path, Path], object], content: bytes
+    fetch: Fetch, outside: Path, kind: str, content: bytes
 ) -> None:
-    make(fetch.folder / "sales.csv", lambda path: plant(path, outside))
+    plants = {"link": lambda path: path.symlink_to(outside / "precious"), "pipe": os.mkfifo}
+    make(fetch.folder / "sales.csv", plants[kind])
     fetch.server.answer(http(200, content))
-
     with anyio.fail_after(DEADLINE_S):
         await fetch(sales(content))
-
     assert fetch.content() == content
     assert content_of(outside / "precious") == CONTENT
 
@@ -230,12 +198,9 @@ async def test_unwritable_is_unstartable(fetch: Fetch, place: str, how: str, rea
 async def test_victoria_home_itself_may_be_a_link(fetch: Fetch) -> None:
     link = fetch.home.with_name("by-another-name")
     make(link, lambda path: path.symlink_to(fetch.home))
-    home, fetch.home = fetch.home, link
+    fetch.home = link
     await fetch(sales())
-    assert content_of(files_folder(home, TASK_ID) / "sales.csv") == CONTENT
-
-
-# What goes wrong
+    assert fetch.content() == CONTENT
 
 
 @pytest.mark.parametrize(
@@ -276,18 +241,15 @@ async def test_failure_that_stays_is_an_error_and_leaves_nothing(
     ("outage", "reason"),
     [
         (OUTAGE, "HTTP 503: maintenance"),
-        (BREAKS_OFF, "peer closed connection without sending complete message body .*"),
         (COMPRESSED, "it sent a compressed file, which was not asked for"),
     ],
-    ids=["unavailable", "breaks off", "compressed"],
+    ids=["unavailable", "compressed"],
 )
 async def test_outage_of_an_hour_is_unstartable(fetch: Fetch, outage: Answer, reason: str) -> None:
     fetch.server.answer(outage)
     begun_at = fetch.clock.awake_s()
-
     with pytest.raises(Unstartable) as caught:
         await fetch(sales())
-
     attempts = len(fetch.server.requests)
     sentence = rf"cannot fetch the file 'sales\.csv': {reason} \(attempt {attempts}\)"
     assert re.fullmatch(sentence, str(caught.value))
@@ -298,11 +260,9 @@ async def test_outage_of_an_hour_is_unstartable(fetch: Fetch, outage: Answer, re
 async def test_full_disk_ends_a_file_without_an_announced_length(fetch: Fetch) -> None:
     fetch.server.answer(endless())
     least = free_disk(fetch.home) - 32 * MIB
-
     message = f"--min-free-disk keeps.*remove folders of old tasks from {fetch.home}/tasks$"
     with pytest.raises(Unstartable, match=message):
         await fetch(sales(), min_free_disk=least)
-
     assert fetch.names() == []
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 import anyio
@@ -14,7 +13,7 @@ import anyio.to_thread
 import pytest
 
 from tests.harness.clock import VirtualClock
-from tests.harness.loop import HARNESS, JUMPING, Backend, running_loop
+from tests.harness.loop import HARNESS, JUMPING, Backend
 from tests.harness.server import http, serving
 
 pytestmark = pytest.mark.anyio
@@ -30,22 +29,6 @@ COMMAND = [sys.executable, "-c", f"import time; time.sleep({WORK_S})"]
 in_thread = partial(anyio.to_thread.run_sync, time.sleep, WORK_S)
 
 
-async def in_thread_below_a_generator() -> None:
-    """Work where asynchronous generators and context managers stand in between."""
-
-    @asynccontextmanager
-    async def opened() -> AsyncIterator[None]:
-        await in_thread()
-        yield
-
-    async def items() -> AsyncIterator[None]:
-        async with opened():
-            yield
-
-    async for _ in items():
-        pass
-
-
 async def over_a_socket() -> None:
     """Send more than a socket's buffers hold, and back."""
     async with serving() as server:
@@ -57,10 +40,7 @@ async def over_a_socket() -> None:
 
 
 WORK: dict[str, Callable[[], Awaitable[object]]] = {
-    "thread": in_thread,
     "thread under a limiter": lambda: in_thread(limiter=anyio.CapacityLimiter(1)),
-    "thread below a generator": in_thread_below_a_generator,
-    "child": lambda: anyio.run_process(COMMAND),
     "child of a thread": lambda: anyio.to_thread.run_sync(subprocess.check_call, COMMAND),
     "socket": over_a_socket,
 }
@@ -82,38 +62,6 @@ async def test_time_stands_still_during_work(work: Callable[[], Awaitable[object
         assert moments == [began_s + 1]
 
 
-async def test_sleepers_wake_in_their_order_each_at_its_moment() -> None:
-    clock, woken = VirtualClock(), list[tuple[str, float]]()
-    began_s = clock.awake_s()
-
-    async def sleep(name: str, *naps_s: float) -> None:
-        for nap_s in naps_s:
-            await clock.sleep(nap_s)
-            woken.append((name, round(clock.awake_s() - began_s, 3)))
-
-    async with anyio.create_task_group() as group:
-        group.start_soon(sleep, "a", 3, 3)
-        group.start_soon(sleep, "b", 0.1, 4)
-        await clock.advance(10)
-
-    assert woken == [("b", 0.1), ("a", 3), ("b", 4.1), ("a", 6)]
-    assert clock.awake_s() == began_s + 10
-
-
-async def test_announced_work_holds_the_clock() -> None:
-    work = ["at work"]
-    running_loop().works_while(lambda: bool(work))
-
-    async def finish() -> None:
-        await anyio.sleep(0.05)
-        work.clear()
-
-    async with anyio.create_task_group() as group:
-        group.start_soon(finish)
-        await VirtualClock().settle()
-        assert not work
-
-
 async def test_crash_of_the_runner_is_raised_where_the_test_waits() -> None:
     clock = VirtualClock()
     clock.fail(RuntimeError("it crashed"))
@@ -124,11 +72,9 @@ async def test_crash_of_the_runner_is_raised_where_the_test_waits() -> None:
 @pytest.mark.parametrize("anyio_backend", [JUMPING], ids=["jumping"])
 async def test_on_a_jumping_loop_waits_take_no_time_and_work_is_waited_for() -> None:
     began_s, real_began_s = anyio.current_time(), time.monotonic()
-
     async with anyio.create_task_group() as group:
         group.start_soon(in_thread)
         for _ in range(10):
             await anyio.sleep(30)
-
     assert anyio.current_time() - began_s == pytest.approx(300)
     assert WORK_S <= time.monotonic() - real_began_s < 30

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import subprocess
 import sys
 
@@ -45,12 +46,9 @@ def test_event_has_its_moment_level_message_and_fields() -> None:
     [
         ("two words", 'why="two words"'),
         ("", 'why=""'),
-        ("a=b", 'why="a=b"'),
         ('say "so"', 'why="say \\"so\\""'),
-        ("a\nb", 'why="a\\nb"'),
         ("\x1b[31m", 'why="\\u001b[31m"'),
         (None, "why=None"),
-        (0.5, "why=0.5"),
         ("Umsätze.csv", "why=Umsätze.csv"),
     ],
 )
@@ -66,21 +64,18 @@ def test_event_of_any_kind_stays_one_line(message: str, value: str) -> None:
 
 
 def test_traceback_stays_on_the_line_and_is_a_name_in_json() -> None:
-    event = record("defect")
+    event = record("defect", where=b"here")
     error = ValueError("two\nlines")
     event.exc_info = (ValueError, error, None)
-
     assert len(as_text(event).splitlines()) == 1
     assert "ValueError: two\\nlines" in as_text(event)
     assert "ValueError: two\nlines" in str(from_json(event)["traceback"])
-
-
-def test_value_that_json_does_not_know_is_shown_as_text() -> None:
-    assert from_json(record("x", where=b"here"))["where"] == "b'here'"
+    assert from_json(event)["where"] == "b'here'", "what JSON does not know is shown as text"
 
 
 LOG = "log = logging.getLogger('runner.x')\n"
 SURROGATE = f"{LOG}log.info('a\\ud800b', extra=fields(task_id='t-1'))"
+AS_JSON = '{"time": "", "level": "INFO", "logger": "runner.x", "message": "x", "task_id": "t-1"}'
 LIBRARIES = (
     "import sh\nsh.Command('true')('hunter2')\n"
     "logging.getLogger('httpx').info('HTTP Request: GET https://o.example.com')"
@@ -93,23 +88,15 @@ LIBRARIES = (
         (f"{LOG}log.debug('rest')\nlog.info('life')", "'text', 0", ["INFO life"]),
         (f"{LOG}log.debug('rest')\nlog.info('life')", "'text', 1", ["DEBUG rest", "INFO life"]),
         (SURROGATE, "'text', 0", ["INFO a b task_id=t-1"]),
-        (LIBRARIES, "'text', 0", []),
+        (f"{LOG}log.info('x', extra=fields(task_id='t-1'))", "'json', 0", [AS_JSON]),
         (LIBRARIES, "'text', 1", []),
     ],
-    ids=["info", "debug", "surrogate", "libraries", "libraries, verbose"],
+    ids=["info", "debug", "surrogate", "JSON", "libraries"],
 )
 def test_log_has_no_line_of_a_library(statements: str, settings: str, lines: list[str]) -> None:
-    assert [line.partition("Z ")[2] for line in logged(statements, settings)] == lines
-
-
-def test_log_in_json_is_json() -> None:
-    (line,) = logged(SURROGATE, "'json', 0")
-    assert json.loads(line)["task_id"] == "t-1"
-
-
-def logged(statements: str, settings: str) -> list[str]:
     set_up = f"from runner.log import fields, set_up_logging\nset_up_logging({settings})\n"
     command = [sys.executable, "-c", f"import logging\n{set_up}{statements}"]
     done = subprocess.run(command, check=True, capture_output=True, encoding="utf-8")
     assert done.stdout == ""
-    return done.stderr.splitlines()
+    shown = [re.sub(r"\d{4}-\d\d-\d\dT[\d:.]+Z ?", "", line) for line in done.stderr.splitlines()]
+    assert shown == lines

@@ -1,8 +1,8 @@
-"""The documents are true of the code. Layers and doors are held by import-linter."""
+"""What documents, --help and drawings show is true. Layers and doors are held by import-linter."""
 
 from __future__ import annotations
 
-import ast
+import inspect
 import re
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
@@ -11,6 +11,7 @@ from pathlib import Path
 import anyio
 import click
 import pytest
+from click.testing import CliRunner
 
 from runner import cli, errors, node
 from runner.api.client import OrchestratorClient
@@ -68,7 +69,6 @@ def options(command: click.Command, name: str = "") -> Iterator[tuple[str, str, 
 
 
 def default_of(option: click.Option) -> str:
-    """Return the default of an option."""
     if isinstance(option.show_default, str):
         return option.show_default
     if option.is_flag or option.count:
@@ -79,12 +79,59 @@ def default_of(option: click.Option) -> str:
     return str(default) if default not in {None, ()} else "none"
 
 
+# What the code shows of itself
+
+
+def drawn_tree() -> dict[str, str]:
+    """Read each class and its parent from the drawing."""
+    parents, above = {}, {0: "RunnerError"}
+    for line in (errors.__doc__ or "").splitlines():
+        branch = max(line.find("├── "), line.find("└── "))
+        if branch >= 0:
+            depth, name = branch // 4, line[branch + 4 :].split()[0]
+            parents[name] = above[depth - 1]
+            above[depth] = name
+    return parents
+
+
+def test_drawing_is_the_tree_of_classes() -> None:
+    assert drawn_tree() == {
+        name: cls.__bases__[0].__name__
+        for name, cls in vars(errors).items()
+        if inspect.isclass(cls) and issubclass(cls, Exception) and cls is not errors.RunnerError
+    }
+
+
+def test_exit_codes_are_those_of_sysexits() -> None:
+    passing = (errors.StateFolderInUse, errors.JournalError, errors.WireError, errors.EngineError)
+    assert {kind.exit_code for kind in (errors.TryAgain, *passing)} == {75}
+    assert errors.RunnerError.exit_code == 1
+    assert errors.NoContainerRuntime.exit_code == 69
+    assert errors.RegistrationRefused.exit_code == 77
+    assert errors.ConfigurationError.exit_code == 78
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_help_cuts_no_image_name_and_shows_every_default_in_one_form(width: int) -> None:
+    shown = CliRunner().invoke(cli.command, ["--help"], env={"COLUMNS": str(width)})
+    assert shown.exit_code == 0
+    assert DEFAULT_IMAGE in shown.output
+    assert "..." not in shown.output.partition("Options:")[2]
+    text = " ".join(shown.output.split())
+    assert "[default" not in text
+    assert "~/.local/state/victoria-runner" in shown.output
+    for default in ("(host name)", "~/Victoria", "30", "1G"):
+        assert f"default: {default}]" in text
+
+
 # What docs/architecture.md and docs/status-reporter.md show
 
 
-def test_architecture_shows_the_state_diagram_of_the_code() -> None:
+def test_architecture_shows_the_states_and_reasons_of_the_code() -> None:
     expected = f"```mermaid\n{state_diagram()}\n```"
     assert expected in text_of("architecture.md"), f"it is now:\n\n{expected}"
+    shown = {row[0].strip("`") for row in table_rows("architecture.md", r"`[a-z_]+`")}
+    assert {reason.value for reason in EndReason} <= shown
 
 
 def test_architecture_names_what_is_there() -> None:
@@ -100,11 +147,6 @@ def test_architecture_names_what_is_there() -> None:
             missing.append(f"{module}.{name}")
     assert len(named) > 20
     assert not missing
-
-
-def test_architecture_names_every_reason_for_an_end() -> None:
-    shown = {row[0].strip("`") for row in table_rows("architecture.md", r"`[a-z_]+`")}
-    assert {reason.value for reason in EndReason} <= shown
 
 
 def test_every_tool_is_shown_with_its_parameters(tmp_path: Path) -> None:
@@ -140,23 +182,13 @@ def test_unit_is_not_restarted_where_a_restart_mends_nothing(unit: Path) -> None
     assert expected in unit.read_text(encoding="utf-8").splitlines()
 
 
-@pytest.mark.parametrize(
-    "sentence",
-    [
-        *(f"RuntimeError: {NO_RUNTIME}", node.INVALID_TOKEN, node.DISABLED),
-        "Error polling for tasks: Connection refused",
-    ],
-)
-def test_troubleshooting_explains_the_sentences_that_people_will_search_for(sentence: str) -> None:
-    assert f"```\n{sentence}\n```" in text_of("troubleshooting.md")
-
-
-@pytest.mark.parametrize(
-    ("source", "literal"), [(cli, "RuntimeError: "), (poll, "Error polling for tasks: %s")]
-)
-def test_code_has_the_sentences_word_for_word(source: object, literal: str) -> None:
-    tree = ast.parse(Path(str(vars(source)["__file__"])).read_text(encoding="utf-8"))
-    assert literal in {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+def test_troubleshooting_explains_the_sentences_that_people_will_search_for() -> None:
+    text = text_of("troubleshooting.md")
+    refused = "Error polling for tasks: Connection refused"
+    for sentence in (f"RuntimeError: {NO_RUNTIME}", node.INVALID_TOKEN, node.DISABLED, refused):
+        assert f"```\n{sentence}\n```" in text
+    for source, literal in ((cli, "RuntimeError: "), (poll, "Error polling for tasks: %s")):
+        assert f'"{literal}' in Path(str(source.__file__)).read_text(encoding="utf-8")
 
 
 def test_reference_shows_true_matches_of_wildcards() -> None:

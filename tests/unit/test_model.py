@@ -1,13 +1,18 @@
-"""A task moves along the table of transitions only, and every end has a reason and a status."""
+"""A task moves along the table of transitions only; its end has a reason, a status, no secret."""
 
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import pytest
 
-from runner.model import EndReason, TaskState, TaskStatus, check_transition, status_body
+from runner.engine.base import Container, Phase
+from runner.model import EndReason, Task, TaskState, TaskStatus, check_transition, status_body
+from runner.redaction import Secret, known_secrets, redact_output
+from runner.tasks.outcome import decide_outcome
 
+TASK = Task("t-1", TaskState.RUNNING, "https://orchestrator.example.com", None, accepted_at=1.0)
 ALLOWED = {
     (TaskState.ACCEPTED, TaskState.STARTING),
     (TaskState.ACCEPTED, TaskState.ENDED),
@@ -32,13 +37,33 @@ def test_only_a_completed_task_is_a_success(reason: EndReason) -> None:
     assert reason.status is (TaskStatus.SUCCESS if is_success else TaskStatus.ERROR)
 
 
-def test_final_statuses_are_those_that_nothing_follows() -> None:
-    final = {TaskStatus.SUCCESS, TaskStatus.ERROR, TaskStatus.CANCELLED}
-    assert {status for status in TaskStatus if status.is_final} == final
-
-
 @pytest.mark.parametrize("status", TaskStatus)
 def test_status_is_written_as_the_word_of_the_api(status: TaskStatus) -> None:
+    assert status.is_final is (status in {"success", "error", "cancelled"})
     body = status_body("t-1", status, None, 0)
     assert type(body["status"]) is str
     assert body["status"] == status.value == f"{status}"
+
+
+def test_value_with_a_line_separator_in_it_is_redacted_whole(tmp_path: Path) -> None:
+    env_file = tmp_path / "env"
+    env_file.write_text("PASSWORD=first-half\u2028second-half\r\n# NOTE=not-a-secret\n")
+    known = known_secrets(Secret("registration-token"), env_file=env_file)
+    output = "registration-token first-half\u2028second-half second-half not-a-secret"
+    assert redact_output(output, known) == "*** *** second-half not-a-secret"
+
+
+@pytest.mark.parametrize(
+    ("code", "reason", "while_away"),
+    [
+        *((code, EndReason.FAILED, EndReason.LOST) for code in (137, 143)),
+        *((code, EndReason.FAILED, EndReason.FAILED) for code in (1, 42)),
+        (0, EndReason.COMPLETED, EndReason.COMPLETED),
+    ],
+)
+def test_only_an_end_by_a_signal_while_the_daemon_was_away_is_lost(
+    code: int, reason: EndReason, while_away: EndReason
+) -> None:
+    ended = Container("c", "victoria-t-1", Phase.EXITED, code, started_at=1.0, finished_at=5.0)
+    assert decide_outcome(TASK, ended).reason is reason
+    assert decide_outcome(TASK, ended, was_daemon_away=True).reason is while_away

@@ -62,20 +62,15 @@ def refusal(check: Callable[..., object], *arguments: object) -> str:
     return str(caught.value)
 
 
-# Texts
-
-
 @pytest.mark.parametrize(
     ("check", "texts"),
     [
-        (check_https_url, ["https://a.example", "https://a.example:8443/api", "HTTPS://A.Example"]),
-        (check_https_url, ["https://[2001:db8::1]:8443", "https://10.0.0.7"]),
-        (check_https_url, ["http://localhost:8000", "http://LOCALHOST", "http://127.0.0.1:8000"]),
-        (check_https_url, ["http://127.8.8.8", "http://[::1]:8000"]),
+        (check_https_url, ["HTTPS://A.Example:8443/api", "https://[2001:db8::1]:8443"]),
+        (check_https_url, ["http://LOCALHOST:8000", "http://127.8.8.8", "http://[::1]:8000"]),
         (check_url, ["http://10.0.0.7"]),
         (check_name, ["n", "client-acme-prod-1", "mit Leerzeichen", "名前", "n" * 255]),
         (check_image, [IMAGE, "localhost:5000/victoria", "victoria@sha256:" + "0" * 64]),
-        (check_memory, ["8g", "512m", "1.5GiB"]),
+        (check_memory, ["8g", "1.5GiB"]),
         (check_cpus, ["2", "0.5", "1e0"]),
         (check_gpus, ["all", "0,1", "GPU-8a3f:0"]),
         (check_run_arg, ["--network=host", "--names", "--rmi"]),
@@ -83,10 +78,7 @@ def refusal(check: Callable[..., object], *arguments: object) -> str:
 )
 def test_usable_texts_are_used_as_they_are(check: Check, texts: list[str]) -> None:
     assert [check(text) for text in texts] == texts
-
-
-def test_slash_at_the_end_of_a_url_is_left_out() -> None:
-    assert check_url("https://o.example.com:8443/api/") == "https://o.example.com:8443/api"
+    assert check_url("https://a.example/api/") == "https://a.example/api", "but for the last slash"
 
 
 URL = "--orchestrator-url {!r}: "
@@ -107,19 +99,14 @@ NO_USER = "--state-dir {}: there is no such user, or no home; give the whole pat
 NO_TOKEN = "the registration token from --registration-token: it is empty"  # noqa: S105 - a sentence
 BAD_TOKEN = NO_TOKEN.replace("is empty", "has blanks, line breaks or non-ASCII characters inside")
 UNUSABLE: list[tuple[Check, str, list[str]]] = [
-    (check_https_url, PLAIN, ["http://a.example", "http://10.0.0.7:8000", "http://0.0.0.0:8000"]),
+    (check_https_url, PLAIN, ["http://10.0.0.7:8000", "http://0.0.0.0", "http://[2001:db8::1]"]),
     (check_https_url, PLAIN, ["http://localhost.example", "http://127.0.0.1.example"]),
-    (check_https_url, PLAIN, ["http://[2001:db8::1]"]),
-    (check_url, AS_HTTPS, ["", "a.example", "https://", "https:///path", "https://[::1"]),
-    (
-        check_url,
-        AS_HTTPS,
-        ["https://a.example:port", "https://a.example:99999", "https://ä.example"],
-    ),
-    (check_url, AS_HTTPS, ["https://a.example:0", "https://a b", "https://a.example\n"]),
-    (check_url, NO_SCHEME, ["ftp://a.example", "file://a/etc/passwd"]),
+    (check_url, AS_HTTPS, ["", "a.example", "https:///path", "https://[::1", "https://ä.example"]),
+    (check_url, AS_HTTPS, [f"https://a.example{rest}" for rest in (":port", ":99999", ":0", "\n")]),
+    (check_url, NO_SCHEME, ["file://a/etc/passwd"]),
     (check_url, NO_QUERY, [f"https://a.example/{rest}" for rest in ("?token=hunter2", "#x", "?")]),
     (check_name, NAME, ["", "  ", "\t", "a\nb", "a\x00b", "a\x7f"]),
+    (check_name, NAME.format("n" * 60), ["n" * 256]),
     (parse_tag, TAG, ["env", "", "=prod", " =prod", "env=a\nb", "e\x00=v"]),
     (check_image, BAD_IMAGE, ["", "--privileged", "-v", "two words", "a\nb", "bild-ü"]),
     (check_policy, POLICY, ["ghcr.io/evil/victoria", "evil/ghcr.io/e/x", "GHCR.IO/elcanotek/x"]),
@@ -141,18 +128,12 @@ def test_unusable_texts_are_refused(check: Check, sentence: str, texts: list[str
 
 
 @pytest.mark.parametrize("scheme", ["https", "http", "ftp"])
-@pytest.mark.parametrize(
-    "rest", ["o.example.com", "", "o.example.com:99999", "o example.com", "10.0.0.7"]
-)
+@pytest.mark.parametrize("rest", ["", "o.example.com:99999", "o example.com", "10.0.0.7"])
 def test_secret_in_a_url_is_refused_and_not_repeated(scheme: str, rest: str) -> None:
     for url in (f"{scheme}://user:hunter2@{rest}", f"{scheme}://hunter2@{rest}"):
         assert SECRET not in refusal(check_https_url, url)
     for url in (f"user:hunter2@{rest}", f"{scheme}://{rest}?token=hunter2", f"{rest}#hunter2"):
         assert SECRET not in refusal(check_https_url, url)
-
-
-def test_name_that_is_too_long_is_refused_and_truncated() -> None:
-    assert refusal(check_name, "n" * 256).startswith(f"cannot use --name {'n' * 60!r}: give 1 to")
 
 
 def test_tags_become_a_mapping_and_each_key_is_given_once() -> None:
@@ -191,9 +172,6 @@ def test_bad_number_is_an_error_of_usage(parse: Check, texts: list[str], reason:
             parse(text)
 
 
-# Files
-
-
 def test_token_is_taken_without_the_white_space_around_it(tmp_path: Path) -> None:
     (tmp_path / "token").write_text(f"  {SECRET}\n", encoding="utf-8")
     assert read_token_file(tmp_path / "token") == token_of(f"{SECRET}\n") == Secret(SECRET)
@@ -202,9 +180,8 @@ def test_token_is_taken_without_the_white_space_around_it(tmp_path: Path) -> Non
 def test_env_file_has_an_absolute_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for text in (
-        *("", "\n\n", "# a comment\n", "  # an indented comment\n", "WINDOWS=yes\r\nLINES=too\r\n"),
-        *("API_KEY=hunter2\n", "API_KEY=hunter2", "EMPTY=\n", "EQUALS=a=b=c\n", "BLANKS=a b c\n"),
-        *("QUOTES=\"a\" 'b'\n", "HASH=a#b\n", "UMLAUT=ü\n", "with.dots-and-dashes=1\n"),
+        *("", "\n\n", "  # an indented comment\n", "WINDOWS=yes\r\nLINES=too\r\n", "UNENDED=a=b=c"),
+        *("EMPTY=\n", "QUOTES=\"a\" 'b' #c\n", "UMLAUT=ü\n", "with.dots-and-dashes=1\n"),
     ):
         (tmp_path / "env").write_bytes(text.encode())
         assert check_env_file(Path("env")) == check_ca_file(Path("env")) == tmp_path / "env"
@@ -250,9 +227,6 @@ def test_unusable_file_is_named_and_its_content_is_not_repeated(
     assert SECRET not in shown
 
 
-# Folders
-
-
 def test_folder_is_made_for_us_alone_and_keeps_its_mode_if_it_exists(tmp_path: Path) -> None:
     made = make_folder(tmp_path / "deep" / "state", "--state-dir")
     assert stat.S_IMODE(made.stat().st_mode) == 0o700
@@ -293,9 +267,6 @@ def test_home_stands_for_a_tilde_at_the_beginning(monkeypatch: pytest.MonkeyPatc
     assert refusal(default_state_dir).startswith("cannot use the XDG state folder ~no-such-user: ")
 
 
-# The whole
-
-
 def test_secret_is_shown_only_when_it_is_revealed(tmp_path: Path) -> None:
     settings = Settings("https://o.example.com", "n", tmp_path, tmp_path, Secret(SECRET))
     for shown in (repr, str, "{}".format, "{0!r:>20}".format, "{0!s}".format):
@@ -303,9 +274,6 @@ def test_secret_is_shown_only_when_it_is_revealed(tmp_path: Path) -> None:
         assert SECRET not in shown(settings)
     assert SECRET not in str(dataclasses.asdict(settings))
     assert settings.registration_token.reveal() == SECRET
-
-
-def test_secrets_are_compared_by_their_text_and_false_without_one() -> None:
-    assert {Secret("a"), Secret("a")} == {Secret("a")}
     assert Secret("a") not in {Secret("b"), "a"}
-    assert (bool(Secret("a")), bool(Secret(""))) == (True, False)
+    assert Secret("a") in {Secret("a"), Secret("b")}
+    assert not Secret("")

@@ -17,9 +17,10 @@ attempts = st.integers(1, 10**9)
 
 
 class Lost(Exception):
-    """A failure; the other side may ask for a wait."""
+    """A failure whose other side asks for a wait."""
 
-    retry_after_s: float | None = None
+    def __init__(self, retry_after_s: float | None = None) -> None:
+        self.retry_after_s = retry_after_s
 
 
 @given(attempts, st.floats(0, 3600))
@@ -29,15 +30,11 @@ def test_wait_keeps_to_its_ceiling_and_shortest(failures: int, ceiling_s: float)
         assert policy.shortest_s <= policy.wait_s(failures) <= longest_s
 
 
-@pytest.mark.parametrize(("failures", "widest"), [(1, 2), (2, 4), (3, 8), (5, 32)])
-def test_early_waits_are_short(failures: int, widest: float) -> None:
-    assert max(POLICY.wait_s(failures) for _ in range(200)) <= widest
-
-
-def test_a_fleet_does_not_come_back_at_once() -> None:
-    waits = [POLICY.wait_s(10) for _ in range(1000)]
-    assert min(waits) < 6
-    assert max(waits) > 54
+@pytest.mark.parametrize(("failures", "widest"), [(1, 2), (5, 32), (10, 60)])
+def test_waits_are_short_at_first_and_spread(failures: int, widest: float) -> None:
+    waits = [POLICY.wait_s(failures) for _ in range(1000)]
+    assert widest * 0.9 < max(waits) <= widest
+    assert min(waits) < max(widest * 0.1, POLICY.shortest_s * 1.1)
 
 
 @given(attempts, st.floats(0.1, allow_nan=False))
@@ -67,7 +64,6 @@ def test_uptime_is_the_kernel_s_time_since_the_boot_which_has_one_id() -> None:
 
 
 async def waits_of(failures: int, error: Exception, policy: RetryPolicy) -> list[float]:
-    """Retry by a policy what fails so often; return the waits, which the clock has passed."""
     clock, waits_s, left = PassingClock(), list[float](), [error] * failures
     began_s = clock.awake_s()
 
@@ -93,12 +89,8 @@ async def waits_of(failures: int, error: Exception, policy: RetryPolicy) -> list
 )
 async def test_call_is_retried_until_it_returns(policy: RetryPolicy, waits_s: list[float]) -> None:
     assert await waits_of(3, Lost(), policy) == waits_s
-
-
-@pytest.mark.anyio
-async def test_other_errors_are_not_retried() -> None:
-    with pytest.raises(ValueError, match="ours"):
-        await waits_of(1, ValueError("ours"), POLICY)
+    (asked_s,) = await waits_of(1, Lost(retry_after_s=120), RetryPolicy())
+    assert 120 <= asked_s <= 132
 
 
 @pytest.mark.anyio
@@ -111,11 +103,5 @@ async def test_retry_gives_up_with_the_last_error(policy: RetryPolicy, failures:
     await waits_of(failures, Lost(), policy)
     with pytest.raises(Lost):
         await waits_of(failures + 1, Lost(), policy)
-
-
-@pytest.mark.anyio
-async def test_retry_waits_as_long_as_the_other_side_asks() -> None:
-    error = Lost()
-    error.retry_after_s = 120
-    (wait_s,) = await waits_of(1, error, POLICY)
-    assert 120 <= wait_s <= 132
+    with pytest.raises(ValueError, match="not retried"):
+        await waits_of(1, ValueError("not retried"), policy)
