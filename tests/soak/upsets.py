@@ -111,8 +111,7 @@ class Upsets:
         elif plan.upset is Upset.KILL_ORCHESTRATOR:
             self._kill_orchestrator(plan)
         elif plan.upset is Upset.JOURNAL:
-            journal = self._host.journal
-            (journal.kill_before if plan.is_before else journal.kill_after)(plan.commit)
+            self._host.journal.kill("before" if plan.is_before else "after", plan.commit)
         elif plan.fault is not None:
             self.break_call(plan.fault)
         else:
