@@ -154,5 +154,4 @@ async def subject(request: pytest.FixtureRequest) -> AsyncIterator[Subject]:
         await made.engine.remove(one)
 
 
-real = podman = docker = subject
-"""The same fixture, for fewer engines: see pytest_generate_tests."""
+real = podman = docker = subject  # the same fixture, for fewer engines: see pytest_generate_tests

@@ -19,10 +19,8 @@ pytestmark = pytest.mark.anyio
 
 NOWHERE = "127.0.0.1:1/victoria-none:1"
 HOME = "/workspace/Victoria"
-COARSE_S = 0.1
-"""How far the clock by which files are dated may be behind."""
-LIMITED = Limits(memory="64m")
-"""Podman 4 starts such a container in two steps, see CliEngine."""
+COARSE_S = 0.1  # how far the clock by which files are dated may be behind
+LIMITED = Limits(memory="64m")  # podman 4 starts such a container in two steps, see CliEngine
 
 
 async def test_engine_reports_its_version(subject: Subject) -> None:

@@ -165,13 +165,15 @@ async def test_calls_that_are_cancelled_leave_no_process(real: Subject) -> None:
 
 
 async def test_calls_leave_no_descriptor_and_no_thread(real: Subject) -> None:
+    def open_descriptors() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
     for _ in range(2):
         await real.engine.inspect(real.name)
-    folder = Path("/proc/self/fd")
-    descriptors, threads = len([*folder.iterdir()]), threading.active_count()
+    descriptors, threads = open_descriptors(), threading.active_count()
     for _ in range(10):
         await real.engine.inspect(real.name)
-    await until(lambda: len([*folder.iterdir()]) <= descriptors)
+    await until(lambda: open_descriptors() <= descriptors)
     # Idle threads are to be used again.
     await until(lambda: threading.active_count() <= threads + 2)
 

@@ -22,8 +22,7 @@ from tests.orchestrator.serving import wait_for
 from tools.dev import engines as dev_engines
 from tools.dev.shell import as_root
 
-ANSWER_S = 6.0
-"""Long enough for an engine that does answer, on a busy machine."""
+ANSWER_S = 6.0  # long enough for an engine that does answer, on a busy machine
 START_S = 12.0
 
 

@@ -79,14 +79,13 @@ def test_cancellation_whose_response_is_lost_comes_with_the_next_heartbeat(rig: 
 
 def test_connections_held_open_for_ever_are_given_up_at_the_deadline(rig: Rig) -> None:
     request, response = Fault(Kind.HOLD_REQUEST), Fault(Kind.HOLD_ANSWER)
-    lost_end = Fault(Kind.HOLD_ANSWER, **FINAL)
     claims = [Fault(kind, **CLAIM) for kind in (Kind.HOLD_REQUEST, Kind.HOLD_ANSWER)]
     rig.runner.set_timings(call_timeout_s=3.0, stall_timeout_s=3.0, long_poll_s=1)
     rig.proxy.plan("POST", "/register", request)
     rig.proxy.plan("GET", "/tasks/pending", Fault(Kind.HOLD_ANSWER, **ASSIGNED))
     rig.proxy.plan("POST", "/nodes/heartbeat", response, request)
     rig.proxy.plan("GET", "/files/*", request, response)
-    rig.proxy.plan("POST", "/status", *claims, lost_end)
+    rig.proxy.plan("POST", "/status", *claims, Fault(Kind.HOLD_ANSWER, **FINAL))
     finish_a_task(rig)
     assert "cannot register: no response within 3 s" in rig.runner.log
     assert "Error polling for tasks: no response within 4 s" in rig.runner.log

@@ -37,7 +37,6 @@ class VirtualClock:
         return self._awake_s
 
     async def sleep(self, seconds: float) -> None:
-        """Wait until the clock has been moved that far."""
         if seconds <= 0:
             await anyio.lowlevel.checkpoint()
             return
@@ -67,11 +66,7 @@ class VirtualClock:
         self._failure = error
 
     async def settle(self) -> None:
-        """Wait until nothing is at work: what happens next needs time, or the test.
-
-        Raises:
-            TimeoutError: it does not come to that.
-        """
+        """Wait until nothing is at work: what happens next needs time, or the test."""
         with anyio.fail_after(DEADLINE_S):
             await running_loop().rest()
         if self._failure is not None:

@@ -88,10 +88,10 @@ class HarnessLoop(asyncio.SelectorEventLoop):
         may_jump = self._stands_at_s is not None and timeout is not None
         if not (self._resting or may_jump) or self._is_at_work():
             return False
-        for rested in self._resting:
-            if not rested.done():
-                rested.set_result(None)
         if self._resting:
+            for rested in self._resting:
+                if not rested.done():
+                    rested.set_result(None)
             self._resting.clear()
             return True
         if timeout is None or timeout > LONGEST_JUMP_S:
@@ -129,12 +129,10 @@ def _waits_for_thread(task: asyncio.Task[Any]) -> bool:
     """Return whether what a task awaits, through all calls, is a function in a worker thread."""
     awaited: object = task.get_coro()
     for _ in range(_MOST_AWAITS):
-        if getattr(awaited, "cr_code", None) is _IN_THREAD:
-            return True
+        if awaited is None or getattr(awaited, "cr_code", None) is _IN_THREAD:
+            break
         awaited = _awaited_by(awaited)
-        if awaited is None:
-            return False
-    return False
+    return getattr(awaited, "cr_code", None) is _IN_THREAD
 
 
 def _awaited_by(awaitable: object) -> object | None:
