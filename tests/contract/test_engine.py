@@ -30,9 +30,6 @@ async def test_engine_reports_its_version(subject: Subject) -> None:
     assert not facts.is_remote
 
 
-# Running and ending
-
-
 @pytest.mark.parametrize(
     ("prompt", "exit_code", "limits"),
     [("nothing to do", 0, UNLIMITED), ("[fail 3]", 3, UNLIMITED), ("[fail 3]", 3, LIMITED)],
@@ -122,9 +119,6 @@ async def test_engine_that_can_ends_a_container_after_its_time(subject: Subject)
     assert (container.phase, container.exit_code == 0) == (Phase.EXITED, False)
 
 
-# What cannot be started
-
-
 @pytest.mark.parametrize(
     ("prompt", "changes", "error", "message"),
     [
@@ -160,9 +154,6 @@ async def test_image_is_missing_where_it_cannot_or_must_not_be_fetched(subject: 
         await subject.engine.fetch_image(NOWHERE, PullPolicy.NEVER)
     for policy in (PullPolicy.MISSING, PullPolicy.NEWER, PullPolicy.NEVER):
         await subject.engine.fetch_image(subject.image, policy)
-
-
-# Ending and removing
 
 
 @pytest.mark.parametrize(
@@ -222,9 +213,6 @@ async def test_containers_are_listed_by_label_running_or_not(subject: Subject) -
         await subject.start(prompt, name=name, labels={"victoria.test": value})
     await subject.engine.wait(b)
     assert sorted(await subject.engine.labelled("victoria.test", mine)) == [a, b]
-
-
-# What goes in and what comes out
 
 
 async def test_last_lines_of_both_streams_are_kept_as_many_as_are_requested(

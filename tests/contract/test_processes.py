@@ -79,9 +79,6 @@ def engine_of(script: Path, text: str | None) -> CliEngine:
     return CliEngine("podman", str(script), environment, Timings(engine_timeout_s=CALL_S))
 
 
-# Calls that are not answered
-
-
 @pytest.mark.parametrize("anyio_backend", [HARNESS], ids=["harness"])
 async def test_call_without_an_answer_is_ended_with_all_its_processes(script: Path) -> None:
     async def pass_time() -> None:
@@ -144,9 +141,6 @@ def test_host_without_an_engine_is_an_error(tmp_path: Path) -> None:
         find_engine("auto", {"PATH": str(tmp_path)})
 
 
-# What is left behind
-
-
 async def test_calls_that_are_cancelled_leave_no_process(real: Subject) -> None:
     before = own_children()
     await real.start("[hang]")
@@ -187,9 +181,6 @@ async def test_waiting_costs_no_time_of_the_processor(real: Subject) -> None:
         await real.engine.remove(real.name)
 
 
-# Secrets
-
-
 async def test_no_call_has_a_secret_in_its_arguments_or_variables_or_is_logged(
     script: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -208,9 +199,6 @@ async def test_no_call_has_a_secret_in_its_arguments_or_variables_or_is_logged(
     assert "HTTPS_PROXY=http://proxy.example:3128" in calls
     assert not [secret for secret in (KEY, TOKEN, "NOTIFY_SOCKET") if secret in calls]
     assert "the-prompt" not in caplog.text
-
-
-# Accidents
 
 
 def conmon_and_process(subject: Subject) -> tuple[int, int]:
@@ -295,9 +283,6 @@ async def test_zombie_does_not_pass_for_a_running_container() -> None:
         with anyio.fail_after(DEADLINE_S):
             await processes.wait_for_all([process.pid], container_id)
         assert not processes.any_exists([process.pid], container_id)
-
-
-# Memory
 
 
 async def test_one_line_of_50_mb_is_bounded(real: Subject) -> None:

@@ -24,8 +24,6 @@ class VirtualClock:
         self._sleepers: dict[anyio.Event, float] = {}
         self._failure: Exception | None = None
 
-    # What the runner asks of it
-
     def wall_s(self) -> float:
         return self._wall_s
 
@@ -46,8 +44,6 @@ class VirtualClock:
             await wake.wait()
         finally:
             self._sleepers.pop(wake, None)
-
-    # What tests do to it
 
     def set_wall(self, by_s: float) -> None:
         """Set the wall clock forward or back, as NTP or an operator would."""

@@ -169,8 +169,6 @@ class FakeEngine:
         self._group.cancel_scope.cancel()
         return await self._group.__aexit__(*error)  # type: ignore[arg-type]
 
-    # What tests do to it
-
     def shut(self, call: str) -> None:
         """Hold up calls: "run" before it does anything, "after run" before it answers."""
         self._doors.setdefault(call, anyio.Event())
@@ -202,8 +200,6 @@ class FakeEngine:
     def is_at_work(self) -> bool:
         """Whether a container goes on by itself, without the test or the runner, in a moment."""
         return any(container.is_at_work for container in self._containers.values())
-
-    # What the runner asks of it: see runner.engine.base.Engine
 
     async def facts(self) -> EngineFacts:
         await self._answer("facts")

@@ -182,8 +182,6 @@ class Host:
         finally:
             life.over.set()
 
-    # What it keeps
-
     def rows(self, query: str) -> list[dict[str, Any]]:
         """Read the journal as it stands."""
         try:
@@ -210,8 +208,6 @@ class Host:
 
     def let_go(self, name: str = "go") -> None:
         (self.home / name).touch()
-
-    # What is waited for
 
     async def wait_for_state(self, task_id: str, state: str) -> None:
         await until(lambda: self.state_of(task_id) == state)

@@ -59,8 +59,6 @@ class HarnessLoop(asyncio.SelectorEventLoop):
         if jumps:
             self._stands_at_s = super().time()
 
-    # Time
-
     def time(self) -> float:
         """Return the seconds by which timers go; on a jumping loop jumps alone make them more."""
         now_s = super().time() if self._stands_at_s is None else self._stands_at_s
@@ -68,8 +66,6 @@ class HarnessLoop(asyncio.SelectorEventLoop):
 
     def put_forward(self, seconds: float) -> None:
         self._ahead_s += seconds
-
-    # Rest
 
     async def rest(self) -> None:
         rested = self.create_future()
@@ -106,8 +102,6 @@ class HarnessLoop(asyncio.SelectorEventLoop):
             or any(is_at_work() for is_at_work in self._announced)
             or any(_waits_for_thread(task) for task in asyncio.all_tasks(self))
         )
-
-    # Work that asyncio starts beside itself
 
     def run_in_executor(  # type: ignore[override]
         self,

@@ -73,8 +73,6 @@ class ScriptedOrchestrator:
         self._always: dict[str, Answer | None] = {}
         self._work = anyio.Event()
 
-    # What tests do to it
-
     def then(self, path: str, *answers: Answer) -> None:
         self._then[path].extend(answers)
 
@@ -94,8 +92,6 @@ class ScriptedOrchestrator:
         self._work.set()
         self._work = anyio.Event()
 
-    # What it was sent
-
     def called(self, path: str) -> list[Call]:
         return [call for call in self.calls if call.request.target == path]
 
@@ -110,8 +106,6 @@ class ScriptedOrchestrator:
 
     def beats(self) -> list[str]:
         return [call.body["status"] for call in self.called(BEAT)]
-
-    # How it responds
 
     async def _answer(self, stream: ByteStream) -> None:
         request = self._server.requests[-1]

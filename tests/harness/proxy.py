@@ -160,8 +160,6 @@ class FaultProxy:
             _cut(client)
             thread.join(_DEADLINE_S)
 
-    # What is to go wrong
-
     def plan(self, method: str, path: str, *faults: Fault) -> None:
         """Let the next requests of this kind meet these faults, one each; * stands for any."""
         with self._lock:
@@ -183,8 +181,6 @@ class FaultProxy:
     def requests(self, method: str, path: str) -> list[Exchange]:
         """Return the requests of one kind so far; * stands for any text in the path."""
         return [exchange for exchange in list(self.exchanges) if exchange.fits(method, path)]
-
-    # In threads: one that accepts, and one for each connection
 
     def _accept(self, listener: socket.socket) -> None:
         context = None

@@ -171,8 +171,7 @@ def _resolved(part: Any, document: dict[str, Any]) -> Any:  # noqa: ANN401 - any
 def _is_date_time(value: object) -> bool:
     if not isinstance(value, str):
         return True
-    match = _DATE_TIME.fullmatch(value)
-    if match is not None:
+    if match := _DATE_TIME.fullmatch(value):
         # Python 3.10 reads no Z, and fractions of three or six digits only.
         datetime.fromisoformat(match[1] + match[3].replace("Z", "+00:00"))
     return match is not None

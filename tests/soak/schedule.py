@@ -65,9 +65,9 @@ class EngineFault:
     @property
     def keeps_from_starting(self) -> bool:
         """Whether it keeps a container from starting, whatever the engine says."""
-        if self.act is not Act.FAIL or self.message != REFUSED:
-            return False
-        return self.call == "create" or (self.call in {"run", "start"} and self.when is When.BEFORE)
+        refuses = self.act is Act.FAIL and self.message == REFUSED
+        is_early = self.call in {"run", "start"} and self.when is When.BEFORE
+        return refuses and (self.call == "create" or is_early)
 
 
 @dataclass(frozen=True)
@@ -117,8 +117,7 @@ class _Shape:
     weight: int
     prompt: str
     timeout_s: int = LONG_TIMEOUT_S
-    strikes: tuple[float, float] | None = None
-    """The earliest and the latest moment at which it is struck."""
+    strikes: tuple[float, float] | None = None  # the earliest and the latest moment of a strike
 
 
 _WORK = "[sleep {seconds}][print-line task {number}]"

@@ -117,8 +117,6 @@ class Soak:
         self._say(f"{fault.value}: {what}")
         self.findings.append(Finding(fault, what))
 
-    # While it goes on
-
     def _tick(self) -> int:
         """Do what is due; return how many tasks have ended."""
         self._agenda.do_what_is_due()
@@ -174,8 +172,6 @@ class Soak:
                 self._host.engine.run("rm", "--force", container_of(record.task_id))
                 record.is_struck = record.is_removed = True
                 return
-
-    # The end
 
     def _come_to_rest(self) -> None:
         """Begin no more faults, and wait until nothing is left to do."""
