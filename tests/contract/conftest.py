@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
@@ -92,7 +93,7 @@ class Subject:
         if self.engine.kind == "podman":
             ours = [str(os.getpid())]
             return any(stat_of(pid)[1:2] not in ([], ours) for pid in held_processes())
-        calls = [command_of(pid) for pid in own_children()]
+        calls = [read_process(pid, "cmdline") for pid in own_children()]
         return any({b"wait", self.name.encode()} <= set(call.split(b"\0")) for call in calls)
 
 
@@ -100,9 +101,7 @@ def held_processes() -> Iterator[int]:
     """Yield the ids of the processes of which this one holds a descriptor; -1 if one has ended."""
     for entry in Path("/proc/self/fdinfo").iterdir():
         with suppress(FileNotFoundError):
-            for line in entry.read_text().splitlines():
-                if line.startswith("Pid:"):
-                    yield int(line.removeprefix("Pid:"))
+            yield from map(int, re.findall(r"^Pid:\s*(-?\d+)$", entry.read_text(), re.MULTILINE))
 
 
 def own_children() -> set[int]:
@@ -116,16 +115,13 @@ def is_alive(pid: int) -> bool:
 
 def stat_of(pid: int) -> list[str]:
     """Return a process's state, its parent and more; nothing when it is gone."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
-    except OSError:
-        return []
+    return read_process(pid, "stat").rpartition(b") ")[2].decode().split()
 
 
-def command_of(pid: int) -> bytes:
-    """Return a process's arguments, each with a NUL; nothing when it is gone."""
+def read_process(pid: int, name: str) -> bytes:
+    """Return a file of a process; nothing when it is gone."""
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
+        return Path(f"/proc/{pid}/{name}").read_bytes()
     except OSError:
         return b""
 
@@ -158,5 +154,4 @@ async def subject(request: pytest.FixtureRequest) -> AsyncIterator[Subject]:
         await made.engine.remove(one)
 
 
-real = podman = docker = subject
-"""The same fixture, for fewer engines: see pytest_generate_tests."""
+real = podman = docker = subject  # the same fixture, for fewer engines: see pytest_generate_tests

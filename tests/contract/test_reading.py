@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ AWAY = "Cannot connect to the Docker daemon at unix:///x. Is the docker daemon r
 DOCKER_USAGE = "unknown flag: --x\n\nUsage:  docker run\n\nRun 'docker run --help' for more"
 WARNING = 'time="2026-01-31T09:00:00Z" level=warning msg="an error is near"'
 TAKEN = 'the container name "x" is already in use by y'
+SPEC = ContainerSpec(name="n", image="i", arguments=())
 
 
 def inspected(**state: object) -> dict[str, Any]:
@@ -49,11 +51,9 @@ def test_phase_follows_from_the_report_and_the_processes(
     assert read_container(inspected(**state), has_processes=has_processes).phase is phase
 
 
-@pytest.mark.parametrize(
-    "text", ["2026-01-31T09:00:00.123456789Z", "2026-01-31T10:00:00.123456789+01:00"]
-)
+@pytest.mark.parametrize("text", ["09:00:00.123456789Z", "10:00:00.123456789+01:00"])
 def test_moments_are_read_in_any_zone(text: str) -> None:
-    container = read_container(inspected(StartedAt=text), has_processes=False)
+    container = read_container(inspected(StartedAt=f"2026-01-31T{text}"), has_processes=False)
     assert container.started_at == pytest.approx(1769850000.123, abs=0.001)
 
 
@@ -81,20 +81,18 @@ def test_error_of_an_engine_is_one_line_and_has_one_type(
 
 
 def test_docker_gets_the_name_of_the_host_unless_it_shares_its_network() -> None:
-    apart = ContainerSpec(name="n", image="i", arguments=())
-    shared = ContainerSpec(name="n", image="i", arguments=(), run_args=("--network", "host"))
-    assert "host.containers.internal:host-gateway" in run_arguments("docker", apart)
+    shared = replace(SPEC, run_args=("--network", "host"))
+    assert "host.containers.internal:host-gateway" in run_arguments("docker", SPEC)
     assert "--add-host" not in run_arguments("docker", shared)
-    assert "--add-host" not in run_arguments("podman", apart)
+    assert "--add-host" not in run_arguments("podman", SPEC)
 
 
 def test_gpus_are_requested_in_each_engines_way() -> None:
-    two = ContainerSpec(name="n", image="i", arguments=(), limits=Limits(gpus="0,1"))
+    two = replace(SPEC, limits=Limits(gpus="0,1"))
     assert '"device=0,1"' in run_arguments("docker", two)
-    assert "nvidia.com/gpu=0" in run_arguments("podman", two)
-    assert "nvidia.com/gpu=1" in run_arguments("podman", two)
+    assert {"nvidia.com/gpu=0", "nvidia.com/gpu=1"} <= set(run_arguments("podman", two))
 
 
 def test_nothing_of_an_assignment_can_become_an_option() -> None:
-    spec = ContainerSpec(name="n", image="i", arguments=("--task", "--privileged"))
+    spec = replace(SPEC, arguments=("--task", "--privileged"))
     assert run_arguments("podman", spec)[-3:] == ["i", "--task", "--privileged"]

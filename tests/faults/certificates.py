@@ -26,13 +26,11 @@ class Certificates:
 
 
 def make_certificates(folder: Path) -> Certificates:
-    """Make a folder with all of them."""
     folder.mkdir(parents=True)
     trusted, untrusted, expired = (_make(folder / name) for name in ("one", "stranger", "old"))
     # Valid for the moment in which it is made.
-    _openssl(
-        "x509", "-in", expired.chain, "-signkey", expired.key, "-days=0", "-out", expired.chain
-    )
+    files = ("-in", expired.chain, "-signkey", expired.key, "-out", expired.chain)
+    _openssl("x509", *files, "-days=0")
     ca_file = folder / "ca.pem"
     ca_file.write_text(trusted.chain.read_text() + expired.chain.read_text())
     return Certificates(ca_file, trusted, untrusted, expired)

@@ -44,25 +44,18 @@ exec '{real}' "$@"
 class Act(str, Enum):
     """What is done at a call."""
 
-    BLOCK = "block"
-    """Wait until it is released, then go on."""
-    FAIL = "fail"
-    """Print a message on standard error and exit."""
-    HANG = "hang"
-    """Never end, not even at TERM."""
-    KILL = "kill"
-    """Kill the runner."""
+    BLOCK = "block"  # wait until it is released, then go on
+    FAIL = "fail"  # print a message on standard error and exit
+    HANG = "hang"  # never end, not even at TERM
+    KILL = "kill"  # kill the runner
 
 
 class When(str, Enum):
     """At which moment of a call."""
 
-    BEFORE = "before"
-    """The real engine is not called, or only when a block is released."""
-    DURING = "during"
-    """The real engine is called, and the runner does not live to see the result (KILL only)."""
-    AFTER = "after"
-    """The real engine has done it; the runner has no result yet."""
+    BEFORE = "before"  # the real engine is not called, or only when a block is released
+    DURING = "during"  # the real engine is called, and the runner killed meanwhile (KILL only)
+    AFTER = "after"  # the real engine has done it; the runner has no result yet
 
 
 @dataclass(frozen=True)
@@ -97,10 +90,8 @@ class FaultEngine:
         for name in ("bin", "plans", "met", "released"):
             (folder / name).mkdir(parents=True)
         program = folder / "bin" / kind
-        python, real = sys.executable, shutil.which(kind)
-        program.write_text(
-            _SCRIPT.format(folder=folder, python=python, handler=_HANDLER, real=real)
-        )
+        values = {"python": sys.executable, "handler": _HANDLER, "real": shutil.which(kind)}
+        program.write_text(_SCRIPT.format(folder=folder, **values))
         program.chmod(0o755)
 
     @property

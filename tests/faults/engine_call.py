@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -38,9 +39,7 @@ def main(folder: Path, real: str, call: str, arguments: list[str]) -> int:
     return int(plan["exit_code"]) if act == "fail" else code
 
 
-def claim(
-    folder: Path, call: str, arguments: list[str]
-) -> tuple[str, dict[str, str]] | tuple[None, dict[str, str]]:
+def claim(folder: Path, call: str, arguments: list[str]) -> tuple[str | None, dict[str, str]]:
     """Return the oldest plan for this call that no other call has taken: its name and content."""
     for path in sorted((folder / "plans").glob(f"{call}.*")):
         try:
@@ -56,7 +55,6 @@ def claim(
 
 
 def do(act: str, released: Path, message: str) -> None:
-    """Do it."""
     if act == "kill":
         kill_runner()
     elif act == "hang":
@@ -66,9 +64,13 @@ def do(act: str, released: Path, message: str) -> None:
         sys.stderr.write(f"{message}\n")
         sys.stderr.flush()
     elif act == "block":
-        until = time.monotonic() + LONGEST_S
-        while not released.exists() and time.monotonic() < until:
-            time.sleep(CHECK_INTERVAL_S)
+        wait_while(lambda: not released.exists())
+
+
+def wait_while(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + LONGEST_S
+    while condition() and time.monotonic() < until:
+        time.sleep(CHECK_INTERVAL_S)
 
 
 def kill_runner() -> None:
@@ -79,9 +81,7 @@ def kill_runner() -> None:
         raise SystemExit(f"cannot kill the runner: {runner} is {command}")
     with suppress(ProcessLookupError):
         os.kill(runner, signal.SIGKILL)
-    until = time.monotonic() + LONGEST_S
-    while os.getppid() == runner and time.monotonic() < until:
-        time.sleep(CHECK_INTERVAL_S)
+    wait_while(lambda: os.getppid() == runner)
 
 
 if __name__ == "__main__":

@@ -19,14 +19,7 @@ from tests.faults.engine import Act, FaultEngine, Planned, end_calls
 from tests.harness.journal import JournalFaults
 from tests.harness.launcher import DISK_VARIABLE, JOURNAL_VARIABLE
 from tests.harness.proxy import FaultProxy
-from tests.harness.runner_process import (
-    DEADLINE_S,
-    RunnerProcess,
-    container_of,
-    containers,
-    process_on,
-)
-from tests.orchestrator.serving import wait_for
+from tests.harness.runner_process import RunnerProcess, container_of, containers, process_on
 from tests.system.recording import RecordingOrchestrator
 
 SHORT_PAUSES = {
@@ -51,8 +44,7 @@ class Rig:
     engine: FaultEngine
     journal: JournalFaults
     runner: RunnerProcess
-    disks_hang: Path
-    """While this file is there, no disk shows the runner its free space."""
+    disks_hang: Path  # while this file is there, no disk shows the runner its free space
 
     def start(self, prompt: str = "[print-line done]") -> str:
         task_id = str(self.orchestrator.create_task(prompt)["id"])
@@ -72,10 +64,7 @@ class Rig:
             beats = [call for call in self.orchestrator.calls[seen:] if "heartbeat" in call.path]
             return any(beat.json()["status"] == status for beat in beats)
 
-        try:
-            wait_for(has_come, DEADLINE_S)
-        except TimeoutError:
-            raise AssertionError(f"no heartbeat is {status}:\n{self.runner.log}") from None
+        self.runner.wait_for(has_come, f"no heartbeat is {status}")
 
     @contextmanager
     def image_to_pull(self, image: str) -> Iterator[None]:

@@ -22,8 +22,7 @@ from tests.orchestrator.serving import wait_for
 from tools.dev import engines as dev_engines
 from tools.dev.shell import as_root
 
-ANSWER_S = 6.0
-"""Long enough for an engine that does answer, on a busy machine."""
+ANSWER_S = 6.0  # long enough for an engine that does answer, on a busy machine
 START_S = 12.0
 
 
@@ -33,9 +32,6 @@ def test_container_that_is_killed_with_its_watcher_is_lost(podman_rig: Rig) -> N
     for pid in (state["ConmonPid"], state["Pid"]):
         os.kill(pid, signal.SIGKILL)
     podman_rig.check_ended_once(task_id, "lost: container is gone")
-
-
-# An engine that does not answer
 
 
 def test_task_is_unknown_while_inspect_hangs_and_then_ends_truly(rig: Rig) -> None:
@@ -98,20 +94,20 @@ def test_end_is_seen_although_wait_hangs(docker_rig: Rig) -> None:
     assert hang.has_happened
 
 
-# A daemon that goes away
+def run_as_root(*command: str) -> None:
+    subprocess.run(as_root([*command]), check=True)
 
 
 class DockerDaemon:
     """A docker daemon of a test's own, without live-restore, with its store in a folder."""
 
-    def __init__(self, folder: Path) -> None:
-        """Start nothing yet; the folder's path must be short, for there is a socket in it."""
-        self._folder = folder
+    def __init__(self) -> None:
+        # The path must be short, for there is a socket in it.
+        self._folder = Path(tempfile.mkdtemp(prefix="vd-"))
         self._process: subprocess.Popen[bytes] | None = None
-        self.engine = dev_engines.Engine("docker", {"DOCKER_HOST": f"unix://{folder}/sock"})
+        self.engine = dev_engines.Engine("docker", {"DOCKER_HOST": f"unix://{self._folder}/sock"})
 
     def start(self) -> None:
-        """Start it; return when it answers."""
         folder = self._folder
         command = [
             *("dockerd", f"--host=unix://{folder}/sock", f"--group={os.getgid()}"),
@@ -129,15 +125,13 @@ class DockerDaemon:
         return dev_engines.docker_answers(self.engine)
 
     def end(self, how: signal.Signals = signal.SIGTERM) -> None:
-        """End it, if it runs."""
         if self._process is None or self._process.poll() is not None:
             return
         pid = (self._folder / "pid").read_text().strip()
-        subprocess.run(as_root(["kill", f"-{how.value}", pid]), check=True)
+        run_as_root("kill", f"-{how.value}", pid)
         self._process.wait(DEADLINE_S)
         # Its containerd has gone with it; where nobody reaps, a zombie would pass for it.
-        pid_file = self._folder / "exec" / "containerd" / "containerd.pid"
-        subprocess.run(as_root(["rm", "-f", str(pid_file)]), check=True)
+        run_as_root("rm", "-f", f"{self._folder}/exec/containerd/containerd.pid")
 
     def remove(self) -> None:
         """End it and remove its folder, in which it leaves mounts."""
@@ -145,8 +139,8 @@ class DockerDaemon:
         mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
         for place in reversed(mounts):
             if place.startswith(f"{self._folder}/"):
-                subprocess.run(as_root(["umount", "--lazy", place]), check=True)
-        subprocess.run(as_root(["rm", "-rf", str(self._folder)]), check=True)
+                run_as_root("umount", "--lazy", place)
+        run_as_root("rm", "-rf", str(self._folder))
 
 
 @pytest.fixture
@@ -154,7 +148,7 @@ def daemon(
     engines: list[Engine], image: str, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[DockerDaemon]:
     """Yield a docker daemon that may be ended, with the image in it."""
-    daemon = DockerDaemon(Path(tempfile.mkdtemp(prefix="vd-")))
+    daemon = DockerDaemon()
     try:
         daemon.start()
         daemon.engine.copy_from(dev_engines.Engine(engines[0].name), image)
@@ -178,5 +172,4 @@ def test_task_whose_daemon_is_restarted_is_unknown_and_then_reported_truly(
         daemon.start()
         rig.check_ended_once(task_id, "lost: ")
 
-    # The runner itself has taken no harm.
     rig.check_ended_once(rig.orchestrator.create_task("[print-line done]")["id"])

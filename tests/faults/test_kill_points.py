@@ -15,8 +15,6 @@ from tests.harness.proxy import Fault, Kind
 from tests.harness.runner_process import DEADLINE_S, container_of
 from tests.orchestrator.serving import wait_for
 
-FINAL = b'"success"'
-RUNNING = b'"running"'
 COMMITS_OF_A_LIFE = 8
 REGISTERED_TWICE = {"registration-unanswered", "before-commit-1"}
 """The key was not stored: the node registers once more."""
@@ -32,25 +30,17 @@ class KillPoint:
     """A step, and how the runner is killed there."""
 
     name: str
-    arm: Callable[[Rig], object]
-    """Before the start."""
-    kill: Callable[[Rig], None] = check_killed
-    """After the start; returns when the runner is dead."""
+    arm: Callable[[Rig], object]  # before the start
+    kill: Callable[[Rig], None] = check_killed  # after the start, until the runner is dead
     prompt: str = "[print-line done]"
 
 
 def at_commit(commit: int, when: str) -> KillPoint:
     """Kill it when it is about to make a commit, or has just made it."""
-
-    def arm(rig: Rig) -> None:
-        (rig.journal.kill_before if when == "before" else rig.journal.kill_after)(commit)
-
-    return KillPoint(f"{when}-commit-{commit}", arm)
+    return KillPoint(f"{when}-commit-{commit}", lambda rig: rig.journal.kill(when, commit))
 
 
 def at_call(call: str, when: When, **options: str) -> KillPoint:
-    """Kill it at a call of the engine."""
-
     def arm(rig: Rig) -> None:
         rig.runner.set_options(**options)
         rig.engine.plan(call, Act.KILL, when)
@@ -59,8 +49,6 @@ def at_call(call: str, when: When, **options: str) -> KillPoint:
 
 
 def at_request(name: str, method: str, path: str, fault: Fault) -> KillPoint:
-    """Kill it while it waits for a response."""
-
     def kill(rig: Rig) -> None:
         wait_for(lambda: rig.proxy.counts[fault.kind.value], DEADLINE_S)
         if fault.kind is Kind.HOLD_ANSWER:
@@ -72,8 +60,6 @@ def at_request(name: str, method: str, path: str, fault: Fault) -> KillPoint:
 
 
 def while_it_runs(name: str, *, ends_meanwhile: bool) -> KillPoint:
-    """Kill it while the container runs, which may end before the next start."""
-
     def kill(rig: Rig) -> None:
         (task_id,) = rig.orchestrator.task_ids
         rig.runner.wait_for_start_of(task_id)
@@ -106,28 +92,30 @@ ON_THE_WIRE = [
     at_request("registration-unanswered", "POST", "/register", Fault(Kind.HOLD_ANSWER)),
     at_request("assignment-unanswered", "GET", "/tasks/pending", ASSIGNED),
     at_request("during-files", "GET", "/files/*", Fault(Kind.HOLD_REQUEST)),
-    at_request("claim-unasked", "POST", "/status", Fault(Kind.HOLD_REQUEST, request_has=RUNNING)),
-    at_request("claim-unanswered", "POST", "/status", Fault(Kind.HOLD_ANSWER, request_has=RUNNING)),
-    at_request("report-unasked", "POST", "/status", Fault(Kind.HOLD_REQUEST, request_has=FINAL)),
-    at_request("report-unanswered", "POST", "/status", Fault(Kind.HOLD_ANSWER, request_has=FINAL)),
+    *(
+        at_request(f"{name}-{step}", "POST", "/status", Fault(kind, request_has=status))
+        for name, status in (("claim", b'"running"'), ("report", b'"success"'))
+        for step, kind in (("unasked", Kind.HOLD_REQUEST), ("unanswered", Kind.HOLD_ANSWER))
+    ),
 ]
 """Steps of which the engine knows nothing."""
-COMMITS = range(1, COMMITS_OF_A_LIFE + 1)
-AT_COMMITS = [at_commit(number, when) for number in COMMITS for when in ("before", "after")]
+AT_COMMITS = [
+    at_commit(number + 1, when)
+    for number in range(COMMITS_OF_A_LIFE)
+    for when in ("before", "after")
+]
 """Steps of which the journal knows, from the identity that is stored to the task that is closed."""
 AT_THE_ENGINE = [
     *(at_call("run", when) for when in When),
     while_it_runs("while-it-runs", ends_meanwhile=False),
     while_it_runs("while-it-runs-and-it-ends-meanwhile", ends_meanwhile=True),
     at_call("logs", When.BEFORE),
-    at_call("rm", When.BEFORE),
-    at_call("rm", When.AFTER),
+    *(at_call("rm", when) for when in (When.BEFORE, When.AFTER)),
 ]
-BESIDE_DOCKER = [at_commit(commit, when) for commit in (3, 4, 5) for when in ("before", "after")]
+BESIDE_DOCKER = AT_COMMITS[4:10]
 """That it starts, runs and has ended: engines can differ in what there is at these."""
 IN_TWO_STEPS = [
-    at_call("create", When.BEFORE, memory="64m"),
-    at_call("create", When.AFTER, memory="64m"),
+    *(at_call("create", when, memory="64m") for when in (When.BEFORE, When.AFTER)),
     *(at_call("start", when, memory="64m") for when in When),
 ]
 """How podman 4 starts a container with a memory limit."""

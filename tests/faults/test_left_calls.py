@@ -127,9 +127,7 @@ def test_runner_that_is_terminated_lets_a_start_under_way_come_to_its_end(rig: R
     rig.check_ended_once(task_id)
 
 
-def test_container_that_runs_although_the_engine_refused_to_start_it_is_the_task(
-    rig: Rig,
-) -> None:
+def test_container_that_runs_although_the_engine_refused_to_start_it_is_the_task(rig: Rig) -> None:
     refused = rig.engine.plan("run", Act.FAIL, When.AFTER)
     task_id = rig.begin("[wait-for go][print-line done]")
     assert refused.has_happened

@@ -37,9 +37,6 @@ def fill(folder: Path) -> Path:
     return filler
 
 
-# Full disks
-
-
 @pytest.mark.parametrize("which", ["state", "home"])
 def test_running_task_is_not_lost_while_a_disk_is_full_and_no_other_is_taken(
     which: str, rig: Rig
@@ -84,51 +81,30 @@ def test_runner_that_starts_on_a_full_disk_keeps_its_journal_and_its_task(rig: R
         assert set_aside(rig) == []
 
 
-# Journals that cannot be used
+def set_aside(rig: Rig) -> list[str]:
+    return [path.name for path in rig.runner.state_dir.glob("journal.sqlite3.*.unusable")]
 
 
-def damage_journal(rig: Rig) -> None:
-    """Write over the beginning of the file, where SQLite cannot mend it from its log."""
+@pytest.mark.parametrize("commit", [1, 2])  # the identity is stored, the task adopted
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_task_is_adopted_once_from_its_container_though_the_runner_is_killed_as_it_stores_that(
+    commit: int, when: str, each_rig: Rig
+) -> None:
+    rig = each_rig
+    task_id = rig.begin()
+    rig.runner.kill()
     journal = rig.runner.state_dir / "journal.sqlite3"
     with closing(sqlite3.connect(journal)) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
     with journal.open("r+b") as file:
         file.write(b"no journal any more " * 100)
-
-
-def set_aside(rig: Rig) -> list[str]:
-    return [path.name for path in rig.runner.state_dir.glob("journal.sqlite3.*.unusable")]
-
-
-def test_running_task_is_adopted_from_its_container_when_the_journal_cannot_be_used(
-    each_rig: Rig,
-) -> None:
-    # Other unusable journals are in tests/unit; here it matters what the container shows.
-    task_id = each_rig.begin()
-    each_rig.runner.kill()
-    damage_journal(each_rig)
-    each_rig.runner.start()
-    each_rig.runner.wait_for_log("task is adopted from its container")
-    (aside,) = set_aside(each_rig)
-    assert f"it was set aside as {aside}" in each_rig.runner.log
-    each_rig.runner.let_go("go")
-    each_rig.check_ended_once(task_id)
-    # The key came from the container, and with it the node is what it was.
-    assert len(each_rig.orchestrator.nodes()) == 1
-
-
-@pytest.mark.parametrize("commit", [1, 2])  # the identity is stored, the task adopted
-@pytest.mark.parametrize("when", ["before", "after"])
-def test_task_is_adopted_once_when_the_runner_is_killed_as_it_writes_that_down(
-    commit: int, when: str, rig: Rig
-) -> None:
-    task_id = rig.begin()
-    rig.runner.kill()
-    damage_journal(rig)
-    (rig.journal.kill_before if when == "before" else rig.journal.kill_after)(commit)
+    rig.journal.kill(when, commit)
     rig.runner.start()
     assert rig.runner.exit_code() == -signal.SIGKILL
     rig.runner.start()
     rig.runner.let_go("go")
     rig.check_ended_once(task_id)
-    assert len(set_aside(rig)) == 1
+    (aside,) = set_aside(rig)
+    assert f"it was set aside as {aside}" in rig.runner.whole_log
+    # The key came from the container, and with it the node is what it was.
+    assert len(rig.orchestrator.nodes()) == 1

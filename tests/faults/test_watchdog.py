@@ -59,10 +59,7 @@ class Service:
     """
 
     def __init__(self, rig: Rig, folder: Path) -> None:
-        """Boot the systemd; the runner is not started."""
-        self._rig = rig
-        self._folder = folder
-        self._units = folder / "units"
+        self._rig, self._folder, self._units = rig, folder, folder / "units"
         self._container = f"systemd-{uuid.uuid4().hex[:12]}"
         self._units.mkdir()
         (self._units / "idle.target").write_text(IDLE)
@@ -83,17 +80,14 @@ class Service:
         """Write the unit as the rig has it now, and start it; return when it is ready."""
         # Its engine has no image, and runs no task; without one, no work would be asked for.
         self._rig.engine.plan("image", Act.FAIL, exit_code=0, message="", always=True)
-        (self._folder / "storage.conf").write_text(STORAGE.format(self._folder))
-        runner = self._rig.runner
-        variables = {
-            **runner.environment,
-            "HOME": str(self._folder),
-            "CONTAINERS_STORAGE_CONF": str(self._folder / "storage.conf"),
-        }
-        lines = (f"{name}={shlex.quote(text)}\n" for name, text in variables.items())
-        (self._folder / "environment").write_text("".join(lines))
+        runner, folder, storage = self._rig.runner, self._folder, self._folder / "storage.conf"
+        storage.write_text(STORAGE.format(folder))
+        own = {"HOME": str(folder), "CONTAINERS_STORAGE_CONF": str(storage)}
+        variables = {**runner.environment, **own}.items()
+        lines = (f"{name}={shlex.quote(text)}\n" for name, text in variables)
+        (folder / "environment").write_text("".join(lines))
         command = " ".join([*runner.command, *runner.options])
-        unit = UNIT.format(watchdog_s=WATCHDOG_S, root=ROOT, folder=self._folder, command=command)
+        unit = UNIT.format(watchdog_s=WATCHDOG_S, root=ROOT, folder=folder, command=command)
         (self._units / NAME).write_text(unit)
         self._systemctl("daemon-reload", error="cannot load the unit")
         self._systemctl("start", NAME, error="cannot start the runner")
@@ -132,7 +126,6 @@ class Service:
 
 @pytest.fixture
 def service(podman_rig: Rig, tmp_path: Path) -> Iterator[Service]:
-    """Yield the rig's runner as a service that is restarted unless it feeds the watchdog."""
     service = Service(podman_rig, tmp_path)
     try:
         yield service

@@ -24,8 +24,6 @@ class VirtualClock:
         self._sleepers: dict[anyio.Event, float] = {}
         self._failure: Exception | None = None
 
-    # What the runner asks of it
-
     def wall_s(self) -> float:
         return self._wall_s
 
@@ -37,7 +35,6 @@ class VirtualClock:
         return self._awake_s
 
     async def sleep(self, seconds: float) -> None:
-        """Wait until the clock has been moved that far."""
         if seconds <= 0:
             await anyio.lowlevel.checkpoint()
             return
@@ -47,8 +44,6 @@ class VirtualClock:
             await wake.wait()
         finally:
             self._sleepers.pop(wake, None)
-
-    # What tests do to it
 
     def set_wall(self, by_s: float) -> None:
         """Set the wall clock forward or back, as NTP or an operator would."""
@@ -67,11 +62,7 @@ class VirtualClock:
         self._failure = error
 
     async def settle(self) -> None:
-        """Wait until nothing is at work: what happens next needs time, or the test.
-
-        Raises:
-            TimeoutError: it does not come to that.
-        """
+        """Wait until nothing is at work: what happens next needs time, or the test."""
         with anyio.fail_after(DEADLINE_S):
             await running_loop().rest()
         if self._failure is not None:

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import anyio
@@ -60,18 +59,14 @@ class _Container:
     def end(self, exit_code: int, *, out_of_memory: bool = False) -> None:
         """Record the end, unless it has ended, and cancel what is left of the program."""
         if self.is_running:
-            self.change(
-                phase=Phase.EXITED,
-                exit_code=exit_code,
-                out_of_memory=out_of_memory,
-                finished_at=self.now(),
-            )
-            self.disappear()
+            self.change(exit_code=exit_code, out_of_memory=out_of_memory, finished_at=self.now())
+            self.disappear(Phase.EXITED)
 
     def change(self, **state: Any) -> None:  # noqa: ANN401 - fields of Container
         self.state = replace(self.state, **state)
 
-    def disappear(self) -> None:
+    def disappear(self, phase: Phase = Phase.VANISHED) -> None:
+        self.change(phase=phase)
         self.scope.cancel()
         self.over.set()
 
@@ -109,8 +104,8 @@ class _Container:
             self._print(f"{value}\n")
         elif name == "env":
             variables = self.state.variables
-            text = f"{value}={variables[value]}" if value in variables else f"{value} is not set"
-            self._print(f"{text}\n")
+            known = f"{value}={variables[value]}\n" if value in variables else None
+            self._print(known or f"{value} is not set\n")
         elif name == "write" and self.home is not None:
             target, _, text = value.partition(" ")
             (self.home / target).parent.mkdir(parents=True, exist_ok=True)
@@ -170,16 +165,9 @@ class FakeEngine:
         await self._group.__aenter__()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> bool | None:
+    async def __aexit__(self, *error: object) -> bool | None:
         self._group.cancel_scope.cancel()
-        return await self._group.__aexit__(kind, error, traceback)
-
-    # What tests do to it
+        return await self._group.__aexit__(*error)  # type: ignore[arg-type]
 
     def shut(self, call: str) -> None:
         """Hold up calls: "run" before it does anything, "after run" before it answers."""
@@ -199,7 +187,6 @@ class FakeEngine:
         self._failures.clear()
 
     def vanish(self, name: str) -> None:
-        self._containers[name].change(phase=Phase.VANISHED)
         self._containers[name].disappear()
 
     def remove_behind(self, name: str) -> None:
@@ -214,20 +201,16 @@ class FakeEngine:
         """Whether a container goes on by itself, without the test or the runner, in a moment."""
         return any(container.is_at_work for container in self._containers.values())
 
-    # What the runner asks of it: see runner.engine.base.Engine
-
     async def facts(self) -> EngineFacts:
         await self._answer("facts")
         return EngineFacts(version="5.0.0", is_rootless=True, cgroup_manager="systemd")
 
     async def fetch_image(self, image: str, policy: PullPolicy) -> None:
-        """Raise ImageMissing for what is not here: no registry answers."""
         await self._answer("fetch_image")
         if policy is PullPolicy.ALWAYS or image != self.image:
             raise ImageMissing(f"cannot fetch the image {image}: no registry answers")
 
     async def run(self, spec: ContainerSpec) -> str:
-        """Start a container."""
         await self._answer("run")
         flags = _check_arguments(spec)
         if spec.name in self._containers:
@@ -259,7 +242,6 @@ class FakeEngine:
         return None if container is None else container.state
 
     async def wait(self, name: str) -> bool:
-        """Wait for the end of the container."""
         container = await self._named("wait", name)
         if self.false_ends:
             self.false_ends -= 1
@@ -269,18 +251,15 @@ class FakeEngine:
         return True
 
     async def stop(self, name: str) -> None:
-        """End the program: by TERM, or after the grace by KILL."""
         await self._answer("stop")
         container = self._containers.get(name)
         if container is None or not container.is_running:
             return
-        if not container.ignores_term:
-            container.end(TERMINATED)
-            return
-        container.is_stopping = True
-        with anyio.move_on_after(self._stop_grace_s):
-            await container.over.wait()
-        container.end(KILLED)
+        if container.ignores_term:
+            container.is_stopping = True
+            with anyio.move_on_after(self._stop_grace_s):
+                await container.over.wait()
+        container.end(KILLED if container.ignores_term else TERMINATED)
 
     async def remove(self, name: str) -> None:
         await self._answer("remove")
@@ -323,13 +302,12 @@ class FakeEngine:
             raise EngineSilent("cannot reach the fake engine: it is silent")
 
     async def _pass(self, door: str) -> None:
-        if door not in self._doors:
-            return
-        self.waiting[door] += 1
-        try:
-            await self._doors[door].wait()
-        finally:
-            self.waiting[door] -= 1
+        if door in self._doors:
+            self.waiting[door] += 1
+            try:
+                await self._doors[door].wait()
+            finally:
+                self.waiting[door] -= 1
 
 
 ObstructedEngine = FakeEngine

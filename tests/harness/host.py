@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import anyio
@@ -31,8 +30,7 @@ from tests.harness.until import DEADLINE_S, until
 
 IMAGE = "localhost/victoria-fake:1"
 
-Setting: TypeAlias = Any
-"""The value of a field of Settings."""
+Setting: TypeAlias = Any  # the value of a field of Settings
 
 
 class HeardNotifier(Notifier):
@@ -92,7 +90,6 @@ class Host:
         return self.folder / "state"
 
     def settings(self, **changed: Setting) -> Settings:
-        """Return the settings of most tests, with some changed."""
         usual = Settings(
             orchestrator_url=self.orchestrator.url,
             name="host-1",
@@ -153,11 +150,11 @@ class Host:
     async def running_task(
         self,
         prompt: str = "[wait-for go]",
-        assigned: Mapping[str, object] = MappingProxyType({}),
+        assigned: Mapping[str, object] | None = None,
         **changed: Setting,
     ) -> AsyncIterator[Run]:
         """Run a runner whose task t-1 is running; `assigned` are more fields of its assignment."""
-        self.orchestrator.offer("t-1", prompt, **assigned)
+        self.orchestrator.offer("t-1", prompt, **assigned or {})
         async with self.runner(**changed) as life:
             await self.wait_for_state("t-1", "running")
             yield life
@@ -165,10 +162,10 @@ class Host:
     async def finish_task(
         self,
         prompt: str = "do it",
-        assigned: Mapping[str, object] = MappingProxyType({}),
+        assigned: Mapping[str, object] | None = None,
         **changed: Setting,
     ) -> dict[str, Any]:
-        self.orchestrator.offer("t-1", prompt, **assigned)
+        self.orchestrator.offer("t-1", prompt, **assigned or {})
         async with self.runner(**changed):
             return await self.wait_for_end("t-1")
 
@@ -184,8 +181,6 @@ class Host:
             self.clock.fail(error)
         finally:
             life.over.set()
-
-    # What it keeps
 
     def rows(self, query: str) -> list[dict[str, Any]]:
         """Read the journal as it stands."""
@@ -214,8 +209,6 @@ class Host:
     def let_go(self, name: str = "go") -> None:
         (self.home / name).touch()
 
-    # What is waited for
-
     async def wait_for_state(self, task_id: str, state: str) -> None:
         await until(lambda: self.state_of(task_id) == state)
 
@@ -231,8 +224,8 @@ class Host:
     async def wait_for_end(self, task_id: str = "t-1") -> dict[str, Any]:
         """Wait until a task is closed; return the one final report that was accepted."""
         await self.wait_for_state(task_id, "closed")
-        reports = [body for body in self.orchestrator.taken if body["task_id"] == task_id]
-        (final,) = [body for body in reports if body["status"] in FINAL]
+        taken = self.orchestrator.taken
+        (final,) = (one for one in taken if one["task_id"] == task_id and one["status"] in FINAL)
         return final
 
     async def wait_for_calls(self, path: str, count: int = 1) -> None:

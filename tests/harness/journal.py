@@ -22,12 +22,9 @@ class JournalFaults:
         folder.mkdir(parents=True)
         self.folder = folder
 
-    def kill_before(self, commit: int) -> None:
-        """Kill the runner when it is about to make this commit (1 is the next)."""
-        (self.folder / f"before-{self.commits + commit}").touch()
-
-    def kill_after(self, commit: int) -> None:
-        (self.folder / f"after-{self.commits + commit}").touch()
+    def kill(self, when: str, commit: int) -> None:
+        """Kill the runner "before" or "after" it makes this commit (1 is the next)."""
+        (self.folder / f"{when}-{self.commits + commit}").touch()
 
     @property
     def commits(self) -> int:

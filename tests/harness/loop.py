@@ -59,8 +59,6 @@ class HarnessLoop(asyncio.SelectorEventLoop):
         if jumps:
             self._stands_at_s = super().time()
 
-    # Time
-
     def time(self) -> float:
         """Return the seconds by which timers go; on a jumping loop jumps alone make them more."""
         now_s = super().time() if self._stands_at_s is None else self._stands_at_s
@@ -68,8 +66,6 @@ class HarnessLoop(asyncio.SelectorEventLoop):
 
     def put_forward(self, seconds: float) -> None:
         self._ahead_s += seconds
-
-    # Rest
 
     async def rest(self) -> None:
         rested = self.create_future()
@@ -88,10 +84,10 @@ class HarnessLoop(asyncio.SelectorEventLoop):
         may_jump = self._stands_at_s is not None and timeout is not None
         if not (self._resting or may_jump) or self._is_at_work():
             return False
-        for rested in self._resting:
-            if not rested.done():
-                rested.set_result(None)
         if self._resting:
+            for rested in self._resting:
+                if not rested.done():
+                    rested.set_result(None)
             self._resting.clear()
             return True
         if timeout is None or timeout > LONGEST_JUMP_S:
@@ -106,8 +102,6 @@ class HarnessLoop(asyncio.SelectorEventLoop):
             or any(is_at_work() for is_at_work in self._announced)
             or any(_waits_for_thread(task) for task in asyncio.all_tasks(self))
         )
-
-    # Work that asyncio starts beside itself
 
     def run_in_executor(  # type: ignore[override]
         self,
@@ -129,12 +123,10 @@ def _waits_for_thread(task: asyncio.Task[Any]) -> bool:
     """Return whether what a task awaits, through all calls, is a function in a worker thread."""
     awaited: object = task.get_coro()
     for _ in range(_MOST_AWAITS):
-        if getattr(awaited, "cr_code", None) is _IN_THREAD:
-            return True
+        if awaited is None or getattr(awaited, "cr_code", None) is _IN_THREAD:
+            break
         awaited = _awaited_by(awaited)
-        if awaited is None:
-            return False
-    return False
+    return getattr(awaited, "cr_code", None) is _IN_THREAD
 
 
 def _awaited_by(awaitable: object) -> object | None:

@@ -25,8 +25,7 @@ FINAL = frozenset({"success", "error"})
 TEST_ID = re.compile(r'"((?:node|t)-[^"]+)"')
 """The ids of nodes and tasks in tests, also in journals that tests have written."""
 
-SILENCE = raw()
-"""Close the connection without a word, as a server does that is being killed."""
+SILENCE = raw()  # close the connection without a word, as a server does that is being killed
 
 
 @dataclass(frozen=True)
@@ -55,18 +54,14 @@ class ScriptedOrchestrator:
         self.calls: list[Call] = []
         self.taken: list[dict[str, Any]] = []
         """The reports that were answered with 200, unless by a test's own response."""
-        self.known_ids: set[str] = set()
-        """The ids of tasks that it has handed out; like those that match TEST_ID, they stand for
-        UUIDs."""
+        self.known_ids: set[str] = set()  # of tasks handed out; like TEST_ID's they stand for UUIDs
         self.violations: list[Violation] = []  # what did not fit the seed's contract
         self.queue: list[object] = []
         """Assignments to hand out, each once; what a test puts in need not be one."""
         self.files: dict[str, bytes | Answer] = {}
         self.keys: set[str] = set()  # the node keys that hold; take one out and it is answered 401
-        self.cancelled: list[str] = []
-        """The tasks that every heartbeat's response names as cancelled."""
-        self.cancelled_for: dict[str, list[str]] = {}
-        """The same for the heartbeats under one key alone."""
+        self.cancelled: list[str] = []  # the tasks that every heartbeat's response names
+        self.cancelled_for: dict[str, list[str]] = {}  # the same for heartbeats under one key alone
         self.standing: dict[str, str] = {}  # what reports on a task are answered with, by its id
         self.holds = False  # whether a request for work is held until there is some
         self.is_down = False
@@ -77,8 +72,6 @@ class ScriptedOrchestrator:
         self._then: defaultdict[str, deque[Answer]] = defaultdict(deque)
         self._always: dict[str, Answer | None] = {}
         self._work = anyio.Event()
-
-    # What tests do to it
 
     def then(self, path: str, *answers: Answer) -> None:
         self._then[path].extend(answers)
@@ -99,8 +92,6 @@ class ScriptedOrchestrator:
         self._work.set()
         self._work = anyio.Event()
 
-    # What it was sent
-
     def called(self, path: str) -> list[Call]:
         return [call for call in self.calls if call.request.target == path]
 
@@ -108,8 +99,7 @@ class ScriptedOrchestrator:
         return len(self.called(path))
 
     def reports(self, task_id: str) -> list[dict[str, Any]]:
-        bodies = [call.body for call in self.called(STATUS)]
-        return [body for body in bodies if body["task_id"] == task_id]
+        return [one.body for one in self.called(STATUS) if one.body["task_id"] == task_id]
 
     def ends(self, task_id: str) -> list[dict[str, Any]]:
         return [report for report in self.reports(task_id) if report["status"] in FINAL]
@@ -117,20 +107,15 @@ class ScriptedOrchestrator:
     def beats(self) -> list[str]:
         return [call.body["status"] for call in self.called(BEAT)]
 
-    # How it responds
-
     async def _answer(self, stream: ByteStream) -> None:
         request = self._server.requests[-1]
         self.calls.append(Call(request, self._now()))
-        self._check(request)
-        await (await self._chosen(request))(stream)
-
-    def _check(self, request: Request) -> None:
         test_ids = TEST_ID.findall(request.body.decode("utf-8", "replace"))
         try:
             check_request(request, self.known_ids.union(test_ids))
         except Violation as violation:
             self.violations.append(violation)
+        await (await self._chosen(request))(stream)
 
     async def _chosen(self, request: Request) -> Answer:
         path = request.target
@@ -155,8 +140,8 @@ class ScriptedOrchestrator:
             report = cast("dict[str, Any]", request.json())
             self.taken.append(report)
             task_id = report["task_id"]
-            status = self.standing.get(task_id, "running")
-            return json_response({"task_id": task_id, "status": status})
+            standing = self.standing.get(task_id, "running")
+            return json_response({"task_id": task_id, "status": standing})
         file_name = unquote(path.removeprefix("/files/"))
         return json_response({}) if path == LOGS else self._file(file_name)
 

@@ -47,10 +47,8 @@ class Kind(str, Enum):
     HALF_BODY = "half-body"  # cut the connection in the middle of the response's body
     STATUS = "status"  # respond with an error of our own; the orchestrator never hears of it
     HTML = "html"  # respond with a page of HTML; the orchestrator never hears of it
-    HOLD_REQUEST = "hold-request"
-    """Keep the connection open for ever; the orchestrator never hears of it."""
-    HOLD_ANSWER = "hold-answer"
-    """Let the orchestrator do it, then keep the connection open for ever."""
+    HOLD_REQUEST = "hold-request"  # keep it open for ever; the orchestrator never hears of it
+    HOLD_ANSWER = "hold-answer"  # let the orchestrator do it, then keep the connection open
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,6 @@ class Chance:
     faults: tuple[Fault, ...]
 
     def decide(self, method: str, path: str, number: int) -> Fault | None:
-        """Decide about the request of that number among those with its method and path."""
         dice = random.Random(f"{self.seed} {method} {path} {number}")  # noqa: S311 - to be the same again
         return dice.choice(self.faults) if dice.random() < self.share else None
 
@@ -98,15 +95,14 @@ class Exchange:
 
 
 class FaultProxy:
-    """Listens on loopback from `start` to `stop`; a context manager does both."""
+    """Listens on loopback while its context lasts."""
 
     def __init__(self, upstream: str, certificate: Certificate | None = None) -> None:
         """Pass requests on to the orchestrator at that URL; with a certificate speak TLS."""
         parts = urlsplit(upstream)
         self._upstream = (parts.hostname or "", parts.port or 80)
         self._certificate = certificate
-        self._keeper: socket.socket | None = None
-        self._port = 0
+        self._keeper, self._port = kept_port()
         self._listening: tuple[socket.socket, threading.Thread] | None = None
         self._clients: dict[threading.Thread, socket.socket] = {}
         self._held: set[socket.socket] = set()
@@ -119,27 +115,17 @@ class FaultProxy:
         self.exchanges: list[Exchange] = []  # every request, the oldest first
 
     def __enter__(self) -> Self:
-        self.start()
+        self.accept()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.stop()
+        self._close()
+        self._keeper.close()
 
     @property
     def url(self) -> str:
         """Where the runner finds it; stays the same while it refuses connections."""
         return f"{'https' if self._certificate else 'http'}://127.0.0.1:{self._port}"
-
-    # Being there and not being there
-
-    def start(self) -> None:
-        self._keeper, self._port = kept_port()
-        self.accept()
-
-    def stop(self) -> None:
-        self._close()
-        if self._keeper is not None:
-            self._keeper.close()
 
     def refuse(self) -> None:
         """Close the listener and cut what is open: connections are refused until `accept`."""
@@ -174,16 +160,13 @@ class FaultProxy:
             _cut(client)
             thread.join(_DEADLINE_S)
 
-    # What is to go wrong
-
     def plan(self, method: str, path: str, *faults: Fault) -> None:
         """Let the next requests of this kind meet these faults, one each; * stands for any."""
         with self._lock:
             self._plans.extend((method, path, fault) for fault in faults)
 
-    def by_chance(self, chance: Chance | None) -> None:
-        with self._lock:
-            self._chance = chance
+    def by_chance(self, chance: Chance) -> None:
+        self._chance = chance
 
     def clear(self) -> None:
         """Take back what is planned, and chance; connections that are held stay held."""
@@ -193,14 +176,11 @@ class FaultProxy:
 
     @property
     def unused(self) -> int:
-        with self._lock:
-            return len(self._plans)
+        return len(self._plans)
 
     def requests(self, method: str, path: str) -> list[Exchange]:
         """Return the requests of one kind so far; * stands for any text in the path."""
         return [exchange for exchange in list(self.exchanges) if exchange.fits(method, path)]
-
-    # In threads: one that accepts, and one for each connection
 
     def _accept(self, listener: socket.socket) -> None:
         context = None
@@ -291,10 +271,9 @@ class FaultProxy:
 
     def _is_due(self, exchange: Exchange, fault: Fault, body: bytes) -> bool:
         """Return whether the fault waits for this response; it is used up then."""
-        if not fault.answer_has:
-            return True
         with self._lock:
-            return fault.answer_has in body and self._use(exchange, fault)
+            is_met = fault.answer_has in body
+            return not fault.answer_has or (is_met and self._use(exchange, fault))
 
     def _use(self, exchange: Exchange, fault: Fault) -> bool:
         """Take a fault from the plan; return whether it was there."""
@@ -325,13 +304,12 @@ def _hangs_up(client: socket.socket, within_s: float | None = None) -> bool:
 def _own_response(fault: Fault) -> bytes:
     is_html = fault.kind is Kind.HTML
     body = HTML if is_html else JSON
-    lines = [
-        f"HTTP/1.1 {fault.status} Fault",
-        f"content-type: {'text/html' if is_html else 'application/json'}",
-        *([] if fault.retry_after is None else [f"retry-after: {fault.retry_after}"]),
-        f"content-length: {len(body)}\r\n\r\n",
-    ]
-    return "\r\n".join(lines).encode() + body
+    later = "" if fault.retry_after is None else f"retry-after: {fault.retry_after}\r\n"
+    head = (
+        f"HTTP/1.1 {fault.status} Fault\r\n{later}content-length: {len(body)}\r\n"
+        f"content-type: {'text/html' if is_html else 'application/json'}\r\n\r\n"
+    )
+    return head.encode() + body
 
 
 def _read_head(stream: BinaryIO) -> tuple[bytes, list[bytes]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import signal
 import subprocess
@@ -52,8 +53,7 @@ class RunnerProcess:
     engine: Engine
     orchestrator: _Orchestrator
     options: list[str]  # the arguments of every start, before the start's own
-    environment: dict[str, str] = field(default_factory=dict)
-    """What every start has in its environment, beside what this process has."""
+    environment: dict[str, str] = field(default_factory=dict)  # beside what this process has
     command: tuple[str, ...] = COMMAND  # what is started: the runner, or a launcher that breaks it
     _process: subprocess.Popen[bytes] | None = None
     _log_start: int = 0
@@ -71,15 +71,17 @@ class RunnerProcess:
         return self._started.pid
 
     @property
+    def is_alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
     def _started(self) -> subprocess.Popen[bytes]:
         assert self._process is not None, "it was never started"
         return self._process
 
-    # Start and end
-
     def start(self, *arguments: str, terminal: int | None = None) -> None:
-        """Start the process; its output goes to the log file, or to a terminal if given."""
-        assert self._process is None or self._process.poll() is not None, "it runs already"
+        """Start the process, spared by Ctrl-C; its output goes to the log, or to a terminal."""
+        assert not self.is_alive, "it runs already"
         with self._log_path.open("ab") as log:
             self._log_start = log.tell()
             output = log if terminal is None else terminal
@@ -90,6 +92,7 @@ class RunnerProcess:
                 stdin=subprocess.DEVNULL if terminal is None else terminal,
                 stdout=output,
                 stderr=output,
+                start_new_session=True,
             )
 
     def set_timings(self, **timings: float) -> None:
@@ -127,7 +130,7 @@ class RunnerProcess:
         return self._started.wait(deadline_s)
 
     def kill(self) -> None:
-        if self._process is not None and self._process.poll() is None:
+        if self._process is not None:
             self._process.kill()
             self._process.wait(DEADLINE_S)
 
@@ -137,9 +140,9 @@ class RunnerProcess:
         self.kill()
         wait_for(lambda: not any(process.exists() for process in starting), DEADLINE_S)
         ours = {container_of(task_id) for task_id in self.orchestrator.task_ids}
-        wait_for(lambda: not self._remove(ours & set(containers(self.engine))), DEADLINE_S)
+        wait_for(lambda: not self.remove(ours & set(containers(self.engine))), DEADLINE_S)
 
-    def _remove(self, names: set[str]) -> set[str]:
+    def remove(self, names: set[str]) -> set[str]:
         """Try to remove containers, as others may do meanwhile; return what was there."""
         for name in names:
             # Two steps: `rm --force` alone gives podman's containers ten seconds to end.
@@ -149,15 +152,9 @@ class RunnerProcess:
 
     @property
     def full_environment(self) -> dict[str, str]:
-        """The variables of every start."""
-        ours = {
-            name: text
-            for name, text in os.environ.items()
-            if not name.startswith("VICTORIA_") and name != "STATE_DIRECTORY"
-        }
+        hidden = re.compile("VICTORIA_|STATE_DIRECTORY$")
+        ours = {name: text for name, text in os.environ.items() if not hidden.match(name)}
         return {**ours, **self.environment}
-
-    # What it logs and keeps
 
     @property
     def _log_path(self) -> Path:
@@ -177,14 +174,14 @@ class RunnerProcess:
         """Wait until a text is in the log of the last start; the log is shown if it never is."""
 
         def is_there() -> bool:
-            has_ended = self._started.poll() is not None
+            has_ended = not self.is_alive
             if text not in self.log and has_ended:
                 raise TimeoutError
             return text in self.log
 
-        self._wait_for(is_there, f"{text!r} is not in the log")
+        self.wait_for(is_there, f"{text!r} is not in the log")
 
-    def _wait_for(
+    def wait_for(
         self, condition: Callable[[], object], failure: str, deadline_s: float = DEADLINE_S
     ) -> None:
         try:
@@ -218,7 +215,7 @@ class RunnerProcess:
 
     def wait_for_start_of(self, task_id: str) -> None:
         """Wait until a task's container works and the journal knows it."""
-        self._wait_for(
+        self.wait_for(
             lambda: self.starts_of(task_id) and self.state_of(task_id) == "running",
             f"task {task_id} does not start",
         )
@@ -229,7 +226,7 @@ class RunnerProcess:
 
     def wait_until_closed(self, task_id: str) -> None:
         """Wait until everything is done for a task, its container's removal included."""
-        self._wait_for(
+        self.wait_for(
             lambda: self.state_of(task_id) == "closed",
             f"task {task_id} is not closed",
             LONGEST_TASK_S,
@@ -238,23 +235,10 @@ class RunnerProcess:
     def let_go(self, name: str) -> None:
         (self.home / name).touch()
 
-    # What it costs
-
-    @property
-    def memory_kib(self) -> int:
-        return self._status_kib("VmRSS")
-
     @property
     def peak_memory_kib(self) -> int:
-        """Its largest resident memory since it started, or since `forget_peak`."""
-        return self._status_kib("VmHWM")
-
-    def forget_peak(self) -> None:
-        Path(f"/proc/{self.pid}/clear_refs").write_text("5")
-
-    def _status_kib(self, name: str) -> int:
         status = Path(f"/proc/{self.pid}/status").read_text()
-        return int(status.partition(f"{name}:")[2].split()[0])
+        return int(status.partition("VmHWM:")[2].split()[0])
 
 
 def process_on(

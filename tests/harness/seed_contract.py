@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator, Mapping
 from datetime import datetime
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import unquote, urlsplit
 
 import yaml
@@ -34,8 +34,7 @@ class Violation(AssertionError):
     """A request or a response does not fit the seed's contract."""
 
 
-Message = Request
-"""A request; or a response, with the method and the target that it responds to."""
+Message = Request  # a request; or a response, with the method and the target that it responds to
 
 
 def check_request(message: Message, known_ids: Collection[str] = ()) -> None:
@@ -121,8 +120,7 @@ def _operation(method: str, target: str) -> tuple[dict[str, Any], dict[str, str]
     """Return the operation and its path's parameters; an empty one for a call the seed lacks."""
     path = urlsplit(target).path
     for pattern, operations in _paths():
-        match = pattern.fullmatch(path)
-        if match:
+        if match := pattern.fullmatch(path):
             values = {name: unquote(value) for name, value in match.groupdict().items()}
             return operations.get(method.lower(), {}), values
     return {}, {}
@@ -147,8 +145,7 @@ def _paths() -> list[tuple[re.Pattern[str], dict[str, Any]]]:
 @cache
 def _contract() -> dict[str, Any]:
     document = yaml.safe_load(PATH.read_text(encoding="utf-8"))
-    resolved: dict[str, Any] = _resolved(document, document)
-    return resolved
+    return cast("dict[str, Any]", _resolved(document, document))
 
 
 def _resolved(part: Any, document: dict[str, Any]) -> Any:  # noqa: ANN401 - any part of a YAML file
@@ -174,8 +171,7 @@ def _resolved(part: Any, document: dict[str, Any]) -> Any:  # noqa: ANN401 - any
 def _is_date_time(value: object) -> bool:
     if not isinstance(value, str):
         return True
-    match = _DATE_TIME.fullmatch(value)
-    if match is not None:
+    if match := _DATE_TIME.fullmatch(value):
         # Python 3.10 reads no Z, and fractions of three or six digits only.
         datetime.fromisoformat(match[1] + match[3].replace("Z", "+00:00"))
     return match is not None

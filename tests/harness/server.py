@@ -67,7 +67,6 @@ class ScriptedServer:
 
 @asynccontextmanager
 async def serving(tls: ssl.SSLContext | None = None) -> AsyncIterator[ScriptedServer]:
-    """Run a server on a free port."""
     tcp = await anyio.create_tcp_listener(local_host="127.0.0.1")
     server = ScriptedServer(tcp.extra(SocketAttribute.local_port), "https" if tls else "http")  # noqa: S610 - anyio's, no SQL
     listener = TLSListener(tcp, tls, standard_compatible=False) if tls else tcp
@@ -85,8 +84,6 @@ def nobody_listening() -> Iterator[int]:
 
 
 def raw(*parts: bytes) -> Answer:
-    """Send exactly these bytes and close."""
-
     async def send(stream: ByteStream) -> None:
         for part in parts:
             await stream.send(part)
@@ -112,7 +109,6 @@ def zeros(size: int, promised: int | None = None) -> Answer:
 
 
 def endless(headers: Mapping[str, str] | None = None, first: bytes = b"") -> Answer:
-    """Send zero bytes, after the first, until the client has enough."""
     return _repeating(_head(200, headers or {}) + first, _BLOCK)
 
 

@@ -24,8 +24,7 @@ from tools.dev import options
 
 SEEDS = 1_000_000
 MANY_TASKS = 300
-FEWEST_FAULTS = 200
-"""So many faults hit in a soak of many tasks, or it has tried too little."""
+FEWEST_FAULTS = 200  # so many faults hit in a soak of many tasks, or it has tried too little
 
 
 def main(arguments: list[str]) -> int:
@@ -61,8 +60,11 @@ def run(seed: int, engine: Engine, image: str, given: argparse.Namespace) -> int
         soak.run()
     limit = "with" if schedule.has_memory_limit else "without"
     minutes = (time.monotonic() - began) / 60
-    print(f"soak on {engine.name}, {limit} a memory limit, {minutes:.1f} minutes")
-    print("\n".join(table(soak)))
+    print(
+        f"soak on {engine.name}, {limit} a memory limit, {minutes:.1f} minutes",
+        *table(soak),
+        sep="\n",
+    )
     has_enough = len(soak.records) < MANY_TASKS or soak.upsets.hits.total() >= FEWEST_FAULTS
     if not has_enough:
         print(f"cannot count this soak: fewer than {FEWEST_FAULTS} faults hit")

@@ -19,18 +19,13 @@ _NEVER_RAN = frozenset({"cancelled", "unstartable", "rejected"})
 class Fault(str, Enum):
     """What must not happen, ever; each is a row of the table."""
 
-    LOST = "lost"
-    """Never final; or final without ever having run, although it should have."""
-    RUN_TWICE = "run twice"
-    """More than one start mark."""
-    DOUBLED = "final reports doubled"
-    """More than one final step in the orchestrator's history."""
+    LOST = "lost"  # never final; or final without ever having run, although it should have
+    RUN_TWICE = "run twice"  # more than one start mark
+    DOUBLED = "final reports doubled"  # more than one final step in the orchestrator's history
     CONTAINER_LEFT = "containers left"
-    WRONG_END = "wrong end reasons"
-    """Another end than what the task was to come to; see `allowed_ends`."""
+    WRONG_END = "wrong end reasons"  # another than what the task was to come to: `allowed_ends`
     RUNNER_ENDED = "runner ended by itself"
-    NOT_QUIET = "not quiet at the end"
-    """The runner still had a task or a report in hand, long after the last fault."""
+    NOT_QUIET = "not quiet at the end"  # it has a task or a report long after the last fault
 
 
 @dataclass(frozen=True)
@@ -47,32 +42,22 @@ class Account:
 
     plan: TaskPlan
     task_id: str
-    status: str
-    """At the orchestrator."""
+    status: str  # at the orchestrator
     message: str = ""
-    final_steps: int = 1
-    """How many final ones its history has."""
-    starts: int = 1
-    """Its start marks."""
-    wrong_files: tuple[str, ...] = ()
-    """What differs between the files that it carried and those that its container saw."""
+    final_steps: int = 1  # how many final ones its history has
+    starts: int = 1  # its start marks
+    wrong_files: tuple[str, ...] = ()  # that it carried, or its container saw, but not both
     has_container: bool = False
-    is_cancelled: bool = False
-    """The orchestrator took a cancellation for it: it had not ended by then."""
-    is_removed: bool = False
-    """Its container was removed behind the runner's back."""
-    is_refused: bool = False
-    """The engine refused to make or to start its container."""
+    is_cancelled: bool = False  # the orchestrator took a cancellation for it before its end
+    is_removed: bool = False  # its container was removed behind the runner's back
+    is_refused: bool = False  # the engine refused to make or to start its container
 
     @property
     def end(self) -> str:
         """The reason of its end, with the exit code where it failed by itself."""
-        if self.status == "success":
-            return "completed"
-        if self.status == "cancelled":
-            return "cancelled"
-        if self.status not in _FINAL:
-            return f"none, it is {self.status}"
+        if self.status != "error":
+            known = {"success": "completed", "cancelled": "cancelled"}
+            return known.get(self.status, f"none, it is {self.status}")
         reason = self.message.partition(":")[0]
         if reason == "cancelled":
             return "cancelled, but not at the orchestrator"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from tests.harness.journal import JournalFaults
 from tests.harness.launcher import JOURNAL_VARIABLE
 from tests.harness.proxy import FaultProxy
 from tests.harness.runner_process import RunnerProcess, container_of, process_on
-from tests.soak.processes import OrchestratorProcess, Program
+from tests.soak.processes import OrchestratorProcess
 from tests.soak.schedule import FILE_SIZES, Schedule
 
 MEMORY = "100m"
@@ -50,9 +50,7 @@ class Host:
     proxy: FaultProxy
     faults: FaultEngine
     journal: JournalFaults
-    place: RunnerProcess
-    """The folders and options of the runner, which `runner` starts."""
-    runner: Program
+    runner: RunnerProcess
     files: list[tuple[str, str]]
     """Names, each with the line by which containers show that the file is whole."""
 
@@ -70,7 +68,7 @@ class Host:
     def containers(self) -> set[str]:
         """Ask the engine for the containers of all tasks, and of this runner."""
         ours = set(map(container_of, self.orchestrator.task_ids))
-        runner_id_file = self.place.state_dir / "runner-id"
+        runner_id_file = self.runner.state_dir / "runner-id"
         runner_id = runner_id_file.read_text().strip() if runner_id_file.exists() else "none"
         listed = self.engine.run("ps", "--all", "--format", "{{.Names}}\t{{.Labels}}")
         rows = [line.partition("\t") for line in listed.splitlines()]
@@ -80,12 +78,9 @@ class Host:
         """End the runner with its engine calls, and remove every container at once."""
         self.faults.clear()
         self.runner.kill()
-        end_calls(self.faults.folder)
-        end_calls(self.place.state_dir)
-        for name in self.containers():
-            for arguments in (["kill", name], ["rm", "--force", name]):
-                with suppress(Exception):  # it may go by itself
-                    self.engine.run(*arguments)
+        for folder in (self.faults.folder, self.runner.state_dir):
+            end_calls(folder)
+        self.runner.remove(self.containers())
 
 
 @contextmanager
@@ -100,8 +95,8 @@ def running_host(schedule: Schedule, engine: Engine, image: str, folder: Path) -
         stack.callback(orchestrator.end)
         orchestrator.start()
         proxy = stack.enter_context(FaultProxy(orchestrator.url, certificates.trusted))
-        place = process_on(engine, image, folder / "runner", orchestrator)
-        place.set_options(
+        runner = process_on(engine, image, folder / "runner", orchestrator)
+        runner.set_options(
             orchestrator_url=proxy.url,
             ca_file=certificates.ca_file,
             name="soak",
@@ -110,14 +105,10 @@ def running_host(schedule: Schedule, engine: Engine, image: str, folder: Path) -
             pull="missing",
             heartbeat_interval=1,
         )
-        place.set_timings(**IMPATIENT)
-        place.environment |= {"PATH": faults.search_path, JOURNAL_VARIABLE: str(journal.folder)}
-        command = [*place.command, *place.options]
-        runner = Program(folder / "runner" / "log", command, place.full_environment)
+        runner.set_timings(**IMPATIENT)
+        runner.environment |= {"PATH": faults.search_path, JOURNAL_VARIABLE: str(journal.folder)}
         files = [_store(orchestrator, schedule.seed, size) for size in FILE_SIZES]
-        host = Host(
-            engine, orchestrator, certificates, proxy, faults, journal, place, runner, files
-        )
+        host = Host(engine, orchestrator, certificates, proxy, faults, journal, runner, files)
         stack.callback(host.end)
         yield host
 

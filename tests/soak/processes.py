@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,87 +18,61 @@ import httpx
 from orchestrator.db.database import DATABASE_NAME
 from tests.harness.journal import read_rows
 from tests.harness.ports import kept_port
+from tests.harness.runner_process import ROOT, RunnerProcess
 from tests.orchestrator.serving import wait_for
 
-ROOT = Path(__file__).parents[2]
 DEADLINE_S = 60.0
 TERM_DEADLINE_S = 60.0
 LONGEST_PAUSE_S = 0.8
 
 
-@dataclass
-class Program:
-    """A process that comes and goes, and its log."""
+class OrchestratorProcess:
+    """The reference orchestrator on one port over all its starts, and an administrator's calls."""
 
-    log_path: Path
-    command: list[str]
-    environment: dict[str, str]
-    _process: subprocess.Popen[bytes] | None = None
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True)
+        self._log_path, self._data_dir = folder / "log", folder / "data"
+        self._process: subprocess.Popen[bytes] | None = None
+        self.registration_token, admin_key = secrets.token_hex(16), secrets.token_hex(16)
+        self.task_ids: list[str] = []
+        self._keeper, port = kept_port()
+        self.url = f"http://127.0.0.1:{port}"
+        self._command = [
+            *(sys.executable, "-m", "orchestrator", f"--port={port}"),
+            *(f"--data-dir={self._data_dir}", "--redelivery-after=1"),
+            *("--heartbeat-timeout=5", "--log-level=warning"),
+        ]
+        secret = {"REGISTRATION_TOKEN": self.registration_token, "ADMIN_API_KEY": admin_key}
+        self._environment = {**os.environ, **secret}
+        self._http = httpx.Client(
+            base_url=self.url, headers={"X-API-Key": admin_key}, timeout=DEADLINE_S, trust_env=False
+        )
 
     @property
     def is_alive(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
-    @property
-    def exit_code(self) -> int | None:
-        return None if self._process is None else self._process.poll()
-
     def start(self) -> None:
         """Start it, in a session of its own so that Ctrl-C spares it."""
-        with self.log_path.open("ab") as log:
+        with self._log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                self.command,
+                self._command,
                 cwd=ROOT,
-                env=self.environment,
+                env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
             )
-
-    def signal(self, number: signal.Signals) -> None:
-        if self._process is not None and self._process.poll() is None:
-            self._process.send_signal(number)
-
-    def kill(self) -> None:
-        self.signal(signal.SIGKILL)
-        if self._process is not None:
-            self._process.wait(DEADLINE_S)
-
-    @property
-    def log(self) -> str:
-        return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
-
-
-class OrchestratorProcess(Program):
-    """The reference orchestrator on one port over all its starts, and an administrator's calls."""
-
-    def __init__(self, folder: Path) -> None:
-        """Prepare it; nothing runs yet."""
-        folder.mkdir(parents=True)
-        self.registration_token, admin_key = secrets.token_hex(16), secrets.token_hex(16)
-        self.task_ids: list[str] = []
-        self._data_dir = folder / "data"
-        self._keeper, port = kept_port()
-        self.url = f"http://127.0.0.1:{port}"
-        command = [sys.executable, "-m", "orchestrator", f"--port={port}"]
-        command += [f"--data-dir={self._data_dir}", "--redelivery-after=1"]
-        command += ["--heartbeat-timeout=5", "--log-level=warning"]
-        secret = {"REGISTRATION_TOKEN": self.registration_token, "ADMIN_API_KEY": admin_key}
-        super().__init__(folder / "log", command, {**os.environ, **secret})
-        self._http = httpx.Client(
-            base_url=self.url,
-            headers={"X-API-Key": admin_key},
-            timeout=DEADLINE_S,
-            trust_env=False,
-        )
-
-    def start(self) -> None:
-        super().start()
         wait_for(self._answers, DEADLINE_S)
 
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(DEADLINE_S)
+
     def _answers(self) -> bool:
-        assert self.is_alive, f"the orchestrator does not start, see {self.log_path}"
+        assert self.is_alive, f"the orchestrator does not start, see {self._log_path}"
         try:
             return self._http.get("/nodes").is_success
         except httpx.TransportError:
@@ -131,12 +104,10 @@ class OrchestratorProcess(Program):
 class RunnerWatch:
     """Keeps one runner going over all its ends."""
 
-    def __init__(self, runner: Program, seed: int) -> None:
+    def __init__(self, runner: RunnerProcess, seed: int) -> None:
         """Watch a runner that was not started yet; pauses between its starts follow the seed."""
         self.ends: Counter[str] = Counter()
-        """How often it ended, by how."""
-        self.own_ends: list[str] = []
-        """Its ends that nobody brought about, and TERM without an end."""
+        self.own_ends: list[str] = []  # those that nobody brought about, and TERM without an end
         self._runner = runner
         self._dice = random.Random(f"restarts {seed}")  # noqa: S311 - to be the same again
         self._starts_at: float | None = 0.0
@@ -146,12 +117,12 @@ class RunnerWatch:
     def kill(self) -> None:
         if self._runner.is_alive:
             self._is_killed_by_us = True
-            self._runner.signal(signal.SIGKILL)
+            self._runner.send(signal.SIGKILL)
 
     def terminate(self) -> None:
         if self._runner.is_alive:
             self._term_at = time.monotonic()
-            self._runner.signal(signal.SIGTERM)
+            self._runner.send(signal.SIGTERM)
 
     def look(self) -> None:
         """Note an end, and start it again when it is time."""
@@ -159,7 +130,7 @@ class RunnerWatch:
         if self._runner.is_alive:
             if self._term_at is not None and now > self._term_at + TERM_DEADLINE_S:
                 self.own_ends.append(f"it had to be killed {TERM_DEADLINE_S:g} s after TERM")
-                self._runner.signal(signal.SIGKILL)
+                self._runner.send(signal.SIGKILL)
         elif self._starts_at is None:
             self._note_end()
             self._starts_at = now + self._dice.uniform(0.05, LONGEST_PAUSE_S)
@@ -168,7 +139,7 @@ class RunnerWatch:
             self._runner.start()
 
     def _note_end(self) -> None:
-        code = self._runner.exit_code
+        code = self._runner.exit_code()
         if code == -signal.SIGKILL and self._is_killed_by_us:
             self.ends["kill -9"] += 1
         elif code == -signal.SIGKILL:

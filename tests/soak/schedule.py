@@ -15,10 +15,8 @@ from tests.faults.engine import Act, When
 from tests.harness.proxy import Fault
 from tests.harness.proxy import Kind as Network
 
-LONG_TIMEOUT_S = 900
-"""A time limit that no task of a soak reaches."""
-SHORT_TIMEOUT_S = 5
-"""Long enough for a container to leave its start mark, on a busy machine."""
+LONG_TIMEOUT_S = 900  # a time limit that no task of a soak reaches
+SHORT_TIMEOUT_S = 5  # long enough for a container to leave its start mark, on a busy machine
 REFUSED = "Error: the fault engine refuses"
 UNREACHABLE = "Error: unable to connect to Podman socket: the fault engine says so"
 """By which an engine of either kind counts as silent: nothing is known of its containers."""
@@ -61,16 +59,15 @@ class EngineFault:
     call: str
     act: Act
     when: When
-    seconds: float = 0.0
-    """How long a call is blocked."""
+    seconds: float = 0.0  # how long a call is blocked
     message: str = REFUSED
 
     @property
     def keeps_from_starting(self) -> bool:
         """Whether it keeps a container from starting, whatever the engine says."""
-        if self.act is not Act.FAIL or self.message != REFUSED:
-            return False
-        return self.call == "create" or (self.call in {"run", "start"} and self.when is When.BEFORE)
+        refuses = self.act is Act.FAIL and self.message == REFUSED
+        is_early = self.call in {"run", "start"} and self.when is When.BEFORE
+        return refuses and (self.call == "create" or is_early)
 
 
 @dataclass(frozen=True)
@@ -82,10 +79,8 @@ class TaskPlan:
     prompt: str
     timeout_s: int = LONG_TIMEOUT_S
     exit_code: int = 0
-    files: tuple[int, ...] = ()
-    """Which of the uploaded files it carries."""
-    strikes_after_s: float | None = None
-    """When it is cancelled, or its container removed."""
+    files: tuple[int, ...] = ()  # which of the uploaded files it carries
+    strikes_after_s: float | None = None  # when it is cancelled, or its container removed
     faults: tuple[EngineFault, ...] = ()
 
 
@@ -96,10 +91,8 @@ class UpsetPlan:
     after_ended: int
     delay_s: float
     upset: Upset
-    seconds: float = 0.0
-    """How long it lasts, or how long the runner or the orchestrator stays away."""
-    commit: int = 0
-    """The runner is killed at this commit, counted from then on."""
+    seconds: float = 0.0  # how long it lasts, or how long the runner or the orchestrator stays away
+    commit: int = 0  # the runner is killed at this commit, counted from then on
     is_before: bool = False
     fault: EngineFault | None = None
 
@@ -111,8 +104,7 @@ class Schedule:
     seed: int
     tasks: tuple[TaskPlan, ...]
     upsets: tuple[UpsetPlan, ...]
-    has_memory_limit: bool
-    """Even seeds have one."""
+    has_memory_limit: bool  # even seeds have one
 
 
 FILE_SIZES = (0, 1, 4096, 70_000, 300_000, 1_500_000)
@@ -125,8 +117,7 @@ class _Shape:
     weight: int
     prompt: str
     timeout_s: int = LONG_TIMEOUT_S
-    strikes: tuple[float, float] | None = None
-    """The earliest and the latest moment at which it is struck."""
+    strikes: tuple[float, float] | None = None  # the earliest and the latest moment of a strike
 
 
 _WORK = "[sleep {seconds}][print-line task {number}]"
@@ -145,8 +136,7 @@ _SHAPES = {
     Kind.EAT_MEMORY: _Shape(4, "[eat-memory 400]"),
 }
 
-_FAULTY_SHARE = 0.3
-"""How many tasks meet a fault of the engine; some meet two."""
+_FAULTY_SHARE = 0.3  # how many tasks meet a fault of the engine; some meet two
 _UPSETS_PER_100_TASKS = {
     Upset.KILL_RUNNER: 5,
     Upset.TERM_RUNNER: 3,
@@ -157,8 +147,7 @@ _UPSETS_PER_100_TASKS = {
     Upset.JOURNAL: 5,
     Upset.ENGINE: 3,
 }
-_FARTHEST_COMMIT = 20
-"""Some two or three tasks' lives away: so every kind of commit is met."""
+_FARTHEST_COMMIT = 20  # some two or three tasks' lives away: so every kind of commit is met
 
 NETWORK_FAULTS = (
     *2 * (Fault(Network.DROP_REQUEST),),
@@ -170,8 +159,7 @@ NETWORK_FAULTS = (
     *(Fault(Network.HTML, status=status) for status in (200, 502)),
     *(Fault(Network.HOLD_REQUEST), Fault(Network.HOLD_ANSWER)),
 )
-NETWORK_FAULT_SHARE = 0.07
-"""How many requests of the runner meet one of these, by chance."""
+NETWORK_FAULT_SHARE = 0.07  # how many requests of the runner meet one of these, by chance
 
 
 def draw(seed: int, tasks: int, *, knows_two_steps: bool = True) -> Schedule:

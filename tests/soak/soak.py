@@ -30,11 +30,9 @@ from tests.soak.schedule import (
 from tests.soak.upsets import Agenda, Upsets
 
 TICK_S = 0.1
-QUEUE = 16
-"""How many tasks are created ahead of those that have ended."""
+QUEUE = 16  # how many tasks are created ahead of those that have ended
 QUIET_DEADLINE_S = 240.0
-STALL_S = 300.0
-"""How long it may take until one more task has ended, before no more is waited for."""
+STALL_S = 300.0  # how long it may take until one more task has ended, before no more is waited for
 SAY_EVERY_S = 15.0
 ENGINE_TRIES = 5
 LIFTED_AFTER_S = 20.0
@@ -85,10 +83,8 @@ class Soak:
         """Start nothing yet. As soon as it is enough, no more tasks are created."""
         self.records: list[Record] = []
         self.findings: list[Finding] = []
-        self._host = host
-        self._schedule = schedule
-        self._say = say
-        self._is_enough = is_enough
+        self._host, self._schedule = host, schedule
+        self._say, self._is_enough = say, is_enough
         self._are_all_created = False
         self._agenda = Agenda()
         self.watch = RunnerWatch(host.runner, schedule.seed)
@@ -98,8 +94,7 @@ class Soak:
         """Carry the schedule out, wait until all is quiet, and audit."""
         chance = Chance(self._schedule.seed, NETWORK_FAULT_SHARE, NETWORK_FAULTS)
         self._host.proxy.by_chance(chance)
-        most_ended, stalls_at, says_at = 0, time.monotonic() + STALL_S, 0.0
-        ended = 0
+        ended, most_ended, stalls_at, says_at = 0, 0, time.monotonic() + STALL_S, 0.0
         while not (self._are_all_created and ended == len(self.records)):
             ended = self._tick()
             now = time.monotonic()
@@ -121,8 +116,6 @@ class Soak:
     def _find(self, fault: Fault, what: str) -> None:
         self._say(f"{fault.value}: {what}")
         self.findings.append(Finding(fault, what))
-
-    # While it goes on
 
     def _tick(self) -> int:
         """Do what is due; return how many tasks have ended."""
@@ -160,7 +153,7 @@ class Soak:
         )
         over = {row["id"] for row in rows}
         for record in self.records:
-            if record.ran_at is None and self._host.place.starts_of(record.task_id):
+            if record.ran_at is None and self._host.runner.starts_of(record.task_id):
                 record.ran_at = time.monotonic()
             if record.task_id in over and not record.is_over:
                 record.is_over = True
@@ -180,8 +173,6 @@ class Soak:
                 record.is_struck = record.is_removed = True
                 return
 
-    # The end
-
     def _come_to_rest(self) -> None:
         """Begin no more faults, and wait until nothing is left to do."""
         self._are_all_created = True
@@ -195,18 +186,18 @@ class Soak:
             time.sleep(TICK_S)
 
     def _left(self) -> list[str]:
-        place = self._host.place
+        runner = self._host.runner
         left = [
             f"task {row['task_id']} is {row['state']} in the journal"
-            for row in place.rows("SELECT task_id, state FROM tasks WHERE state <> 'closed'")
+            for row in runner.rows("SELECT task_id, state FROM tasks WHERE state <> 'closed'")
         ]
         left += [
             f"a report of task {row['task_id']} waits, {row['parked'] or 'to be sent'}"
-            for row in place.rows("SELECT task_id, parked FROM outbox")
+            for row in runner.rows("SELECT task_id, parked FROM outbox")
         ]
         if self._look_at_tasks() < len(self.records):
             left.append("tasks have not ended")
-        if not self._host.runner.is_alive:
+        if not runner.is_alive:
             left.append("the runner does not run")
         return left or sorted(self._host.containers())
 
@@ -226,7 +217,7 @@ class Soak:
             Account(
                 plan=record.plan,
                 task_id=record.task_id,
-                starts=self._host.place.starts_of(record.task_id),
+                starts=self._host.runner.starts_of(record.task_id),
                 wrong_files=self._wrong_files(record),
                 has_container=container_of(record.task_id) in containers,
                 is_cancelled=record.is_cancelled,
@@ -239,7 +230,7 @@ class Soak:
 
     def _wrong_files(self, record: Record) -> tuple[str, ...]:
         wanted = {self._host.files[index][1] for index in record.plan.files}
-        result = self._host.place.task_folder(record.task_id) / "result.txt"
+        result = self._host.runner.task_folder(record.task_id) / "result.txt"
         lines = result.read_text().splitlines() if result.exists() else []
         seen = {line for line in lines if line.startswith("file: ")}
         return tuple(sorted(wanted ^ seen))

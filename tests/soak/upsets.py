@@ -14,12 +14,8 @@ from tests.soak.host import Host
 from tests.soak.processes import RunnerWatch
 from tests.soak.schedule import EngineFault, Upset, UpsetPlan
 
-_LOGGED = {
-    Upset.REFUSE: "Connection refused",
-    Upset.UNTRUSTED: "not trusted",
-    Upset.EXPIRED: "expired",
-}
-"""By which the runner's log shows that it has met the outage."""
+# By which the runner's log shows that it has met the outage.
+_LOGGED = {"REFUSE": "Connection refused", "UNTRUSTED": "not trusted", "EXPIRED": "expired"}
 _NEXT_OUTAGE_S = 1.0
 
 
@@ -49,11 +45,8 @@ class Upsets:
     def __init__(
         self, plans: tuple[UpsetPlan, ...], host: Host, agenda: Agenda, watch: RunnerWatch
     ) -> None:
-        """Take the plans in their order."""
         self._plans = list(plans)
-        self._host = host
-        self._agenda = agenda
-        self._watch = watch
+        self._host, self._agenda, self._watch = host, agenda, watch
         self._hits: Counter[str] = Counter()
         self._blocked: list[tuple[EngineFault, Planned]] = []
         self._is_outage = False
@@ -111,8 +104,7 @@ class Upsets:
         elif plan.upset is Upset.KILL_ORCHESTRATOR:
             self._kill_orchestrator(plan)
         elif plan.upset is Upset.JOURNAL:
-            journal = self._host.journal
-            (journal.kill_before if plan.is_before else journal.kill_after)(plan.commit)
+            self._host.journal.kill("before" if plan.is_before else "after", plan.commit)
         elif plan.fault is not None:
             self.break_call(plan.fault)
         else:
@@ -131,7 +123,7 @@ class Upsets:
             self._agenda.later(_NEXT_OUTAGE_S, partial(self._cut_off, plan))
             return
         self._is_outage = True
-        log_start = len(self._host.runner.log)
+        log_start = len(self._host.runner.whole_log)
         proxy, certificates = self._host.proxy, self._host.certificates
         if plan.upset is Upset.REFUSE:
             proxy.refuse()
@@ -140,8 +132,8 @@ class Upsets:
             proxy.present(certificates.untrusted if is_strange else certificates.expired)
 
         def end() -> None:
-            logged = self._host.runner.log[log_start:]
-            self._hits[plan.upset.value] += _LOGGED[plan.upset] in logged
+            logged = self._host.runner.whole_log[log_start:]
+            self._hits[plan.upset.value] += _LOGGED[plan.upset.name] in logged
             proxy.present(certificates.trusted)
             proxy.accept()
             self._is_outage = False

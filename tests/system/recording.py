@@ -39,7 +39,6 @@ class RecordingOrchestrator(RunningOrchestrator):
     """A running orchestrator with secrets of its own, so that they can be looked for."""
 
     def __init__(self, folder: Path, **settings: Any) -> None:  # noqa: ANN401 - as the base class
-        """Prepare it; `settings` are fields of the orchestrator's Settings."""
         settings.setdefault("registration_token", f"token-{secrets.token_hex(12)}")
         settings.setdefault("redelivery_after_s", 5)
         super().__init__(folder, admin_key=f"admin-{secrets.token_hex(12)}", **settings)

@@ -86,8 +86,7 @@ def test_cleanup_removes_what_finished_tasks_left_and_nothing_of_a_running_one(
     assert runner.run("cleanup", "--older-than=9").output == ""
     assert place.is_dir()
     done = runner.run("cleanup")
-    assert done.exit_code == 0, done.log
-    assert done.output == f"removed {place} (0 MiB)\n"
+    assert (done.exit_code, done.output) == (0, f"removed {place} (0 MiB)\n"), done.log
     assert not place.exists()
     for path in (runner.task_folder(running), young, runner.home / "other.txt"):
         assert path.exists()

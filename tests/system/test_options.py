@@ -79,6 +79,14 @@ def test_variables_stand_for_the_options(
     assert (tmp_path / "a home" / "tasks" / task_id / "result.txt").exists()
 
 
+def test_host_without_an_engine_ends_the_runner_with_the_sentence_of_the_troubleshooting(
+    runner: RunnerProcess, tmp_path: Path
+) -> None:
+    done = runner.run("--container-runtime=auto", environment={"PATH": str(tmp_path)})
+    sentence = "RuntimeError: No container runtime found. Install podman or docker."
+    assert (done.exit_code, sentence in done.log.splitlines()) == (69, True), done.log
+
+
 def on_a_terminal(runner: RunnerProcess, line: str) -> str:
     """Run it once on a terminal on which this line is typed; return what the terminal showed."""
     ours, theirs = pty.openpty()
