@@ -38,9 +38,7 @@ def test_every_task_arrives_at_one_node_and_no_call_fails(tmp_path: Path) -> Non
 
 
 def test_too_few_open_files_are_one_sentence() -> None:
-    sentence = (
-        r"bench: cannot simulate 10{10} nodes: they need 20{7}200 open files and the limit is"
-    )
+    sentence = r"bench: cannot simulate 10{10} nodes: they need \d+ open files and the limit is"
     with pytest.raises(SystemExit, match=sentence):
         allow_open_files(10**10)
 
