@@ -310,9 +310,6 @@ class FakeEngine:
                 self.waiting[door] -= 1
 
 
-ObstructedEngine = FakeEngine
-
-
 def _check_arguments(spec: ContainerSpec) -> set[str]:
     """Return the flags for the engine; raise EngineError for what no engine takes."""
     flags = {argument.partition("=")[0] for argument in spec.run_args if argument.startswith("-")}

@@ -15,7 +15,7 @@ from runner.redaction import Secret
 from runner.tasks.outcome import final_report
 from runner.workspace.download import CONTAINER_HOME
 from tests.harness.host import IMAGE, Host
-from tests.harness.orchestrator import LOGS, STATUS
+from tests.harness.orchestrator import LOGS, POLL, STATUS
 
 Log: TypeAlias = pytest.LogCaptureFixture
 FAILED = Outcome(EndReason.FAILED, "failed: exit code 9", 9)
@@ -25,6 +25,12 @@ async def begin_and_leave(host: Host, prompt: str = "[wait-for go]", **assigned:
     """Run a runner until it has started the task t-1; its container runs on."""
     async with host.running_task(prompt, assigned):
         pass
+
+
+async def register(host: Host) -> None:
+    """Run a runner until it asks for work; its identity stays."""
+    async with host.runner():
+        await host.wait_for_calls(POLL)
 
 
 async def finish_another(host: Host, task_id: str = "t-2") -> None:

@@ -15,18 +15,26 @@ pytestmark = pytest.mark.anyio
 OTHER_IMAGE = "localhost/other:1"
 
 
-async def test_no_task_is_taken_before_the_image_is_there(host: Host, log: Log) -> None:
-    host.engine.image = OTHER_IMAGE
+@pytest.mark.parametrize(
+    ("name", "away", "there", "sentence"),
+    [
+        ("image", OTHER_IMAGE, IMAGE, f"until a container starts: cannot fetch the image {IMAGE}"),
+        ("silent", True, False, "no new task is taken: cannot reach the fake engine"),
+    ],
+    ids=["image", "engine"],
+)
+async def test_no_task_is_taken_before_image_and_engine_are_there(  # noqa: PLR0913, PLR0917 - a table
+    host: Host, log: Log, name: str, away: object, there: object, sentence: str
+) -> None:
+    setattr(host.engine, name, away)
     host.orchestrator.offer()
     async with host.runner():
         await host.wait_for_beat("error")
         await host.clock.advance(100)
         assert not host.orchestrator.count(POLL)
-        host.engine.image = IMAGE
+        setattr(host.engine, name, there)
         await host.clock.advance(400)
         assert (await host.wait_for_end("t-1"))["status"] == "success"
-
-    sentence = f"slowing down until a container starts: cannot fetch the image {IMAGE}"
     assert sum(sentence in line for line in log.messages) == 1
 
 

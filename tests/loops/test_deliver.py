@@ -33,9 +33,7 @@ def outbox(host: Host) -> list[tuple[str, str | None]]:
 
 
 async def test_report_outlives_an_outage_and_restarts_within_it(host: Host) -> None:
-    host.orchestrator.offer("t-1", "[wait-for go][print-line the last words][fail 7]")
-    async with host.runner():
-        await host.wait_for_state("t-1", "running")
+    async with host.running_task("[wait-for go][fail 7]"):
         host.orchestrator.is_down = True
         host.let_go()
         await host.wait_for_state("t-1", "ended")
@@ -45,16 +43,12 @@ async def test_report_outlives_an_outage_and_restarts_within_it(host: Host) -> N
     host.orchestrator.is_down = False
     async with host.runner():
         await host.pass_time_until_closed("t-1")
-        end = await host.wait_for_end()
-    assert end["message"].startswith("failed: exit code 7")
-    assert "the last words" in end["message"]
+        assert (await host.wait_for_end())["message"].startswith("failed: exit code 7")
     assert host.starts_of("t-1") == 1
 
 
 @pytest.mark.parametrize("status", [400, 403, 404, 422])
-async def test_refused_report_is_parked_and_its_task_closed(
-    host: Host, log: Log, status: int
-) -> None:
+async def test_refused_report_is_parked(host: Host, log: Log, status: int) -> None:
     offer_with_end_answered(host, json_response({"detail": "not this one"}, status))
     async with host.runner():
         await host.wait_for_state("t-1", "closed")
@@ -65,9 +59,7 @@ async def test_refused_report_is_parked_and_its_task_closed(
 
 
 @pytest.mark.parametrize("status", [409, 410])
-async def test_report_on_a_task_that_has_its_end_is_dropped(
-    host: Host, log: Log, status: int
-) -> None:
+async def test_report_on_an_ended_task_is_dropped(host: Host, log: Log, status: int) -> None:
     offer_with_end_answered(host, json_response({"detail": "it was cancelled"}, status))
     async with host.runner():
         await host.wait_for_state("t-1", "closed")
@@ -112,7 +104,7 @@ async def test_report_that_waits_holds_up_no_other_task(host: Host) -> None:
 async def test_runner_that_drains_retries_at_once_what_waits(host: Host) -> None:
     offer_with_end_answered(host, http(503, headers={"Retry-After": "700"}))
     async with host.runner() as life:
-        await until(lambda: host.rows("SELECT * FROM outbox WHERE attempts = 1") != [])
+        await host.wait_for_state("t-1", "ended")
         await host.clock.settle()
         os.kill(os.getpid(), signal.SIGUSR1)
         assert await life.end() == 0
@@ -140,16 +132,6 @@ async def test_report_is_not_held_back_by_a_clock_that_was_set_back(host: Host) 
         host.clock.set_wall(-24 * 3600)
         await host.clock.advance(61)
         await host.wait_for_state("t-1", "closed")
-
-
-async def test_reports_that_stay_behind_with_once_are_logged_and_kept(host: Host, log: Log) -> None:
-    offer_with_end_answered(host, always=http(503))
-    async with host.runner(once=True) as life:
-        await host.wait_for_state("t-1", "ended")
-        await host.clock.advance(32)
-        assert await life.end() == 75
-    assert "reports wait in the journal for the next start" in log.text
-    assert host.state_of("t-1") == "ended"
 
 
 async def test_report_that_a_proxy_refuses_is_parked_after_an_hour(host: Host) -> None:

@@ -18,6 +18,8 @@ pytestmark = pytest.mark.anyio
 LINES = [f"line {number}" for number in range(30)]
 PRINT_LINES = "".join(f"[print-line {line}]" for line in LINES)
 LAST_LINES = "\n".join(LINES[10:])
+OUT_OF_MEMORY = "out_of_memory: the kernel killed it because it was out of memory after 0 s"
+NO_START = "unstartable: cannot start the container: "
 
 
 @pytest.mark.parametrize(
@@ -26,21 +28,9 @@ LAST_LINES = "\n".join(LINES[10:])
         ("[print-line well]", {}, "completed: exit code 0 after 0 s\nwell"),
         (f"{PRINT_LINES}[fail 42]", {}, f"failed: exit code 42 after 0 s\n{LAST_LINES}"),
         ("[fail 137]", {}, "failed: exit code 137 after 0 s"),
-        (
-            "[eat-memory 9]",
-            {"limits": Limits(memory="8m")},
-            "out_of_memory: the kernel killed it because it was out of memory after 0 s",
-        ),
-        (
-            "do it",
-            {"run_args": ("--no-such-flag",)},
-            "unstartable: cannot start the container: unknown flag: --no-such-flag",
-        ),
-        (
-            "do it",
-            {"run_args": ("--entrypoint", "/none")},
-            "unstartable: cannot start the container: no such file or directory",
-        ),
+        ("[eat-memory 9]", {"limits": Limits(memory="8m")}, OUT_OF_MEMORY),
+        ("do it", {"run_args": ("--no-flag",)}, f"{NO_START}unknown flag: --no-flag"),
+        ("do it", {"run_args": ("--entrypoint", "/")}, f"{NO_START}no such file or directory"),
     ],
     ids=["completed", "failed", "killed", "out of memory", "refused", "start that fails"],
 )
@@ -120,16 +110,10 @@ async def test_output_that_cannot_be_read_does_not_lose_the_end(host: Host) -> N
 async def test_container_has_its_variables_by_a_file_that_is_gone_when_it_runs(host: Host) -> None:
     env_file = host.folder / "env"
     env_file.write_text("JOB_ID=an intruder\n")
-    end = await host.finish_task(
-        "[env JOB_ID][env ORCHESTRATOR_URL][env TASK_FILES_DIR]",
-        {"orchestrator_url": "http://10.0.0.1:9"},
-        env_file=env_file,
-    )
-    assert end["message"].split("\n")[1:] == [
-        "JOB_ID=t-1",
-        "ORCHESTRATOR_URL=http://10.0.0.1:9",
-        "TASK_FILES_DIR is not set",
-    ]
+    prompt, url = "[env JOB_ID][env ORCHESTRATOR_URL][env TASK_FILES_DIR]", "http://10.0.0.1:9"
+    end = await host.finish_task(prompt, {"orchestrator_url": url}, env_file=env_file)
+    variables = f"JOB_ID=t-1\nORCHESTRATOR_URL={url}\nTASK_FILES_DIR is not set"
+    assert end["message"].partition("\n")[2] == variables
     assert not list((host.state_dir / "run").iterdir())
 
 
@@ -153,13 +137,8 @@ async def test_end_waits_for_a_silent_engine_through_a_restart(host: Host) -> No
         await until(lambda: host.orchestrator.beats()[-1] != "error")
 
 
-@pytest.mark.parametrize(
-    ("call", "error"),
-    [("run", EngineSilent("no answer")), ("inspect", RuntimeError("a defect"))],
-    ids=["silence", "defect"],
-)
-async def test_failure_that_passes_costs_nothing(host: Host, call: str, error: Exception) -> None:
-    host.engine.fail(call, error)
+async def test_silence_that_passes_costs_nothing(host: Host) -> None:
+    host.engine.fail("run", EngineSilent("no answer"))
     host.orchestrator.offer()
     async with host.runner():
         await host.pass_time_until_closed("t-1")
@@ -194,11 +173,8 @@ async def test_stop_is_retried_and_then_the_container_removed(host: Host, log: L
 @pytest.mark.parametrize(
     ("step", "prompt"),
     [
-        ("fetch_image", "do it"),
-        ("run", "do it"),
-        ("inspect", "do it"),
+        *((step, "do it") for step in ("fetch_image", "run", "inspect", "last_output")),
         ("wait", "[hang]"),
-        ("last_output", "do it"),
     ],
 )
 async def test_defect_in_a_step_is_logged_retried_and_ends_the_task_and_not_the_runner(
@@ -251,4 +227,5 @@ async def test_slot_stays_taken_while_a_defect_is_waited_out(host: Host) -> None
         await host.clock.advance(60)
         assert host.orchestrator.queue, "no second task beside the first"
         host.let_go()
-        await host.wait_for_end("t-2")
+        for task_id in ("t-1", "t-2"):
+            assert (await host.wait_for_end(task_id))["status"] == "success"

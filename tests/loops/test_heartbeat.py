@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import pytest
 
 from tests.harness.host import Host
@@ -14,29 +12,6 @@ from tests.harness.until import until
 from tests.loops.steps import Log
 
 pytestmark = pytest.mark.anyio
-
-
-async def test_heart_beats_at_an_interval_of_its_own_within_a_tenth(host: Host) -> None:
-    async with host.runner(heartbeat_interval_s=20.0, poll_interval_s=600.0):
-        await host.clock.advance(900)
-
-    beats = host.orchestrator.called(BEAT)
-    waits = [after.at_s - before.at_s for before, after in pairwise(beats)]
-    assert len(waits) >= 40
-    assert all(18 <= wait <= 22 for wait in waits)
-
-
-async def test_change_between_idle_and_busy_is_reported_at_once(host: Host) -> None:
-    host.orchestrator.holds = True
-    async with host.runner(heartbeat_interval_s=10_000.0):
-        await host.clock.settle()
-        host.orchestrator.offer("t-1", "[wait-for go]")
-        await until(lambda: host.orchestrator.beats() == ["idle", "busy"])
-        host.let_go()
-        await until(lambda: host.orchestrator.beats() == ["idle", "busy", "idle"])
-
-    tasks = [call.body.get("current_task_id") for call in host.orchestrator.called(BEAT)]
-    assert tasks == [None, "t-1", None]
 
 
 @pytest.mark.parametrize(
@@ -50,21 +25,13 @@ async def test_heartbeat_of_several_slots_has_all_tasks_and_of_one_no_list(
     async with host.runner(max_tasks=slots):
         await host.wait_for_state(f"t-{min(slots, 2)}", "running")
         await host.clock.advance(17)
-
     body = host.orchestrator.called(BEAT)[-1].body
     assert body == {"node_id": "node-1", "status": "busy", "current_task_id": "t-1", **task_ids}
 
-
-async def test_heartbeat_has_all_tasks_though_there_are_fewer_slots_now(host: Host) -> None:
-    host.orchestrator.offer("t-1", "[hang]")
-    host.orchestrator.offer("t-2", "[hang]")
-    async with host.runner(max_tasks=2):
-        await host.wait_for_state("t-2", "running")
-        await host.clock.settle()
     seen = host.orchestrator.count(BEAT)
     async with host.runner(max_tasks=1):
         await host.wait_for_calls(BEAT, seen + 1)
-    assert host.orchestrator.called(BEAT)[seen].body["task_ids"] == ["t-1", "t-2"]
+    assert host.orchestrator.called(BEAT)[seen].body == body, "though there are fewer slots now"
 
 
 async def test_heart_beats_while_an_image_is_fetched(host: Host) -> None:
@@ -92,7 +59,7 @@ async def test_failed_heartbeat_is_followed_by_the_next_one(host: Host, log: Log
     assert "heartbeats restored" in log.text
 
 
-async def test_change_from_one_task_to_the_next_is_reported_after_a_second(host: Host) -> None:
+async def test_change_is_reported_at_once_and_from_task_to_task_after_a_second(host: Host) -> None:
     host.orchestrator.holds = True
     async with host.runner(heartbeat_interval_s=10_000.0):
         await host.clock.settle()
@@ -110,9 +77,10 @@ async def test_change_from_one_task_to_the_next_is_reported_after_a_second(host:
         assert host.orchestrator.count(BEAT) == 2
         await host.clock.advance(1)
         await host.wait_for_calls(BEAT, 3)
-        assert host.orchestrator.called(BEAT)[2].body["current_task_id"] == "t-2"
         host.let_go("further")
         await until(lambda: host.orchestrator.beats()[3:] == ["idle"])
+    tasks = [call.body.get("current_task_id") for call in host.orchestrator.called(BEAT)]
+    assert tasks == [None, "t-1", "t-2", None]
 
 
 async def test_burst_of_changes_is_spared_an_orchestrator_that_fails(host: Host) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from runner.errors import ConfigurationError
 from runner.redaction import Secret
-from tests.harness.engine import ObstructedEngine
+from tests.harness.engine import FakeEngine
 from tests.harness.host import IMAGE, Host, container_of
 from tests.harness.orchestrator import (
     BEAT,
@@ -28,7 +28,7 @@ from tests.harness.orchestrator import (
 )
 from tests.harness.server import http, json_response
 from tests.harness.until import until
-from tests.loops.steps import Log, begin_and_leave, start_container
+from tests.loops.steps import Log, begin_and_leave, register, start_container
 
 pytestmark = pytest.mark.anyio
 
@@ -46,10 +46,10 @@ def load_journal(host: Host, name: str) -> None:
 
 
 @asynccontextmanager
-async def docker_instead(host: Host) -> AsyncIterator[ObstructedEngine]:
+async def docker_instead(host: Host) -> AsyncIterator[FakeEngine]:
     """Have docker be the host's engine; podman is back afterwards."""
     podman = host.engine
-    async with ObstructedEngine(IMAGE, host.clock.wall_s) as docker:
+    async with FakeEngine(IMAGE, host.clock.wall_s) as docker:
         docker.kind = "docker"
         host.engine = docker
         yield docker
@@ -79,9 +79,8 @@ async def drain(host: Host, **changed: Any) -> None:  # noqa: ANN401 - fields of
 def keys_of(orchestrator: ScriptedOrchestrator, *paths: str, task_id: str = "") -> set[str | None]:
     """Return the keys of the calls of some kinds, or of those that name the task."""
     calls = [call for path in paths for call in orchestrator.called(path)]
-    return {
-        call.key for call in calls if not task_id or f'"{task_id}"'.encode() in call.request.body
-    }
+    name = f'"{task_id}"'.encode() if task_id else b""
+    return {call.key for call in calls if name in call.request.body}
 
 
 # One orchestrator, one engine; the whole sentences are in test_command_line.py
@@ -160,9 +159,7 @@ CHANGES = pytest.mark.parametrize(
 
 
 @CHANGES
-async def test_node_stays_the_same_under_a_new_description(
-    host: Host, changed: dict[str, Any]
-) -> None:
+async def test_node_stays_the_same_if_it_changes(host: Host, changed: dict[str, Any]) -> None:
     host.orchestrator.extensions = ["reregister"]
     await begin_and_leave(host)
     host.orchestrator.offer("t-2")
@@ -241,8 +238,7 @@ async def test_wrong_token_for_a_new_description_ends_the_runner_when_idle(host:
 
 async def test_node_that_is_gone_when_its_description_changes_becomes_another(host: Host) -> None:
     host.orchestrator.extensions = ["reregister"]
-    async with host.runner():
-        await host.wait_for_calls(POLL)
+    await register(host)
     host.orchestrator.keys.clear()
     host.orchestrator.always(BEAT, http(503))
     async with host.runner(name="host-2"):
@@ -253,18 +249,13 @@ async def test_node_that_is_gone_when_its_description_changes_becomes_another(ho
 
 @pytest.mark.parametrize(
     ("extensions", "token", "keys"),
-    [
-        ([], TOKEN, [None]),
-        (["reregister"], TOKEN, [None, "node-key-1"]),
-        (["reregister"], "wrong", [None, "node-key-1"]),
-    ],
-    ids=["no extension", "reregister", "reregister with a wrong token"],
+    [([], TOKEN, [None]), (["reregister"], "wrong", [None, "node-key-1"])],
+    ids=["no extension", "reregister with a wrong token"],
 )
 async def test_host_name_alone_makes_no_new_node_and_stops_no_work(
     host: Host, extensions: list[str], token: str, keys: list[str | None]
 ) -> None:
-    async with host.runner():
-        await host.wait_for_calls(POLL)
+    await register(host)
     host.change("UPDATE identities SET node = json_set(node, '$.hostname', 'before')")
     host.orchestrator.extensions = extensions
     host.orchestrator.offer()
@@ -336,9 +327,8 @@ async def test_tasks_of_several_identities_are_reported_by_each_first(host: Host
     assert {host.starts_of(name) for name in ("t-first-running", "t-second-running")} == {1}
 
 
-@pytest.mark.parametrize("left", [b"", bytes(37), b"\xff\xfe", b"half of an i"])
+@pytest.mark.parametrize("left", [bytes(37), b"\xff\xfe", b"half of an i"])
 async def test_runner_id_that_a_power_cut_has_damaged_is_replaced(host: Host, left: bytes) -> None:
     (host.state_dir / "runner-id").write_bytes(left)
-    async with host.runner(once=True) as life:
-        assert await life.end() == 0
+    await drain(host)
     assert UUID((host.state_dir / "runner-id").read_text().strip())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from itertools import pairwise
 
 import pytest
@@ -10,6 +12,8 @@ from anyio.abc import ByteStream
 from tests.harness.host import Host
 from tests.harness.orchestrator import BEAT, POLL, SILENCE
 from tests.harness.server import Answer, json_response
+from tests.harness.until import until
+from tests.loops.steps import Log
 
 pytestmark = pytest.mark.anyio
 
@@ -67,6 +71,16 @@ async def test_node_with_a_task_beats_every_15_s_whatever_it_is_told(host: Host)
         await host.clock.advance(100)
 
     assert host.orchestrator.count(BEAT) - before >= 6
+
+
+async def test_drain_is_followed_by_a_heartbeat_at_once(host: Host, log: Log) -> None:
+    async with host.running_task(max_tasks=2, heartbeat_interval_s=10_000.0):
+        await host.clock.advance(5)
+        before = host.orchestrator.count(BEAT)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        await until(lambda: "draining: " in log.text)
+        await host.clock.advance(1.5)
+        assert host.orchestrator.count(BEAT) == before + 1
 
 
 def _after(host: Host, seconds: float, answer: Answer) -> Answer:

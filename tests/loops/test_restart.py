@@ -24,7 +24,6 @@ COMPLETED, FAILED, OOM = "success", "failed: exit code 3", "out_of_memory: the k
 GONE = "lost: container is gone (host restarted?)"
 REMOVED, RESTARTED = "lost: its container was removed", "lost: the host restarted"
 
-
 TABLE = [
     (ACCEPTED, "", NONE, COMPLETED, 1),
     (ACCEPTED, "", CREATED, COMPLETED, 1),
@@ -48,21 +47,17 @@ TABLE = [
     (STARTING, "", BAD, FAILED, 1),
     (STARTING, "", FULL, OOM, 1),
     (STARTING, "", VANISHED, GONE, 1),
-    (STARTING, "boot", VANISHED, GONE, 1),
     (RUNNING, "", NONE, GONE, 0),
     (RUNNING, "boot", NONE, GONE, 0),
     (RUNNING, "cid", NONE, GONE, 0),
     (RUNNING, "", CREATED, GONE, 0),
-    (RUNNING, "boot", CREATED, GONE, 0),
     (RUNNING, "", STILL, COMPLETED, 1),
-    (RUNNING, "cid", STILL, COMPLETED, 1),
     (RUNNING, "boot", STILL, RESTARTED, 1),
     (RUNNING, "", GOOD, COMPLETED, 1),
     (RUNNING, "", BAD, FAILED, 1),
     (RUNNING, "boot", BAD, FAILED, 1),
     (RUNNING, "", FULL, OOM, 1),
     (RUNNING, "", VANISHED, GONE, 1),
-    (RUNNING, "boot", VANISHED, GONE, 1),
     *((TaskState.ENDED, "", left, "failed: exit code 9", 0) for left in (NONE, CREATED)),
     *(
         (TaskState.ENDED, "", left, "failed: exit code 9", 1)

@@ -26,16 +26,7 @@ from runner.reporter.server import server_for
 from runner.workspace.handover import FinalStatus, ReporterState, read_reporter_state
 from tests.fakes.crush import Crush, text
 from tests.harness.loop import JUMPING, Backend
-from tests.harness.server import (
-    Answer,
-    ScriptedServer,
-    http,
-    json_response,
-    raw,
-    serving,
-    stalled,
-    trickle,
-)
+from tests.harness.server import Answer, ScriptedServer, http, json_response, raw, serving, stalled
 from tests.harness.until import until
 from tests.reporter.conftest import Agent
 
@@ -45,10 +36,7 @@ TASK_ID = "t-1"
 FAILURES = {
     "silent": (raw(), "Server disconnected"),
     "slow": (stalled(b""), "no answer"),
-    "trickling": (trickle(), "no answer"),
     "401": (json_response({"detail": "unknown key"}, 401), "HTTP 401: unknown key"),
-    "413": (json_response({"detail": "too long"}, 413), "HTTP 413: too long"),
-    "500": (json_response({"detail": "oh no"}, 500), "HTTP 500: oh no"),
     "busy": (json_response({"detail": "wait"}, 503, {"Retry-After": "3600"}), "HTTP 503: wait"),
     "nonsense": (http(200, b"<p>"), "its response is not JSON"),
 }

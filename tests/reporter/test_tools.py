@@ -16,12 +16,9 @@ pytestmark = pytest.mark.anyio
 
 async def test_six_tools_are_listed_with_their_parameters(agent: Agent) -> None:
     tools = (await agent.client.list_tools()).tools
-
     schemas = {tool.name: tool.input_schema for tool in tools}
-    assert {
-        name: (list(schema["properties"]), schema.get("required", []))
-        for name, schema in schemas.items()
-    } == {
+    listed = {name: (list(s["properties"]), s.get("required", [])) for name, s in schemas.items()}
+    assert listed == {
         "report_status": (["status", "message", "progress"], ["status"]),
         "report_started": (["message"], []),
         "report_complete": (["message", "submit_logs"], []),
@@ -81,26 +78,22 @@ async def test_agent_is_asked_to_call_again_if_there_are_two_sessions(
 ) -> None:
     crush.begin("s2", prompt="Draw the map")
     refused = await agent.call("submit_crush_logs")
+    assert refused["sent"] is False
+    assert "2 sessions could be this task's" in refused["error"]
     # As Crush does with every answer.
     crush.say("s1", [{"type": "tool_result", "data": {"content": refused["error"]}}])
     answer = await agent.call("submit_crush_logs")
-    assert refused["sent"] is False
-    assert "2 sessions could be this task's" in refused["error"]
     assert (answer["sent"], answer["session_id"]) == (True, "s1")
 
 
 async def test_secrets_are_redacted_in_messages_and_in_the_log(held: Held, crush: Crush) -> None:
     printed = f"NODE_API_KEY={held.api_key}\nAPI_PASSWORD='hunter2-hunter2'\nLANG=a-language"
     crush.say("s1", [{"type": "tool_result", "data": {"name": "bash", "content": printed}}])
-    operators = {
-        "API_PASSWORD": "hunter2-hunter2",
-        "LANG": "a-language",
-        "VICTORIA_SECRETS": "API_PASSWORD NOT_SET",
-    }
-    async with connected({**held.variables, **operators}) as agent:
-        message = f"I found {held.api_key}, and hunter2-hunter2."
+    operators = {"API_PASSWORD": "hunter2-hunter2", "LANG": "a-language"}
+    secrets = {"VICTORIA_SECRETS": "API_PASSWORD NOT_SET"}
+    async with connected({**held.variables, **operators, **secrets}) as agent:
+        message = f"It is {held.api_key}, and hunter2-hunter2."
         await agent.call("report_complete", message=message)
-    assert held.task["result"] == "I found ***, and ***."
-    assert held.log["messages"][-1]["content"] == (
-        "[tool result: bash]\nNODE_API_KEY=***\nAPI_PASSWORD='***'\nLANG=a-language"
-    )
+    assert held.task["result"] == "It is ***, and ***."
+    shown = "[tool result: bash]\nNODE_API_KEY=***\nAPI_PASSWORD='***'\nLANG=a-language"
+    assert held.log["messages"][-1]["content"] == shown
