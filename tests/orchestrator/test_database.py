@@ -92,18 +92,6 @@ def test_failed_migration_changes_nothing(tmp_path: Path, url: str | None, table
     assert _scalar(tables, "SELECT version_num FROM alembic_version") == FIRST
 
 
-@pytest.mark.parametrize(
-    ("url", "sentence"),
-    [
-        ("nonsense", "cannot read the database URL"),
-        ("mysql://user@host/name", "cannot use a database of kind mysql"),
-    ],
-)
-def test_unusable_url_is_refused(tmp_path: Path, url: str, sentence: str) -> None:
-    with pytest.raises(ConfigurationError, match=sentence):
-        Database(tmp_path, url)
-
-
 def test_relaxed_writes_alone_skip_the_disk(tmp_path: Path, database_url: str | None) -> None:
     query = text("PRAGMA synchronous" if database_url is None else "SHOW synchronous_commit")
     levels = []

@@ -31,17 +31,12 @@ async def _measured(servers: Servers) -> Measured:
 def test_every_task_arrives_at_one_node_and_no_call_fails(tmp_path: Path) -> None:
     with served(tmp_path, None) as servers:
         measured = asyncio.run(_measured(servers))
-    assert measured.failures == []
-    assert (measured.lost, measured.twice, len(measured.latencies_s)) == (0, 0, 30)
-    assert measured.quantile_ms(0.5) <= measured.quantile_ms(1)
-    assert measured.calls_per_s > 0
+    tasks = (measured.lost, measured.twice, len(measured.latencies_s))
+    assert (measured.failures, tasks) == ([], (0, 0, 30))
 
 
 def test_too_few_open_files_are_one_sentence() -> None:
-    sentence = (
-        r"bench: cannot simulate 10{10} nodes: they need 20{7}200 open files and the limit is"
-    )
-    with pytest.raises(SystemExit, match=sentence):
+    with pytest.raises(SystemExit, match=r"cannot simulate 10{10} nodes: they need 20{7}200"):
         allow_open_files(10**10)
 
 
