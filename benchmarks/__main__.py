@@ -19,6 +19,7 @@ from typing import NoReturn
 
 import httpx
 
+from benchmarks.calls import calls
 from benchmarks.claims import claims
 from benchmarks.fleet import fleet
 from benchmarks.reporter import reporter
@@ -36,6 +37,8 @@ def main() -> int:
         reporter(arguments.rounds)
     if "claims" in what:
         claims()
+    if "calls" in what:
+        calls(arguments.rounds)
     if "fleet" in what:
         fleet(arguments.nodes, arguments.rate, arguments.seconds, arguments.heartbeat_seconds)
     if not {"throughput", "idle"} & set(what):

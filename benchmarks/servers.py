@@ -14,11 +14,15 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 
+from benchmarks.simulated_fleet import KEEPALIVE_S
 from benchmarks.system import children_of, line_of, parent_of, running
+from orchestrator.scheduling.heartbeats import HEARTBEATS_PER_S
 
 POSTGRESQL_VARIABLE = "VICTORIA_TEST_POSTGRESQL"
 
 _SPARE_FILES = 200
+_RAMP = 1.15
+"""While a fleet connects, more connections are idle."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,9 @@ def served(folder: Path, server_url: str | None, *options: str) -> Iterator[Serv
 
 def allow_open_files(size: int) -> None:
     """Raise the limit of open files, for us and our servers, to what a fleet needs, or exit."""
-    needed = 2 * size + _SPARE_FILES
+    # In a large fleet, heartbeats come more seldom than an idle connection is kept.
+    share = min(1, KEEPALIVE_S * HEARTBEATS_PER_S / size)
+    needed = round(size * (1 + share) * _RAMP) + _SPARE_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= needed:
         return

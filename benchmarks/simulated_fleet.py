@@ -19,9 +19,12 @@ from tools.dev.options import HEARTBEAT_S
 WAIT_S = 55
 """As the runner asks for once it knows that the server holds polls."""
 
+KEEPALIVE_S = 60
+"""After which the runner closes a connection that it does not use."""
 _GROUPS = 100
 _REGISTERING_AT_ONCE = 16
-_CONNECTING_PER_S = 200
+_CONNECTING_PER_S = 60
+"""So slowly that the pace is known before the second connections of a large fleet add up."""
 _AFTER_FAILURE_S = 0.5
 
 
@@ -117,7 +120,12 @@ class Node:
             told_s = answer["heartbeat_interval_seconds"]
             # As the runner spreads them.
             spread = random.uniform(0.9, 1.1)  # noqa: S311 - as above
-            await asyncio.sleep((self._heartbeat_s or told_s) * spread)
+            pause_s = (self._heartbeat_s or told_s) * spread
+            if pause_s > KEEPALIVE_S:
+                await asyncio.sleep(KEEPALIVE_S)
+                self.telling.close()
+                pause_s -= KEEPALIVE_S
+            await asyncio.sleep(pause_s)
 
     def close(self) -> None:
         """Hang up."""

@@ -100,7 +100,8 @@ def _web_address(_context: click.Context, _option: click.Parameter, url: str | N
     "--heartbeat-timeout",
     type=_SECONDS,
     default=DEFAULT_HEARTBEAT_TIMEOUT_S,
-    help="Seconds without a heartbeat after which a node is offline.",
+    help="Seconds without a heartbeat after which a node is offline; below 15, set the runners'"
+    " --heartbeat-interval too.",
 )
 @click.option(
     "--lost-after",

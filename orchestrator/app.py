@@ -10,7 +10,7 @@ import anyio
 from anyio import to_thread
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as DatabaseTimeout
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -72,7 +72,10 @@ def create_app(settings: Settings) -> FastAPI:
             background.start_soon(sweep, services)
             yield
             background.cancel_scope.cancel()
-        await to_thread.run_sync(services.heartbeats.write)
+        try:
+            await to_thread.run_sync(services.heartbeats.write)
+        except SQLAlchemyError as error:
+            log.warning("the last heartbeats are lost: %s", getattr(error, "orig", error))
         services.database.close()
 
     app = FastAPI(

@@ -136,7 +136,7 @@ async def known_node(request: Request) -> KnownNode:
         Refused: the key is missing, unknown or expired, or is not a node's.
     """
     services = services_of(request.app)
-    key = request.headers.get("X-API-Key")
+    key = request.headers.get("X-API-Key") or None
     # Looked up by hash, so timing reveals nothing about the key.
     hash_of_key = key_hash(key or "")
     known = services.nodes.find(hash_of_key)

@@ -47,8 +47,9 @@ class LimitedProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type] # whi
         """Count what belongs to an incomplete head."""
         self._last_byte_at = self.loop.time()
         before = self.cycle
+        is_body = before is not None and before.more_body and not before.response_complete
         super().data_received(data)
-        if self.cycle is not before or (before is not None and before.more_body):
+        if is_body or self.cycle is not before:
             self._head_bytes = 0
             return
         self._head_bytes += len(data)
@@ -68,10 +69,13 @@ class LimitedProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type] # whi
         )
 
     def _awaits_bytes(self) -> bool:
-        if self.cycle is None or self._head_bytes:
+        if self.cycle is None:
             return True
+        if self.cycle.response_complete:
+            # Of a connection between two requests uvicorn itself closes those that stay silent.
+            return self._head_bytes > 0
         # Reading is paused while what has come is not used up: then no byte can come.
-        return self.cycle.more_body and not self.flow.read_paused
+        return bool(self.cycle.more_body and not self.flow.read_paused)
 
 
 def limited_protocol(stall_timeout_s: float) -> type[asyncio.Protocol]:

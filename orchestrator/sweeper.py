@@ -3,27 +3,27 @@
 Ends by being cancelled. A sweep that fails is logged, and the next one does its work.
 """
 
+import json
 import logging
 import time
 from datetime import datetime, timedelta
 
 import anyio
 from anyio import to_thread
-from sqlalchemy import and_, or_, select
+from sqlalchemy import Text, and_, cast, func, or_, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator.db.audit import prune
 from orchestrator.db.database import Database
 from orchestrator.db.tables import Node, Task
 from orchestrator.log import fields
-from orchestrator.model import NodeStatus, TaskStatus, utc_now
+from orchestrator.model import NodeStatus, Target, TaskStatus, utc_now
 from orchestrator.scheduling.leases import end_leases, has_ended
 from orchestrator.scheduling.waiting import WorkAvailable
 from orchestrator.services import Services
 from orchestrator.settings import Settings
 
 _FORGET_EVERY = timedelta(hours=1)
-_CALLS_AT_ONCE = 1000
 _OVERLAP = timedelta(seconds=10)
 _LOOK_AT_ALL_EVERY = timedelta(seconds=30)
 """Should an announcement be lost, its task is found by this."""
@@ -44,8 +44,8 @@ async def sweep(services: Services) -> None:
             await to_thread.run_sync(_end_leases, services, now)
             # Some are written a moment after their time.
             since = None if now - all_seen_at > _LOOK_AT_ALL_EVERY else seen_until - _OVERLAP
-            for call in await to_thread.run_sync(_due, services, since, now):
-                services.waiters.wake(call)
+            for work, count in await to_thread.run_sync(_due, services, since, now):
+                services.waiters.wake_for(work, count)
             seen_until = now
             all_seen_at = now if since is None else all_seen_at
             if services.settings.logs_nodes:
@@ -70,7 +70,9 @@ async def _refresh(services: Services, now: datetime) -> None:
     await to_thread.run_sync(services.heartbeats.write)
     refreshed = await to_thread.run_sync(services.heartbeats.read_tasks, now)
     services.cancelled.end_refresh(refreshed.cancelled)
-    services.unreported.end_refresh(refreshed.unreported)
+    for node_id in services.unreported.end_refresh(refreshed.unreported):
+        # Another process may have assigned it a task; it has to know when to offer it again.
+        services.waiters.wake_node(node_id)
 
 
 def _end_leases(services: Services, now: datetime) -> None:
@@ -121,21 +123,33 @@ class NodeWatch:
         self._offline = set(offline)
 
 
-def _due(services: Services, since: datetime | None, now: datetime) -> list[WorkAvailable]:
-    """Return pending tasks that became due after `since`; for None, all that are due."""
+def _due(
+    services: Services, since: datetime | None, now: datetime
+) -> list[tuple[WorkAvailable, int]]:
+    """Return the targets of pending tasks that became due after `since`, each with its number.
+
+    For None, of all that are due. A task of each target stands for all of them.
+    """
     is_due = Task.scheduled_for <= now
     if since is None:
         is_due = or_(Task.scheduled_for.is_(None), is_due)
     else:
         is_due = and_(Task.scheduled_for > since, is_due)
+    # PostgreSQL compares no JSON, only its text.
+    conditions = (Task.target_node_id, Task.target_node_name, cast(Task.target_tags, Text))
     due = (
-        select(Task)
+        select(func.min(Task.id), func.count(), *conditions)
         .where(Task.status == TaskStatus.PENDING, is_due)
-        .order_by(Task.priority.desc(), Task.number)
-        .limit(_CALLS_AT_ONCE)
+        .group_by(*conditions)
     )
     with services.database.reading() as session:
-        return [WorkAvailable(task.id, task.target) for task in session.scalars(due)]
+        return [
+            (
+                WorkAvailable(task_id, Target(node_id, name, json.loads(tags) if tags else None)),
+                count,
+            )
+            for task_id, count, node_id, name, tags in session.execute(due)
+        ]
 
 
 def _forget_old(services: Services, now: datetime) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType
 
+from orchestrator.errors import ConfigurationError
 from orchestrator.log import fields
 from orchestrator.server import bind, url_of
 
@@ -97,9 +98,8 @@ class Workers:
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: sys.exit(0))
             threading.Thread(target=_end_with_parent, args=(self._alive,), daemon=True).start()
-            host, port = self._reserved.getsockname()[:2]
-            listener = _shared(self._reserved.family, host, port)
-            listener.listen(socket.SOMAXCONN)
+            # It listens only once the application is there.
+            listener = _shared(self._reserved.family, self._reserved.getsockname())
             serve(worker.number, listener, lambda: _write_byte(writing))
             code = 0
         except SystemExit as error:
@@ -138,10 +138,10 @@ class Workers:
 
     def _end_all(self) -> None:
         ends_at_s = time.monotonic() + _STOP_WITHIN_S
-        self._signal(signal.SIGTERM)
         while any(worker.pid for worker in self._workers):
-            if time.monotonic() > ends_at_s:
-                self._signal(signal.SIGKILL)
+            # Again and again: one that was being made may have missed the first.
+            is_over = time.monotonic() > ends_at_s
+            self._signal(signal.SIGKILL if is_over else signal.SIGTERM)
             self._ended()
             time.sleep(_LOOK_EVERY_S)
         self._reserved.close()
@@ -156,15 +156,22 @@ def _reserve(host: str, port: int) -> socket.socket:
     # Without SO_REUSEPORT, binding fails if anybody else has the address.
     with bind(host, port) as alone:
         family, address = alone.family, alone.getsockname()
-    return _shared(family, *address[:2])
+    return _shared(family, address)
 
 
-def _shared(family: int, host: str, port: int) -> socket.socket:
+def _shared(family: int, address: tuple[str, int]) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    listener.bind((host, port))
+    if family == socket.AF_INET6:
+        listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    try:
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        reason = os.strerror(error.errno or 0).lower()
+        raise ConfigurationError(f"cannot listen on {address[0]}: {reason}") from error
     return listener
 
 

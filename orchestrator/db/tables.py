@@ -20,7 +20,6 @@ from sqlalchemy import (
     Integer,
     String,
     Text,
-    text,
 )
 from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, WriteOnlyMapped, mapped_column, relationship
@@ -48,11 +47,6 @@ class UtcDateTime(TypeDecorator[datetime]):
 
 def _enum_values(enum: type[PythonEnum]) -> list[str]:
     return [str(member.value) for member in enum]
-
-
-_IS_UNCONFIRMED = text(
-    "status = 'cancelled' AND node_ended_at IS NULL AND assigned_node_id IS NOT NULL"
-)
 
 
 class Base(DeclarativeBase):
@@ -144,13 +138,7 @@ class Task(Base):
         Index("ix_tasks_due", "status", "scheduled_for"),
         Index("ix_tasks_overdue", "status", "overdue_at"),
         Index("ix_tasks_completed", "completed_at"),
-        # Of the cancelled tasks, the few that are looked for once a second.
-        Index(
-            "ix_tasks_unconfirmed",
-            "completed_at",
-            sqlite_where=_IS_UNCONFIRMED,
-            postgresql_where=_IS_UNCONFIRMED,
-        ),
+        Index("ix_tasks_unconfirmed", "status", "node_ended_at", "completed_at"),
     )
 
     @property

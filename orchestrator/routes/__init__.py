@@ -52,7 +52,9 @@ async def read_body(request: Request, model: type[Body]) -> Body:
     """
     raw = await request.body()
     try:
-        content = json.loads(raw) if raw and _is_json(request) else raw.decode() or None
+        content = (
+            json.loads(raw) if raw and _is_json(request) else raw.decode(errors="replace") or None
+        )
     except json.JSONDecodeError as error:
         invalid = {"type": "json_invalid", "loc": ("body", error.pos), "msg": error.msg}
         raise RequestValidationError([invalid]) from error

@@ -64,6 +64,7 @@ def next_task(
 async def _answer_poll(request: Request) -> Response:
     services, node = services_of(request.app), await known_node(request)
     services.breaks.note_call(node.id)
+    services.heartbeats.revive(node.id)
     wait_s = preferred_wait_s(request.headers.getlist("prefer"))
     headers = {"Preference-Applied": f"wait={wait_s}"} if wait_s else None
     task = await _claim_within(services, node.identity, request, wait_s)
@@ -103,7 +104,7 @@ async def _claim_within(
                 return claim.task
             if hang_up():
                 # Other processes, if there are any, may hear of this node meanwhile.
-                if not services.announcer.is_shared:
+                if not services.announcer.is_shared and services.waiters.count(node.id) == 1:
                     services.breaks.note(node.id, time.monotonic())
                 return None
             await waiter.wait(min(left_s, claim.look_again_s))

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from sqlalchemy import and_, bindparam, select, update
+from sqlalchemy import and_, bindparam, or_, select, update
 from sqlalchemy.orm import Session
 
 from orchestrator.db.database import Database
@@ -32,6 +32,7 @@ _LEAST_PER_S = 10
 
 _UNCONFIRMED_CANCEL_FOR = timedelta(days=1)
 """How long a cancellation is repeated to a node that neither holds nor confirms the task."""
+_CLOCKS_AGREE_WITHIN = timedelta(minutes=1)
 _KEPT_FOR = timedelta(hours=1)
 """How long the last heartbeat of a node that is offline stays in memory."""
 _HELD_AT_ONCE = 5000
@@ -40,7 +41,15 @@ _HELD_AT_ONCE = 5000
 _NODES = Base.metadata.tables[Node.__tablename__]
 _UPDATE = (
     update(_NODES)
-    .where(_NODES.c.id == bindparam("node_id"))
+    .where(
+        _NODES.c.id == bindparam("node_id"),
+        # Of a node that calls several processes in turn, the newest counts; unless the clock was
+        # set back.
+        or_(
+            _NODES.c.last_heartbeat <= bindparam("at"),
+            _NODES.c.last_heartbeat > bindparam("in_the_future"),
+        ),
+    )
     .values(
         status=bindparam("new_status"),
         current_task_id=bindparam("new_task_id"),
@@ -138,13 +147,17 @@ class TasksByNode:
         """Begin: what changes from now on may be missing in what is read."""
         self._changes.clear()
 
-    def end_refresh(self, rows: Iterable[tuple[str, str]]) -> None:
-        """Replace all by what was read, and by what has changed meanwhile."""
-        self._ids = {}
+    def end_refresh(self, rows: Iterable[tuple[str, str]]) -> set[str]:
+        """Replace all by what was read, and by what has changed meanwhile.
+
+        Return the nodes that had no task before.
+        """
+        before, self._ids = self._ids, {}
         for node_id, task_id in rows:
             self._change(node_id, task_id, is_there=True)
         for node_id, task_id, is_there in self._changes:
             self._change(node_id, task_id, is_there=is_there)
+        return self._ids.keys() - before.keys()
 
     def _change(self, node_id: str, task_id: str, *, is_there: bool) -> None:
         if is_there:
@@ -169,6 +182,8 @@ class Heartbeats:
         self._timeout_s = settings.heartbeat_timeout_s
         self._last: dict[str, Beat] = {}
         self._unwritten: dict[str, Beat] = {}
+        self._given_up: dict[str, Beat] = {}
+        """The heartbeats of nodes that `set_offline` made offline before their time."""
         self._lock = threading.Lock()
         """For the two dicts, and only for moments."""
         self._write_lock = threading.Lock()
@@ -176,6 +191,7 @@ class Heartbeats:
 
     def record(self, beat: Beat) -> None:
         """Store a heartbeat; it is written within a second."""
+        self._given_up.pop(beat.node_id, None)
         with self._lock:
             self._last[beat.node_id] = self._unwritten[beat.node_id] = beat
 
@@ -188,6 +204,13 @@ class Heartbeats:
         beat = self._last.get(node_id)
         if beat is not None and beat.offline_at > now:
             self.record(replace(beat, offline_at=now))
+            self._given_up[node_id] = beat
+
+    def revive(self, node_id: str) -> None:
+        """Take `set_offline` back: the node has called."""
+        beat = self._given_up.get(node_id)
+        if beat is not None:
+            self.record(beat)
 
     def adjust_pace(self, now: datetime) -> None:
         """Set the pace by the number of nodes that are online at this process."""
@@ -244,6 +267,7 @@ def _store(session: Session, beats: Iterable[Beat]) -> None:
             "new_task_id": beat.current_task_id,
             "new_held": beat.held_task_ids,
             "at": beat.at,
+            "in_the_future": beat.at + _CLOCKS_AGREE_WITHIN,
             "new_offline_at": beat.offline_at,
         }
         # In one order, since another process may store heartbeats of the same nodes.

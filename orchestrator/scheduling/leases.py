@@ -24,7 +24,7 @@ _AT_ONCE = 500
 
 def has_ended(session: Session, settings: Settings, now: datetime) -> bool:
     """Return whether any lease has expired."""
-    if session.scalars(_unstarted(now).limit(1)).first() is not None:
+    if session.scalars(_unstarted(settings, now).limit(1)).first() is not None:
         return True
     overdue = session.execute(_overdue(settings, now))
     return any(_is_lost(now, task, node) for task, node in overdue)
@@ -33,7 +33,7 @@ def has_ended(session: Session, settings: Settings, now: datetime) -> bool:
 def end_leases(session: Session, settings: Settings, now: datetime) -> list[Task]:
     """End expired leases; return the tasks that are back in the queue."""
     # Several processes sweep: rows that another one has locked are left to it.
-    unstarted = _unstarted(now).limit(_AT_ONCE)
+    unstarted = _unstarted(settings, now).limit(_AT_ONCE)
     returned = session.scalars(unstarted.with_for_update(skip_locked=True, of=Task)).all()
     for task in returned:
         put_back(session, task, now, "its node fell silent before it started the task")
@@ -44,13 +44,15 @@ def end_leases(session: Session, settings: Settings, now: datetime) -> list[Task
     return list(returned)
 
 
-def _unstarted(now: datetime) -> Select[Task]:
+def _unstarted(settings: Settings, now: datetime) -> Select[Task]:
     return (
         select(Task)
         .join(Node, Node.id == Task.assigned_node_id)
         .where(
             Task.status == TaskStatus.ASSIGNED,
             Node.offline_at < now,
+            # It has called since its last heartbeat if it was assigned the task since.
+            Task.offered_at < now - timedelta(seconds=settings.heartbeat_timeout_s),
         )
         .order_by(Task.number)
     )

@@ -90,8 +90,10 @@ class Waiters:
         self._keys_version = 0
         self._time = 0
         """Counts announcements."""
-        self._empty_since: dict[str, int] = {}
-        """Nodes whose look found nothing, with the time at which that look began."""
+        self._reset_at = 0
+        """When nodes last had to look again; what a look from before has found counts no more."""
+        self._found_nothing: set[str] = set()
+        """Nodes whose last look found nothing."""
         self.closed = False
 
     def __len__(self) -> int:
@@ -114,7 +116,7 @@ class Waiters:
 
     def may_have_work(self, node: NodeIdentity) -> bool:
         """Return whether the queue may have a task for this node; False is certain."""
-        if node.id not in self._empty_since:
+        if node.id not in self._found_nothing:
             return True
         return any(True for _ in self._targets_for(node))
 
@@ -125,7 +127,9 @@ class Waiters:
 
     def note_empty(self, node: NodeIdentity, looked_at: int) -> None:
         """Note that a look which began at that time found no task for this node."""
-        self._empty_since[node.id] = looked_at
+        if looked_at < self._reset_at:
+            return
+        self._found_nothing.add(node.id)
         for key, conditions, announced_at in list(self._targets_for(node)):
             if announced_at <= looked_at:
                 del self._targets[key][conditions]
@@ -133,8 +137,11 @@ class Waiters:
                 if not self._targets[key]:
                     del self._targets[key]
 
-    def wake(self, offer: WorkAvailable) -> None:
-        """Wake one node that the task may go to, if possible one that was not woken yet."""
+    def wake(self, offer: WorkAvailable) -> bool:
+        """Wake one node that the task may go to, if possible one that was not woken yet.
+
+        Return whether there was such a one.
+        """
         target = offer.target
         self._time += 1
         conditions = (target.node_id, target.node_name, tuple(sorted((target.tags or {}).items())))
@@ -144,14 +151,30 @@ class Waiters:
         if self._target_count > _MAX_TARGETS:
             self._targets.clear()
             self._target_count = 0
-            self._empty_since.clear()
-        self._wake_one(offer)
+            self._found_nothing.clear()
+            self._reset()
+        return self._wake_one(offer)
+
+    def wake_for(self, offer: WorkAvailable, count: int) -> None:
+        """Wake a node for each of so many tasks with one target, as long as there are nodes."""
+        for _ in range(count):
+            if not self.wake(offer):
+                return
 
     def forget(self, node_id: str) -> None:
         """Have a node look again: it was removed, or has registered again."""
-        self._empty_since.pop(node_id, None)
+        self._found_nothing.discard(node_id)
+        self._reset()
+        self.wake_node(node_id)
+
+    def wake_node(self, node_id: str) -> None:
+        """Wake the polls of a node."""
         for waiter in list(self._by_key.get(("id", node_id), ())):
             waiter.wake()
+
+    def count(self, node_id: str) -> int:
+        """Return the number of polls of a node."""
+        return len(self._by_key.get(("id", node_id), ()))
 
     def change(self, node: NodeIdentity) -> None:
         """Update a node's name and tags; tasks that woke it are offered again."""
@@ -166,7 +189,8 @@ class Waiters:
 
     def wake_all(self) -> None:
         """Have every node look again: announcements may have been missed."""
-        self._empty_since.clear()
+        self._found_nothing.clear()
+        self._reset()
         for waiter in self._waiters:
             waiter.wake()
 
@@ -182,7 +206,11 @@ class Waiters:
                 if matches(target, node):
                     yield key, conditions, announced_at
 
-    def _wake_one(self, offer: WorkAvailable) -> None:
+    def _reset(self) -> None:
+        self._time += 1
+        self._reset_at = self._time
+
+    def _wake_one(self, offer: WorkAvailable) -> bool:
         key = self._keys.of_target(offer.target)
         if self._keys.version != self._keys_version:
             self._add_all_again()
@@ -194,9 +222,12 @@ class Waiters:
                 chosen = waiter
                 break
             chosen = chosen or waiter
-        if chosen is not None:
-            chosen.offers.append(offer)
-            chosen.wake()
+        if chosen is None:
+            return False
+        is_first = not chosen.offers
+        chosen.offers.append(offer)
+        chosen.wake()
+        return is_first
 
     def _add_all_again(self) -> None:
         self._keys_version = self._keys.version

@@ -5,6 +5,7 @@ The node key and the registration token are sent to the configured origin only.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
@@ -117,9 +118,7 @@ class OrchestratorClient:
         cancelled = _strings(response.get("cancelled_task_ids"))
         extensions = _extensions(response)
         interval_s = response.get("heartbeat_interval_seconds") if PACE in extensions else None
-        if isinstance(interval_s, bool) or not isinstance(interval_s, (int, float)):
-            interval_s = None
-        return HeartbeatResponse(cancelled, extensions, interval_s)
+        return HeartbeatResponse(cancelled, extensions, _finite(interval_s))
 
     async def next_task(self, identity: Identity, wait_s: float) -> Offer:
         """Poll for work; the orchestrator may hold the long poll for `wait_s` s (RFC 7240)."""
@@ -183,6 +182,16 @@ def _is_header_safe(value: object) -> TypeGuard[str]:
 def _extensions(body: Mapping[str, Any]) -> frozenset[str]:
     names = _strings(body.get("extensions"))
     return frozenset(name for name in names if _is_header_safe(name))
+
+
+def _finite(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _strings(value: object) -> frozenset[str]:

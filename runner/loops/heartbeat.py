@@ -41,7 +41,7 @@ async def heartbeat(runner: RunnerContext) -> None:
             continue
         except WireError as error:
             failures += 1
-            status = None
+            status = paced_s = None
             level = logging.WARNING if failures == 1 else logging.DEBUG
             log.log(level, "cannot send a heartbeat: %s", error)
             # Changes come in bursts; an orchestrator in trouble is spared them.

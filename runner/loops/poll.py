@@ -219,7 +219,7 @@ async def _ask(
         await runner.node.forget_identity(identity)
         return PollResult.FAILED, 0
     except (WireError, JournalError) as error:
-        if hold.was_cut(runner.clock.awake_s() - asked_at):
+        if _may_be_cut(error) and hold.was_cut(runner.clock.awake_s() - asked_at):
             log.info("a long poll was cut off; polls are shorter for a while: %s", error)
             return PollResult.HELD, 0
         log.warning("Error polling for tasks: %s", error)
@@ -232,6 +232,15 @@ async def _ask(
     hold.note_response(held_s)
     is_empty = offer.assignment is None
     return (PollResult.HELD if was_held and is_empty else PollResult.NOTHING), 0
+
+
+def _may_be_cut(error: WireError | JournalError) -> bool:
+    """Return whether a proxy may have ended the poll: without a response, or with its own."""
+    return (
+        isinstance(error, Unavailable)
+        and not error.retry_after_s
+        and error.status in {None, 502, 504}
+    )
 
 
 async def _take(

@@ -13,7 +13,7 @@ import anyio
 import pytest
 
 from runner.daemon import run
-from runner.errors import JournalError, TryAgain
+from runner.errors import JournalError, StateFolderInUse, TryAgain
 from runner.journal.journal import open_journal
 from runner.loops.housekeeping import prune_closed_tasks
 from runner.state_dir import prepare_state_dir
@@ -29,6 +29,19 @@ from tests.loops.steps import Log
 pytestmark = pytest.mark.anyio
 
 # One runner
+
+
+async def test_second_runner_on_a_state_folder_is_refused_with_a_sentence(host: Host) -> None:
+    async with host.runner() as first:
+        await until(lambda: first.is_ready)
+        with pytest.raises(StateFolderInUse) as caught:
+            await run(host.settings(), host.engine, Notifier({}), host.clock)
+        assert not first.over.is_set()
+    assert caught.value.exit_code == 75
+    assert str(caught.value) == (
+        f"cannot use the state folder {host.state_dir}: another runner is using it; "
+        "stop that one, or give this one a --state-dir of its own"
+    )
 
 
 def test_state_folder_on_a_full_disk_is_named_in_a_sentence(tmp_path: Path) -> None:

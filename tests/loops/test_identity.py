@@ -101,6 +101,18 @@ async def test_command_of_the_refusal_finishes_the_tasks_and_frees_the_folder(ho
     assert host.starts_of("t-1") == 1
 
 
+async def test_report_of_a_closed_task_is_delivered_by_a_drain(host: Host) -> None:
+    await host.finish_task()
+    host.orchestrator.always(STATUS, SILENCE)
+    host.orchestrator.offer()
+    async with host.runner():
+        await until(lambda: host.rows("SELECT * FROM outbox WHERE attempts > 0") != [])
+    assert host.state_of("t-1") == "closed"
+    host.orchestrator.always(STATUS, None)
+    await drain(host)
+    assert host.rows("SELECT * FROM outbox") == []
+
+
 async def test_journal_of_two_orchestrators_is_drained_at_both(host: Host, log: Log) -> None:
     load_journal(host, "elsewhere")
     host.orchestrator.offer("t-new")

@@ -37,6 +37,8 @@ def _gaps(host: Host) -> list[float]:
         ("100", PACED, None, 15),
         (None, PACED, None, 15),
         (True, PACED, None, 15),
+        (float("nan"), PACED, None, 15),
+        (10**400, PACED, None, 15),
         (100, PACED, 20.0, 20),
     ],
 )

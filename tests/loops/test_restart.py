@@ -64,7 +64,10 @@ TABLE = [
     (RUNNING, "", VANISHED, GONE, 1),
     (RUNNING, "boot", VANISHED, GONE, 1),
     *((TaskState.ENDED, "", left, "failed: exit code 9", 0) for left in (NONE, CREATED)),
-    *((TaskState.ENDED, "", left, "failed: exit code 9", 1) for left in (GOOD, BAD, VANISHED)),
+    *(
+        (TaskState.ENDED, "", left, "failed: exit code 9", 1)
+        for left in (STILL, GOOD, BAD, VANISHED)
+    ),
 ]
 """A state, whether the id is written down and the host has restarted, the container, how the final
 message begins (or `success`), and how often the task was started in all."""

@@ -80,5 +80,18 @@ def test_node_looks_until_it_found_nothing_and_again_after_an_announcement() -> 
     assert not waiters.may_have_work(other)
     waiters.note_empty(node, waiters.now)
     assert not waiters.may_have_work(node)
+    looked_at = waiters.now
     waiters.wake_all()
+    # A look that began before knows nothing of what was missed.
+    waiters.note_empty(node, looked_at)
     assert waiters.may_have_work(node)
+
+
+def test_tasks_of_one_target_wake_as_many_nodes_as_there_are() -> None:
+    waiters = Waiters()
+    with ExitStack() as stack:
+        nodes = [NodeIdentity(str(number), "a", {}) for number in range(4)]
+        held = [stack.enter_context(waiters.waiting(node)) for node in nodes]
+        waiters.wake_for(WorkAvailable("first", Target(node_name="a")), 3)
+        assert [len(one.offers) for one in held] == [1, 1, 1, 0]
+        waiters.wake_for(WorkAvailable("others", Target(node_name="b")), 10**9)

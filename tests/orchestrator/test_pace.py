@@ -166,3 +166,6 @@ def test_node_whose_poll_breaks_off_is_offline_before_its_time(
     wait_for(lambda: [one["status"] for one in orchestrator.nodes()].count("offline") == 1)
     assert orchestrator.nodes()[0]["status"] == "offline"
     assert (datetime.now(timezone.utc) - began).total_seconds() > 5  # it had time to come back
+    # It lives after all.
+    assert nodes[0].poll() is None
+    assert orchestrator.nodes()[0]["status"] == "idle"

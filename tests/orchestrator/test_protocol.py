@@ -73,6 +73,28 @@ def test_slow_body_is_received(orchestrator: RunningOrchestrator) -> None:
         assert client.recv(65536).startswith(b"HTTP/1.1 200")
 
 
+def test_large_body_arrives(orchestrator: RunningOrchestrator) -> None:
+    body = b'{"hostname": "%s"}' % (b"h" * 300_000)
+    head = b"X-Registration-Token: %s\r\n" % str(orchestrator.registration_token).encode()
+    with _connect(orchestrator) as client:
+        client.sendall(_HEAD + head + b"Content-Length: %d\r\n\r\n" % len(body))
+        time.sleep(0.1)  # the last piece alone is over the limit of a head
+        client.sendall(body)
+        assert client.recv(65536).startswith(b"HTTP/1.1 422")
+
+
+def test_head_is_limited_after_a_request_that_was_refused_before_its_body(
+    orchestrator: RunningOrchestrator,
+) -> None:
+    with _connect(orchestrator) as client:
+        client.sendall(b"POST /nodes/heartbeat HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\n")
+        assert client.recv(65536).startswith(b"HTTP/1.1 401")
+        client.sendall(b"123456789")
+        with contextlib.suppress(OSError):
+            client.sendall(b"GET / HTTP/1.1\r\nX-Large: " + b"x" * 8_000_000)
+        assert b"HTTP/1.1 3" not in _received(client)
+
+
 def test_held_poll_outlives_the_patience(tmp_path: Path) -> None:
     with serve(tmp_path, stall_timeout_s=0.2) as orchestrator:
         assert orchestrator.register().poll(wait_s=2) is None

@@ -36,7 +36,7 @@ def test_every_task_arrives_at_one_node_and_no_call_fails(tmp_path: Path) -> Non
 
 
 def test_too_few_open_files_are_one_sentence() -> None:
-    with pytest.raises(SystemExit, match=r"cannot simulate 10{10} nodes: they need 20{7}200"):
+    with pytest.raises(SystemExit, match=r"cannot simulate 10{10} nodes: they need \d+ open"):
         allow_open_files(10**10)
 
 

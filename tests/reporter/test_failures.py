@@ -191,12 +191,18 @@ async def test_report_is_sent_though_the_home_cannot_be_written(scripted: Script
 # The session
 
 
-async def test_unusable_database_is_reported(scripted: Scripted) -> None:
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(b"", "crush.db has no session of this task"), (b"damage" * 999, "file is not a database")],
+    ids=["empty", "damaged"],
+)
+async def test_unusable_database_is_an_error(
+    scripted: Scripted, content: bytes, reason: str
+) -> None:
     (scripted.home / ".crush").mkdir()
-    (scripted.home / ".crush" / "crush.db").write_bytes(b"not what SQLite writes" * 500)
+    (scripted.home / ".crush" / "crush.db").write_bytes(content)
     async with scripted.reporting() as reporter:
-        answer = await reporter.hand_in(None)
-    assert failure(answer).endswith("the Crush database: file is not a database")
+        assert failure(await reporter.hand_in(None)).endswith(reason)
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,17 @@ from runner.handles import free_disk
 from runner.model import Assignment, Identity, TaskFile
 from runner.workspace.download import fetch_files, files_folder, files_folder_in_container
 from tests.harness.clock import PassingClock
-from tests.harness.server import Answer, ScriptedServer, endless, http, json_response, raw, zeros
-from tests.harness.until import DEADLINE_S
+from tests.harness.server import (
+    Answer,
+    ScriptedServer,
+    endless,
+    http,
+    json_response,
+    raw,
+    stalled,
+    zeros,
+)
+from tests.harness.until import DEADLINE_S, until
 
 pytestmark = pytest.mark.anyio
 
@@ -319,3 +328,12 @@ async def test_large_file_takes_little_memory_and_the_event_loop_goes_on(fetch: 
     assert (fetch.folder / "zeros").stat().st_size == 32 * MIB
     assert turns > 32
     assert peak < 20 * MIB
+
+
+async def test_cancelled_download_leaves_nothing(fetch: Fetch) -> None:
+    fetch.server.answer(stalled(bytes(3 * MIB)))
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(fetch, TaskFile("a", None))
+        await until(lambda: any(fetch.folder.glob(".victoria-part-*")))
+        tasks.cancel_scope.cancel()
+    assert list(fetch.folder.iterdir()) == []

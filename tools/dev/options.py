@@ -22,6 +22,7 @@ benchmarks:
   idle         memory and CPU time of a runner without work
   reporter     startup time and memory of the status reporter, compared with a bare MCP server
   claims       tasks assigned per second from a queue of 10,000, on SQLite and PostgreSQL
+  calls        CPU time of a heartbeat and an empty poll, compared with a bare route of Starlette
   fleet        latency and CPU time of the orchestrator under a simulated fleet, on SQLite and
                PostgreSQL; see docs/scaling.md
 """
@@ -78,9 +79,9 @@ def bench() -> argparse.ArgumentParser:
     parser.add_argument(
         "what", nargs="*", type=_benchmark, default=DEFAULT_BENCHMARKS, help=argparse.SUPPRESS
     )
-    engine = parser.add_argument_group("throughput, idle and reporter")
+    engine = parser.add_argument_group("throughput, idle, reporter and calls")
     _option(engine, "--tasks", int, 10, "throughput: tasks per round")
-    _option(engine, "--rounds", int, 5, "throughput, reporter: rounds; figures are medians")
+    _option(engine, "--rounds", int, 5, "throughput, reporter, calls: rounds; figures are medians")
     _option(engine, "--idle-seconds", float, 60.0, "idle: how long to measure, in seconds")
     fleet = parser.add_argument_group("fleet")
     _option(fleet, "--nodes", int, [2000], "fleet sizes, measured one after another", nargs="+")
@@ -103,7 +104,7 @@ def bench() -> argparse.ArgumentParser:
 
 
 def _benchmark(name: str) -> str:
-    names = (*DEFAULT_BENCHMARKS, *DATABASE_BENCHMARKS)
+    names = (*DEFAULT_BENCHMARKS, "calls", *DATABASE_BENCHMARKS)
     if name not in names:
         raise argparse.ArgumentTypeError(f"cannot run {name!r}: choose from {', '.join(names)}")
     return name

@@ -10,9 +10,6 @@ down_revision = "0003"
 
 _GRACE = timedelta(minutes=5)
 """The heartbeat timeout is not known here; until then every node has sent another heartbeat."""
-_IS_UNCONFIRMED = sa.text(
-    "status = 'cancelled' AND node_ended_at IS NULL AND assigned_node_id IS NOT NULL"
-)
 
 
 def upgrade() -> None:
@@ -30,10 +27,4 @@ def upgrade() -> None:
     recent = nodes.c.last_heartbeat > now - _GRACE
     op.execute(nodes.update().where(recent).values(offline_at=now + _GRACE))
     op.create_index("ix_nodes_offline_at", "nodes", ["offline_at"])
-    op.create_index(
-        "ix_tasks_unconfirmed",
-        "tasks",
-        ["completed_at"],
-        sqlite_where=_IS_UNCONFIRMED,
-        postgresql_where=_IS_UNCONFIRMED,
-    )
+    op.create_index("ix_tasks_unconfirmed", "tasks", ["status", "node_ended_at", "completed_at"])
