@@ -37,6 +37,8 @@ REGISTRATION_TOKEN = "the-registration-token"  # noqa: S105 - opens nothing but 
 ADMIN_KEY = "the-admin-key"
 DEADLINE_S = 60
 """How long anything that must happen may take, on the slowest machine."""
+PROMPTLY_S = 25
+"""Shorter than it takes until a waiting node's queue is looked at without an announcement."""
 POLL_S = 60
 """How long a poll is held: the longest that the orchestrator accepts."""
 
@@ -212,8 +214,7 @@ class RunningOrchestrator:
         return task_id
 
     def create_key(self, **fields: object) -> Json:
-        body = {"name": "ci", "description": "builds", **fields}
-        return ok(self.admin.post("/keys", json=body))
+        return ok(self.admin.post("/keys", json={"name": "ci", "description": "d", **fields}))
 
     def audit(self, **params: str | int) -> list[Json]:
         return list(reversed(ok(self.admin.get("/keys/audit", params=params))["entries"]))

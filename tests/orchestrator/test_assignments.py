@@ -8,12 +8,17 @@ import pytest
 from sqlalchemy import update
 
 from orchestrator.db.tables import Task
-from tests.orchestrator.serving import Poller, RegisteredNode, RunningOrchestrator, ok, wait_for
+from tests.orchestrator.serving import (
+    PROMPTLY_S,
+    Poller,
+    RegisteredNode,
+    RunningOrchestrator,
+    ok,
+    wait_for,
+)
 
 pytestmark = [pytest.mark.both_databases, pytest.mark.settings(sweep_every_s=0.1)]
 
-PROMPTLY_S = 25
-"""Shorter than it takes until a waiting node's queue is looked at without an announcement."""
 LONG_OVER, JUST_OVER = timedelta(minutes=11), timedelta(minutes=9)
 
 
@@ -126,9 +131,8 @@ def test_running_task_is_not_lost_while_its_node_has_it_or_within_the_grace(
     assert node.report(task_id, "success")["status"] == "success"
 
 
-def test_removed_node_returns_what_it_has_not_started_and_loses_the_rest(
-    orchestrator: RunningOrchestrator, node: RegisteredNode
-) -> None:
+def test_removed_node_returns_unstarted_and_loses_others(orchestrator: RunningOrchestrator) -> None:
+    node = orchestrator.register()
     started, unstarted = orchestrator.assign(node, "running"), orchestrator.create_task()["id"]
     assert node.poll_id() == unstarted
     assert node.poll() is None  # what has just been offered is not offered again

@@ -43,9 +43,7 @@ class Doubling:
     [([2, 3], {1: 2, 2: 4, 3: 6}), ([2, 0], {1: 2, 2: None, 0: None})],
     ids=["all succeed", "one batch fails"],
 )
-async def test_requests_during_a_batch_go_together_in_the_next(
-    numbers: list[int], results: dict[int, int | None]
-) -> None:
+async def test_requests_go_together(numbers: list[int], results: dict[int, int | None]) -> None:
     doubling = Doubling()
     async with anyio.create_task_group() as group:
         group.start_soon(doubling.double, 1)

@@ -67,6 +67,11 @@ def _expect_text(page: Page, part: str, text: str) -> None:
     expect(page.locator(f"#{part}")).to_contain_text(text)
 
 
+def _expect_in_view(focused: Locator) -> None:
+    expect(focused).to_be_focused()
+    expect(focused).to_be_in_viewport()
+
+
 def _create_task(page: Page, recurrence: str) -> None:
     page.get_by_label("Repeat").fill(recurrence)
     _button(page, "Create task").click()
@@ -115,9 +120,7 @@ def test_error_of_the_server_or_a_proxy_is_shown_until_it_is_over(
     expect(page.locator("#state")).to_have_text("")
 
 
-def test_server_that_does_not_answer_is_shown_until_it_answers(
-    fleet: Page, orchestrator: RunningOrchestrator
-) -> None:
+def test_outage_is_shown_until_its_end(fleet: Page, orchestrator: RunningOrchestrator) -> None:
     orchestrator.stop()
     _expect_text(fleet, "state", "does not answer")
     orchestrator.start()
@@ -179,9 +182,7 @@ def test_task_is_cancelled_after_a_question(fleet: Page, orchestrator: RunningOr
     assert orchestrator.task(task_id)["status"] == "cancelled"
 
 
-def test_key_is_made_shown_once_rotated_and_revoked(
-    fleet: Page, orchestrator: RunningOrchestrator
-) -> None:
+def test_key_is_made_rotated_and_revoked(fleet: Page, orchestrator: RunningOrchestrator) -> None:
     values = {"Description": "builds", "May target": "client-acme-*, shared-1"}
     for label, value in {**values, "Expires after": "30", "Rate limit": "60"}.items():
         fleet.get_by_label(label).fill(value)
@@ -202,9 +203,7 @@ def test_key_is_made_shown_once_rotated_and_revoked(
     assert orchestrator.client(secret).post("/tasks", json=body).status_code == 401
 
 
-def test_refusal_stays_in_view_until_it_is_dismissed_or_the_retry_works(
-    fleet: Page, orchestrator: RunningOrchestrator
-) -> None:
+def test_refusal_stays_in_view_until_over(fleet: Page, orchestrator: RunningOrchestrator) -> None:
     fleet.set_viewport_size(PHONE)
     fleet.get_by_text("New task").click()
     fleet.get_by_label("Prompt").fill("at last")
@@ -295,16 +294,13 @@ def test_view_and_focus_follow_the_choice_and_no_report(
     for size in (PHONE, DESKTOP):
         fleet.set_viewport_size(size)
         button.press("Enter")
-        expect(fleet.locator("#task h2")).to_be_in_viewport()
-        expect(fleet.locator("#task h2")).to_be_focused()
+        _expect_in_view(fleet.locator("#task h2"))
         _button(fleet, "Close").press("Enter")
         expect(fleet.locator("#chosen")).to_be_empty()
-        expect(button).to_be_focused()
-        expect(button).to_be_in_viewport()
+        _expect_in_view(button)
     button.press("Enter")
-    expect(fleet.locator("#task h2")).to_be_focused()
+    _expect_in_view(fleet.locator("#task h2"))
     other.focus()
     node.report(task_id, "running", message="on its way")
     _expect_text(fleet, "task", "on its way")
-    expect(other).to_be_focused()
-    expect(other).to_be_in_viewport()
+    _expect_in_view(other)

@@ -55,9 +55,7 @@ def _scalar(tables: Engine, query: str) -> object:
         return connection.scalar(text(query))
 
 
-def test_servers_that_start_at_once_migrate_once(
-    tmp_path: Path, url: str | None, tables: Engine
-) -> None:
+def test_simultaneous_starts_migrate_once(tmp_path: Path, url: str | None, tables: Engine) -> None:
     def start(_: int) -> None:
         Database(tmp_path, url).close()
 

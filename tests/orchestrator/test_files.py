@@ -11,7 +11,7 @@ from urllib.parse import quote
 import pytest
 
 from orchestrator import uploads
-from tests.orchestrator.serving import RegisteredNode, RunningOrchestrator, ok, refusal, sha256
+from tests.orchestrator.serving import RunningOrchestrator, ok, refusal, sha256
 
 CONTENT = bytes(range(256)) * 10_000
 NO_ROOM = (507, "the server's disk has no room for the file")
@@ -33,9 +33,8 @@ def _refused_upload(orchestrator: RunningOrchestrator, size: int) -> tuple[int, 
     return refused
 
 
-def test_holder_downloads_files_whole_and_in_their_order(
-    orchestrator: RunningOrchestrator, node: RegisteredNode
-) -> None:
+def test_holder_downloads_files_whole_and_in_their_order(orchestrator: RunningOrchestrator) -> None:
+    node = orchestrator.register()
     files = [("same.txt", b"one"), ("same.txt", b""), ("with space.csv", b"\r\n--boundary\r\n")]
     files.append(("日本.md", CONTENT))
     uploaded = [orchestrator.upload(name, content) for name, content in files]
@@ -61,9 +60,8 @@ def test_file_is_sent_whole_whatever_range_is_requested(shared: RunningOrchestra
 
 
 @pytest.mark.both_databases
-def test_file_is_404_before_and_after_its_node_holds_the_task(
-    orchestrator: RunningOrchestrator, node: RegisteredNode
-) -> None:
+def test_file_is_404_before_and_after_its_node_has_it(orchestrator: RunningOrchestrator) -> None:
+    node = orchestrator.register()
     path = f"/files/{orchestrator.upload('a.txt', b'a')['filename']}"
     task_id = orchestrator.create_task(files=[path.rpartition("/")[2]])["id"]
     codes = [node.http.get(path).status_code]
@@ -168,9 +166,7 @@ def _part(name: str, *, end: bool = True) -> bytes:
         ("multipart/form-data; boundary=b", b"--b\r\nno header at all\r\n\r\nx\r\n--b--"),
     ],
 )
-def test_broken_upload_is_422_and_leaves_nothing(
-    shared: RunningOrchestrator, content_type: str, body: bytes
-) -> None:
+def test_broken_upload_is_422(shared: RunningOrchestrator, content_type: str, body: bytes) -> None:
     before, headers = _stored(shared), {"Content-Type": content_type}
     assert refusal(shared.admin.post("/upload", content=body, headers=headers))[0] == 422
     assert _stored(shared) == before

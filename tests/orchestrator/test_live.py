@@ -46,9 +46,8 @@ def _send_log(node: RegisteredNode, task_id: str, *contents: object) -> None:
 
 
 @pytest.mark.both_databases
-def test_stream_has_nodes_tasks_keys_and_the_chosen_task(
-    orchestrator: RunningOrchestrator, node: RegisteredNode
-) -> None:
+def test_stream_has_nodes_tasks_keys_and_the_chosen_task(orchestrator: RunningOrchestrator) -> None:
+    node = orchestrator.register()
     key = orchestrator.create_key(name="the-key")
     times = {"recurrence": "0 8 * * mon", "scheduled_for": "2099-01-02T03:04:05Z"}
     body = {"prompt": "the-prompt", "target_node_id": node.id, "target_tags": {"a": "b"}, **times}
@@ -85,9 +84,10 @@ def test_only_what_has_changed_is_sent_again(orchestrator: RunningOrchestrator) 
 
 
 @pytest.mark.both_databases
-def test_look_costs_little_though_a_task_has_many_reports(
-    orchestrator: RunningOrchestrator, node: RegisteredNode
+def test_look_is_cheap_though_tasks_have_many_reports(
+    orchestrator: RunningOrchestrator,
 ) -> None:
+    node = orchestrator.register()
     task_id = orchestrator.assign(node)
     node.report(task_id, "running", message="the first of many", progress=1)
     row = {"status": TaskStatus.RUNNING, "message": "m" * 1000, "progress": 2.0}

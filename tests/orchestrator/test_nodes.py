@@ -9,14 +9,12 @@ from sqlalchemy import update
 from orchestrator.db.tables import Node
 from orchestrator.scheduling.claims import look_for, take
 from tests.orchestrator.claiming import claim_next
-from tests.orchestrator.serving import Poller, RegisteredNode, RunningOrchestrator, ok, refusal
+from tests.orchestrator.serving import PROMPTLY_S, Json, Poller, RunningOrchestrator, ok, refusal
 
 GONE = "no node has the key in X-API-Key: register without it, as a new node"
-CHANGED = {"hostname": "renamed.example", "os_type": "debian", "name": "new"}
+CHANGED: Json = {"hostname": "renamed.example", "os_type": "debian", "name": "new"}
 CHANGED |= {"capabilities": ["cuda"], "tags": {"zone": "eu"}}
 TASK_ID = str(uuid.UUID(int=0))
-PROMPTLY_S = 20
-"""Less than the 30 s after which a held request looks for work without an announcement."""
 
 
 def _register(
@@ -33,9 +31,8 @@ def test_name_defaults_to_the_hostname(shared: RunningOrchestrator, name: str | 
 
 
 @pytest.mark.both_databases
-def test_node_with_a_key_changes_its_description_and_nothing_else(
-    orchestrator: RunningOrchestrator, node: RegisteredNode
-) -> None:
+def test_node_with_a_key_changes_its_description_alone(orchestrator: RunningOrchestrator) -> None:
+    node = orchestrator.register()
     node.beat("busy", current_task_id=TASK_ID, task_ids=[TASK_ID])
     (before,) = orchestrator.nodes()
     for _ in range(3):
@@ -49,17 +46,15 @@ def test_node_with_a_key_changes_its_description_and_nothing_else(
     assert node.api_key not in orchestrator.stored()
 
 
-def test_silent_node_that_registers_again_stays_offline_until_its_heartbeat(
-    orchestrator: RunningOrchestrator, node: RegisteredNode
-) -> None:
+def test_silent_node_is_offline_until_its_next_heartbeat(orchestrator: RunningOrchestrator) -> None:
+    node = orchestrator.register()
     orchestrator.silence(node)
     assert ok(_register(orchestrator, node.api_key))["status"] == "offline"
     assert node.beat("idle")["status"] == "idle"
 
 
-def test_held_request_is_answered_with_a_task_for_the_new_name(
-    orchestrator: RunningOrchestrator, node: RegisteredNode
-) -> None:
+def test_held_request_gets_a_task_for_the_new_name(orchestrator: RunningOrchestrator) -> None:
+    node = orchestrator.register()
     task_id = orchestrator.create_task(target_node_name="new")["id"]
     poller = Poller(orchestrator, node)
     ok(_register(orchestrator, node.api_key))
@@ -67,9 +62,8 @@ def test_held_request_is_answered_with_a_task_for_the_new_name(
 
 
 @pytest.mark.both_databases
-def test_task_that_was_seen_for_the_old_name_is_not_claimed(
-    orchestrator: RunningOrchestrator, node: RegisteredNode
-) -> None:
+def test_task_seen_for_the_old_name_is_not_claimed(orchestrator: RunningOrchestrator) -> None:
+    node = orchestrator.register()
     task_id = orchestrator.create_task(target_node_name="node")["id"]
     settings = orchestrator.settings
     with orchestrator.database() as database:

@@ -45,9 +45,7 @@ def test_reports_move_the_task_on_and_the_last_message_stays(
     ("progress", "stored"),
     [("-1e999", 0), ("45.5", 45.5), ("100.1", 100), (str(10**400), 100)],
 )
-def test_progress_is_any_number_and_stored_within_0_and_100(
-    shared: RunningOrchestrator, progress: str, stored: float
-) -> None:
+def test_progress_is_0_to_100(shared: RunningOrchestrator, progress: str, stored: float) -> None:
     node = shared.register()
     task_id = shared.assign(node)
     body = f'{{"task_id": "{task_id}", "status": "running", "progress": {progress}}}'
@@ -89,9 +87,7 @@ def test_later_session_replaces_the_first_also_after_the_end(shared: RunningOrch
         ('"text"', "session"),
     ],
 )
-def test_session_that_is_not_as_declared_is_422(
-    shared: RunningOrchestrator, session: str, sentence: str
-) -> None:
+def test_malformed_session_is_422(shared: RunningOrchestrator, session: str, sentence: str) -> None:
     body = f'{{"task_id": "any", "session": {session}}}'
     response = shared.register().http.post("/logs", content=body, headers=JSON_TYPE)
     assert (response.status_code, refusal(response)[1][: len(sentence)]) == (422, sentence)
@@ -107,9 +103,7 @@ def test_log_of_10_mb_is_accepted(orchestrator: RunningOrchestrator, node: Regis
 
 
 @pytest.mark.parametrize("is_declared", [True, False])
-def test_larger_log_is_413_before_its_body_is_complete(
-    shared: RunningOrchestrator, *, is_declared: bool
-) -> None:
+def test_larger_log_is_413_at_once(shared: RunningOrchestrator, *, is_declared: bool) -> None:
     node, place = shared.register(), urlsplit(shared.url)
     head = f"POST /logs HTTP/1.1\r\nHost: {place.netloc}\r\nX-API-Key: {node.api_key}\r\n"
     address = (str(place.hostname), place.port or 0)

@@ -40,9 +40,8 @@ def test_number_of_remembered_addresses_is_limited() -> None:
 
 
 @pytest.mark.settings(failures_per_minute=2)
-def test_caller_that_guessed_is_429_even_with_the_right_key(
-    orchestrator: RunningOrchestrator, node: RegisteredNode
-) -> None:
+def test_guessing_caller_is_429_even_with_the_right_key(orchestrator: RunningOrchestrator) -> None:
+    node = orchestrator.register()
     codes = [orchestrator.client("guess").get("/nodes").status_code for _ in range(2)]
     assert codes == [401, 401]
     body = {"hostname": "h", "os_type": "linux"}
@@ -57,9 +56,7 @@ def test_caller_that_guessed_is_429_even_with_the_right_key(
 
 
 @pytest.mark.parametrize(("proxies", "last"), [(None, 429), ("127.0.0.1", 401)])
-def test_guesses_count_for_the_address_that_a_trusted_proxy_names(
-    tmp_path: Path, proxies: str | None, last: int
-) -> None:
+def test_trusted_proxy_names_the_guesser(tmp_path: Path, proxies: str | None, last: int) -> None:
     with serve(tmp_path, failures_per_minute=1, trusted_proxies=proxies) as orchestrator:
         stranger = orchestrator.client("guess")
         forwarded = [{"X-Forwarded-For": address} for address in ("192.0.2.1", "192.0.2.1", "::1")]

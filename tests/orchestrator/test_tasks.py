@@ -78,9 +78,8 @@ def test_first_occurrence_waits_and_can_be_cancelled(orchestrator: RunningOrches
 
 @pytest.mark.both_databases
 @pytest.mark.parametrize("end", ["success", "error", "lost"])
-def test_end_of_an_occurrence_creates_the_next(
-    orchestrator: RunningOrchestrator, node: RegisteredNode, end: str
-) -> None:
+def test_end_of_an_occurrence_creates_the_next(orchestrator: RunningOrchestrator, end: str) -> None:
+    node = orchestrator.register()
     file = orchestrator.upload("a.txt", b"a")["filename"]
     fields = {"files": [file], "priority": 3, "target_node_name": "*", "target_tags": {}}
     times = {"recurrence": YEARLY, "scheduled_for": orchestrator.moment()}
@@ -100,9 +99,8 @@ def test_end_of_an_occurrence_creates_the_next(
 
 
 @pytest.mark.both_databases
-def test_ended_tasks_are_deleted_with_all_that_no_other_task_needs(
-    orchestrator: RunningOrchestrator, node: RegisteredNode
-) -> None:
+def test_ended_tasks_go_with_all_that_no_other_needs(orchestrator: RunningOrchestrator) -> None:
+    node = orchestrator.register()
     own, unused, shared = (orchestrator.upload(name, b"content")["filename"] for name in "abc")
     ended = orchestrator.assign(node, prompt="the-ended-prompt", files=[own, shared])
     node.send_log(ended, {"title": "the-log"})
