@@ -183,7 +183,6 @@ FAULTS = {
     "job_id is not known": Fault("POST /status", "job_or_task", request=ignores("job_id")),
     "keys are not deleted": NO_DELETION,
     "keys are not rotated": Fault("POST /keys/.+/rotate", "rotation", always(500, {"detail": ""})),
-    "keys lack their limits": Fault("POST /keys", "key_fields", lacks("rate_limit", "expires_at")),
     "keys never end": Fault(
         "POST /tasks", "scoped_key rotation key_deletion key_needed", accepts(401)
     ),
@@ -217,9 +216,6 @@ FAULTS = {
     "statistics are a list": Fault("GET /dashboard/stats", "statistics", always(200, [])),
     "tags are ignored": Fault(
         "POST /tasks", "tag_targets task_fields", request=ignores("target_tags")
-    ),
-    "tasks lack fields": Fault(
-        "POST /tasks", "task_fields recurrence", lacks("priority", "recurrence")
     ),
     "the admin may take work": Fault("GET /tasks/pending", "admin_is_not_node", accepts(403)),
     "unknown keys are 403": Fault(

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from functools import cached_property
@@ -37,6 +37,8 @@ REGISTRATION_TOKEN = "the-registration-token"  # noqa: S105 - opens nothing but 
 ADMIN_KEY = "the-admin-key"
 DEADLINE_S = 60
 """How long anything that must happen may take, on the slowest machine."""
+PROMPTLY_S = 25
+"""Shorter than it takes until a waiting node's queue is looked at without an announcement."""
 POLL_S = 60
 """How long a poll is held: the longest that the orchestrator accepts."""
 
@@ -142,16 +144,16 @@ class RunningOrchestrator:
 
     def stored(self) -> str:
         tables = Base.metadata.sorted_tables
-        with closing(self._database()) as database, database.reading() as session:
+        with self.database() as database, database.reading() as session:
             return "\n".join(str(row) for table in tables for row in session.execute(select(table)))
 
     def change(self, statement: Update) -> None:
         """Change its database directly, for what takes hours otherwise."""
-        with closing(self._database()) as database, database.writing() as session:
+        with self.database() as database, database.writing() as session:
             session.execute(statement)
 
-    def _database(self) -> Database:
-        return Database(self.settings.data_dir, self.settings.database_url)
+    def database(self) -> AbstractContextManager[Database]:
+        return closing(Database(self.settings.data_dir, self.settings.database_url))
 
     def disconnect(self, application: str) -> int:
         """End the sessions of PostgreSQL that have this name; return their number."""
@@ -166,14 +168,12 @@ class RunningOrchestrator:
         """Let so much time pass without a heartbeat of a node, a day by default."""
         self.nodes()  # Its heartbeats are written by now, and not over the change.
         passed = timedelta(seconds=seconds)
-        database = Database(self.settings.data_dir, self.settings.database_url)
-        with database.writing() as session:
+        with self.database() as database, database.writing() as session:
             row = session.get_one(Node, node.id)
             row.last_heartbeat -= passed
             row.offline_at -= passed
             for task in session.scalars(select(Task).where(Task.assigned_node_id == node.id)):
                 task.offered_at = task.offered_at and task.offered_at - passed
-        database.close()
 
     @property
     def waiting_count(self) -> int:
@@ -216,8 +216,7 @@ class RunningOrchestrator:
         return task_id
 
     def create_key(self, **fields: object) -> Json:
-        body = {"name": "ci", "description": "builds", **fields}
-        return ok(self.admin.post("/keys", json=body))
+        return ok(self.admin.post("/keys", json={"name": "ci", "description": "d", **fields}))
 
     def audit(self, **params: str | int) -> list[Json]:
         return list(reversed(ok(self.admin.get("/keys/audit", params=params))["entries"]))

@@ -23,7 +23,6 @@ def _calls(orchestrator: RunningOrchestrator) -> dict[tuple[str, str], bool]:
         for method, operation in operations.items()
         if operation.get("security") and operation["operationId"] != "register"
     }
-    assert len(calls) > 20
     assert set(calls.values()) >= OF_NODES
     return {call: operation_id in OF_NODES for call, operation_id in calls.items()}
 
@@ -64,14 +63,8 @@ def test_every_use_and_change_of_a_key_is_in_the_audit(orchestrator: RunningOrch
     ok(orchestrator.admin.post(f"{path}/revoke"))
     ok(orchestrator.admin.delete(path))
     entries = orchestrator.audit(key_id=key["key_id"])
-    assert [entry["action"] for entry in entries] == [
-        "key:created",
-        "tasks:create",
-        "denied nodes:read",
-        "key:rotated",
-        "key:revoked",
-        "key:deleted",
-    ]
+    actions = "key:created,tasks:create,denied nodes:read,key:rotated,key:revoked,key:deleted"
+    assert ",".join(entry["action"] for entry in entries) == actions
     assert {entry["client"] for entry in entries} == {"127.0.0.1"}
     stored = orchestrator.stored()
     assert key["key_id"] in stored
@@ -115,16 +108,13 @@ def test_audit_is_filtered_and_limited(orchestrator: RunningOrchestrator) -> Non
 
 def test_refusals_that_are_alike_are_noted_again_after_a_minute() -> None:
     denials = DenialSampler()
-    assert denials.is_due("key", "revoked", NOW)
-    assert not denials.is_due("key", "revoked", NOW + timedelta(seconds=59))
-    assert denials.is_due("key", "expired", NOW)
-    assert denials.is_due("other", "revoked", NOW)
-    assert denials.is_due("key", "revoked", NOW + timedelta(seconds=60))
+    calls = [("key", "revoked", 0), ("key", "revoked", 59), ("key", "expired", 0)]
+    calls += [("other", "revoked", 0), ("key", "revoked", 60)]
+    due = [denials.is_due(key, why, NOW + timedelta(seconds=s)) for key, why, s in calls]
+    assert due == [True, False, True, True, True]
 
 
 def test_number_of_remembered_refusals_is_limited() -> None:
     denials = DenialSampler()
-    for number in range(10_001):
-        assert denials.is_due(f"key-{number}", "revoked", NOW)
-    assert not denials.is_due("key-1", "revoked", NOW)
-    assert denials.is_due("key-0", "revoked", NOW)
+    assert all(denials.is_due(f"key-{number}", "revoked", NOW) for number in range(10_001))
+    assert [denials.is_due(f"key-{number}", "revoked", NOW) for number in (1, 0)] == [False, True]

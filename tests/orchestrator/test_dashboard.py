@@ -1,6 +1,7 @@
 """The page for people, in a real browser without a screen."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Locator, Page, ViewportSize, expect, sync_playwright
@@ -11,18 +12,14 @@ from tools.dev.packages import ensure_browser
 HOSTILE = '<img src=x onerror="window.harmed=1"><script>window.harmed=1</script>{{7*7}}"\'&'
 PHONE = ViewportSize(width=360, height=740)
 DESKTOP = ViewportSize(width=1280, height=740)
-# A text has one range for each of its lines.
-COUNT_LINES = """element => {
-    const range = document.createRange();
-    range.selectNodeContents(element);
-    return range.getClientRects().length;
-}"""
+# A text has one rectangle for each of its lines.
+COUNT_LINES = """element => { const range = document.createRange();
+    range.selectNodeContents(element); return range.getClientRects().length; }"""
 
 
 # Not once a session: while Playwright runs, no test in this process can run an event loop.
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Start Chromium."""
     with sync_playwright() as playwright:
         # Its sandbox needs what containers and root do not have; it opens our own page only.
         browser = playwright.chromium.launch(
@@ -45,8 +42,8 @@ def page(orchestrator: RunningOrchestrator, browser: Browser) -> Iterator[Page]:
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto(f"{orchestrator.url}/dashboard")
     yield page
-    assert errors == []
-    assert [url for url in requested if not url.startswith(orchestrator.url)] == []
+    foreign = [url for url in requested if not url.startswith(orchestrator.url)]
+    assert (errors, foreign) == ([], [])
     context.close()
 
 
@@ -66,6 +63,15 @@ def _button(page: Page, name: str) -> Locator:
     return page.get_by_role("button", name=name, exact=True)
 
 
+def _expect_text(page: Page, part: str, text: str) -> None:
+    expect(page.locator(f"#{part}")).to_contain_text(text)
+
+
+def _expect_in_view(focused: Locator) -> None:
+    expect(focused).to_be_focused()
+    expect(focused).to_be_in_viewport()
+
+
 def _create_task(page: Page, recurrence: str) -> None:
     page.get_by_label("Repeat").fill(recurrence)
     _button(page, "Create task").click()
@@ -74,12 +80,9 @@ def _create_task(page: Page, recurrence: str) -> None:
 def test_page_needs_no_key_but_its_data_does(page: Page, orchestrator: RunningOrchestrator) -> None:
     orchestrator.create_task("the-prompt")
     expect(page.get_by_label("Admin key")).to_be_focused()
-    for key, sentence in (
-        ("wrong", "unknown or expired API key"),
-        ("schlüssel→", "cannot be a key"),
-    ):
+    for key, sentence in (("wrong", "unknown or expired"), ("schlüssel→", "cannot be a key")):
         _sign_in(page, key)
-        expect(page.locator("#state")).to_contain_text(sentence)
+        _expect_text(page, "state", sentence)
         expect(page.get_by_label("Admin key")).to_be_focused()
     expect(page.get_by_text("the-prompt")).to_have_count(0)
     _sign_in(page, orchestrator.admin_key)
@@ -96,17 +99,14 @@ def test_throttled_sign_in_is_retried(page: Page) -> None:
         expect(page.locator("#state")).to_have_text("unknown or expired API key")
         expect(page.locator("#sign-in")).to_be_visible()
     _sign_in(page, "wrong again")
-    expect(page.locator("#state")).to_contain_text("too many wrong credentials")
-    expect(page.locator("#state")).to_contain_text("retrying in")
+    _expect_text(page, "state", "too many wrong credentials")
+    _expect_text(page, "state", "retrying in")
     expect(page.locator("#fleet")).to_be_hidden()
 
 
 @pytest.mark.parametrize(
     ("body", "shown"),
-    [
-        ('{"detail": "the database does not answer: try again"}', "the database does not answer"),
-        ("<html>a proxy's own page</html>", "HTTP status 503"),
-    ],
+    [('{"detail": "no database"}', "no database"), ("<html>a proxy's page</html>", "status 503")],
     ids=["server", "proxy"],
 )
 def test_error_of_the_server_or_a_proxy_is_shown_until_it_is_over(
@@ -114,44 +114,42 @@ def test_error_of_the_server_or_a_proxy_is_shown_until_it_is_over(
 ) -> None:
     page.route("**/dashboard/live*", lambda route: route.fulfill(status=503, body=body))
     _sign_in(page, orchestrator.admin_key)
-    expect(page.locator("#state")).to_contain_text(shown)
+    _expect_text(page, "state", shown)
     page.unroute("**/dashboard/live*")
     expect(page.locator("#nodes-title")).to_be_visible()
     expect(page.locator("#state")).to_have_text("")
 
 
-def test_server_that_does_not_answer_is_shown_until_it_answers(
-    fleet: Page, orchestrator: RunningOrchestrator
-) -> None:
+def test_outage_is_shown_until_its_end(fleet: Page, orchestrator: RunningOrchestrator) -> None:
     orchestrator.stop()
-    expect(fleet.locator("#state")).to_contain_text("does not answer")
+    _expect_text(fleet, "state", "does not answer")
     orchestrator.start()
     orchestrator.register("comes-later")
-    expect(fleet.locator("#nodes")).to_contain_text("comes-later")
+    _expect_text(fleet, "nodes", "comes-later")
     expect(fleet.locator("#state")).to_have_text("")
 
 
 def test_changes_are_shown_without_reloading(
     fleet: Page, orchestrator: RunningOrchestrator, node: RegisteredNode
 ) -> None:
-    expect(fleet.locator("#nodes")).to_contain_text("node")
+    _expect_text(fleet, "nodes", "node")
     task = orchestrator.create_task("count the lines")
     _button(fleet, "count the lines").click()
-    expect(fleet.locator("#task")).to_contain_text("pending")
+    _expect_text(fleet, "task", "pending")
     node.poll()
     node.report(task["id"], "running", message="half of it", progress=50)
-    expect(fleet.locator("#task")).to_contain_text("half of it")
-    expect(fleet.locator("#tasks")).to_contain_text("50 %")
+    _expect_text(fleet, "task", "half of it")
+    _expect_text(fleet, "tasks", "50 %")
     messages = [{"role": "user", "content": "please"}]
     node.send_log(task["id"], {"title": "how it went", "messages": messages})
-    expect(fleet.locator("#task")).to_contain_text("how it went")
+    _expect_text(fleet, "task", "how it went")
     node.report(task["id"], "success", message="three lines")
-    expect(fleet.locator("#task")).to_contain_text("three lines")
+    _expect_text(fleet, "task", "three lines")
     expect(_button(fleet, "Cancel")).to_have_count(0)
 
 
 def test_task_is_created_with_a_preview_of_its_target(
-    fleet: Page, orchestrator: RunningOrchestrator
+    fleet: Page, orchestrator: RunningOrchestrator, tmp_path: Path
 ) -> None:
     for name in ("client-acme-1", "client-acme-2", "client-beta-1"):
         orchestrator.register(name, tags={"env": "test" if name.endswith("2") else "production"})
@@ -161,11 +159,11 @@ def test_task_is_created_with_a_preview_of_its_target(
     expect(fleet.locator("#matches")).to_have_text("matches 2 of 3 nodes")
     fleet.get_by_label("Tags").fill("env=production")
     expect(fleet.locator("#matches")).to_have_text("matches 1 of 3 nodes")
-    fleet.get_by_label("Files").set_input_files(
-        {"name": "a.txt", "mimeType": "text/plain", "buffer": b"content"}
-    )
+    file = tmp_path / "a.txt"
+    file.write_text("content")
+    fleet.get_by_label("Files").set_input_files(file)
     _button(fleet, "Create task").click()
-    expect(fleet.locator("#task")).to_contain_text("from the page")
+    _expect_text(fleet, "task", "from the page")
     (task,) = orchestrator.tasks()
     target = {"target_node_name": "client-acme-*", "target_tags": {"env": "production"}}
     assert task.items() >= target.items()
@@ -180,67 +178,58 @@ def test_task_is_cancelled_after_a_question(fleet: Page, orchestrator: RunningOr
     assert orchestrator.task(task_id)["status"] == "pending"
     fleet.once("dialog", lambda dialog: dialog.accept())
     _button(fleet, "Cancel").click()
-    expect(fleet.locator("#task")).to_contain_text("cancelled")
+    _expect_text(fleet, "task", "cancelled")
     assert orchestrator.task(task_id)["status"] == "cancelled"
 
 
-def test_key_is_made_shown_once_rotated_and_revoked(
-    fleet: Page, orchestrator: RunningOrchestrator
-) -> None:
-    for label, value in (
-        ("Description", "builds"),
-        ("May target", "client-acme-*, shared-1"),
-        ("Expires after", "30"),
-        ("Rate limit", "60"),
-    ):
+def test_key_is_made_rotated_and_revoked(fleet: Page, orchestrator: RunningOrchestrator) -> None:
+    values = {"Description": "builds", "May target": "client-acme-*, shared-1"}
+    for label, value in {**values, "Expires after": "30", "Rate limit": "60"}.items():
         fleet.get_by_label(label).fill(value)
     fleet.get_by_label("Name", exact=True).fill("acme-ci")
     _button(fleet, "Create key").click()
-    expect(fleet.locator("#new-key")).to_contain_text("vk_")
+    _expect_text(fleet, "new-key", "vk_")
     (key,) = rows(orchestrator.admin.get("/keys"))
     for shown in ("acme-ci", "builds", "client-acme-*, shared-1", key["expires_at"][:10], "60"):
-        expect(fleet.locator("#key-list")).to_contain_text(shown)
+        _expect_text(fleet, "key-list", shown)
     secret = str(fleet.locator("#new-key").text_content()).rpartition(" ")[2]
     body = {"prompt": "p", "target_node_name": "shared-1"}
     ok(orchestrator.client(secret).post("/tasks", json=body))
     _button(fleet, "Rotate").click()
-    expect(fleet.locator("#new-key")).to_contain_text("Rotated key")
+    _expect_text(fleet, "new-key", "Rotated key")
     fleet.once("dialog", lambda dialog: dialog.accept())
     _button(fleet, "Revoke").click()
-    expect(fleet.locator("#key-list")).to_contain_text("revoked")
+    _expect_text(fleet, "key-list", "revoked")
     assert orchestrator.client(secret).post("/tasks", json=body).status_code == 401
 
 
-def test_refusal_stays_in_view_until_it_is_dismissed_or_the_retry_works(
-    fleet: Page, orchestrator: RunningOrchestrator
-) -> None:
+def test_refusal_stays_in_view_until_over(fleet: Page, orchestrator: RunningOrchestrator) -> None:
     fleet.set_viewport_size(PHONE)
     fleet.get_by_text("New task").click()
     fleet.get_by_label("Prompt").fill("at last")
     _create_task(fleet, "nonsense")
-    expect(fleet.locator("#state")).to_contain_text("cron")
+    _expect_text(fleet, "state", "cron")
     orchestrator.register("comes-later")
-    expect(fleet.locator("#nodes")).to_contain_text("comes-later")
-    expect(fleet.locator("#state")).to_contain_text("cron")
+    _expect_text(fleet, "nodes", "comes-later")
+    _expect_text(fleet, "state", "cron")
     expect(fleet.locator("#state")).to_be_in_viewport()
     _button(fleet, "Dismiss").press("Enter")
     expect(fleet.locator("#state")).to_have_text("")
     expect(_button(fleet, "Create task")).to_be_focused()
     _create_task(fleet, "more nonsense")
-    expect(fleet.locator("#state")).to_contain_text("cron")
+    _expect_text(fleet, "state", "cron")
     _create_task(fleet, "0 8 * * mon")
-    expect(fleet.locator("#task")).to_contain_text("at last")
+    _expect_text(fleet, "task", "at last")
     expect(fleet.locator("#state")).to_have_text("")
     assert len(orchestrator.tasks()) == 1
 
 
 def test_hostile_texts_are_shown_as_texts(fleet: Page, orchestrator: RunningOrchestrator) -> None:
     node = orchestrator.register(HOSTILE, tags={HOSTILE: HOSTILE})
-    task = orchestrator.create_task(HOSTILE, target_node_name=HOSTILE)
-    node.poll()
-    session = {"title": HOSTILE, "messages": [{"role": HOSTILE, "content": HOSTILE}]}
-    node.send_log(task["id"], session)
-    node.report(task["id"], "error", message=HOSTILE)
+    task_id = orchestrator.assign(node, prompt=HOSTILE, target_node_name=HOSTILE)
+    messages = [{"role": HOSTILE, "content": HOSTILE}]
+    node.send_log(task_id, {"title": HOSTILE, "messages": messages})
+    node.report(task_id, "error", message=HOSTILE)
     orchestrator.create_key(name=HOSTILE, description=HOSTILE, allowed_node_patterns=[HOSTILE])
     fleet.locator("#tasks button").click()
     expect(fleet.locator("#task pre").first).to_have_text(HOSTILE)
@@ -254,17 +243,17 @@ def test_long_words_neither_widen_the_page_nor_wrap_the_cells_beside_them(
     fleet: Page, orchestrator: RunningOrchestrator, node: RegisteredNode
 ) -> None:
     orchestrator.register("n" * 200, tags={"k" * 200: "v" * 200})
-    pending = {"target_node_name": "n" * 200, "target_tags": {"k" * 100: "v"}}
-    orchestrator.create_task("x" * 300, **pending)
-    long_key = {"name": "k" * 200, "description": "d" * 200, "allowed_node_patterns": ["p" * 200]}
-    orchestrator.create_key(**long_key)
+    target = {"target_node_name": "n" * 200, "target_tags": {"k" * 100: "v"}}
+    orchestrator.create_task("x" * 300, **target)
+    texts = {"name": "k" * 200, "description": "d" * 200, "allowed_node_patterns": ["p" * 200]}
+    orchestrator.create_key(**texts)
     task_id = orchestrator.assign(node, prompt="x" * 300)
     messages = [{"role": "r" * 300, "content": "c" * 300}]
     node.send_log(task_id, {"title": "t" * 300, "messages": messages})
     node.report(task_id, "running", message="m" * 300)
     fleet.locator(f"#show-{task_id}").click()
     for letter in "xrctm":
-        expect(fleet.locator("#fleet")).to_contain_text(letter * 300)
+        _expect_text(fleet, "fleet", letter * 300)
     for width in (1280, 1040, 800, 360):
         fleet.set_viewport_size({"width": width, "height": 740})
         assert fleet.evaluate("document.documentElement.scrollWidth") <= width
@@ -285,13 +274,12 @@ def test_keyboard_is_enough(fleet: Page, orchestrator: RunningOrchestrator) -> N
     button = _button(fleet, "by keyboard")
     button.wait_for()
     fleet.locator("body").press("Tab")
+    is_focused = "element => element === document.activeElement"
     for _ in range(30):
-        if button.evaluate("element => element === document.activeElement"):
-            break
-        fleet.keyboard.press("Tab")
-    expect(button).to_be_focused()
+        if not button.evaluate(is_focused):
+            fleet.keyboard.press("Tab")
     fleet.keyboard.press("Enter")
-    expect(fleet.locator("#task")).to_contain_text("by keyboard")
+    _expect_text(fleet, "task", "by keyboard")
 
 
 def test_view_and_focus_follow_the_choice_and_no_report(
@@ -306,16 +294,13 @@ def test_view_and_focus_follow_the_choice_and_no_report(
     for size in (PHONE, DESKTOP):
         fleet.set_viewport_size(size)
         button.press("Enter")
-        expect(fleet.locator("#task h2")).to_be_in_viewport()
-        expect(fleet.locator("#task h2")).to_be_focused()
+        _expect_in_view(fleet.locator("#task h2"))
         _button(fleet, "Close").press("Enter")
         expect(fleet.locator("#chosen")).to_be_empty()
-        expect(button).to_be_focused()
-        expect(button).to_be_in_viewport()
+        _expect_in_view(button)
     button.press("Enter")
-    expect(fleet.locator("#task h2")).to_be_focused()
+    _expect_in_view(fleet.locator("#task h2"))
     other.focus()
     node.report(task_id, "running", message="on its way")
-    expect(fleet.locator("#task")).to_contain_text("on its way")
-    expect(other).to_be_focused()
-    expect(other).to_be_in_viewport()
+    _expect_text(fleet, "task", "on its way")
+    _expect_in_view(other)

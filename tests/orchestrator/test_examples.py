@@ -25,15 +25,10 @@ VARIABLES = {f"VICTORIA_ORCHESTRATOR_{str(parameter.name).upper()}" for paramete
 VARIABLES |= {"REGISTRATION_TOKEN", "ADMIN_API_KEY", "FORWARDED_ALLOW_IPS"}
 
 
-@pytest.mark.parametrize(
-    "command", [r"^ExecStart=.*", r"^ENTRYPOINT .*"], ids=["unit", "Containerfile"]
-)
-def test_options_in_the_examples_exist(command: str) -> None:
-    [line] = re.findall(command, UNIT + CONTAINERFILE, re.MULTILINE)
-    assert {"--data-dir"} <= set(re.findall(r"--[a-z-]+", line)) <= OPTIONS
-
-
-def test_variables_in_the_examples_and_their_document_exist() -> None:
+def test_options_and_variables_in_the_examples_and_their_document_exist() -> None:
+    for command in (r"^ExecStart=.*", r"^ENTRYPOINT .*"):
+        [line] = re.findall(command, UNIT + CONTAINERFILE, re.MULTILINE)
+        assert {"--data-dir"} <= set(re.findall(r"--[a-z-]+", line)) <= OPTIONS
     document = (REPOSITORY / "docs" / "orchestrator.md").read_text()
     names = re.findall(r"VICTORIA_ORCHESTRATOR_[A-Z_]*[A-Z]", document)
     assert {*SERVICE["environment"], *names} <= VARIABLES

@@ -11,7 +11,7 @@ from urllib.parse import quote
 import pytest
 
 from orchestrator import uploads
-from tests.orchestrator.serving import RegisteredNode, RunningOrchestrator, ok, refusal, sha256
+from tests.orchestrator.serving import RunningOrchestrator, ok, refusal, sha256
 
 CONTENT = bytes(range(256)) * 10_000
 NO_ROOM = (507, "the server's disk has no room for the file")
@@ -33,15 +33,10 @@ def _refused_upload(orchestrator: RunningOrchestrator, size: int) -> tuple[int, 
     return refused
 
 
-def test_holder_downloads_files_whole_and_in_their_order(
-    orchestrator: RunningOrchestrator, node: RegisteredNode
-) -> None:
-    files = [
-        ("same.txt", b"one"),
-        ("same.txt", b""),
-        ("with space.csv", b"\r\n--boundary\r\n"),
-        ("日本.md", CONTENT),
-    ]
+def test_holder_downloads_files_whole_and_in_their_order(orchestrator: RunningOrchestrator) -> None:
+    node = orchestrator.register()
+    files = [("same.txt", b"one"), ("same.txt", b""), ("with space.csv", b"\r\n--boundary\r\n")]
+    files.append(("日本.md", CONTENT))
     uploaded = [orchestrator.upload(name, content) for name, content in files]
     names = [file["filename"] for file in reversed(uploaded)]
     orchestrator.create_task(files=names)
@@ -52,55 +47,40 @@ def test_holder_downloads_files_whole_and_in_their_order(
     for file, checksum, (name, content) in zip(uploaded, checksums, files, strict=True):
         response = node.http.get(f"/files/{quote(file['filename'], safe='')}")
         assert (response.content, checksum) == (content, sha256(content))
-        assert file["original_name"] == name
-        assert file["filename"].endswith(f"-{name}")
+        assert (file["original_name"], file["filename"][-len(name) :]) == (name, name)
 
 
 def test_file_is_sent_whole_whatever_range_is_requested(shared: RunningOrchestrator) -> None:
     node, file = shared.register(), shared.upload("a.txt", b"abc")["filename"]
     shared.assign(node, files=[file])
-    for span in ("bytes=0-0", "bytes=100-200", "bytes=abc", "lines=1", "nonsense"):
+    for span in ("bytes=0-0", "bytes=100-200", "nonsense"):
         response = node.http.get(f"/files/{file}", headers={"Range": span})
         assert (response.status_code, response.content) == (200, b"abc")
         assert response.headers["Accept-Ranges"] == "none"
 
 
 @pytest.mark.both_databases
-def test_file_is_404_before_and_after_its_node_holds_the_task(
-    orchestrator: RunningOrchestrator, node: RegisteredNode
-) -> None:
+def test_file_is_404_before_and_after_its_node_has_it(orchestrator: RunningOrchestrator) -> None:
+    node = orchestrator.register()
     path = f"/files/{orchestrator.upload('a.txt', b'a')['filename']}"
     task_id = orchestrator.create_task(files=[path.rpartition("/")[2]])["id"]
     codes = [node.http.get(path).status_code]
     node.poll()
     codes.append(node.http.get(path).status_code)
-    for status in ("running", "success"):
-        node.report(task_id, status)
-        codes.append(node.http.get(path).status_code)
-    assert codes == [404, 200, 200, 404]
+    node.report(task_id, "success")
+    codes.append(node.http.get(path).status_code)
+    assert codes == [404, 200, 404]
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        "../../etc/passwd",
-        "..\\..\\passwd",
-        "..",
-        "orchestrator.db",
-        "%2e%2e%2fpasswd",
-        ".bashrc",
-        "x" * 500 + ".txt",
-        "é" * 300,
-    ],
+    "name", ["../../etc/passwd", "..\\..\\passwd", "..", "%2e%2e%2fpasswd", ".bashrc", "é" * 300]
 )
 def test_name_cannot_leave_the_folder(shared: RunningOrchestrator, name: str) -> None:
     node, outside, before = shared.register(), _names_outside(shared), len(_stored(shared))
     filename = shared.upload(name, b"harmless")["filename"]
-    assert _names_outside(shared) == outside
-    assert len(_stored(shared)) == before + 1
+    assert (_names_outside(shared), len(_stored(shared))) == (outside, before + 1)
     assert not {"/", "\\"} & set(filename)
-    assert not filename.startswith(".")
-    assert len(filename.encode()) <= 255
+    assert (filename[0] == ".", len(filename.encode()) > 255) == (False, False)
     shared.assign(node, files=[filename])
     assert node.http.get(f"/files/{quote(filename, safe='')}").content == b"harmless"
 
@@ -108,15 +88,12 @@ def test_name_cannot_leave_the_folder(shared: RunningOrchestrator, name: str) ->
 @pytest.mark.parametrize(
     ("original", "expected"),
     [
-        ("report.csv", "report.csv"),
-        ("dir/report.csv", "report.csv"),
+        ("dir/report.tar.gz", "report.tar.gz"),
         ("tab\there\x00\n.txt", "tabhere.txt"),
         ("right\u202eleft.txt", "rightleft.txt"),
         ('a<b>:"|?*.txt', "a_b______.txt"),
         (" . ", "file"),
-        ("", "file"),
         (".hidden", "hidden"),
-        ("archive.tar.gz", "archive.tar.gz"),
         ("lone\udc80.txt", "lone.txt"),
         ("no-suffix." + "x" * 50, "no-suffix." + "x" * 50),
     ],
@@ -125,9 +102,7 @@ def test_name_keeps_what_is_harmless(original: str, expected: str) -> None:
     assert uploads.harmless_name(original) == expected
 
 
-@pytest.mark.parametrize(
-    "path", ["..%2Fadmin-key", "%2e%2e%2fadmin-key", "..%5Cadmin-key", "%00", "nothing", "%ff"]
-)
+@pytest.mark.parametrize("path", ["%2e%2e%2fadmin-key", "..%5Cadmin-key", "%00", "%ff"])
 def test_path_cannot_leave_the_folder(shared: RunningOrchestrator, path: str) -> None:
     assert refusal(shared.register().http.get(f"/files/{path}"))[0] == 404
 
@@ -181,11 +156,9 @@ def _part(name: str, *, end: bool = True) -> bytes:
 @pytest.mark.parametrize(
     ("content_type", "body"),
     [
-        ("", b""),
         ("application/json", b"{}"),
         ("multipart/form-data", _part("file")),
         ("multipart/form-data; boundary=" + "b" * 5000, _part("file")),
-        ("multipart/form-data; boundary=b", b""),
         ("multipart/form-data; boundary=b", b"nonsense"),
         ("multipart/form-data; boundary=b", _part("other")),
         ("multipart/form-data; boundary=b", _part("file", end=False)),
@@ -193,9 +166,7 @@ def _part(name: str, *, end: bool = True) -> bytes:
         ("multipart/form-data; boundary=b", b"--b\r\nno header at all\r\n\r\nx\r\n--b--"),
     ],
 )
-def test_broken_upload_is_422_and_leaves_nothing(
-    shared: RunningOrchestrator, content_type: str, body: bytes
-) -> None:
+def test_broken_upload_is_422(shared: RunningOrchestrator, content_type: str, body: bytes) -> None:
     before, headers = _stored(shared), {"Content-Type": content_type}
     assert refusal(shared.admin.post("/upload", content=body, headers=headers))[0] == 422
     assert _stored(shared) == before

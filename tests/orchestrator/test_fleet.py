@@ -6,10 +6,16 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from tests.orchestrator.serving import Poller, RunningOrchestrator, ok, refusal, serve, wait_for
+from tests.orchestrator.serving import (
+    PROMPTLY_S,
+    Poller,
+    RunningOrchestrator,
+    ok,
+    refusal,
+    serve,
+    wait_for,
+)
 
-PROMPTLY_S = 25
-"""Shorter than it takes until a waiting node's queue is looked at without an announcement."""
 LISTENING = (
     "SELECT pid FROM pg_stat_activity WHERE datname = current_database()"
     " AND application_name = 'victoria-orchestrator-listen' AND query LIKE 'LISTEN%'"
@@ -55,7 +61,6 @@ def test_node_removed_at_one_server_is_refused_by_the_other(pair: Pair) -> None:
     one, other = pair
     node = other.register()
     node.beat()
-    assert node.poll() is None
     poller = Poller(other, node)
     ok(one.admin.delete(f"/nodes/{node.id}"))
     responses = [
@@ -70,17 +75,15 @@ def test_node_removed_at_one_server_is_refused_by_the_other(pair: Pair) -> None:
 def test_name_changed_at_one_server_is_known_at_the_other(pair: Pair) -> None:
     one, other = pair
     node = other.register("old")
-    assert node.poll() is None
     poller = Poller(other, node)
-    token, body = str(one.registration_token), {"hostname": "h", "os_type": "linux", "name": "new"}
-    headers = {"X-Registration-Token": token, "X-API-Key": node.api_key}
+    body = {"hostname": "h", "os_type": "linux", "name": "new"}
+    headers = {"X-Registration-Token": str(one.registration_token), "X-API-Key": node.api_key}
     ok(one.client().post("/register", json=body, headers=headers))
-    task_id = one.create_task(target_node_name="new")["id"]
-    assert poller.task_id(within_s=PROMPTLY_S) == task_id
-    # What that server has cached of the node has changed as well, not this request alone.
-    poller = Poller(other, node)
-    task_id = one.create_task(target_node_name="new")["id"]
-    assert poller.task_id(within_s=PROMPTLY_S) == task_id
+    for _ in range(2):
+        task_id = one.create_task(target_node_name="new")["id"]
+        assert poller.task_id(within_s=PROMPTLY_S) == task_id
+        # What that server has cached of the node has changed as well, not this request alone.
+        poller = Poller(other, node)
 
 
 def test_key_and_rate_are_the_same_at_every_server(pair: Pair) -> None:
@@ -91,9 +94,7 @@ def test_key_and_rate_are_the_same_at_every_server(pair: Pair) -> None:
     assert codes == [200, 200, 429]
 
 
-def test_server_listens_again_and_has_missed_nothing(
-    alone: RunningOrchestrator, poller: Poller
-) -> None:
+def test_server_relistens_and_misses_nothing(alone: RunningOrchestrator, poller: Poller) -> None:
     assert alone.disconnect("victoria-orchestrator-listen") == 1
     assert alone.create_task()["id"] == poller.task_id(within_s=PROMPTLY_S)
 

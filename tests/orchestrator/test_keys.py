@@ -38,22 +38,14 @@ def test_key_has_defaults_and_undeclared_fields_are_ignored(shared: RunningOrche
     ("role", "codes"),
     [
         ("submitter", [200, 403, 403, 403, 403, 403]),
-        ("operator", [200, 200, 404, 404, 403, 403]),
-        ("admin", [200, 200, 404, 404, 200, 200]),
+        ("operator", [200, 404, 200, 404, 403, 403]),
+        ("admin", [200, 404, 200, 404, 200, 200]),
     ],
 )
-def test_role_decides_what_a_key_may_do(
-    shared: RunningOrchestrator, role: str, codes: list[int]
-) -> None:
+def test_role_limits_the_key(shared: RunningOrchestrator, role: str, codes: list[int]) -> None:
     client = _holder(shared, role=role)
-    responses = [
-        _new_task(client),
-        client.get("/tasks"),
-        client.get("/logs/unknown"),
-        client.delete("/tasks/unknown"),
-        client.get("/nodes"),
-        client.get("/keys"),
-    ]
+    paths = ("/tasks", "/logs/unknown", "/nodes", "/keys")
+    responses = [_new_task(client), client.delete("/tasks/unknown"), *map(client.get, paths)]
     assert [response.status_code for response in responses] == codes
 
 
@@ -64,8 +56,8 @@ def test_scoped_key_sees_only_its_own_tasks(orchestrator: RunningOrchestrator) -
     first, second = (ok(_new_task(client))["id"] for _ in range(2))
     assert [task["id"] for task in rows(client.get("/tasks"))] == [second, first]
     assert ok(client.get(f"/tasks/{first}"))["id"] == first
-    assert refusal(client.get(f"/tasks/{others}"))[0] == 404
-    assert refusal(client.delete(f"/tasks/{others}"))[0] == 404
+    for method in ("GET", "DELETE"):
+        assert refusal(client.request(method, f"/tasks/{others}"))[0] == 404
     assert ok(client.delete(f"/tasks/{first}"))["status"] == "cancelled"
     assert [task["id"] for task in orchestrator.tasks()] == [second, first, others]
 
@@ -73,13 +65,11 @@ def test_scoped_key_sees_only_its_own_tasks(orchestrator: RunningOrchestrator) -
 @pytest.mark.parametrize(
     ("path", "fields", "code"),
     [
-        ("/tasks", {"target_node_name": "client-acme-prod-1"}, 200),
         ("/tasks", {"target_node_name": "client-acme-*"}, 200),
         ("/tasks", {"target_node_name": "client-acme-*-gpu", "target_tags": {"a": "b"}}, 200),
         ("/tasks", {"target_node_name": "shared-1"}, 200),
         ("/tasks", {}, 403),
         ("/tasks", {"target_tags": {"client": "acme"}}, 403),
-        ("/tasks", {"target_node_name": "*"}, 403),
         ("/tasks", {"target_node_name": "client-*"}, 403),
         ("/tasks", {"target_node_name": "client-beta-1"}, 403),
         ("/tasks", {"target_node_name": "shared-*"}, 403),
@@ -87,7 +77,6 @@ def test_scoped_key_sees_only_its_own_tasks(orchestrator: RunningOrchestrator) -
         ("/tasks", {"target_node_id": str(uuid.UUID(int=0))}, 403),
         ("/keys", {"allowed_node_patterns": ["client-acme-prod-*", "shared-1"]}, 200),
         ("/keys", {}, 403),
-        ("/keys", {"allowed_node_patterns": ["client-*"]}, 403),
         ("/keys", {"allowed_node_patterns": ["client-acme-*", "client-beta-*"]}, 403),
     ],
 )
@@ -103,26 +92,20 @@ def test_patterns_limit_the_nodes_of_new_tasks_and_keys(
 
 def test_patterns_hold_for_a_node_targeted_by_its_id(shared: RunningOrchestrator) -> None:
     client = _holder(shared, allowed_node_patterns=["client-acme-*"])
-    own, other = shared.register("client-acme-1"), shared.register("client-beta-1")
-    codes = [_new_task(client, target_node_id=node.id).status_code for node in (own, other)]
-    assert codes == [200, 403]
+    for name, code in (("client-acme-1", 200), ("client-beta-1", 403)):
+        assert _new_task(client, target_node_id=shared.register(name).id).status_code == code
 
 
-@pytest.mark.parametrize(
-    ("method", "path"),
-    [("POST", "/keys/{}/rotate"), ("POST", "/keys/{}/revoke"), ("DELETE", "/keys/{}")],
-)
-def test_key_changes_only_keys_for_its_own_nodes(
-    shared: RunningOrchestrator, method: str, path: str
-) -> None:
+@pytest.mark.parametrize("call", ["POST {}/rotate", "POST {}/revoke", "DELETE {}"])
+def test_key_changes_only_keys_for_its_own_nodes(shared: RunningOrchestrator, call: str) -> None:
+    method, path = call.split()
     holder = _holder(shared, role="admin", allowed_node_patterns=["client-acme-*"])
     within = shared.create_key(allowed_node_patterns=["client-acme-prod-*"])["key_id"]
     beyond = shared.create_key(allowed_node_patterns=["client-*"])
-    code, sentence = refusal(holder.request(method, path.format(beyond["key_id"])))
-    assert code == 403
-    assert sentence.startswith("the key may manage keys for client-acme-* only")
+    code, sentence = refusal(holder.request(method, path.format(f"/keys/{beyond['key_id']}")))
+    assert (code, sentence[:46]) == (403, "the key may manage keys for client-acme-* only")
     assert _new_task(shared.client(beyond["api_key"]), target_node_name="client-1").is_success
-    ok(holder.request(method, path.format(within)))
+    ok(holder.request(method, path.format(f"/keys/{within}")))
 
 
 def test_only_its_uploader_may_use_a_file(shared: RunningOrchestrator) -> None:
@@ -136,13 +119,12 @@ def test_only_its_uploader_may_use_a_file(shared: RunningOrchestrator) -> None:
 
 
 @pytest.mark.both_databases
-def test_rotated_key_works_until_the_grace_period_ends(orchestrator: RunningOrchestrator) -> None:
+def test_rotated_key_works_until_its_grace_or_all_ends(orchestrator: RunningOrchestrator) -> None:
     first = orchestrator.create_key()
     path = f"/keys/{first['key_id']}/rotate"
     second = ok(orchestrator.admin.post(path))
     code, sentence = refusal(orchestrator.admin.post(path))
     assert (code, "grace_period_hours=0" in sentence) == (409, True)
-    assert _codes(orchestrator, first, second) == [200, 200]
     third = ok(orchestrator.admin.post(path, params={"grace_period_hours": 0}))
     assert _codes(orchestrator, first, second, third) == [401, 401, 200]
     # No grace period is left that a further rotation would end too early.
@@ -150,13 +132,8 @@ def test_rotated_key_works_until_the_grace_period_ends(orchestrator: RunningOrch
     assert _codes(orchestrator, third, fourth) == [200, 200]
     orchestrator.change(update(ApiKey).values(previous_until=ApiKey.created_at))
     assert _codes(orchestrator, third, fourth) == [401, 200]
-
-
-def test_revoked_key_can_be_neither_used_nor_rotated(shared: RunningOrchestrator) -> None:
-    key = shared.create_key()
-    path = f"/keys/{key['key_id']}"
-    rotated = ok(shared.admin.post(f"{path}/rotate"))
-    ok(shared.admin.post(f"{path}/revoke"))
-    assert _codes(shared, key, rotated) == [401, 401]
-    response = shared.admin.post(f"{path}/rotate")
-    assert refusal(response) == (409, "cannot rotate the key: it has been revoked")
+    fifth = ok(orchestrator.admin.post(path))
+    ok(orchestrator.admin.post(path.replace("rotate", "revoke")))
+    assert _codes(orchestrator, fourth, fifth) == [401, 401]
+    sentence = "cannot rotate the key: it has been revoked"
+    assert refusal(orchestrator.admin.post(path)) == (409, sentence)

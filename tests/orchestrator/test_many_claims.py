@@ -49,18 +49,15 @@ def _received(connection: Connection) -> Iterator[str]:
         return
 
 
-def test_each_task_is_claimed_once_though_processes_are_killed(
-    tmp_path: Path, postgresql_url: str, database: Database
-) -> None:
+def test_each_task_is_claimed_once(tmp_path: Path, postgresql_url: str, database: Database) -> None:
     processes, connections = [], []
     for number in range(PROCESSES):
         connection, child = SPAWNING.Pipe()
         arguments = (tmp_path, postgresql_url, f"node-{number}", child)
-        process = SPAWNING.Process(target=claim_all, args=arguments, daemon=True)
-        process.start()
-        child.close()
-        processes.append(process)
+        processes.append(SPAWNING.Process(target=claim_all, args=arguments, daemon=True))
         connections.append(connection)
+        processes[-1].start()
+        child.close()
     assert [connection.recv() for connection in connections] == ["ready"] * PROCESSES
     for connection in connections:
         connection.send("go")

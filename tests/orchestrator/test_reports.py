@@ -10,18 +10,12 @@ from tests.orchestrator.serving import Json, RegisteredNode, RunningOrchestrator
 
 LIMIT = 10 * 1024**2
 JSON_TYPE = {"Content-Type": "application/json"}
-SESSION: Json = {
-    "id": "session-uuid",
-    "title": "Task Session",
-    "prompt_tokens": 10,
-    "cost": 0.25,
-    "created_at": 1234567890,
-    "messages": [
-        {"role": "user", "content": "grüß dich", "created_at": 1234567890},
-        {"role": "assistant", "content": "…", "created_at": 1234567891, "further": [None]},
-    ],
-    "further": {"deep": [1, None]},
-}
+SESSION: Json = {"id": "session-uuid", "title": "Task Session", "prompt_tokens": 10, "cost": 0.25}
+SESSION |= {"created_at": 1234567890, "further": {"deep": [1, None]}}
+SESSION["messages"] = [
+    {"role": "user", "content": "grüß dich", "created_at": 1234567890},
+    {"role": "assistant", "content": "…", "created_at": 1234567891, "further": [None]},
+]
 
 
 @pytest.mark.both_databases
@@ -49,11 +43,9 @@ def test_reports_move_the_task_on_and_the_last_message_stays(
 
 @pytest.mark.parametrize(
     ("progress", "stored"),
-    [("-1", 0), ("-1e999", 0), ("45.5", 45.5), ("100.1", 100), ("1e999", 100), (str(10**400), 100)],
+    [("-1e999", 0), ("45.5", 45.5), ("100.1", 100), (str(10**400), 100)],
 )
-def test_progress_is_any_number_and_stored_within_0_and_100(
-    shared: RunningOrchestrator, progress: str, stored: float
-) -> None:
+def test_progress_is_0_to_100(shared: RunningOrchestrator, progress: str, stored: float) -> None:
     node = shared.register()
     task_id = shared.assign(node)
     body = f'{{"task_id": "{task_id}", "status": "running", "progress": {progress}}}'
@@ -64,13 +56,8 @@ def test_progress_is_any_number_and_stored_within_0_and_100(
 def test_only_the_holder_sends_a_log(shared: RunningOrchestrator) -> None:
     node, other = shared.register(), shared.register("other")
     pending, others = shared.create_task(target_node_id=node.id)["id"], shared.assign(other)
-    for named, code in (
-        ({}, 422),
-        ({"task_id": pending}, 403),
-        ({"task_id": others}, 403),
-        ({"task_id": "unknown"}, 404),
-    ):
-        response = node.http.post("/logs", json={"session": {}, **named})
+    for task_id, code in ((None, 422), (pending, 403), (others, 403), ("unknown", 404)):
+        response = node.http.post("/logs", json={"session": {}, "task_id": task_id})
         assert refusal(response)[0] == code
 
 
@@ -81,15 +68,10 @@ def test_later_session_replaces_the_first_also_after_the_end(shared: RunningOrch
     assert shared.task(task_id)["crush_session_id"] == "session-uuid"
     node.report(task_id, "success")
     longer = {**SESSION, "title": "longer"}
-    node.send_log(task_id, longer)
-    assert shared.log_of(task_id) == longer
-
-
-def test_null_in_a_session_is_left_out(shared: RunningOrchestrator) -> None:
-    node = shared.register()
+    # Null in a field that the contract has is left out.
     messages = [{**message, "model": None} for message in SESSION["messages"]]
-    stored = node.send_log(shared.assign(node), {**SESSION, "cost": None, "messages": messages})
-    assert stored == {name: value for name, value in SESSION.items() if name != "cost"}
+    node.send_log(task_id, {**longer, "messages": messages, "completion_tokens": None})
+    assert shared.log_of(task_id) == longer
 
 
 @pytest.mark.parametrize(
@@ -101,14 +83,11 @@ def test_null_in_a_session_is_left_out(shared: RunningOrchestrator) -> None:
         ('{"messages": [{"created_at": 1.5}]}', "session.messages.0.created_at must be a whole"),
         ('{"a": NaN}', "session"),
         ('{"a": "\\ud800"}', "session"),
-        ("[]", "session"),
         ("null", "session"),
         ('"text"', "session"),
     ],
 )
-def test_session_that_is_not_as_declared_is_422(
-    shared: RunningOrchestrator, session: str, sentence: str
-) -> None:
+def test_malformed_session_is_422(shared: RunningOrchestrator, session: str, sentence: str) -> None:
     body = f'{{"task_id": "any", "session": {session}}}'
     response = shared.register().http.post("/logs", content=body, headers=JSON_TYPE)
     assert (response.status_code, refusal(response)[1][: len(sentence)]) == (422, sentence)
@@ -124,9 +103,7 @@ def test_log_of_10_mb_is_accepted(orchestrator: RunningOrchestrator, node: Regis
 
 
 @pytest.mark.parametrize("is_declared", [True, False])
-def test_larger_log_is_413_before_its_body_is_complete(
-    shared: RunningOrchestrator, *, is_declared: bool
-) -> None:
+def test_larger_log_is_413_at_once(shared: RunningOrchestrator, *, is_declared: bool) -> None:
     node, place = shared.register(), urlsplit(shared.url)
     head = f"POST /logs HTTP/1.1\r\nHost: {place.netloc}\r\nX-API-Key: {node.api_key}\r\n"
     address = (str(place.hostname), place.port or 0)
@@ -145,7 +122,7 @@ def test_deeply_nested_log_is_stored_whole_or_refused(
     shared: RunningOrchestrator, opened: str, inside: str, closed: str
 ) -> None:
     node = shared.register()
-    for depth in (100, 252, 253, 254, 255, 256, 300, 1000, 5000):
+    for depth in (100, 253, 254, 255, 256, 1000, 5000):
         task_id, nested = shared.assign(node), opened * depth + inside + closed * depth
         body = f'{{"task_id": "{task_id}", "session": {{"deep": {nested}}}}}'
         stored = node.http.post("/logs", content=body, headers=JSON_TYPE).status_code

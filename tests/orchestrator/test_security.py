@@ -4,11 +4,12 @@ import threading
 import time
 import tracemalloc
 from datetime import datetime, timezone
+from pathlib import Path
 
 import pytest
 
 from orchestrator.security import Throttle, charge
-from tests.orchestrator.serving import RegisteredNode, RunningOrchestrator, refusal
+from tests.orchestrator.serving import RegisteredNode, RunningOrchestrator, refusal, serve
 
 NOW = datetime(2026, 1, 1, tzinfo=timezone.utc)
 TOKEN = "the right token"  # noqa: S105 - opens nothing but a test server
@@ -16,7 +17,7 @@ TOKEN = "the right token"  # noqa: S105 - opens nothing but a test server
 LARGE = b'{"task_id": "t", "session": {"a": [' + b"{}," * 3_400_000 + b"{}]}}"
 
 
-@pytest.mark.parametrize("per_minute", [1, 2, 3, 7, 1000])
+@pytest.mark.parametrize("per_minute", [1, 7, 1000])
 def test_calls_of_one_minute_may_come_at_once_and_no_more(per_minute: int) -> None:
     paid_until = None
     for _ in range(per_minute):
@@ -39,40 +40,28 @@ def test_number_of_remembered_addresses_is_limited() -> None:
 
 
 @pytest.mark.settings(failures_per_minute=2)
-def test_caller_that_guessed_is_429_even_with_the_right_key(
-    orchestrator: RunningOrchestrator, node: RegisteredNode
-) -> None:
+def test_guessing_caller_is_429_even_with_the_right_key(orchestrator: RunningOrchestrator) -> None:
+    node = orchestrator.register()
     codes = [orchestrator.client("guess").get("/nodes").status_code for _ in range(2)]
     assert codes == [401, 401]
-    response = orchestrator.admin.get("/nodes")
-    assert refusal(response)[0] == 429
-    assert int(response.headers["Retry-After"]) >= 1
     body = {"hostname": "h", "os_type": "linux"}
     token = {"X-Registration-Token": str(orchestrator.registration_token)}
-    assert refusal(orchestrator.client().post("/register", json=body, headers=token))[0] == 429
+    registration = orchestrator.client().post("/register", json=body, headers=token)
+    for response in (orchestrator.admin.get("/nodes"), registration):
+        assert refusal(response)[0] == 429
+        assert int(response.headers["Retry-After"]) >= 1
     # Nodes behind the same address are not affected.
     assert node.poll() is None
     assert node.beat()["status"] == "idle"
 
 
-@pytest.mark.settings(failures_per_minute=1)
-@pytest.mark.parametrize(
-    "codes",
-    [
-        pytest.param([401, 429, 429], id="caller cannot choose its address"),
-        pytest.param(
-            [401, 429, 401],
-            id="trusted proxy names it",
-            marks=pytest.mark.settings(trusted_proxies="127.0.0.1"),
-        ),
-    ],
-)
-def test_guesses_count_for_the_address_that_they_come_from(
-    orchestrator: RunningOrchestrator, codes: list[int]
-) -> None:
-    stranger = orchestrator.client("guess")
-    forwarded = [{"X-Forwarded-For": address} for address in ("192.0.2.1", "192.0.2.1", "::1")]
-    assert [stranger.get("/nodes", headers=one).status_code for one in forwarded] == codes
+@pytest.mark.parametrize(("proxies", "last"), [(None, 429), ("127.0.0.1", 401)])
+def test_trusted_proxy_names_the_guesser(tmp_path: Path, proxies: str | None, last: int) -> None:
+    with serve(tmp_path, failures_per_minute=1, trusted_proxies=proxies) as orchestrator:
+        stranger = orchestrator.client("guess")
+        forwarded = [{"X-Forwarded-For": address} for address in ("192.0.2.1", "192.0.2.1", "::1")]
+        codes = [stranger.get("/nodes", headers=one).status_code for one in forwarded]
+    assert codes == [401, 429, last]
 
 
 @pytest.mark.settings(failures_per_minute=2, registration_token=TOKEN)

@@ -32,15 +32,12 @@ async def _measured(servers: Servers) -> Measured:
 def test_every_task_arrives_at_one_node_and_no_call_fails(tmp_path: Path) -> None:
     with served(tmp_path, None) as servers:
         measured = asyncio.run(_measured(servers))
-    assert measured.failures == []
-    assert (measured.lost, measured.twice, len(measured.latencies_s)) == (0, 0, 30)
-    assert measured.quantile_ms(0.5) <= measured.quantile_ms(1)
-    assert measured.calls_per_s > 0
+    tasks = (measured.lost, measured.twice, len(measured.latencies_s))
+    assert (measured.failures, tasks) == ([], (0, 0, 30))
 
 
 def test_too_few_open_files_are_one_sentence() -> None:
-    sentence = r"bench: cannot simulate 10{10} nodes: they need \d+ open files and the limit is"
-    with pytest.raises(SystemExit, match=sentence):
+    with pytest.raises(SystemExit, match=r"cannot simulate 10{10} nodes: they need \d+ open"):
         allow_open_files(10**10)
 
 
@@ -81,9 +78,7 @@ async def _claim_while_one_is_killed(servers: Servers) -> list[Json]:
     return tasks
 
 
-def test_killed_worker_loses_no_task_and_none_goes_to_two_nodes(
-    tmp_path: Path, postgresql_server: str
-) -> None:
+def test_killed_worker_loses_and_doubles_no_task(tmp_path: Path, postgresql_server: str) -> None:
     with served(tmp_path, postgresql_server, "--workers=2") as servers:
         tasks = asyncio.run(_claim_while_one_is_killed(servers))
     assert len(tasks) == 210

@@ -29,27 +29,25 @@ def test_each_task_is_offered_to_the_next_waiter_that_it_is_for() -> None:
         assert second.offers == [offers[1], for_second]
 
 
-@pytest.mark.parametrize("taken", ["no task", "another task", "the task"])
+@pytest.mark.parametrize("taken", ["another task", "the task"])
 def test_task_is_offered_to_the_next_waiter_unless_the_first_takes_it(taken: str) -> None:
     waiters, offer = Waiters(), _offer("the task")
     with ExitStack() as leaving:
         first = leaving.enter_context(waiters.waiting(FIRST))
         with waiters.waiting(SECOND) as second:
             waiters.wake(offer)
-            if taken != "no task":
-                first.settle(list(first.offers), taken)
+            first.settle(list(first.offers), taken)
             leaving.close()
-            assert second.offers == ([] if taken == "the task" else [offer])
-            assert len(waiters) == 1
+            assert (second.offers, len(waiters)) == ([] if taken == "the task" else [offer], 1)
 
 
 def test_offer_ends_when_there_is_no_task_and_later_offers_stay() -> None:
     waiters = Waiters()
     with waiters.waiting(FIRST) as only:
         waiters.wake(_offer("one"))
-        offered = list(only.offers)
+        offers = list(only.offers)
         waiters.wake(_offer("two"))
-        only.settle(offered, None)
+        only.settle(offers, None)
         assert only.offers == [_offer("two")]
 
 
@@ -57,21 +55,13 @@ def test_node_that_changes_is_offered_what_is_for_it_now_and_others_the_rest() -
     waiters = Waiters()
     both, any_node, new = _offer("both", "one-*"), _offer("any"), _offer("new", "renamed")
     with waiters.waiting(FIRST) as changed:
-        waiters.wake(both)
-        waiters.wake(any_node)
+        for offer in (both, any_node):
+            waiters.wake(offer)
         with waiters.waiting(SECOND) as second:
             waiters.change(NodeIdentity(FIRST.id, "renamed", {}))
             for offer in (new, _offer("old", FIRST.name)):
                 waiters.wake(offer)
             assert (changed.offers, second.offers) == ([any_node, new], [both])
-
-
-@pytest.mark.both_databases
-@pytest.mark.settings(redelivery_after_s=0.3)
-def test_held_request_ends_with_an_unreported_assignment(orchestrator: RunningOrchestrator) -> None:
-    node = orchestrator.register()
-    task_id = orchestrator.assign(node)
-    assert node.poll_id(wait_s=60) == task_id
 
 
 @pytest.mark.parametrize(("preference", "applied"), [("wait=1", "wait=1"), ("wait=long", None)])
@@ -86,18 +76,12 @@ def test_response_names_the_preference_that_was_applied(
     ("preferences", "expected"),
     [
         ([], 0),
-        (["wait=25"], 25),
         (["WAIT = 25"], 25),
         (['wait="25"'], 25),
-        (["respond-async, wait=10"], 10),
-        (["respond-async", "wait=10"], 10),
-        (["wait=10; strict, wait=20"], 10),
-        (["wait=60"], 60),
+        (["respond-async", "respond-sync, wait=10; strict, wait=20"], 10),
         (["wait=61"], 60),
-        (["wait=999999999"], 60),
         (["wait=99999999999999"], 0),
         (["wait=-1"], 0),
-        (["wait=1.5"], 0),
         (["wait"], 0),
         (["waiting=5"], 0),
         (["wait=\u0665"], 0),
