@@ -1,4 +1,4 @@
-"""What our runner costs beside others: the bare engine, the seed's loop, and a Prefect worker.
+"""What our runner costs beside others: the bare engine, a polling loop, and a Prefect worker.
 
 All do the same: run no-op tasks, on one machine, in one run. A task is running once its own code
 runs: its first act is to make a file, and the time of that file is compared with the call that
@@ -7,6 +7,7 @@ created the task.
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import subprocess
@@ -20,10 +21,10 @@ from pathlib import Path
 
 import httpx
 
-from benchmarks import seed_loop
+from benchmarks import polling_loop
 from benchmarks.prefect_worker import QUERY_INTERVAL_S, Prefect, prefect
 from benchmarks.servers import served
-from benchmarks.system import Spent, System, line_of, running, spent, started, wait_until
+from benchmarks.system import System, line_of, running, spent, started, wait_until
 from orchestrator.db.database import DATABASE_NAME
 
 PREFECT_VARIABLE = "VICTORIA_BENCH_PREFECT"
@@ -34,8 +35,8 @@ _TASK_TIMEOUT_S = 180.0
 _SETTLE_S = 0.5
 """Until a runner whose task has ended waits for the next one."""
 _HEAD = """\
-                                          creation to running      all at once        idle
-                                       median     p90  x ours  seconds  x bare     MiB  CPU s/h"""
+                                       creation to running     queued at once       waiting
+                                     median, s  p90, s  x ours       s  x bare     MiB  CPU s/h"""
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Peer:
     home: Path
     """The folder in which a task makes its file."""
     interval_s: float = 0.0
-    """Its pause between two questions for work; 0 if it is notified."""
+    """Seconds between two polls, 0 if it does not have to poll."""
     worker_pid: int | None = None
 
     def mark(self, task_id: str) -> Path:
@@ -60,37 +61,34 @@ class Peer:
 def peers(engine: str, image: str, tasks: int, rounds: int, idle_seconds: float) -> None:
     """Measure all, one after another, then watch all workers wait; print one table."""
     load = os.getloadavg()[0]
-    latencies: dict[str, list[float]] = {}
-    row_s: dict[str, float] = {}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="victoria-bench-")))
         bare = _bare(folder, engine, image)
         ours = _ours(stack.enter_context(started(folder / "ours", engine, image)), folder / "ours")
-        seed = stack.enter_context(_seed(folder / "seed", engine, image))
-        for peer in (bare, ours, seed):
-            latencies[peer.name] = _latencies(peer, tasks)
-        row_s |= _rows([bare, ours], tasks, rounds) | _rows([seed], tasks, 1)
-        # Later, since its server uses some CPU even when idle.
-        (folder / "prefect").mkdir()
+        loop = stack.enter_context(_polling_loop(folder / "loop", engine, image))
+        latencies = {peer: _latencies(peer, tasks) for peer in (loop, bare, ours)}
+        row_s = _rows([loop], tasks, 1) | _rows([bare, ours], tasks, rounds)
+        # Started last, since its server uses some CPU even without work.
         system = stack.enter_context(prefect(folder / "prefect", os.environ[PREFECT_VARIABLE]))
-        flows = [_no_op_flow(system, folder), _container_flow(system, folder, engine, image)]
-        for peer in flows:
-            latencies[peer.name] = _latencies(peer, tasks)
+        for peer in (
+            _no_op_flow(system, folder),
+            _container_flow(system, folder, engine, image),
+        ):
+            latencies[peer] = _latencies(peer, tasks)
             row_s |= _rows([peer], tasks, 1)
-        everyone = [bare, ours, seed, *flows]
-        idle = _idle(everyone, idle_seconds)
-        version = system.version
+        idle = _idle(list(latencies), idle_seconds)
     print(
-        f"peers: {tasks} no-op tasks each, {engine}, Prefect {version}; {os.cpu_count()} cores;"
-        f" load {load:.1f} before, {os.getloadavg()[0]:.1f} after; {time.ctime()}"
+        f"peers: {tasks} no-op tasks each, {engine}, Prefect {system.version}; {os.cpu_count()}"
+        f" cores; load {load:.1f} before, {os.getloadavg()[0]:.1f} after; {time.ctime()}"
     )
     print(_HEAD)
-    for name, found in latencies.items():
-        median_s, p90_s = statistics.median(found), statistics.quantiles(found, n=10)[8]
-        times_ours = median_s / statistics.median(latencies[ours.name])
+    for peer, found in latencies.items():
+        median_s = statistics.median(found)
+        p90_s = sorted(found)[math.ceil(0.9 * len(found)) - 1]
         print(
-            f"  {name:<34} {median_s:6.2f} s {p90_s:5.2f} s {times_ours:7.2f}"
-            f" {row_s[name]:8.2f} {row_s[name] / row_s[bare.name]:7.2f} {idle[name]}"
+            f"  {peer.name:<33} {median_s:7.2f} {p90_s:7.2f}"
+            f" {median_s / statistics.median(latencies[ours]):7.2f}"
+            f" {row_s[peer]:8.2f} {row_s[peer] / row_s[bare]:7.2f} {idle[peer]}"
         )
 
 
@@ -99,46 +97,42 @@ def _latencies(peer: Peer, tasks: int) -> list[float]:
     latencies: list[float] = []
     ids: list[str] = []
     for number in range(tasks):
+        # Each one comes at another moment between two polls, evenly spread.
+        time.sleep(_SETTLE_S + peer.interval_s * (number + 0.5) / tasks)
         created_s = time.time()
         ids.append(peer.create())
         mark = peer.mark(ids[-1])
         wait_until(mark.exists, f"{peer.name}: a task did not start", _TASK_TIMEOUT_S)
         latencies.append(mark.stat().st_mtime - created_s)
-        if peer.interval_s:
-            # The next one comes at another moment of the pause; all moments have their turn.
-            time.sleep(peer.interval_s * (number + 0.5) / tasks)
-        else:
+        if not peer.interval_s:
             _wait_until_finished(peer, ids)
-            time.sleep(_SETTLE_S)
     _wait_until_finished(peer, ids)
     return latencies
 
 
-def _rows(some: Sequence[Peer], tasks: int, rounds: int) -> dict[str, float]:
+def _rows(some: Sequence[Peer], tasks: int, rounds: int) -> dict[Peer, float]:
     """Return the seconds from the first creation to the last end, medians of alternating rounds."""
-    seconds: dict[str, list[float]] = {peer.name: [] for peer in some}
+    seconds: dict[Peer, list[float]] = {peer: [] for peer in some}
     for _ in range(rounds):
         for peer in some:
+            time.sleep(_SETTLE_S)
             began = time.monotonic()
             ids = [peer.create() for _ in range(tasks)]
             _wait_until_finished(peer, ids)
-            seconds[peer.name].append(time.monotonic() - began)
-            time.sleep(_SETTLE_S)
-    return {name: statistics.median(found) for name, found in seconds.items()}
+            seconds[peer].append(time.monotonic() - began)
+    return {peer: statistics.median(found) for peer, found in seconds.items()}
 
 
-def _idle(some: Sequence[Peer], seconds: float) -> dict[str, str]:
+def _idle(some: Sequence[Peer], seconds: float) -> dict[Peer, str]:
     """Return the columns on memory and CPU of each worker, after a time without tasks."""
-
-    def look() -> dict[str, Spent]:
-        return {peer.name: spent(peer.worker_pid) for peer in some if peer.worker_pid is not None}
-
-    before = look()
+    columns = dict.fromkeys(some, f"{'-':>7} {'-':>8}")
+    workers = {peer: peer.worker_pid for peer in some if peer.worker_pid is not None}
+    before = {peer: spent(pid) for peer, pid in workers.items()}
     time.sleep(seconds)
-    columns = dict.fromkeys((peer.name for peer in some), f"{'-':>7} {'-':>8}")
-    for name, after in look().items():
-        an_hour_s = (after.cpu_s - before[name].cpu_s) * 3600 / seconds
-        columns[name] = f"{after.resident_mib:7.1f} {an_hour_s:8.1f}"
+    for peer, pid in workers.items():
+        after = spent(pid)
+        an_hour_s = (after.cpu_s - before[peer].cpu_s) * 3600 / seconds
+        columns[peer] = f"{after.resident_mib:7.1f} {an_hour_s:8.1f}"
     return columns
 
 
@@ -148,7 +142,7 @@ def _bare(folder: Path, engine: str, image: str) -> Peer:
 
     def create() -> str:
         task_id = uuid.uuid4().hex
-        command = seed_loop.foreground(engine, image, str(home), task_id, _PROMPT)
+        command = polling_loop.foreground(engine, image, str(home), task_id, _PROMPT)
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         return task_id
 
@@ -166,12 +160,12 @@ def _ours(system: System, folder: Path) -> Peer:
 
 
 @contextmanager
-def _seed(folder: Path, engine: str, image: str) -> Iterator[Peer]:
-    home, log = folder / "Victoria", folder / "seed-loop.log"
+def _polling_loop(folder: Path, engine: str, image: str) -> Iterator[Peer]:
+    home, log = folder / "Victoria", folder / "polling-loop.log"
     home.mkdir(parents=True)
     with served(folder, None, 1) as servers:
         url = servers.urls[0]
-        arguments = ["benchmarks.seed_loop", url, str(home), engine, image]
+        arguments = ["benchmarks.polling_loop", url, str(home), engine, image]
         environment = {**os.environ, "REGISTRATION_TOKEN": servers.token}
         key = {"X-API-Key": servers.admin_key}
         with (
@@ -181,11 +175,11 @@ def _seed(folder: Path, engine: str, image: str) -> Iterator[Peer]:
             line_of(log, "registered")
             system = System(admin, process.pid, folder / "data" / DATABASE_NAME, folder / "calls")
             yield Peer(
-                f"the seed's loop, every {seed_loop.POLL_INTERVAL_S:.0f} s",
+                f"polling loop, every {polling_loop.POLL_INTERVAL_S:.0f} s",
                 lambda: system.create_task(_PROMPT),
                 system.unfinished,
                 home,
-                seed_loop.POLL_INTERVAL_S,
+                polling_loop.POLL_INTERVAL_S,
                 process.pid,
             )
 
@@ -209,7 +203,7 @@ def _container_flow(system: Prefect, folder: Path, engine: str, image: str) -> P
 
     def create() -> str:
         task_id = uuid.uuid4().hex
-        command = seed_loop.foreground(engine, image, str(home), task_id, _PROMPT)
+        command = polling_loop.foreground(engine, image, str(home), task_id, _PROMPT)
         system.create_run("container", task_id, {"command": command})
         return task_id
 

@@ -66,7 +66,7 @@ class Prefect:
         self._post(f"/deployments/{self.deployments[flow]}/create_flow_run", body)
 
     def unfinished(self, names: list[str]) -> bool:
-        """Return whether one of the runs has not completed; a failed one never does."""
+        """Return whether one of the runs has not completed; a failed one counts as unfinished."""
         wanted = {"name": {"any_": names}, "state": {"type": {"not_any_": ["COMPLETED"]}}}
         return self._post("/flow_runs/count", {"flow_runs": wanted}) != 0
 
@@ -96,6 +96,7 @@ def prefect(folder: Path, python: str) -> Iterator[Prefect]:
     }
     server = ["prefect", "server", "start", "--host=127.0.0.1", f"--port={port}"]
     worker = ["prefect", "worker", "start", "--pool=bench", "--type=process"]
+    folder.mkdir()
     flows = folder / "flows.py"
     flows.write_text(_FLOWS)
     log, worker_log = folder / "prefect-server.log", folder / "prefect-worker.log"

@@ -21,8 +21,8 @@ benchmarks:
   throughput   queued no-op tasks, compared with bare runs of the engine, on podman and docker
   idle         memory and CPU time of a runner without work
   reporter     startup time and memory of the status reporter, compared with a bare MCP server
-  peers        the same tasks on our runner, in bare containers, on a stand-in for the seed's
-               runner, and on a Prefect worker: latency, throughput and idle cost; 20 minutes
+  peers        no-op tasks on our runner, compared with bare runs of podman, a polling loop and a
+               Prefect worker: latency, throughput and idle cost; takes 20 minutes
   claims       tasks assigned per second from a queue of 10,000, on SQLite and PostgreSQL
   calls        CPU time of a heartbeat and an empty poll, compared with a bare route of Starlette
   fleet        latency and CPU time of the orchestrator under a simulated fleet, on SQLite and

@@ -1,9 +1,9 @@
-"""A stand-in for the runner that the seed document describes, for `./dev bench peers`.
+"""A polling loop, for `./dev bench peers`: it stands in for the runner that ours replaces.
 
-It stands in for that runner's pace and size, and for nothing else: a pass every 30 s, its default
-poll interval. A pass reports the task whose container has exited, requests the next one from
-GET /tasks/pending, runs its container as a foreground child with `--rm`, and sends a heartbeat.
-Files, time limits and retries are left out: a no-op task on loopback needs none of them.
+That is the runner of the seed document, which polls every 30 s by default. This has its pace and
+its size, and nothing else: a pass reports the task whose container has exited, requests the next
+one from GET /tasks/pending, runs its container as a foreground child with `--rm`, and sends a
+heartbeat. Files, time limits and retries are left out: a no-op task on loopback needs none.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def main(url: str, home: str, engine: str, image: str) -> None:
     """Register a node, then run tasks, one at a time, until a signal ends the process."""
     client = httpx.Client(base_url=url, timeout=30.0, trust_env=False)
     token = {"X-Registration-Token": os.environ["REGISTRATION_TOKEN"]}
-    machine = {"hostname": "seed-loop", "name": "seed-loop", "os_type": "linux"}
+    machine = {"hostname": "polling-loop", "name": "polling-loop", "os_type": "linux"}
     node = client.post("/register", json=machine, headers=token).raise_for_status().json()
     client.headers["X-API-Key"] = node["api_key"]
     print("registered", flush=True)
