@@ -163,7 +163,7 @@ def _ours(system: System, folder: Path) -> Peer:
 def _polling_loop(folder: Path, engine: str, image: str) -> Iterator[Peer]:
     home, log = folder / "Victoria", folder / "polling-loop.log"
     home.mkdir(parents=True)
-    with served(folder, None, 1) as servers:
+    with served(folder, None) as servers:
         url = servers.urls[0]
         arguments = ["benchmarks.polling_loop", url, str(home), engine, image]
         environment = {**os.environ, "REGISTRATION_TOKEN": servers.token}
