@@ -22,6 +22,7 @@ import httpx
 from benchmarks.calls import calls
 from benchmarks.claims import claims
 from benchmarks.fleet import fleet
+from benchmarks.peers import peers
 from benchmarks.reporter import reporter
 from benchmarks.system import System, engine_seconds, spent, started
 from tools.dev import options
@@ -41,7 +42,7 @@ def main() -> int:
         calls(arguments.rounds)
     if "fleet" in what:
         fleet(arguments.nodes, arguments.rate, arguments.seconds, arguments.heartbeat_seconds)
-    if not {"throughput", "idle"} & set(what):
+    if not options.ENGINE_BENCHMARKS & set(what):
         return 0
     engines = os.environ["VICTORIA_TEST_ENGINES"].split(",")
     image = os.environ["VICTORIA_TEST_IMAGE"]
@@ -50,6 +51,8 @@ def main() -> int:
             throughput(engine, image, arguments.tasks, arguments.rounds)
     if "idle" in what:
         idle(engines[0], image, arguments.idle_seconds)
+    if "peers" in what:
+        peers(engines[0], image, arguments.tasks, arguments.rounds, arguments.idle_seconds)
     return 0
 
 

@@ -9,7 +9,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,12 +146,12 @@ def children_of(pid: int) -> list[int]:
 
 @contextmanager
 def running(
-    arguments: list[str], log: Path, environment: Mapping[str, str]
+    arguments: list[str], log: Path, environment: Mapping[str, str], python: str = sys.executable
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run one of our programs for as long as the block lasts."""
+    """Run a Python program, by default one of ours, for as long as the block lasts."""
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", *arguments],
+            [python, "-m", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -173,6 +173,15 @@ def line_of(log: Path, text: str) -> str:
                 return line
         time.sleep(0.02)
     raise SystemExit(f"bench: {log.stem} did not start:\n{log.read_text()}")
+
+
+def wait_until(condition: Callable[[], bool], failure: str, seconds: float = _DEADLINE_S) -> None:
+    """Wait until the condition holds; if it does not within that time, exit with the failure."""
+    until = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > until:
+            raise SystemExit(f"bench: {failure} within {seconds:.0f} s")
+        time.sleep(0.02)
 
 
 def _timing(folder: Path, engine: str, calls_log: Path) -> Path:

@@ -190,6 +190,8 @@ def bench(arguments: list[str]) -> int:
         with setup_lock():
             python = envs.project().ensure()
             env = both_engines(stack) if what & options.ENGINE_BENCHMARKS else {}
+            if "peers" in what:
+                env["VICTORIA_BENCH_PREFECT"] = str(envs.ensure_prefect())
             if what & set(options.DATABASE_BENCHMARKS):
                 # Unlike the tests', it waits for the disk.
                 env |= database_server(stack, settings=())

@@ -12,6 +12,8 @@ from tools.dev.shell import ROOT, MissingPythonError, run, say
 VERSION = "import sys; print('%d.%d' % sys.version_info[:2])"
 ANSIBLE_PYTHONS = ("3.13", "3.12", "3.14")
 """Those that ansible-core runs on, the preferred one first."""
+PREFECT_PYTHONS = ("3.13", "3.12", "3.11")
+"""Those that Prefect runs on, the preferred one first."""
 NO_ANSIBLE_PYTHON = (
     "cannot run Ansible: it needs Python 3.12 or later, and none was found; "
     "install one, for example with 'uv python install 3.13' or pyenv"
@@ -126,6 +128,25 @@ def ensure_ansible() -> Path | None:
             return None
         environment.ensure(python)
     return environment.python.parent
+
+
+def ensure_prefect() -> Path:
+    """Return a Python with Prefect, which ./dev bench peers compares the runner with."""
+    environment = Environment(
+        ROOT / ".venv-prefect",
+        "Prefect, to compare with: 260 MB, a minute",
+        ("prefect",),
+        "benchmarks/constraints.txt",
+    )
+    if environment.is_current():
+        return environment.python
+    python = next(filter(None, map(find_python, PREFECT_PYTHONS)), None)
+    if python is None:
+        raise MissingPythonError(
+            "cannot compare with Prefect: it needs Python 3.11 or later, and none was found; "
+            "install one, for example with 'uv python install 3.13' or pyenv"
+        )
+    return environment.ensure(python)
 
 
 def version_of(python: str) -> str | None:

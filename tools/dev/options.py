@@ -8,7 +8,7 @@ from pathlib import Path
 
 ENGINES = ("podman", "docker")
 DEFAULT_BENCHMARKS = ("throughput", "idle", "reporter")
-ENGINE_BENCHMARKS = {"throughput", "idle"}
+ENGINE_BENCHMARKS = {"throughput", "idle", "peers"}
 DATABASE_BENCHMARKS = ("claims", "fleet")
 """Benchmarks that need a PostgreSQL and no engine."""
 HEARTBEAT_S = 15.0
@@ -21,6 +21,8 @@ benchmarks:
   throughput   queued no-op tasks, compared with bare runs of the engine, on podman and docker
   idle         memory and CPU time of a runner without work
   reporter     startup time and memory of the status reporter, compared with a bare MCP server
+  peers        no-op tasks on our runner, compared with bare runs of podman, a polling loop and a
+               Prefect worker: latency, throughput and idle cost; takes 20 minutes
   claims       tasks assigned per second from a queue of 10,000, on SQLite and PostgreSQL
   calls        CPU time of a heartbeat and an empty poll, compared with a bare route of Starlette
   fleet        latency and CPU time of the orchestrator under a simulated fleet, on SQLite and
@@ -79,10 +81,10 @@ def bench() -> argparse.ArgumentParser:
     parser.add_argument(
         "what", nargs="*", type=_benchmark, default=DEFAULT_BENCHMARKS, help=argparse.SUPPRESS
     )
-    engine = parser.add_argument_group("throughput, idle, reporter and calls")
-    _option(engine, "--tasks", int, 10, "throughput: tasks per round")
-    _option(engine, "--rounds", int, 5, "throughput, reporter, calls: rounds; figures are medians")
-    _option(engine, "--idle-seconds", float, 60.0, "idle: how long to measure, in seconds")
+    engine = parser.add_argument_group("throughput, idle, peers, reporter and calls")
+    _option(engine, "--tasks", int, 10, "throughput, peers: tasks per round")
+    _option(engine, "--rounds", int, 5, "all but idle: rounds; figures are medians")
+    _option(engine, "--idle-seconds", float, 60.0, "idle, peers: how long to measure, in seconds")
     fleet = parser.add_argument_group("fleet")
     _option(fleet, "--nodes", int, [2000], "fleet sizes, measured one after another", nargs="+")
     _option(
@@ -104,7 +106,7 @@ def bench() -> argparse.ArgumentParser:
 
 
 def _benchmark(name: str) -> str:
-    names = (*DEFAULT_BENCHMARKS, "calls", *DATABASE_BENCHMARKS)
+    names = (*DEFAULT_BENCHMARKS, "peers", "calls", *DATABASE_BENCHMARKS)
     if name not in names:
         raise argparse.ArgumentTypeError(f"cannot run {name!r}: choose from {', '.join(names)}")
     return name
