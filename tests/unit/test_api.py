@@ -218,7 +218,7 @@ async def test_registration_and_heartbeat_return_extensions(
         ({"cancelled_task_ids": [None, 1]}, set()),
         (["cancelled_task_ids"], set()),
     ],
-    ids=str,
+    ids=["two", "a text", "no texts", "no object"],
 )
 async def test_heartbeat_returns_cancelled_tasks(
     api: Api, response: object, cancelled: set[str]
