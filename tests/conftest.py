@@ -1,7 +1,5 @@
 """What every test may ask for. A missing engine fails the tests that need it, never skips them."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import inspect

@@ -4,8 +4,6 @@ A reference orchestrator and a runner as real processes on loopback, one file, o
 container. Ends with 0 and leaves nothing behind; with `--keep` both continue until Ctrl-C.
 """
 
-from __future__ import annotations
-
 import os
 import shlex
 import signal

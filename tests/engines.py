@@ -1,7 +1,5 @@
 """The engines that tests run on, as ./dev names them in the environment."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """The stand-in image runs as the real one does; its exit code and TERM are in tests/contract."""
 
-from __future__ import annotations
-
 import uuid
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The engines that the contract is tried on: the fake one, and those named in the environment."""
 
-from __future__ import annotations
-
 import os
 import re
 import uuid

@@ -1,7 +1,5 @@
 """The contract of a container engine: one suite for the fake one, podman and docker."""
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 from typing import Any

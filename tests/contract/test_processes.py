@@ -1,7 +1,5 @@
 """What only real engines can be asked: their processes, their environment, their silence."""
 
-from __future__ import annotations
-
 import logging
 import os
 import shutil

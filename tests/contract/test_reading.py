@@ -1,7 +1,5 @@
 """How the output of an engine is read, and how its arguments are written."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

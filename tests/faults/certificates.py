@@ -1,7 +1,5 @@
 """Certificates for loopback, made with openssl: one to be trusted, one from a stranger, one old."""
 
-from __future__ import annotations
-
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path

@@ -11,8 +11,6 @@ A call is named as on the engine's command line: run, create, start, pull, wait,
 `container inspect` is inspect, and `image inspect` is image.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import os

@@ -3,8 +3,6 @@
 Called by its shell script as ``FOLDER REAL CALL ARGUMENTS...``, with the runner as parent.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -5,8 +5,6 @@ with rigged(tmp_path, engine, image) as rig:
     rig.start()
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 What follows from a silent engine is in tests/loops; here the calls themselves hang.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

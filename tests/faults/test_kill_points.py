@@ -1,7 +1,5 @@
 """The runner is killed at every step of a task's life, and the task ends once all the same."""
 
-from __future__ import annotations
-
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass

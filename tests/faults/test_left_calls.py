@@ -1,7 +1,5 @@
 """Calls of the engine that outlive the runner, or report what is not so, start nothing twice."""
 
-from __future__ import annotations
-
 import shutil
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """The orchestrator's responses are lost, cut or late: nothing is doubled and nothing is lost."""
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Full disks and journals that cannot be used: no task is lost by them."""
 
-from __future__ import annotations
-
 import signal
 import sqlite3
 import subprocess

@@ -1,7 +1,5 @@
 """A runner that is stuck is restarted by a real systemd; one that only waits is left alone."""
 
-from __future__ import annotations
-
 import shlex
 import signal
 import time

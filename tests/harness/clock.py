@@ -1,7 +1,5 @@
 """The runner's clock in tests: it stands still until a test moves it."""
 
-from __future__ import annotations
-
 import time
 
 import anyio

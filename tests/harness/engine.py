@@ -1,7 +1,5 @@
 """An engine in memory, whose containers obey the stand-in image's directives."""
 
-from __future__ import annotations
-
 import time
 import uuid
 from collections import Counter, defaultdict, deque

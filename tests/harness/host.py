@@ -1,7 +1,5 @@
 """A host for the runner: its folders, engine and clock stay while runners come and go."""
 
-from __future__ import annotations
-
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, closing

@@ -4,8 +4,6 @@ Commits are counted, not named, so no test knows what the journal's tables are. 
 changed nothing does not count. A plan counts from when it was made, over any number of starts.
 """
 
-from __future__ import annotations
-
 import sqlite3
 import time
 from contextlib import closing

@@ -1,7 +1,5 @@
 """A client that does nothing but connect, to be there when a listener closes."""
 
-from __future__ import annotations
-
 import socket
 import threading
 from collections.abc import Iterator

@@ -8,8 +8,6 @@ VICTORIA_FAULTS_TIMINGS     JSON: fields of `Timings`, such as {"engine_timeout_
 Everything else is the runner as it is: the same code, the same command line, the same SQLite.
 """
 
-from __future__ import annotations
-
 import importlib
 import json
 import os

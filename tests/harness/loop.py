@@ -6,8 +6,6 @@ on which nobody sends are rest. So a thread that needs seconds for an fsync hold
 back, however busy the machine is, and no test has to know how many coroutines sleep.
 """
 
-from __future__ import annotations
-
 import asyncio
 import gc
 import selectors

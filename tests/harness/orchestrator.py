@@ -1,7 +1,5 @@
 """An orchestrator on a real socket that responds as a test has scripted, and keeps its requests."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections import defaultdict, deque

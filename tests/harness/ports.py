@@ -1,7 +1,5 @@
 """A port of loopback that stays a test's own while nobody listens on it."""
 
-from __future__ import annotations
-
 import socket
 
 

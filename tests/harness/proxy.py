@@ -13,8 +13,6 @@ It runs in threads, over real sockets. Every request has a connection of its own
 orchestrator; the runner's connections are kept open, as a proxy in the field does it.
 """
 
-from __future__ import annotations
-
 import random
 import select
 import socket

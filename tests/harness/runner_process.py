@@ -1,7 +1,5 @@
 """`python -m runner` as a process of its own, with its folders, to be started again and again."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

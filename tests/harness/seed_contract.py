@@ -4,8 +4,6 @@ Strict about what the contract declares: types, formats, enums, required fields,
 status codes and fields that only our own contract has may be there as well.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import uuid

@@ -1,7 +1,5 @@
 """A server on loopback that responds as a test has scripted, byte by byte, and keeps requests."""
 
-from __future__ import annotations
-
 import json
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping

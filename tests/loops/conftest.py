@@ -1,7 +1,5 @@
 """What the tests of the loops share."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import AsyncIterator
 from pathlib import Path

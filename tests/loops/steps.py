@@ -1,7 +1,5 @@
 """Steps that the tests of several loops share."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 

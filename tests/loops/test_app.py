@@ -1,7 +1,5 @@
 """The runner from READY to its exit code, and the watchdog beside it."""
 
-from __future__ import annotations
-
 import logging
 import resource
 import socket

@@ -1,7 +1,5 @@
 """Before its container starts, a task's files are there and its claim has been accepted."""
 
-from __future__ import annotations
-
 import pytest
 
 from tests.harness.host import Host

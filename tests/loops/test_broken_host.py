@@ -1,7 +1,5 @@
 """A host that cannot run tasks reports that and takes none, so the queue is not used up."""
 
-from __future__ import annotations
-
 import pytest
 
 from runner.errors import EngineError, NameInUse

@@ -1,7 +1,5 @@
 """A task can be cancelled at every step, and ends in what is true of it then."""
 
-from __future__ import annotations
-
 import pytest
 
 from tests.harness.host import Host, container_of

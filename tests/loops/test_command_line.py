@@ -1,7 +1,5 @@
 """What cannot be used on the command line ends in one sentence and the exit code of its kind."""
 
-from __future__ import annotations
-
 import os
 import sqlite3
 import subprocess

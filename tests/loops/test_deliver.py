@@ -1,7 +1,5 @@
 """A task's final report is retried until the orchestrator has it; its log goes out before it."""
 
-from __future__ import annotations
-
 import os
 import signal
 

@@ -1,7 +1,5 @@
 """Every end has its reason, a sentence and the last lines, and no secret in them."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

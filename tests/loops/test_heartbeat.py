@@ -1,7 +1,5 @@
 """The orchestrator knows at every moment whether this node lives, and what it is at."""
 
-from __future__ import annotations
-
 import pytest
 
 from tests.harness.host import Host

@@ -4,8 +4,6 @@ One assignment of each kind first, then assignments by chance. Every field and s
 tests/unit/test_assignment.py, where the checks themselves are fuzzed as well.
 """
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 from tempfile import TemporaryDirectory

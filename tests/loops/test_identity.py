@@ -1,7 +1,5 @@
 """A state folder has one identity, one orchestrator and one engine for its open tasks."""
 
-from __future__ import annotations
-
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing

@@ -1,7 +1,5 @@
 """The agent's own final report stands at its container's end, and its log is submitted then."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any

@@ -1,7 +1,5 @@
 """Orphans, containers that no journal knows, are adopted or, after five minutes, removed."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

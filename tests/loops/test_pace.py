@@ -1,7 +1,5 @@
 """The runner follows the pace of its orchestrator, and polls as long as what is between lets it."""
 
-from __future__ import annotations
-
 import os
 import signal
 from itertools import pairwise

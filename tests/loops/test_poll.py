@@ -1,7 +1,5 @@
 """The runner asks for work as soon as there can be some; what fails is retried ever less often."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 import pytest

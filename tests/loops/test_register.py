@@ -1,7 +1,5 @@
 """A host is one node for as long as it is the same, and a refusal ends it only when idle."""
 
-from __future__ import annotations
-
 import pytest
 
 from runner.redaction import Secret

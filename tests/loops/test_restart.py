@@ -1,7 +1,5 @@
 """Whatever state a runner leaves behind, the next one brings the task to its true end, once."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

@@ -1,7 +1,5 @@
 """A task that a node has claimed, and an agent that calls its reporter."""
 
-from __future__ import annotations
-
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping

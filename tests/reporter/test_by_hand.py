@@ -1,7 +1,5 @@
 """The reporter's process: a session typed by hand as JSON-RPC, and what it does without a task."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """A failure on the way to the orchestrator is reported to the agent; a final status is kept."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import AsyncIterator, Mapping

@@ -1,7 +1,5 @@
 """A session of 60,000 messages and 150 MB is submitted with memory by the limit, and soon."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """What an agent can do with the reporter, seen from the orchestrator."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

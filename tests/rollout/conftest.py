@@ -1,7 +1,5 @@
 """The hosts that the scenarios share: made once, removed at the end."""
 
-from __future__ import annotations
-
 import os
 import signal
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Molecule's command line."""
 
-from __future__ import annotations
-
 import os
 import re
 import signal

@@ -3,8 +3,6 @@
 CI leaves out the long ones; `./dev rollout --all` runs them, and so does the workflow in .github/.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

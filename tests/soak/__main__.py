@@ -1,7 +1,5 @@
 """`python -m tests.soak`: the soak as a program; see docs/reliability.md."""
 
-from __future__ import annotations
-
 import argparse
 import math
 import secrets

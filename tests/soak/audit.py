@@ -4,8 +4,6 @@ The witnesses are the orchestrator's database, the start marks that containers l
 Victoria home, and the engine's list. The runner's own reports are not among them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum

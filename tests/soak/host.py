@@ -1,7 +1,5 @@
 """One host under soak: the orchestrator, the proxy, the engine and the runner, wired together."""
 
-from __future__ import annotations
-
 import hashlib
 import random
 from collections.abc import Iterator

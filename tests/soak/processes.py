@@ -1,7 +1,5 @@
 """Processes that are killed and started again: the orchestrator, and the runner with its watch."""
 
-from __future__ import annotations
-
 import os
 import random
 import secrets

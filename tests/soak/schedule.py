@@ -4,8 +4,6 @@ What comes over a task is written beside the task. What comes over the whole hos
 many tasks have ended, not to the clock, so that it comes at the same place on a slower machine.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass

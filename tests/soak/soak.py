@@ -4,8 +4,6 @@ It begins with an empty host and ends when every task has ended, the runner has 
 and nothing to report, and no container is left; or at a deadline, which is a finding.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """The audit finds what it is there for: each kind of wrong, planted in an account that is right."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

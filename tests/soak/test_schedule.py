@@ -1,7 +1,5 @@
 """A seed fixes everything: what it draws is the same again, and has something of everything."""
 
-from __future__ import annotations
-
 from tests.soak.schedule import Kind, Upset, draw
 
 TASKS = 300

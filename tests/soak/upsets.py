@@ -1,7 +1,5 @@
 """What comes over the whole host in a soak: outages, crashes, and engine calls that get stuck."""
 
-from __future__ import annotations
-
 import heapq
 import itertools
 import time

@@ -1,7 +1,5 @@
 """What the tests of the whole system share; everything that is started is ended with its test."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The reference orchestrator, with a record of every call."""
 
-from __future__ import annotations
-
 import json
 import secrets
 import time

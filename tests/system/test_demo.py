@@ -1,7 +1,5 @@
 """`./dev demo`, a newcomer's first command: one task, its outcome on the screen, nothing left."""
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

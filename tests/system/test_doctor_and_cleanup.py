@@ -1,7 +1,5 @@
 """The two commands beside running, while a runner is at work."""
 
-from __future__ import annotations
-
 import os
 import time
 

@@ -1,7 +1,5 @@
 """How a task ends that is not left to end by itself, and how a runner ends."""
 
-from __future__ import annotations
-
 import re
 import signal
 import socket

@@ -1,7 +1,5 @@
 """Whatever a task leaves in the place of Crush's database, it ends, and the runner goes on."""
 
-from __future__ import annotations
-
 import shutil
 import signal
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """The options of the command line that no other test here depends on, each by what it changes."""
 
-from __future__ import annotations
-
 import os
 import platform
 import pty

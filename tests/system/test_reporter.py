@@ -4,8 +4,6 @@ The agent is a program that is scripted by its prompt and speaks through the SDK
 tests/image/scripted_agent.py.
 """
 
-from __future__ import annotations
-
 import pytest
 
 from tests.engines import Engine

@@ -1,7 +1,5 @@
 """No secret where others can read it: arguments, environments, logs, files."""
 
-from __future__ import annotations
-
 import stat
 from collections.abc import Iterator
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """One task seen from all sides: by its container, on the host's disk, and at the orchestrator."""
 
-from __future__ import annotations
-
 import hashlib
 
 from tests.harness.runner_process import RunnerProcess, container_of

@@ -1,7 +1,5 @@
 """A user for whom permissions count."""
 
-from __future__ import annotations
-
 import concurrent.futures.thread  # noqa: F401 - imported late, else by a user who may not read it
 import os
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """What the unit tests share."""
 
-from __future__ import annotations
-
 from collections.abc import AsyncIterator
 
 import hypothesis

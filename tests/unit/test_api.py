@@ -1,7 +1,5 @@
 """The client sends what the API asks for, trusts no response, and classifies every failure."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import ssl

@@ -1,7 +1,5 @@
 """An assignment is checked before anything of it becomes a path or an argument."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """A task's own session is recognised, read while it is written, and cut to what fits."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

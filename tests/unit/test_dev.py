@@ -1,7 +1,5 @@
 """What ./dev does on a machine where things are missing, and with what it starts."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """What a state folder means for the next start: doctor's report, and the runtime to use."""
 
-from __future__ import annotations
-
 import sqlite3
 import tempfile
 from contextlib import closing

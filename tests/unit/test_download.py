@@ -1,7 +1,5 @@
 """Files are downloaded completely, verified and into their folder only, or the task ends."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re

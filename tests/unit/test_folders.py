@@ -1,7 +1,5 @@
 """Folders of tasks are removed with everything in them, and nothing outside ever is."""
 
-from __future__ import annotations
-
 import errno
 import os
 import shutil

@@ -1,7 +1,5 @@
 """The state that the reporter leaves is believed only if the reporter could have written it."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable

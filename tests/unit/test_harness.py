@@ -1,7 +1,5 @@
 """The harness's clock moves when everything is at rest, and not before."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import time

@@ -1,7 +1,5 @@
 """What the journal has stored is there whatever happens next."""
 
-from __future__ import annotations
-
 import itertools
 import os
 import sqlite3

@@ -1,7 +1,5 @@
 """One event is one line, for people and for machines, whatever is in it."""
 
-from __future__ import annotations
-
 import json
 import logging
 import re

@@ -1,7 +1,5 @@
 """What documents, --help and drawings show is true. Layers and doors are held by import-linter."""
 
-from __future__ import annotations
-
 import inspect
 import re
 from collections.abc import Iterator

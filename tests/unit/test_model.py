@@ -1,7 +1,5 @@
 """A task moves along the table of transitions only; its end has a reason, a status, no secret."""
 
-from __future__ import annotations
-
 import itertools
 from pathlib import Path
 

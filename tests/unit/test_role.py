@@ -1,7 +1,5 @@
 """The Ansible role knows every option of the runner, and its README is made from its specs."""
 
-from __future__ import annotations
-
 import json
 import re
 import subprocess

@@ -1,7 +1,5 @@
 """The check against the seed's contract lets through nothing that does not fit."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A setting that cannot be used is refused with a sentence that has no secret in it."""
 
-from __future__ import annotations
-
 import dataclasses
 import stat
 from collections.abc import Callable

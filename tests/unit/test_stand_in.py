@@ -1,7 +1,5 @@
 """The stand-in program does what its prompt asks, and leaves files that tests can rely on."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Waits grow, are spread, keep to their bounds, and grant what the other side asks for."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 
