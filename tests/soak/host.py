@@ -30,6 +30,7 @@ IMPATIENT = {
     "stop_grace_s": 2,
     "engine_start_grace_s": 8.0,
     "long_poll_s": 4,
+    "longest_long_poll_s": 4,  # each request may meet a fault
     "leftover_start_grace_s": 6.0,
     "orphan_grace_s": 8.0,
     "inspect_interval_s": 5.0,

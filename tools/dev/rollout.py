@@ -166,7 +166,8 @@ def _orchestrator_needs(project: str) -> str:
         project.partition(f"\n{name} = [")[2].partition("\n]")[0]
         for name in ("dependencies", "orchestrator")
     ]
-    return " ".join(re.findall(r'^ +"([^"]+)"', "\n".join(lists), re.MULTILINE))
+    # Separated by a character that no requirement has.
+    return "|".join(re.findall(r'^ +"([^"]+)"', "\n".join(lists), re.MULTILINE))
 
 
 def _build(purpose: str, base: str, files: list[str], *options: str, key: str = "") -> str:
