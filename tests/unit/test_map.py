@@ -79,9 +79,6 @@ def default_of(option: click.Option) -> str:
     return str(default) if default not in {None, ()} else "none"
 
 
-# What the code shows of itself
-
-
 def drawn_tree() -> dict[str, str]:
     """Read each class and its parent from the drawing."""
     parents, above = {}, {0: "RunnerError"}
