@@ -43,8 +43,10 @@ LOGS = Report("logs", {"job_id": "t-1", "task_id": "t-1", "session": {"title": "
 DONE = Outcome(EndReason.COMPLETED, "completed: exit code 0", 0)
 REJECTED = Outcome(EndReason.REJECTED, "rejected: its prompt is missing or empty")
 UNKNOWN = Assignment("t-1", "", URL, 60)
-RECOVERED = Task(
-    "t-1", TaskState.RUNNING, URL, UNKNOWN, 20.0, FIRST, "boot-1", None, "c0ffee", 20.0
+RECOVERED = replace(
+    Task("t-1", TaskState.RUNNING, URL, UNKNOWN, 20.0, FIRST, "boot-1", container_id="c0ffee"),
+    started_at=20.0,
+    deadline_uptime_s=80.0,
 )
 
 

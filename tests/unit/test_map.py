@@ -77,11 +77,7 @@ def default_of(option: click.Option) -> str:
     return str(default) if default not in {None, ()} else "none"
 
 
-# What the code shows of itself
-
-
 def drawn_tree() -> dict[str, str]:
-    """Read each class and its parent from the drawing."""
     parents, above = {}, {0: "RunnerError"}
     for line in (errors.__doc__ or "").splitlines():
         branch = max(line.find("├── "), line.find("└── "))
@@ -195,9 +191,6 @@ def test_reference_shows_true_matches_of_wildcards() -> None:
     for pattern, name, is_match in rows:
         matches = fnmatchcase(name.strip("`"), pattern.strip("`"))
         assert is_match == ("yes" if matches else "no"), f"{pattern} and {name}"
-
-
-# What all of them show
 
 
 def anchors(document: Path) -> set[str]:

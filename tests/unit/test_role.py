@@ -114,7 +114,8 @@ def test_command_of_the_role_is_the_command_that_is_installed_by_hand() -> None:
 
 
 def fingerprint(place: Path) -> str:
-    command = [sys.executable, str(ROLE / "files" / "fingerprint.py"), str(place)]
+    program = str(ROLE / "files" / "fingerprint.py")
+    command = [sys.executable, program, str(place / "inside"), str(place / "pins")]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
@@ -123,10 +124,11 @@ def test_fingerprint_is_that_of_the_content_wherever_it_lies(tmp_path: Path) -> 
     for folder in (one, other):
         (folder / "inside").mkdir(parents=True)
         (folder / "inside" / "a.py").write_text("a = 1\n")
+        (folder / "pins").write_text("httpx==0.28.1\n")
     (other / "inside" / "a.pyc").write_text("made anew by each Python")
     assert fingerprint(other) == fingerprint(one)
     (other / "inside" / "a.py").rename(other / "inside" / "b.py")
     assert fingerprint(other) != fingerprint(one)
     (other / "inside" / "b.py").rename(other / "inside" / "a.py")
-    (other / "inside" / "a.py").write_text("a = 2\n")
+    (other / "pins").write_text("httpx==0.28.0\n")
     assert fingerprint(other) != fingerprint(one)
