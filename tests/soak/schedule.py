@@ -157,7 +157,7 @@ NETWORK_FAULTS = (
     *(Fault(Network.HTML, status=status) for status in (200, 502)),
     *(Fault(Network.HOLD_REQUEST), Fault(Network.HOLD_ANSWER)),
 )
-NETWORK_FAULT_SHARE = 0.07  # how many requests of the runner meet one of these, by chance
+NETWORK_FAULT_SHARE = 0.09  # how many requests of the runner meet one of these, by chance
 
 
 def draw(seed: int, tasks: int, *, knows_two_steps: bool = True) -> Schedule:
