@@ -22,7 +22,7 @@ from orchestrator.auth import address_of, check_key
 from orchestrator.db.database import CONNECTIONS, Database
 from orchestrator.errors import ConfigurationError, Conflict, Invalid, NotFound, Refused
 from orchestrator.log import Sampler, fields
-from orchestrator.middleware import BodyLimit, JsonBodies, NulBytes, RequireKeyBeforeBody
+from orchestrator.middleware import BodyLimit, PlainRequests, RequireKeyBeforeBody
 from orchestrator.model import utc_now
 from orchestrator.routes import assignments, files, keys, nodes, reports, stats, tasks
 from orchestrator.scheduling.announcing import Announcer, ThroughPostgresql, WithinProcess
@@ -102,8 +102,7 @@ def create_app(settings: Settings) -> FastAPI:
             "/upload": settings.max_upload_bytes + files.MULTIPART_OVERHEAD_BYTES,
         },
     )
-    app.add_middleware(NulBytes)
-    app.add_middleware(JsonBodies)
+    app.add_middleware(PlainRequests)
     # First: what they answer is asked for all the time.
     app.router.routes[:0] = [nodes.HEARTBEAT, assignments.PENDING]
     for module in _ROUTES:

@@ -153,8 +153,8 @@ def _load_known_node(services: Services, request: Request, key: str | None) -> K
         node = session.get(Node, identity.id)
         if node is None:
             raise Unauthenticated("the node is no longer registered")
-        view = NodeView.model_validate(node).model_dump(mode="json", exclude=_OF_A_HEARTBEAT)
-        return KnownNode(node.identity, view)
+        view = NodeView.model_validate(node).model_dump_json(exclude=_OF_A_HEARTBEAT)
+        return KnownNode(node.identity, view.encode().removesuffix(b"}"))
 
 
 def _find_key_holder(services: ServicesParam, request: Request) -> KeyHolder | None:

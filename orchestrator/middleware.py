@@ -11,6 +11,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from orchestrator.errors import Refused, TooLarge
 
 DEFAULT_LIMIT_BYTES = 1024**2
+_WITHOUT_BODY = frozenset({"GET", "HEAD"})
+"""No call with these reads one."""
 
 
 class BodyLimit:
@@ -22,7 +24,7 @@ class BodyLimit:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse by Content-Length at once, otherwise as the bytes come in."""
-        if scope["type"] != "http":
+        if scope["type"] != "http" or scope["method"] in _WITHOUT_BODY:
             await self._app(scope, receive, send)
             return
         limit = self._limits.get(scope["path"], DEFAULT_LIMIT_BYTES)
@@ -46,43 +48,35 @@ class BodyLimit:
         await self._app(scope, counted, send)
 
 
-class NulBytes:
-    """Refuses the NUL character in a path or query: PostgreSQL's text cannot hold it."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Check path and query."""
-        response: ASGIApp = self._app
-        if scope["type"] == "http" and "\0" in scope["path"]:
-            response = JSONResponse({"detail": "there is no such path"}, 404)
-        elif scope["type"] == "http" and b"%00" in scope["query_string"]:
-            response = JSONResponse({"detail": "query: may not have the character zero"}, 422)
-        await response(scope, receive, send)
-
-
 _NOT_DECLARED = frozenset({"", "application/x-www-form-urlencoded"})
 
 
-class JsonBodies:
-    """Reads a body as JSON when its sender did not declare a type.
+class PlainRequests:
+    """Refuses what the database cannot hold, and reads a body without a declared type as JSON.
 
-    `curl -d '{…}'` declares a form, which no path here takes.
+    PostgreSQL's text cannot hold the character NUL. `curl -d '{…}'` declares a form, which no path
+    here takes.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Correct the Content-Type."""
-        if (
-            scope["type"] == "http"
-            and Headers(scope=scope).get("content-type", "") in _NOT_DECLARED
-        ):
-            scope = {**scope, "headers": list(scope["headers"])}
-            MutableHeaders(scope=scope)["content-type"] = "application/json"
-        await self._app(scope, receive, send)
+        """Check path and query, and correct the Content-Type."""
+        response: ASGIApp = self._app
+        if scope["type"] == "http":
+            if "\0" in scope["path"]:
+                response = JSONResponse({"detail": "there is no such path"}, 404)
+            elif b"%00" in scope["query_string"]:
+                response = JSONResponse({"detail": "query: may not have the character zero"}, 422)
+            elif scope["method"] not in _WITHOUT_BODY and _is_undeclared(scope):
+                scope = {**scope, "headers": list(scope["headers"])}
+                MutableHeaders(scope=scope)["content-type"] = "application/json"
+        await response(scope, receive, send)
+
+
+def _is_undeclared(scope: Scope) -> bool:
+    return Headers(scope=scope).get("content-type", "") in _NOT_DECLARED
 
 
 class RequireKeyBeforeBody:

@@ -23,6 +23,9 @@ _TOO_LARGE = (
 class LimitedProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type] # which of the two is known at run time
     """A connection with limits."""
 
+    # Python shares attribute names between objects with up to 30 of them. uvicorn's class has nearly
+    # that many, and thousands of connections are open.
+    __slots__ = ("_alarm", "_head_bytes", "_is_in_head", "_last_byte_at")
     stall_timeout_s = 60.0
 
     def __init__(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401 - uvicorn's
@@ -94,4 +97,6 @@ def limited_protocol(stall_timeout_s: float) -> type[asyncio.Protocol]:
     A connection is stalled if the rest of a request, or a first one, is awaited and no byte has
     come for `stall_timeout_s`. A slow upload goes on as long as bytes come.
     """
-    return type("Protocol", (LimitedProtocol,), {"stall_timeout_s": stall_timeout_s})
+    return type(
+        "Protocol", (LimitedProtocol,), {"__slots__": (), "stall_timeout_s": stall_timeout_s}
+    )

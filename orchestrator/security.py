@@ -4,7 +4,6 @@ import hashlib
 import hmac
 import secrets
 import threading
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -116,13 +115,13 @@ class DenialSampler:
 _MAX_NODES = 200_000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class KnownNode:
     """A node as it last registered."""
 
     identity: NodeIdentity
-    view: Mapping[str, object]
-    """What responses show of it, without what a heartbeat changes."""
+    view: bytes
+    """What responses show of it, without what a heartbeat changes: JSON without its last brace."""
 
     @property
     def id(self) -> str:

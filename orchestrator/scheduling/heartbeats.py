@@ -74,7 +74,7 @@ _HELD = select(Task.assigned_node_id, Task.id).where(
 _UNREPORTED = select(Task.assigned_node_id, Task.id).where(Task.status == TaskStatus.ASSIGNED)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Beat:
     """One heartbeat of a node."""
 

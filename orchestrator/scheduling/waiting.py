@@ -36,6 +36,8 @@ class WorkAvailable:
 class Waiter:
     """One held poll, and the tasks for which it was woken."""
 
+    __slots__ = ("_is_woken", "_sleep", "keys", "node", "offers")
+
     def __init__(self, node: NodeIdentity) -> None:
         self.node = node
         self.offers: list[WorkAvailable] = []
