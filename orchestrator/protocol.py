@@ -23,8 +23,8 @@ _TOO_LARGE = (
 class LimitedProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type] # which of the two is known at run time
     """A connection with limits."""
 
-    # Python shares attribute names between objects with up to 30 of them. uvicorn's class has nearly
-    # that many, and thousands of connections are open.
+    # Python shares the names of up to 30 attributes between objects. uvicorn's class has nearly as
+    # many, and thousands of connections are open.
     __slots__ = ("_alarm", "_head_bytes", "_is_in_head", "_last_byte_at")
     stall_timeout_s = 60.0
 
