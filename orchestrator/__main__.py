@@ -21,11 +21,19 @@ import click
 
 from orchestrator import __version__
 from orchestrator.app import create_app
+from orchestrator.budgets import (
+    DEFAULT_KEY_PENDING_TASKS,
+    DEFAULT_KEY_UPLOAD_BYTES,
+    DEFAULT_NODE_CALLS_PER_MINUTE,
+    DEFAULT_TASK_LOG_BYTES,
+    DEFAULT_TASK_STEPS,
+)
 from orchestrator.conformance.run import check
 from orchestrator.db.copy import COPIED_NAME, move_to_postgresql
 from orchestrator.db.database import postgresql_url
 from orchestrator.errors import ConfigurationError
 from orchestrator.log import set_up_logging
+from orchestrator.routes.reports import MAX_LOG_BYTES
 from orchestrator.server import Server, bind, open_as_many_as_allowed
 from orchestrator.settings import (
     DEFAULT_HEARTBEAT_TIMEOUT_S,
@@ -41,6 +49,7 @@ from orchestrator.settings import (
 from orchestrator.workers import Workers
 
 _OBJECTS_UNTIL_COLLECTION = 100_000
+_COUNT = click.IntRange(min=1)
 _SECONDS = click.FloatRange(min=0, min_open=True)
 
 log = logging.getLogger("orchestrator.start")
@@ -125,7 +134,38 @@ def _web_address(_context: click.Context, _option: click.Parameter, url: str | N
     "--min-free-bytes",
     type=click.IntRange(min=0),
     default=DEFAULT_MIN_FREE_BYTES,
-    help="Refuse uploads that would leave less free disk space than this.",
+    help="Refuse what would leave less free disk space than this: uploads, logs, messages, tasks.",
+)
+@click.option(
+    "--node-calls-per-minute",
+    type=_COUNT,
+    default=DEFAULT_NODE_CALLS_PER_MINUTE,
+    help="Most heartbeats, polls, and other calls of one node in a minute, of each kind.",
+)
+@click.option(
+    "--task-steps",
+    type=_COUNT,
+    default=DEFAULT_TASK_STEPS,
+    help="Most steps that are stored of one task, not counting its final one.",
+)
+@click.option(
+    "--task-log-bytes",
+    # Never too few for one log: it would never be taken. Stored, its characters are escaped.
+    type=click.IntRange(min=3 * MAX_LOG_BYTES),
+    default=DEFAULT_TASK_LOG_BYTES,
+    help="Most bytes of logs that are taken for one task in an hour; the last log is kept.",
+)
+@click.option(
+    "--key-pending-tasks",
+    type=_COUNT,
+    default=DEFAULT_KEY_PENDING_TASKS,
+    help="Most pending tasks of one scoped key.",
+)
+@click.option(
+    "--key-upload-bytes",
+    type=_COUNT,
+    default=DEFAULT_KEY_UPLOAD_BYTES,
+    help="Most bytes of stored files of one scoped key.",
 )
 @click.option(
     "--log-level",
@@ -153,6 +193,11 @@ def main(  # noqa: PLR0913 - click hands every option over as an argument
     redelivery_after: float,
     max_upload_bytes: int,
     min_free_bytes: int,
+    node_calls_per_minute: int,
+    task_steps: int,
+    task_log_bytes: int,
+    key_pending_tasks: int,
+    key_upload_bytes: int,
     log_level: str,
     log_format: str,
 ) -> None:
@@ -198,6 +243,11 @@ def main(  # noqa: PLR0913 - click hands every option over as an argument
             redelivery_after_s=redelivery_after,
             max_upload_bytes=max_upload_bytes,
             min_free_bytes=min_free_bytes,
+            node_calls_per_minute=node_calls_per_minute,
+            task_steps=task_steps,
+            task_log_bytes=task_log_bytes,
+            key_pending_tasks=key_pending_tasks,
+            key_upload_bytes=key_upload_bytes,
             public_url=public_url,
             trusted_proxies=forwarded_allow_ips,
         )

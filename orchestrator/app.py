@@ -1,15 +1,17 @@
 """The application: its parts wired together, and a response of one sentence for every error."""
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import cache, partial
 from http import HTTPStatus
+from itertools import chain
 
 import anyio
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as DatabaseTimeout
 from starlette.exceptions import HTTPException
@@ -18,11 +20,12 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import compile_path
 
 from orchestrator import __version__
-from orchestrator.auth import address_of, check_key
+from orchestrator.auth import address_of, check_key, check_token
+from orchestrator.budgets import Allowance, DiskReserve, HistoryBudget, NodeCalls
 from orchestrator.db.database import CONNECTIONS, Database
 from orchestrator.errors import ConfigurationError, Conflict, Invalid, NotFound, Refused
 from orchestrator.log import Sampler, fields
-from orchestrator.middleware import BodyLimit, PlainRequests, RequireKeyBeforeBody
+from orchestrator.middleware import BodyLimit, Check, PlainRequests, RequireKeyBeforeBody
 from orchestrator.model import utc_now
 from orchestrator.routes import assignments, files, keys, nodes, reports, stats, tasks
 from orchestrator.scheduling.announcing import Announcer, ThroughPostgresql, WithinProcess
@@ -32,7 +35,7 @@ from orchestrator.scheduling.claims import look_for
 from orchestrator.scheduling.heartbeats import Heartbeats, TasksByNode
 from orchestrator.scheduling.waiting import Waiters, WorkAvailable
 from orchestrator.schemas.openapi import schema_of, to_yaml
-from orchestrator.schemas.problems import validation_sentence
+from orchestrator.schemas.problems import invalid_sentence
 from orchestrator.security import DenialSampler, NodeCache, Throttle
 from orchestrator.services import Services, services_of
 from orchestrator.settings import Settings
@@ -46,6 +49,7 @@ _LONGEST_PATH = 200
 _SENTENCES = {404: "there is no such path", 405: "the path does not take this method"}
 
 # assignments come before tasks: /tasks/pending is not the task named "pending".
+_PLAIN = frozenset({nodes.HEARTBEAT.path, assignments.PENDING.path})
 _ROUTES = (stats, nodes, assignments, tasks, files, reports, keys, dashboard)
 
 log = logging.getLogger(__name__)
@@ -92,13 +96,13 @@ def create_app(settings: Settings) -> FastAPI:
     app.openapi = cache(lambda: schema_of(app))  # type: ignore[method-assign]
     app.add_middleware(
         RequireKeyBeforeBody,
-        paths=frozenset({"/logs"}),
-        check=partial(_check_key, services),
+        check_of=_checks(services),
     )
     app.add_middleware(
         BodyLimit,
         limits={
             "/logs": reports.MAX_LOG_BYTES,
+            "/nodes/heartbeat": nodes.MAX_HEARTBEAT_BYTES,
             "/upload": settings.max_upload_bytes + files.MULTIPART_OVERHEAD_BYTES,
         },
     )
@@ -141,6 +145,19 @@ def _services(settings: Settings) -> Services:
         cancelled=TasksByNode(),
         unreported=TasksByNode(),
         looks=Batch(partial(look_for, database, settings, heartbeats=heartbeats)),
+        node_calls=NodeCalls(settings.node_calls_per_minute),
+        history=HistoryBudget(settings.task_steps),
+        log_bytes=Allowance(
+            settings.task_log_bytes,
+            3600,
+            f"a task's logs are limited to {settings.task_log_bytes} bytes an hour",
+        ),
+        reserve=DiskReserve(
+            settings.data_dir if database.url is None else None,
+            settings.min_free_bytes,
+            database.unused_bytes,
+        ),
+        large_bodies=CapacityLimiter(1),
     )
 
 
@@ -171,9 +188,33 @@ def _show_dashboard() -> RedirectResponse:
     return RedirectResponse("/dashboard")
 
 
-async def _check_key(services: Services, request: Request) -> None:
+def _checks(services: Services) -> Callable[[str, str], Check | None]:
+    """Return what checks the credential of a call before its body is read."""
+    with_key = partial(_check, services, check_key)
+    checks = {("POST", "/register"): partial(_check, services, check_token)}
+    patterns = []
+    for route in chain.from_iterable(module.router.routes for module in _ROUTES):
+        # The plain routes check it themselves.
+        if not isinstance(route, APIRoute) or not route.body_field or route.path in _PLAIN:
+            continue
+        for method in route.methods or ():
+            checks.setdefault((method, route.path), with_key)
+            if "{" in route.path:
+                patterns.append((method, route.path_regex))
+
+    def check_of(method: str, path: str) -> Check | None:
+        if any(method == one and pattern.match(path) for one, pattern in patterns):
+            return with_key
+        return checks.get((method, path))
+
+    return check_of
+
+
+async def _check(
+    services: Services, check: Callable[[Services, Request], Awaitable[None]], request: Request
+) -> None:
     try:
-        await check_key(services, request)
+        await check(services, request)
     except Refused as error:
         _log_refusal(services, request, error)
         raise
@@ -235,7 +276,8 @@ def _methods_of(request: Request) -> list[str]:
 async def _answer_invalid(_: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, RequestValidationError):
         raise error
-    return JSONResponse({"detail": "; ".join(map(validation_sentence, error.errors()))}, 422)
+    errors = error.errors()
+    return JSONResponse({"detail": invalid_sentence(errors, len(errors))}, 422)
 
 
 async def _end_request(_: Request, error: Exception) -> Response:

@@ -27,6 +27,8 @@ from orchestrator.services import Services, ServicesParam, services_of
 
 _OF_NODES = "node"
 """In the audit, the action when another key calls what only nodes may call."""
+_BEFORE_BODY = "call"
+"""In the audit, the action when a key is refused before what the call asks for is read."""
 _OF_A_HEARTBEAT = {"status", "last_heartbeat", "current_task_id"}
 """Fields of a node that each heartbeat changes."""
 
@@ -120,11 +122,26 @@ async def check_key(services: Services, request: Request) -> None:
     """Check that the request carries a valid key, whatever the key may do.
 
     Raises:
-        Refused: the key is missing, unknown or expired.
+        Refused: the key is missing, unknown or expired, or its node has made too many calls.
     """
     key = request.headers.get("X-API-Key")
-    if key is None or services.nodes.find(key_hash(key)) is None:
-        await run_in_threadpool(_identify, services, key, _call(request, _OF_NODES))
+    node = None if key is None else services.nodes.find(key_hash(key))
+    if node is not None:
+        services.node_calls.others.charge(node.id)
+        return
+    holder = await run_in_threadpool(_identify, services, key, _call(request, _BEFORE_BODY))
+    if isinstance(holder, NodeIdentity):
+        services.node_calls.others.charge(holder.id)
+
+
+async def check_token(services: Services, request: Request) -> None:
+    """Check that the request carries a valid registration token.
+
+    Raises:
+        Refused: the token is missing or unknown, or registration is disabled.
+    """
+    token = request.headers.get("X-Registration-Token")
+    await run_in_threadpool(_require_registration_token, services, request, token)
 
 
 async def known_node(request: Request) -> KnownNode:

@@ -29,23 +29,31 @@ class BodyLimit:
             return
         limit = self._limits.get(scope["path"], DEFAULT_LIMIT_BYTES)
         sentence = f"body is over the limit of {limit} bytes"
+        refusal = JSONResponse({"detail": sentence}, TooLarge.status_code)
         declared = Headers(scope=scope).get("content-length", "0")
         if declared.isdecimal() and int(declared) > limit:
-            await JSONResponse({"detail": sentence}, TooLarge.status_code)(scope, receive, send)
+            await refusal(scope, receive, send)
             return
 
         received = 0
+        # FastAPI lets only this kind through while it reads a body.
+        over_limit = HTTPException(TooLarge.status_code, sentence)
 
         async def counted() -> Message:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
             if received > limit:
-                # FastAPI lets only this kind through while it reads a body.
-                raise HTTPException(TooLarge.status_code, sentence)
+                raise over_limit
             return message
 
-        await self._app(scope, counted, send)
+        try:
+            await self._app(scope, counted, send)
+        except HTTPException as error:
+            # Another middleware was reading, and nothing is answered yet.
+            if error is not over_limit:
+                raise
+            await refusal(scope, receive, send)
 
 
 _NOT_DECLARED = frozenset({"", "application/x-www-form-urlencoded"})
@@ -79,28 +87,32 @@ def _is_undeclared(scope: Scope) -> bool:
     return Headers(scope=scope).get("content-type", "") in _NOT_DECLARED
 
 
-class RequireKeyBeforeBody:
-    """Checks the key before a large body is read.
+Check = Callable[[Request], Awaitable[None]]
+"""Raises Refused if the request does not carry what its path asks for."""
 
-    FastAPI reads and parses a body before it checks the key. With bodies of 10 MB that would let
-    anybody use hundreds of megabytes of memory and block all other requests meanwhile.
+
+class RequireKeyBeforeBody:
+    """Checks the credential before a body is read.
+
+    FastAPI reads and parses a body before it checks the key. That would let anybody use memory and
+    block all other requests meanwhile.
     """
 
-    def __init__(
-        self, app: ASGIApp, paths: frozenset[str], check: Callable[[Request], Awaitable[None]]
-    ) -> None:
+    def __init__(self, app: ASGIApp, check_of: Callable[[str, str], Check | None]) -> None:
+        """Check what `check_of` returns for a method and a path; None leaves it to the handler."""
         self._app = app
-        self._paths = paths
-        self._check = check
+        self._check_of = check_of
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse before anything of the body is stored."""
-        is_large = scope["type"] == "http" and scope["path"] in self._paths
-        if not is_large or scope["method"] != "POST":
+        check = None
+        if scope["type"] == "http" and scope["method"] not in _WITHOUT_BODY:
+            check = self._check_of(scope["method"], scope["path"])
+        if check is None:
             await self._app(scope, receive, send)
             return
         try:
-            await self._check(Request(scope))
+            await check(Request(scope))
         except Refused as error:
             # Read to its end: a client that is still sending would miss the response.
             while (message := await receive())["type"] == "http.request":

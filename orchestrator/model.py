@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from enum import Enum
-from fnmatch import fnmatchcase
 
 from cronsim import CronSim, CronSimError
 
@@ -132,9 +131,24 @@ def matches(target: Target, node: NodeIdentity) -> bool:
 def name_matches(pattern: str, name: str) -> bool:
     """Return whether the pattern matches the whole name, case-sensitively; `*` is any text.
 
-    fnmatch also gives `?` and `[` a meaning. They are escaped: node names may contain them.
+    Nothing is compiled: thousands of tasks may each have a pattern of their own.
     """
-    return fnmatchcase(name, pattern.replace("[", "[[]").replace("?", "[?]"))
+    first, *others = pattern.split("*")
+    if not others:
+        return name == pattern
+    *inner, last = others
+    if len(name) < len(first) + len(last):
+        return False
+    if not (name.startswith(first) and name.endswith(last)):
+        return False
+    start, end = len(first), len(name) - len(last)
+    for text in inner:
+        # The leftmost place leaves the most room for what follows.
+        found = name.find(text, start, end)
+        if found < 0:
+            return False
+        start = found + len(text)
+    return True
 
 
 def lies_within(pattern: str, allowed: Iterable[str]) -> bool:

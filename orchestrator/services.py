@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 from typing import Annotated
 
+from anyio import CapacityLimiter
 from fastapi import Depends, FastAPI, Request
 
+from orchestrator.budgets import Allowance, DiskReserve, HistoryBudget, NodeCalls
 from orchestrator.db.database import Database
 from orchestrator.log import Sampler
 from orchestrator.scheduling.announcing import Announcer
@@ -39,6 +41,13 @@ class Services:
     """Assignments that their nodes have not reported on."""
     looks: Batch[str, Look | None]
     """Looks at the queue, by node id; None for a node that is no longer registered."""
+    node_calls: NodeCalls
+    history: HistoryBudget
+    log_bytes: Allowance
+    """By task."""
+    reserve: DiskReserve
+    large_bodies: CapacityLimiter
+    """Of those, as many are parsed at once."""
 
 
 def services_of(app: FastAPI) -> Services:

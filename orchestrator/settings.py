@@ -7,6 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from orchestrator.budgets import (
+    DEFAULT_KEY_PENDING_TASKS,
+    DEFAULT_KEY_UPLOAD_BYTES,
+    DEFAULT_NODE_CALLS_PER_MINUTE,
+    DEFAULT_TASK_LOG_BYTES,
+    DEFAULT_TASK_STEPS,
+)
 from orchestrator.errors import ConfigurationError
 from orchestrator.security import new_secret
 
@@ -40,7 +47,17 @@ class Settings:
     """Seconds between two looks for expired leases and scheduled tasks."""
     max_upload_bytes: int = DEFAULT_MAX_UPLOAD_BYTES
     min_free_bytes: int = DEFAULT_MIN_FREE_BYTES
-    """Uploads are refused where they would leave less of the disk."""
+    """What would leave less of the disk is refused: uploads, logs, messages, new tasks."""
+    node_calls_per_minute: int = DEFAULT_NODE_CALLS_PER_MINUTE
+    """Heartbeats of one node, its polls, and its other calls: of each so many."""
+    task_steps: int = DEFAULT_TASK_STEPS
+    """Steps of one task that are stored before its end."""
+    task_log_bytes: int = DEFAULT_TASK_LOG_BYTES
+    """Of the logs that come in for one task within an hour; the last one is stored."""
+    key_pending_tasks: int = DEFAULT_KEY_PENDING_TASKS
+    """Pending tasks of one scoped key."""
+    key_upload_bytes: int = DEFAULT_KEY_UPLOAD_BYTES
+    """Stored files of one scoped key."""
     failures_per_minute: int = 20
     """How many wrong credentials one address may send."""
     stall_timeout_s: float = 60

@@ -9,6 +9,7 @@ import time
 from datetime import datetime, timedelta
 
 import anyio
+import anyio.lowlevel
 from anyio import to_thread
 from sqlalchemy import Text, and_, cast, func, or_, select
 from sqlalchemy.exc import SQLAlchemyError
@@ -27,6 +28,7 @@ _FORGET_EVERY = timedelta(hours=1)
 _OVERLAP = timedelta(seconds=10)
 _LOOK_AT_ALL_EVERY = timedelta(seconds=30)
 """Should an announcement be lost, its task is found by this."""
+_WAKE_AT_ONCE_S = 0.01
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +46,8 @@ async def sweep(services: Services) -> None:
             await to_thread.run_sync(_end_leases, services, now)
             # Some are written a moment after their time.
             since = None if now - all_seen_at > _LOOK_AT_ALL_EVERY else seen_until - _OVERLAP
-            for work, count in await to_thread.run_sync(_due, services, since, now):
-                services.waiters.wake_for(work, count)
+            due = await to_thread.run_sync(_due, services, since, now)
+            await _wake(services, due)
             seen_until = now
             all_seen_at = now if since is None else all_seen_at
             if services.settings.logs_nodes:
@@ -58,6 +60,16 @@ async def sweep(services: Services) -> None:
         except Exception:
             # One whole sweep: a defect in it, or a row that makes no sense, must not be the last.
             log.exception("a sweep failed, trying again")
+
+
+async def _wake(services: Services, due: list[tuple[WorkAvailable, int]]) -> None:
+    """Wake nodes for what is due, and let calls be answered in between: there may be thousands."""
+    pauses_at = time.monotonic() + _WAKE_AT_ONCE_S
+    for work, count in due:
+        services.waiters.wake_for(work, count)
+        if time.monotonic() > pauses_at:
+            await anyio.lowlevel.checkpoint()
+            pauses_at = time.monotonic() + _WAKE_AT_ONCE_S
 
 
 async def _refresh(services: Services, now: datetime) -> None:

@@ -21,6 +21,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from orchestrator.errors import Invalid, OutOfSpace, TooLarge
 
+_MAX_PARTS = 8
 _BROKEN = "body is not valid multipart/form-data"
 
 
@@ -37,6 +38,7 @@ class FilePart:
         """The client's name of the file; None until the part has arrived."""
         self._in_file = False
         self._at_end = False
+        self._parts = 0
         self._header_name = b""
         self._header_value = b""
         self._disposition = b""
@@ -76,6 +78,9 @@ class FilePart:
         return self.original_name
 
     def _begin_part(self) -> None:
+        self._parts += 1
+        if self._parts > _MAX_PARTS:
+            raise Invalid(f"body has more than {_MAX_PARTS} parts")
         self._in_file = False
         self._disposition = b""
 

@@ -121,6 +121,14 @@ class Database:
                 session.execute(text("SET LOCAL synchronous_commit = off"))
             yield session
 
+    def unused_bytes(self) -> int:
+        """Return the size of what SQLite fills before its file grows; 0 on PostgreSQL."""
+        if self.url is not None:
+            return 0
+        with self.autocommit() as session:
+            pages = session.execute(text("PRAGMA freelist_count")).scalar_one()
+            return int(pages * session.execute(text("PRAGMA page_size")).scalar_one())
+
     def close(self) -> None:
         """Close every connection."""
         self._engine.dispose()

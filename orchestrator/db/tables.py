@@ -138,6 +138,8 @@ class Task(Base):
         Index("ix_tasks_due", "status", "scheduled_for"),
         Index("ix_tasks_overdue", "status", "overdue_at"),
         Index("ix_tasks_completed", "completed_at"),
+        # Pending ones of a key are counted with each that it creates.
+        Index("ix_tasks_creator", "created_by", "status"),
         Index("ix_tasks_unconfirmed", "status", "node_ended_at", "completed_at"),
     )
 
@@ -156,6 +158,7 @@ class File(Base):
     """An uploaded file; its bytes lie under its id, never under a name that came from outside."""
 
     __tablename__ = "files"
+    __table_args__ = (Index("ix_files_creator", "created_by", "size"),)
 
     id: Mapped[str] = mapped_column(String(36), primary_key=True)
     filename: Mapped[str] = mapped_column(Text, unique=True)

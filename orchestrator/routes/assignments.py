@@ -44,7 +44,7 @@ _ANSWER: dict[int | str, dict[str, Any]] = {
 }
 
 
-@router.get("/tasks/pending", responses={**_ANSWER, **problems(401, 403)})
+@router.get("/tasks/pending", responses={**_ANSWER, **problems(401, 403, 429)})
 def next_task(
     node: NodeParam,
     prefer: Annotated[
@@ -63,6 +63,7 @@ def next_task(
 
 async def _answer_poll(request: Request) -> Response:
     services, node = services_of(request.app), await known_node(request)
+    services.node_calls.polls.charge(node.id)
     services.breaks.note_call(node.id)
     services.heartbeats.revive(node.id)
     wait_s = preferred_wait_s(request.headers.getlist("prefer"))
@@ -100,7 +101,7 @@ async def _claim_within(
                     return None
                 claim = await _claim(services, waiter)
             left_s = deadline - time.monotonic()
-            if claim.task is not None or left_s <= 0:
+            if claim.task is not None or left_s <= 0 or waiter.is_dismissed:
                 return claim.task
             if hang_up():
                 # Other processes, if there are any, may hear of this node meanwhile.

@@ -9,7 +9,7 @@ import uuid
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Request
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import FileResponse
@@ -17,12 +17,12 @@ from starlette.types import Receive, Scope, Send
 
 from orchestrator.auth import Caller, NodeParam, allowed_to
 from orchestrator.db.tables import File, Task, TaskFile
-from orchestrator.errors import Invalid, NotFound
+from orchestrator.errors import Invalid, NotFound, TooLarge
 from orchestrator.log import log_on_commit
-from orchestrator.model import HELD, Permission, utc_now
+from orchestrator.model import ADMIN_ID, HELD, Permission, utc_now
 from orchestrator.schemas.bodies import UploadedFile
 from orchestrator.schemas.problems import problems
-from orchestrator.services import ServicesParam
+from orchestrator.services import Services, ServicesParam
 from orchestrator.uploads import FilePart, Upload, harmless_name, stored_file
 
 MULTIPART_OVERHEAD_BYTES = 64 * 1024
@@ -61,6 +61,7 @@ async def upload_file(
 ) -> UploadedFile:
     """Store a file under a new name, which a task may have in `files`."""
     part = FilePart(request.headers.get("content-type", ""))
+    await run_in_threadpool(_check_quota, services, caller, _declared_bytes(request))
     file_id = uuid.uuid4().hex
     stored = Upload(
         services.settings.data_dir,
@@ -88,12 +89,39 @@ async def upload_file(
 
     def insert() -> UploadedFile:
         with services.database.writing() as session:
+            _check_stored(session, services, caller, file.size)
             session.add(file)
             ids = {"filename": file.filename, "size": file.size, "by": caller.key_id}
             log_on_commit(session, log, "file uploaded", ids)
         return UploadedFile.model_validate(file)
 
-    return await run_in_threadpool(insert)
+    try:
+        return await run_in_threadpool(insert)
+    except TooLarge:
+        stored_file(services.settings.data_dir, file_id).unlink()
+        raise
+
+
+def _declared_bytes(request: Request) -> int:
+    declared = request.headers.get("content-length", "")
+    return max(0, int(declared) - MULTIPART_OVERHEAD_BYTES) if declared.isdecimal() else 0
+
+
+def _check_quota(services: Services, caller: Caller, size: int) -> None:
+    with services.database.reading() as session:
+        _check_stored(session, services, caller, size)
+
+
+def _check_stored(session: Session, services: Services, caller: Caller, size: int) -> None:
+    if caller.key_id == ADMIN_ID:
+        return
+    limit = services.settings.key_upload_bytes
+    stored = select(func.coalesce(func.sum(File.size), 0)).where(File.created_by == caller.key_id)
+    if int(session.scalar(stored) or 0) + size > limit:
+        raise TooLarge(
+            f"the key's files would take more than {limit} bytes: those of old tasks go with the"
+            " next cleanup"
+        )
 
 
 class _WholeFile(FileResponse):
@@ -119,11 +147,12 @@ _BYTES: dict[int | str, dict[str, Any]] = {
 
 @router.get(
     "/files/{filename}",
-    responses={**_BYTES, **problems(401, 403, 404)},
+    responses={**_BYTES, **problems(401, 403, 404, 429)},
     response_class=FileResponse,
 )
 def download_file(services: ServicesParam, node: NodeParam, filename: _Filename) -> _WholeFile:
     """Return a file to the node that holds a task with it; all others get 404."""
+    services.node_calls.others.charge(node.id)
     with services.database.reading() as session:
         file_id = session.scalars(
             select(File.id)

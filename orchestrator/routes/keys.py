@@ -41,12 +41,13 @@ router = APIRouter(prefix="/keys", tags=["keys"], route_class=Route)
 log = logging.getLogger(__name__)
 
 
-@router.post("", responses=problems(401, 403, 422, 429))
+@router.post("", responses=problems(401, 403, 422, 429, 507))
 def create_key(services: ServicesParam, caller: _Admin, new: NewKey) -> ShownKey:
     """Create a scoped key and return its secret, which is shown only here.
 
     A scoped key may manage only keys whose patterns lie within its own.
     """
+    services.reserve.check()
     patterns = new.allowed_node_patterns or ["*"]
     _check_may_give(caller, patterns)
     now = utc_now()

@@ -26,7 +26,8 @@ from orchestrator.db.tables import Node
 from orchestrator.errors import Gone, NotAllowed, NotFound
 from orchestrator.log import log_on_commit
 from orchestrator.model import NodeStatus, Permission, utc_now
-from orchestrator.routes import NodeId, Route, plain_route, read_body
+from orchestrator.routes import NodeId, Route, plain_route
+from orchestrator.routes.bodies import read_body
 from orchestrator.scheduling.heartbeats import Beat
 from orchestrator.scheduling.lifecycle import take_from
 from orchestrator.scheduling.waiting import WorkAvailable
@@ -54,7 +55,7 @@ log = logging.getLogger(__name__)
 @router.post(
     "/register",
     dependencies=[REGISTRATION_TOKEN_REQUIRED],
-    responses=problems(401, 403, 410, 422, 429, 503),
+    responses=problems(401, 403, 410, 422, 429, 503, 507),
     openapi_extra=TOKEN_AND_KEY,
 )
 def register(
@@ -69,6 +70,7 @@ def register(
     """
     if holder is not None:
         return _reregister(services, request, holder, registration)
+    services.reserve.check()
     now = utc_now()
     api_key = new_secret()
     node = Node(
@@ -134,7 +136,11 @@ def _registered(node: Node, api_key: str, now: datetime) -> RegisteredNode:
     return RegisteredNode(**_view(node, now).model_dump(), api_key=api_key)
 
 
-@router.post("/nodes/heartbeat", responses=problems(401, 403, 422))
+MAX_HEARTBEAT_BYTES = 256 * 1024
+"""Its ids are 132 kB at most if they are ASCII."""
+
+
+@router.post("/nodes/heartbeat", responses=problems(401, 403, 422, 429))
 def record_heartbeat(node: NodeParam, heartbeat: Heartbeat) -> HeartbeatResponse:
     """Record a heartbeat and return the tasks that the node must stop.
 
@@ -144,11 +150,12 @@ def record_heartbeat(node: NodeParam, heartbeat: Heartbeat) -> HeartbeatResponse
 
 
 async def _answer_heartbeat(request: Request) -> Response:
-    node = await known_node(request)
+    services, node = services_of(request.app), await known_node(request)
+    services.node_calls.heartbeats.charge(node.id)
     heartbeat = await read_body(request, Heartbeat)
     if heartbeat.node_id != node.id:
         raise NotAllowed("node_id is not the node of this key")
-    services, now = services_of(request.app), utc_now()
+    now = utc_now()
     held = heartbeat.held_task_ids
     pace, has_task = services.heartbeats.pace, bool(held) or heartbeat.status is NodeStatus.BUSY
     services.heartbeats.record(

@@ -16,42 +16,54 @@ from orchestrator.errors import NotFound
 from orchestrator.log import log_on_commit
 from orchestrator.model import Permission, TaskStatus, utc_now
 from orchestrator.routes import TaskId
+from orchestrator.routes.bodies import JsonRoute
 from orchestrator.scheduling.lifecycle import begin, end, move, require_own_task, require_task_of
 from orchestrator.schemas.bodies import LogSession, LogSubmission, Report, ReportResponse
 from orchestrator.schemas.problems import problems
-from orchestrator.services import ServicesParam
+from orchestrator.schemas.types import short_id
+from orchestrator.services import Services, ServicesParam
 
 MAX_LOG_BYTES = 10 * 1024**2
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 log = logging.getLogger(__name__)
 
 
-@router.post("/status", tags=["status"], responses=problems(401, 403, 404, 422))
+@router.post("/status", tags=["status"], responses=problems(401, 403, 404, 422, 429, 507))
 def report_status(services: ServicesParam, node: NodeParam, report: Report) -> ReportResponse:
-    """Record a report and return the task's status, which may be `cancelled` meanwhile."""
+    """Record a report and return the task's status, which may be `cancelled` meanwhile.
+
+    Of a task that has reported very often, further reports take effect and are not stored as
+    steps; its final report always is.
+    """
     now = utc_now()
+    if report.message and not report.status.is_final:
+        services.reserve.check()
     with services.database.writing() as session:
         task = require_task_of(session, report.about, node)
         if report.status.is_final and task.node_ended_at is None:
             task.node_ended_at = now
         if task.status.may_become(report.status):
-            _apply(session, task, report, now)
+            _apply(services, session, task, report, now)
         response = ReportResponse(task_id=task.id, job_id=task.id, status=task.status)
     if report.status.is_final and response.status is TaskStatus.CANCELLED:
         from_thread.run_sync(services.cancelled.remove, node.id, response.task_id)
     return response
 
 
-def _apply(session: Session, task: Task, report: Report, now: datetime) -> None:
-    move(
-        task,
-        report.status,
-        report.timestamp or now,
-        message=report.message,
-        progress=report.progress,
-    )
+def _apply(services: Services, session: Session, task: Task, report: Report, now: datetime) -> None:
+    is_stored = report.status.is_final or services.history.take(task.id, report.message)
+    if is_stored:
+        move(
+            task,
+            report.status,
+            report.timestamp or now,
+            message=report.message,
+            progress=report.progress,
+        )
+    else:
+        task.status = report.status
     task.crush_session_id = report.crush_session_id or task.crush_session_id
     ids = {"task_id": task.id, "node_id": task.assigned_node_id}
     if not report.status.is_final:
@@ -64,20 +76,26 @@ def _apply(session: Session, task: Task, report: Report, now: datetime) -> None:
     else:
         task.error_message = report.message
     duration_s = round((now - (task.started_at or now)).total_seconds(), 1)
+    services.history.forget(task.id)
     outcome = {"status": task.status.value, "duration_s": duration_s}
     log_on_commit(session, log, "task ended", {**ids, **outcome})
     end(session, task, now)
 
 
 @router.post(
-    "/logs", tags=["logs"], response_model=LogSession, responses=problems(401, 403, 404, 413, 422)
+    "/logs",
+    tags=["logs"],
+    response_model=LogSession,
+    responses=problems(401, 403, 404, 413, 422, 429, 507),
 )
 def store_log(services: ServicesParam, node: NodeParam, submission: LogSubmission) -> Response:
     """Store the session of a task that this node has been given, and return it."""
+    services.reserve.check()
     session_id = submission.session.id
     text = json.dumps(submission.session.fields())
     with services.database.writing() as session:
         task = require_task_of(session, submission.about, node)
+        services.log_bytes.charge(task.id, len(text))
         session.merge(
             Log(
                 task_number=task.number,
@@ -86,7 +104,7 @@ def store_log(services: ServicesParam, node: NodeParam, submission: LogSubmissio
             )
         )
         if task.crush_session_id is None and session_id:
-            task.crush_session_id = session_id.replace("\0", "")
+            task.crush_session_id = short_id(session_id)
     return _as_it_is(text)
 
 

@@ -8,15 +8,22 @@ from typing import Annotated
 from anyio import from_thread
 from fastapi import APIRouter, Depends, Query
 from pydantic import BeforeValidator, WithJsonSchema
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from orchestrator.auth import Caller, allowed_to
 from orchestrator.db.retention import delete_old_tasks, delete_unused_files, unknown_files
 from orchestrator.db.tables import Node, Task, TaskFile
-from orchestrator.errors import NotAllowed
+from orchestrator.errors import NotAllowed, TooMany
 from orchestrator.log import fields, log_on_commit
-from orchestrator.model import Permission, TaskStatus, lies_within, next_time, utc_now
+from orchestrator.model import (
+    ADMIN_ID,
+    Permission,
+    TaskStatus,
+    lies_within,
+    next_time,
+    utc_now,
+)
 from orchestrator.routes import Route, TaskId
 from orchestrator.routes.files import require_file
 from orchestrator.scheduling.lifecycle import end, move, require_own_task
@@ -33,6 +40,9 @@ log = logging.getLogger(__name__)
 _A_DAY = timedelta(days=1)
 """No upload takes longer; bytes that are older and that the database lacks are a crash's."""
 
+_A_MOMENT = timedelta(seconds=30)
+"""Until a caller with too many pending tasks may retry."""
+
 _Creator = Annotated[Caller, Depends(allowed_to(Permission.CREATE_TASKS))]
 _Reader = Annotated[Caller, Depends(allowed_to(Permission.READ_TASKS))]
 _StatusFilter = Annotated[
@@ -45,13 +55,14 @@ _StatusFilter = Annotated[
 _Canceller = Annotated[Caller, Depends(allowed_to(Permission.CANCEL_TASKS))]
 
 
-@router.post("", responses=problems(401, 403, 422, 429))
+@router.post("", responses=problems(401, 403, 422, 429, 507))
 def create_task(services: ServicesParam, caller: _Creator, new: NewTask) -> TaskView:
     """Create a task, and assign it at once if a matching node is waiting.
 
     A scoped key may target only nodes that its patterns allow, and name only files that were
-    uploaded with it.
+    uploaded with it. 429 may also mean that it has too many pending tasks.
     """
+    services.reserve.check()
     now = utc_now()
     due = new.scheduled_for
     if new.recurrence and due is None:
@@ -72,6 +83,7 @@ def create_task(services: ServicesParam, caller: _Creator, new: NewTask) -> Task
     move(task, TaskStatus.PENDING, now)
     with services.database.writing() as session:
         _check_may_target(session, caller, new)
+        _check_pending(session, caller, services.settings.key_pending_tasks)
         task.file_links = [
             TaskFile(position=position, filename=require_file(session, filename, caller).filename)
             for position, filename in enumerate(new.files or [])
@@ -151,6 +163,20 @@ def cancel_task(services: ServicesParam, caller: _Canceller, task_id: TaskId) ->
     if node_id is not None:
         from_thread.run_sync(services.cancelled.add, node_id, task_id)
     return cancelled
+
+
+def _check_pending(session: Session, caller: Caller, limit: int) -> None:
+    if caller.key_id == ADMIN_ID:
+        return
+    of_key = select(Task.number).where(
+        Task.created_by == caller.key_id, Task.status == TaskStatus.PENDING
+    )
+    # No more than these are counted.
+    if session.scalar(select(func.count()).select_from(of_key.limit(limit).subquery())) == limit:
+        raise TooMany(
+            f"the key has {limit} pending tasks, as many as it may: wait until some have started",
+            _A_MOMENT,
+        )
 
 
 def _check_may_target(session: Session, caller: Caller, new: NewTask) -> None:

@@ -16,11 +16,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from orchestrator.budgets import MAX_HELD_POLLS
 from orchestrator.model import NodeIdentity, Target, matches
 from orchestrator.scheduling.index import Key, Keys
 
 _MAX_TARGETS = 50_000
 """Targets that are remembered; with more, every node looks again."""
+_MAX_ALIKE = 5_000
+"""Of them, with one key: each poll that has it compares them all."""
 
 _Conditions = tuple[str | None, str | None, tuple[tuple[str, str], ...]]
 
@@ -36,13 +39,15 @@ class WorkAvailable:
 class Waiter:
     """One held poll, and the tasks for which it was woken."""
 
-    __slots__ = ("_is_woken", "_sleep", "keys", "node", "offers")
+    __slots__ = ("_is_woken", "_sleep", "is_dismissed", "keys", "node", "offers")
 
     def __init__(self, node: NodeIdentity) -> None:
         self.node = node
         self.offers: list[WorkAvailable] = []
         self.keys: list[Key] = []
         """The keys under which it is found."""
+        self.is_dismissed = False
+        """Whether its poll has to end, since its node holds newer ones."""
         self._is_woken = False
         self._sleep: asyncio.Future[None] | None = None
 
@@ -104,7 +109,15 @@ class Waiters:
 
     @contextmanager
     def waiting(self, node: NodeIdentity) -> Iterator[Waiter]:
-        """Hold a poll of the node while the block lasts; tasks that it leaves wake others."""
+        """Hold a poll of the node while the block lasts; tasks that it leaves wake others.
+
+        Of too many polls the oldest is dismissed: behind a proxy it may be one whose runner is
+        gone, and the newest is the one that is read.
+        """
+        held = list(self._by_key.get(("id", node.id), ()))
+        for oldest in held[: max(0, len(held) + 1 - MAX_HELD_POLLS)]:
+            oldest.is_dismissed = True
+            oldest.wake()
         waiter = Waiter(node)
         self._waiters[waiter] = None
         self._add(waiter)
@@ -150,7 +163,7 @@ class Waiters:
         alike = self._targets[self._keys.of_target(target)]
         self._target_count += conditions not in alike
         alike[conditions] = (target, self._time)
-        if self._target_count > _MAX_TARGETS:
+        if self._target_count > _MAX_TARGETS or len(alike) > _MAX_ALIKE:
             self._targets.clear()
             self._target_count = 0
             self._found_nothing.clear()

@@ -12,6 +12,7 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    FailFast,
     Field,
     JsonValue,
     StringConstraints,
@@ -22,17 +23,25 @@ from pydantic import (
 
 from orchestrator.model import ADMIN_ID, NodeStatus, TaskStatus, check_expression
 from orchestrator.schemas.types import (
+    MAX_HELD_IDS,
     MAX_INT,
+    MAX_LISTED,
+    MAX_NODE_TAGS,
     NUMBER,
     UUID_SCHEMA,
     WITH_SOMETHING_IN_IT,
     GivenId,
     Id,
+    Message,
     Moment,
+    NodeTags,
     NonBlank,
+    Pattern,
     Percent,
     RequestBody,
+    SessionId,
     ShortText,
+    TargetTags,
     Text,
     View,
     is_uuid,
@@ -80,11 +89,13 @@ class Registration(RequestBody):
     hostname: NonBlank
     os_type: NonBlank
     name: ShortText | None = None
-    capabilities: list[ShortText] | None = None
-    tags: dict[ShortText, ShortText] | None = None
+    capabilities: Annotated[list[ShortText], Field(max_length=MAX_NODE_TAGS)] | None = None
+    tags: NodeTags | None = None
 
 
-_TaskId = Annotated[ShortText, WithJsonSchema(UUID_SCHEMA)]
+_TaskId = Annotated[
+    Text, StringConstraints(max_length=128), WithJsonSchema({**UUID_SCHEMA, "maxLength": 128})
+]
 
 
 class Heartbeat(RequestBody):
@@ -93,7 +104,7 @@ class Heartbeat(RequestBody):
     node_id: GivenId
     status: NodeStatus
     current_task_id: _TaskId | None = None
-    task_ids: list[_TaskId] | None = None
+    task_ids: Annotated[list[_TaskId], Field(max_length=MAX_HELD_IDS)] | None = None
 
     @property
     def held_task_ids(self) -> list[str]:
@@ -164,11 +175,14 @@ class NewTask(RequestBody):
         Annotated[ShortText, AfterValidator(_require_uuid), WithJsonSchema(UUID_SCHEMA)] | None
     ) = None
     target_node_name: Annotated[
-        ShortText | None,
-        Field(description="A node's name; `*` matches any characters. Case matters."),
+        Pattern | None,
+        Field(
+            description="A node's name; `*` matches any characters, and may be there up to ten"
+            " times. Case matters."
+        ),
     ] = None
     target_tags: Annotated[
-        dict[ShortText, ShortText] | None,
+        TargetTags | None,
         Field(description="Tags that the node must have, with these values. Case matters."),
     ] = None
     priority: Annotated[int, Field(ge=-MAX_INT, le=MAX_INT), NUMBER] | None = 0
@@ -178,7 +192,10 @@ class NewTask(RequestBody):
         ShortText | None, Field(description="A cron expression, in UTC: `0 8 * * mon`.")
     ] = None
     files: Annotated[
-        Annotated[list[ShortText], Field(json_schema_extra={"uniqueItems": True})] | None,
+        Annotated[
+            list[ShortText], Field(max_length=MAX_LISTED, json_schema_extra={"uniqueItems": True})
+        ]
+        | None,
         Field(description="Names from the responses to `POST /upload`."),
     ] = None
 
@@ -264,9 +281,9 @@ class Report(_AboutTask):
     """The status of a task that the node has been given; `task_id` or `job_id` names it."""
 
     status: Literal[TaskStatus.RUNNING, TaskStatus.ANALYZING, TaskStatus.SUCCESS, TaskStatus.ERROR]
-    message: Text | None = None
+    message: Message | None = None
     progress: Percent | None = None
-    crush_session_id: Text | None = None
+    crush_session_id: SessionId | None = None
     timestamp: Moment | None = None
 
 
@@ -318,7 +335,7 @@ class LogSession(_LogPart):
     cost: Annotated[float, NUMBER] | None = None
     created_at: _Epoch | None = None
     updated_at: _Epoch | None = None
-    messages: list[LogMessage] | None = None
+    messages: Annotated[list[LogMessage], FailFast()] | None = None
 
     def fields(self) -> dict[str, Any]:
         """Return the fields to keep, those of the messages included."""

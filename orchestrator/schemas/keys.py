@@ -11,11 +11,13 @@ from orchestrator.schemas.types import (
     NUMBER,
     Id,
     NonBlank,
+    Pattern,
     RequestBody,
-    ShortText,
     Text,
     View,
 )
+
+MAX_PATTERNS = 100
 
 
 class NewKey(RequestBody):
@@ -23,7 +25,9 @@ class NewKey(RequestBody):
 
     name: NonBlank
     description: Text
-    allowed_node_patterns: Annotated[list[ShortText], Field(min_length=1)] | None = None
+    allowed_node_patterns: (
+        Annotated[list[Pattern], Field(min_length=1, max_length=MAX_PATTERNS)] | None
+    ) = None
     role: Role | None = Role.SUBMITTER
     rate_limit: Annotated[int, Field(ge=1, le=MAX_INT), NUMBER] | None = None
     expires_in_days: Annotated[int, Field(ge=1, le=36_500), NUMBER] | None = None

@@ -28,7 +28,7 @@ SENTENCES = {
         "The operator has disabled this, or the database does not respond.",
         "the database does not answer: try again",
     ),
-    507: ("The disk is full.", "the server's disk has no room for the file"),
+    507: ("The disk is full, or nearly.", "the server's disk has no room for the file"),
 }
 """For each status code, what it means, and an example of its detail."""
 
@@ -81,6 +81,20 @@ def described_problem(code: int) -> dict[str, Any]:
     if code in {429, 503}:
         described["headers"] = {"Retry-After": _RETRY_AFTER}
     return described
+
+
+_MAX_LISTED = 10
+"""Errors of one request that its response names."""
+
+
+def invalid_sentence(errors: Sequence[Mapping[str, Any]], count: int) -> str:
+    """Return one sentence for an invalid request with so many errors: the first ten of them."""
+    if not errors:
+        return f"body has {count} errors"
+    listed = [validation_sentence(error) for error in errors[:_MAX_LISTED]]
+    if count > len(listed):
+        listed.append(f"and {count - len(listed)} more")
+    return "; ".join(listed)
 
 
 def validation_sentence(error: Mapping[str, Any]) -> str:

@@ -42,6 +42,61 @@ Text = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")]
 
 ShortText = Annotated[Text, StringConstraints(max_length=255)]
 
+MAX_MESSAGE_CHARS = 100_000
+"""Characters, as Python counts them; up to 400 kB in UTF-8. The status reporter cuts there, too."""
+
+Message = Annotated[Text, StringConstraints(max_length=MAX_MESSAGE_CHARS)]
+"""A message of an agent."""
+
+
+def short_id(text: str) -> str:
+    """Return as much of an agent's id as is stored. Crush's have 36 characters."""
+    return text.replace("\0", "")[:255]
+
+
+SessionId = Annotated[Text, AfterValidator(short_id)]
+"""Cut and not refused: a final report must not fail by it."""
+
+MAX_HELD_IDS = 1000
+"""Tasks of one node. As many may a runner run at once."""
+MAX_TARGET_TAGS = 32
+MAX_NODE_TAGS = 100
+MAX_LISTED = 1000
+"""Entries of a list in a request."""
+_MAX_STARS = 10
+
+
+def at_most(entries: int) -> BeforeValidator:
+    """Return what refuses an object with more entries, before each of them is looked at."""
+
+    def check(value: object) -> object:
+        if isinstance(value, dict) and len(value) > entries:
+            raise ValueError(f"must have at most {entries} entries")
+        return value
+
+    return BeforeValidator(check)
+
+
+def _check_stars(pattern: str) -> str:
+    if pattern.count("*") > _MAX_STARS:
+        raise ValueError(f"must have at most {_MAX_STARS} asterisks")
+    return pattern
+
+
+Pattern = Annotated[ShortText, AfterValidator(_check_stars)]
+"""A pattern of names. Its `*` stand for any text, so each costs time."""
+
+TargetTags = Annotated[
+    dict[ShortText, ShortText],
+    at_most(MAX_TARGET_TAGS),
+    Field(json_schema_extra={"maxProperties": MAX_TARGET_TAGS}),
+]
+NodeTags = Annotated[
+    dict[ShortText, ShortText],
+    at_most(MAX_NODE_TAGS),
+    Field(json_schema_extra={"maxProperties": MAX_NODE_TAGS}),
+]
+
 WITH_SOMETHING_IN_IT = r"^[^\x00]*[^\s\x00][^\x00]*$"
 
 NonBlank = Annotated[

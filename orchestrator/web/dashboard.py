@@ -18,23 +18,24 @@ from starlette.responses import HTMLResponse, StreamingResponse
 from orchestrator.auth import allowed_to
 from orchestrator.db.tables import Node
 from orchestrator.model import Permission, Target, matches
+from orchestrator.routes.bodies import JsonRoute
 from orchestrator.schemas.problems import problems
-from orchestrator.schemas.types import RequestBody, ShortText
+from orchestrator.schemas.types import Pattern, RequestBody, TargetTags
 from orchestrator.services import Services, ServicesParam
 from orchestrator.web.live import Viewer, pages
 
 _STREAM_S = 60
 _LOOK_EVERY_S = 1.0
 
-router = APIRouter(tags=["system"])
+router = APIRouter(tags=["system"], route_class=JsonRoute)
 _ADMIN = [Depends(allowed_to(Permission.READ_STATISTICS))]
 
 
 class TargetOfTask(RequestBody):
     """The conditions of a task that is being written."""
 
-    target_node_name: ShortText | None = None
-    target_tags: dict[ShortText, ShortText] | None = None
+    target_node_name: Pattern | None = None
+    target_tags: TargetTags | None = None
 
 
 @router.get("/dashboard", response_class=HTMLResponse)

@@ -16,6 +16,8 @@ from runner.redaction import encoded_forms
 if TYPE_CHECKING:
     import sqlite3
 
+_MAX_ID_CHARS = 200
+"""Crush's are UUIDs. One of a megabyte would not fit into the final report that names it."""
 _PATTERN = "*victoria-reporter/[A-Za-z0-9]*"
 _MARK = re.compile(rb"victoria-reporter/[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 
@@ -66,7 +68,11 @@ def find(connection: sqlite3.Connection, columns: set[str], query: SessionQuery)
         "ORDER BY created_at DESC, rowid DESC",
         (math.floor(query.started_at), ended_at),
     )
-    session_ids = [session_id for (session_id,) in rows if isinstance(session_id, str)]
+    session_ids = [
+        session_id
+        for (session_id,) in rows
+        if isinstance(session_id, str) and len(session_id) <= _MAX_ID_CHARS
+    ]
     prompt = None if query.prompt is None else squeeze(query.prompt)
     begun = _with_prompt(connection, session_ids, prompt)
     ours, unmarked = _by_mark(connection, [each.session_id for each in begun], query.mark)

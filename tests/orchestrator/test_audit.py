@@ -90,7 +90,7 @@ def test_refused_calls_are_in_the_audit_once_a_minute(orchestrator: RunningOrche
     denied = [one for one in entries if one["action"].startswith("denied ")]
     assert [(one["action"][len("denied ") :], one["detail"]) for one in denied] == [
         ("tasks:create", "POST /tasks: the key is limited to 1 calls a minute"),
-        ("tasks:create", "POST /tasks: the key has been rotated: use the new one"),
+        ("call", "POST /tasks: the key has been rotated: use the new one"),
         ("nodes:read", "GET /nodes: the key has expired"),
         ("node", "GET /tasks/pending: the key has been revoked"),
     ]

@@ -66,8 +66,9 @@ def test_heartbeats_at_once_each_get_their_own_response(orchestrator: RunningOrc
         cancelled[node.id] = [orchestrator.assign(node)]
         orchestrator.cancel(cancelled[node.id][0])
     held: dict[str, list[str]] = {node.id: [str(uuid.uuid4())] for node in nodes}
-    # One of them has more tasks than PostgreSQL takes parameters.
-    held[nodes[0].id] += [f"t-{number}" for number in range(70_000)]
+    # Together they have more tasks than one statement asks for.
+    for node in nodes:
+        held[node.id] += [f"{node.name}-{number}" for number in range(999)]
 
     def beat(node: RegisteredNode) -> Json:
         return node.beat("busy", current_task_id=held[node.id][0], task_ids=held[node.id])

@@ -163,6 +163,7 @@ def _part(name: str, *, end: bool = True) -> bytes:
         ("multipart/form-data; boundary=b", _part("other")),
         ("multipart/form-data; boundary=b", _part("file", end=False)),
         ("multipart/form-data; boundary=b", _part("file", end=False) + _part("file")),
+        ("multipart/form-data; boundary=b", _part("o", end=False) * 8 + _part("file")),
         ("multipart/form-data; boundary=b", b"--b\r\nno header at all\r\n\r\nx\r\n--b--"),
     ],
 )
@@ -176,6 +177,20 @@ def test_other_parts_of_the_form_are_ignored(shared: RunningOrchestrator) -> Non
     files = {"file": ("a.txt", b"content"), "more": ("b.txt", b"other")}
     file = ok(shared.admin.post("/upload", data={"note": "text"}, files=files))
     assert (file["original_name"], file["checksum"]) == ("a.txt", sha256(b"content"))
+
+
+@pytest.mark.both_databases
+@pytest.mark.settings(key_upload_bytes=1000)
+def test_files_of_a_scoped_key_have_a_quota(orchestrator: RunningOrchestrator) -> None:
+    scoped = orchestrator.client(orchestrator.create_key()["api_key"])
+    ok(scoped.post("/upload", files={"file": ("a", b"x" * 900)}))
+    stored = _stored(orchestrator)
+    for size in (101, 100_000):
+        code, sentence = refusal(scoped.post("/upload", files={"file": ("b", b"x" * size)}))
+        assert (code, sentence[:38]) == (413, "the key's files would take more than 1")
+        assert _stored(orchestrator) == stored
+    ok(scoped.post("/upload", files={"file": ("b", b"x" * 100)}))
+    orchestrator.upload("of the admin", b"x" * 2000)
 
 
 def test_start_removes_uploads_that_no_server_writes(orchestrator: RunningOrchestrator) -> None:

@@ -32,6 +32,11 @@ def test_steps_of_a_task() -> None:
         ("prod-[1]-*", "prod-[1]-a", True),
         ("prod.*", "prod-1", False),
         ("a*b", "a\nb", True),
+        ("a*a", "a", False),
+        ("*ab*ba*", "aba", False),
+        ("*ab*ab*", "abcab", True),
+        ("a*b*c", "a-bc-c", True),
+        ("**", "", True),
     ],
 )
 def test_name_is_matched_as_a_wildcard(pattern: str, name: str, *, expected: bool) -> None:

@@ -36,6 +36,14 @@ VALID: dict[str, Json] = {
         ("/status", "progress", True),
         ("/status", "job_id", "another than task_id"),
         ("/nodes/heartbeat", "status", "sleepy"),
+        pytest.param("/status", "message", "m" * 100_001, id="message"),
+        pytest.param("/nodes/heartbeat", "task_ids", ["x"] * 1001, id="ids"),
+        pytest.param("/nodes/heartbeat", "task_ids", ["x" * 129], id="long id"),
+        pytest.param("/tasks", "target_tags", {str(n): "" for n in range(33)}, id="tags"),
+        pytest.param("/tasks", "target_tags", {"k" * 256: ""}, id="long tag"),
+        pytest.param("/tasks", "target_node_name", "*-" * 11, id="asterisks"),
+        pytest.param("/tasks", "files", [str(n) for n in range(1001)], id="files"),
+        pytest.param("/keys", "allowed_node_patterns", ["*-" * 11], id="patterns"),
     ],
 )
 def test_invalid_field_is_422_and_is_named(
@@ -47,6 +55,13 @@ def test_invalid_field_is_422_and_is_named(
     code, sentence = refusal(client.post(path, content=body, headers=JSON_TYPE))
     assert (code, sentence[: len(field)]) == (422, field)
     assert len(shared.tasks()) == before
+
+
+def test_ten_errors_are_listed(shared: RunningOrchestrator) -> None:
+    body = {"node_id": "any", "status": "idle", "task_ids": list(range(100))}
+    code, sentence = refusal(shared.register().http.post("/nodes/heartbeat", json=body))
+    listed = [f"task_ids.{number} must be a string" for number in range(10)]
+    assert (code, sentence) == (422, "; ".join([*listed, "and 90 more"]))
 
 
 @pytest.mark.parametrize(

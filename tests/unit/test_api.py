@@ -343,7 +343,7 @@ async def test_reason_of_any_depth_is_survived(api: Api, depth: int) -> None:
         assert type(await api.error("health", http(status, nested, JSON))) is kind
 
 
-@pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504])
+@pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504, 507])
 async def test_status_that_will_pass_is_unavailable(api: Api, status: int) -> None:
     for name in WITH_KEY:
         error = await api.outage(name, json_response({"detail": "later"}, status))
