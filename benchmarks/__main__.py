@@ -13,12 +13,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from argparse import Namespace
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NoReturn
 
 import httpx
 
+from benchmarks.abuse import abuse
 from benchmarks.calls import calls
 from benchmarks.claims import claims
 from benchmarks.fleet import fleet
@@ -40,10 +42,18 @@ def main() -> int:
         claims()
     if "calls" in what:
         calls(arguments.rounds)
+    if "abuse" in what:
+        abuse()
     if "fleet" in what:
         fleet(arguments.nodes, arguments.rate, arguments.seconds, arguments.heartbeat_seconds)
-    if not options.ENGINE_BENCHMARKS & set(what):
-        return 0
+    if options.ENGINE_BENCHMARKS & set(what):
+        on_engines(arguments)
+    return 0
+
+
+def on_engines(arguments: Namespace) -> None:
+    """Run the benchmarks that need an engine and an image."""
+    what = arguments.what
     engines = os.environ["VICTORIA_TEST_ENGINES"].split(",")
     image = os.environ["VICTORIA_TEST_IMAGE"]
     if "throughput" in what:
@@ -53,7 +63,6 @@ def main() -> int:
         idle(engines[0], image, arguments.idle_seconds)
     if "peers" in what:
         peers(engines[0], image, arguments.tasks, arguments.rounds, arguments.idle_seconds)
-    return 0
 
 
 def throughput(engine: str, image: str, tasks: int, rounds: int) -> None:

@@ -19,6 +19,10 @@ _OVER_S = 90.0
 """An answer that takes longer than that, the held ones included, does not come."""
 
 
+def _json(body: object) -> bytes:
+    return json.dumps(body).encode()
+
+
 class CallFailed(Exception):
     """The server could not be reached, went away, or answered anything but 200."""
 
@@ -39,7 +43,7 @@ class Connection:
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def call(self, method: str, path: str, body: object = None, *, wait_s: int = 0) -> object:
-        """Give the answer, decoded. Raises CallFailed."""
+        """Return the response, decoded; a body of bytes is sent as it is. Raises CallFailed."""
         try:
             with anyio.fail_after(_OVER_S):
                 status, content = await self._exchange(method, path, body, wait_s)
@@ -65,7 +69,7 @@ class Connection:
         if self._streams is None:
             self._streams = await asyncio.open_connection(address.hostname, address.port)
         reader, writer = self._streams
-        payload = b"" if body is None else json.dumps(body).encode()
+        payload = body if isinstance(body, bytes) else b"" if body is None else _json(body)
         prefer = f"Prefer: wait={wait_s}\r\n" if wait_s else ""
         head = f"{method} {path} HTTP/1.1\r\nHost: {address.netloc}\r\n{self._told}{prefer}"
         writer.write(f"{head}Content-Length: {len(payload)}\r\n\r\n".encode() + payload)

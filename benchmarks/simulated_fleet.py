@@ -83,7 +83,7 @@ class Node:
         self._heartbeat_s = heartbeat_s
         self.group = f"node-{number % _GROUPS:02}-"
         self.name = f"{self.group}{number:05}"
-        self.id = ""
+        self.id = self.key = ""
         self._urls = urls
         self._first = number % len(urls)
         self._tally = tally
@@ -94,8 +94,8 @@ class Node:
         body = {"hostname": "simulated", "os_type": "linux", "name": self.name}
         answer = cast("dict[str, Any]", await connection.call("POST", "/register", body))
         connection.close()
-        self.id = answer["id"]
-        key = {"X-API-Key": answer["api_key"]}
+        self.id, self.key = answer["id"], answer["api_key"]
+        key = {"X-API-Key": self.key}
         self.waiting = Connection(self._urls, self._first, key)
         self.telling = Connection(self._urls, self._first, key)
 

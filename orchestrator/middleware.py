@@ -28,32 +28,41 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         limit = self._limits.get(scope["path"], DEFAULT_LIMIT_BYTES)
-        sentence = f"body is over the limit of {limit} bytes"
-        refusal = JSONResponse({"detail": sentence}, TooLarge.status_code)
         declared = Headers(scope=scope).get("content-length", "0")
         if declared.isdecimal() and int(declared) > limit:
-            await refusal(scope, receive, send)
+            await _refuse_large(limit)(scope, receive, send)
             return
 
         received = 0
-        # FastAPI lets only this kind through while it reads a body.
-        over_limit = HTTPException(TooLarge.status_code, sentence)
 
         async def counted() -> Message:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
             if received > limit:
-                raise over_limit
+                raise _OverLimit(limit)
             return message
 
         try:
             await self._app(scope, counted, send)
-        except HTTPException as error:
+        except _OverLimit:
             # Another middleware was reading, and nothing is answered yet.
-            if error is not over_limit:
-                raise
-            await refusal(scope, receive, send)
+            await _refuse_large(limit)(scope, receive, send)
+
+
+class _OverLimit(HTTPException):
+    """FastAPI lets only HTTPExceptions through while it reads a body."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(TooLarge.status_code, _over_limit(limit))
+
+
+def _over_limit(limit: int) -> str:
+    return f"body is over the limit of {limit} bytes"
+
+
+def _refuse_large(limit: int) -> JSONResponse:
+    return JSONResponse({"detail": _over_limit(limit)}, TooLarge.status_code)
 
 
 _NOT_DECLARED = frozenset({"", "application/x-www-form-urlencoded"})

@@ -16,6 +16,9 @@ from orchestrator.conformance.expect import (
 from orchestrator.conformance.target import Rule, Target
 
 _LOG_LIMIT = 10 * 1024**2
+_LONGEST_MESSAGE = 100_000
+_MOST_IDS = 1000
+_LONGEST_ID = 128
 _POLL_INTERVAL_S = 0.5
 # No call for work goes out, which might take some, where a heartbeat is not refused.
 _CALLS = (
@@ -54,6 +57,15 @@ def node_key_needed(target: Target) -> None:
 def heartbeat(target: Target) -> None:
     """A heartbeat is accepted."""
     expect_accepted("a heartbeat", target.register().heartbeat())
+
+
+def many_ids(target: Target) -> None:
+    """A heartbeat with 1,000 ids of 128 characters is accepted."""
+    ids = [f"{number:0{_LONGEST_ID}}" for number in range(_MOST_IDS)]
+    node = target.register()
+    body = {"node_id": node.id, "status": "busy", "task_ids": ids}
+    response = node.http.post("/nodes/heartbeat", json=body)
+    expect_accepted("a heartbeat with so many ids", response)
 
 
 def assignment(target: Target) -> None:
@@ -122,6 +134,12 @@ def unknown_status(target: Target) -> None:
         expect_refusal(f"the status {status}", held.report(status), 400, 403, 409, 422)
 
 
+def long_message(target: Target) -> None:
+    """A message of 100,000 characters is accepted, whatever their bytes."""
+    response = target.hold().report("running", message="…" * _LONGEST_MESSAGE)
+    expect_accepted("a long message", response)
+
+
 def bad_progress(target: Target) -> None:
     """A progress that is not a number is refused with 422."""
     response = target.hold().report("running", progress="half")
@@ -171,13 +189,13 @@ def _path_of_file(name: str) -> str:
 
 RUNNER_RULES: dict[str, tuple[Rule, ...]] = {
     "POST /register": (registration, wrong_token),
-    "POST /nodes/heartbeat": (heartbeat,),
+    "POST /nodes/heartbeat": (heartbeat, many_ids),
     # Before the task is reported on: until then it is offered again.
     "GET /tasks/pending": (assignment, once_only, no_work, redelivery),
     "GET /files/{filename}": (download, files_of_others),
     "POST /logs": (log, large_log),
     # The task ends with the last.
-    "POST /status": (job_or_task, unknown_status, bad_progress, tasks_of_others, end),
+    "POST /status": (job_or_task, unknown_status, bad_progress, long_message, tasks_of_others, end),
     "authentication": (node_key_needed,),
 }
 """By call, in the order in which one task can be led through all of them."""

@@ -47,7 +47,13 @@ same key and the same tasks. A server that does not name this extension would cr
 next one is expected; a node that sends none for three of these intervals is offline. It is at most
 15 for a node with a task, which learns of cancellations by its heartbeats.
 
-**Errors** have the body `{"detail": "one sentence"}`. After 429 and 503, retry; wait for
+**Limits.** A message has up to 100,000 characters, however many bytes they take; a heartbeat up to
+1,000 ids of up to 128 characters. A server takes these, so a node may rely on them. It may limit
+the calls of a node, and how many reports and logs of a task it stores, but it takes a final report
+and the heartbeats that it has asked for. To a log that is too large it answers 413; the node then
+sends a shorter one, once.
+
+**Errors** have the body `{"detail": "one sentence"}`. After 429, 503 and 507, retry; wait for
 `Retry-After` seconds if the response has that header.
 """
 

@@ -154,6 +154,13 @@ def _names_are_prefixes(body: Json) -> Json:
     return {**body, "target_node_name": name.partition("-")[0] + "*"} if "*" in name else body
 
 
+def _refuses_longer(field: str, length: int) -> Callable[[Json], Json]:
+    def refused(body: Json) -> Json:
+        return {**body, "status": "invalid"} if len(body.get(field) or "") > length else body
+
+    return refused
+
+
 NO_DELETION = Fault("DELETE /keys/", "key_deletion", always(405, {"detail": "no"}))
 _REREGISTRATION = "reregistration reregistration_of_nobody"
 _EXTENSIONS = f"{_REREGISTRATION} pace"
@@ -171,7 +178,7 @@ FAULTS = {
     "health has no version": Fault("GET /health", "health", always(200, {})),
     "heartbeats are not answered with 200": Fault(
         "POST /nodes/heartbeat",
-        f"heartbeat heartbeat_status cancelled {_EXTENSIONS}",
+        f"heartbeat many_ids heartbeat_status cancelled {_EXTENSIONS}",
         recoded(200, 202),
     ),
     "a node with a task is told to wait": Fault(
@@ -189,6 +196,12 @@ FAULTS = {
     "last end counts": Fault("GET /tasks/", "first_end_wins", _last_end_counts),
     "logs lose their title": Fault("GET /logs/", "stored_log", lacks("title")),
     "logs may have any size": Fault("POST /logs", "large_log", accepts(413)),
+    "long messages are refused": Fault(
+        "POST /status", "long_message", request=_refuses_longer("message", 65_536)
+    ),
+    "many ids are refused": Fault(
+        "POST /nodes/heartbeat", "many_ids", request=_refuses_longer("task_ids", 100)
+    ),
     "names are prefixes": Fault("POST /tasks", "name_targets", request=_names_are_prefixes),
     "no list of nodes": Fault("GET /nodes", "nodes_listed", lists_nothing),
     "no prompt": Fault("GET /tasks/pending", "assignment", lacks("prompt")),

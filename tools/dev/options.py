@@ -25,6 +25,7 @@ benchmarks:
                Prefect worker: latency, throughput and idle cost; takes 20 minutes
   claims       tasks assigned per second from a queue of 10,000, on SQLite and PostgreSQL
   calls        CPU time of a heartbeat and an empty poll, compared with a bare route of Starlette
+  abuse        response times of the orchestrator beside callers that send all they can, on SQLite
   fleet        latency and CPU time of the orchestrator under a simulated fleet, on SQLite and
                PostgreSQL; see docs/scaling.md
 """
@@ -106,7 +107,7 @@ def bench() -> argparse.ArgumentParser:
 
 
 def _benchmark(name: str) -> str:
-    names = (*DEFAULT_BENCHMARKS, "peers", "calls", *DATABASE_BENCHMARKS)
+    names = (*DEFAULT_BENCHMARKS, "peers", "calls", "abuse", *DATABASE_BENCHMARKS)
     if name not in names:
         raise argparse.ArgumentTypeError(f"cannot run {name!r}: choose from {', '.join(names)}")
     return name
