@@ -38,8 +38,6 @@ def report_status(services: ServicesParam, node: NodeParam, report: Report) -> R
     steps; its final report always is.
     """
     now = utc_now()
-    if report.message and not report.status.is_final:
-        services.reserve.check()
     with services.database.writing() as session:
         task = require_task_of(session, report.about, node)
         if report.status.is_final and task.node_ended_at is None:
@@ -53,6 +51,9 @@ def report_status(services: ServicesParam, node: NodeParam, report: Report) -> R
 
 
 def _apply(services: Services, session: Session, task: Task, report: Report, now: datetime) -> None:
+    # The first report of a task is its node's claim, without which it does not start.
+    if report.message and task.started_at is not None and not report.status.is_final:
+        services.reserve.check()
     is_stored = report.status.is_final or services.history.take(task.id, report.message)
     if is_stored:
         move(

@@ -241,7 +241,7 @@ def test_pending_tasks_of_a_scoped_key_are_limited(orchestrator: RunningOrchestr
 def test_disk_at_its_reserve_takes_what_must_not_be_lost(
     orchestrator: RunningOrchestrator, node: RegisteredNode
 ) -> None:
-    task_id, other = orchestrator.assign(node), orchestrator.assign(node)
+    task_id, other = orchestrator.assign(node, "running"), orchestrator.assign(node)
     orchestrator.settings = replace(orchestrator.settings, min_free_bytes=2**62)
     orchestrator.restart()
     status: dict[str, object] = {"task_id": task_id, "status": "running"}
@@ -258,7 +258,8 @@ def test_disk_at_its_reserve_takes_what_must_not_be_lost(
     ]
     assert [refusal(response)[0] for response in refused] == [507] * 6
     assert node.beat("busy", current_task_id=task_id)["status"] == "busy"
-    assert node.report(task_id, "running")["status"] == "running"
+    assert node.report(other, "running", message="the claim")["status"] == "running"
+    assert node.report(task_id, "analyzing")["status"] == "analyzing"
     assert node.report(task_id, "success", message="m")["status"] == "success"
     assert orchestrator.cancel(other)["status"] == "cancelled"
 
