@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from functools import cache, partial
 from http import HTTPStatus
 from itertools import chain
@@ -21,11 +21,17 @@ from starlette.routing import compile_path
 
 from orchestrator import __version__
 from orchestrator.auth import address_of, check_key, check_token
-from orchestrator.budgets import Allowance, DiskReserve, HistoryBudget, NodeCalls
+from orchestrator.budgets import Allowance, BodiesInFlight, DiskReserve, HistoryBudget, NodeCalls
 from orchestrator.db.database import CONNECTIONS, Database
 from orchestrator.errors import ConfigurationError, Conflict, Invalid, NotFound, Refused
 from orchestrator.log import Sampler, fields
-from orchestrator.middleware import BodyLimit, Check, PlainRequests, RequireKeyBeforeBody
+from orchestrator.middleware import (
+    DEFAULT_LIMIT_BYTES,
+    BodyLimit,
+    Check,
+    PlainRequests,
+    RequireKeyBeforeBody,
+)
 from orchestrator.model import utc_now
 from orchestrator.routes import assignments, files, keys, nodes, reports, stats, tasks
 from orchestrator.scheduling.announcing import Announcer, ThroughPostgresql, WithinProcess
@@ -49,6 +55,7 @@ _LONGEST_PATH = 200
 _SENTENCES = {404: "there is no such path", 405: "the path does not take this method"}
 
 # assignments come before tasks: /tasks/pending is not the task named "pending".
+_LOGS = "/logs"
 _PLAIN = frozenset({nodes.HEARTBEAT.path, assignments.PENDING.path})
 _ROUTES = (stats, nodes, assignments, tasks, files, reports, keys, dashboard)
 
@@ -101,7 +108,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(
         BodyLimit,
         limits={
-            "/logs": reports.MAX_LOG_BYTES,
+            _LOGS: reports.MAX_LOG_BYTES,
             "/nodes/heartbeat": nodes.MAX_HEARTBEAT_BYTES,
             "/upload": settings.max_upload_bytes + files.MULTIPART_OVERHEAD_BYTES,
         },
@@ -145,6 +152,7 @@ def _services(settings: Settings) -> Services:
         cancelled=TasksByNode(),
         unreported=TasksByNode(),
         looks=Batch(partial(look_for, database, settings, heartbeats=heartbeats)),
+        in_flight=BodiesInFlight(),
         node_calls=NodeCalls(settings.node_calls_per_minute),
         history=HistoryBudget(settings.task_steps),
         log_bytes=Allowance(
@@ -211,10 +219,18 @@ def _checks(services: Services) -> Callable[[str, str], Check | None]:
 
 
 async def _check(
-    services: Services, check: Callable[[Services, Request], Awaitable[None]], request: Request
-) -> None:
+    services: Services,
+    check: Callable[[Services, Request], Awaitable[str | None]],
+    request: Request,
+) -> AbstractContextManager[object]:
+    declared = request.headers.get("content-length", "")
+    largest = reports.MAX_LOG_BYTES if request.url.path == _LOGS else DEFAULT_LIMIT_BYTES
     try:
-        await check(services, request)
+        caller = await check(services, request)
+        if caller is None:
+            return nullcontext()
+        size = int(declared) if declared.isdecimal() else largest
+        return services.in_flight.hold(caller, size)
     except Refused as error:
         _log_refusal(services, request, error)
         raise

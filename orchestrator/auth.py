@@ -118,8 +118,10 @@ def _require_node(services: ServicesParam, request: Request, key: _NodeKeyHeader
     raise NotAllowed(sentence)
 
 
-async def check_key(services: Services, request: Request) -> None:
+async def check_key(services: Services, request: Request) -> str | None:
     """Check that the request carries a valid key, whatever the key may do.
+
+    Return the id of the node or of the scoped key; None for the admin key.
 
     Raises:
         Refused: the key is missing, unknown or expired, or its node has made too many calls.
@@ -128,10 +130,12 @@ async def check_key(services: Services, request: Request) -> None:
     node = None if key is None else services.nodes.find(key_hash(key))
     if node is not None:
         services.node_calls.others.charge(node.id)
-        return
+        return node.id
     holder = await run_in_threadpool(_identify, services, key, _call(request, _BEFORE_BODY))
     if isinstance(holder, NodeIdentity):
         services.node_calls.others.charge(holder.id)
+        return holder.id
+    return None if holder.key_id == ADMIN_ID else holder.key_id
 
 
 async def check_token(services: Services, request: Request) -> None:

@@ -8,6 +8,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from datetime import timedelta
 from pathlib import Path
 
@@ -23,6 +24,10 @@ MAX_HELD_POLLS = 4
 """Of one node. A runner holds one; those that a proxy keeps open after a restart are the oldest."""
 MAX_HISTORY_CHARS = 10_000_000
 """In the messages of one task, not counting its final report."""
+
+MAX_BYTES_IN_FLIGHT = 64 * 1024**2
+"""Six logs, or a thousand reports."""
+_LEAST_IN_FLIGHT = 64 * 1024
 
 _REMEMBERED = 100_000
 """Keys of one allowance."""
@@ -73,6 +78,40 @@ class NodeCalls:
         self.heartbeats = Allowance(per_minute, 60, sentence)
         self.polls = Allowance(per_minute, 60, sentence)
         self.others = Allowance(per_minute, 60, sentence)
+
+
+class BodiesInFlight:
+    """How many bytes of bodies each caller may be sending at once: they are held in memory.
+
+    Used in the event loop's thread only.
+    """
+
+    def __init__(self, max_bytes: int = MAX_BYTES_IN_FLIGHT) -> None:
+        self._max_bytes = max_bytes
+        self._bytes: dict[str, int] = {}
+
+    def hold(self, caller: str, size: int) -> AbstractContextManager[object]:
+        """Count a body until the returned context ends. Raises TooMany."""
+        # The call itself takes memory, and a thread, too.
+        size = max(size, _LEAST_IN_FLIGHT)
+        before = self._bytes.get(caller, 0)
+        if before and before + size > self._max_bytes:
+            raise TooMany(
+                f"the key sends more than {self._max_bytes} bytes at once", timedelta(seconds=1)
+            )
+        self._bytes[caller] = before + size
+        stack = ExitStack()
+        stack.callback(self._release, caller, size)
+        return stack
+
+    def _release(self, caller: str, size: int) -> None:
+        left = self._bytes.pop(caller) - size
+        if left:
+            self._bytes[caller] = left
+
+    def __len__(self) -> int:
+        """Return the number of callers that are sending."""
+        return len(self._bytes)
 
 
 class HistoryBudget:

@@ -1,6 +1,7 @@
 """ASGI middleware: what is decided about a request before FastAPI reads it."""
 
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractContextManager
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -96,8 +97,10 @@ def _is_undeclared(scope: Scope) -> bool:
     return Headers(scope=scope).get("content-type", "") in _NOT_DECLARED
 
 
-Check = Callable[[Request], Awaitable[None]]
-"""Raises Refused if the request does not carry what its path asks for."""
+Check = Callable[[Request], Awaitable[AbstractContextManager[object]]]
+"""Raises Refused if a request does not carry what its path asks for; what it returns is held while
+the request is answered.
+"""
 
 
 class RequireKeyBeforeBody:
@@ -121,7 +124,7 @@ class RequireKeyBeforeBody:
             await self._app(scope, receive, send)
             return
         try:
-            await check(Request(scope))
+            held = await check(Request(scope))
         except Refused as error:
             # Read to its end: a client that is still sending would miss the response.
             while (message := await receive())["type"] == "http.request":
@@ -132,4 +135,5 @@ class RequireKeyBeforeBody:
             )
             await response(scope, receive, send)
             return
-        await self._app(scope, receive, send)
+        with held:
+            await self._app(scope, receive, send)

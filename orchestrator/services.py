@@ -6,7 +6,7 @@ from typing import Annotated
 from anyio import CapacityLimiter
 from fastapi import Depends, FastAPI, Request
 
-from orchestrator.budgets import Allowance, DiskReserve, HistoryBudget, NodeCalls
+from orchestrator.budgets import Allowance, BodiesInFlight, DiskReserve, HistoryBudget, NodeCalls
 from orchestrator.db.database import Database
 from orchestrator.log import Sampler
 from orchestrator.scheduling.announcing import Announcer
@@ -41,6 +41,7 @@ class Services:
     """Assignments that their nodes have not reported on."""
     looks: Batch[str, Look | None]
     """Looks at the queue, by node id; None for a node that is no longer registered."""
+    in_flight: BodiesInFlight
     node_calls: NodeCalls
     history: HistoryBudget
     log_bytes: Allowance

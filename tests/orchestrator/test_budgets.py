@@ -12,7 +12,7 @@ from fastapi import APIRouter, FastAPI
 from pydantic import BaseModel, Field
 from sqlalchemy import update
 
-from orchestrator.budgets import Allowance, DiskReserve, HistoryBudget
+from orchestrator.budgets import Allowance, BodiesInFlight, DiskReserve, HistoryBudget
 from orchestrator.db.tables import Task
 from orchestrator.errors import OutOfSpace, TooMany
 from orchestrator.routes.bodies import JsonRoute, has_more_values
@@ -290,3 +290,22 @@ def test_tags_that_an_older_version_has_taken_are_served(
     orchestrator.restart()
     assert node.poll() is None
     assert orchestrator.task(task_id)["target_tags"] == tags
+
+
+def test_bodies_of_one_caller_are_limited_together() -> None:
+    in_flight = BodiesInFlight(max_bytes=20 * MIB)
+    with in_flight.hold("a", 10 * MIB), in_flight.hold("b", 30 * MIB):
+        with pytest.raises(TooMany, match="at once"):
+            in_flight.hold("a", 11 * MIB)
+        with in_flight.hold("a", 10 * MIB), pytest.raises(TooMany, match="at once"):
+            in_flight.hold("a", 0)
+        in_flight.hold("a", 10 * MIB).__exit__(None, None, None)
+    assert len(in_flight) == 0
+
+
+def test_bodies_are_no_longer_counted_once_they_are_answered(shared: RunningOrchestrator) -> None:
+    node = shared.register()
+    # Together more than may be sent at once.
+    for _ in range(8):
+        response = node.http.post("/logs", content=b"x" * 9 * MIB, headers=JSON_TYPE)
+        assert refusal(response) == (422, "body is not valid JSON")
