@@ -24,7 +24,7 @@ from orchestrator.errors import ConfigurationError, Conflict, Invalid, NotFound,
 from orchestrator.log import Sampler, fields
 from orchestrator.middleware import BodyLimit, PlainRequests, RequireKeyBeforeBody
 from orchestrator.model import utc_now
-from orchestrator.routes import assignments, files, keys, nodes, reports, stats, tasks
+from orchestrator.routes import assignments, files, keys, nodes, reports, stats, tasks, tokens
 from orchestrator.scheduling.announcing import Announcer, ThroughPostgresql, WithinProcess
 from orchestrator.scheduling.batch import Batch
 from orchestrator.scheduling.breaks import Breaks
@@ -33,7 +33,7 @@ from orchestrator.scheduling.heartbeats import Heartbeats, TasksByNode
 from orchestrator.scheduling.waiting import Waiters, WorkAvailable
 from orchestrator.schemas.openapi import schema_of, to_yaml
 from orchestrator.schemas.problems import validation_sentence
-from orchestrator.security import DenialSampler, NodeCache, Throttle
+from orchestrator.security import DenialSampler, NodeCache, ProxyWatch, Throttle
 from orchestrator.services import Services, services_of
 from orchestrator.settings import Settings
 from orchestrator.sweeper import sweep
@@ -46,7 +46,7 @@ _LONGEST_PATH = 200
 _SENTENCES = {404: "there is no such path", 405: "the path does not take this method"}
 
 # assignments come before tasks: /tasks/pending is not the task named "pending".
-_ROUTES = (stats, nodes, assignments, tasks, files, reports, keys, dashboard)
+_ROUTES = (stats, nodes, assignments, tasks, files, reports, keys, tokens, dashboard)
 
 log = logging.getLogger(__name__)
 
@@ -134,6 +134,7 @@ def _services(settings: Settings) -> Services:
         announcer,
         Throttle(settings.failures_per_minute),
         DenialSampler(),
+        ProxyWatch(),
         Sampler(),
         known_nodes,
         heartbeats,

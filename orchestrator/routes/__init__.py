@@ -4,7 +4,7 @@ import json
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, TypeVar
 
-from fastapi import Path
+from fastapi import Depends, Path
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
@@ -20,6 +20,15 @@ Body = TypeVar("Body", bound=BaseModel)
 NodeId = Annotated[Id, Path(description="The node's id.")]
 TaskId = Annotated[Id, Path(description="The task's id.")]
 KeyId = Annotated[Id, Path(description="The key's id.")]
+TokenId = Annotated[Id, Path(description="The registration token's id.")]
+
+
+def _forbid_storing(response: Response) -> None:
+    response.headers["Cache-Control"] = "no-store"
+
+
+NO_STORE = Depends(_forbid_storing)
+"""For calls whose response has a secret."""
 
 
 class Route(APIRoute):
