@@ -92,7 +92,7 @@ def test_proxy_that_names_no_address_reaches_no_log_and_no_audit(
     tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with serve(tmp_path, trusted_proxies="127.0.0.1") as orchestrator:
-        forwarded = {"X-Forwarded-For": text.encode("latin-1")}
+        forwarded = {b"X-Forwarded-For": text.encode("latin-1")}
         rows(orchestrator.admin.get("/nodes", headers=forwarded))
         orchestrator.client("guess").get("/nodes", headers=forwarded)
         [entry] = orchestrator.audit(action="nodes:read")
