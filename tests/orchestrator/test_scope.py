@@ -100,6 +100,7 @@ def test_limited_admin_key_reaches_nothing_of_another_client(
 ) -> None:
     own, other = (_client(orchestrator, name) for name in ("client-acme", MARK))
     holder = orchestrator.client(own.key["api_key"])
+    unused = orchestrator.upload("unused.txt", b"a")["filename"]
     calls = _calls()
     assert set(BOUNDED) | set(BODIES) <= set(calls)
     for call in calls:
@@ -110,6 +111,9 @@ def test_limited_admin_key_reaches_nothing_of_another_client(
                 assert secret not in text, call
         else:
             assert code in {403, 404}, (call, code, text)
+    body = {"prompt": "p", "target_node_name": "client-acme-1", "files": [other.ids["filename"]]}
+    assert holder.post("/tasks", json=body).status_code == 422
+    orchestrator.create_task(files=[unused])
     # Nothing was changed either: its tasks run, and its file, key and token work.
     assert orchestrator.task(other.task_id)["status"] == "running"
     assert [task["prompt"] for task in orchestrator.tasks() if task["prompt"] == "do it"]
