@@ -34,13 +34,13 @@ from orchestrator.db.database import postgresql_url
 from orchestrator.errors import ConfigurationError
 from orchestrator.log import set_up_logging
 from orchestrator.routes.reports import MAX_LOG_BYTES
+from orchestrator.security import UNGUESSABLE_LENGTH
 from orchestrator.server import Server, bind, open_as_many_as_allowed
 from orchestrator.settings import (
     DEFAULT_HEARTBEAT_TIMEOUT_S,
     DEFAULT_LOST_AFTER_S,
     DEFAULT_MAX_UPLOAD_BYTES,
     DEFAULT_MIN_FREE_BYTES,
-    SHORTEST_SECRET,
     Secret,
     Settings,
     hold_alone,
@@ -229,10 +229,7 @@ def main(  # noqa: PLR0913 - click hands every option over as an argument
         # First: an address that is in use is the most frequent mistake.
         address = Workers(workers, host, port) if workers > 1 else bind(host, port)
         token, admin_key = secrets = load_secrets(data_dir, os.environ)
-        if token.value and len(token.value) < SHORTEST_SECRET:
-            log.warning(
-                "%s could be guessed: use %d characters or more", token.variable, SHORTEST_SECRET
-            )
+        _warn_of_short(secrets)
         settings = Settings(
             data_dir=data_dir,
             admin_key=admin_key.value,
@@ -269,6 +266,17 @@ def main(  # noqa: PLR0913 - click hands every option over as an argument
     _collect_seldom()
     with lock or contextlib.nullcontext():
         sys.exit(serve() or 0)
+
+
+def _warn_of_short(secrets: Sequence[Secret]) -> None:
+    short = [one.variable for one in secrets if 0 < len(one.value) < UNGUESSABLE_LENGTH]
+    if short:
+        log.warning(
+            "%s could be guessed: use %d characters or more; until then, wrong ones from an address"
+            " also keep the right one from that address out",
+            " and ".join(short),
+            UNGUESSABLE_LENGTH,
+        )
 
 
 def _serve_worker(

@@ -33,7 +33,7 @@ from orchestrator.middleware import (
     RequireKeyBeforeBody,
 )
 from orchestrator.model import utc_now
-from orchestrator.routes import assignments, files, keys, nodes, reports, stats, tasks
+from orchestrator.routes import assignments, files, keys, nodes, reports, stats, tasks, tokens
 from orchestrator.scheduling.announcing import Announcer, ThroughPostgresql, WithinProcess
 from orchestrator.scheduling.batch import Batch
 from orchestrator.scheduling.breaks import Breaks
@@ -42,7 +42,7 @@ from orchestrator.scheduling.heartbeats import Heartbeats, TasksByNode
 from orchestrator.scheduling.waiting import Waiters, WorkAvailable
 from orchestrator.schemas.openapi import schema_of, to_yaml
 from orchestrator.schemas.problems import invalid_sentence
-from orchestrator.security import DenialSampler, NodeCache, Throttle
+from orchestrator.security import DenialSampler, NodeCache, ProxyWatch, Throttle
 from orchestrator.services import Services, services_of
 from orchestrator.settings import Settings
 from orchestrator.sweeper import sweep
@@ -57,7 +57,7 @@ _SENTENCES = {404: "there is no such path", 405: "the path does not take this me
 # assignments come before tasks: /tasks/pending is not the task named "pending".
 _LOGS = "/logs"
 _PLAIN = frozenset({nodes.HEARTBEAT.path, assignments.PENDING.path})
-_ROUTES = (stats, nodes, assignments, tasks, files, reports, keys, dashboard)
+_ROUTES = (stats, nodes, assignments, tasks, files, reports, keys, tokens, dashboard)
 
 log = logging.getLogger(__name__)
 
@@ -145,6 +145,7 @@ def _services(settings: Settings) -> Services:
         announcer,
         Throttle(settings.failures_per_minute),
         DenialSampler(),
+        ProxyWatch(),
         Sampler(),
         known_nodes,
         heartbeats,

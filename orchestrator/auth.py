@@ -1,12 +1,14 @@
-"""Authentication: the admin key, scoped keys, node keys and the registration token.
+"""Authentication: the admin key, scoped keys, node keys and registration tokens.
 
 Keys are looked up by their SHA-256 and compared in constant time; no key itself is stored. Each
-call by the admin or a scoped key is written into the audit before it is carried out; of those over
-a key's rate, or with an expired or revoked key, one a minute.
+call by the admin or a scoped key is written into the audit before it is carried out; of those that
+are refused here, one a minute of each kind.
 """
 
 import hmac
-from collections.abc import Callable
+import ipaddress
+import logging
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Annotated
@@ -18,19 +20,37 @@ from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from orchestrator.db import audit
-from orchestrator.db.tables import ApiKey, Node
+from orchestrator.db.tables import ApiKey, Node, RegistrationToken
 from orchestrator.errors import Disabled, Gone, NotAllowed, Refused, TooMany, Unauthenticated
-from orchestrator.model import ADMIN_ID, PERMISSIONS, NodeIdentity, Permission, Role, utc_now
+from orchestrator.log import fields
+from orchestrator.model import (
+    ADMIN_ID,
+    PERMISSIONS,
+    NodeIdentity,
+    Permission,
+    Role,
+    lies_within,
+    name_matches,
+    utc_now,
+)
 from orchestrator.schemas.bodies import NodeView
-from orchestrator.security import KnownNode, charge, is_same, key_hash
+from orchestrator.security import UNGUESSABLE_LENGTH, KnownNode, charge, is_same, key_hash
 from orchestrator.services import Services, ServicesParam, services_of
 
 _OF_NODES = "node"
 """In the audit, the action when another key calls what only nodes may call."""
 _BEFORE_BODY = "call"
 """In the audit, the action when a key is refused before what the call asks for is read."""
+_REGISTERING = "node:registered"
+"""In the audit, the action when a registration token registers a node."""
 _OF_A_HEARTBEAT = {"status", "last_heartbeat", "current_task_id"}
 """Fields of a node that each heartbeat changes."""
+
+_LONGEST_ADDRESS = 64
+_NO_ADDRESS = "unknown"
+"""Stands for a client of which a proxy says something that is not an address."""
+
+log = logging.getLogger(__name__)
 
 
 def _key_scheme(name: str, description: str) -> APIKeyHeader:
@@ -63,9 +83,23 @@ class Caller:
     """The address that the call came from."""
 
     @property
-    def owner(self) -> str | None:
-        """The key whose tasks and files this caller sees; None means all."""
-        return None if self.role is Role.ADMIN else self.key_id
+    def is_limited(self) -> bool:
+        """Whether the key is for some nodes only."""
+        return "*" not in self.allowed_node_patterns
+
+    def covers(self, patterns: Iterable[str]) -> bool:
+        """Return whether the key's patterns cover all of these."""
+        return all(lies_within(pattern, self.allowed_node_patterns) for pattern in patterns)
+
+
+@dataclass(frozen=True)
+class Grant:
+    """What the registration token of a call permits."""
+
+    token_id: str | None = None
+    """None for REGISTRATION_TOKEN."""
+    token_name: str = ""
+    allowed_node_patterns: tuple[str, ...] = ("*",)
 
 
 @dataclass(frozen=True)
@@ -100,6 +134,7 @@ def allowed_to(permission: Permission) -> Callable[..., Caller]:
         holder = _identify(services, key, call)
         if isinstance(holder, NodeIdentity):
             raise NotAllowed("a node key may not do this")
+        _watch_for_proxy(services, request, holder.key_id)
         refusal = _record_use(services, holder, permission, call)
         if refusal is not None:
             raise refusal
@@ -112,6 +147,7 @@ def _require_node(services: ServicesParam, request: Request, key: _NodeKeyHeader
     call = _call(request, _OF_NODES)
     holder = _identify(services, key, call)
     if isinstance(holder, NodeIdentity):
+        _watch_for_proxy(services, request, holder.id)
         return holder
     sentence = "only a node may do this"
     _record_denial(services, holder.key_id, call, sentence)
@@ -197,19 +233,76 @@ def _require_registration_token(
     services: ServicesParam,
     request: Request,
     token: Annotated[str | None, Security(_REGISTRATION_TOKEN)],
-) -> None:
-    expected = services.settings.registration_token
-    if expected is None:
-        raise Disabled("registration is disabled")
+) -> Grant:
+    expected, wanted = services.settings.registration_token, key_hash(token or "")
+    with services.database.autocommit() as session:
+        row = session.scalars(
+            select(RegistrationToken).where(RegistrationToken.token_hash == wanted)
+        ).one_or_none()
+        if row is None and expected is None and _has_no_tokens(session):
+            raise Disabled("registration is disabled")
     if token is None:
         raise Unauthenticated("X-Registration-Token is missing")
-    _compare(services, token, expected, address_of(request), "invalid registration token")
+    if row is None:
+        _compare(services, token, expected, address_of(request), "invalid registration token")
+        return Grant()
+    if row.is_expired(utc_now()):
+        cause = f"the registration token {row.name} has expired"
+        _record_denial(services, row.id, _call(request, _REGISTERING), cause)
+        raise Unauthenticated(cause)
+    return Grant(row.id, row.name, tuple(row.allowed_node_patterns))
+
+
+def _has_no_tokens(session: Session) -> bool:
+    return session.scalars(select(RegistrationToken.id).limit(1)).first() is None
+
+
+def require_name(services: Services, request: Request, grant: Grant, name: str) -> None:
+    """Raise NotAllowed for a node's name that the registration token is not for."""
+    patterns = grant.allowed_node_patterns
+    if any(name_matches(pattern, name) for pattern in patterns):
+        return
+    cause = f"the registration token {grant.token_name} is for {', '.join(patterns)} only"
+    if grant.token_id is not None:
+        _record_denial(services, grant.token_id, _call(request, _REGISTERING), cause)
+    raise NotAllowed(f"{cause}, not for {name}: use another name or token")
+
+
+def charge_use(  # noqa: PLR0913 - the parts of one registration
+    session: Session, request: Request, grant: Grant, *, name: str, node_id: str, now: datetime
+) -> None:
+    """Count a new node for its registration token, in the transaction that adds it.
+
+    Raises NotAllowed for a token that is used up, Unauthenticated for one that was deleted.
+    """
+    if grant.token_id is None:
+        return
+    # Locked: of several registrations at once, none sees the number from before another.
+    token = session.get(RegistrationToken, grant.token_id, with_for_update=True)
+    if token is None:
+        raise Unauthenticated("invalid registration token")
+    if token.is_used_up:
+        raise NotAllowed(
+            f"the registration token {token.name} has registered {token.uses} nodes, as many as it"
+            " may: use another token"
+        )
+    token.uses += 1
+    detail = f"{name} is {node_id}"
+    audit.record(
+        session,
+        now,
+        key_id=token.id,
+        action=_REGISTERING,
+        detail=detail,
+        client=address_of(request),
+    )
 
 
 NodeParam = Annotated[NodeIdentity, Depends(_require_node)]
 """A handler's parameter: the node whose key the request carries."""
 
-REGISTRATION_TOKEN_REQUIRED = Depends(_require_registration_token)
+GrantParam = Annotated[Grant, Depends(_require_registration_token)]
+"""A parameter of the registration: what the token of the call permits."""
 
 KeyHolderParam = Annotated[KeyHolder | None, Depends(_find_key_holder)]
 """A parameter of the registration: the node whose key came beside the token, if any."""
@@ -253,10 +346,15 @@ def _rejection_reason(key: ApiKey, wanted: str, now: datetime) -> str | None:
     return None
 
 
-def _compare(services: Services, given: str, expected: str, client: str, sentence: str) -> None:
+def _compare(
+    services: Services, given: str, expected: str | None, client: str, sentence: str
+) -> None:
     now = utc_now()
+    is_right = expected is not None and is_same(given, expected)
+    if is_right and len(given) >= UNGUESSABLE_LENGTH:
+        return
     services.throttle.check(client, now)
-    if is_same(given, expected):
+    if is_right:
         return
     services.throttle.note_failure(client, now)
     raise Unauthenticated(sentence)
@@ -277,7 +375,8 @@ def _record_use(
                 return TooMany(sentence, wait)
         if permission not in PERMISSIONS[caller.role]:
             sentence = f"a key with the role {caller.role.value} may not do this"
-            _record(session, caller.key_id, call, sentence)
+            if services.denials.is_due(caller.key_id, f"{call.action}: {sentence}", call.at):
+                _record(session, caller.key_id, call, sentence)
             return NotAllowed(sentence)
         _record(session, caller.key_id, call)
     return None
@@ -303,4 +402,25 @@ def _call(request: Request, action: str) -> _Call:
 
 def address_of(request: Request) -> str:
     """Return the address that a call came from."""
-    return "" if request.client is None else request.client.host
+    if request.client is None:
+        return ""
+    # uvicorn takes any text out of a trusted proxy's X-Forwarded-For.
+    address = request.client.host
+    is_clean = len(address) <= _LONGEST_ADDRESS and address.isprintable() and " " not in address
+    try:
+        ipaddress.ip_address(address)
+    except ValueError:
+        return _NO_ADDRESS
+    return address if is_clean else _NO_ADDRESS
+
+
+def _watch_for_proxy(services: Services, request: Request, caller_id: str) -> None:
+    # With trusted proxies the addresses are those of clients, who may well share one.
+    if services.settings.trusted_proxies:
+        return
+    address, is_forwarded = address_of(request), "X-Forwarded-For" in request.headers
+    if services.proxies.is_suspicious(address, caller_id, is_forwarded=is_forwarded):
+        log.warning(
+            "all callers have one address: if a proxy is there, set --forwarded-allow-ips to it",
+            extra=fields(client=address),
+        )

@@ -81,6 +81,7 @@ class Permission(str, Enum):
     REMOVE_NODES = "nodes:remove"
     READ_STATISTICS = "statistics:read"
     MANAGE_KEYS = "keys:manage"
+    MANAGE_TOKENS = "tokens:manage"
 
 
 class Role(str, Enum):
@@ -164,20 +165,39 @@ def utc_now() -> datetime:
     return datetime.now(timezone.utc)
 
 
-def check_expression(expression: str) -> None:
-    """Raise ValueError for an invalid cron expression."""
+_NICKNAMES = {
+    "@yearly": "0 0 1 1 *",
+    "@annually": "0 0 1 1 *",
+    "@monthly": "0 0 1 * *",
+    "@weekly": "0 0 * * 0",
+    "@daily": "0 0 * * *",
+    "@midnight": "0 0 * * *",
+    "@hourly": "0 * * * *",
+}
+
+
+def check_expression(expression: str, now: datetime) -> None:
+    """Raise ValueError for a cron expression that is invalid, never fires, or fires too often."""
     try:
-        CronSim(expression, datetime(2000, 1, 1))  # noqa: DTZ001 - see `next_time`
+        times = _times(expression, now)
     except CronSimError as error:
         raise ValueError(f"cannot be read as a cron expression: {error}".lower()) from error
+    if len(times.seconds) > 1:
+        raise ValueError("fires more than once a minute: give one second, or leave the field out")
+    if next_time(expression, now) is None:
+        raise ValueError("never fires: no date matches all of its fields")
+
+
+def _times(expression: str, after: datetime) -> CronSim:
+    # Naive, so that cronsim applies no daylight saving.
+    naive = after.replace(tzinfo=None)
+    return CronSim(_NICKNAMES.get(expression.strip().lower(), expression), naive)
 
 
 def next_time(expression: str, after: datetime) -> datetime | None:
     """Return the next time of a cron expression in UTC, or None if there is none."""
-    # Naive, so that cronsim applies no daylight saving.
-    naive = after.replace(tzinfo=None)
     try:
-        following: datetime = next(CronSim(expression, naive))
+        following: datetime = next(_times(expression, after))
     except (StopIteration, OverflowError):
         return None
     return following.replace(tzinfo=after.tzinfo)

@@ -10,10 +10,22 @@ from datetime import datetime, timedelta
 from orchestrator.errors import TooMany
 from orchestrator.model import NodeIdentity
 
+ADMIN_KEY_MARK = "va_"
+SCOPED_KEY_MARK = "vk_"
+NODE_KEY_MARK = "vn_"
+TOKEN_MARK = "vr_"  # noqa: S105 - a prefix, not a secret
+"""The prefixes of generated keys and tokens, by which secret scanners find one that leaked."""
 
-def new_secret() -> str:
+PREFIX_LENGTH = 8
+"""How much of a scoped key or a registration token is stored and shown."""
+
+UNGUESSABLE_LENGTH = 24
+"""Characters. Nobody guesses a secret this long, so nothing need slow the attempt down."""
+
+
+def new_secret(mark: str) -> str:
     """Return a new secret that fits a header and a shell variable."""
-    return secrets.token_urlsafe(32)
+    return mark + secrets.token_urlsafe(32)
 
 
 def key_hash(key: str) -> str:
@@ -52,9 +64,9 @@ def charge(
 class Throttle:
     """Slows guessing: an address with too many wrong credentials is refused for a while.
 
-    It guards the two secrets that an operator may have chosen, the registration token and the
-    admin key. Other keys are random and cannot be guessed, so a node is never refused because of
-    others behind the same address. Each process counts for itself.
+    It guards the two secrets that an operator may have chosen, REGISTRATION_TOKEN and the admin
+    key, if they are shorter than `UNGUESSABLE_LENGTH`. All other right ones pass, also from an
+    address from which others guess. Each process counts for itself.
     """
 
     def __init__(self, failures_per_minute: int) -> None:
@@ -84,6 +96,34 @@ class Throttle:
         return len(self._paid_until)
 
 
+class ProxyWatch:
+    """Notices, once, that all callers seem to come through one proxy that is not trusted.
+
+    The sign: two callers or more, all from one address, and one of them sends X-Forwarded-For.
+    """
+
+    def __init__(self) -> None:
+        self._address: str | None = None
+        self._callers: set[str] = set()
+        self._is_over = False
+        self._lock = threading.Lock()
+
+    def is_suspicious(self, address: str, caller_id: str, *, is_forwarded: bool) -> bool:
+        """Return, once at most, whether callers so far look like those behind a proxy."""
+        if self._is_over:
+            return False
+        with self._lock:
+            self._is_over = self._is_over or self._address not in {None, address}
+            self._address = address
+            if len(self._callers) < _SEVERAL:
+                self._callers.add(caller_id)
+            if self._is_over or not is_forwarded or len(self._callers) < _SEVERAL:
+                return False
+            self._is_over = True
+        return True
+
+
+_SEVERAL = 2
 _NOTED_EVERY = timedelta(minutes=1)
 
 

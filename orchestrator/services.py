@@ -15,7 +15,7 @@ from orchestrator.scheduling.breaks import Breaks
 from orchestrator.scheduling.claims import Look
 from orchestrator.scheduling.heartbeats import Heartbeats, TasksByNode
 from orchestrator.scheduling.waiting import Waiters
-from orchestrator.security import DenialSampler, NodeCache, Throttle
+from orchestrator.security import DenialSampler, NodeCache, ProxyWatch, Throttle
 from orchestrator.settings import Settings
 
 
@@ -30,6 +30,7 @@ class Services:
     throttle: Throttle
     denials: DenialSampler
     """Decides which refused requests the audit records."""
+    proxies: ProxyWatch
     refusals: Sampler
     """Decides which refused requests are logged."""
     nodes: NodeCache

@@ -15,7 +15,7 @@ from orchestrator.budgets import (
     DEFAULT_TASK_STEPS,
 )
 from orchestrator.errors import ConfigurationError
-from orchestrator.security import new_secret
+from orchestrator.security import ADMIN_KEY_MARK, TOKEN_MARK, new_secret
 
 DEFAULT_MAX_UPLOAD_BYTES = 4 * 1024**3
 DEFAULT_MIN_FREE_BYTES = 1024**3
@@ -31,7 +31,7 @@ class Settings:
     """Files live here, and the database if it is SQLite."""
     admin_key: str = field(repr=False)
     registration_token: str | None = field(repr=False)
-    """The token that nodes register with; None disables registration."""
+    """The token that nodes of any name register with; None leaves those in the database."""
     database_url: str | None = field(default=None, repr=False)
     """A PostgreSQL database, maybe with its password; None means SQLite in the data folder."""
     heartbeat_timeout_s: float = DEFAULT_HEARTBEAT_TIMEOUT_S
@@ -113,8 +113,8 @@ def load_secrets(data_dir: Path, environment: Mapping[str, str]) -> tuple[Secret
     An empty token disables registration. Raises ConfigurationError for an admin key that is empty
     or short, and for a file that cannot be read.
     """
-    token = _load(TOKEN_VARIABLE, environment, data_dir / TOKEN_FILE)
-    admin_key = _load(ADMIN_KEY_VARIABLE, environment, data_dir / ADMIN_KEY_FILE)
+    token = _load(TOKEN_VARIABLE, environment, data_dir / TOKEN_FILE, TOKEN_MARK)
+    admin_key = _load(ADMIN_KEY_VARIABLE, environment, data_dir / ADMIN_KEY_FILE, ADMIN_KEY_MARK)
     if not admin_key.value:
         raise ConfigurationError(f"{ADMIN_KEY_VARIABLE} is empty: give it a value or unset it")
     if len(admin_key.value) < SHORTEST_SECRET:
@@ -125,12 +125,12 @@ def load_secrets(data_dir: Path, environment: Mapping[str, str]) -> tuple[Secret
     return token, admin_key
 
 
-def _load(variable: str, environment: Mapping[str, str], path: Path) -> Secret:
+def _load(variable: str, environment: Mapping[str, str], path: Path, mark: str) -> Secret:
     if variable in environment:
         return Secret(variable, environment[variable].strip())
     try:
         if not path.exists():
-            return Secret(variable, new_secret(), path, is_new=True)
+            return Secret(variable, new_secret(mark), path, is_new=True)
         value = path.read_text(encoding="utf-8").strip()
     except OSError as error:
         raise ConfigurationError(f"cannot read {path}: {error.strerror}") from error

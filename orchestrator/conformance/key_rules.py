@@ -1,4 +1,4 @@
-"""Rules about scoped keys: what they may do, how they are limited, and how they end."""
+"""Rules about scoped keys and registration tokens: what they may do, and how they end."""
 
 import httpx
 
@@ -106,6 +106,21 @@ def audit(target: Target) -> None:
         raise Broken("it shows the key itself")
 
 
+def registration_tokens(target: Target) -> None:
+    """Extension: a token for some names registers no other node, and none once it is revoked."""
+    mark = target.unique("token")
+    token = target.create_token(f"{mark}-*")
+    secret = token["token"]
+    fields_of(target.try_to_register(secret, f"{mark}-1", {}), "id", "api_key")
+    other = target.try_to_register(secret, target.unique("other"), {})
+    expect_refusal("a name outside its patterns", other, 403)
+    if secret in target.admin.get("/registration-tokens").text:
+        raise Broken("the list of tokens shows the token itself")
+    fields_of(target.admin.delete(f"/registration-tokens/{token['token_id']}"))
+    revoked = target.try_to_register(secret, f"{mark}-2", {})
+    expect_refusal("a registration with the revoked token", revoked, 401)
+
+
 def _get(target: Target, key: Json) -> Json:
     return fields_of(target.admin.get(f"/keys/{key['key_id']}"))
 
@@ -123,5 +138,13 @@ def _expect_ended(what: str, target: Target, holder: httpx.Client) -> None:
 
 
 KEY_RULES: dict[str, tuple[Rule, ...]] = {
-    "keys": (scoped_key, key_fields, rate_limit, rotation, key_deletion, audit),
+    "keys": (
+        scoped_key,
+        key_fields,
+        rate_limit,
+        rotation,
+        key_deletion,
+        audit,
+        registration_tokens,
+    ),
 }

@@ -19,6 +19,7 @@ import httpx
 from typing_extensions import Self
 
 from orchestrator.conformance.expect import (
+    Absent,
     Broken,
     Json,
     Skipped,
@@ -116,7 +117,7 @@ class Target:
         self.admin = self.client(admin_key)
         self.admin.event_hooks = {"response": [self._stop_if_locked_out]}
         self._made: list[str] = []
-        """The paths of tasks, nodes and keys."""
+        """The paths of tasks, nodes, keys and tokens."""
         self._nodes: list[Node] = []
         self._unused: tuple[str, httpx.Response] | None = None
         """A registration that no rule has used yet: the node's name, and the response."""
@@ -319,6 +320,15 @@ class Target:
         self._note_made(response, "/keys", "key_id")
         return fields_of(response, "key_id", "api_key")
 
+    def create_token(self, *patterns: str) -> Json:
+        """Create a registration token; return it with its secret. Raises Absent."""
+        body = {"name": self.unique("token"), "allowed_node_patterns": patterns}
+        response = self.admin.post("/registration-tokens", json=body)
+        if response.status_code in {404, 405}:
+            raise Absent("there is one registration token, for every name")
+        self._note_made(response, "/registration-tokens", "token_id")
+        return fields_of(response, "token_id", "token")
+
     def upload(self) -> httpx.Response:
         """Upload a file with every byte in it and a name that has to be quoted in a URL."""
         return self.admin.post("/upload", files={"file": (_FILE_NAME, FILE_CONTENT)})
@@ -345,6 +355,7 @@ class Target:
             self._remove_named("/tasks?status_filter=pending", "id", "prompt")
             self._remove_named("/nodes", "id", "name")
             self._remove_named("/keys", "key_id", "name")
+            self._remove_named("/registration-tokens", "token_id", "name")
         except (httpx.HTTPError, httpx.InvalidURL, Stopped):
             pass
         finally:

@@ -21,10 +21,15 @@ def record(  # noqa: PLR0913 - an entry's fields
             timestamp=now,
             key_id=key_id,
             action=action,
-            detail=detail[:_LONGEST_DETAIL],
+            detail=_printable(detail[:_LONGEST_DETAIL]),
             client=client,
         )
     )
+
+
+def _printable(text: str) -> str:
+    # A path may have control characters, and the audit is read in terminals too.
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def prune(session: Session, now: datetime) -> None:

@@ -51,6 +51,7 @@ def move_to_postgresql(data_dir: Path, database_url: str) -> Mapping[str, int]:
     for suffix in ("", "-wal", "-shm"):
         path = data_dir / f"{DATABASE_NAME}{suffix}"
         if path.exists():
+            path.chmod(0o600)
             path.rename(data_dir / f"{COPIED_NAME}{suffix}")
     return counts
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import TypeVar
 
-from sqlalchemy import delete, exists, select
+from sqlalchemy import ColumnElement, delete, exists, select
 from sqlalchemy.orm import Session
 
 from orchestrator.db.tables import File, Log, StatusEntry, Task, TaskFile
@@ -17,9 +17,10 @@ _AT_ONCE = 500
 _ENDED = [status for status in TaskStatus if status.is_final]
 
 
-def delete_old_tasks(session: Session, before: datetime) -> int:
-    """Delete tasks that ended before that moment; return their number."""
-    ended = select(Task.number).where(Task.status.in_(_ENDED), Task.completed_at < before)
+def delete_old_tasks(session: Session, before: datetime, condition: ColumnElement[bool]) -> int:
+    """Delete tasks on this condition that ended before that moment; return their number."""
+    is_old = (Task.status.in_(_ENDED), Task.completed_at < before)
+    ended = select(Task.number).where(*is_old, condition)
     # Locked, and by number from here on: a report may come in for one of them meanwhile.
     numbers = session.scalars(ended.order_by(Task.number).with_for_update()).all()
     for some in _parts(numbers):
@@ -29,10 +30,17 @@ def delete_old_tasks(session: Session, before: datetime) -> int:
     return len(numbers)
 
 
-def delete_unused_files(session: Session, before: datetime) -> list[str]:
-    """Delete files from before that moment that no task names; return their ids."""
+def delete_unused_files(
+    session: Session, before: datetime, created_by: str | None = None
+) -> list[str]:
+    """Delete files from before that moment that no task names; return their ids.
+
+    With `created_by`, only those that were uploaded with this key.
+    """
     is_unused = ~exists().where(TaskFile.filename == File.filename)
     unused = select(File.id).where(File.created_at < before, is_unused)
+    if created_by is not None:
+        unused = unused.where(File.created_by == created_by)
     ids = session.scalars(unused.order_by(File.id).with_for_update()).all()
     deleted: list[str] = []
     for some in _parts(ids):

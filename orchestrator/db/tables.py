@@ -231,8 +231,36 @@ class ApiKey(Base):
     enabled: Mapped[bool]
 
 
+class RegistrationToken(Base):
+    """A registration token for some names. Of the token itself only the hash is kept."""
+
+    __tablename__ = "registration_tokens"
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    name: Mapped[str] = mapped_column(Text)
+    prefix: Mapped[str] = mapped_column(String(16))
+    token_hash: Mapped[str] = mapped_column(String(64), unique=True)
+    allowed_node_patterns: Mapped[list[str]]
+    """What the names of nodes must match that register with it."""
+    max_uses: Mapped[int | None]
+    """How many nodes may be registered with it; None does not limit."""
+    uses: Mapped[int]
+    created_at: Mapped[datetime]
+    created_by: Mapped[str] = mapped_column(Text)
+    expires_at: Mapped[datetime | None]
+
+    @property
+    def is_used_up(self) -> bool:
+        """Whether it registers no further node."""
+        return self.max_uses is not None and self.uses >= self.max_uses
+
+    def is_expired(self, now: datetime) -> bool:
+        """Return whether its end has come."""
+        return self.expires_at is not None and self.expires_at <= now
+
+
 class AuditEntry(Base):
-    """A use of the admin key or a scoped one, or a change to a key."""
+    """A use of the admin key, a scoped one or a registration token, or a change to one."""
 
     __tablename__ = "key_audit"
 

@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
-from fastapi import Path
+from fastapi import Depends, Path
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route as StarletteRoute
@@ -14,6 +14,15 @@ from orchestrator.schemas.types import Id
 NodeId = Annotated[Id, Path(description="The node's id.")]
 TaskId = Annotated[Id, Path(description="The task's id.")]
 KeyId = Annotated[Id, Path(description="The key's id.")]
+TokenId = Annotated[Id, Path(description="The registration token's id.")]
+
+
+def _forbid_storing(response: Response) -> None:
+    response.headers["Cache-Control"] = "no-store"
+
+
+NO_STORE = Depends(_forbid_storing)
+"""For calls whose response has a secret."""
 
 
 class Route(JsonRoute):

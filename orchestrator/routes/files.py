@@ -19,7 +19,7 @@ from orchestrator.auth import Caller, NodeParam, allowed_to
 from orchestrator.db.tables import File, Task, TaskFile
 from orchestrator.errors import Invalid, NotFound, TooLarge
 from orchestrator.log import log_on_commit
-from orchestrator.model import ADMIN_ID, HELD, Permission, utc_now
+from orchestrator.model import ADMIN_ID, HELD, Permission, Role, utc_now
 from orchestrator.schemas.bodies import UploadedFile
 from orchestrator.schemas.problems import problems
 from orchestrator.services import Services, ServicesParam
@@ -180,8 +180,8 @@ def download_file(services: ServicesParam, node: NodeParam, filename: _Filename)
 def require_file(session: Session, filename: str, caller: Caller) -> File:
     """Find a file that this caller may put into a task, or raise Invalid; it stays until then."""
     wanted = select(File).where(File.filename == filename)
-    if caller.owner is not None:
-        wanted = wanted.where(File.created_by == caller.owner)
+    if caller.role is not Role.ADMIN or caller.is_limited:
+        wanted = wanted.where(File.created_by == caller.key_id)
     file = session.scalars(wanted.with_for_update(read=True, key_share=True)).one_or_none()
     if file is None:
         raise Invalid("files: a name is not that of a file that was uploaded with this key")

@@ -4,29 +4,31 @@ import json
 import logging
 import uuid
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
 from sqlalchemy import select
-from sqlalchemy.orm import Session
 from starlette.responses import Response
 
 from orchestrator.auth import (
-    REGISTRATION_TOKEN_REQUIRED,
     TOKEN_AND_KEY,
+    Caller,
+    GrantParam,
     KeyHolder,
     KeyHolderParam,
     NodeParam,
     address_of,
     allowed_to,
+    charge_use,
     known_node,
+    require_name,
 )
 from orchestrator.db import audit
 from orchestrator.db.tables import Node
-from orchestrator.errors import Gone, NotAllowed, NotFound
+from orchestrator.errors import Gone, NotAllowed
 from orchestrator.log import log_on_commit
 from orchestrator.model import NodeStatus, Permission, utc_now
-from orchestrator.routes import NodeId, Route, plain_route
+from orchestrator.routes import NO_STORE, NodeId, Route, plain_route
 from orchestrator.routes.bodies import read_body
 from orchestrator.scheduling.heartbeats import Beat
 from orchestrator.scheduling.lifecycle import take_from
@@ -42,10 +44,11 @@ from orchestrator.schemas.bodies import (
 )
 from orchestrator.schemas.problems import problems
 from orchestrator.schemas.types import is_uuid, shown_time
-from orchestrator.security import key_hash, new_secret
+from orchestrator.scope import nodes_of, require_node_within
+from orchestrator.security import NODE_KEY_MARK, key_hash, new_secret
 from orchestrator.services import Services, ServicesParam, services_of
 
-_READING = Depends(allowed_to(Permission.READ_NODES))
+_Reader = Annotated[Caller, Depends(allowed_to(Permission.READ_NODES))]
 
 router = APIRouter(tags=["nodes"], route_class=Route)
 
@@ -54,12 +57,16 @@ log = logging.getLogger(__name__)
 
 @router.post(
     "/register",
-    dependencies=[REGISTRATION_TOKEN_REQUIRED],
+    dependencies=[NO_STORE],
     responses=problems(401, 403, 410, 422, 429, 503, 507),
     openapi_extra=TOKEN_AND_KEY,
 )
 def register(
-    services: ServicesParam, request: Request, holder: KeyHolderParam, registration: Registration
+    services: ServicesParam,
+    request: Request,
+    grant: GrantParam,
+    holder: KeyHolderParam,
+    registration: Registration,
 ) -> RegisteredNode:
     """Register a node and return its key, which is shown only here. Names need not be unique.
 
@@ -67,12 +74,16 @@ def register(
     it takes the name, tags, capabilities, hostname and os_type of the body, and keeps its id, key
     and tasks. The response has the key that was sent, so a retry changes nothing. 410 means that
     no node has this key: drop the id and the key, and register as a new node.
+
+    403 means that the token is not for this name, or that it has registered as many nodes as it
+    may. A node that registers again does not count.
     """
+    require_name(services, request, grant, _name(registration))
     if holder is not None:
         return _reregister(services, request, holder, registration)
     services.reserve.check()
     now = utc_now()
-    api_key = new_secret()
+    api_key = new_secret(NODE_KEY_MARK)
     node = Node(
         id=str(uuid.uuid4()),
         api_key_hash=key_hash(api_key),
@@ -85,7 +96,10 @@ def register(
     )
     with services.database.writing() as session:
         session.add(node)
+        charge_use(session, request, grant, name=node.name, node_id=node.id, now=now)
         ids = {"node_id": node.id, "name": node.name, "client": address_of(request)}
+        if grant.token_id is not None:
+            ids["token_id"] = grant.token_id
         log_on_commit(session, log, "node registered", ids)
     return _registered(node, api_key, now)
 
@@ -122,10 +136,14 @@ def _reregister(
     return _registered(node, holder.api_key, now)
 
 
+def _name(registration: Registration) -> str:
+    return (registration.name or "").strip() or registration.hostname
+
+
 def _description(registration: Registration) -> dict[str, Any]:
     return {
         "hostname": registration.hostname,
-        "name": (registration.name or "").strip() or registration.hostname,
+        "name": _name(registration),
         "os_type": registration.os_type,
         "capabilities": registration.capabilities or [],
         "tags": registration.tags or {},
@@ -185,36 +203,37 @@ async def _answer_heartbeat(request: Request) -> Response:
 HEARTBEAT = plain_route("/nodes/heartbeat", "POST", _answer_heartbeat)
 
 
-@router.get("/nodes", dependencies=[_READING], responses=problems(401, 403, 429))
-def list_nodes(services: ServicesParam) -> list[NodeView]:
-    """List every registered node, the oldest first."""
+@router.get("/nodes", responses=problems(401, 403, 429))
+def list_nodes(services: ServicesParam, caller: _Reader) -> list[NodeView]:
+    """List every registered node within the key's patterns, the oldest first."""
     now = utc_now()
     services.heartbeats.write()
     with services.database.reading() as session:
-        nodes = session.scalars(select(Node).order_by(Node.registered_at, Node.id)).all()
+        wanted = select(Node).where(nodes_of(session, caller))
+        nodes = session.scalars(wanted.order_by(Node.registered_at, Node.id)).all()
         return [_view(node, now) for node in nodes]
 
 
-@router.get("/nodes/{node_id}", dependencies=[_READING], responses=problems(401, 403, 404, 429))
-def get_node(services: ServicesParam, node_id: NodeId) -> NodeView:
+@router.get("/nodes/{node_id}", responses=problems(401, 403, 404, 429))
+def get_node(services: ServicesParam, caller: _Reader, node_id: NodeId) -> NodeView:
     """Return one node."""
     services.heartbeats.write()
     with services.database.reading() as session:
-        return _view(_require(session, node_id), utc_now())
+        return _view(require_node_within(session, caller, node_id), utc_now())
 
 
-@router.delete(
-    "/nodes/{node_id}",
-    dependencies=[Depends(allowed_to(Permission.REMOVE_NODES))],
-    responses=problems(401, 403, 404, 429),
-)
-def remove_node(services: ServicesParam, node_id: NodeId) -> NodeRemoved:
+@router.delete("/nodes/{node_id}", responses=problems(401, 403, 404, 429))
+def remove_node(
+    services: ServicesParam,
+    caller: Annotated[Caller, Depends(allowed_to(Permission.REMOVE_NODES))],
+    node_id: NodeId,
+) -> NodeRemoved:
     """Remove a node and revoke its key.
 
     Tasks that it has not started become pending again; those that it runs end as `lost`.
     """
     with services.database.writing() as session:
-        node = _require(session, node_id, to_change=True)
+        node = require_node_within(session, caller, node_id, to_change=True)
         for task in take_from(session, node.id, utc_now()):
             services.announcer.announce(session, WorkAvailable(task.id, task.target))
         session.delete(node)
@@ -222,13 +241,6 @@ def remove_node(services: ServicesParam, node_id: NodeId) -> NodeRemoved:
         # Its held request has to end, and its key to be looked up.
         services.announcer.announce_node(session, node.id)
     return NodeRemoved(node_id=node_id)
-
-
-def _require(session: Session, node_id: str, *, to_change: bool = False) -> Node:
-    node = session.get(Node, node_id, with_for_update=to_change or None)
-    if node is None:
-        raise NotFound("there is no such node")
-    return node
 
 
 def _view(node: Node, now: datetime) -> NodeView:

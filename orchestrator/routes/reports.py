@@ -17,10 +17,11 @@ from orchestrator.log import log_on_commit
 from orchestrator.model import Permission, TaskStatus, utc_now
 from orchestrator.routes import TaskId
 from orchestrator.routes.bodies import JsonRoute
-from orchestrator.scheduling.lifecycle import begin, end, move, require_own_task, require_task_of
+from orchestrator.scheduling.lifecycle import begin, end, move, require_task_of
 from orchestrator.schemas.bodies import LogSession, LogSubmission, Report, ReportResponse
 from orchestrator.schemas.problems import problems
 from orchestrator.schemas.types import short_id
+from orchestrator.scope import require_task_within
 from orchestrator.services import Services, ServicesParam
 
 MAX_LOG_BYTES = 10 * 1024**2
@@ -122,7 +123,7 @@ def get_log(
 ) -> Response:
     """Return the session that was stored last for a task."""
     with services.database.reading() as session:
-        log = session.get(Log, require_own_task(session, task_id, caller.owner).number)
+        log = session.get(Log, require_task_within(session, caller, task_id).number)
     if log is None:
         raise NotFound("no log has been sent for this task")
     return _as_it_is(log.session)

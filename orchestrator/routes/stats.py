@@ -2,18 +2,19 @@
 
 from collections import Counter
 from datetime import datetime
-from typing import Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel
 from sqlalchemy import func, select
 
 from orchestrator import __version__
-from orchestrator.auth import allowed_to
+from orchestrator.auth import Caller, allowed_to
 from orchestrator.db.tables import Node, Task
 from orchestrator.model import NodeStatus, Permission, TaskStatus, utc_now
 from orchestrator.schemas.bodies import Statistics
 from orchestrator.schemas.problems import problems
+from orchestrator.scope import nodes_of, tasks_of
 from orchestrator.services import ServicesParam
 
 router = APIRouter(tags=["system"])
@@ -37,13 +38,12 @@ def get_health(services: ServicesParam) -> Health:
     return Health(version=__version__, timestamp=utc_now())
 
 
-@router.get(
-    "/dashboard/stats",
-    dependencies=[Depends(allowed_to(Permission.READ_STATISTICS))],
-    responses=problems(401, 403, 429),
-)
-def get_statistics(services: ServicesParam) -> Statistics:
-    """Count nodes and tasks. A node is active unless it is offline."""
+@router.get("/dashboard/stats", responses=problems(401, 403, 429))
+def get_statistics(
+    services: ServicesParam,
+    caller: Annotated[Caller, Depends(allowed_to(Permission.READ_STATISTICS))],
+) -> Statistics:
+    """Count the nodes and tasks that the key sees. A node is active unless it is offline."""
     now = utc_now()
     today = now.replace(hour=0, minute=0, second=0, microsecond=0)
     is_there = Node.status != NodeStatus.OFFLINE
@@ -58,9 +58,10 @@ def get_statistics(services: ServicesParam) -> Statistics:
     ended_today = counted.where(Task.completed_at >= today)
     services.heartbeats.write()
     with services.database.reading() as session:
-        total, active, idle = session.execute(by_node).one()
-        now_in = Counter({row[0]: row[1] for row in session.execute(by_status)})
-        ended = Counter({row[0]: row[1] for row in session.execute(ended_today)})
+        nodes, tasks = nodes_of(session, caller), tasks_of(session, caller)
+        total, active, idle = session.execute(by_node.where(nodes)).one()
+        now_in = Counter({row[0]: row[1] for row in session.execute(by_status.where(tasks))})
+        ended = Counter({row[0]: row[1] for row in session.execute(ended_today.where(tasks))})
     return Statistics(
         total_nodes=total,
         active_nodes=active,

@@ -20,16 +20,16 @@ from orchestrator.model import (
     ADMIN_ID,
     Permission,
     TaskStatus,
-    lies_within,
     next_time,
     utc_now,
 )
 from orchestrator.routes import Route, TaskId
 from orchestrator.routes.files import require_file
-from orchestrator.scheduling.lifecycle import end, move, require_own_task
+from orchestrator.scheduling.lifecycle import cancel, move
 from orchestrator.scheduling.waiting import WorkAvailable
 from orchestrator.schemas.bodies import DEFAULT_TIMEOUT_S, CleanedUp, NewTask, TaskDetail, TaskView
 from orchestrator.schemas.problems import problems
+from orchestrator.scope import require_task_within, tasks_of
 from orchestrator.services import ServicesParam
 from orchestrator.uploads import stored_before, stored_file
 
@@ -104,31 +104,34 @@ def list_tasks(
         int | None, Query(ge=1, le=10_000, description="At most so many, the newest.")
     ] = None,
 ) -> list[TaskView]:
-    """List tasks, the newest first. A scoped key below the role `admin` sees only its own."""
+    """List tasks, the newest first. A scoped key below the role `admin` sees only its own.
+
+    An admin key that is limited to patterns also sees those that target nodes within them.
+    """
     wanted = select(Task).order_by(Task.number.desc()).limit(limit)
     if status_filter:
         wanted = wanted.where(Task.status == status_filter)
-    if caller.owner is not None:
-        wanted = wanted.where(Task.created_by == caller.owner)
     with services.database.reading() as session:
-        return [TaskView.model_validate(task) for task in session.scalars(wanted)]
+        tasks = session.scalars(wanted.where(tasks_of(session, caller)))
+        return [TaskView.model_validate(task) for task in tasks]
 
 
-@router.post(
-    "/cleanup",
-    dependencies=[Depends(allowed_to(Permission.CLEAN_UP_TASKS))],
-    responses=problems(401, 403, 422, 429),
-)
+@router.post("/cleanup", responses=problems(401, 403, 422, 429))
 def clean_up(
     services: ServicesParam,
+    caller: Annotated[Caller, Depends(allowed_to(Permission.CLEAN_UP_TASKS))],
     days: Annotated[int, Query(ge=0, le=36_500, description="How many days ago.")] = 7,
 ) -> CleanedUp:
-    """Delete tasks that ended at least this long ago, with logs, and files that no task needs."""
+    """Delete tasks that ended at least this long ago, with logs, and files that no task needs.
+
+    A key that is limited to patterns deletes the tasks that it sees, and files uploaded with it.
+    """
     now = utc_now()
     before = now - timedelta(days=days)
     with services.database.writing() as session:
-        deleted_count = delete_old_tasks(session, before)
-        deleted_ids = delete_unused_files(session, before)
+        deleted_count = delete_old_tasks(session, before, tasks_of(session, caller))
+        uploader = caller.key_id if caller.is_limited else None
+        deleted_ids = delete_unused_files(session, before, uploader)
     data_dir = services.settings.data_dir
     with services.database.reading() as session:
         unknown_ids = unknown_files(session, stored_before(data_dir, min(before, now - _A_DAY)))
@@ -142,7 +145,7 @@ def clean_up(
 def get_task(services: ServicesParam, caller: _Reader, task_id: TaskId) -> TaskDetail:
     """Return one task with its history."""
     with services.database.reading() as session:
-        return TaskDetail.model_validate(require_own_task(session, task_id, caller.owner))
+        return TaskDetail.model_validate(require_task_within(session, caller, task_id))
 
 
 @router.delete("/{task_id}", responses=problems(401, 403, 404, 409, 429))
@@ -153,11 +156,8 @@ def cancel_task(services: ServicesParam, caller: _Canceller, task_id: TaskId) ->
     """
     now = utc_now()
     with services.database.writing() as session:
-        task = require_own_task(session, task_id, caller.owner, to_change=True)
-        move(task, TaskStatus.CANCELLED, now)
-        end(session, task, now)
-        ids = {"task_id": task.id, "node_id": task.assigned_node_id, "by": caller.key_id}
-        log_on_commit(session, log, "task cancelled", ids)
+        task = require_task_within(session, caller, task_id, to_change=True)
+        cancel(session, task, now, caller.key_id)
         cancelled = TaskView.model_validate(task)
         node_id = task.assigned_node_id
     if node_id is not None:
@@ -180,14 +180,12 @@ def _check_pending(session: Session, caller: Caller, limit: int) -> None:
 
 
 def _check_may_target(session: Session, caller: Caller, new: NewTask) -> None:
-    patterns = caller.allowed_node_patterns
-    if "*" in patterns:
+    if not caller.is_limited:
         return
     names = [] if new.target_node_name is None else [new.target_node_name]
     node = session.get(Node, new.target_node_id) if new.target_node_id else None
     if node is not None:
         names.append(node.name)
-    if not any(lies_within(name, patterns) for name in names):
-        raise NotAllowed(
-            f"the key may target {', '.join(patterns)} only: give a target_node_name within that"
-        )
+    if not any(caller.covers([name]) for name in names):
+        patterns = ", ".join(caller.allowed_node_patterns)
+        raise NotAllowed(f"the key may target {patterns} only: give a target_node_name within that")

@@ -2,7 +2,7 @@
 
 Each occurrence of a repeated task is a task of its own, and its end queues the next one. So
 occurrences of one series never overlap, missed times are not made up for, and cancelling the
-pending one ends the series.
+pending one ends the series, as does revoking or deleting the key that created it.
 """
 
 import logging
@@ -12,10 +12,10 @@ from datetime import datetime, timedelta
 from sqlalchemy import select
 from sqlalchemy.orm import Session, selectinload
 
-from orchestrator.db.tables import StatusEntry, Task, TaskFile
+from orchestrator.db.tables import ApiKey, StatusEntry, Task, TaskFile
 from orchestrator.errors import Conflict, NotAllowed, NotFound
 from orchestrator.log import log_on_commit
-from orchestrator.model import HELD, NodeIdentity, TaskStatus, next_time
+from orchestrator.model import ADMIN_ID, HELD, NodeIdentity, TaskStatus, next_time
 
 log = logging.getLogger(__name__)
 
@@ -51,12 +51,21 @@ def begin(task: Task, now: datetime) -> None:
 def end(session: Session, task: Task, now: datetime) -> None:
     """Complete a task that has a final status; queue the next one if it is repeated."""
     task.completed_at = now
-    following = None if task.status is TaskStatus.CANCELLED else successor(task, now)
+    is_over = task.status is TaskStatus.CANCELLED or not _may_recur(session, task)
+    following = None if is_over else successor(task, now)
     if following is not None:
         move(following, TaskStatus.PENDING, now)
         session.add(following)
         ids = {"task_id": following.id, "created_by": task.created_by, "repeats": task.id}
         log_on_commit(session, log, "task created", ids)
+
+
+def cancel(session: Session, task: Task, now: datetime, key_id: str) -> None:
+    """Cancel a task with this key. Raises Conflict if it has ended."""
+    move(task, TaskStatus.CANCELLED, now)
+    end(session, task, now)
+    ids = {"task_id": task.id, "node_id": task.assigned_node_id, "by": key_id}
+    log_on_commit(session, log, "task cancelled", ids)
 
 
 def put_back(session: Session, task: Task, now: datetime, reason: str) -> None:
@@ -103,22 +112,21 @@ def require_task(session: Session, task_id: str, *, to_change: bool = False) -> 
     return task
 
 
-def require_own_task(
-    session: Session, task_id: str, owner: str | None, *, to_change: bool = False
-) -> Task:
-    """Return a task that this key created; any task if it is None. Raises NotFound."""
-    task = require_task(session, task_id, to_change=to_change)
-    if owner not in {None, task.created_by}:
-        raise NotFound("there is no such task")
-    return task
-
-
 def require_task_of(session: Session, task_id: str, node: NodeIdentity) -> Task:
     """Return a task that this node holds, its row locked. Raises NotFound, NotAllowed."""
     task = require_task(session, task_id, to_change=True)
     if task.assigned_node_id != node.id:
         raise NotAllowed("the task is not assigned to this node")
     return task
+
+
+def _may_recur(session: Session, task: Task) -> bool:
+    """Return whether the task is repeated, and its key neither revoked nor deleted."""
+    if not task.recurrence or task.created_by == ADMIN_ID:
+        return bool(task.recurrence)
+    # Locked against its revocation, which then finds the next occurrence.
+    is_enabled = select(ApiKey.enabled).where(ApiKey.id == task.created_by)
+    return bool(session.scalars(is_enabled.with_for_update(read=True)).first())
 
 
 def successor(task: Task, now: datetime) -> Task | None:

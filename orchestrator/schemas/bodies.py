@@ -21,7 +21,7 @@ from pydantic import (
     model_validator,
 )
 
-from orchestrator.model import ADMIN_ID, NodeStatus, TaskStatus, check_expression
+from orchestrator.model import ADMIN_ID, NodeStatus, TaskStatus, check_expression, utc_now
 from orchestrator.schemas.types import (
     MAX_HELD_IDS,
     MAX_INT,
@@ -189,7 +189,11 @@ class NewTask(RequestBody):
     timeout_seconds: Annotated[int, Field(ge=1, le=MAX_INT), NUMBER] | None = DEFAULT_TIMEOUT_S
     scheduled_for: Moment | None = None
     recurrence: Annotated[
-        ShortText | None, Field(description="A cron expression, in UTC: `0 8 * * mon`.")
+        ShortText | None,
+        Field(
+            description="A cron expression, in UTC: `0 8 * * mon`, or `@daily`, `@weekly` and the"
+            " like. It must fire some time, and at most once a minute."
+        ),
     ] = None
     files: Annotated[
         Annotated[
@@ -204,7 +208,7 @@ class NewTask(RequestBody):
     def _refuse_what_is_no_cron(cls, recurrence: str | None) -> str | None:
         if not recurrence:
             return None
-        check_expression(recurrence)
+        check_expression(recurrence, utc_now())
         return recurrence
 
     @field_validator("files")

@@ -51,6 +51,17 @@ _KEY: Fields = {
     "expires_at": "2026-05-31T08:00:00Z",
     "enabled": True,
 }
+_TOKEN: Fields = {
+    "token_id": "5e4d3c2b-1a09-4f8e-9d7c-6b5a4f3e2d1c",
+    "name": "acme",
+    "token_prefix": "vr_8Kd2x",
+    "allowed_node_patterns": ["client-acme-*"],
+    "max_uses": 20,
+    "uses": 3,
+    "created_at": _MORNING,
+    "expires_at": "2026-05-31T08:00:00Z",
+    "enabled": True,
+}
 _USE: Fields = {
     "timestamp": _LATER,
     "key_id": _KEY_ID,
@@ -157,6 +168,15 @@ EXAMPLES: dict[str, Fields] = {
     "ShownKey": {**_KEY, "api_key": _SECRET},
     "RotatedKey": {**_KEY, "rotated_at": _LATER, "api_key": _SECRET, "grace_period_hours": 24},
     "KeyDeleted": {"deleted": True, "key_id": _KEY_ID},
+    "NewToken": {
+        "name": "acme",
+        "allowed_node_patterns": ["client-acme-*"],
+        "expires_at": "2026-05-31T08:00:00Z",
+        "max_uses": 20,
+    },
+    "TokenView": _TOKEN,
+    "ShownToken": {**_TOKEN, "uses": 0, "token": "vr_8Kd2x-shown-this-once"},
+    "TokenDeleted": {"deleted": True, "token_id": _TOKEN["token_id"]},
     "AuditView": _USE,
     "AuditLog": {"entries": [_USE], "total": 1},
     "Health": {"status": "healthy", "version": "0.1.0", "timestamp": _MORNING},

@@ -1,4 +1,4 @@
-"""The bodies of the calls about keys, field by field."""
+"""The bodies of the calls about keys and registration tokens, field by field."""
 
 from datetime import datetime
 from typing import Annotated, Literal
@@ -10,6 +10,7 @@ from orchestrator.schemas.types import (
     MAX_INT,
     NUMBER,
     Id,
+    Moment,
     NonBlank,
     Pattern,
     RequestBody,
@@ -73,8 +74,50 @@ class KeyDeleted(BaseModel):
     key_id: Id
 
 
+class NewToken(RequestBody):
+    """A registration token to create, for nodes whose name matches one of the patterns."""
+
+    name: NonBlank
+    allowed_node_patterns: Annotated[list[Pattern], Field(min_length=1, max_length=MAX_PATTERNS)]
+    expires_at: Moment | None = None
+    max_uses: Annotated[
+        int | None,
+        Field(ge=1, le=MAX_INT, description="How many nodes it may register."),
+        NUMBER,
+    ] = None
+
+
+class TokenView(View):
+    """A registration token, without its secret."""
+
+    token_id: Id
+    name: str
+    token_prefix: str
+    allowed_node_patterns: list[str]
+    max_uses: int | None = None
+    uses: Annotated[int, Field(description="How many nodes it has registered.")]
+    created_at: datetime
+    expires_at: datetime | None = None
+    enabled: Annotated[
+        bool, Field(description="Whether it registers nodes: it is neither expired nor used up.")
+    ]
+
+
+class ShownToken(TokenView):
+    """A registration token with its secret, which is shown only here."""
+
+    token: str
+
+
+class TokenDeleted(BaseModel):
+    """The revoked registration token."""
+
+    deleted: Literal[True] = True
+    token_id: Id
+
+
 class AuditView(View):
-    """One use of a key, or one change to it."""
+    """One use of a key or a registration token, or one change to it."""
 
     timestamp: datetime
     key_id: str

@@ -16,10 +16,15 @@ DESCRIPTION = """\
 Nodes are hosts that run tasks. All connections are outbound: a node registers once, then polls for
 tasks, sends heartbeats, and reports what became of its tasks.
 
-**Keys.** `POST /register` takes the registration token and returns a node key. Every other call
+**Keys.** `POST /register` takes a registration token and returns a node key. Every other call
 except `GET /health` and `GET /dashboard` takes a key in `X-API-Key`. `NodeApiKey` is the key of a
 node, `AdminApiKey` the admin key, `ScopedKey` a scoped key with one of the roles that the call
 names.
+
+**Patterns.** A registration token may be for some names of nodes only; others are refused with 403.
+A scoped key may be for some nodes only: its tasks must target them, and with the role `admin` it
+reads and changes nothing but these nodes, the tasks that target them, its own tasks, and keys and
+tokens whose patterns lie within its own.
 
 **Fields.** A response leaves out a field that has no value. In a request, null means the same as
 leaving the field out, and fields that are not declared are ignored. Bodies about a task may call
@@ -64,6 +69,7 @@ TAGS = [
     {"name": "status", "description": "What nodes report about their tasks."},
     {"name": "logs", "description": "The sessions of the agents that worked on tasks."},
     {"name": "keys", "description": "Scoped keys, and the audit log of all keys."},
+    {"name": "tokens", "description": "Registration tokens for some names of nodes."},
     {"name": "system", "description": "Health, dashboard and statistics."},
 ]
 
@@ -92,6 +98,10 @@ _SUMMARIES = {
     "rotate_key": ("Rotate a scoped key", "The key and its new secret."),
     "revoke_key": ("Revoke a scoped key", "The revoked key."),
     "delete_key": ("Delete a scoped key", "The key is deleted."),
+    "create_token": ("Create a registration token", "The new token and its secret."),
+    "list_tokens": ("List registration tokens", "All tokens, the oldest first."),
+    "get_token": ("Get a registration token", "The token, without its secret."),
+    "delete_token": ("Revoke a registration token", "The token is revoked."),
     "get_statistics": ("Get the fleet's statistics", "Numbers of nodes and tasks."),
     "show_dashboard": ("Get the dashboard", "The page."),
 }

@@ -8,6 +8,7 @@ import json
 import secrets
 import time
 from collections.abc import AsyncIterator
+from typing import Annotated
 
 import anyio
 from fastapi import APIRouter, Depends
@@ -15,20 +16,23 @@ from sqlalchemy import select
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import HTMLResponse, StreamingResponse
 
-from orchestrator.auth import allowed_to
+from orchestrator.auth import Caller, allowed_to
 from orchestrator.db.tables import Node
 from orchestrator.model import Permission, Target, matches
 from orchestrator.routes.bodies import JsonRoute
+from orchestrator.scheduling.waiting import Waiters
 from orchestrator.schemas.problems import problems
 from orchestrator.schemas.types import Pattern, RequestBody, TargetTags
-from orchestrator.services import Services, ServicesParam
+from orchestrator.scope import nodes_of
+from orchestrator.services import ServicesParam
 from orchestrator.web.live import Viewer, pages
 
 _STREAM_S = 60
 _LOOK_EVERY_S = 1.0
+_FORBIDDEN = "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 
 router = APIRouter(tags=["system"], route_class=JsonRoute)
-_ADMIN = [Depends(allowed_to(Permission.READ_STATISTICS))]
+_Admin = Annotated[Caller, Depends(allowed_to(Permission.READ_STATISTICS))]
 
 
 class TargetOfTask(RequestBody):
@@ -47,7 +51,7 @@ def show_dashboard() -> HTMLResponse:
     return HTMLResponse(
         page,
         headers={
-            "Content-Security-Policy": f"default-src 'none'; {allowed}; frame-ancestors 'none'",
+            "Content-Security-Policy": f"default-src 'none'; {allowed}; {_FORBIDDEN}",
             "X-Content-Type-Options": "nosniff",
             "Referrer-Policy": "no-referrer",
             "Cache-Control": "no-store",
@@ -55,35 +59,31 @@ def show_dashboard() -> HTMLResponse:
     )
 
 
-@router.get(
-    "/dashboard/live",
-    include_in_schema=False,
-    dependencies=_ADMIN,
-    responses=problems(401, 403, 429),
-)
-async def stream_fleet(services: ServicesParam, task_id: str = "") -> StreamingResponse:
+@router.get("/dashboard/live", include_in_schema=False, responses=problems(401, 403, 429))
+async def stream_fleet(
+    services: ServicesParam, caller: _Admin, task_id: str = ""
+) -> StreamingResponse:
     """Stream the parts of the page as they change."""
     return StreamingResponse(
-        _events(services, task_id),
+        _events(Viewer(services, caller, task_id), services.waiters),
         media_type="text/event-stream",
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )
 
 
-@router.post("/dashboard/matches", include_in_schema=False, dependencies=_ADMIN)
-def count_matches(services: ServicesParam, target: TargetOfTask) -> dict[str, int]:
+@router.post("/dashboard/matches", include_in_schema=False)
+def count_matches(services: ServicesParam, caller: _Admin, target: TargetOfTask) -> dict[str, int]:
     """Return how many nodes meet the conditions."""
     wanted = Target(None, target.target_node_name, target.target_tags)
     with services.database.reading() as session:
-        nodes = session.scalars(select(Node)).all()
+        nodes = session.scalars(select(Node).where(nodes_of(session, caller))).all()
     matching = sum(matches(wanted, node.identity) for node in nodes)
     return {"matching": matching, "total": len(nodes)}
 
 
-async def _events(services: Services, task_id: str) -> AsyncIterator[str]:
+async def _events(viewer: Viewer, waiters: Waiters) -> AsyncIterator[str]:
     ends_at = time.monotonic() + _STREAM_S
-    viewer = Viewer(services, task_id)
-    while time.monotonic() < ends_at and not services.waiters.closed:
+    while time.monotonic() < ends_at and not waiters.closed:
         changed = await run_in_threadpool(viewer.look)
         for part, html in changed.items():
             yield f"data: {json.dumps({'part': part, 'html': html})}\n\n"

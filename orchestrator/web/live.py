@@ -14,9 +14,11 @@ from jinja2 import Environment, PackageLoader
 from sqlalchemy import ColumnElement, Row, Select, case, func, select
 from sqlalchemy.orm import Session
 
-from orchestrator.db.tables import ApiKey, Log, Node, StatusEntry, Task
+from orchestrator.auth import Caller
+from orchestrator.db.tables import ApiKey, Log, Node, RegistrationToken, StatusEntry, Task
 from orchestrator.model import ADMIN_ID, HELD, NodeStatus, utc_now
 from orchestrator.routes.stats import get_statistics
+from orchestrator.scope import nodes_of, tasks_of, within
 from orchestrator.services import Services
 
 _TASKS_SHOWN = 100
@@ -33,8 +35,9 @@ Json = dict[str, Any]
 class Viewer:
     """One open page: its parts, and the task that was chosen there."""
 
-    def __init__(self, services: Services, task_id: str) -> None:
+    def __init__(self, services: Services, caller: Caller, task_id: str) -> None:
         self._services = services
+        self._caller = caller
         self._task_id = task_id
         self._shown: dict[str, str] = {}
         self._log_of: tuple[int, datetime] | None = None
@@ -42,14 +45,19 @@ class Viewer:
 
     def look(self) -> dict[str, str]:
         """Return the parts that have changed since the last call, as HTML."""
-        now = utc_now()
+        now, caller = utc_now(), self._caller
         self._services.heartbeats.write()
-        numbers = get_statistics(self._services).model_dump()
+        numbers = get_statistics(self._services, caller).model_dump()
         with self._services.database.reading() as session:
-            nodes = {node.id: node for node in session.scalars(select(Node).order_by(Node.name))}
-            task = session.scalars(select(Task).where(Task.id == self._task_id)).one_or_none()
-            keys = session.scalars(select(ApiKey).order_by(ApiKey.created_at)).all()
-            rows = session.execute(_newest_tasks()).all()
+            named = select(Node).where(nodes_of(session, caller)).order_by(Node.name)
+            nodes = {node.id: node for node in session.scalars(named)}
+            is_seen = tasks_of(session, caller)
+            chosen = select(Task).where(Task.id == self._task_id, is_seen)
+            task = session.scalars(chosen).one_or_none()
+            keys = within(caller, session.scalars(select(ApiKey).order_by(ApiKey.created_at)))
+            oldest_first = select(RegistrationToken).order_by(RegistrationToken.created_at)
+            tokens = within(caller, session.scalars(oldest_first))
+            rows = session.execute(_newest_tasks().where(is_seen)).all()
             parts = {
                 "numbers": _part(
                     "numbers", numbers=[(name.replace("_", " "), n) for name, n in numbers.items()]
@@ -63,6 +71,7 @@ class Viewer:
                 ),
                 "nodes": _part("nodes", nodes=[_node(node, now) for node in nodes.values()]),
                 "key-list": _part("keys", keys=[_key(key, now) for key in keys]),
+                "token-list": _part("tokens", tokens=[_token(token, now) for token in tokens]),
             }
         changed = {name: html for name, html in parts.items() if self._shown.get(name) != html}
         self._shown = parts
@@ -199,6 +208,20 @@ def _key(key: ApiKey, now: datetime) -> Json:
         "expires": key.expires_at and _shown(key.expires_at),
         "rate_limit": key.rate_limit,
         "enabled": key.enabled,
+    }
+
+
+def _token(token: RegistrationToken, now: datetime) -> Json:
+    state = "expired" if token.is_expired(now) else "used up" if token.is_used_up else "valid"
+    return {
+        "id": token.id,
+        "name": token.name,
+        "prefix": token.prefix,
+        "patterns": token.allowed_node_patterns,
+        "state": state,
+        "expires": token.expires_at and _shown(token.expires_at),
+        "uses": token.uses,
+        "max_uses": token.max_uses,
     }
 
 

@@ -236,6 +236,7 @@ FAULTS = {
         "wrong_token node_key_needed key_needed removed_node key_deletion",
         recoded(401, 403),
     ),
+    "tokens are for every name": Fault("POST /register", "registration_tokens", accepts(403)),
     "uploads have another checksum": Fault("POST /upload", "upload", has(checksum="0" * 64)),
     "wrong token is answered with 200": Fault("POST /register", "wrong_token", recoded(401, 200)),
 }

@@ -15,7 +15,7 @@ from typing_extensions import Self
 from tests.orchestrator.serving import DEADLINE_S
 
 REPOSITORY = Path(__file__).parents[2]
-TOKEN, ADMIN_KEY = "token-from-outside", "key-from-outside"
+TOKEN, ADMIN_KEY = "the-token-from-outside-of-it", "the-admin-key-from-outside"
 SECRETS = {"REGISTRATION_TOKEN": TOKEN, "ADMIN_API_KEY": ADMIN_KEY}
 DATABASE_URL = "VICTORIA_ORCHESTRATOR_DATABASE_URL"
 UNREACHABLE = "postgresql://user:the-password@127.0.0.1:1/name"

@@ -5,6 +5,7 @@ It loads this file by SCHEMATHESIS_HOOKS; the server under test is named in vari
 
 import os
 import uuid
+from datetime import datetime
 from typing import Any
 
 import httpx
@@ -14,6 +15,7 @@ ADMIN_KEY = os.environ["VICTORIA_CHECKED_ADMIN_KEY"]
 TOKEN = {"X-Registration-Token": os.environ["VICTORIA_CHECKED_TOKEN"]}
 SERVER = httpx.Client(base_url=os.environ["VICTORIA_CHECKED_URL"], timeout=60, trust_env=False)
 MAX_LENGTH = 255
+LATER = "2999-12-31T00:00:00Z"
 FOR_NODES = {"record_heartbeat", "next_task", "download_file", "report_status", "store_log"}
 
 
@@ -52,6 +54,8 @@ def _valid(body: dict[str, Any], operation: str) -> dict[str, Any]:
             return {**body, "job_id": str(uuid.uuid4())}
         if isinstance(body.get("job_id"), str) and "task_id" in body:
             return {**body, "task_id": body["job_id"]}
+    if operation == "create_token" and _is_time(body.get("expires_at")):
+        return {**body, "expires_at": LATER}
     if operation == "create_task":
         if _is_short(body.get("recurrence")):
             body = {**body, "recurrence": "*/5 3 * * mon-fri"}
@@ -60,6 +64,13 @@ def _valid(body: dict[str, Any], operation: str) -> dict[str, Any]:
             is_unique = len(set(files)) == len(files)
             body = {**body, "files": [_uploaded()] if is_unique else ["twice", "twice"]}
     return body
+
+
+def _is_time(value: object) -> bool:
+    try:
+        return isinstance(value, str) and "T" in value and bool(datetime.fromisoformat(value))
+    except ValueError:
+        return False
 
 
 def _is_short(value: object) -> bool:

@@ -197,11 +197,17 @@ class RunningOrchestrator:
         return self.client(self.admin_key)
 
     def register(self, name: str = "node", *, tags: dict[str, str] | None = None) -> RegisteredNode:
-        body = {"hostname": "host.example", "os_type": "linux", "name": name, "tags": tags or {}}
-        token = {"X-Registration-Token": self.registration_token or ""}
-        node = ok(self.client().post("/register", json=body, headers=token))
+        node = ok(self.try_to_register(name, tags=tags or {}))
         key = node["api_key"]
         return RegisteredNode(node["id"], node["name"], key, self.client(key))
+
+    def try_to_register(
+        self, name: str, token: str | None = None, *, key: str | None = None, **fields: object
+    ) -> httpx.Response:
+        """Register with this token, or REGISTRATION_TOKEN; with a key, as the node that has it."""
+        body = {"hostname": "host.example", "os_type": "linux", "name": name, **fields}
+        headers = {"X-Registration-Token": token or self.registration_token or ""}
+        return self.client(key).post("/register", json=body, headers=headers)
 
     def create_task(self, prompt: str = "do it", **fields: object) -> Json:
         return ok(self.admin.post("/tasks", json={"prompt": prompt, **fields}))
@@ -217,6 +223,10 @@ class RunningOrchestrator:
 
     def create_key(self, **fields: object) -> Json:
         return ok(self.admin.post("/keys", json={"name": "ci", "description": "d", **fields}))
+
+    def create_token(self, *patterns: str, **fields: object) -> Json:
+        body = {"name": "acme", "allowed_node_patterns": patterns or ["client-acme-*"], **fields}
+        return ok(self.admin.post("/registration-tokens", json=body))
 
     def audit(self, **params: str | int) -> list[Json]:
         return list(reversed(ok(self.admin.get("/keys/audit", params=params))["entries"]))

@@ -86,6 +86,14 @@ def test_refused_calls_are_in_the_audit_once_a_minute(orchestrator: RunningOrche
     ok(orchestrator.admin.post(f"{path}/revoke"))
     codes += [new.get("/tasks/pending").status_code for _ in range(3)]
     assert codes == [401] * 9
+    submitter = orchestrator.create_key(role="submitter")
+    client = orchestrator.client(submitter["api_key"])
+    calls = [("GET", "/nodes"), ("DELETE", "/nodes/x"), ("GET", "/nodes/x"), ("POST", "/tasks")]
+    codes = [client.request(*call).status_code for call in calls * 5]
+    assert codes == [403, 403, 403, 422] * 5
+    actions = [entry["action"] for entry in orchestrator.audit(key_id=submitter["key_id"])]
+    assert actions.count("denied nodes:read") == actions.count("denied nodes:remove") == 1
+    assert actions.count("tasks:create") == 5
     entries = orchestrator.audit(key_id=key["key_id"])
     denied = [one for one in entries if one["action"].startswith("denied ")]
     assert [(one["action"][len("denied ") :], one["detail"]) for one in denied] == [

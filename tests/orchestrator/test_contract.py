@@ -13,6 +13,9 @@ from tests.harness import seed_contract
 from tests.orchestrator.contract_file import CONTRACT, HEAD, shown_schema
 from tests.orchestrator.serving import RunningOrchestrator, ok
 
+FURTHER_PATHS = {"/registration-tokens", "/registration-tokens/{token_id}"}
+"""Paths that the seed's contract does not have."""
+
 
 @pytest.fixture(scope="module")
 def schema() -> dict[str, Any]:
@@ -48,8 +51,8 @@ def test_every_body_has_an_example(schema: dict[str, Any]) -> None:
 
 def test_every_call_names_the_key_that_the_seeds_contract_names(schema: dict[str, Any]) -> None:
     seed = yaml.safe_load(seed_contract.PATH.read_text(encoding="utf-8"))
-    for path, operations in schema["paths"].items():
-        for method, operation in operations.items():
+    for path in set(schema["paths"]) - FURTHER_PATHS:
+        for method, operation in schema["paths"][path].items():
             expected = seed["paths"][path][method]["security"]
             assert operation["security"][: len(expected)] == expected, f"{method} {path}"
 
@@ -61,4 +64,5 @@ def test_responses_have_no_null_but_in_assignments_and_sent_logs(schema: dict[st
         if '"null"' in json.dumps(model.get("properties"))
     }
     requests = {"Registration", "Heartbeat", "NewTask", "NewKey", "Report", "LogSubmission"}
+    requests |= {"NewToken"}
     assert nullable == requests | {"LogSession", "LogMessage"}

@@ -39,6 +39,7 @@ def source(orchestrator: RunningOrchestrator) -> Path:
     node.report(task_id, "success", message="done", progress=100)
     node.send_log(task_id, {"id": "s", "messages": [{"text": "\0"}]})
     orchestrator.create_key()
+    orchestrator.create_token()
     for prompt in ("first", "second"):
         orchestrator.create_task(prompt)
     orchestrator.stop()
@@ -56,6 +57,7 @@ def _move(data_dir: Path, url: str) -> Result:
 def test_server_goes_on_with_everything_that_it_had(source: Path, postgresql_url: str) -> None:
     before = _rows(source)
     assert all(before.values())
+    (source / DATABASE_NAME).chmod(0o644)  # as a copy by hand may be
     done = _move(source, postgresql_url)
     assert (done.exit_code, done.stderr) == (0, "")
     for name, copied in before.items():
@@ -67,7 +69,7 @@ def test_server_goes_on_with_everything_that_it_had(source: Path, postgresql_url
         prompts = [(node.poll() or {})["prompt"] for _ in range(3)]
     assert prompts == ["first", "second", "third"]
     # No server finds the tasks on SQLite again.
-    assert (source / COPIED_NAME).is_file()
+    assert (source / COPIED_NAME).stat().st_mode & 0o777 == 0o600
     with serve(source) as by_mistake:
         assert by_mistake.tasks() == []
 

@@ -203,6 +203,23 @@ def test_key_is_made_rotated_and_revoked(fleet: Page, orchestrator: RunningOrche
     assert orchestrator.client(secret).post("/tasks", json=body).status_code == 401
 
 
+def test_token_is_made_and_revoked(fleet: Page, orchestrator: RunningOrchestrator) -> None:
+    values = {"Token name": "acme", "Names of nodes": "client-acme-*, shared-1"}
+    for label, value in {**values, "Valid for": "30", "Registers at most": "9"}.items():
+        fleet.get_by_label(label).fill(value)
+    _button(fleet, "Create token").click()
+    _expect_text(fleet, "new-token", "vr_")
+    (token,) = rows(orchestrator.admin.get("/registration-tokens"))
+    secret = str(fleet.locator("#new-token").text_content()).rpartition(" ")[2]
+    ok(orchestrator.try_to_register("shared-1", secret))
+    for shown in ("acme", "client-acme-*, shared-1", token["expires_at"][:10], "valid", "1 of 9"):
+        _expect_text(fleet, "token-list", shown)
+    fleet.once("dialog", lambda dialog: dialog.accept())
+    _button(fleet, "Revoke").click()
+    _expect_text(fleet, "token-list", "No registration tokens yet")
+    assert orchestrator.try_to_register("shared-1", secret).status_code == 401
+
+
 def test_refusal_stays_in_view_until_over(fleet: Page, orchestrator: RunningOrchestrator) -> None:
     fleet.set_viewport_size(PHONE)
     fleet.get_by_text("New task").click()
@@ -231,9 +248,10 @@ def test_hostile_texts_are_shown_as_texts(fleet: Page, orchestrator: RunningOrch
     node.send_log(task_id, {"title": HOSTILE, "messages": messages})
     node.report(task_id, "error", message=HOSTILE)
     orchestrator.create_key(name=HOSTILE, description=HOSTILE, allowed_node_patterns=[HOSTILE])
+    orchestrator.create_token(HOSTILE, name=HOSTILE)
     fleet.locator("#tasks button").click()
     expect(fleet.locator("#task pre").first).to_have_text(HOSTILE)
-    for part in ("#chosen", "#log", "#tasks", "#nodes", "#key-list"):
+    for part in ("#chosen", "#log", "#tasks", "#nodes", "#key-list", "#token-list"):
         expect(fleet.locator(part)).to_contain_text(HOSTILE)
         expect(fleet.locator(f"{part} img, {part} script")).to_have_count(0)
     assert fleet.evaluate("window.harmed") is None
@@ -247,6 +265,7 @@ def test_long_words_neither_widen_the_page_nor_wrap_the_cells_beside_them(
     orchestrator.create_task("x" * 300, **target)
     texts = {"name": "k" * 200, "description": "d" * 200, "allowed_node_patterns": ["p" * 200]}
     orchestrator.create_key(**texts)
+    orchestrator.create_token("p" * 200, name="t" * 200)
     task_id = orchestrator.assign(node, prompt="x" * 300)
     messages = [{"role": "r" * 300, "content": "c" * 300}]
     node.send_log(task_id, {"title": "t" * 300, "messages": messages})
@@ -258,7 +277,7 @@ def test_long_words_neither_widen_the_page_nor_wrap_the_cells_beside_them(
         fleet.set_viewport_size({"width": width, "height": 740})
         assert fleet.evaluate("document.documentElement.scrollWidth") <= width
         for text in ("pending", "submitter", "Rotate", "Revoke") if width >= 800 else ():
-            cell = fleet.locator("table *").get_by_text(text, exact=True)
+            cell = fleet.locator("table *").get_by_text(text, exact=True).first
             assert cell.evaluate(COUNT_LINES) == 1, (width, text)
 
 

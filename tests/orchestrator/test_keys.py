@@ -119,6 +119,44 @@ def test_only_its_uploader_may_use_a_file(shared: RunningOrchestrator) -> None:
 
 
 @pytest.mark.both_databases
+@pytest.mark.parametrize("call", ["POST {}/revoke", "DELETE {}"], ids=["revoked", "deleted"])
+def test_end_of_a_key_ends_its_repeated_tasks(orchestrator: RunningOrchestrator, call: str) -> None:
+    key, other = orchestrator.create_key(), orchestrator.create_key()
+    node, now = orchestrator.register(), orchestrator.moment()
+    due, later = {"recurrence": "@daily", "scheduled_for": now}, {"recurrence": "@daily"}
+    clients = [orchestrator.client(one["api_key"]) for one in (key, other)]
+    running, others = (ok(_new_task(client, **due))["id"] for client in clients)
+    assert {node.poll_id(), node.poll_id()} == {running, others}
+    waiting, once = ok(_new_task(clients[0], **later))["id"], ok(_new_task(clients[0]))["id"]
+    method, path = call.format(f"/keys/{key['key_id']}").split()
+    ok(orchestrator.admin.request(method, path))
+    for task_id in (running, others):
+        node.report(task_id, "success")
+    statuses = {task["id"]: task["status"] for task in orchestrator.tasks()}
+    (following,) = set(statuses) - {running, others, waiting, once}
+    assert statuses == {
+        running: "success",
+        others: "success",
+        waiting: "cancelled",
+        once: "pending",
+        following: "pending",
+    }
+    assert orchestrator.task(following)["created_by"] == other["key_id"]
+
+
+def test_end_of_a_key_cancels_all_its_tasks_on_request(orchestrator: RunningOrchestrator) -> None:
+    key, node = orchestrator.create_key(), orchestrator.register()
+    client = orchestrator.client(key["api_key"])
+    task_ids = [ok(_new_task(client))["id"] for _ in range(2)]
+    assert node.poll_id() == task_ids[0]
+    others = orchestrator.create_task()["id"]
+    ok(orchestrator.admin.post(f"/keys/{key['key_id']}/revoke?cancel_tasks=true"))
+    assert [orchestrator.task(one)["status"] for one in task_ids] == ["cancelled"] * 2
+    assert node.beat("busy", current_task_id=task_ids[0])["cancelled_task_ids"] == task_ids[:1]
+    assert orchestrator.task(others)["status"] == "pending"
+
+
+@pytest.mark.both_databases
 def test_rotated_key_works_until_its_grace_or_all_ends(orchestrator: RunningOrchestrator) -> None:
     first = orchestrator.create_key()
     path = f"/keys/{first['key_id']}/rotate"

@@ -29,7 +29,7 @@ def _live(orchestrator: RunningOrchestrator, task_id: str = "") -> Iterator[Even
 
 def _first_parts(events: Events) -> dict[str, str]:
     parts: dict[str, str] = {}
-    while "key-list" not in parts:
+    while "token-list" not in parts:
         part, html = next(events)
         parts[part] = html
     return parts
@@ -72,7 +72,15 @@ def test_only_what_has_changed_is_sent_again(orchestrator: RunningOrchestrator) 
     _send_log(node, task_id, "first log")
     with _live(orchestrator, task_id) as events:
         parts = _first_parts(events)
-        assert list(parts) == ["numbers", "chosen", "log", "tasks", "nodes", "key-list"]
+        assert list(parts) == [
+            "numbers",
+            "chosen",
+            "log",
+            "tasks",
+            "nodes",
+            "key-list",
+            "token-list",
+        ]
         assert "first log" in parts["log"]
         assert "GET /logs/" not in parts["log"]
         orchestrator.register("another")
@@ -174,4 +182,5 @@ def test_page_allows_only_its_own_scripts_by_a_new_nonce(shared: RunningOrchestr
     policies = [page.headers["Content-Security-Policy"] for page in (first, second)]
     assert policies[0].startswith("default-src 'none'")
     assert policies[0] != policies[1]
+    assert policies[0].endswith("; frame-ancestors 'none'; base-uri 'none'; form-action 'none'")
     assert "http" not in first.text.replace(shared.url, "")

@@ -75,7 +75,7 @@ def test_registration_and_removal_are_logged(orchestrator: RunningOrchestrator, 
 def test_next_occurrence_is_logged(
     orchestrator: RunningOrchestrator, node: RegisteredNode, log: Log
 ) -> None:
-    task = orchestrator.create_task(recurrence="* * * * * *")
+    task = orchestrator.create_task(recurrence="@daily", scheduled_for=orchestrator.moment())
     wait_for(node.poll)
     node.report(task["id"], "success")
     _, (_, _, event) = log("task created")

@@ -8,6 +8,7 @@ from orchestrator import model
 from orchestrator.model import NodeIdentity, Target, TaskStatus, matches
 
 FINAL = (TaskStatus.SUCCESS, TaskStatus.ERROR, TaskStatus.CANCELLED)
+NOW = datetime(2026, 1, 1, tzinfo=timezone.utc)
 NODE = NodeIdentity("node-1", "client-acme-prod-1", {"env": "production", "gpu": "yes"})
 
 
@@ -69,6 +70,8 @@ def test_every_condition_of_a_target_must_hold(target: Target, *, expected: bool
         ("30 1 * * *", "2026-03-29T01:30:00+00:00"),
         ("0 9 * * mon-fri", "2026-03-30T09:00:00+00:00"),
         ("0 0 29 2 *", "2028-02-29T00:00:00+00:00"),
+        ("@daily", "2026-03-30T00:00:00+00:00"),
+        ("@Hourly", "2026-03-29T01:00:00+00:00"),
     ],
 )
 def test_next_time_is_that_of_cron_in_utc(expression: str, expected: str) -> None:
@@ -77,7 +80,24 @@ def test_next_time_is_that_of_cron_in_utc(expression: str, expected: str) -> Non
     assert following.isoformat() == expected
 
 
-@pytest.mark.parametrize("expression", ["", "* * * *", "60 * * * *", "0 0 31 2 *"])
-def test_invalid_cron_expression_is_refused(expression: str) -> None:
-    with pytest.raises(ValueError, match="cannot be read as a cron expression"):
-        model.check_expression(expression)
+@pytest.mark.parametrize(
+    ("expression", "reason"),
+    [
+        ("", "cannot be read as a cron expression"),
+        ("* * * *", "cannot be read as a cron expression"),
+        ("60 * * * *", "cannot be read as a cron expression"),
+        ("0 0 31 2 *", "cannot be read as a cron expression"),
+        ("@reboot", "cannot be read as a cron expression"),
+        ("* 17-20 */14 */18 * 1#5", "fires more than once a minute"),
+        ("0,30 * * * * *", "fires more than once a minute"),
+        ("0 17-20 */14 */18 2 1#5", "never fires"),
+    ],
+)
+def test_bad_cron_expression_is_refused(expression: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        model.check_expression(expression, NOW)
+
+
+@pytest.mark.parametrize("expression", ["* * * * *", "30 * * * * *", "@weekly", "0 0 29 2 *"])
+def test_good_cron_expression_is_accepted(expression: str) -> None:
+    model.check_expression(expression, NOW)

@@ -42,6 +42,7 @@ def _mode(path: Path) -> int:
 def test_secrets_are_generated_on_the_first_start_and_kept(data_dir: Path) -> None:
     with Program(data_dir, {}) as first:
         token, key = _stored_secrets(data_dir)
+        assert (token[:3], key[:3]) == ("vr_", "va_")
         # A journal would keep what is printed where there is no terminal.
         assert first.lines == [
             f"REGISTRATION_TOKEN is in {data_dir}/registration-token",
@@ -183,12 +184,13 @@ def test_killed_server_loses_nothing(data_dir: Path, database_url: str | None) -
 
 def test_guessable_token_and_few_open_files_are_warnings(data_dir: Path) -> None:
     limited = ("bash", "-c", 'ulimit -Sn 400; ulimit -Hn 500; exec "$@"', "bash")
-    variables = {**SECRETS, "REGISTRATION_TOKEN": "secret"}
+    variables = {"REGISTRATION_TOKEN": "secret", "ADMIN_API_KEY": "twenty-three-characters"}
     with Program(data_dir, variables, prefix=limited) as program:
         ok(program.register("secret"))
         assert resource.prlimit(program.process.pid, resource.RLIMIT_NOFILE) == (500, 500)
         _, log = program.end()
-    assert "WARNING REGISTRATION_TOKEN could be guessed: use 16 characters or more" in log
+    sentence = "WARNING REGISTRATION_TOKEN and ADMIN_API_KEY could be guessed: use 24 characters or"
+    assert log.count(sentence) == log.count("could be guessed") == 1
     assert "WARNING at most 200 nodes can be connected: this process may have 500 files" in log
 
 

@@ -27,6 +27,8 @@ VALID: dict[str, Json] = {
         ("/tasks", "files", ["twice", "twice"]),
         ("/tasks", "scheduled_for", "0001-01-01T00:00:00+14:00"),
         ("/tasks", "recurrence", "daily"),
+        ("/tasks", "recurrence", "0 17-20 */14 */18 2 1#5"),
+        ("/tasks", "recurrence", "*/30 * * * * *"),
         ("/tasks", "target_node_id", "not a UUID, so no node's"),
         ("/keys", "name", ""),
         ("/keys", "allowed_node_patterns", []),

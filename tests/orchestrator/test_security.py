@@ -8,8 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.security import Throttle, charge
-from tests.orchestrator.serving import RegisteredNode, RunningOrchestrator, refusal, serve
+from orchestrator.security import ProxyWatch, Throttle, charge
+from tests.orchestrator.serving import (
+    Json,
+    RegisteredNode,
+    RunningOrchestrator,
+    refusal,
+    rows,
+    serve,
+)
 
 NOW = datetime(2026, 1, 1, tzinfo=timezone.utc)
 TOKEN = "the right token"  # noqa: S105 - opens nothing but a test server
@@ -39,15 +46,27 @@ def test_number_of_remembered_addresses_is_limited() -> None:
     assert throttle.address_count() == 10_000
 
 
-@pytest.mark.settings(failures_per_minute=2)
-def test_guessing_caller_is_429_even_with_the_right_key(orchestrator: RunningOrchestrator) -> None:
+@pytest.mark.settings(failures_per_minute=2, admin_key="k" * 24, registration_token="t" * 24)
+def test_right_long_secret_passes_whoever_guesses_beside_it(
+    orchestrator: RunningOrchestrator,
+) -> None:
+    codes = [orchestrator.client("guess").get("/nodes").status_code for _ in range(100)]
+    assert codes == [401, 401, *[429] * 98]
+    assert orchestrator.nodes() == []
+    token = orchestrator.create_token("*")["token"]
+    for right in (orchestrator.registration_token, token):
+        assert orchestrator.try_to_register("n", right).status_code == 200
+    assert orchestrator.try_to_register("n", "guess").status_code == 429
+
+
+@pytest.mark.settings(failures_per_minute=2, admin_key="k" * 23, registration_token="t" * 23)
+def test_guesses_keep_right_secrets_out_that_could_be_guessed(
+    orchestrator: RunningOrchestrator,
+) -> None:
     node = orchestrator.register()
     codes = [orchestrator.client("guess").get("/nodes").status_code for _ in range(2)]
     assert codes == [401, 401]
-    body = {"hostname": "h", "os_type": "linux"}
-    token = {"X-Registration-Token": str(orchestrator.registration_token)}
-    registration = orchestrator.client().post("/register", json=body, headers=token)
-    for response in (orchestrator.admin.get("/nodes"), registration):
+    for response in (orchestrator.admin.get("/nodes"), orchestrator.try_to_register("n")):
         assert refusal(response)[0] == 429
         assert int(response.headers["Retry-After"]) >= 1
     # Nodes behind the same address are not affected.
@@ -62,6 +81,63 @@ def test_trusted_proxy_names_the_guesser(tmp_path: Path, proxies: str | None, la
         forwarded = [{"X-Forwarded-For": address} for address in ("192.0.2.1", "192.0.2.1", "::1")]
         codes = [stranger.get("/nodes", headers=one).status_code for one in forwarded]
     assert codes == [401, 429, last]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["\x9b31mred", "203.0.113.9 a", "fe80::1%\x9b", "a.example", "9" * 300],
+    ids=["control", "two words", "control in a zone", "name", "long"],
+)
+def test_proxy_that_names_no_address_reaches_no_log_and_no_audit(
+    tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with serve(tmp_path, trusted_proxies="127.0.0.1") as orchestrator:
+        forwarded = {b"X-Forwarded-For": text.encode("latin-1")}
+        rows(orchestrator.admin.get("/nodes", headers=forwarded))
+        orchestrator.client("guess").get("/nodes", headers=forwarded)
+        [entry] = orchestrator.audit(action="nodes:read")
+    assert entry["client"] == "unknown"
+    [refused] = [one for one in caplog.records if one.message == "request refused"]
+    assert refused.__dict__["fields"]["client"] == "unknown"
+
+
+def test_control_characters_of_a_path_do_not_reach_the_audit(shared: RunningOrchestrator) -> None:
+    shared.admin.get("/tasks/%1b%5b31m")
+    details = [entry["detail"] for entry in shared.audit(action="tasks:read")]
+    assert details == ["GET /tasks/\N{REPLACEMENT CHARACTER}[31m"]
+
+
+FORWARDED = {"X-Forwarded-For": "192.0.2.1"}
+
+
+@pytest.mark.parametrize(
+    ("proxies", "headers", "count"),
+    [(None, FORWARDED, 1), (None, {}, 0), ("127.0.0.1", FORWARDED, 0)],
+    ids=["untrusted proxy", "no proxy", "trusted proxy"],
+)
+def test_proxy_that_is_not_trusted_is_noticed_once(
+    tmp_path: Path,
+    proxies: str | None,
+    headers: Json,
+    count: int,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with serve(tmp_path, trusted_proxies=proxies) as orchestrator:
+        nodes = [orchestrator.register() for _ in range(2)]
+        for _ in range(2):
+            orchestrator.admin.get("/nodes", headers=headers)
+            for node in nodes:
+                node.http.get("/tasks/pending", headers=headers)
+    messages = [one for one in caplog.messages if one.startswith("all callers have one address")]
+    assert len(messages) == count
+
+
+def test_one_caller_or_several_addresses_are_no_sign_of_a_proxy() -> None:
+    alone, several = ProxyWatch(), ProxyWatch()
+    assert not any(alone.is_suspicious("a", "id", is_forwarded=True) for _ in range(9))
+    addresses = ["a", "b", "b", "b", "b"]
+    calls = [(address, f"id-{number}") for number, address in enumerate(addresses)]
+    assert not any(several.is_suspicious(*call, is_forwarded=True) for call in calls)
 
 
 @pytest.mark.settings(failures_per_minute=2, registration_token=TOKEN)

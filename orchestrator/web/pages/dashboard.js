@@ -139,7 +139,7 @@ function signOut(why) {
   selected = "";
   for (const part of shown.keys()) by(part).replaceChildren();
   shown.clear();
-  by("new-key").textContent = "";
+  by("new-key").textContent = by("new-token").textContent = "";
   by("sign-in").hidden = false;
   by("fleet").hidden = by("sign-out").hidden = true;
   say("connection", "");
@@ -216,13 +216,28 @@ by("create-key").addEventListener("submit", (event) => {
   });
 });
 
+by("create-token").addEventListener("submit", (event) => {
+  event.preventDefault();
+  trying(async () => {
+    const patterns = by("token-patterns").value.split(",").map((one) => one.trim()).filter(Boolean);
+    const days = Number(by("token-days").value);
+    const made = await call("POST", "registration-tokens", {
+      name: by("token-name").value, allowed_node_patterns: patterns, max_uses: Number(by("token-uses").value) || null,
+      expires_at: days ? new Date(Date.now() + days * 86400000).toISOString() : null,
+    });
+    by("create-token").reset();
+    by("new-token").textContent = `New registration token (shown only once): ${made.token}`;
+  });
+});
+
 document.addEventListener("click", (event) => {
   const button = event.target.closest("button");
   if (!button) return;
-  const { select, cancel, rotate, revoke, delete: remove } = button.dataset;
+  const { select, cancel, rotate, revoke, revokeToken, delete: remove } = button.dataset;
   if (select !== undefined) choose(select);
   if (cancel && confirm("Cancel this task?")) trying(() => call("DELETE", `tasks/${cancel}`));
   if (revoke && confirm("Revoke this key?")) trying(() => call("POST", `keys/${revoke}/revoke`));
+  if (revokeToken && confirm("Revoke this registration token? Its nodes stay registered.")) trying(() => call("DELETE", `registration-tokens/${revokeToken}`));
   if (remove && confirm("Delete this key?")) trying(() => call("DELETE", `keys/${remove}`));
   if (rotate) trying(async () => {
     const made = await call("POST", `keys/${rotate}/rotate`);
