@@ -20,6 +20,7 @@ from starlette.routing import compile_path
 from orchestrator import __version__
 from orchestrator.auth import address_of, check_key
 from orchestrator.db.database import CONNECTIONS, Database
+from orchestrator.db.signing import SigningSecret
 from orchestrator.errors import ConfigurationError, Conflict, Invalid, NotFound, Refused
 from orchestrator.log import Sampler, fields
 from orchestrator.middleware import BodyLimit, PlainRequests, RequireKeyBeforeBody
@@ -130,6 +131,7 @@ def _services(settings: Settings) -> Services:
     return Services(
         settings,
         database,
+        SigningSecret(database),
         waiters,
         announcer,
         Throttle(settings.failures_per_minute),

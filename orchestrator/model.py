@@ -80,6 +80,7 @@ class Permission(str, Enum):
     CLEAN_UP_TASKS = "tasks:cleanup"
     READ_NODES = "nodes:read"
     REMOVE_NODES = "nodes:remove"
+    ROTATE_NODE_KEYS = "nodes:rotate-key"
     READ_STATISTICS = "statistics:read"
     MANAGE_KEYS = "keys:manage"
 
@@ -118,6 +119,25 @@ class NodeIdentity:
     id: str
     name: str
     tags: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Reporter:
+    """Who reports on tasks: a node, for all that it has, or a holder of a key that may do less.
+
+    Less is one assignment of one task, by the task's own key, or what was assigned until a moment,
+    by a node key that was rotated.
+    """
+
+    node: NodeIdentity
+    task_id: str | None = None
+    assignment_number: int | None = None
+    assigned_until: datetime | None = None
+
+    @property
+    def is_node(self) -> bool:
+        """Whether it showed the node's own key."""
+        return self.task_id is None and self.assigned_until is None
 
 
 def matches(target: Target, node: NodeIdentity) -> bool:

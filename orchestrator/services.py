@@ -6,6 +6,7 @@ from typing import Annotated
 from fastapi import Depends, FastAPI, Request
 
 from orchestrator.db.database import Database
+from orchestrator.db.signing import SigningSecret
 from orchestrator.log import Sampler
 from orchestrator.scheduling.announcing import Announcer
 from orchestrator.scheduling.batch import Batch
@@ -23,6 +24,7 @@ class Services:
 
     settings: Settings
     database: Database
+    signing_secret: SigningSecret
     waiters: Waiters
     announcer: Announcer
     throttle: Throttle
