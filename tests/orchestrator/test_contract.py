@@ -50,7 +50,8 @@ def test_every_call_names_the_key_that_the_seeds_contract_names(schema: dict[str
     seed = yaml.safe_load(seed_contract.PATH.read_text(encoding="utf-8"))
     for path, operations in schema["paths"].items():
         for method, operation in operations.items():
-            expected = seed["paths"][path][method]["security"]
+            # Calls that only ours has are not in it.
+            expected = seed["paths"].get(path, {}).get(method, {}).get("security", [])
             assert operation["security"][: len(expected)] == expected, f"{method} {path}"
 
 
