@@ -267,7 +267,7 @@ def take(database: Database, settings: Settings, look: Look) -> Claim:
             # It has registered again since the look: what was seen may not be for it any more.
             return Claim(look_again_s=_LOOK_AGAIN_AT_LEAST_S)
         if held[2] >= settings.max_unreported and not look.is_full:
-            # It has polled several times at once. On PostgreSQL each such poll may get one too many.
+            # It polls several times at once; on PostgreSQL each of these may get one too many.
             return Claim(look_again_s=_FULL_LOOK_AGAIN_S, is_full=True)
         # Usually one of those that were seen is still free. If not, the whole queue is searched.
         for numbers in chain([look.seen], _candidates(session, asking, now)):
