@@ -123,10 +123,10 @@ class NodeIdentity:
 
 @dataclass(frozen=True)
 class Reporter:
-    """Who reports on tasks: a node, for all that it has, or a holder of a key that may do less.
+    """Who reports on tasks: a node, or the holder of a key that is limited to some of its tasks.
 
-    Less is one assignment of one task, by the task's own key, or what was assigned until a moment,
-    by a node key that was rotated.
+    The key of a task is limited to one assignment of that task. A node key that was rotated is
+    limited to tasks that were assigned until then.
     """
 
     node: NodeIdentity
