@@ -58,7 +58,14 @@ def _claims_per_s(server: str | None, count: int) -> float:
 
 
 def _claim(folder: Path, url: str | None, node_id: str, ready: Barrier, counts: Queue[int]) -> None:
-    settings = Settings(folder, admin_key="", registration_token=None, redelivery_after_s=10**6)
+    settings = Settings(
+        folder,
+        admin_key="",
+        registration_token=None,
+        # No process reports on what it claims.
+        redelivery_after_s=10**6,
+        max_unreported=10**6,
+    )
     database = Database(folder, url)
     ready.wait(_READY_WITHIN_S)
     until, claimed = time.monotonic() + _SECONDS, 0

@@ -39,6 +39,7 @@ from orchestrator.server import Server, bind, open_as_many_as_allowed
 from orchestrator.settings import (
     DEFAULT_HEARTBEAT_TIMEOUT_S,
     DEFAULT_LOST_AFTER_S,
+    DEFAULT_MAX_UNREPORTED,
     DEFAULT_MAX_UPLOAD_BYTES,
     DEFAULT_MIN_FREE_BYTES,
     Secret,
@@ -125,6 +126,12 @@ def _web_address(_context: click.Context, _option: click.Parameter, url: str | N
     help="Seconds after which an unreported assignment is offered to its node again.",
 )
 @click.option(
+    "--max-unreported",
+    type=click.IntRange(min=1),
+    default=DEFAULT_MAX_UNREPORTED,
+    help="Number of unreported assignments at which a node gets no more work.",
+)
+@click.option(
     "--max-upload-bytes",
     type=click.IntRange(min=1),
     default=DEFAULT_MAX_UPLOAD_BYTES,
@@ -191,6 +198,7 @@ def main(  # noqa: PLR0913 - click hands every option over as an argument
     heartbeat_timeout: float,
     lost_after: float,
     redelivery_after: float,
+    max_unreported: int,
     max_upload_bytes: int,
     min_free_bytes: int,
     node_calls_per_minute: int,
@@ -238,6 +246,7 @@ def main(  # noqa: PLR0913 - click hands every option over as an argument
             heartbeat_timeout_s=heartbeat_timeout,
             lost_after_s=lost_after,
             redelivery_after_s=redelivery_after,
+            max_unreported=max_unreported,
             max_upload_bytes=max_upload_bytes,
             min_free_bytes=min_free_bytes,
             node_calls_per_minute=node_calls_per_minute,

@@ -23,6 +23,7 @@ from orchestrator import __version__
 from orchestrator.auth import address_of, check_key, check_token
 from orchestrator.budgets import Allowance, BodiesInFlight, DiskReserve, HistoryBudget, NodeCalls
 from orchestrator.db.database import CONNECTIONS, Database
+from orchestrator.db.signing import SigningSecret
 from orchestrator.errors import ConfigurationError, Conflict, Invalid, NotFound, Refused
 from orchestrator.log import Sampler, fields
 from orchestrator.middleware import (
@@ -141,6 +142,7 @@ def _services(settings: Settings) -> Services:
     return Services(
         settings,
         database,
+        SigningSecret(database),
         waiters,
         announcer,
         Throttle(settings.failures_per_minute),

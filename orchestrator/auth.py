@@ -1,40 +1,52 @@
-"""Authentication: the admin key, scoped keys, node keys and registration tokens.
+"""Authentication: admin key, scoped keys, keys of nodes and of tasks, registration tokens.
 
-Keys are looked up by their SHA-256 and compared in constant time; no key itself is stored. Each
-call by the admin or a scoped key is written into the audit before it is carried out; of those that
-are refused here, one a minute of each kind.
+Keys are looked up by their SHA-256 and compared in constant time; no key itself is stored. The key
+of a task is computed anew, from the task's row, which its id in the key leads to. Each call by the
+admin or a scoped key is written into the audit before it is carried out; of those that are refused
+here, one a minute of each kind.
 """
 
 import hmac
 import ipaddress
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Annotated
 
 from fastapi import Depends, Request, Security
 from fastapi.security import APIKeyHeader
-from sqlalchemy import or_, select
+from sqlalchemy import bindparam, or_, select
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from orchestrator.db import audit
-from orchestrator.db.tables import ApiKey, Node, RegistrationToken
+from orchestrator.db.tables import ApiKey, Node, RegistrationToken, Task
 from orchestrator.errors import Disabled, Gone, NotAllowed, Refused, TooMany, Unauthenticated
-from orchestrator.log import fields
+from orchestrator.log import fields, log_on_commit
 from orchestrator.model import (
     ADMIN_ID,
     PERMISSIONS,
     NodeIdentity,
     Permission,
+    Reporter,
     Role,
     lies_within,
     name_matches,
     utc_now,
 )
+from orchestrator.scheduling.lifecycle import TASK_KEY_ENDED, takes_reports
 from orchestrator.schemas.bodies import NodeView
-from orchestrator.security import UNGUESSABLE_LENGTH, KnownNode, charge, is_same, key_hash
+from orchestrator.security import (
+    UNGUESSABLE_LENGTH,
+    KnownNode,
+    charge,
+    is_same,
+    key_hash,
+    rotated_node_key,
+    task_key,
+    task_of_key,
+)
 from orchestrator.services import Services, ServicesParam, services_of
 
 _OF_NODES = "node"
@@ -45,6 +57,7 @@ _REGISTERING = "node:registered"
 """In the audit, the action when a registration token registers a node."""
 _OF_A_HEARTBEAT = {"status", "last_heartbeat", "current_task_id"}
 """Fields of a node that each heartbeat changes."""
+_ROTATED = "the key has been rotated: use the new one"
 
 _LONGEST_ADDRESS = 64
 _NO_ADDRESS = "unknown"
@@ -61,6 +74,7 @@ def _key_scheme(name: str, description: str) -> APIKeyHeader:
 
 _NODE_KEY = _key_scheme("NodeApiKey", "The key that a node received when it registered.")
 _ADMIN_KEY = _key_scheme("AdminApiKey", "The admin key.")
+_TASK_KEY = _key_scheme("TaskApiKey", "The key of the task, from its assignment.")
 _SCOPED_KEY = _key_scheme("ScopedKey", "A scoped key that has one of the roles named at the call.")
 _REGISTRATION_TOKEN = APIKeyHeader(
     name="X-Registration-Token",
@@ -132,7 +146,7 @@ def allowed_to(permission: Permission) -> Callable[..., Caller]:
     ) -> Caller:
         call = _call(request, permission.value)
         holder = _identify(services, key, call)
-        if isinstance(holder, NodeIdentity):
+        if isinstance(holder, Reporter):
             raise NotAllowed("a node key may not do this")
         _watch_for_proxy(services, request, holder.key_id)
         refusal = _record_use(services, holder, permission, call)
@@ -144,10 +158,24 @@ def allowed_to(permission: Permission) -> Callable[..., Caller]:
 
 
 def _require_node(services: ServicesParam, request: Request, key: _NodeKeyHeader) -> NodeIdentity:
+    reporter = _require_reporter(services, request, key)
+    if reporter.task_id is not None:
+        raise NotAllowed("the key of a task may only report on that task")
+    if not reporter.is_node:
+        raise Unauthenticated(_ROTATED)
+    return reporter.node
+
+
+def _require_reporter(
+    services: ServicesParam,
+    request: Request,
+    key: _NodeKeyHeader,
+    _: Annotated[str | None, Security(_TASK_KEY)] = None,
+) -> Reporter:
     call = _call(request, _OF_NODES)
     holder = _identify(services, key, call)
-    if isinstance(holder, NodeIdentity):
-        _watch_for_proxy(services, request, holder.id)
+    if isinstance(holder, Reporter):
+        _watch_for_proxy(services, request, holder.node.id)
         return holder
     sentence = "only a node may do this"
     _record_denial(services, holder.key_id, call, sentence)
@@ -168,9 +196,10 @@ async def check_key(services: Services, request: Request) -> str | None:
         services.node_calls.others.charge(node.id)
         return node.id
     holder = await run_in_threadpool(_identify, services, key, _call(request, _BEFORE_BODY))
-    if isinstance(holder, NodeIdentity):
-        services.node_calls.others.charge(holder.id)
-        return holder.id
+    if isinstance(holder, Reporter):
+        # A task that calls without end uses up its own calls, not its node's.
+        services.node_calls.others.charge(holder.task_id or holder.node.id)
+        return holder.task_id or holder.node.id
     return None if holder.key_id == ADMIN_ID else holder.key_id
 
 
@@ -208,10 +237,15 @@ def _load_known_node(services: Services, request: Request, key: str | None) -> K
     identity = _require_node(services, request, key)
     with services.database.autocommit() as session:
         node = session.get(Node, identity.id)
-        if node is None:
-            raise Unauthenticated("the node is no longer registered")
-        view = NodeView.model_validate(node).model_dump_json(exclude=_OF_A_HEARTBEAT)
-        return KnownNode(node.identity, view.encode().removesuffix(b"}"))
+    if node is None:
+        raise Unauthenticated("the node is no longer registered")
+    hash_of_key, new_key = key_hash(key or ""), None
+    if node.api_key_hash != hash_of_key:
+        raise Unauthenticated(_ROTATED)
+    if node.pending_key_hash is not None:
+        new_key = rotated_node_key(services.signing_secret.load(), node.id, node.key_rotation)
+    view = NodeView.model_validate(node).model_dump_json(exclude=_OF_A_HEARTBEAT)
+    return KnownNode(node.identity, view.encode().removesuffix(b"}"), hash_of_key, new_key)
 
 
 def _find_key_holder(services: ServicesParam, request: Request) -> KeyHolder | None:
@@ -304,6 +338,9 @@ NodeParam = Annotated[NodeIdentity, Depends(_require_node)]
 GrantParam = Annotated[Grant, Depends(_require_registration_token)]
 """A parameter of the registration: what the token of the call permits."""
 
+ReporterParam = Annotated[Reporter, Depends(_require_reporter)]
+"""A handler's parameter: who reports on a task, by a node's key or by the task's own."""
+
 KeyHolderParam = Annotated[KeyHolder | None, Depends(_find_key_holder)]
 """A parameter of the registration: the node whose key came beside the token, if any."""
 
@@ -311,15 +348,18 @@ TOKEN_AND_KEY: dict[str, object] = {"security": [{"RegistrationToken": [], "Node
 """For the schema of a request that takes a key beside the token."""
 
 
-def _identify(services: Services, key: str | None, call: _Call) -> NodeIdentity | Caller:
+def _identify(services: Services, key: str | None, call: _Call) -> Reporter | Caller:
     if key is None:
         raise Unauthenticated("X-API-Key is missing")
+    task_id = task_of_key(key)
+    if task_id is not None:
+        return _identify_task(services, key, task_id, call.at)
     wanted = key_hash(key)
+    # Nodes first: nearly every request is theirs.
+    reporter = _identify_node(services, wanted, call)
+    if reporter is not None:
+        return reporter
     with services.database.autocommit() as session:
-        # Nodes first: nearly every request is theirs.
-        node = session.scalars(select(Node).where(Node.api_key_hash == wanted)).one_or_none()
-        if node is not None and hmac.compare_digest(node.api_key_hash, wanted):
-            return node.identity
         scoped = session.scalars(
             select(ApiKey).where(or_(ApiKey.key_hash == wanted, ApiKey.previous_hash == wanted))
         ).first()
@@ -332,6 +372,67 @@ def _identify(services: Services, key: str | None, call: _Call) -> NodeIdentity 
         _record_denial(services, scoped.id, call, reason)
         raise Unauthenticated(reason)
     return Caller(scoped.id, scoped.role, tuple(scoped.allowed_node_patterns), call.client)
+
+
+_OF_TASK = (
+    select(Task.assignment_number, Task.status, Task.completed_at, Node.id, Node.name, Node.tags)
+    .join(Node, Node.id == Task.assigned_node_id)
+    .where(Task.id == bindparam("task_id"))
+)
+_BY_KEY = select(Node).where(
+    or_(
+        Node.api_key_hash == bindparam("wanted"),
+        Node.pending_key_hash == bindparam("wanted"),
+        Node.previous_key_hash == bindparam("wanted"),
+    )
+)
+
+
+def _identify_task(services: Services, key: str, task_id: str, now: datetime) -> Reporter:
+    secret = services.signing_secret.load()
+    with services.database.autocommit() as session:
+        row = session.execute(_OF_TASK, {"task_id": task_id}).one_or_none()
+    # A wrong one does not count as guessing: nobody guesses a MAC, and a container that goes on to
+    # report after its end must not lock others out.
+    if row is None:
+        raise Unauthenticated(TASK_KEY_ENDED)
+    number, status, completed_at, node_id, name, tags = row
+    if not is_same(key, task_key(secret, task_id, number)) or not takes_reports(
+        status, completed_at, now
+    ):
+        raise Unauthenticated(TASK_KEY_ENDED)
+    return Reporter(NodeIdentity(node_id, name, tags), task_id, number)
+
+
+def _identify_node(services: Services, wanted: str, call: _Call) -> Reporter | None:
+    with services.database.autocommit() as session:
+        node = session.scalars(_BY_KEY, {"wanted": wanted}).one_or_none()
+    if node is None:
+        return None
+    if hmac.compare_digest(node.api_key_hash, wanted):
+        return Reporter(node.identity)
+    if hmac.compare_digest(node.pending_key_hash or "", wanted):
+        _replace_key(services, node.id, wanted, call)
+        return Reporter(node.identity)
+    return Reporter(node.identity, assigned_until=node.key_replaced_at)
+
+
+def _replace_key(services: Services, node_id: str, wanted: str, call: _Call) -> None:
+    """Make a node's new key its key: the node has used it, so it has kept it."""
+    with services.database.writing() as session:
+        node = session.get(Node, node_id, with_for_update=True)
+        if node is None or wanted not in {node.pending_key_hash, node.api_key_hash}:
+            raise Unauthenticated(_ROTATED)
+        if node.pending_key_hash != wanted:
+            # Another request was faster.
+            return
+        node.previous_key_hash, node.key_replaced_at = node.api_key_hash, call.at
+        node.api_key_hash, node.pending_key_hash = wanted, None
+        # Every process has the old one among those that it knows.
+        services.announcer.announce_node(session, node.id)
+        _record(session, node.id, replace(call, action="node:key-replaced"))
+        ids = {"node_id": node.id, "name": node.name, "client": call.client}
+        log_on_commit(session, log, "node key replaced", ids)
 
 
 def _rejection_reason(key: ApiKey, wanted: str, now: datetime) -> str | None:

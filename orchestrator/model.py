@@ -79,6 +79,7 @@ class Permission(str, Enum):
     CLEAN_UP_TASKS = "tasks:cleanup"
     READ_NODES = "nodes:read"
     REMOVE_NODES = "nodes:remove"
+    ROTATE_NODE_KEYS = "nodes:rotate-key"
     READ_STATISTICS = "statistics:read"
     MANAGE_KEYS = "keys:manage"
     MANAGE_TOKENS = "tokens:manage"
@@ -118,6 +119,25 @@ class NodeIdentity:
     id: str
     name: str
     tags: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Reporter:
+    """Who reports on tasks: a node, or the holder of a key that is limited to some of its tasks.
+
+    The key of a task is limited to one assignment of that task. A node key that was rotated is
+    limited to tasks that were assigned until then.
+    """
+
+    node: NodeIdentity
+    task_id: str | None = None
+    assignment_number: int | None = None
+    assigned_until: datetime | None = None
+
+    @property
+    def is_node(self) -> bool:
+        """Whether it showed the node's own key."""
+        return self.task_id is None and self.assigned_until is None
 
 
 def matches(target: Target, node: NodeIdentity) -> bool:

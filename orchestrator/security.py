@@ -1,9 +1,12 @@
 """Keys and their hashes, rates of calls, and what a process remembers of callers."""
 
+import base64
 import hashlib
 import hmac
+import re
 import secrets
 import threading
+import uuid
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -36,6 +39,31 @@ def key_hash(key: str) -> str:
 def is_same(given: str, expected: str) -> bool:
     """Compare two secrets in constant time, whatever their lengths."""
     return hmac.compare_digest(key_hash(given), key_hash(expected))
+
+
+_TASK_KEY = re.compile(r"vt_([0-9a-f]{32})_[A-Za-z0-9_-]{43}")
+
+
+def task_key(secret: bytes, task_id: str, assignment_number: int) -> str:
+    """Return the key of a task for one of its assignments. It has the task's id in it."""
+    mac = _derived(secret, "task", task_id, assignment_number)
+    return f"vt_{uuid.UUID(task_id).hex}_{mac}"
+
+
+def task_of_key(key: str) -> str | None:
+    """Return the id of the task that a key is for; None if it has not the form of such a key."""
+    parsed = _TASK_KEY.fullmatch(key)
+    return None if parsed is None else str(uuid.UUID(parsed[1]))
+
+
+def rotated_node_key(secret: bytes, node_id: str, rotation: int) -> str:
+    """Return the key that a node gets by its nth rotation."""
+    return f"vn_{_derived(secret, 'node', node_id, rotation)}"
+
+
+def _derived(secret: bytes, kind: str, subject_id: str, number: int) -> str:
+    mac = hmac.digest(secret, f"{kind}:{subject_id}:{number}".encode(), "sha256")
+    return base64.urlsafe_b64encode(mac).decode().rstrip("=")
 
 
 _MINUTE = timedelta(minutes=1)
@@ -162,6 +190,9 @@ class KnownNode:
     identity: NodeIdentity
     view: bytes
     """What responses show of it, without what a heartbeat changes: JSON without its last brace."""
+    key_hash: str
+    new_api_key: str | None = None
+    """The key that it should use from now on."""
 
     @property
     def id(self) -> str:
@@ -192,6 +223,10 @@ class NodeCache:
             return
         if len(self._by_hash) >= _MAX_NODES:
             self.clear()
+        # A node whose key was rotated has one entry at a time, which `forget` finds.
+        previous = self._hash_of.get(node.id, hash_of_key)
+        if previous != hash_of_key:
+            self._by_hash.pop(previous, None)
         self._by_hash[hash_of_key] = node
         self._hash_of[node.id] = hash_of_key
 

@@ -8,6 +8,7 @@ from fastapi import Depends, FastAPI, Request
 
 from orchestrator.budgets import Allowance, BodiesInFlight, DiskReserve, HistoryBudget, NodeCalls
 from orchestrator.db.database import Database
+from orchestrator.db.signing import SigningSecret
 from orchestrator.log import Sampler
 from orchestrator.scheduling.announcing import Announcer
 from orchestrator.scheduling.batch import Batch
@@ -25,6 +26,7 @@ class Services:
 
     settings: Settings
     database: Database
+    signing_secret: SigningSecret
     waiters: Waiters
     announcer: Announcer
     throttle: Throttle

@@ -21,6 +21,7 @@ DEFAULT_MAX_UPLOAD_BYTES = 4 * 1024**3
 DEFAULT_MIN_FREE_BYTES = 1024**3
 DEFAULT_HEARTBEAT_TIMEOUT_S = 45
 DEFAULT_LOST_AFTER_S = 600
+DEFAULT_MAX_UNREPORTED = 64
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,12 @@ class Settings:
     """Seconds after its time limit until a task that no node holds any more is lost."""
     redelivery_after_s: float = 5
     """Seconds until an unreported assignment is offered to its node again."""
+    max_unreported: int = DEFAULT_MAX_UNREPORTED
+    """Assignments that a node may have without a report; with more it gets no new work.
+
+    A runner reports on each before its container starts, and takes one at a time while it prepares
+    the last: it has a handful.
+    """
     sweep_every_s: float = 1
     """Seconds between two looks for expired leases and scheduled tasks."""
     max_upload_bytes: int = DEFAULT_MAX_UPLOAD_BYTES

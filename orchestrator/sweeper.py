@@ -6,6 +6,8 @@ Ends by being cancelled. A sweep that fails is logged, and the next one does its
 import json
 import logging
 import time
+from collections import Counter
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 
 import anyio
@@ -38,11 +40,12 @@ async def sweep(services: Services) -> None:
     seen_until = utc_now()
     forgotten_at = all_seen_at = seen_until
     nodes = NodeWatch(services.database, services.settings, seen_until)
+    full = FullNodes(services.settings.max_unreported)
     while True:
         await anyio.sleep(services.settings.sweep_every_s)
         now = utc_now()
         try:
-            await _refresh(services, now)
+            unreported = await _refresh(services, now)
             await to_thread.run_sync(_end_leases, services, now)
             # Some are written a moment after their time.
             since = None if now - all_seen_at > _LOOK_AT_ALL_EVERY else seen_until - _OVERLAP
@@ -51,6 +54,7 @@ async def sweep(services: Services) -> None:
             seen_until = now
             all_seen_at = now if since is None else all_seen_at
             if services.settings.logs_nodes:
+                full.log_changes(unreported)
                 await to_thread.run_sync(nodes.log_changes, now)
             if now - forgotten_at > _FORGET_EVERY:
                 await to_thread.run_sync(_forget_old, services, now)
@@ -72,8 +76,11 @@ async def _wake(services: Services, due: list[tuple[WorkAvailable, int]]) -> Non
             pauses_at = time.monotonic() + _WAKE_AT_ONCE_S
 
 
-async def _refresh(services: Services, now: datetime) -> None:
-    """Write the heartbeats of the last second, and read what the next ones will be told."""
+async def _refresh(services: Services, now: datetime) -> Counter[str]:
+    """Write the heartbeats of the last second, and read what the next ones will be told.
+
+    Return how many unreported assignments each node has.
+    """
     for node_id in services.breaks.silent(time.monotonic()):
         services.heartbeats.set_offline(node_id, now)
     services.heartbeats.adjust_pace(now)
@@ -85,6 +92,7 @@ async def _refresh(services: Services, now: datetime) -> None:
     for node_id in services.unreported.end_refresh(refreshed.unreported):
         # Another process may have assigned it a task; it has to know when to offer it again.
         services.waiters.wake_node(node_id)
+    return Counter(node_id for node_id, _ in refreshed.unreported)
 
 
 def _end_leases(services: Services, now: datetime) -> None:
@@ -94,6 +102,22 @@ def _end_leases(services: Services, now: datetime) -> None:
     with services.database.writing() as session:
         for task in end_leases(session, services.settings, now):
             services.announcer.announce(session, WorkAvailable(task.id, task.target))
+
+
+class FullNodes:
+    """Logs which nodes get no new work, once each time."""
+
+    def __init__(self, max_unreported: int) -> None:
+        self._max_unreported = max_unreported
+        self._full: set[str] = set()
+
+    def log_changes(self, unreported: Mapping[str, int]) -> None:
+        """Log the nodes that have come to the limit since the last call."""
+        full = {node_id for node_id, count in unreported.items() if count >= self._max_unreported}
+        for node_id in full - self._full:
+            ids = {"node_id": node_id, "unreported": unreported[node_id]}
+            log.warning("node gets no new work until it reports on its tasks", extra=fields(**ids))
+        self._full = full
 
 
 class NodeWatch:

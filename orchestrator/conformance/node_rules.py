@@ -26,7 +26,7 @@ def registered_fields(target: Target) -> None:
 def reregistration(target: Target) -> None:
     """A node that registers again with its key stays the same node, with its key and its task."""
     node = target.register()
-    _require_extension("reregister", node, "a node with another name or tags is another node")
+    require_extension("reregister", node, "a node with another name or tags is another node")
     held = target.assign(node)
     name, tags = target.unique("again"), {"zone": target.unique("zone")}
     for attempt in ("first", "second"):
@@ -43,7 +43,7 @@ def reregistration(target: Target) -> None:
 def reregistration_of_nobody(target: Target) -> None:
     """A registration with a key that no node has is refused with 410, and makes no node."""
     node = target.register()
-    _require_extension("reregister", node, "a key beside the token is ignored")
+    require_extension("reregister", node, "a key beside the token is ignored")
     fields_of(target.admin.delete(f"/nodes/{node.id}"))
     token, name = target.registration_token, target.unique("nobody")
     response = target.try_to_register(token, name, {}, api_key=node.api_key)
@@ -59,7 +59,7 @@ def heartbeat_status(target: Target) -> None:
 def pace(target: Target) -> None:
     """A heartbeat's response has the seconds until the next: 5 to 300, and 15 with a task."""
     node = target.register()
-    _require_extension("pace", node, "nodes choose the interval of their heartbeats")
+    require_extension("pace", node, "nodes choose the interval of their heartbeats")
     for status, longest_s in (("idle", 300), ("busy", 15)):
         interval_s = fields_of(node.heartbeat(status)).get("heartbeat_interval_seconds")
         if not isinstance(interval_s, int) or not _SHORTEST_PACE_S <= interval_s <= longest_s:
@@ -148,7 +148,8 @@ def stored_log(target: Target) -> None:
     expect_equal("the session", {name: stored.get(name) for name in session}, session)
 
 
-def _require_extension(name: str, node: Node, otherwise: str) -> None:
+def require_extension(name: str, node: Node, otherwise: str) -> None:
+    """Raise Absent, with what follows from it, if the orchestrator does not name the extension."""
     extensions = node.registered.get("extensions") or []
     beat = fields_of(node.heartbeat())
     expect_equal("what a heartbeat names", beat.get("extensions") or [], extensions)

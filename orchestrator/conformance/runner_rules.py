@@ -88,24 +88,26 @@ def no_work(target: Target) -> None:
 
 
 def redelivery(target: Target) -> None:
-    """An assignment that its node does not report on is offered to the node again."""
+    """An assignment that its node does not report on is offered to the node again, unchanged."""
     held = target.hold()
     target.require_no_foreign_work(held.node)
     deadline = time.monotonic() + target.redelivery_within_s
-    while target.assigned_id(held.node) != held.task_id:
+    while (again := target.poll(held.node) or {}).get("task_id") != held.task_id:
         if time.monotonic() > deadline:
             raise Broken(
                 f"not within {target.redelivery_within_s:g} s, so a task is lost if the response"
                 " that assigns it is"
             )
         time.sleep(_POLL_INTERVAL_S)
+    if again.get("task_api_key") != held.assignment.get("task_api_key"):
+        raise Broken("its task_api_key is another one, and a container may have the first")
 
 
 def download(target: Target) -> None:
     """The node that holds a task can download its files, and their checksums are right."""
     held = target.hold(with_file=True)
     expect_fields("the assignment", held.assignment, "file_checksums")
-    response = held.node.http.get(_path_of_file(held.assignment["files"][0]))
+    response = held.node.http.get(path_of_file(held.assignment["files"][0]))
     expect_accepted("the download", response)
     checksum = hashlib.sha256(response.content).hexdigest()
     expect_equal("the checksum", held.assignment["file_checksums"][0], checksum)
@@ -114,7 +116,7 @@ def download(target: Target) -> None:
 def files_of_others(target: Target) -> None:
     """A node cannot download the files of a task that another node holds."""
     held, other = target.hold(with_file=True), target.idle_node()
-    response = other.http.get(_path_of_file(held.assignment["files"][0]))
+    response = other.http.get(path_of_file(held.assignment["files"][0]))
     expect_refusal("a download by another node", response, 403, 404)
 
 
@@ -183,7 +185,8 @@ def expect_late(response: httpx.Response) -> None:
         raise Broken(f"a late status is answered with {response.status_code}, not 200, 409 or 410")
 
 
-def _path_of_file(name: str) -> str:
+def path_of_file(name: str) -> str:
+    """Return the path of a file, whatever characters its name has."""
     return f"/files/{quote(name, safe='')}"
 
 

@@ -10,7 +10,7 @@ import secrets
 import ssl
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from fnmatch import fnmatchcase
 from types import TracebackType
@@ -34,6 +34,8 @@ from orchestrator.conformance.expect import (
 CALL_TIMEOUT_S = 60
 REDELIVERY_WITHIN_S = 30
 """How long an assignment may stay with a node that does not report on it."""
+KNOWN_WITHIN_S = 10
+"""How long each process of an orchestrator may take to know of a rotated key."""
 PROMPT = "conformance check"
 """How the prompt of each task begins that any run of the check has made."""
 PRIORITY = 10_000
@@ -88,6 +90,11 @@ class Held:
         self.has_ended |= response.is_success and status in {"success", "error"}
         return response
 
+    def send_log(self, title: str) -> httpx.Response:
+        """Send a log of the task."""
+        session = {"title": title, "messages": []}
+        return self.node.http.post("/logs", json={"job_id": self.task_id, "session": session})
+
 
 class Target:
     """Calls the orchestrator in every role; a context manager removes what it has made there."""
@@ -99,10 +106,12 @@ class Target:
         admin_key: str | None,
         *,
         redelivery_within_s: float = REDELIVERY_WITHIN_S,
+        known_within_s: float = KNOWN_WITHIN_S,
     ) -> None:
         self.url = url.rstrip("/")
         self.registration_token = registration_token
         self.redelivery_within_s = redelivery_within_s
+        self.known_within_s = known_within_s
         self.left_behind: list[str] = []
         """The paths of what could not be removed."""
         self._run = secrets.token_hex(6)
@@ -212,6 +221,10 @@ class Target:
         node = Node(body["id"], name, tags or {}, key, self.client(key), body)
         self._nodes.append(node)
         return node
+
+    def with_key(self, node: Node, api_key: str) -> Node:
+        """Return the node as it calls with another key."""
+        return replace(node, api_key=api_key, http=self.client(api_key))
 
     def try_to_register(
         self, token: str, name: str, tags: dict[str, str], *, api_key: str | None = None

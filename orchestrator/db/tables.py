@@ -82,6 +82,13 @@ class Node(Base):
     held_task_ids: Mapped[list[str]]
     """The tasks that the node held at its last heartbeat."""
     registered_at: Mapped[datetime]
+    key_rotation: Mapped[int] = mapped_column(default=0)
+    """How often a new key was made for it."""
+    pending_key_hash: Mapped[str | None] = mapped_column(String(64), index=True, unique=True)
+    """Of the new key, until the node has used it."""
+    previous_key_hash: Mapped[str | None] = mapped_column(String(64), index=True, unique=True)
+    key_replaced_at: Mapped[datetime | None]
+    """When the previous key was replaced; it still reports on tasks that were assigned before."""
 
     @property
     def identity(self) -> NodeIdentity:
@@ -108,6 +115,10 @@ class Task(Base):
     assigned_node_id: Mapped[str | None] = mapped_column(String(36))
     offered_at: Mapped[datetime | None]
     """When the assignment last went out to its node."""
+    assigned_at: Mapped[datetime | None]
+    """When the assignment first went out to its node."""
+    assignment_number: Mapped[int] = mapped_column(default=0)
+    """How often the task was assigned; a task's key is good for one assignment."""
     node_ended_at: Mapped[datetime | None]
     """When the node itself first reported an end, whatever the task's status was by then."""
     crush_session_id: Mapped[str | None] = mapped_column(Text)
@@ -257,6 +268,16 @@ class RegistrationToken(Base):
     def is_expired(self, now: datetime) -> bool:
         """Return whether its end has come."""
         return self.expires_at is not None and self.expires_at <= now
+
+
+class ServerSecret(Base):
+    """A secret of the server's own, which keys are derived from instead of being stored."""
+
+    __tablename__ = "server_secrets"
+
+    name: Mapped[str] = mapped_column(String(32), primary_key=True)
+    value: Mapped[str] = mapped_column(String(64))
+    """Hexadecimal."""
 
 
 class AuditEntry(Base):

@@ -21,6 +21,7 @@ from orchestrator.scheduling.claims import REMOVED, Claim, take
 from orchestrator.scheduling.waiting import Waiter
 from orchestrator.schemas.bodies import Assignment
 from orchestrator.schemas.problems import problems
+from orchestrator.security import KnownNode, task_key
 from orchestrator.services import Services, services_of
 
 _LONGEST_WAIT_S = 60
@@ -68,11 +69,14 @@ async def _answer_poll(request: Request) -> Response:
     services.heartbeats.revive(node.id)
     wait_s = preferred_wait_s(request.headers.getlist("prefer"))
     headers = {"Preference-Applied": f"wait={wait_s}"} if wait_s else None
-    task = await _claim_within(services, node.identity, request, wait_s)
+    task = await _claim_within(services, node, request, wait_s)
     if task is None:
         return Response(_NO_TASK, headers=headers, media_type="application/json")
     services.unreported.add(node.id, task.id)
-    assignment = _assignment(services, request, task)
+    secret = services.signing_secret.known
+    if secret is None:
+        secret = await run_in_threadpool(services.signing_secret.load)
+    assignment = _assignment(services, request, task, secret)
     return JSONResponse(assignment.model_dump(mode="json", exclude_none=True), headers=headers)
 
 
@@ -89,17 +93,22 @@ def preferred_wait_s(preferences: list[str]) -> int:
 
 
 async def _claim_within(
-    services: Services, node: NodeIdentity, request: Request, wait_s: int
+    services: Services, node: KnownNode, request: Request, wait_s: int
 ) -> Task | None:
     deadline = time.monotonic() + wait_s
-    with services.waiters.waiting(node) as waiter, _watching(request, waiter, wait_s) as hang_up:
+    with (
+        services.waiters.waiting(node.identity) as waiter,
+        _watching(request, waiter, wait_s) as hang_up,
+    ):
         while not services.waiters.closed:
             claim = Claim()
             if waiter.offers or _may_have_work(services, waiter.node, wait_s):
                 # A client that has hung up gets no task; later, it gets it by redelivery.
                 if hang_up() or (not wait_s and await request.is_disconnected()):
                     return None
-                claim = await _claim(services, waiter)
+                claim = await _claim(services, waiter, node.key_hash)
+                if claim.is_over:
+                    return None
             left_s = deadline - time.monotonic()
             if claim.task is not None or left_s <= 0 or waiter.is_dismissed:
                 return claim.task
@@ -138,29 +147,33 @@ async def _hang_up(request: Request) -> None:
         pass
 
 
-async def _claim(services: Services, waiter: Waiter) -> Claim:
+async def _claim(services: Services, waiter: Waiter, key_hash: str) -> Claim:
     """Look at the queue, and assign the node a task that it shows, if there is one."""
     while True:
         offered, looked_at = list(waiter.offers), services.waiters.now
         look = await services.looks.ask(waiter.node.id)
         if look is None:
             raise Unauthenticated(REMOVED)
+        if look.key_hash != key_hash:
+            # The node has another key by now: that one has to ask.
+            return Claim(is_over=True)
         if look.node == waiter.node:
             break
         # It has registered again. Tasks that came during the look called for its old name and
         # tags, so it looks once more.
         services.nodes.forget(look.node.id)
         services.waiters.change(look.node)
-    claim = Claim(look_again_s=look.look_again_s)
+    claim = Claim(look_again_s=look.look_again_s, is_full=look.is_full)
     if look.seen:
         claim = await run_in_threadpool(take, services.database, services.settings, look)
-    else:
+    elif not look.is_full:
         services.waiters.note_empty(look.node, looked_at)
+    services.waiters.set_full(waiter, is_full=look.is_full or claim.is_full)
     waiter.settle(offered, None if claim.task is None else claim.task.id)
     return claim
 
 
-def _assignment(services: Services, request: Request, task: Task) -> Assignment:
+def _assignment(services: Services, request: Request, task: Task, secret: bytes) -> Assignment:
     url = services.settings.public_url or str(request.base_url)
     return Assignment(
         task_id=task.id,
@@ -169,4 +182,5 @@ def _assignment(services: Services, request: Request, task: Task) -> Assignment:
         timeout_seconds=task.timeout_seconds,
         files=task.files,
         file_checksums=[link.file.checksum for link in task.file_links],
+        task_api_key=task_key(secret, task.id, task.assignment_number),
     )

@@ -45,7 +45,7 @@ from orchestrator.schemas.bodies import (
 from orchestrator.schemas.problems import problems
 from orchestrator.schemas.types import is_uuid, shown_time
 from orchestrator.scope import nodes_of, require_node_within
-from orchestrator.security import NODE_KEY_MARK, key_hash, new_secret
+from orchestrator.security import NODE_KEY_MARK, key_hash, new_secret, rotated_node_key
 from orchestrator.services import Services, ServicesParam, services_of
 
 _Reader = Annotated[Caller, Depends(allowed_to(Permission.READ_NODES))]
@@ -162,7 +162,8 @@ MAX_HEARTBEAT_BYTES = 256 * 1024
 def record_heartbeat(node: NodeParam, heartbeat: Heartbeat) -> HeartbeatResponse:
     """Record a heartbeat and return the tasks that the node must stop.
 
-    The next one is expected after `heartbeat_interval_seconds` (extension `pace`).
+    The next one is expected after `heartbeat_interval_seconds` (extension `pace`). `new_api_key`
+    replaces the node's key, which ends when the new one is first used.
     """
     raise NotImplementedError("_answer_heartbeat answers this call")
 
@@ -196,6 +197,8 @@ async def _answer_heartbeat(request: Request) -> Response:
     }
     if heartbeat.current_task_id is not None and is_uuid(heartbeat.current_task_id):
         content["current_task_id"] = heartbeat.current_task_id
+    if node.new_api_key is not None:
+        content["new_api_key"] = node.new_api_key
     body = node.view + b"," + json.dumps(content).encode().removeprefix(b"{")
     return Response(body, media_type="application/json")
 
@@ -241,6 +244,29 @@ def remove_node(
         # Its held request has to end, and its key to be looked up.
         services.announcer.announce_node(session, node.id)
     return NodeRemoved(node_id=node_id)
+
+
+@router.post("/nodes/{node_id}/rotate-key", responses=problems(401, 403, 404, 429))
+def rotate_node_key(
+    services: ServicesParam,
+    caller: Annotated[Caller, Depends(allowed_to(Permission.ROTATE_NODE_KEYS))],
+    node_id: NodeId,
+) -> NodeView:
+    """Make a new key for a node, which gets it with its next heartbeat, until it has used it.
+
+    From then on the old key works for `/status` and `/logs` of the tasks that were assigned before,
+    until they end. One more rotation before the new key is used replaces the new one.
+    """
+    secret = services.signing_secret.load()
+    services.heartbeats.write()
+    with services.database.writing() as session:
+        node = require_node_within(session, caller, node_id, to_change=True)
+        node.key_rotation += 1
+        node.pending_key_hash = key_hash(rotated_node_key(secret, node.id, node.key_rotation))
+        log_on_commit(session, log, "node key rotated", {"node_id": node.id, "name": node.name})
+        # Every process answers heartbeats from what it knows.
+        services.announcer.announce_node(session, node.id)
+        return _view(node, utc_now())
 
 
 def _view(node: Node, now: datetime) -> NodeView:

@@ -10,9 +10,9 @@ from fastapi import APIRouter, Depends
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
-from orchestrator.auth import Caller, NodeParam, allowed_to
+from orchestrator.auth import Caller, ReporterParam, allowed_to
 from orchestrator.db.tables import Log, Task
-from orchestrator.errors import NotFound
+from orchestrator.errors import Conflict, NotFound
 from orchestrator.log import log_on_commit
 from orchestrator.model import Permission, TaskStatus, utc_now
 from orchestrator.routes import TaskId
@@ -32,7 +32,9 @@ log = logging.getLogger(__name__)
 
 
 @router.post("/status", tags=["status"], responses=problems(401, 403, 404, 422, 429, 507))
-def report_status(services: ServicesParam, node: NodeParam, report: Report) -> ReportResponse:
+def report_status(
+    services: ServicesParam, reporter: ReporterParam, report: Report
+) -> ReportResponse:
     """Record a report and return the task's status, which may be `cancelled` meanwhile.
 
     Of a task that has reported very often, further reports take effect and are not stored as
@@ -40,14 +42,15 @@ def report_status(services: ServicesParam, node: NodeParam, report: Report) -> R
     """
     now = utc_now()
     with services.database.writing() as session:
-        task = require_task_of(session, report.about, node)
-        if report.status.is_final and task.node_ended_at is None:
+        task = require_task_of(session, report.about, reporter, now)
+        # What the task itself says of its end does not show that its node knows of it.
+        if report.status.is_final and reporter.is_node and task.node_ended_at is None:
             task.node_ended_at = now
         if task.status.may_become(report.status):
             _apply(services, session, task, report, now)
         response = ReportResponse(task_id=task.id, job_id=task.id, status=task.status)
-    if report.status.is_final and response.status is TaskStatus.CANCELLED:
-        from_thread.run_sync(services.cancelled.remove, node.id, response.task_id)
+    if report.status.is_final and reporter.is_node and response.status is TaskStatus.CANCELLED:
+        from_thread.run_sync(services.cancelled.remove, reporter.node.id, response.task_id)
     return response
 
 
@@ -88,21 +91,34 @@ def _apply(services: Services, session: Session, task: Task, report: Report, now
     "/logs",
     tags=["logs"],
     response_model=LogSession,
-    responses=problems(401, 403, 404, 413, 422, 429, 507),
+    responses=problems(401, 403, 404, 409, 413, 422, 429, 507),
 )
-def store_log(services: ServicesParam, node: NodeParam, submission: LogSubmission) -> Response:
-    """Store the session of a task that this node has been given, and return it."""
+def store_log(
+    services: ServicesParam, reporter: ReporterParam, submission: LogSubmission
+) -> Response:
+    """Store the session of a task that this node has been given, and return it.
+
+    A later one replaces it until the task has ended. After that the node may replace it once, and
+    the task's own key may add it within a minute if there is none. Otherwise a log that differs
+    from the stored one is refused with 409.
+    """
     services.reserve.check()
     session_id = submission.session.id
-    text = json.dumps(submission.session.fields())
+    text, now = json.dumps(submission.session.fields()), utc_now()
     with services.database.writing() as session:
-        task = require_task_of(session, submission.about, node)
+        task = require_task_of(session, submission.about, reporter, now)
+        stored = session.get(Log, task.number)
+        if stored is not None and task.completed_at is not None:
+            if stored.session == text:
+                return _as_it_is(text)
+            if not reporter.is_node or stored.received_at >= task.completed_at:
+                raise Conflict("cannot replace the log: its task has ended")
         services.log_bytes.charge(task.id, len(text))
         session.merge(
             Log(
                 task_number=task.number,
                 session=text,
-                received_at=utc_now(),
+                received_at=now,
             )
         )
         if task.crush_session_id is None and session_id:

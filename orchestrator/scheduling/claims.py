@@ -7,7 +7,8 @@ In this order:
 3. an assignment of its own that is unreported and due for redelivery.
 
 An assignment is due `redelivery_after_s` after it was last offered. A node that runs several tasks
-polls while the last one is not yet reported: new work must not wait behind that one.
+polls while the last one is not yet reported: new work must not wait behind that one. But a node
+that has `max_unreported` of them gets no new work: it reports on what it takes, or is no runner.
 
 Other server processes may be taking the same tasks this moment. On PostgreSQL a row that somebody
 holds is skipped (SKIP LOCKED), and a row that somebody has taken no longer matches the query; on
@@ -95,15 +96,21 @@ _LOOK_AGAIN_S = 30
 Longer than our runner's long poll, whose next request looks anyway: thousands of looks add up.
 """
 _LOOK_AGAIN_AT_LEAST_S = 0.05
+_FULL_LOOK_AGAIN_S = 1
+"""How often it is seen whether a node that gets no new work has reported since."""
 
 REMOVED = "the node is no longer registered"
 
 # Statements are made once: to make one costs more than to run it.
-_POLLS = select(Node.id, Node.name, Node.tags, Node.last_heartbeat, Node.held_task_ids).where(
-    Node.id.in_(bindparam("node_ids", expanding=True))
-)
+_POLLS = select(
+    Node.id, Node.name, Node.tags, Node.last_heartbeat, Node.held_task_ids, Node.api_key_hash
+).where(Node.id.in_(bindparam("node_ids", expanding=True)))
 _OLDEST = (
-    select(Task.assigned_node_id.label("node_id"), func.min(Task.offered_at).label("at"))
+    select(
+        Task.assigned_node_id.label("node_id"),
+        func.min(Task.offered_at).label("at"),
+        func.count().label("count"),
+    )
     .where(
         Task.assigned_node_id.in_(bindparam("node_ids", expanding=True)),
         Task.status == TaskStatus.ASSIGNED,
@@ -112,7 +119,7 @@ _OLDEST = (
     .subquery()
 )
 _OFFERS = (
-    select(Task.number, Task.id, Task.assigned_node_id, Task.offered_at)
+    select(Task.number, Task.id, Task.assigned_node_id, Task.offered_at, _OLDEST.c.count)
     .join(
         _OLDEST,
         and_(Task.assigned_node_id == _OLDEST.c.node_id, Task.offered_at == _OLDEST.c.at),
@@ -128,6 +135,10 @@ class Claim:
 
     task: Task | None = None
     look_again_s: float = _LOOK_AGAIN_S
+    is_full: bool = False
+    """Whether the node gets no new work."""
+    is_over: bool = False
+    """Whether the node gets nothing at all by this request."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +148,8 @@ class _Offer:
     number: int
     task_id: str
     at: datetime
+    unreported: int
+    """How many such assignments the node has."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +157,8 @@ class _Poll:
     """A node that polls, with its last heartbeat and offers."""
 
     identity: NodeIdentity
+    key_hash: str
+    is_full: bool
     last_heartbeat: datetime
     held_task_ids: list[str]
     due: _Offer | None
@@ -170,6 +185,16 @@ class Look:
         """The node as its row had it."""
         return self.asking.identity
 
+    @property
+    def key_hash(self) -> str:
+        """The hash of the node's key, which may have been rotated since it asked."""
+        return self.asking.key_hash
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the node gets no new work, so that none was looked for."""
+        return self.asking.is_full
+
 
 def look_for(
     database: Database,
@@ -185,24 +210,31 @@ def look_for(
     asked = {"node_ids": sorted(set(node_ids))}
     with database.reading() as session:
         offers: dict[str, _Offer] = {}
-        for number, task_id, node_id, at in session.execute(_OFFERS, asked):
+        for number, task_id, node_id, at, count in session.execute(_OFFERS, asked):
             if node_id is not None and at is not None:
-                offers.setdefault(node_id, _Offer(number, task_id, at))
+                offers.setdefault(node_id, _Offer(number, task_id, at, count))
         due_before = _due_before(settings, now)
         asking = [
             _Poll(
                 NodeIdentity(node_id, name, tags),
+                key_hash,
+                node_id in offers and offers[node_id].unreported >= settings.max_unreported,
                 *_newest(heartbeats, node_id, last_heartbeat, held),
                 offers[node_id] if node_id in offers and offers[node_id].at <= due_before else None,
             )
-            for node_id, name, tags, last_heartbeat, held in session.execute(_POLLS, asked)
+            for node_id, name, tags, last_heartbeat, held, key_hash in session.execute(
+                _POLLS, asked
+            )
         ]
         seen = _seen(session, asking, now)
     looks = {
         one.identity.id: Look(
             one,
             seen.get(one.identity.id, []),
-            _until_redelivery(settings, offers.get(one.identity.id), now),
+            min(
+                _until_redelivery(settings, offers.get(one.identity.id), now),
+                _FULL_LOOK_AGAIN_S if one.is_full else _LOOK_AGAIN_S,
+            ),
         )
         for one in asking
     }
@@ -230,9 +262,13 @@ def take(database: Database, settings: Settings, look: Look) -> Claim:
     now = utc_now()
     asking = look.asking
     with database.writing() as session:
-        if _hold(session, asking.identity.id) != asking.identity:
+        held = _hold(session, asking.identity.id)
+        if held[:2] != (asking.identity, asking.key_hash):
             # It has registered again since the look: what was seen may not be for it any more.
             return Claim(look_again_s=_LOOK_AGAIN_AT_LEAST_S)
+        if held[2] >= settings.max_unreported and not look.is_full:
+            # It polls several times at once; on PostgreSQL each of these may get one too many.
+            return Claim(look_again_s=_FULL_LOOK_AGAIN_S, is_full=True)
         # Usually one of those that were seen is still free. If not, the whole queue is searched.
         for numbers in chain([look.seen], _candidates(session, asking, now)):
             task = _take_first(session, settings, numbers, asking.identity.id, now)
@@ -243,7 +279,7 @@ def take(database: Database, settings: Settings, look: Look) -> Claim:
 
 def _seen(session: Session, asking: Sequence[_Poll], now: datetime) -> dict[str, list[int]]:
     seen = {one.identity.id: [one.lost.number] for one in asking if one.lost is not None}
-    looking = [one for one in asking if one.identity.id not in seen]
+    looking = [one for one in asking if one.identity.id not in seen and not one.is_full]
     for page in pages(session, [one.identity.id for one in looking], now) if looking else ():
         for one in looking:
             suitable = [number for number, target in page if matches(target, one.identity)]
@@ -252,22 +288,35 @@ def _seen(session: Session, asking: Sequence[_Poll], now: datetime) -> dict[str,
         looking = [one for one in looking if one.identity.id not in seen]
         if not looking:
             break
-    return seen | {one.identity.id: [one.due.number] for one in looking if one.due is not None}
+    due = {one.identity.id: [one.due.number] for one in asking if one.due is not None}
+    return {**due, **seen}
 
 
-def _hold(session: Session, node_id: str) -> NodeIdentity:
+_UNREPORTED = (
+    select(func.count())
+    .where(Task.assigned_node_id == bindparam("node_id"), Task.status == TaskStatus.ASSIGNED)
+    .scalar_subquery()
+)
+_HELD_NODE = (
+    select(Node.name, Node.tags, Node.api_key_hash, _UNREPORTED)
+    .where(Node.id == bindparam("node_id"))
     # So that it cannot be removed before its task is assigned.
-    held = select(Node.name, Node.tags).where(Node.id == node_id)
-    row = session.execute(held.with_for_update(read=True, key_share=True)).one_or_none()
+    .with_for_update(read=True, key_share=True, of=Node)
+)
+
+
+def _hold(session: Session, node_id: str) -> tuple[NodeIdentity, str, int]:
+    row = session.execute(_HELD_NODE, {"node_id": node_id}).one_or_none()
     if row is None:
         raise Unauthenticated(REMOVED)
-    return NodeIdentity(node_id, row.name, row.tags)
+    name, tags, key_hash, unreported = row
+    return NodeIdentity(node_id, name, tags), key_hash, unreported
 
 
 def _candidates(session: Session, asking: _Poll, now: datetime) -> Iterator[list[int]]:
     if asking.lost is not None:
         yield [asking.lost.number]
-    for page in pages(session, [asking.identity.id], now):
+    for page in () if asking.is_full else pages(session, [asking.identity.id], now):
         suitable = [number for number, target in page if matches(target, asking.identity)]
         if suitable:
             yield suitable
@@ -300,6 +349,8 @@ def _take_first(
     ids = {"task_id": task.id, "node_id": node_id}
     if task.status is TaskStatus.PENDING:
         task.assigned_node_id = node_id
+        task.assigned_at = now
+        task.assignment_number += 1
         move(task, TaskStatus.ASSIGNED, now)
         log_on_commit(session, log, "task assigned", ids)
     else:

@@ -13,9 +13,13 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session, selectinload
 
 from orchestrator.db.tables import ApiKey, StatusEntry, Task, TaskFile
-from orchestrator.errors import Conflict, NotAllowed, NotFound
+from orchestrator.errors import Conflict, NotAllowed, NotFound, Unauthenticated
 from orchestrator.log import log_on_commit
-from orchestrator.model import ADMIN_ID, HELD, NodeIdentity, TaskStatus, next_time
+from orchestrator.model import ADMIN_ID, HELD, Reporter, TaskStatus, next_time
+
+REPORTS_AFTER_END = timedelta(minutes=1)
+"""How long a task's key still works: an agent may send its log after its final status."""
+TASK_KEY_ENDED = "the key has ended: its task has, or it was assigned again"
 
 log = logging.getLogger(__name__)
 
@@ -112,12 +116,33 @@ def require_task(session: Session, task_id: str, *, to_change: bool = False) -> 
     return task
 
 
-def require_task_of(session: Session, task_id: str, node: NodeIdentity) -> Task:
-    """Return a task that this node holds, its row locked. Raises NotFound, NotAllowed."""
+def require_task_of(session: Session, task_id: str, reporter: Reporter, now: datetime) -> Task:
+    """Return a task that may be reported on, its row locked.
+
+    Raises NotFound, NotAllowed, or Unauthenticated if the key that was shown has ended.
+    """
+    if reporter.task_id not in {None, task_id}:
+        raise NotAllowed("the key is for another task")
     task = require_task(session, task_id, to_change=True)
-    if task.assigned_node_id != node.id:
+    if task.assigned_node_id != reporter.node.id:
         raise NotAllowed("the task is not assigned to this node")
+    if reporter.is_node:
+        return task
+    is_same = reporter.assignment_number in {None, task.assignment_number}
+    if not is_same or not takes_reports(task.status, task.completed_at, now):
+        raise Unauthenticated(TASK_KEY_ENDED)
+    if reporter.assigned_until is not None and (
+        task.assigned_at is None or task.assigned_at > reporter.assigned_until
+    ):
+        raise Unauthenticated("the key was rotated before the task was assigned: use the new one")
     return task
+
+
+def takes_reports(status: TaskStatus, completed_at: datetime | None, now: datetime) -> bool:
+    """Return whether a task's own key may still report on it."""
+    if status in HELD:
+        return True
+    return completed_at is not None and now - completed_at <= REPORTS_AFTER_END
 
 
 def _may_recur(session: Session, task: Task) -> bool:

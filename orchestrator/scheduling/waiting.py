@@ -39,7 +39,7 @@ class WorkAvailable:
 class Waiter:
     """One held poll, and the tasks for which it was woken."""
 
-    __slots__ = ("_is_woken", "_sleep", "is_dismissed", "keys", "node", "offers")
+    __slots__ = ("_is_woken", "_sleep", "is_dismissed", "is_full", "keys", "node", "offers")
 
     def __init__(self, node: NodeIdentity) -> None:
         self.node = node
@@ -48,6 +48,8 @@ class Waiter:
         """The keys under which it is found."""
         self.is_dismissed = False
         """Whether its poll has to end, since its node holds newer ones."""
+        self.is_full = False
+        """Whether its node has so many unreported assignments that it gets no new work."""
         self._is_woken = False
         self._sleep: asyncio.Future[None] | None = None
 
@@ -191,6 +193,14 @@ class Waiters:
         """Return the number of polls of a node."""
         return len(self._by_key.get(("id", node_id), ()))
 
+    def set_full(self, waiter: Waiter, *, is_full: bool) -> None:
+        """Pass tasks on to other nodes while this one gets no new work."""
+        waiter.is_full = is_full
+        if is_full:
+            offers, waiter.offers = waiter.offers, []
+            for offer in offers:
+                self._wake_one(offer)
+
     def change(self, node: NodeIdentity) -> None:
         """Update a node's name and tags; tasks that woke it are offered again."""
         changed = list(self._by_key.get(("id", node.id), ()))
@@ -231,7 +241,7 @@ class Waiters:
             self._add_all_again()
         chosen = None
         for waiter in self._by_key.get(key, ()):
-            if not matches(offer.target, waiter.node):
+            if waiter.is_full or not matches(offer.target, waiter.node):
                 continue
             if not waiter.offers:
                 chosen = waiter

@@ -47,9 +47,10 @@ from orchestrator.schemas.types import (
     is_uuid,
 )
 
-EXTENSIONS = ("reregister", "pace")
+EXTENSIONS = ("reregister", "pace", "task-key")
 """`reregister`: a node that registers with its key beside the token stays the same node.
 `pace`: the server decides how often a node without a task sends heartbeats.
+`task-key`: an assignment has a key with which the task can be reported on, and nothing else done.
 """
 
 DEFAULT_TIMEOUT_S = 3600
@@ -151,6 +152,9 @@ class HeartbeatResponse(NodeView):
     heartbeat_interval_seconds: Annotated[
         int, Field(ge=5, le=300, description="Seconds until the node's next heartbeat.")
     ]
+    new_api_key: Annotated[
+        str | None, Field(description="Replaces the node's key once it is used.")
+    ] = None
 
 
 class NodeRemoved(BaseModel):
@@ -279,6 +283,9 @@ class Assignment(BaseModel):
     timeout_seconds: int
     files: list[str]
     file_checksums: list[str]
+    task_api_key: Annotated[
+        str | None, Field(description="Reports on this task, for the time of this assignment.")
+    ] = None
 
 
 class Report(_AboutTask):

@@ -88,6 +88,7 @@ _SESSION: Fields = {
     "updated_at": 1772439150,
     "messages": [_MESSAGE],
 }
+_EXTENSIONS = ["reregister", "pace", "task-key"]
 _SECRET = "vk_Zt3qW-shown-this-once"  # noqa: S105 - opens nothing
 
 EXAMPLES: dict[str, Fields] = {
@@ -99,7 +100,7 @@ EXAMPLES: dict[str, Fields] = {
         "tags": {"env": "production"},
     },
     "NodeView": _NODE,
-    "RegisteredNode": {**_NODE, "api_key": "shown-this-once", "extensions": ["reregister", "pace"]},
+    "RegisteredNode": {**_NODE, "api_key": "shown-this-once", "extensions": _EXTENSIONS},
     "Heartbeat": {
         "node_id": _NODE_ID,
         "status": "busy",
@@ -109,8 +110,9 @@ EXAMPLES: dict[str, Fields] = {
     "HeartbeatResponse": {
         **_NODE,
         "cancelled_task_ids": [],
-        "extensions": ["reregister", "pace"],
+        "extensions": _EXTENSIONS,
         "heartbeat_interval_seconds": 15,
+        "new_api_key": "vn_shown-until-it-is-used",
     },
     "NodeRemoved": {"status": "deleted", "node_id": _NODE_ID},
     "NewTask": {
@@ -136,6 +138,7 @@ EXAMPLES: dict[str, Fields] = {
         "timeout_seconds": 1800,
         "files": [_FILE],
         "file_checksums": [_CHECKSUM],
+        "task_api_key": "vt_b1f2a0c43d5e4f678a9b0c1d2e3f4a5b_of-this-task-alone",
     },
     "CleanedUp": {"deleted_count": 12},
     "Report": {

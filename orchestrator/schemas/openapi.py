@@ -19,7 +19,7 @@ tasks, sends heartbeats, and reports what became of its tasks.
 **Keys.** `POST /register` takes a registration token and returns a node key. Every other call
 except `GET /health` and `GET /dashboard` takes a key in `X-API-Key`. `NodeApiKey` is the key of a
 node, `AdminApiKey` the admin key, `ScopedKey` a scoped key with one of the roles that the call
-names.
+names, `TaskApiKey` the key of one task.
 
 **Patterns.** A registration token may be for some names of nodes only; others are refused with 403.
 A scoped key may be for some nodes only: its tasks must target them, and with the role `admin` it
@@ -51,6 +51,18 @@ same key and the same tasks. A server that does not name this extension would cr
 `pace`: the response to a heartbeat has `heartbeat_interval_seconds`, from 5 to 300, after which the
 next one is expected; a node that sends none for three of these intervals is offline. It is at most
 15 for a node with a task, which learns of cancellations by its heartbeats.
+`task-key`: an assignment has `task_api_key`, which a node hands to the container in place of its
+own key. With it, `POST /status` and `POST /logs` for that task are accepted, until a minute after
+the task's end; every other call is refused with 403, and after that minute with 401. A redelivery
+shows the same key. A task that is assigned again has another key, and the old one is refused.
+
+**New keys of nodes.** The response to a heartbeat may have `new_api_key`. The node stores it, and
+uses it from then on; it is shown until it is used. Its first use ends the old key, except for
+`POST /status` and `POST /logs` of tasks that were assigned before, until they end.
+
+**Logs.** A task's log is replaced by a later one until the task has ended. After the end, the
+task's key can add a log if there is none, and the node's key can replace one that was sent before
+the end. Otherwise another log is refused with 409; the same one is accepted again.
 
 **Limits.** A message has up to 100,000 characters, however many bytes they take; a heartbeat up to
 1,000 ids of up to 128 characters. A server takes these, so a node may rely on them. It may limit
@@ -80,6 +92,7 @@ _SUMMARIES = {
     "list_nodes": ("List nodes", "All nodes, the oldest first."),
     "get_node": ("Get a node", "The node."),
     "remove_node": ("Remove a node", "The node is removed."),
+    "rotate_node_key": ("Rotate a node's key", "The node, without its keys."),
     "next_task": ("Get the next assignment", "An assignment, or null if there is none."),
     "create_task": ("Create a task", "The new task."),
     "list_tasks": ("List tasks", "The tasks, the newest first."),

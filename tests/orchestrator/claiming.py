@@ -20,7 +20,14 @@ def claim_next(database: Database, settings: Settings, node_id: str) -> Claim:
 
 def claim_all(data_dir: Path, url: str, node_id: str, parent: Connection) -> None:
     """Wait for the parent, then claim tasks until there are none, and send it their ids."""
-    settings = Settings(data_dir, admin_key="", registration_token=None, redelivery_after_s=10**6)
+    settings = Settings(
+        data_dir,
+        admin_key="",
+        registration_token=None,
+        # No process reports on what it claims.
+        redelivery_after_s=10**6,
+        max_unreported=10**6,
+    )
     database = Database(data_dir, url)
     parent.send("ready")
     parent.recv()

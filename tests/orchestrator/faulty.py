@@ -2,6 +2,7 @@
 
 import json
 import re
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -149,6 +150,10 @@ def _last_end_counts(code: int, body: Any) -> tuple[int, Any]:  # noqa: ANN401 -
     return code, {**body, "status": "error", "result": "second"} if is_first else body
 
 
+def _another_key(code: int, body: Any) -> tuple[int, Any]:  # noqa: ANN401 - any JSON
+    return code, {**body, "task_api_key": secrets.token_hex()} if body else body
+
+
 def _names_are_prefixes(body: Json) -> Json:
     name = str(body.get("target_node_name") or "")
     return {**body, "target_node_name": name.partition("-")[0] + "*"} if "*" in name else body
@@ -163,7 +168,8 @@ def _refuses_longer(field: str, length: int) -> Callable[[Json], Json]:
 
 NO_DELETION = Fault("DELETE /keys/", "key_deletion", always(405, {"detail": "no"}))
 _REREGISTRATION = "reregistration reregistration_of_nobody"
-_EXTENSIONS = f"{_REREGISTRATION} pace"
+_TASK_KEYS = "task_key task_key_does_no_more task_key_ends"
+_EXTENSIONS = f"{_REREGISTRATION} pace {_TASK_KEYS}"
 FAULTS = {
     "any key is known": Fault("GET /keys/", "unknown_is_404 key_deletion", accepts(404)),
     "any node may report": Fault("POST /status", "tasks_of_others", accepts(403)),
@@ -178,7 +184,7 @@ FAULTS = {
     "health has no version": Fault("GET /health", "health", always(200, {})),
     "heartbeats are not answered with 200": Fault(
         "POST /nodes/heartbeat",
-        f"heartbeat many_ids heartbeat_status cancelled {_EXTENSIONS}",
+        f"heartbeat many_ids heartbeat_status cancelled {_EXTENSIONS} rotated_node_key",
         recoded(200, 202),
     ),
     "a node with a task is told to wait": Fault(
@@ -195,6 +201,7 @@ FAULTS = {
     ),
     "last end counts": Fault("GET /tasks/", "first_end_wins", _last_end_counts),
     "logs lose their title": Fault("GET /logs/", "stored_log", lacks("title")),
+    "logs are replaced after the end": Fault("GET /logs/", "task_key", has(title="second")),
     "logs may have any size": Fault("POST /logs", "large_log", accepts(413)),
     "long messages are refused": Fault(
         "POST /status", "long_message", request=_refuses_longer("message", 65_536)
@@ -203,6 +210,7 @@ FAULTS = {
         "POST /nodes/heartbeat", "many_ids", request=_refuses_longer("task_ids", 100)
     ),
     "names are prefixes": Fault("POST /tasks", "name_targets", request=_names_are_prefixes),
+    "no key for a task": Fault("GET /tasks/pending", _TASK_KEYS, lacks("task_api_key")),
     "no list of nodes": Fault("GET /nodes", "nodes_listed", lists_nothing),
     "no prompt": Fault("GET /tasks/pending", "assignment", lacks("prompt")),
     "no Retry-After": Fault("POST /tasks", "rate_limit", lost_header="retry-after"),
@@ -223,6 +231,13 @@ FAULTS = {
     "rate is ignored": Fault("POST /keys", "key_fields rate_limit", request=ignores("rate_limit")),
     "recurrence is ignored": Fault("POST /tasks", "recurrence", request=ignores("recurrence")),
     "removed node may come back": Fault("POST /register", "reregistration_of_nobody", accepts(410)),
+    "redelivery has another key": Fault(
+        "GET /tasks/pending", "redelivery task_key task_key_ends", _another_key
+    ),
+    "rotated key is not shown": Fault(
+        "POST /nodes/heartbeat", "rotated_node_key", lacks("new_api_key")
+    ),
+    "rotated key never ends": Fault("POST /nodes/heartbeat", "rotated_node_key", accepts(401)),
     "second end is an error": Fault(
         "POST /status", "end first_end_wins", _Again("success", 500, {})
     ),
@@ -230,7 +245,13 @@ FAULTS = {
     "tags are ignored": Fault(
         "POST /tasks", "tag_targets task_fields", request=ignores("target_tags")
     ),
-    "the admin may take work": Fault("GET /tasks/pending", "admin_is_not_node", accepts(403)),
+    "task keys never end": Fault("POST /status", "task_key_ends rotated_node_key", accepts(401)),
+    "task keys send heartbeats": Fault(
+        "POST /nodes/heartbeat", "task_key_does_no_more", accepts(403)
+    ),
+    "task keys take work": Fault(
+        "GET /tasks/pending", "admin_is_not_node task_key_does_no_more", accepts(403)
+    ),
     "unknown keys are 403": Fault(
         ".*",
         "wrong_token node_key_needed key_needed removed_node key_deletion",

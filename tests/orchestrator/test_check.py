@@ -126,15 +126,17 @@ def test_fault_is_found_by_its_rules_alone(name: str, faulty: FaultyOrchestrator
     within_s = 2 * REDELIVERY_AFTER_S if "redelivery" in finders else 60
     with faulty.planted(FAULTS[name]):
         tried = (*finders, *others[:OTHER_RULES_A_FAULT])
-        findings = _try(faulty, *tried, redelivery_within_s=within_s)
+        findings = _try(faulty, *tried, redelivery_within_s=within_s, known_within_s=1)
     broken = [finding.rule for finding in findings if finding.verdict is Verdict.BROKEN]
     assert broken == finders, findings
 
 
 def test_rules_of_a_missing_extension_are_absent(faulty: FaultyOrchestrator) -> None:
     with faulty.planted(Fault("POST /(register|nodes/heartbeat)", response=lacks("extensions"))):
-        findings = _try(faulty, "reregistration", "reregistration_of_nobody")
-    assert [finding.verdict for finding in findings] == [Verdict.ABSENT] * 2
+        findings = _try(faulty, "reregistration", "reregistration_of_nobody", "task_key")
+    with faulty.planted(Fault("POST /nodes/.+/rotate-key", response=always(404, {"detail": ""}))):
+        findings += _try(faulty, "rotated_node_key")
+    assert [finding.verdict for finding in findings] == [Verdict.ABSENT] * 4
 
 
 def test_check_goes_on_though_keys_cannot_be_sent(faulty: FaultyOrchestrator) -> None:

@@ -51,9 +51,10 @@ def test_every_body_has_an_example(schema: dict[str, Any]) -> None:
 
 def test_every_call_names_the_key_that_the_seeds_contract_names(schema: dict[str, Any]) -> None:
     seed = yaml.safe_load(seed_contract.PATH.read_text(encoding="utf-8"))
-    for path in set(schema["paths"]) - FURTHER_PATHS:
-        for method, operation in schema["paths"][path].items():
-            expected = seed["paths"][path][method]["security"]
+    for path, operations in schema["paths"].items():
+        for method, operation in operations.items():
+            # Calls that only ours has are not in it.
+            expected = seed["paths"].get(path, {}).get(method, {}).get("security", [])
             assert operation["security"][: len(expected)] == expected, f"{method} {path}"
 
 

@@ -86,6 +86,26 @@ def test_name_changed_at_one_server_is_known_at_the_other(pair: Pair) -> None:
         poller = Poller(other, node)
 
 
+def test_rotated_key_and_the_key_of_a_task_are_the_same_at_every_server(pair: Pair) -> None:
+    one, other = pair
+    node = other.register()
+    node.beat()
+    poller = Poller(other, node)
+    task_id = one.create_task()["id"]
+    assignment = ok(poller.response(within_s=PROMPTLY_S))
+    report = {"task_id": task_id, "status": "running"}
+    ok(one.client(assignment["task_api_key"]).post("/status", json=report))
+    poller = Poller(other, node)
+    ok(one.admin.post(f"/nodes/{node.id}/rotate-key"))
+    key = wait_for(lambda: node.beat().get("new_api_key"))
+    ok(one.client(key).get("/tasks/pending"))
+    # The request that is held there with the old key ends, and no other is taken.
+    assert poller.task_id(within_s=PROMPTLY_S) is None
+    assert refusal(node.http.get("/tasks/pending"))[0] == 401
+    assert node.report(task_id, "success")["status"] == "success"
+    assert other.client(key).get("/tasks/pending").status_code == 200
+
+
 def test_key_and_rate_are_the_same_at_every_server(pair: Pair) -> None:
     one, other = pair
     secret = one.create_key(rate_limit=2)["api_key"]

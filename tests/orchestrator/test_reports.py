@@ -61,7 +61,9 @@ def test_only_the_holder_sends_a_log(shared: RunningOrchestrator) -> None:
         assert refusal(response)[0] == code
 
 
-def test_later_session_replaces_the_first_also_after_the_end(shared: RunningOrchestrator) -> None:
+def test_later_session_replaces_the_first_once_more_after_the_end(
+    shared: RunningOrchestrator,
+) -> None:
     node = shared.register()
     task_id = shared.assign(node)
     assert node.send_log(task_id, SESSION) == SESSION == shared.log_of(task_id)
@@ -70,7 +72,11 @@ def test_later_session_replaces_the_first_also_after_the_end(shared: RunningOrch
     longer = {**SESSION, "title": "longer"}
     # Null in a field that the contract has is left out.
     messages = [{**message, "model": None} for message in SESSION["messages"]]
-    node.send_log(task_id, {**longer, "messages": messages, "completion_tokens": None})
+    for _ in range(2):  # the second as after a lost response
+        node.send_log(task_id, {**longer, "messages": messages, "completion_tokens": None})
+        assert shared.log_of(task_id) == longer
+    response = node.http.post("/logs", json={"task_id": task_id, "session": SESSION})
+    assert refusal(response) == (409, "cannot replace the log: its task has ended")
     assert shared.log_of(task_id) == longer
 
 
