@@ -91,6 +91,8 @@ async def _send(runner: RunnerContext, current: Identity, interval_s: float) -> 
         if await runner.node.note_extensions(identity, response.extensions):
             # New tasks may wait for one of them.
             runner.outbox.notify()
+        if response.new_api_key is not None:
+            await runner.node.rotate_key(identity, response.new_api_key)
         paced_s = response.interval_s
     return paced_s
 

@@ -380,7 +380,7 @@ def not_json(shown: str) -> str:
 
 
 NOT_VALID = "its response is not valid JSON"
-TOO_LONG = "its response is longer than 16 MiB"
+TOO_LONG = "its response is longer than 1 MiB"
 COMPRESSED = "it sent a compressed file, which was not asked for"
 NODE_JSON = b'{"id": "n", "api_key": "k"}'
 UNREADABLE: dict[str, tuple[Answer, str]] = {
