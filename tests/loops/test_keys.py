@@ -8,7 +8,7 @@ import pytest
 from runner.engine.base import LABEL_KEY
 from runner.model import TaskState
 from tests.harness.host import Host, container_of
-from tests.harness.orchestrator import BEAT, FINAL, LOGS, POLL, REGISTER, STATUS
+from tests.harness.orchestrator import BEAT, FINAL, LOGS, POLL, REGISTER, SILENCE, STATUS
 from tests.harness.until import until
 from tests.loops.steps import Log, begin_and_leave, finish_another, leave_task, register
 
@@ -264,16 +264,17 @@ async def test_new_key_is_used_for_all_that_runs_and_waits_and_after_a_restart(h
     host.orchestrator.offer("t-2", "[hang]")
     async with host.running_task(max_tasks=3):
         await host.wait_for_state("t-2", "running")
-        host.orchestrator.is_down = True
+    rotate(host)
+    async with host.runner(max_tasks=3):
+        host.orchestrator.always(STATUS, SILENCE)
         host.let_go()
         await host.wait_for_state("t-1", "ended")
-        host.orchestrator.is_down = False
-        rotate(host)
         await host.pass_time_until(lambda: has_used_new_key(host))
         host.orchestrator.keys.remove(NODE_KEY)
+        host.orchestrator.always(STATUS, None)
+        seen = len(host.orchestrator.calls)
         await host.pass_time_until_closed("t-1")
     assert keys_in_file(host) == [NEW_KEY]
-    seen = len(host.orchestrator.calls)
     async with host.runner(max_tasks=3):
         await host.wait_for_calls(POLL, host.orchestrator.count(POLL) + 1)
         host.orchestrator.cancelled.append("t-2")
