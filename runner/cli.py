@@ -196,6 +196,12 @@ _OPTIONS = [
         metavar="GLOB",
     ),
     _option("--allow-http", bool, "Allow plain HTTP to hosts other than this one.", is_flag=True),
+    _option(
+        "--require-task-key",
+        bool,
+        "Reject tasks for which the orchestrator sends no key of their own.",
+        is_flag=True,
+    ),
     _option("--once", bool, "Ask for work once, run it, and exit.", is_flag=True),
     _option(
         "--log-format",

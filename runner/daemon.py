@@ -135,6 +135,7 @@ class Daemon:
             JournalError: it cannot be read or written at the start.
         """
         tasks = await self._runner.journal.unfinished_tasks()
+        await self._runner.node.recover()
         own = [task for task in tasks if self._is_own(task)]
         # A start may mean that somebody has removed what made deliveries fail.
         await self._retry_now()

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from runner import __version__
 from runner.api.address import proxy_to, without_password
-from runner.api.client import OrchestratorClient
+from runner.api.client import TASK_KEY, OrchestratorClient
 from runner.engine.base import Engine
 from runner.engine.cli import find_engine
 from runner.errors import (
@@ -29,6 +29,7 @@ from runner.errors import (
     WireError,
 )
 from runner.handles import free_disk
+from runner.identity import IdentityFile
 from runner.journal.journal import JOURNAL_NAME, Journal
 from runner.model import OutboxEntry, PullPolicy, Registration, Task
 from runner.node import find_conflict, is_same_node, node_description, runtime_to_use
@@ -62,6 +63,8 @@ async def examine(settings: Settings, echo: Callable[[str], None], *, as_json: b
         _check_folder("--state-dir", settings.state_dir, settings.min_free_disk),
         *[check async for check in _check_orchestrator(settings)],
         _registration(journal.registration, settings),
+        _check_identity_file(settings),
+        _check_task_keys(journal.registration, settings),
         _check_outbox(journal.entries),
     ]
     if as_json:
@@ -230,6 +233,35 @@ def _registration(registration: Registration | None, settings: Settings) -> Chec
     if not is_same_node(registration.description, node_description(settings)):
         sentence += ", under another name, other tags or other capabilities than these"
     return Check("registration", sentence)
+
+
+def _check_identity_file(settings: Settings) -> Check:
+    file = IdentityFile(settings.state_dir)
+    try:
+        is_known = settings.orchestrator_url in file.read()
+    except ConfigurationError as error:
+        return Check("identity file", str(error), error.exit_code)
+    if not file.is_private():
+        sentence = (
+            f"{file.path} has a key in it, and others may read it; run `chmod 600 {file.path}`, "
+            "and have the node's key replaced"
+        )
+        return Check("identity file", sentence, EXIT_CONFIGURATION)
+    if not is_known:
+        return Check("identity file", "none yet for this orchestrator; written by the runner")
+    return Check("identity file", f"{file.path} can be read by its owner only")
+
+
+def _check_task_keys(registration: Registration | None, settings: Settings) -> Check:
+    if registration is None:
+        return Check("task keys", "known once this host is registered")
+    if TASK_KEY in registration.extensions:
+        return Check("task keys", "each task has a key of its own")
+    sentence = "the orchestrator has no keys for tasks (extension task-key)"
+    if settings.require_task_key:
+        sentence += ": every task is rejected; use one that has it, or omit --require-task-key"
+        return Check("task keys", sentence, EXIT_CONFIGURATION)
+    return Check("task keys", f"{sentence}: containers get this node's key; use one that has it")
 
 
 def _check_outbox(entries: Sequence[OutboxEntry]) -> Check:

@@ -153,6 +153,8 @@ class Identity:
 
     node_id: str
     api_key: Secret
+    is_task_key: bool = False
+    """Whether the key is one task's, from its container: only that task is reported with it."""
 
 
 @dataclass(frozen=True)
@@ -183,10 +185,14 @@ class Assignment:
     orchestrator_url: str
     timeout_s: float
     files: tuple[TaskFile, ...] = ()
+    task_key: Secret | None = None
+    """The container's key, with which only this task is reported; None: it gets the node's."""
 
     def to_json(self) -> str:
-        """Return the assignment as JSON in the field names of the API."""
+        """Return the assignment, its key included, as JSON in the field names of the API."""
         checksums = [file.sha256 for file in self.files]
+        # Not a column: the version before reads the journal as well, and ignores this field.
+        key = {} if self.task_key is None else {"task_api_key": self.task_key.reveal()}
         return json.dumps(
             {
                 "task_id": self.task_id,
@@ -195,6 +201,7 @@ class Assignment:
                 "timeout_seconds": self.timeout_s,
                 "files": [file.name for file in self.files],
                 "file_checksums": checksums if all(checksums) else None,
+                **key,
             }
         )
 
@@ -213,6 +220,7 @@ class Assignment:
             orchestrator_url=raw["orchestrator_url"],
             timeout_s=raw["timeout_seconds"],
             files=tuple(TaskFile(*pair) for pair in zip(names, checksums, strict=True)),
+            task_key=Secret(raw["task_api_key"]) if "task_api_key" in raw else None,
         )
 
 

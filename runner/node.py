@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 import anyio
+import anyio.to_thread
 
 from runner.api.client import OrchestratorClient
 from runner.errors import (
+    ConfigurationError,
     JournalError,
     Refused,
     RegistrationPostponed,
@@ -20,9 +22,11 @@ from runner.errors import (
     Unauthorised,
     Unavailable,
 )
+from runner.identity import IdentityFile
 from runner.journal.journal import Journal, read_unfinished_tasks
 from runner.log import fields
 from runner.model import Identity, Registration, Task, TaskState
+from runner.redaction import Secret
 from runner.settings import Settings
 from runner.systemd import Watchdog
 from runner.timing import (
@@ -57,7 +61,8 @@ class Node:
     """Who this host is to the orchestrator: one identity, registered when it is needed.
 
     Tasks of an older identity come from an earlier version's journal, or from containers whose
-    journal was lost: they stay with that identity until it is refused.
+    journal was lost: they stay with that identity until it is refused. An earlier key of the same
+    node is not another identity.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917 - the parts that it is put together from
@@ -80,9 +85,13 @@ class Node:
         self._problems = problems
         self._timings = timings
         self._description = node_description(settings)
+        self._file = IdentityFile(settings.state_dir)
         self._registration: Registration | None = None
         self._owners: dict[str, Identity] = {}
         """By task id, the identities that accepted the tasks of an earlier runner."""
+        self._refused_key, self._refused_at_s = Secret(""), 0.0
+        """The node's last key that was refused, and the uptime of that in seconds."""
+        self._has_warned_of_its_key = False
         self._has_sent_facts = False
         """Facts of the host are sent once; a failure does not keep the node from its work."""
         self._is_waiting = False
@@ -147,14 +156,57 @@ class Node:
         Raises:
             RegistrationRefused: as for `identity`.
         """
-        return self._owners.get(task_id) or await self.identity()
+        owner = self._owners.get(task_id)
+        if owner is None or is_key_of(self.known_identity, owner):
+            return await self.identity()
+        return owner
 
     def by_identity(self, current: Identity, task_ids: Iterable[str]) -> dict[Identity, list[str]]:
-        """Return these tasks by the identity to report them with; the current one is always in."""
+        """Return these tasks by the identity to send heartbeats with; the current one is always in.
+
+        A task's own key sends none.
+        """
         grouped: dict[Identity, list[str]] = {current: []}
         for task_id in task_ids:
-            grouped.setdefault(self._owners.get(task_id, current), []).append(task_id)
+            owner = self._owners.get(task_id, current)
+            is_current = owner.is_task_key or is_key_of(current, owner)
+            grouped.setdefault(current if is_current else owner, []).append(task_id)
         return grouped
+
+    async def rotate_key(self, identity: Identity, key: Secret) -> None:
+        """Replace this identity's key by the one that the orchestrator has sent.
+
+        It is on disk before it is used. The key before it is kept: should the orchestrator refuse
+        the new one, the node goes on with the old one, and takes the new one when it is sent again
+        after a pause. Tasks that were accepted under the old key are the same node's.
+        """
+        async with self._lock:
+            current = self._registration
+            if current is None or current.identity != identity or key == identity.api_key:
+                return
+            refused_for_s = self._clock.uptime_s() - self._refused_at_s
+            if key == self._refused_key and refused_for_s < self._timings.rotation_retry_s:
+                return
+            rotated = replace(current, identity=replace(identity, api_key=key))
+            url, now = self._orchestrator.url, self._clock.wall_s()
+            try:
+                await anyio.to_thread.run_sync(self._file.store, url, rotated)
+            except ConfigurationError as error:
+                log.error("the node's key is not replaced: %s", error)
+                return
+            await self._persist(lambda: self._journal.rotate_key(identity, rotated, url, now))
+            self._registration = rotated
+            log.info("the node's key is replaced", extra=fields(node_id=identity.node_id))
+
+    def note_task_without_key(self) -> None:
+        """Warn, once, that a container gets this node's key."""
+        if not self._has_warned_of_its_key:
+            self._has_warned_of_its_key = True
+            log.warning(
+                "the orchestrator sends no key for each task (extension task-key): containers get "
+                "this node's key, which opens all that the node may do; --require-task-key "
+                "rejects such tasks"
+            )
 
     async def forget_identity(self, refused: Identity) -> None:
         """Note that the orchestrator no longer knows this identity; the next call registers."""
@@ -181,11 +233,47 @@ class Node:
         async with self._lock:
             return await self._load() is not None
 
+    async def recover(self) -> None:
+        """Load the identity; from the identity file if the journal was lost.
+
+        Else the file, which may be missing or older, is made the journal's copy.
+        """
+        async with self._lock:
+            if await self._load() is not None:
+                return
+            try:
+                registrations = await anyio.to_thread.run_sync(self._file.read)
+            except ConfigurationError as error:
+                log.error(str(error))
+                return
+            url, now = self._orchestrator.url, self._clock.wall_s()
+            registration = registrations.get(url)
+            if registration is not None:
+                await self._persist(
+                    lambda: self._journal.store_registration(registration, url, now)
+                )
+                log.warning(
+                    "the journal knows no identity; it is taken from the identity file",
+                    extra=fields(node_id=registration.identity.node_id),
+                )
+                await self._load()
+
     async def _load(self) -> Registration | None:
         if self._registration is None:
             url = self._orchestrator.url
-            self._registration = await self._persist(lambda: self._journal.registration(url))
+            registration = await self._persist(lambda: self._journal.registration(url))
+            if registration is not None:
+                await self._use(registration)
         return self._registration
+
+    async def _use(self, registration: Registration) -> None:
+        """Use a registration that the journal has, and copy it to the identity file."""
+        try:
+            await anyio.to_thread.run_sync(self._file.store, self._orchestrator.url, registration)
+        except ConfigurationError as error:
+            # Needed only if the journal is lost: no reason to keep the node from its work.
+            log.error(str(error))
+        self._registration = registration
 
     async def _registered(self) -> Registration:
         """Return the registration in the journal, else a new one."""
@@ -210,22 +298,26 @@ class Node:
 
     async def _has_other_owners(self, current: Registration) -> bool:
         """Check, in the journal if need be, for unfinished tasks of other identities."""
-        if all(owner == current.identity for owner in self._owners.values()):
+        if all(is_key_of(current.identity, owner) for owner in self._owners.values()):
             return False
         tasks = await self._persist(self._journal.unfinished_tasks)
         self._owners = {task.task_id: task.identity for task in tasks if task.identity}
-        return any(owner != current.identity for owner in self._owners.values())
+        return not all(is_key_of(current.identity, owner) for owner in self._owners.values())
 
     async def _forget(self, refused: Identity) -> None:
         await self._persist(lambda: self._journal.refuse_identity(refused))
         owners = self._owners.items()
         self._owners = {task_id: owner for task_id, owner in owners if owner != refused}
-        if self.known_identity == refused:
-            log.warning(
-                "the orchestrator no longer knows this node; registering it again",
-                extra=fields(node_id=refused.node_id),
-            )
-            self._registration = None
+        if self.known_identity != refused:
+            return
+        self._registration = None
+        self._refused_key, self._refused_at_s = refused.api_key, self._clock.uptime_s()
+        former = await self._load()
+        if former is not None and is_key_of(former.identity, refused):
+            sentence = "the orchestrator refuses this node's new key; using the one before it"
+        else:
+            sentence = "the orchestrator no longer knows this node; registering it again"
+        log.warning(sentence, extra=fields(node_id=refused.node_id))
 
     async def _register(self, known: Identity | None, *, is_needed: bool = True) -> None:
         """Register as a new node, or make one attempt to replace the known one's description.
@@ -254,7 +346,7 @@ class Node:
             log.warning("the orchestrator registered this node as another one", extra=ids)
             for task in await self._persist(self._journal.unfinished_tasks):
                 self.note_owner(task.task_id, task.identity)
-        self._registration = registration
+        await self._use(registration)
         log.info("registered", extra=ids)
 
     async def _request(self, known: Identity | None) -> Registration | None:
@@ -321,6 +413,11 @@ class Node:
             log.error(DISABLED)
         else:
             log.warning("cannot register: %s", error)
+
+
+def is_key_of(current: Identity | None, owner: Identity) -> bool:
+    """Check whether an identity is the current node, be it with an earlier key of it."""
+    return current is not None and not owner.is_task_key and owner.node_id == current.node_id
 
 
 def is_same_node(before: Mapping[str, object] | None, after: Mapping[str, object]) -> bool:

@@ -68,6 +68,7 @@ class Settings:
     ca_file: Path | None = None
     min_free_disk: int = DEFAULT_MIN_FREE_DISK
     allow_images: tuple[str, ...] = ()
+    require_task_key: bool = False
     once: bool = False
 
 

@@ -145,6 +145,8 @@ class Timings:
     """An operator who corrects the orchestrator sees the node within five minutes."""
     registration_pause_s: float = 30.0
     """Before a third registration: a key that is refused at once must not cause a flood."""
+    rotation_retry_s: float = 60.0
+    """Before a new key that was refused is tried again: a cache may not have it yet."""
 
     # Poll and heartbeat
     host_check_timeout_s: float = 300.0

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from runner.errors import BadAssignment
 from runner.model import Assignment, TaskFile, is_task_id
+from runner.redaction import Secret
 
 DEFAULT_TIMEOUT_S = 3600
 MAX_TIMEOUT_S = 366 * 24 * 3600
@@ -18,6 +19,7 @@ MAX_FILES = 1000
 MAX_FILE_NAME_BYTES = 255
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 _URL = re.compile(r"[\x21-\x7e]{1,2000}")
+_KEY = re.compile(r"[\x21-\x7e]{1,1000}")
 
 
 def parse_assignment(raw: object, *, orchestrator_url: str) -> Assignment:
@@ -41,6 +43,7 @@ def parse_assignment(raw: object, *, orchestrator_url: str) -> Assignment:
             orchestrator_url=_parse_url(raw.get("orchestrator_url"), orchestrator_url),
             timeout_s=_parse_timeout_s(raw.get("timeout_seconds")),
             files=_parse_files(raw.get("files"), raw.get("file_checksums")),
+            task_key=_parse_key(raw.get("task_api_key")),
         )
     except BadAssignment as error:
         error.task_id = task_id
@@ -76,6 +79,17 @@ def _parse_url(value: object, default: str) -> str:
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise BadAssignment("cannot run the task: its orchestrator_url is not an http or https URL")
     return value
+
+
+def _parse_key(value: object) -> Secret | None:
+    if value is None:
+        return None
+    if not isinstance(value, str) or not _KEY.fullmatch(value):
+        raise BadAssignment(
+            "cannot run the task: its task_api_key must be 1 to 1000 printable ASCII characters "
+            "without blanks"
+        )
+    return Secret(value)
 
 
 def _parse_timeout_s(value: object) -> float:

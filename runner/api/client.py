@@ -27,6 +27,12 @@ _HEADER_SAFE = re.compile(r"[\x21-\x7e]+")
 
 PACE = "pace"
 """The extension by which the orchestrator sets the interval of heartbeats."""
+TASK_KEY = "task-key"
+"""The extension by which each task has a key of its own, for its container."""
+MAX_ASSIGNMENT_BYTES = 4 << 20
+"""The longest valid assignment has 1.6 MB: 128 KiB of prompt and 1000 file names, each character
+escaped. Above that, what an orchestrator takes in a body of 1 MiB, which escapes make three times
+as long, can still be read, so that the task is rejected by its id instead of failing every poll."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,8 @@ class HeartbeatResponse:
     """The extensions of the API that the orchestrator offers."""
     interval_s: float | None = None
     """The time until the next heartbeat that it asks for (extension `pace`)."""
+    new_api_key: Secret | None = None
+    """The key that replaces the node's."""
 
 
 @dataclass(frozen=True)
@@ -118,14 +126,16 @@ class OrchestratorClient:
         cancelled = _strings(response.get("cancelled_task_ids"))
         extensions = _extensions(response)
         interval_s = response.get("heartbeat_interval_seconds") if PACE in extensions else None
-        return HeartbeatResponse(cancelled, extensions, _finite(interval_s))
+        key = response.get("new_api_key")
+        new_key = Secret(key) if _is_header_safe(key) else None
+        return HeartbeatResponse(cancelled, extensions, _finite(interval_s), new_key)
 
     async def next_task(self, identity: Identity, wait_s: float) -> Offer:
         """Poll for work; the orchestrator may hold the long poll for `wait_s` s (RFC 7240)."""
         headers = {**_key_header(identity), "Prefer": f"wait={wait_s:.0f}"}
         async with self._http.request("GET", "tasks/pending", headers, hold_s=wait_s) as response:
             preferences = response.header("Preference-Applied").lower()
-            return Offer(await response.json(), "wait" in preferences)
+            return Offer(await response.json(MAX_ASSIGNMENT_BYTES), "wait" in preferences)
 
     async def claim(
         self, identity: Identity, task_id: str, message: str, now: float

@@ -25,7 +25,9 @@ from runner.api.address import proxy_to
 from runner.errors import ConfigurationError, Refused, Unauthorised, Unavailable
 from runner.timing import DEFAULT_TIMINGS, Timings
 
-MAX_RESPONSE_BYTES = 16 << 20
+MAX_RESPONSE_BYTES = 1 << 20
+"""Of a response that is parsed, and of the explanation of an error. An honest one has kilobytes,
+and JSON that is all brackets takes thirty times its length once it is parsed."""
 SLOWEST_UPLOAD_BYTES_PER_S = 50_000
 """The deadline of a request grows with its body: by the time that it takes at this speed."""
 _CHUNK_BYTES = 1 << 16
@@ -52,14 +54,14 @@ class Response:
         """Whether the Content-Type is one of JSON."""
         return _is_json(self._response)
 
-    async def json(self) -> object:
+    async def json(self, max_bytes: int = MAX_RESPONSE_BYTES) -> object:
         """Return the decoded body; None when it is empty.
 
         Raises:
-            Unavailable: it is not JSON, or is longer than `MAX_RESPONSE_BYTES`.
+            Unavailable: it is not JSON, or is longer than `max_bytes`.
         """
         await self.check_json()
-        return _decode(await _read_body(self._response)) if self.is_json else None
+        return _decode(await _read_body(self._response, max_bytes)) if self.is_json else None
 
     async def check_json(self) -> None:
         """Check by the Content-Type that the body is JSON, which is then not read.
@@ -247,12 +249,12 @@ def _is_json(response: httpx.Response) -> bool:
     return _JSON_TYPE.fullmatch(media_type) is not None
 
 
-async def _read_body(response: httpx.Response) -> bytes:
+async def _read_body(response: httpx.Response, max_bytes: int) -> bytes:
     body = bytearray()
     async for chunk in response.aiter_raw():
         body += chunk
-        if len(body) > MAX_RESPONSE_BYTES:
-            raise Unavailable(f"its response is longer than {MAX_RESPONSE_BYTES >> 20} MiB")
+        if len(body) > max_bytes:
+            raise Unavailable(f"its response is longer than {max_bytes >> 20} MiB")
     return bytes(body)
 
 
@@ -289,7 +291,7 @@ async def _failure(response: httpx.Response) -> Refused | Unavailable:
 async def _read_detail(response: httpx.Response) -> str | None:
     if not _is_json(response):
         return None
-    body = await _read_body(response)
+    body = await _read_body(response, MAX_RESPONSE_BYTES)
     try:
         problem = _decode(body)
     except Unavailable:

@@ -18,6 +18,9 @@ LABEL_RUNNER = "victoria-runner.runner-id"
 LABEL_ORCHESTRATOR = "victoria-runner.orchestrator-url"
 LABEL_TIMEOUT = "victoria-runner.timeout-s"
 LABEL_BOOT = "victoria-runner.boot-id"
+LABEL_KEY = "victoria-runner.key"
+"""Set to OWN_KEY on a container whose key is its task's and not the node's."""
+OWN_KEY = "task"
 KEY_VARIABLE = "NODE_API_KEY"
 
 

@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from runner.errors import JournalError
 from runner.journal.schema import (
+    TASK_KEY_MARK,
     TASKS,
     Database,
     entry_from_row,
@@ -42,6 +44,7 @@ from runner.model import (
     TaskState,
     check_transition,
 )
+from runner.redaction import Secret
 from runner.timing import DEFAULT_TIMINGS, Timings
 
 JOURNAL_NAME = "journal.sqlite3"
@@ -56,39 +59,56 @@ class Journal(Database):
     def registration(self, orchestrator_url: str) -> Registration | None:
         """Return the newest registration there that was not refused since.
 
-        An identity that came from a container counts only where there is no other.
+        An identity that came from a container counts only where there is no other, and a task's
+        key never.
         """
         row = self.connection.execute(
-            "SELECT * FROM identities WHERE orchestrator_url = ? AND NOT refused"
+            "SELECT * FROM identities WHERE orchestrator_url = ? AND NOT refused AND node <> ?"
             " ORDER BY node = '', id DESC LIMIT 1",
-            (orchestrator_url,),
+            (orchestrator_url, TASK_KEY_MARK),
         ).fetchone()
         return registration_from_row(row) if row else None
+
+    @transaction
+    def identity_of_node(self, node_id: str, orchestrator_url: str) -> Identity | None:
+        """Return the newest identity of a node there that was not refused since."""
+        row = self.connection.execute(
+            "SELECT * FROM identities WHERE orchestrator_url = ? AND NOT refused AND node <> ?"
+            " AND node_id = ? ORDER BY id DESC LIMIT 1",
+            (orchestrator_url, TASK_KEY_MARK, node_id),
+        ).fetchone()
+        return identity_from_row(row) if row else None
 
     @transaction
     def store_registration(
         self, registration: Registration, orchestrator_url: str, now: float
     ) -> None:
         """Write a registration, in the place of an earlier one with the same key."""
-        key = registration.identity.api_key.reveal()
-        description = json.dumps(registration.description or {}, sort_keys=True)
-        extensions = " ".join(sorted(registration.extensions))
-        row = self.connection.execute(
-            "SELECT id FROM identities WHERE orchestrator_url = ? AND api_key = ?",
-            (orchestrator_url, key),
-        ).fetchone()
-        if row is not None:
-            self.connection.execute(
-                "UPDATE identities SET node = ?, extensions = ? WHERE id = ?",
-                (description, extensions, row["id"]),
-            )
-            return
-        node_id = registration.identity.node_id
+        self._store_registration(registration, orchestrator_url, now)
+
+    @transaction
+    def rotate_key(
+        self, old: Identity, registration: Registration, orchestrator_url: str, now: float
+    ) -> None:
+        """Write a registration with the node's new key; should it be refused, the old one holds.
+
+        Keys before that one count as refused: no more than two are ever tried. The tasks are the
+        node's with any key.
+        """
+        self._store_registration(registration, orchestrator_url, now)
+        identity = registration.identity
         self.connection.execute(
-            "INSERT INTO identities"
-            " (node_id, api_key, orchestrator_url, node, registered_at, extensions)"
-            " VALUES (?, ?, ?, ?, ?, ?)",
-            (node_id, key, orchestrator_url, description, now, extensions),
+            "UPDATE tasks SET identity = (SELECT max(id) FROM identities WHERE api_key = ?)"
+            " WHERE identity IN (SELECT id FROM identities WHERE api_key = ?)",
+            (identity.api_key.reveal(), old.api_key.reveal()),
+        )
+        self.connection.execute(
+            "UPDATE identities SET refused = 1 WHERE orchestrator_url = ? AND node_id = ?"
+            " AND node <> ? AND api_key NOT IN (?, ?)",
+            (
+                *(orchestrator_url, identity.node_id, TASK_KEY_MARK),
+                *(identity.api_key.reveal(), old.api_key.reveal()),
+            ),
         )
 
     @transaction
@@ -107,14 +127,39 @@ class Journal(Database):
         )
 
     @transaction
-    def identity_for(self, task_id: str) -> Identity:
-        """Return the identity that accepted the task, whether or not it was refused since."""
-        row = self.connection.execute(
-            "SELECT node_id, api_key FROM tasks"
-            " JOIN identities ON identities.id = tasks.identity WHERE task_id = ?",
+    def keys_of_node_with(self, task_id: str) -> list[Secret]:
+        """Return every key of the node that accepted the task, refused ones too: all are secret."""
+        rows = self.connection.execute(
+            "SELECT keys.api_key FROM tasks JOIN identities ON identities.id = tasks.identity"
+            " JOIN identities AS keys USING (node_id) WHERE task_id = ?",
             (task_id,),
+        )
+        return [Secret(row["api_key"]) for row in rows]
+
+    def _store_registration(
+        self, registration: Registration, orchestrator_url: str, now: float
+    ) -> None:
+        key = registration.identity.api_key.reveal()
+        node = registration.description
+        description = "" if node is None else json.dumps(node, sort_keys=True)
+        extensions = " ".join(sorted(registration.extensions))
+        row = self.connection.execute(
+            "SELECT id FROM identities WHERE orchestrator_url = ? AND api_key = ?",
+            (orchestrator_url, key),
         ).fetchone()
-        return identity_from_row(row)
+        if row is not None:
+            self.connection.execute(
+                "UPDATE identities SET node = ?, extensions = ?, refused = 0 WHERE id = ?",
+                (description, extensions, row["id"]),
+            )
+            return
+        node_id = registration.identity.node_id
+        self.connection.execute(
+            "INSERT INTO identities"
+            " (node_id, api_key, orchestrator_url, node, registered_at, extensions)"
+            " VALUES (?, ?, ?, ?, ?, ?)",
+            (node_id, key, orchestrator_url, description, now, extensions),
+        )
 
     # The tasks
 
@@ -131,7 +176,7 @@ class Journal(Database):
 
     @transaction
     def adopt(self, task: Task, identity: Identity, now: float) -> bool:
-        """Write a task that was recovered from its container, and the identity found there.
+        """Write a task that was recovered from its container, and the identity to report it with.
 
         False, and nothing is written, when the task is known already.
         """
@@ -143,9 +188,12 @@ class Journal(Database):
         # Without a description: what it was registered as is not known.
         self.connection.execute(
             "INSERT INTO identities (node_id, api_key, orchestrator_url, node, registered_at)"
-            " SELECT ?, ?, ?, '', ? WHERE NOT EXISTS"
+            " SELECT ?, ?, ?, ?, ? WHERE NOT EXISTS"
             " (SELECT 1 FROM identities WHERE api_key = ?)",
-            (identity.node_id, key, task.orchestrator_url, now, key),
+            (
+                *(identity.node_id, key, task.orchestrator_url),
+                *(TASK_KEY_MARK if identity.is_task_key else "", now, key),
+            ),
         )
         return self._insert(
             identity,
@@ -232,6 +280,26 @@ class Journal(Database):
             started_at=started_at,
             deadline_uptime_s=deadline_uptime_s,
         )
+
+    @transaction
+    def replace_task_key(self, assignment: Assignment) -> bool:
+        """Write the key that came with a task which is offered again, unless it has started.
+
+        Return whether it was another one.
+        """
+        row = self.connection.execute(
+            f"{TASKS} WHERE task_id = ? AND state IN (?, ?)",
+            (assignment.task_id, TaskState.ACCEPTED.value, TaskState.STARTING.value),
+        ).fetchone()
+        before = task_from_row(row).assignment if row else None
+        if before is None or assignment.task_key in {None, before.task_key}:
+            return False
+        after = replace(before, task_key=assignment.task_key)
+        self.connection.execute(
+            "UPDATE tasks SET assignment = ? WHERE task_id = ?",
+            (after.to_json(), assignment.task_id),
+        )
+        return True
 
     @transaction
     def ask_to_stop(self, task_id: str, reason: EndReason, now: float) -> EndReason:

@@ -89,9 +89,14 @@ CREATE INDEX IF NOT EXISTS letters ON outbox
 
 Not a migration: an earlier version works with an index that it does not know.
 """
+TASK_KEY_MARK = "task-key"
+"""In `identities.node`, where a registration has its description: the key is one task's.
+
+Not a column: a host can go back to the version before, which would set the journal aside.
+"""
 _TABLES = frozenset({"identities", "tasks", "outbox"})
 TASKS = (
-    "SELECT tasks.*, orchestrator_url, node_id, api_key, refused FROM tasks"
+    "SELECT tasks.*, orchestrator_url, node_id, api_key, node, refused FROM tasks"
     " JOIN identities ON identities.id = tasks.identity"
 )
 F = TypeVar("F", bound="Database")
@@ -306,7 +311,7 @@ def registration_from_row(row: sqlite3.Row) -> Registration:
 
 def identity_from_row(row: sqlite3.Row) -> Identity:
     """Return the identity of a row that has the columns of `identities`."""
-    return Identity(row["node_id"], Secret(row["api_key"]))
+    return Identity(row["node_id"], Secret(row["api_key"]), row["node"] == TASK_KEY_MARK)
 
 
 def object_from_text(text: object) -> Mapping[str, object] | None:

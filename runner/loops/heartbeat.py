@@ -91,6 +91,9 @@ async def _send(runner: RunnerContext, current: Identity, interval_s: float) -> 
         if await runner.node.note_extensions(identity, response.extensions):
             # New tasks may wait for one of them.
             runner.outbox.notify()
+        if response.new_api_key is not None:
+            runner.watchdog.suspend("heartbeat")  # a registration may be under way, or a full disk
+            await runner.node.rotate_key(identity, response.new_api_key)
         paced_s = response.interval_s
     return paced_s
 

@@ -1,9 +1,9 @@
 """Orphaned containers are adopted or removed; tasks closed a month ago are pruned.
 
 An orphan carries this runner's label and is not in its journal. One that has run is a task of a
-journal that was set aside: the task is written again, from the container's labels and variables,
-and goes on as after a restart. An orphan that never ran, or lacks labels, is removed after five
-minutes, in case its task is on its way.
+journal that was set aside: the task is written again, from the container's labels and variables
+and the identity file, and goes on as after a restart. An orphan that never ran, or lacks labels,
+is removed after five minutes, in case its task is on its way.
 
 Orphans: ends after one round. Pruning: ends only by being cancelled.
 """
@@ -20,11 +20,13 @@ import anyio
 from runner.engine.base import (
     KEY_VARIABLE,
     LABEL_BOOT,
+    LABEL_KEY,
     LABEL_NODE,
     LABEL_ORCHESTRATOR,
     LABEL_RUNNER,
     LABEL_TASK,
     LABEL_TIMEOUT,
+    OWN_KEY,
     Container,
     Phase,
     container_name,
@@ -107,6 +109,10 @@ async def _adopt(runner: RunnerContext, name: str, begin: Callable[[Task], None]
             extra=ids,
         )
         return True
+    # The container's own key is what is left if the identity file was lost as well: as the node's,
+    # from the version before, it is an identity; as the task's, it still reports that task.
+    known = await runner.journal.identity_of_node(identity.node_id, task.orchestrator_url)
+    identity = known or identity
     if not await runner.journal.adopt(task, identity, runner.clock.wall_s()):
         return False
     log.warning("task is adopted from its container; the journal did not know it", extra=ids)
@@ -118,7 +124,8 @@ async def _adopt(runner: RunnerContext, name: str, begin: Callable[[Task], None]
 def _task_of(container: Container, runner: RunnerContext) -> tuple[Task, Identity] | None:
     """Return the task and the identity that a container's labels and variables describe.
 
-    The prompt is not needed any more, and the key is the one that the container was given.
+    The prompt is not needed any more, and the key is the one that the container was given: its
+    task's or, with an orchestrator that has none for tasks, the node's.
     """
     labels, key = container.labels, container.variables.get(KEY_VARIABLE, "")
     task_id, node_id = labels.get(LABEL_TASK, ""), labels.get(LABEL_NODE, "")
@@ -146,7 +153,7 @@ def _task_of(container: Container, runner: RunnerContext) -> tuple[Task, Identit
         started_at=started_at,
         deadline_uptime_s=runner.clock.uptime_s() - max(0.0, now - started_at) + timeout_s,
     )
-    return task, Identity(node_id, Secret(key))
+    return task, Identity(node_id, Secret(key), labels.get(LABEL_KEY) == OWN_KEY)
 
 
 async def prune_closed_tasks(runner: RunnerContext) -> None:

@@ -28,6 +28,7 @@ from runner.log import fields
 from runner.model import Identity, Task, TaskState
 from runner.tasks.context import RunnerContext
 from runner.tasks.outcome import final_report, outcome_without_container
+from runner.tasks.prepare import check_task_key
 from runner.timing import Clock, Timings, jittered_s
 
 log = logging.getLogger(__name__)
@@ -250,6 +251,7 @@ async def _take(
     now = runner.clock.wall_s()
     try:
         assignment = parse_assignment(offer.assignment, orchestrator_url=runner.orchestrator.url)
+        check_task_key(assignment, runner.settings)
     except BadAssignment as error:
         return await _reject(runner, error, identity, begin)
     if runner.slots.was_just_dropped(assignment.task_id, runner.clock.uptime_s()):
@@ -272,6 +274,8 @@ async def _take(
             )
         )
         return True
+    if await runner.journal.replace_task_key(assignment):
+        log.info("task is offered with another key", extra=fields(task_id=assignment.task_id))
     await _answer_redelivery(runner, assignment.task_id)
     return False
 

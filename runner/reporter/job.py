@@ -39,7 +39,7 @@ class Job:
     task_id: str
     orchestrator_url: str
     identity: Identity
-    """The node that the container may speak for; its key is empty where none was given."""
+    """Only its key counts: the task's own, or the node's. Empty where none was given."""
     home: Path
     started_at: float
     """When the container started, in seconds since the epoch."""

@@ -119,7 +119,7 @@ async def _last_output(task: TaskContext, container: Container | None) -> str:
         output = await task.engine.last_output(task.container_name, LAST_LINES)
     except EngineError as error:
         return f"(its output cannot be read: {error})"
-    return redact_output(output, await secrets_of(task.task_id, task.runner, container))
+    return redact_output(output, await _secrets_of(task, container))
 
 
 async def _remove(task: TaskContext) -> None:
@@ -133,7 +133,7 @@ async def _report(
     task: TaskContext, container: Container | None, state: ReporterState, until: float
 ) -> None:
     """Look for the agent's log until that moment on the event loop's clock, then report."""
-    secrets = await secrets_of(task.task_id, task.runner, container)
+    secrets = await _secrets_of(task, container)
     session = await _read(
         task.task_id,
         lambda: _find_log(task.record, task.runner, container, state, secrets),
@@ -173,15 +173,16 @@ async def _reporter_state(task: TaskContext, until: float) -> ReporterState:
     return state or ReporterState()
 
 
-async def secrets_of(task_id: str, runner: RunnerContext, container: Container | None) -> list[str]:
+async def _secrets_of(task: TaskContext, container: Container | None) -> list[str]:
     """Return the texts that are redacted from everything that is reported of a task."""
-    settings = runner.settings
-    identity = await runner.persist(lambda: runner.journal.identity_for(task_id))
-    # The node may have another key by now than the container.
-    container_key = Secret(container.variables.get(KEY_VARIABLE, "") if container else "")
-    return known_secrets(
-        settings.registration_token, identity.api_key, container_key, env_file=settings.env_file
-    )
+    settings, assignment = task.runner.settings, task.record.assignment
+    keys = await task.persist(lambda: task.runner.journal.keys_of_node_with(task.task_id))
+    if assignment is not None and assignment.task_key is not None:
+        keys.append(assignment.task_key)
+    if container is not None:
+        # The task, or the node, may have another key by now.
+        keys.append(Secret(container.variables.get(KEY_VARIABLE, "")))
+    return known_secrets(settings.registration_token, *keys, env_file=settings.env_file)
 
 
 def _may_have_run(task: Task, outcome: Outcome, container: Container | None) -> bool:

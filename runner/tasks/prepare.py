@@ -10,6 +10,7 @@ import logging
 import anyio.lowlevel
 
 from runner.errors import (
+    BadAssignment,
     EngineError,
     EngineSilent,
     FileRefused,
@@ -19,7 +20,8 @@ from runner.errors import (
     Unstartable,
 )
 from runner.log import fields, log_retry
-from runner.model import Identity, TaskState, TaskStatus
+from runner.model import Assignment, Identity, TaskState, TaskStatus
+from runner.settings import Settings
 from runner.tasks.context import TaskContext, TaskReassigned
 from runner.timing import Retry, retry
 from runner.workspace.download import fetch_files
@@ -36,15 +38,29 @@ async def prepare(task: TaskContext) -> None:
     Raises:
         TaskReassigned: the task is another node's, or has ended.
         Unstartable: its files or image cannot be fetched.
+        BadAssignment: it has no key, and this host requires one.
     """
     if task.assignment.files:
         await _download(task)
     await fetch_image(task)
     await _claim(task, "container is starting")
+    # Accepted before the option was given. Only now is it certain that no other node has it.
+    check_task_key(task.assignment, task.runner.settings)
     if task.record.state is TaskState.ACCEPTED:
         boot_id, kind = task.runner.clock.boot_id, task.runner.engine.kind
         await task.persist(lambda: task.runner.journal.start(task.task_id, boot_id, kind))
-        await task.reload()
+    # An offer that was repeated meanwhile may have brought a newer key.
+    await task.reload()
+
+
+def check_task_key(assignment: Assignment, settings: Settings) -> None:
+    """Raise BadAssignment if this host requires that a task has a key, and it has none."""
+    if settings.require_task_key and assignment.task_key is None:
+        raise BadAssignment(
+            "cannot run the task: the orchestrator sent no task_api_key, which --require-task-key "
+            "asks for; use an orchestrator with the extension task-key, or leave the option out",
+            assignment.task_id,
+        )
 
 
 async def _download(task: TaskContext) -> None:

@@ -12,11 +12,13 @@ import os
 from runner.engine.base import (
     KEY_VARIABLE,
     LABEL_BOOT,
+    LABEL_KEY,
     LABEL_NODE,
     LABEL_ORCHESTRATOR,
     LABEL_RUNNER,
     LABEL_TASK,
     LABEL_TIMEOUT,
+    OWN_KEY,
     Container,
     ContainerSpec,
     Phase,
@@ -122,6 +124,7 @@ async def start(task: TaskContext) -> Container:
         if isinstance(result, NameInUse) and name_was_in_use:
             await _remove_name_holder(task, result)
         name_was_in_use = isinstance(result, NameInUse)
+        await task.reload()
 
 
 async def _run(task: TaskContext, identity: Identity) -> Container | EngineError:
@@ -190,6 +193,7 @@ def _spec(task: TaskContext, identity: Identity) -> ContainerSpec:
             LABEL_ORCHESTRATOR: task.record.orchestrator_url,
             LABEL_TIMEOUT: f"{assignment.timeout_s:g}",
             LABEL_BOOT: task.runner.clock.boot_id,
+            **({} if assignment.task_key is None else {LABEL_KEY: OWN_KEY}),
         },
         env_files=tuple(path for path in env_files if path is not None),
         volumes={settings.victoria_home: CONTAINER_HOME},
@@ -203,11 +207,15 @@ def _spec(task: TaskContext, identity: Identity) -> ContainerSpec:
 def _write_env_file(task: TaskContext, identity: Identity) -> None:
     """Write the container's variables to a file that exists only while the engine starts it."""
     settings = task.runner.settings
+    key = task.assignment.task_key
+    if key is None:
+        task.runner.node.note_task_without_key()
+        key = identity.api_key
     variables = {
         "ORCHESTRATOR_URL": task.assignment.orchestrator_url,
         "JOB_ID": task.task_id,
         "TASK_ID": task.task_id,
-        KEY_VARIABLE: identity.api_key.reveal(),
+        KEY_VARIABLE: key.reveal(),
     }
     if task.assignment.files:
         variables["TASK_FILES_DIR"] = files_folder_in_container(task.task_id)

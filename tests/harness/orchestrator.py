@@ -58,6 +58,9 @@ class ScriptedOrchestrator:
         """Assignments to hand out, each once; what a test puts in need not be one."""
         self.files: dict[str, bytes | Answer] = {}
         self.keys: set[str] = set()  # the node keys that hold; take one out and it is answered 401
+        self.task_keys: dict[str, str] = {}
+        """By task id, the key that its assignment has with the extension `task-key`."""
+        self.new_keys: dict[str, str] = {}  # what a heartbeat under a key is answered with
         self.cancelled: list[str] = []  # the tasks that every heartbeat's response names
         self.cancelled_for: dict[str, list[str]] = {}  # the same for heartbeats under one key alone
         self.standing: dict[str, str] = {}  # what reports on a task are answered with, by its id
@@ -84,6 +87,9 @@ class ScriptedOrchestrator:
         self.queue.append(assignment)
         if isinstance(assignment, dict) and isinstance(assignment.get("task_id"), str):
             self.known_ids.add(assignment["task_id"])
+            if "task-key" in self.extensions:
+                key = assignment.setdefault("task_api_key", f"task-key-{assignment['task_id']}")
+                self.task_keys[assignment["task_id"]] = key
         self.release()
 
     def release(self) -> None:
@@ -127,13 +133,16 @@ class ScriptedOrchestrator:
         path = request.target
         if path == REGISTER:
             return self._register(request)
-        if request.headers.get("x-api-key") not in self.keys:
+        key = request.headers.get("x-api-key")
+        if key not in self.keys and not self._is_of_task(key, request):
             return json_response({"detail": "unknown key"}, 401)
         if path == POLL:
             return await self._work_for(request)
         if path == BEAT:
-            own = self.cancelled_for.get(request.headers["x-api-key"], [])
-            return json_response({"cancelled_task_ids": self.cancelled + own, **self._named()})
+            own = self.cancelled_for.get(str(key), [])
+            new = {"new_api_key": self.new_keys[str(key)]} if str(key) in self.new_keys else {}
+            cancelled = self.cancelled + own
+            return json_response({"cancelled_task_ids": cancelled, **new, **self._named()})
         if path == STATUS:
             report = cast("dict[str, Any]", request.json())
             self.taken.append(report)
@@ -142,6 +151,13 @@ class ScriptedOrchestrator:
             return json_response({"task_id": task_id, "status": standing})
         file_name = unquote(path.removeprefix("/files/"))
         return json_response({}) if path == LOGS else self._file(file_name)
+
+    def _is_of_task(self, key: str | None, request: Request) -> bool:
+        """Return whether it is the key of the task that this report is about."""
+        if key is None or request.target not in {STATUS, LOGS}:
+            return False
+        report = cast("dict[str, Any]", request.json())
+        return self.task_keys.get(report["task_id"]) == key
 
     def _register(self, request: Request) -> Answer:
         if request.headers["x-registration-token"] != TOKEN:

@@ -132,7 +132,13 @@ async def test_key_is_not_sent_to_the_address_of_an_assignment(host: Host) -> No
 # By chance: most are good but for one or two fields, so that they come past the first check
 
 VARIABLES = {"ORCHESTRATOR_URL", "JOB_ID", "TASK_ID", "NODE_API_KEY", "TASK_FILES_DIR"}
-STATE = {"lock", "runner-id", "run", *(f"journal.sqlite3{end}" for end in ("", "-wal", "-shm"))}
+STATE = {
+    "identity.json",
+    "lock",
+    "runner-id",
+    "run",
+    *(f"journal.sqlite3{end}" for end in ("", "-wal", "-shm")),
+}
 PER_EXAMPLE = 6
 
 anything = st.recursive(

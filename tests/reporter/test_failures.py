@@ -152,6 +152,28 @@ async def test_report_is_retried_until_it_is_taken_or_refused(
     assert scripted.bodies() == [scripted.bodies()[0]] * count
 
 
+@pytest.mark.usefixtures("crush")
+@pytest.mark.parametrize(
+    ("response", "is_taken"),
+    [(TAKEN, True), (FAILURES["401"][0], False)],
+    ids=["a task's key", "a key that holds no more"],
+)
+async def test_reporter_posts_statuses_and_logs_alone_and_a_refused_key_is_quiet_and_final(
+    scripted: Scripted, caplog: pytest.LogCaptureFixture, response: Answer, *, is_taken: bool
+) -> None:
+    async with scripted.reporting(response) as reporter:
+        await reporter.job_info()
+        answers = [await reporter.report("running", None, 10)]
+        answers.append(await reporter.finish("success", "done", submit_logs=True))
+        answers.append(await reporter.hand_in("s1"))
+    requests = scripted.server.requests
+    targets = [request.target for request in requests]
+    assert targets == ["/status", "/logs", "/status", "/logs"], "each is sent once"
+    assert {request.method for request in requests} == {"POST"}
+    assert [answer["sent"] for answer in answers] == [is_taken] * 3
+    assert not [record for record in caplog.records if record.name.startswith("runner")]
+
+
 async def test_without_a_key_nothing_is_sent_and_a_final_status_kept(scripted: Scripted) -> None:
     async with scripted.reporting(TAKEN, identity=Identity("", Secret(""))) as reporter:
         answer = await reporter.report("error", "no", None)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from tests.harness.runner_process import RunnerProcess
+from tests.harness.runner_process import RunnerProcess, container_of
 from tests.system.recording import RecordingOrchestrator
 
 ENGINE_PROGRAMS = ("podman", "conmon", "docker", "dockerd", "containerd", "containerd-shim")
@@ -30,7 +30,9 @@ def test_no_secret_is_shown_while_a_task_runs(
 
     runner.start("-v", f"--env-file={env_file}")
     runner.wait_for_start_of(task_id)
-    secrets = [token, runner.node_key, orchestrator.admin_key, MODEL_KEY]
+    variables = runner.engine.inspect(container_of(task_id))["Config"]["Env"]
+    (key,) = (line.partition("=")[2] for line in variables if line.startswith("NODE_API_KEY="))
+    secrets = [token, runner.node_key, key, orchestrator.admin_key, MODEL_KEY]
     shown = dict(shown_by_processes())
     assert_none_in(secrets, shown)
     assert any(place.endswith("environ") for place in shown)

@@ -27,7 +27,8 @@ def test_container_is_given_its_variables_and_its_files_at_the_path_of_the_host_
         "NODE_API_KEY=***",
         f"TASK_FILES_DIR=/workspace/Victoria/tasks/{task_id}/files",
     ]
-    assert f"NODE_API_KEY={runner.node_key}" in variables
+    named = runner.rows("SELECT extensions FROM identities")[0]["extensions"].split()
+    assert (runner.node_key in str(variables)) is ("task-key" not in named)
 
     folder = runner.task_folder(task_id)
     assert {path.name: path.read_bytes() for path in (folder / "files").iterdir()} == contents

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 from runner import __version__
 from runner.api.address import check_orchestrator_url, proxy_to
-from runner.api.client import HeartbeatResponse, OrchestratorClient
+from runner.api.assignment import MAX_FILES, MAX_PROMPT_BYTES, parse_assignment
+from runner.api.client import MAX_ASSIGNMENT_BYTES, HeartbeatResponse, OrchestratorClient
 from runner.api.http import MAX_RESPONSE_BYTES, SLOWEST_UPLOAD_BYTES_PER_S, HttpClient
 from runner.errors import ConfigurationError, Refused, Unauthorised, Unavailable
 from runner.model import Identity, Registration, TaskStatus, log_body
@@ -226,6 +227,17 @@ async def test_heartbeat_returns_cancelled_tasks(
 
 
 @pytest.mark.parametrize(
+    ("sent", "key"),
+    [("vn_new", Secret("vn_new")), ("two words", None), ("", None), (7, None), (None, None)],
+)
+async def test_heartbeat_returns_a_new_key_that_is_fit_for_a_header(
+    api: Api, sent: object, key: Secret | None
+) -> None:
+    response = await api.call("heartbeat", json_response({"new_api_key": sent}))
+    assert response == HeartbeatResponse(frozenset(), frozenset(), None, key)
+
+
+@pytest.mark.parametrize(
     ("headers", "was_held"),
     [
         ({"Preference-Applied": "wait=25"}, True),
@@ -241,6 +253,19 @@ async def test_assignment_comes_as_it_was_sent_and_a_header_says_whether_it_was_
     offer = await api.client.next_task(api.identity, 25)
     assert offer.was_held is was_held
     assert offer.assignment == {"task_id": "t-1", "unheard": [1]}
+
+
+async def test_longest_valid_assignment_is_read_though_no_other_response_may_be_so_long(
+    api: Api,
+) -> None:
+    names = [f"{number:03}" + "é" * 126 for number in range(MAX_FILES)]
+    longest = {"task_id": "t" * 128, "prompt": "\x01" * MAX_PROMPT_BYTES, "files": names}
+    body = json.dumps({**longest, "file_checksums": ["0" * 64] * MAX_FILES}).encode()
+    assert MAX_RESPONSE_BYTES < len(body) < MAX_ASSIGNMENT_BYTES
+    api.server.answer(http(200, body, JSON))
+    offer = await api.client.next_task(api.identity, 25)
+    assert parse_assignment(offer.assignment, orchestrator_url="").prompt == longest["prompt"]
+    assert str(await api.outage("heartbeat", http(200, body, JSON))) == TOO_LONG
 
 
 EMPTY = [json_response(None), http(200), http(204), http(200, b" \n"), http(200, b"", PAGE)]
@@ -380,7 +405,7 @@ def not_json(shown: str) -> str:
 
 
 NOT_VALID = "its response is not valid JSON"
-TOO_LONG = "its response is longer than 16 MiB"
+TOO_LONG = "its response is longer than 1 MiB"
 COMPRESSED = "it sent a compressed file, which was not asked for"
 NODE_JSON = b'{"id": "n", "api_key": "k"}'
 UNREADABLE: dict[str, tuple[Answer, str]] = {
@@ -392,7 +417,9 @@ UNREADABLE: dict[str, tuple[Answer, str]] = {
     "endless": (endless(JSON, b'{"session": '), TOO_LONG),
 }
 USELESS: dict[str, tuple[tuple[str, ...], Answer, str]] = {
-    **{name: (NEED_JSON, *row) for name, row in UNREADABLE.items()},
+    **{name: (NEED_JSON, *row) for name, row in UNREADABLE.items() if name != "endless"},
+    "endless": (("register", "heartbeat", "claim", "health"), *UNREADABLE["endless"]),
+    "endless assignment": (("next task",), endless(JSON, b'{"x": '), f"{TOO_LONG[:-5]}4 MiB"),
     **{
         other: (TAKE_JSON, http(200, NODE_JSON, {"Content-Type": other}), not_json(other or "none"))
         for other in ("", "text/html; charset=utf-8", "json", "text/html; application/json")

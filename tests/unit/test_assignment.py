@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from runner.api.assignment import MAX_FILES, MAX_PROMPT_BYTES, MAX_TIMEOUT_S, parse_assignment
 from runner.errors import BadAssignment
 from runner.model import Assignment, EndReason, TaskFile
+from runner.redaction import Secret
 
 TASK_ID = "11111111-2222-4333-8444-555555555555"
 URL = "https://orchestrator.example.com"
@@ -83,6 +84,23 @@ def test_anything_but_an_object_is_not_an_assignment() -> None:
     for error in map(refusal, (None, "task", True, [raw()])):
         assert str(error) == "cannot read the assignment: it is not a JSON object"
         assert error.task_id is None
+
+
+@pytest.mark.parametrize("key", ["vt_0123", "!~", "k" * 1000])
+def test_key_of_the_task_is_a_secret(key: str) -> None:
+    parsed = parse(task_api_key=key)
+    assert parsed.task_key == Secret(key)
+    assert repr(key) not in repr(parsed)
+
+
+@pytest.mark.parametrize("key", ["", "two words", "a\nTASK_ID=x", "ké", "k" * 1001, 7, ["k"], True])
+def test_task_whose_key_is_no_header_is_rejected_without_showing_it(key: object) -> None:
+    error = refusal(raw(task_api_key=key))
+    assert error.task_id == TASK_ID
+    assert str(error) == (
+        "cannot run the task: its task_api_key must be 1 to 1000 printable ASCII characters "
+        "without blanks"
+    )
 
 
 UNUSABLE_IDS = [
@@ -169,6 +187,7 @@ near_misses = st.fixed_dictionaries(
         "timeout_seconds": st.floats() | st.integers() | json_values,
         "files": st.lists(names, max_size=4) | json_values,
         "file_checksums": st.lists(st.just(SHA) | st.text(max_size=3), max_size=4) | json_values,
+        "task_api_key": st.text(max_size=9) | json_values,
     },
 )
 
@@ -190,11 +209,12 @@ def test_any_json_is_an_assignment_or_a_bad_one(anything: object) -> None:
     name=st.text(st.characters(categories=["L", "N"]), min_size=1, max_size=9),
     timeout_seconds=st.floats(0, MAX_TIMEOUT_S, exclude_min=True) | st.none(),
     checksums=st.sampled_from([None, [SHA]]),
+    key=st.sampled_from([None, "vt_0123"]),
 )
 def test_stored_assignment_is_read_back_the_same(
-    prompt: str, name: str, timeout_seconds: float | None, checksums: object
+    prompt: str, name: str, timeout_seconds: float | None, checksums: object, key: object
 ) -> None:
-    files = {"files": [f"f-{name}"], "file_checksums": checksums}
-    parsed = parse(prompt=f"p{prompt}", timeout_seconds=timeout_seconds, **files)
+    fields = {"files": [f"f-{name}"], "file_checksums": checksums, "task_api_key": key}
+    parsed = parse(prompt=f"p{prompt}", timeout_seconds=timeout_seconds, **fields)
     assert Assignment.from_json(parsed.to_json()) == parsed
     assert parse_assignment(json.loads(parsed.to_json()), orchestrator_url="") == parsed

@@ -14,7 +14,9 @@ import pytest
 from runner.doctor import examine
 from runner.engine.inspect import read_podman_facts
 from runner.errors import EXIT_CONFIGURATION
-from runner.journal.journal import JOURNAL_NAME
+from runner.identity import IdentityFile
+from runner.journal.journal import JOURNAL_NAME, open_journal
+from runner.model import Identity, Registration
 from runner.node import runtime_to_use
 from runner.redaction import Secret
 from runner.settings import Settings
@@ -79,6 +81,54 @@ def test_open_tasks_and_the_node_are_shown_without_its_key(tmp_path: Path) -> No
     _, (report,) = doctor(as_json=True, state_dir=tmp_path)
     assert '"node_id": "node-1"' in report
     assert "node-key-1" not in report
+
+
+KNOWN = Registration(Identity("node-1", Secret("node-key-1")), None)
+NO_KEYS = "the orchestrator has no keys for tasks (extension task-key)"
+
+
+@pytest.fixture
+def no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+
+
+@pytest.mark.usefixtures("no_engine")
+def test_identity_file_is_checked_and_its_key_is_not_shown(tmp_path: Path) -> None:
+    def line() -> str:
+        _, lines = doctor(state_dir=tmp_path)
+        (found,) = (line for line in lines if " identity file: " in line)
+        return found
+
+    assert line().startswith("ok   identity file: none yet")
+    file = IdentityFile(tmp_path)
+    file.store(URL, KNOWN)
+    assert line() == f"ok   identity file: {file.path} can be read by its owner only"
+    file.path.chmod(0o640)
+    assert line().startswith(f"FAIL identity file: {file.path} has a key in it, and others may")
+    file.path.write_text("node-key-1")
+    damaged = "it is damaged; restart the runner, which writes it again"
+    assert line() == f"FAIL identity file: cannot read {file.path}: {damaged}"
+
+
+@pytest.mark.usefixtures("no_engine")
+@pytest.mark.parametrize(
+    ("extensions", "is_required", "line"),
+    [
+        ("task-key pace", True, "ok   task keys: each task has a key of its own"),
+        ("pace", False, f"ok   task keys: {NO_KEYS}: containers get this node's key"),
+        ("pace", True, f"FAIL task keys: {NO_KEYS}: every task is rejected"),
+    ],
+    ids=["extension", "no extension", "required"],
+)
+def test_orchestrator_without_keys_for_tasks_is_a_hint_unless_they_are_required(
+    tmp_path: Path, extensions: str, line: str, *, is_required: bool
+) -> None:
+    journal, _ = open_journal(tmp_path, "now")
+    registration = replace(KNOWN, extensions=frozenset(extensions.split()))
+    anyio.run(journal.store_registration, registration, URL, 1.0)
+    journal.close_file()
+    _, lines = doctor(state_dir=tmp_path, require_task_key=is_required)
+    assert any(shown.startswith(line) for shown in lines), lines
 
 
 @pytest.mark.parametrize(

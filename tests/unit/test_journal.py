@@ -162,7 +162,23 @@ async def test_task_keeps_its_identity_until_that_is_refused(running: Journal) -
     assert (await the_task(running)).identity == FIRST
     await running.refuse_identity(FIRST)
     assert (await the_task(running)).identity is None
-    assert await running.identity_for("t-1") == FIRST, "its key is still a secret"
+    assert await running.keys_of_node_with("t-1") == [FIRST.api_key], "it is still a secret"
+
+
+async def test_new_key_holds_and_after_its_refusal_the_one_before_it(running: Journal) -> None:
+    keys = [replace(FIRST, api_key=Secret(f"key-1{letter}")) for letter in "bc"]
+    before = FIRST
+    for key in keys:
+        await running.rotate_key(before, Registration(key, NODE), URL, 40.0)
+        assert await running.registration(URL) == Registration(key, NODE)
+        assert (await the_task(running)).identity == key
+        before = key
+    known = {identity.api_key for identity in (FIRST, *keys)}
+    assert set(await running.keys_of_node_with("t-1")) == known, "all are redacted"
+    for refused, left in ((keys[1], keys[0]), (keys[0], None)):
+        await running.refuse_identity(refused)
+        registration = await running.registration(URL)
+        assert (registration and registration.identity) == left, "the first key is given up"
 
 
 # The life of a task
@@ -187,6 +203,26 @@ async def test_task_is_stored_at_every_step(registered: Journal) -> None:
     task = await the_task(registered)
     assert (task.state, task.outcome, task.ended_at) == (TaskState.ENDED, outcome, 30.0)
     assert await reports_in(registered) == [LOGS, STATUS]
+
+
+async def test_key_of_a_task_is_replaced_until_it_runs(registered: Journal) -> None:
+    first, second = (replace(TASK, task_key=Secret(f"vt_{name}")) for name in ("1", "2"))
+    assert not await registered.replace_task_key(first), "it is not known"
+    await registered.accept(first, FIRST, 10.0)
+    for same in (first, TASK):
+        assert not await registered.replace_task_key(same)
+    assert await registered.replace_task_key(replace(second, prompt="other"))
+    assert (await the_task(registered)).assignment == second
+    await registered.start("t-1", "boot-1", "podman")
+    assert await registered.replace_task_key(first)
+    await registered.run("t-1", "c0ffee", 20.0, 80.0)
+    assert not await registered.replace_task_key(second)
+    assert (await the_task(registered)).assignment == first
+
+
+async def test_journal_with_keys_can_be_read_by_the_version_before(registered: Journal) -> None:
+    await registered.accept(replace(TASK, task_key=Secret("vt_1")), FIRST, 10.0)
+    assert select(registered.path, "PRAGMA user_version") == [(5,)], "else it would be set aside"
 
 
 async def test_task_is_accepted_once(running: Journal) -> None:
@@ -346,7 +382,7 @@ async def test_task_is_adopted_once_with_its_identity(journal: Journal) -> None:
     assert await journal.adopt(RECOVERED, FIRST, 50.0)
     assert not await journal.adopt(RECOVERED, SECOND, 51.0)
     assert await the_task(journal) == RECOVERED
-    assert await journal.identity_for("t-1") == FIRST
+    assert (await the_task(journal)).identity == FIRST
     assert await journal.registration(URL) == Registration(FIRST, None)
 
 
@@ -354,9 +390,19 @@ async def test_adoption_replaces_neither_a_known_task_nor_an_identity(ended: Jou
     before = await the_task(ended)
     assert not await ended.adopt(RECOVERED, SECOND, 50.0)
     assert await the_task(ended) == before
-    assert await ended.identity_for("t-1") == FIRST
+    assert (await the_task(ended)).identity == FIRST
     await ended.adopt(replace(RECOVERED, task_id="t-2"), SECOND, 50.0)
     assert await ended.registration(URL) == Registration(FIRST, NODE)
+
+
+async def test_key_of_an_adopted_task_is_no_registration(journal: Journal) -> None:
+    key = replace(SECOND, is_task_key=True)
+    assert await journal.adopt(replace(RECOVERED, identity=key), key, 50.0)
+    assert (await the_task(journal)).identity == key
+    assert await journal.registration(URL) is None
+    assert await journal.identity_of_node("node-2", URL) is None
+    await journal.store_registration(Registration(FIRST, NODE), URL, 60.0)
+    assert await journal.registration(URL) == Registration(FIRST, NODE)
 
 
 # The outbox
