@@ -24,6 +24,7 @@ KEY_VARIABLE = "NODE_API_KEY"
 class Engine(Protocol):
     """A container engine; tests/contract/ holds the real ones and the fake to the same.
 
+    A container is named by its id or its name. Only the id is sure to mean the same container.
     Every method but `wait` has a timeout and raises EngineSilent after it: then nothing is known.
     Any may raise EngineError with the engine's own text.
     """
@@ -77,6 +78,8 @@ class Phase(str, Enum):
     """It ended, and the engine noted when."""
     VANISHED = "vanished"
     """Its processes are gone and nobody saw how it ended, whatever the engine says."""
+    HALF_REMOVED = "half_removed"
+    """A killed removal left it without storage: nothing of it runs, only its name is taken."""
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ from runner.settings import check_env_file
 from runner.state_dir import cid_file, env_file
 from runner.tasks.context import TaskContext
 from runner.tasks.prepare import fetch_image
+from runner.timing import retry
 from runner.workspace.download import CONTAINER_HOME, files_folder_in_container
 
 log = logging.getLogger(__name__)
@@ -85,10 +86,11 @@ async def recover_cancelled(task: TaskContext) -> Container | None:
     return container
 
 
-async def start(task: TaskContext) -> Container:
+async def start(task: TaskContext, *, may_be_half_made: bool) -> Container:
     """Start the container and return it, or the one that an earlier attempt started.
 
-    An engine that does not answer is retried for `pull_timeout_s`.
+    An engine that does not answer is retried for `pull_timeout_s`. `may_be_half_made`: a call of an
+    earlier runner may have been killed before it had made the whole of the container.
 
     Raises:
         Unstartable: it cannot be started.
@@ -114,12 +116,20 @@ async def start(task: TaskContext) -> Container:
             has_fetched_again = True
             await fetch_image(task)
             continue
+        if isinstance(result, NameInUse):
+            await _check_name_holder(task)
+        may_be_half_made |= isinstance(result, EngineSilent)
         may_pass = isinstance(result, EngineSilent | NameInUse)
         if not may_pass or task.runner.clock.uptime_s() >= gives_up_at_s:
             # The next task would meet it as well.
             task.runner.problems.start_failed(str(result), task.runner.clock.uptime_s())
             raise Unstartable(str(result)) from result
         if isinstance(result, NameInUse) and name_was_in_use:
+            if not may_be_half_made:
+                raise Unstartable(
+                    f"{result}, by something that {task.engine.kind} does not show and this runner "
+                    "did not make; remove it, or run the task again under another id"
+                ) from result
             await _remove_name_holder(task, result)
         name_was_in_use = isinstance(result, NameInUse)
 
@@ -144,8 +154,25 @@ async def _run(task: TaskContext, identity: Identity) -> Container | EngineError
     return Container(container_id, task.container_name, Phase.RUNNING, started_at=now)
 
 
+async def _check_name_holder(task: TaskContext) -> None:
+    """Check that the container's name is not held by a container of somebody else.
+
+    Raises:
+        Unstartable: it is; that container is neither read nor touched.
+    """
+    holder = await retry(
+        lambda: task.engine.inspect(task.container_name), EngineError, task.engine_retry()
+    )
+    if holder is not None and not task.owns(holder):
+        raise Unstartable(
+            f"cannot start the container: the name {task.container_name} belongs to a container "
+            "that this runner did not start for this task; remove or rename that one, or run the "
+            "task again under another id"
+        )
+
+
 async def _remove_name_holder(task: TaskContext, refusal: NameInUse) -> None:
-    """Remove what holds the container's name and cannot be inspected: half a container."""
+    """Remove half a container, which holds the name and cannot be inspected."""
     log.debug("%s", refusal, extra=fields(task_id=task.task_id))
     try:
         await task.engine.remove(task.container_name)
@@ -163,7 +190,7 @@ async def _inspect_started(task: TaskContext) -> Container | None:
         cid_file(task.runner.settings.state_dir, task.task_id).unlink(missing_ok=True)
         try:
             # Fails for a running one: a start that is still under way wins.
-            await task.engine.remove_stopped(task.container_name)
+            await task.engine.remove_stopped(container.container_id)
         except EngineError as error:
             await task.wait_for_engine(error)
 
