@@ -8,7 +8,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Protocol
 
-from runner.model import UNLIMITED, Limits, PullPolicy
+from runner.model import UNLIMITED, Hardening, Limits, PullPolicy
 
 SIGNALLED = frozenset({137, 143})
 """Exit codes of a program that KILL or TERM has ended."""
@@ -18,6 +18,7 @@ LABEL_RUNNER = "victoria-runner.runner-id"
 LABEL_ORCHESTRATOR = "victoria-runner.orchestrator-url"
 LABEL_TIMEOUT = "victoria-runner.timeout-s"
 LABEL_BOOT = "victoria-runner.boot-id"
+LABEL_PROBE = "victoria-runner.probe"
 KEY_VARIABLE = "NODE_API_KEY"
 
 
@@ -111,6 +112,7 @@ class ContainerSpec:
     timeout_s: float | None = None
     """After this the engine itself ends the container (podman only)."""
     limits: Limits = UNLIMITED
+    hardening: Hardening = Hardening.DEFAULT
     run_args: tuple[str, ...] = ()
     cid_file: Path | None = None
     """Where the engine writes the container's id before it starts it; must not exist."""
@@ -127,6 +129,12 @@ class EngineFacts:
     """Whether its containers' process ids are another host's."""
     has_user_ids: bool = True
     """Whether a rootless engine has subordinate user ids to give to containers."""
+
+
+ROOTFUL = (
+    "%s runs as root: a task that breaks out of its container is root on this host; use rootless "
+    "podman, and keep other work off this host"
+)
 
 
 def container_name(task_id: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import anyio
@@ -52,6 +52,8 @@ class RunnerContext:
     timings: Timings
     runner_id: str
     """The label that distinguishes this runner's containers from another's on the same engine."""
+    refused_urls: set[str] = field(default_factory=set)
+    """What assignments named as orchestrator_url and no container was given; logged once each."""
 
     async def persist(self, write: Callable[[], Awaitable[T]]) -> T:
         """Return what a write to the journal returns; retried without end."""
@@ -120,7 +122,7 @@ class TaskContext:
         return self.record.container_id or read_cid_file(path)
 
     def owns(self, container: Container) -> bool:
-        """Return whether a container is this task's: by its id, or by its labels until that is known.
+        """Return whether a container is this task's: by its id, until that is known by its labels.
 
         Anybody may give a container the name of a task's.
         """

@@ -129,7 +129,7 @@ async def _remove(task: TaskContext) -> None:
         container_id = task.container_id
         if container_id is None:
             container = await task.inspect_once()
-            container_id = container and container.container_id
+            container_id = None if container is None else container.container_id
         if container_id is not None:
             await task.engine.remove(container_id)
 

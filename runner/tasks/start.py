@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 
+from runner.api.address import url_to_hand_on
 from runner.engine.base import (
     KEY_VARIABLE,
     LABEL_BOOT,
@@ -30,8 +31,9 @@ from runner.errors import (
     TaskError,
     Unstartable,
 )
+from runner.handles import open_below, write_below
 from runner.log import fields
-from runner.model import EndReason, Identity, TaskState
+from runner.model import EndReason, Identity, PromptAs, TaskState
 from runner.redaction import SECRETS_VARIABLE, is_redactable, variables_in
 from runner.settings import check_env_file
 from runner.state_dir import cid_file, env_file
@@ -41,6 +43,9 @@ from runner.timing import retry
 from runner.workspace.download import CONTAINER_HOME, files_folder_in_container
 
 log = logging.getLogger(__name__)
+_PROMPT_NAME = "prompt.txt"
+_MOST_REFUSED_URLS = 100
+"""So many are logged: an orchestrator could name a new one with each task."""
 
 
 async def recover_container(task: TaskContext) -> Container | None:
@@ -206,10 +211,12 @@ def _container_was_created(task: TaskContext) -> bool:
 def _spec(task: TaskContext, identity: Identity) -> ContainerSpec:
     settings, assignment = task.runner.settings, task.assignment
     env_files = (settings.env_file, env_file(settings.state_dir, task.task_id))
+    is_argument = settings.prompt_as is PromptAs.ARGUMENT
+    prompt = ("--task", assignment.prompt) if is_argument else ()
     return ContainerSpec(
         name=task.container_name,
         image=settings.container_image,
-        arguments=("--accept-license", "--task", assignment.prompt),
+        arguments=("--accept-license", *prompt),
         labels={
             LABEL_TASK: task.task_id,
             LABEL_NODE: identity.node_id,
@@ -222,22 +229,61 @@ def _spec(task: TaskContext, identity: Identity) -> ContainerSpec:
         volumes={settings.victoria_home: CONTAINER_HOME},
         timeout_s=assignment.timeout_s + task.runner.timings.engine_timeout_grace_s,
         limits=settings.limits,
+        hardening=settings.hardening,
         run_args=settings.run_args,
         cid_file=cid_file(settings.state_dir, task.task_id),
     )
+
+
+def _url_for_reports(task: TaskContext) -> str:
+    """Return the orchestrator's URL for the container, which sends its key there."""
+    settings, named = task.runner.settings, task.assignment.orchestrator_url
+    own = settings.orchestrator_url
+    url = url_to_hand_on(named, own, trusts_others=settings.trust_assignment_url)
+    warned = task.runner.refused_urls
+    if url != named.rstrip("/") and named not in warned and len(warned) < _MOST_REFUSED_URLS:
+        warned.add(named)
+        log.warning(
+            "an assignment names an orchestrator_url that is less safe than --orchestrator-url, or "
+            "at another origin: containers get --orchestrator-url; set the orchestrator's public "
+            "URL to that, or give --trust-assignment-url for another https origin",
+            extra=fields(task_id=task.task_id, named=named[:200], used=own),
+        )
+    return url
+
+
+def _write_prompt(task: TaskContext) -> None:
+    """Write the prompt to a file in the task's folder.
+
+    Raises:
+        Unstartable: it cannot be written.
+    """
+    home = task.runner.settings.victoria_home
+    try:
+        folder = open_below(home, ("tasks", task.task_id), make=True)
+        try:
+            content = task.assignment.prompt.encode()
+            write_below(folder, _PROMPT_NAME, content, os.fstat(folder))
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise Unstartable(f"cannot write the prompt's file: {error.strerror}") from error
 
 
 def _write_env_file(task: TaskContext, identity: Identity) -> None:
     """Write the container's variables to a file that exists only while the engine starts it."""
     settings = task.runner.settings
     variables = {
-        "ORCHESTRATOR_URL": task.assignment.orchestrator_url,
+        "ORCHESTRATOR_URL": _url_for_reports(task),
         "JOB_ID": task.task_id,
         "TASK_ID": task.task_id,
         KEY_VARIABLE: identity.api_key.reveal(),
     }
     if task.assignment.files:
         variables["TASK_FILES_DIR"] = files_folder_in_container(task.task_id)
+    if settings.prompt_as is PromptAs.FILE:
+        variables["TASK_PROMPT_FILE"] = f"{CONTAINER_HOME}/tasks/{task.task_id}/{_PROMPT_NAME}"
+        _write_prompt(task)
     # Shorter values are redacted nowhere.
     secrets = [name for name, value in variables_in(settings.env_file) if is_redactable(value)]
     if secrets:
