@@ -64,7 +64,8 @@ async def clean_up(settings: Settings, scope: Scope, echo: Callable[[str], None]
     in_use = {container_name(task_id) for task_id in open_ids}
     succeeded = engine is not None
     for name in sorted(set(labelled) - in_use):
-        succeeded &= engine is None or await _remove_container(engine, name, scope, echo)
+        if engine is not None:
+            succeeded &= await _remove_container(engine, name, runner_id, scope, echo)
     excluded_ids = open_ids | {name.removeprefix(container_name("")) for name in labelled}
     succeeded &= _remove_folders(settings.victoria_home, excluded_ids, scope, echo)
     return EXIT_OK if succeeded else EXIT_TRY_AGAIN
@@ -92,13 +93,16 @@ async def _open_task_ids(settings: Settings) -> set[str]:
 
 
 async def _remove_container(
-    engine: Engine, name: str, scope: Scope, echo: Callable[[str], None]
+    engine: Engine, name: str, runner_id: str, scope: Scope, echo: Callable[[str], None]
 ) -> bool:
     if scope.dry_run:
         echo(f"would remove container {name}")
         return True
     try:
-        await engine.remove_stopped(name)
+        container = await engine.inspect(name)
+        if container is None or container.labels.get(LABEL_RUNNER) != runner_id:
+            return True  # it was removed meanwhile
+        await engine.remove_stopped(container.container_id)
     except EngineError as error:
         echo(f"cannot remove container {name}: {error}")
         return False

@@ -24,7 +24,7 @@ from runner.api.address import check_orchestrator_url
 from runner.engine.cli import NO_RUNTIME, find_engine
 from runner.errors import EXIT_DEFECT, NoContainerRuntime, RunnerError
 from runner.log import set_up_logging
-from runner.model import Limits, PullPolicy
+from runner.model import Hardening, Limits, PromptAs, PullPolicy
 from runner.settings import Settings
 from runner.timing import DEFAULT_TIMINGS, Timings
 
@@ -195,6 +195,24 @@ _OPTIONS = [
         multiple=True,
         metavar="GLOB",
     ),
+    _option(
+        "--hardening",
+        click.Choice([level.value for level in Hardening]),
+        "What a container may not do; engine leaves that to the engine.",
+        default=Hardening.DEFAULT.value,
+    ),
+    _option(
+        "--prompt-as",
+        click.Choice([way.value for way in PromptAs]),
+        "How a container gets its prompt; file keeps it out of ps, if the image supports it.",
+        default=PromptAs.ARGUMENT.value,
+    ),
+    _option(
+        "--trust-assignment-url",
+        bool,
+        "Let tasks report to another https address, if their assignment names one.",
+        is_flag=True,
+    ),
     _option("--allow-http", bool, "Allow plain HTTP to hosts other than this one.", is_flag=True),
     _option(
         "--require-task-key",
@@ -259,6 +277,8 @@ def _settings(ctx: click.Context, *, to_run: bool) -> Settings:
     params["orchestrator_url"] = url and check_orchestrator_url(url, allow_http=allow_http)
     params["registration_token"] = token or token_in_file or settings.NO_TOKEN
     params["pull"] = PullPolicy(params["pull"])
+    params["hardening"] = Hardening(params["hardening"])
+    params["prompt_as"] = PromptAs(params["prompt_as"])
     params["tags"] = settings.parse_tags(params["tags"])
     params["limits"] = Limits(params.pop("memory"), params.pop("cpus"), params.pop("gpus"))
     settings.check_image_policy(params["container_image"], params["allow_images"])
@@ -337,13 +357,20 @@ command.context_class = _Context
     show_envvar=True,
     help="Print the report as JSON, including tasks in the journal.",
 )
+@click.option(
+    "--run",
+    "runs",
+    is_flag=True,
+    show_envvar=True,
+    help="Start a container as for a task, and print what it may do.",
+)
 @click.pass_context
-def doctor(ctx: click.Context, /, *, as_json: bool) -> None:
+def doctor(ctx: click.Context, /, *, as_json: bool, runs: bool) -> None:
     """Check everything that a task needs. Exit code 0: tasks can run here."""
     from runner.doctor import examine  # noqa: PLC0415 - running need not load it
 
     checked = _settings(ctx, to_run=False)
-    ctx.exit(anyio.run(partial(examine, checked, click.echo, as_json=as_json)))
+    ctx.exit(anyio.run(partial(examine, checked, click.echo, as_json=as_json, runs=runs)))
 
 
 @command.command()

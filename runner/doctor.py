@@ -15,8 +15,9 @@ from urllib.parse import urlsplit
 from runner import __version__
 from runner.api.address import proxy_to, without_password
 from runner.api.client import TASK_KEY, OrchestratorClient
-from runner.engine.base import Engine
+from runner.engine.base import LABEL_RUNNER, ROOTFUL, ContainerSpec, Engine
 from runner.engine.cli import find_engine
+from runner.engine.probe import METADATA_ADDRESS, NoShell, describe, probe_rights
 from runner.errors import (
     EXIT_CONFIGURATION,
     EXIT_OK,
@@ -31,11 +32,15 @@ from runner.errors import (
 from runner.handles import free_disk
 from runner.identity import IdentityFile
 from runner.journal.journal import JOURNAL_NAME, Journal
+from runner.log import printable
 from runner.model import OutboxEntry, PullPolicy, Registration, Task
 from runner.node import find_conflict, is_same_node, node_description, runtime_to_use
 from runner.settings import Settings
+from runner.state_dir import known_runner_id
+from runner.workspace.download import CONTAINER_HOME
 
 _TOLERATED_SKEW_S = 60.0
+_PROBE_FILE = ".victoria-doctor"
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,8 @@ class Check:
     sentence: str
     exit_code: int = EXIT_OK
     """Doctor's exit code if this is the first check that failed; EXIT_OK if it passed."""
+    is_warning: bool = False
+    """Whether it passed, but the operator should know."""
 
     @property
     def ok(self) -> bool:
@@ -53,12 +60,17 @@ class Check:
         return self.exit_code == EXIT_OK
 
 
-async def examine(settings: Settings, echo: Callable[[str], None], *, as_json: bool) -> int:
-    """Run all checks and print their results; return the exit code: 0 if tasks can run here."""
+async def examine(
+    settings: Settings, echo: Callable[[str], None], *, as_json: bool, runs: bool = False
+) -> int:
+    """Run all checks and print their results; return the exit code: 0 if tasks can run here.
+
+    With `runs`, a container is started too.
+    """
     journal = await _read_journal(settings)
     checks = [
         journal.check,
-        *[check async for check in _check_engine(settings)],
+        *[check async for check in _check_engine(settings, runs=runs)],
         _check_folder("--victoria-home", settings.victoria_home, settings.min_free_disk),
         _check_folder("--state-dir", settings.state_dir, settings.min_free_disk),
         *[check async for check in _check_orchestrator(settings)],
@@ -71,13 +83,14 @@ async def examine(settings: Settings, echo: Callable[[str], None], *, as_json: b
         echo(json.dumps(_as_json(checks, journal), indent=2))
     else:
         for check in checks:
-            echo(f"{'ok  ' if check.ok else 'FAIL'} {check.what}: {check.sentence}")
+            mark = "FAIL" if not check.ok else "warn" if check.is_warning else "ok  "
+            echo(printable(f"{mark} {check.what}: {check.sentence}"))
         for task in journal.tasks:
             echo(f"     task {task.task_id}: {task.state.value}")
     return next((check.exit_code for check in checks if not check.ok), EXIT_OK)
 
 
-async def _check_engine(settings: Settings) -> AsyncIterator[Check]:
+async def _check_engine(settings: Settings, *, runs: bool) -> AsyncIterator[Check]:
     try:
         engine = find_engine(await runtime_to_use(settings))
         facts = await engine.facts()
@@ -87,6 +100,11 @@ async def _check_engine(settings: Settings) -> AsyncIterator[Check]:
     mode = "rootless" if facts.is_rootless else "as root"
     yield Check("engine", f"{engine.kind} {facts.version} answers, {mode}")
     yield await _check_image(settings, engine)
+    if not facts.is_rootless:
+        yield Check("root", ROOTFUL % engine.kind, is_warning=True)
+    if runs:
+        async for check in _check_container(settings, engine):
+            yield check
     if engine.kind != "podman" or not facts.is_rootless:
         return
     if not facts.has_user_ids:
@@ -109,6 +127,67 @@ async def _check_engine(settings: Settings) -> AsyncIterator[Check]:
         )
 
 
+async def _check_container(settings: Settings, engine: Engine) -> AsyncIterator[Check]:
+    """Start a container with the arguments of a task's, and check what it has."""
+    home = settings.victoria_home
+    runner_id = None
+    with suppress(OSError):
+        runner_id = known_runner_id(settings.state_dir)
+    spec = ContainerSpec(
+        name="",
+        image=settings.container_image,
+        arguments=(),
+        # What a killed doctor leaves is an orphan, which the runner removes.
+        labels={} if runner_id is None else {LABEL_RUNNER: runner_id},
+        env_files=() if settings.env_file is None else (settings.env_file,),
+        volumes={home.resolve(): CONTAINER_HOME} if _is_folder(home) else {},
+        limits=settings.limits,
+        hardening=settings.hardening,
+        run_args=settings.run_args,
+    )
+    try:
+        await engine.fetch_image(settings.container_image, settings.pull)
+        rights = await probe_rights(engine, spec, CONTAINER_HOME, _PROBE_FILE)
+    except NoShell as error:
+        sentence = f"{error}: what a container really has cannot be seen"
+        yield Check("container", sentence, is_warning=True)
+        return
+    except EngineError as error:
+        yield Check("container", str(error), error.exit_code)
+        return
+    finally:
+        with suppress(OSError):
+            (home / _PROBE_FILE).unlink()
+    yield Check("container", f"one of {settings.container_image} was started, and removed")
+    for what, sentence in describe(rights).items():
+        yield Check(f"container's {what}", sentence)
+    if spec.volumes and not rights.is_home_writable:
+        advice = (
+            f"cannot write in {CONTAINER_HOME}: give the folder to the user that the container "
+            "runs as; with --hardening strict you can add --run-arg=--cap-add=DAC_OVERRIDE instead"
+        )
+        yield Check("container's home", advice, EXIT_CONFIGURATION)
+    yield _check_metadata(reached=rights.reaches_metadata)
+
+
+def _is_folder(path: Path) -> bool:
+    return os.path.isdir(path)  # noqa: PTH112 - Path's own raises where we may not look
+
+
+def _check_metadata(*, reached: bool | None) -> Check:
+    what = "cloud metadata"
+    if reached is None:
+        tools = "the image has neither bash nor python3 nor curl"
+        return Check(what, f"not tried: {tools}", is_warning=True)
+    if not reached:
+        return Check(what, f"{METADATA_ADDRESS} does not answer to a container")
+    sentence = (
+        f"{METADATA_ADDRESS} answers to a container: on a cloud host a task can read its user "
+        "data and the credentials of its role; block it as docs/fleet.md describes"
+    )
+    return Check(what, sentence, is_warning=True)
+
+
 async def _check_image(settings: Settings, engine: Engine) -> Check:
     """Check whether the image is on this host; a check does not pull it."""
     image = settings.container_image
@@ -126,7 +205,7 @@ async def _check_image(settings: Settings, engine: Engine) -> Check:
 def _check_folder(option: str, folder: Path, min_free: int) -> Check:
     # A folder that does not exist yet is made in the closest parent that does.
     existing = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
-    if not (os.path.isdir(existing) and os.access(existing, os.W_OK | os.X_OK, effective_ids=True)):  # noqa: PTH112 - Path's own raises where we may not look
+    if not (_is_folder(existing) and os.access(existing, os.W_OK | os.X_OK, effective_ids=True)):
         sentence = f"cannot write in {existing}: run as its owner, or choose another folder"
         return Check(option, sentence, EXIT_CONFIGURATION)
     if existing != folder:
@@ -282,7 +361,13 @@ def _as_json(checks: list[Check], journal: _JournalContent) -> object:
         "ok": all(check.ok for check in checks),
         "node_id": journal.registration and journal.registration.identity.node_id,
         "checks": [
-            {"what": check.what, "ok": check.ok, "sentence": check.sentence} for check in checks
+            {
+                "what": check.what,
+                "ok": check.ok,
+                "warning": check.is_warning,
+                "sentence": check.sentence,
+            }
+            for check in checks
         ],
         "tasks": [
             {

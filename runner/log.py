@@ -15,6 +15,11 @@ def fields(**values: object) -> dict[str, Any]:
     return {"fields": values}
 
 
+def printable(text: str) -> str:
+    """Return a text from outside that can neither break a line nor control a terminal."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
 class TextFormatter(logging.Formatter):
     """`2026-01-31T09:26:53.589Z INFO task accepted task_id=…`."""
 
@@ -24,8 +29,7 @@ class TextFormatter(logging.Formatter):
         parts += [f"{key}={_plain(value)}" for key, value in _fields(record).items()]
         if record.exc_info:
             parts.append(f"traceback={json.dumps(self.formatException(record.exc_info))}")
-        # Text from outside must not break the line or control the operator's terminal.
-        return "".join(c if c.isprintable() else " " for c in " ".join(parts))
+        return printable(" ".join(parts))
 
 
 class JsonFormatter(logging.Formatter):

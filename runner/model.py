@@ -147,6 +147,26 @@ class PullPolicy(str, Enum):
     """Use only an image that is on this host."""
 
 
+class Hardening(str, Enum):
+    """Which rights are taken away from a container."""
+
+    DEFAULT = "default"
+    """Those that no agent needs: new privileges, processes without end, three capabilities."""
+    STRICT = "strict"
+    """All capabilities, and writing outside of the Victoria home, /tmp and /run."""
+    ENGINE = "engine"
+    """None but those that the engine takes away by itself."""
+
+
+class PromptAs(str, Enum):
+    """How a container gets its task's prompt."""
+
+    ARGUMENT = "argument"
+    """By `--task`: every user of this host can read it in `ps`."""
+    FILE = "file"
+    """By the file that TASK_PROMPT_FILE names; the image must know that variable."""
+
+
 @dataclass(frozen=True)
 class Identity:
     """The node that this runner is at the orchestrator, and its key."""

@@ -16,7 +16,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from runner.errors import ConfigurationError
-from runner.model import UNLIMITED, Limits, PullPolicy
+from runner.model import UNLIMITED, Hardening, Limits, PromptAs, PullPolicy
 from runner.redaction import Secret
 
 DEFAULT_IMAGE = "ghcr.io/elcanotek/victoria-terminal:latest"
@@ -69,6 +69,9 @@ class Settings:
     min_free_disk: int = DEFAULT_MIN_FREE_DISK
     allow_images: tuple[str, ...] = ()
     require_task_key: bool = False
+    hardening: Hardening = Hardening.DEFAULT
+    prompt_as: PromptAs = PromptAs.ARGUMENT
+    trust_assignment_url: bool = False
     once: bool = False
 
 

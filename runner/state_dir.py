@@ -13,6 +13,7 @@ from pathlib import Path
 from runner.errors import StateFolderInUse, TryAgain
 
 RUNNER_ID_NAME = "runner-id"
+_CONTAINER_ID = re.compile(r"[0-9a-f]{64}")
 _RUNNER_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -99,3 +100,13 @@ def env_file(state_dir: Path, task_id: str) -> Path:
 def cid_file(state_dir: Path, task_id: str) -> Path:
     """Return the path to which the engine writes the container's id before it starts it."""
     return run_folder(state_dir) / f"{task_id}.cid"
+
+
+def read_cid_file(path: Path) -> str | None:
+    """Return the container's id; None while the engine has not written it."""
+    try:
+        text = path.read_bytes().decode(errors="replace").strip()
+    except OSError:
+        return None
+    # A power cut can leave the file empty or full of zeros.
+    return text if _CONTAINER_ID.fullmatch(text) else None

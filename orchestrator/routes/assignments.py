@@ -1,6 +1,7 @@
 """Asking for work; `Prefer: wait=N` (RFC 7240) holds the request until work comes."""
 
 import asyncio
+import logging
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -25,9 +26,13 @@ from orchestrator.security import KnownNode, task_key
 from orchestrator.services import Services, services_of
 
 _LONGEST_WAIT_S = 60
+_TLS_PORT = 443
 _WAIT = re.compile(r'\s*wait\s*=\s*"?([0-9]{1,9})"?\s*', re.IGNORECASE)
 
 _NO_TASK = b"null"
+_TLS_SIGNS = re.compile(r"\bhttps\b|\bon\b", re.IGNORECASE)
+
+log = logging.getLogger(__name__)
 
 router = APIRouter(tags=["tasks"])
 
@@ -175,6 +180,8 @@ async def _claim(services: Services, waiter: Waiter, key_hash: str) -> Claim:
 
 def _assignment(services: Services, request: Request, task: Task, secret: bytes) -> Assignment:
     url = services.settings.public_url or str(request.base_url)
+    if url.startswith("http:") and services.settings.public_url is None:
+        _warn_of_http(request, url)
     return Assignment(
         task_id=task.id,
         prompt=task.prompt,
@@ -183,4 +190,19 @@ def _assignment(services: Services, request: Request, task: Task, secret: bytes)
         files=task.files,
         file_checksums=[link.file.checksum for link in task.file_links],
         task_api_key=task_key(secret, task.id, task.assignment_number),
+    )
+
+
+def _warn_of_http(request: Request, url: str) -> None:
+    """Log once that assignments name http though the request seems to have come by TLS."""
+    names = ("x-forwarded-proto", "x-forwarded-ssl", "forwarded")
+    is_tls = any(_TLS_SIGNS.search(request.headers.get(name, "")) for name in names)
+    is_tls |= request.base_url.port == _TLS_PORT
+    if not is_tls or getattr(request.app.state, "has_warned_of_http", False):
+        return
+    request.app.state.has_warned_of_http = True
+    log.warning(
+        "assignments name %s, but a proxy with TLS seems to be in front: name it in "
+        "--forwarded-allow-ips, or set --public-url; runners by https do not hand this URL on",
+        url.rstrip("/"),
     )

@@ -10,6 +10,7 @@ from urllib.request import getproxies, proxy_bypass
 
 from runner.errors import ConfigurationError
 
+_THIS_HOST = frozenset({"host.containers.internal", "host.docker.internal"})
 _PRINTABLE = re.compile(r"[\x21-\x7e]+")
 
 
@@ -46,6 +47,35 @@ def check_orchestrator_url(url: str, *, allow_http: bool) -> str:
             "network; use https, or give --allow-http"
         )
     return url.rstrip("/")
+
+
+def url_to_hand_on(named: str, own: str, *, trusts_others: bool) -> str:
+    """Return the URL for a task's reports: what its assignment names if that is safe, else our own.
+
+    Safe is what lies at or below our own URL, under the same scheme, host and port, and this host
+    as containers name it where our own is loopback; if others are trusted, any https URL. `own` is
+    as `check_orchestrator_url` returns it.
+    """
+    named = named.rstrip("/")
+    if named == own:
+        return named
+    parts, own_parts = _split(named), _split(own)
+    # Programs differ in how they read these, and so in the host that they would send the key to.
+    is_plain = not any(character in named for character in "@\\?#%") and "/.." not in named
+    if parts is None or own_parts is None or not is_plain:
+        return own
+    if trusts_others and parts.scheme == "https":
+        return named
+    is_below = f"{parts.path}/".startswith(f"{own_parts.path}/")
+    return named if is_below and _origin(parts, own_parts) == _origin(own_parts) else own
+
+
+def _origin(parts: SplitResult, own: SplitResult | None = None) -> tuple[str, str, int]:
+    """Return scheme, host and port; this host, as a container names it, is the one of `own`."""
+    host = parts.hostname or ""
+    if own is not None and host in _THIS_HOST and _is_loopback(own.hostname or ""):
+        host = own.hostname or ""
+    return parts.scheme, host, parts.port or (443 if parts.scheme == "https" else 80)
 
 
 def proxy_to(url: str) -> str | None:

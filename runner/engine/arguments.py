@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from runner.engine.base import ContainerSpec
+from runner.engine.hardening import hardening_arguments
 from runner.model import Limits
 
 LOG_SIZE = "10m"
@@ -32,6 +33,7 @@ def run_arguments(kind: str, spec: ContainerSpec) -> list[str]:
         if not _uses_host_network(spec.run_args):
             arguments += ["--add-host", "host.containers.internal:host-gateway"]
     arguments += _limit_arguments(kind, spec.limits)
+    arguments += hardening_arguments(spec.hardening, spec.run_args)
     return [*arguments, *spec.run_args, spec.image, *spec.arguments]
 
 

@@ -8,7 +8,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Protocol
 
-from runner.model import UNLIMITED, Limits, PullPolicy
+from runner.model import UNLIMITED, Hardening, Limits, PullPolicy
 
 SIGNALLED = frozenset({137, 143})
 """Exit codes of a program that KILL or TERM has ended."""
@@ -21,12 +21,14 @@ LABEL_BOOT = "victoria-runner.boot-id"
 LABEL_KEY = "victoria-runner.key"
 """Set to OWN_KEY on a container whose key is its task's and not the node's."""
 OWN_KEY = "task"
+LABEL_PROBE = "victoria-runner.probe"
 KEY_VARIABLE = "NODE_API_KEY"
 
 
 class Engine(Protocol):
     """A container engine; tests/contract/ holds the real ones and the fake to the same.
 
+    A container is named by its id or its name. Only the id is sure to mean the same container.
     Every method but `wait` has a timeout and raises EngineSilent after it: then nothing is known.
     Any may raise EngineError with the engine's own text.
     """
@@ -80,6 +82,8 @@ class Phase(str, Enum):
     """It ended, and the engine noted when."""
     VANISHED = "vanished"
     """Its processes are gone and nobody saw how it ended, whatever the engine says."""
+    HALF_REMOVED = "half_removed"
+    """A killed removal left it without storage: nothing of it runs, only its name is taken."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,7 @@ class ContainerSpec:
     timeout_s: float | None = None
     """After this the engine itself ends the container (podman only)."""
     limits: Limits = UNLIMITED
+    hardening: Hardening = Hardening.DEFAULT
     run_args: tuple[str, ...] = ()
     cid_file: Path | None = None
     """Where the engine writes the container's id before it starts it; must not exist."""
@@ -127,6 +132,12 @@ class EngineFacts:
     """Whether its containers' process ids are another host's."""
     has_user_ids: bool = True
     """Whether a rootless engine has subordinate user ids to give to containers."""
+
+
+ROOTFUL = (
+    "%s runs as root: a task that breaks out of its container is root on this host; use rootless "
+    "podman, and keep other work off this host"
+)
 
 
 def container_name(task_id: str) -> str:

@@ -111,11 +111,11 @@ class CliEngine:
         raise result.error_type(f"cannot start the container: {result.error_text}")
 
     async def inspect(self, name: str) -> Container | None:
-        """Return what is true of the container; None when the engine knows no such container.
-
-        A container that a killed removal left without storage is removed, and counts as none.
-        """
-        inspected = await self._inspect(name)
+        """Return what is true of the container; None when the engine knows no such container."""
+        try:
+            inspected = await self._inspect(name)
+        except HalfRemoved:
+            return await self._half_removed(name)
         if inspected is None:
             return None
         has_processes = await self._has_processes(inspected)
@@ -197,13 +197,14 @@ class CliEngine:
         created = await self._call("create", *options, timeout_s=self._timings.engine_run_timeout_s)
         if not created.ok:
             return created
+        container_id = created.output.strip()[-64:]
         try:
-            inspected = await self._inspect(spec.name)
+            inspected = await self._inspect(container_id)
         except EngineError as error:
             # It was created: the caller must look for it before the task is given up.
             raise EngineSilent(str(error)) from error
         folder = None if inspected is None else inspected.get("StaticDir")
-        started = await self._call_start("start", spec.name, folder=folder)
+        started = await self._call_start("start", container_id, folder=folder)
         return created if started.ok else started
 
     async def _inspect(self, name: str) -> Mapping[str, Any] | None:
@@ -211,16 +212,24 @@ class CliEngine:
             result = await self._check_call("container", "inspect", name)
         except NoSuchContainer:
             return None
-        except HalfRemoved:
-            # podman ends a container before it removes the storage: nothing of it runs.
-            await self.remove(name)
-            return None
         try:
             inspected: dict[str, Any] = json.loads(result.output)[0]
             read_container(inspected, has_processes=True)
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise EngineError(f"cannot understand what {self.kind} says of {name}") from error
         return inspected
+
+    async def _half_removed(self, name: str) -> Container | None:
+        """Return what podman's list has of a container that it cannot inspect any more."""
+        result = await self._check_call("ps", "--all", "--no-trunc", "--format", "json")
+        try:
+            for row in json.loads(result.output):
+                if name == row["Id"] or name in row["Names"]:
+                    labels = row.get("Labels") or {}
+                    return Container(row["Id"], row["Names"][0], Phase.HALF_REMOVED, labels=labels)
+        except (ValueError, LookupError, TypeError) as error:
+            raise EngineError(f"cannot understand the output of `{self.kind} ps`") from error
+        return None
 
     async def _has_processes(self, inspected: Mapping[str, Any]) -> bool:
         """Return whether the processes that podman names exist; docker's daemon watches its own."""

@@ -18,6 +18,8 @@ import anyio
 
 from runner.timing import Timings
 
+_PROGRAMS = frozenset({"podman", "docker", "podman-remote"})
+
 
 def any_exists(pids: Iterable[int], container_id: str) -> bool:
     """Return whether one of the ids is a process of this container: ids are reused."""
@@ -49,9 +51,12 @@ def kill_leftover_starts(cid_folder: Path, names: Collection[str], timings: Timi
     """Wait for the engine calls with which a killed runner was starting containers, then kill them.
 
     Where no service manager ends them, they live on. A stuck one could start its container again
-    after this runner has started, reported and removed it. A call is recognised by a cid file in
-    `cid_folder`, or by `start` and one of `names`. Return the ids of the killed ones.
+    after this runner has started, reported and removed it. A call is a process of this user's and
+    of this host's (not of a container's) that runs an engine's program, and has as arguments a cid
+    file in `cid_folder`, or `start` and one of `names` or of the ids in the cid files. Return the
+    ids of the killed ones.
     """
+    names = {*names, *_written_ids(cid_folder)}
     killed: set[int] = set()
     grace_ends_at_s = time.monotonic() + timings.leftover_start_grace_s
     while starts := set(_starts(cid_folder, names)):
@@ -73,12 +78,38 @@ def _starts(cid_folder: Path, names: Collection[str]) -> Iterator[int]:
         except OSError:
             continue
         arguments = [os.fsdecode(argument) for argument in command]
-        if any(
+        # The program comes first, or second or third as the script of an interpreter.
+        if _PROGRAMS.isdisjoint(Path(argument).name for argument in arguments[:3]):
+            continue
+        is_start = any(
             (before == "--cidfile" and Path(after).parent == cid_folder)
             or (before == "start" and after in names)
             for before, after in pairwise(arguments)
-        ):
+        )
+        if is_start and _is_ours(folder):
             yield int(folder.name)
+
+
+def _is_ours(folder: Path) -> bool:
+    """Return whether a process is this user's, and in the namespace of process ids of this one.
+
+    A rootless container's processes are this user's too, but have a second id, inside.
+    """
+    try:
+        lines = (folder / "status").read_text(errors="replace").splitlines()
+    except OSError:
+        return False
+    status = dict(line.partition(":")[::2] for line in lines)
+    user_ids, process_ids = status.get("Uid", "").split(), status.get("NSpid", "").split()
+    return user_ids[:1] == [str(os.getuid())] and len(process_ids) <= 1
+
+
+def _written_ids(cid_folder: Path) -> set[str]:
+    ids = set()
+    for path in cid_folder.glob("*.cid"):
+        with suppress(OSError):
+            ids.add(path.read_text(errors="replace").strip())
+    return ids - {""}
 
 
 def _belongs(pid: int, container_id: str) -> bool:

@@ -65,7 +65,10 @@ async def adopt_or_remove_orphans(
     await runner.clock.sleep(runner.timings.orphan_grace_s)
     for name in left & await _retry(runner, looked, lambda: _orphans(runner)):
         try:
-            await runner.engine.remove(name)
+            container = await runner.engine.inspect(name)
+            if container is None or container.labels.get(LABEL_RUNNER) != runner.runner_id:
+                continue
+            await runner.engine.remove(container.container_id)
         except EngineError as error:
             log.warning("cannot remove a container: %s", error, extra=fields(container=name))
         else:
@@ -93,7 +96,7 @@ async def _orphans(runner: RunnerContext) -> set[str]:
 async def _adopt(runner: RunnerContext, name: str, begin: Callable[[Task], None]) -> bool:
     """Write the container's task and begin it; False if the container is to be removed."""
     container = await runner.engine.inspect(name)
-    if container is None:
+    if container is None or container.labels.get(LABEL_RUNNER) != runner.runner_id:
         return True  # its task was closed a moment ago
     recovered = _task_of(container, runner)
     if recovered is None:
@@ -134,7 +137,8 @@ def _task_of(container: Container, runner: RunnerContext) -> tuple[Task, Identit
         timeout_s = float(labels.get(LABEL_TIMEOUT, ""))
     except ValueError:
         return None
-    if container.phase is Phase.CREATED or container.name != container_name(task_id):
+    has_run = container.phase not in {Phase.CREATED, Phase.HALF_REMOVED}
+    if not has_run or container.name != container_name(task_id):
         return None
     is_readable = all(text.isascii() and text.isprintable() for text in (key, node_id))
     if not (is_task_id(task_id) and key and node_id and orchestrator_url and is_readable):

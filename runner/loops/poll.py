@@ -14,6 +14,7 @@ import anyio.to_thread
 
 from runner.api.assignment import parse_assignment
 from runner.api.client import Offer
+from runner.engine.base import ROOTFUL
 from runner.errors import (
     BadAssignment,
     EngineError,
@@ -92,6 +93,8 @@ async def _engine_answers(runner: RunnerContext) -> bool:
             cgroup_manager=facts.cgroup_manager,
         ),
     )
+    if not facts.is_rootless:
+        log.warning(ROOTFUL, engine.kind)
     if engine.kind == "podman" and facts.is_rootless and facts.cgroup_manager != "systemd":
         log.error(
             "podman does not use systemd's cgroups here: a stop of this service would end the "

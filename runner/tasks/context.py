@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import anyio
 
 from runner.api.client import OrchestratorClient
-from runner.engine.base import Container, Engine, container_name
+from runner.engine.base import (
+    LABEL_RUNNER,
+    LABEL_TASK,
+    Container,
+    Engine,
+    Phase,
+    container_name,
+)
 from runner.errors import EngineError
 from runner.journal.journal import Journal
 from runner.log import fields
 from runner.model import Assignment, EndReason, Identity, Task
 from runner.node import Node, Problems, Slots, persist
 from runner.settings import Settings
+from runner.state_dir import cid_file, read_cid_file
 from runner.systemd import Watchdog
 from runner.timing import ChangeSignal, Clock, Retry, RetryPolicy, Timings, retry
 
@@ -44,6 +52,8 @@ class RunnerContext:
     timings: Timings
     runner_id: str
     """The label that distinguishes this runner's containers from another's on the same engine."""
+    refused_urls: set[str] = field(default_factory=set)
+    """What assignments named as orchestrator_url and no container was given; logged once each."""
 
     async def persist(self, write: Callable[[], Awaitable[T]]) -> T:
         """Return what a write to the journal returns; retried without end."""
@@ -105,15 +115,43 @@ class TaskContext:
         """
         return await self.runner.node.identity_of(self.task_id)
 
+    @property
+    def container_id(self) -> str | None:
+        """The container's id, once the engine has written it to the cid file."""
+        path = cid_file(self.runner.settings.state_dir, self.task_id)
+        return self.record.container_id or read_cid_file(path)
+
+    def owns(self, container: Container) -> bool:
+        """Return whether a container is this task's: by its id, until that is known by its labels.
+
+        Anybody may give a container the name of a task's.
+        """
+        if self.container_id is not None:
+            return container.container_id == self.container_id
+        labels = (container.labels.get(LABEL_TASK), container.labels.get(LABEL_RUNNER))
+        return labels == (self.task_id, self.runner.runner_id)
+
     async def inspect(self) -> Container | None:
-        """Return what is true of the container, retried until the engine answers.
+        """Return what is true of the task's own container, retried until the engine answers.
 
         An engine that does not answer does not prove that the container is gone.
         """
-        container = await retry(
-            lambda: self.engine.inspect(self.container_name), EngineError, self.engine_retry()
-        )
+        container = await retry(self.inspect_once, EngineError, self.engine_retry())
         self.engine_answers()
+        return container
+
+    async def inspect_once(self) -> Container | None:
+        """Inspect the task's own container; what a killed removal left of it is removed: None.
+
+        Raises:
+            EngineError: the engine does not answer.
+        """
+        container = await self.engine.inspect(self.container_id or self.container_name)
+        if container is None or not self.owns(container):
+            return None
+        if container.phase is Phase.HALF_REMOVED:
+            await self.engine.remove(container.container_id)
+            return None
         return container
 
     def engine_retry(self, call: str = "", *, gives_up_after_s: float | None = None) -> Retry:

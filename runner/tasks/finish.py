@@ -116,17 +116,26 @@ async def _last_output(task: TaskContext, container: Container | None) -> str:
     if container is None or container.phase is Phase.CREATED:
         return ""
     try:
-        output = await task.engine.last_output(task.container_name, LAST_LINES)
+        output = await task.engine.last_output(container.container_id, LAST_LINES)
     except EngineError as error:
         return f"(its output cannot be read: {error})"
     return redact_output(output, await _secrets_of(task, container))
 
 
 async def _remove(task: TaskContext) -> None:
-    """Remove the container; retried without end, for a silent engine may come back."""
+    """Remove the task's own container; retried without end, for a silent engine may come back."""
+
+    async def remove() -> None:
+        container_id = task.container_id
+        if container_id is None:
+            container = await task.inspect_once()
+            container_id = None if container is None else container.container_id
+        if container_id is not None:
+            await task.engine.remove(container_id)
+
     log_failure = log_retry("cannot remove a container", task_id=task.task_id)
     attempts = Retry(task.runner.clock, task.runner.timings.backoff(), log_failure)
-    await retry(lambda: task.engine.remove(task.container_name), EngineError, attempts)
+    await retry(remove, EngineError, attempts)
 
 
 async def _report(

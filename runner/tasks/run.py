@@ -97,9 +97,10 @@ class TaskRun:
             container = await recover_container(task)
         if container is not None or task.record.state is TaskState.RUNNING:
             return container
+        may_be_half_made = task.record.state is TaskState.STARTING
         with task.preparation:
             await prepare(task)
-            return await start(task)
+            return await start(task, may_be_half_made=may_be_half_made)
         return await recover_cancelled(task)
 
 

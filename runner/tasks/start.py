@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 
+from runner.api.address import url_to_hand_on
 from runner.engine.base import (
     KEY_VARIABLE,
     LABEL_BOOT,
@@ -32,16 +33,21 @@ from runner.errors import (
     TaskError,
     Unstartable,
 )
+from runner.handles import open_below, write_below
 from runner.log import fields
-from runner.model import EndReason, Identity, TaskState
+from runner.model import EndReason, Identity, PromptAs, TaskState
 from runner.redaction import SECRETS_VARIABLE, is_redactable, variables_in
 from runner.settings import check_env_file
 from runner.state_dir import cid_file, env_file
 from runner.tasks.context import TaskContext
 from runner.tasks.prepare import fetch_image
+from runner.timing import retry
 from runner.workspace.download import CONTAINER_HOME, files_folder_in_container
 
 log = logging.getLogger(__name__)
+_PROMPT_NAME = "prompt.txt"
+_MOST_REFUSED_URLS = 100
+"""So many are logged: an orchestrator could name a new one with each task."""
 
 
 async def recover_container(task: TaskContext) -> Container | None:
@@ -87,10 +93,11 @@ async def recover_cancelled(task: TaskContext) -> Container | None:
     return container
 
 
-async def start(task: TaskContext) -> Container:
+async def start(task: TaskContext, *, may_be_half_made: bool) -> Container:
     """Start the container and return it, or the one that an earlier attempt started.
 
-    An engine that does not answer is retried for `pull_timeout_s`.
+    An engine that does not answer is retried for `pull_timeout_s`. `may_be_half_made`: a call of an
+    earlier runner may have been killed before it had made the whole of the container.
 
     Raises:
         Unstartable: it cannot be started.
@@ -116,12 +123,20 @@ async def start(task: TaskContext) -> Container:
             has_fetched_again = True
             await fetch_image(task)
             continue
+        if isinstance(result, NameInUse):
+            await _check_name_holder(task)
+        may_be_half_made |= isinstance(result, EngineSilent)
         may_pass = isinstance(result, EngineSilent | NameInUse)
         if not may_pass or task.runner.clock.uptime_s() >= gives_up_at_s:
             # The next task would meet it as well.
             task.runner.problems.start_failed(str(result), task.runner.clock.uptime_s())
             raise Unstartable(str(result)) from result
         if isinstance(result, NameInUse) and name_was_in_use:
+            if not may_be_half_made:
+                raise Unstartable(
+                    f"{result}, by something that {task.engine.kind} does not show and this runner "
+                    "did not make; remove it, or run the task again under another id"
+                ) from result
             await _remove_name_holder(task, result)
         name_was_in_use = isinstance(result, NameInUse)
         await task.reload()
@@ -147,8 +162,25 @@ async def _run(task: TaskContext, identity: Identity) -> Container | EngineError
     return Container(container_id, task.container_name, Phase.RUNNING, started_at=now)
 
 
+async def _check_name_holder(task: TaskContext) -> None:
+    """Check that the container's name is not held by a container of somebody else.
+
+    Raises:
+        Unstartable: it is; that container is neither read nor touched.
+    """
+    holder = await retry(
+        lambda: task.engine.inspect(task.container_name), EngineError, task.engine_retry()
+    )
+    if holder is not None and not task.owns(holder):
+        raise Unstartable(
+            f"cannot start the container: the name {task.container_name} belongs to a container "
+            "that this runner did not start for this task; remove or rename that one, or run the "
+            "task again under another id"
+        )
+
+
 async def _remove_name_holder(task: TaskContext, refusal: NameInUse) -> None:
-    """Remove what holds the container's name and cannot be inspected: half a container."""
+    """Remove half a container, which holds the name and cannot be inspected."""
     log.debug("%s", refusal, extra=fields(task_id=task.task_id))
     try:
         await task.engine.remove(task.container_name)
@@ -166,7 +198,7 @@ async def _inspect_started(task: TaskContext) -> Container | None:
         cid_file(task.runner.settings.state_dir, task.task_id).unlink(missing_ok=True)
         try:
             # Fails for a running one: a start that is still under way wins.
-            await task.engine.remove_stopped(task.container_name)
+            await task.engine.remove_stopped(container.container_id)
         except EngineError as error:
             await task.wait_for_engine(error)
 
@@ -182,10 +214,12 @@ def _container_was_created(task: TaskContext) -> bool:
 def _spec(task: TaskContext, identity: Identity) -> ContainerSpec:
     settings, assignment = task.runner.settings, task.assignment
     env_files = (settings.env_file, env_file(settings.state_dir, task.task_id))
+    is_argument = settings.prompt_as is PromptAs.ARGUMENT
+    prompt = ("--task", assignment.prompt) if is_argument else ()
     return ContainerSpec(
         name=task.container_name,
         image=settings.container_image,
-        arguments=("--accept-license", "--task", assignment.prompt),
+        arguments=("--accept-license", *prompt),
         labels={
             LABEL_TASK: task.task_id,
             LABEL_NODE: identity.node_id,
@@ -199,9 +233,45 @@ def _spec(task: TaskContext, identity: Identity) -> ContainerSpec:
         volumes={settings.victoria_home: CONTAINER_HOME},
         timeout_s=assignment.timeout_s + task.runner.timings.engine_timeout_grace_s,
         limits=settings.limits,
+        hardening=settings.hardening,
         run_args=settings.run_args,
         cid_file=cid_file(settings.state_dir, task.task_id),
     )
+
+
+def _url_for_reports(task: TaskContext) -> str:
+    """Return the orchestrator's URL for the container, which sends its key there."""
+    settings, named = task.runner.settings, task.assignment.orchestrator_url
+    own = settings.orchestrator_url
+    url = url_to_hand_on(named, own, trusts_others=settings.trust_assignment_url)
+    warned = task.runner.refused_urls
+    if url != named.rstrip("/") and named not in warned and len(warned) < _MOST_REFUSED_URLS:
+        warned.add(named)
+        log.warning(
+            "an assignment names an orchestrator_url that is less safe than --orchestrator-url, or "
+            "at another origin: containers get --orchestrator-url; set the orchestrator's public "
+            "URL to that, or give --trust-assignment-url for another https origin",
+            extra=fields(task_id=task.task_id, named=named[:200], used=own),
+        )
+    return url
+
+
+def _write_prompt(task: TaskContext) -> None:
+    """Write the prompt to a file in the task's folder.
+
+    Raises:
+        Unstartable: it cannot be written.
+    """
+    home = task.runner.settings.victoria_home
+    try:
+        folder = open_below(home, ("tasks", task.task_id), make=True)
+        try:
+            content = task.assignment.prompt.encode()
+            write_below(folder, _PROMPT_NAME, content, os.fstat(folder))
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise Unstartable(f"cannot write the prompt's file: {error.strerror}") from error
 
 
 def _write_env_file(task: TaskContext, identity: Identity) -> None:
@@ -212,13 +282,16 @@ def _write_env_file(task: TaskContext, identity: Identity) -> None:
         task.runner.node.note_task_without_key()
         key = identity.api_key
     variables = {
-        "ORCHESTRATOR_URL": task.assignment.orchestrator_url,
+        "ORCHESTRATOR_URL": _url_for_reports(task),
         "JOB_ID": task.task_id,
         "TASK_ID": task.task_id,
         KEY_VARIABLE: key.reveal(),
     }
     if task.assignment.files:
         variables["TASK_FILES_DIR"] = files_folder_in_container(task.task_id)
+    if settings.prompt_as is PromptAs.FILE:
+        variables["TASK_PROMPT_FILE"] = f"{CONTAINER_HOME}/tasks/{task.task_id}/{_PROMPT_NAME}"
+        _write_prompt(task)
     # Shorter values are redacted nowhere.
     secrets = [name for name, value in variables_in(settings.env_file) if is_redactable(value)]
     if secrets:

@@ -28,7 +28,7 @@ async def watch(task: TaskContext, container: Container) -> Container | None:
     if container.phase is not Phase.RUNNING:
         return container
     async with anyio.create_task_group() as group:
-        group.start_soon(_wait_for_exit, task)
+        group.start_soon(_wait_for_exit, task, container.container_id)
         inspected: Container | None = container
         stops = 0
         while inspected is not None and inspected.phase is Phase.RUNNING:
@@ -40,7 +40,7 @@ async def watch(task: TaskContext, container: Container) -> Container | None:
                 is_cancelled = task.cancelled_by is not None
                 await task.note_stop(EndReason.CANCELLED if is_cancelled else EndReason.TIMED_OUT)
                 stops += 1
-                await _stop(task, stops)
+                await _stop(task, container.container_id, stops)
             inspected = await task.inspect()
         group.cancel_scope.cancel()
     return inspected
@@ -69,14 +69,14 @@ async def _note_running(task: TaskContext, container: Container) -> float:
     return deadline_uptime_s
 
 
-async def _wait_for_exit(task: TaskContext) -> None:
+async def _wait_for_exit(task: TaskContext, container_id: str) -> None:
     """Have the container inspected whenever the engine says that it has exited.
 
     The next task may be asked for meanwhile: the inspection takes a third as long as a short task.
     """
     while True:
         try:
-            if await task.engine.wait(task.container_name):
+            if await task.engine.wait(container_id):
                 task.runner.slots.free_slot(task.task_id)
         except EngineError as error:
             log.debug("cannot wait for a container: %s", error, extra=fields(task_id=task.task_id))
@@ -84,13 +84,13 @@ async def _wait_for_exit(task: TaskContext) -> None:
         await task.runner.clock.sleep(task.runner.timings.engine_retry_s)
 
 
-async def _stop(task: TaskContext, attempt: int) -> None:
+async def _stop(task: TaskContext, container_id: str, attempt: int) -> None:
     try:
         if attempt <= _STOP_ATTEMPTS:
-            await task.engine.stop(task.container_name)
+            await task.engine.stop(container_id)
         else:
             log.error("container does not stop; removing it", extra=fields(task_id=task.task_id))
-            await task.engine.remove(task.container_name)
+            await task.engine.remove(container_id)
     except EngineSilent as error:
         await task.wait_for_engine(error)
     except EngineError as error:

@@ -236,7 +236,7 @@ class FakeEngine:
 
     async def inspect(self, name: str) -> Container | None:
         await self._answer("inspect")
-        container = self._containers.get(name)
+        container = self._find(name)
         return None if container is None else container.state
 
     async def wait(self, name: str) -> bool:
@@ -250,7 +250,7 @@ class FakeEngine:
 
     async def stop(self, name: str) -> None:
         await self._answer("stop")
-        container = self._containers.get(name)
+        container = self._find(name)
         if container is None or not container.is_running:
             return
         if container.ignores_term:
@@ -261,15 +261,17 @@ class FakeEngine:
 
     async def remove(self, name: str) -> None:
         await self._answer("remove")
-        if name in self._containers:
-            self.remove_behind(name)
+        container = self._find(name)
+        if container is not None:
+            self.remove_behind(container.spec.name)
 
     async def remove_stopped(self, name: str) -> None:
         await self._answer("remove_stopped")
-        container = self._containers.get(name)
+        container = self._find(name)
         if container is not None and container.is_running:
             raise EngineError(f"cannot do podman rm: container {name} is running")
-        self._containers.pop(name, None)
+        if container is not None:
+            self._containers.pop(container.spec.name)
 
     async def labelled(self, label: str, value: str) -> list[str]:
         await self._answer("labelled")
@@ -282,9 +284,16 @@ class FakeEngine:
 
     async def _named(self, call: str, name: str) -> _Container:
         await self._answer(call)
-        if name not in self._containers:
+        container = self._find(name)
+        if container is None:
             raise NoSuchContainer(f"cannot find {name}: no such container")
-        return self._containers[name]
+        return container
+
+    def _find(self, name: str) -> _Container | None:
+        """Return the container of that name or id."""
+        containers = self._containers.values()
+        by_id = (one for one in containers if one.state.container_id == name)
+        return self._containers.get(name) or next(by_id, None)
 
     async def _answer(self, call: str) -> None:
         """Begin every call: count it, hold it up, fail it."""

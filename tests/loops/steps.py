@@ -5,14 +5,15 @@ from typing import Any, TypeAlias
 
 import pytest
 
-from runner.engine.base import ContainerSpec
+from runner.engine.base import LABEL_RUNNER, LABEL_TASK, ContainerSpec
 from runner.journal.journal import open_journal
 from runner.model import Assignment, EndReason, Identity, Outcome, Registration, Report, TaskState
 from runner.node import node_description
 from runner.redaction import Secret
+from runner.state_dir import known_runner_id, prepare_state_dir
 from runner.tasks.outcome import final_report
 from runner.workspace.download import CONTAINER_HOME
-from tests.harness.host import IMAGE, Host
+from tests.harness.host import IMAGE, Host, container_of
 from tests.harness.orchestrator import LOGS, POLL, STATUS
 
 Log: TypeAlias = pytest.LogCaptureFixture
@@ -47,8 +48,22 @@ async def start_container(
 ) -> None:
     """Start a container as an earlier runner did; `fields` are more of its specification."""
     arguments = ("--accept-license", "--task", prompt)
-    volumes = {host.home: CONTAINER_HOME}
-    await host.engine.run(ContainerSpec(name, IMAGE, arguments, volumes=volumes, **fields))
+    spec = {"volumes": {host.home: CONTAINER_HOME}, "labels": labels_of(host), **fields}
+    await host.engine.run(ContainerSpec(name, IMAGE, arguments, **spec))
+
+
+async def note_container(host: Host, task_id: str) -> str:
+    """Note in the journal, if the task ran, which container is its own; return the id."""
+    container = await host.engine.inspect(container_of(task_id))
+    assert container is not None
+    named = f"task_id = '{task_id}' AND container_id IS NOT NULL"
+    host.change(f"UPDATE tasks SET container_id = '{container.container_id}' WHERE {named}")  # noqa: S608 - our own text
+    return container.container_id
+
+
+def labels_of(host: Host, task_id: str = "t-1") -> dict[str, str]:
+    """Return the labels by which a container is this host's runner's, and this task's."""
+    return {LABEL_TASK: task_id, LABEL_RUNNER: str(known_runner_id(host.state_dir))}
 
 
 def report_paths(host: Host) -> list[str]:
@@ -66,6 +81,7 @@ async def leave_task(
 ) -> None:
     """Write the journal of a runner that had come so far with t-1, with its log if it has ended."""
     settings = host.settings()
+    prepare_state_dir(host.state_dir)
     journal, _ = open_journal(host.state_dir, "now")
     identity = Identity("node-1", Secret("node-key-1"))
     host.orchestrator.keys.add("node-key-1")

@@ -2,11 +2,13 @@
 
 import pytest
 
-from runner.errors import EngineError, NameInUse
+from runner.engine.base import LABEL_RUNNER, LABEL_TASK, Phase
+from runner.errors import EngineError, EngineSilent, NameInUse
+from runner.model import TaskState
 from tests.harness.host import IMAGE, Host
 from tests.harness.orchestrator import POLL
 from tests.harness.until import until
-from tests.loops.steps import Log
+from tests.loops.steps import Log, leave_task, start_container
 
 pytestmark = pytest.mark.anyio
 
@@ -82,14 +84,52 @@ async def test_engine_that_refuses_every_start_is_given_fewer_and_fewer_tasks(ho
 
 async def test_name_in_use_by_what_cannot_be_seen_is_freed_without_haste(host: Host) -> None:
     sentence = "cannot start the container: the name victoria-t-1 is in use"
-    host.engine.fail("run", *[NameInUse(sentence) for _ in range(4)])
+    killed = EngineSilent("cannot do podman run: no answer within 300 s")
+    host.engine.fail("run", killed, *[NameInUse(sentence) for _ in range(4)])
     host.orchestrator.offer()
     async with host.runner():
+        await until(lambda: host.engine.called["run"] == 1)
+        await host.clock.advance(6)
         await until(lambda: host.engine.called["remove"] == 1)
-        assert host.engine.called["run"] == 2
+        assert host.engine.called["run"] == 3
         await host.clock.advance(20)
         assert (await host.wait_for_end("t-1"))["status"] == "success"
     assert host.starts_of("t-1") == 1
+
+
+async def test_name_in_use_by_what_is_not_shown_and_not_ours_ends_the_task(host: Host) -> None:
+    sentence = "cannot start the container: the name victoria-t-1 is in use"
+    host.engine.fail("run", *[NameInUse(sentence) for _ in range(2)])
+    end = await host.finish_task()
+    assert end["message"].startswith(f"unstartable: {sentence}, by something that podman does not")
+    assert host.engine.called["remove"] == 0
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [{}, {LABEL_TASK: "t-1"}, {LABEL_TASK: "t-1", LABEL_RUNNER: "another"}],
+    ids=["no label", "no runner's", "another runner's"],
+)
+@pytest.mark.parametrize("is_restarted", [False, True], ids=["offered", "at a restart"])
+async def test_container_of_the_tasks_name_that_is_not_ours_is_neither_read_nor_touched(
+    host: Host, log: Log, labels: dict[str, str], *, is_restarted: bool
+) -> None:
+    if is_restarted:
+        await leave_task(host, TaskState.STARTING)
+    else:
+        host.orchestrator.offer()
+    await start_container(host, "victoria-t-1", "[print-line password][hang]", labels=labels)
+    async with host.runner():
+        end = await host.wait_for_end()
+    sentence = "unstartable: cannot start the container: the name victoria-t-1 belongs to a contai"
+    assert end["message"].startswith(sentence)
+    stranger = await host.engine.inspect("victoria-t-1")
+    assert stranger is not None
+    assert stranger.phase is Phase.RUNNING
+    calls = ("last_output", "wait", "stop", "remove", "remove_stopped")
+    assert not [call for call in calls if host.engine.called[call]]
+    assert "password" not in f"{log.text} {host.orchestrator.taken}"
+    assert not host.engine.called["run"] > 2
 
 
 async def test_no_task_is_taken_while_one_in_hand_waits_for_the_engine(host: Host) -> None:

@@ -108,11 +108,26 @@ async def test_output_that_cannot_be_read_does_not_lose_the_end(host: Host) -> N
 async def test_container_has_its_variables_by_a_file_that_is_gone_when_it_runs(host: Host) -> None:
     env_file = host.folder / "env"
     env_file.write_text("JOB_ID=an intruder\n")
-    prompt, url = "[env JOB_ID][env ORCHESTRATOR_URL][env TASK_FILES_DIR]", "http://10.0.0.1:9"
+    prompt = "[env JOB_ID][env ORCHESTRATOR_URL][env TASK_FILES_DIR]"
+    url = f"{host.orchestrator.url}/below"
     end = await host.finish_task(prompt, {"orchestrator_url": url}, env_file=env_file)
     variables = f"JOB_ID=t-1\nORCHESTRATOR_URL={url}\nTASK_FILES_DIR is not set"
     assert end["message"].partition("\n")[2] == variables
     assert not list((host.state_dir / "run").iterdir())
+
+
+async def test_container_is_given_no_address_of_another_origin_than_the_runners_own(
+    host: Host, log: Log
+) -> None:
+    for task_id in ("t-1", "t-2"):
+        host.orchestrator.offer(task_id, "[fail 1]", orchestrator_url="http://10.0.0.1:9")
+    async with host.runner():
+        await host.wait_for_end("t-1")
+        await host.pass_time_until_closed("t-2")
+    for task_id in ("t-1", "t-2"):
+        variables = host.engine.variables[container_of(task_id)]
+        assert variables["ORCHESTRATOR_URL"] == host.orchestrator.url
+    assert log.text.count("an assignment names an orchestrator_url that is less safe") == 1
 
 
 # An engine that fails

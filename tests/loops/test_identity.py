@@ -26,7 +26,7 @@ from tests.harness.orchestrator import (
 )
 from tests.harness.server import http, json_response
 from tests.harness.until import until
-from tests.loops.steps import Log, begin_and_leave, register, start_container
+from tests.loops.steps import Log, begin_and_leave, note_container, register, start_container
 
 pytestmark = pytest.mark.anyio
 
@@ -287,6 +287,7 @@ async def test_node_that_is_new_in_spite_of_its_key_leaves_old_reports_alone(hos
 async def test_tasks_of_an_old_journal_are_adopted_in_every_state(host: Host) -> None:
     load_journal(host, "ordinary")
     await start_container(host, container_of("t-running"))
+    await note_container(host, "t-running")
     async with host.runner(max_tasks=4):
         await host.wait_for_calls(BEAT)
         host.let_go()
@@ -304,7 +305,9 @@ async def test_tasks_of_an_old_journal_are_adopted_in_every_state(host: Host) ->
 async def test_tasks_of_several_identities_are_reported_by_each_first(host: Host) -> None:
     load_journal(host, "several")
     await start_container(host, container_of("t-first-running"))
+    await note_container(host, "t-first-running")
     await start_container(host, container_of("t-second-running"))
+    await note_container(host, "t-second-running")
     host.orchestrator.offer("t-new")
     async with host.runner(max_tasks=4):
         await host.clock.advance(60)

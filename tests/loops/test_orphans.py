@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from runner.engine.base import LABEL_RUNNER
+from runner.engine.base import LABEL_RUNNER, LABEL_TASK
 from runner.errors import EngineError
 from tests.harness.host import Host, container_of
 from tests.harness.orchestrator import POLL, REGISTER, STATUS, orchestrating
@@ -20,7 +20,8 @@ async def make_orphan(host: Host, runner_id: str | None = None, name: str = ORPH
     """Start a container with a runner's label, by default this one's, behind its back."""
     await register(host)
     runner_id = runner_id or (host.state_dir / "runner-id").read_text().strip()
-    await start_container(host, name, "[hang]", labels={LABEL_RUNNER: runner_id})
+    labels = {LABEL_RUNNER: runner_id, LABEL_TASK: name.removeprefix(container_of(""))}
+    await start_container(host, name, "[hang]", labels=labels)
 
 
 async def test_orphan_is_untouched_for_five_minutes_and_then_removed(host: Host) -> None:

@@ -6,10 +6,10 @@ import pytest
 
 from runner.errors import EngineError
 from runner.model import Limits, TaskState
-from runner.state_dir import run_folder
+from runner.state_dir import cid_file, run_folder
 from tests.harness.host import Host, container_of
 from tests.harness.until import until
-from tests.loops.steps import begin_and_leave, leave_task, start_container
+from tests.loops.steps import begin_and_leave, leave_task, note_container, start_container
 
 pytestmark = pytest.mark.anyio
 
@@ -74,9 +74,11 @@ async def leave_container(host: Host, container: str) -> None:
     if container == CREATED:
         with pytest.raises(EngineError):
             await start_container(host, name, run_args=("--entrypoint", "/none"))
+        await note_container(host, "t-1")
         return
     prompt = STILL if container == VANISHED else container
     await start_container(host, name, prompt, limits=Limits(memory="8m"))
+    await note_container(host, "t-1")
     if container == VANISHED:
         host.engine.vanish(name)
     elif container != STILL:
@@ -94,8 +96,8 @@ async def test_task_is_brought_to_its_true_end_and_was_started_once_at_most(  # 
     await leave_task(host, state, other_boot="boot" in circumstances)
     await leave_container(host, container)
     if "cid" in circumstances:
-        run_folder(host.state_dir).mkdir()
-        (run_folder(host.state_dir) / "t-1.cid").write_text("c0ffee")
+        container_id = "f" * 64 if container == NONE else await note_container(host, "t-1")
+        cid_file(host.state_dir, "t-1").write_text(container_id)
     async with host.runner():
         if container == STILL and reported == COMPLETED:
             await host.wait_for_state("t-1", "running")
