@@ -6,13 +6,16 @@ Cancelling the task cuts it short.
 from __future__ import annotations
 
 import logging
+from functools import partial
 
 import anyio.lowlevel
+import anyio.to_thread
 
 from runner.errors import (
     EngineError,
     EngineSilent,
     FileRefused,
+    HomeUnusable,
     Refused,
     Unauthorised,
     Unavailable,
@@ -21,8 +24,9 @@ from runner.errors import (
 from runner.log import fields, log_retry
 from runner.model import Identity, TaskState, TaskStatus
 from runner.tasks.context import TaskContext, TaskReassigned
-from runner.timing import Retry, retry
+from runner.timing import Retry, file_stamp, retry
 from runner.workspace.download import fetch_files
+from runner.workspace.home import Tidying, make_task_folder
 
 log = logging.getLogger(__name__)
 
@@ -37,14 +41,45 @@ async def prepare(task: TaskContext) -> None:
         TaskReassigned: the task is another node's, or has ended.
         Unstartable: its files or image cannot be fetched.
     """
-    if task.assignment.files:
-        await _download(task)
+    try:
+        await _make_folder(task)
+        if task.assignment.files:
+            await _download(task)
+    except HomeUnusable as error:
+        # The next task would meet it as well.
+        task.runner.problems.start_failed(str(error), task.runner.clock.uptime_s())
+        raise
     await fetch_image(task)
     await _claim(task, "container is starting")
     if task.record.state is TaskState.ACCEPTED:
         boot_id, kind = task.runner.clock.boot_id, task.runner.engine.kind
         await task.persist(lambda: task.runner.journal.start(task.task_id, boot_id, kind))
         await task.reload()
+
+
+async def _make_folder(task: TaskContext) -> None:
+    """Make the task's folder in the Victoria home, and its own home if it is to have one.
+
+    Raises:
+        HomeUnusable: they cannot be made.
+    """
+    settings = task.runner.settings
+    tidying = Tidying(file_stamp(task.runner.clock.wall_s()))
+    make = partial(
+        make_task_folder,
+        settings.victoria_home,
+        task.task_id,
+        settings.home,
+        tidying,
+        with_files=bool(task.assignment.files),
+        # The container of one that is not new may come late, from a call that timed out.
+        is_new=task.record.state is TaskState.ACCEPTED,
+    )
+    try:
+        await anyio.to_thread.run_sync(make)
+    finally:
+        for sentence in tidying.sentences:
+            log.error(sentence)
 
 
 async def _download(task: TaskContext) -> None:
