@@ -200,7 +200,7 @@ class TaskFolders:
         # Through /proc, since rmtree takes no dir_fd before Python 3.11. It follows no link itself.
         try:
             for handle in self._handles:
-                if _is_folder(handle, task_id):
+                with suppress(FileNotFoundError):
                     shutil.rmtree(f"/proc/self/fd/{handle}/{task_id}")
         except RecursionError:  # before Python 3.13, from about 1,000 levels
             reason = "its folders are nested too deep; remove it with rm -r"

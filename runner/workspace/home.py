@@ -63,12 +63,11 @@ def check_home(home: Path, mode: HomeMode, tidying: Tidying, *, thorough: bool) 
         HomeUnusable: they cannot.
     """
     with _opened(home, mode, tidying) as root:
-        if tidying.stamp is None and not _is_there(root, TASKS):
-            return
-        with _folder(root, TASKS, home / TASKS, tidying) as tasks:
-            with suppress(FileExistsError):
-                os.mkdir(_PROBE, 0o700, dir_fd=tasks)
-            os.rmdir(_PROBE, dir_fd=tasks)
+        if tidying.stamp is not None or _is_there(root, TASKS):
+            with _folder(root, TASKS, home / TASKS, tidying) as tasks:
+                with suppress(FileExistsError):
+                    os.mkdir(_PROBE, 0o700, dir_fd=tasks)
+                os.rmdir(_PROBE, dir_fd=tasks)
         if thorough and mode is HomeMode.TASK:
             _Copy(home).copy(root, None)
 

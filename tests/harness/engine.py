@@ -50,7 +50,7 @@ class _Container:
 
     @property
     def folder(self) -> Path | None:
-        """The task's own folder: a volume of its own, or what an earlier version's containers see."""
+        """The task's own folder; earlier versions mounted the home alone."""
         below = f"tasks/{self.state.variables.get('JOB_ID', 'unnamed')}"
         return self._source_of(f"{CONTAINER_HOME}/{below}") or (self.home and self.home / below)
 
