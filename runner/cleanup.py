@@ -25,13 +25,17 @@ from runner.node import runtime_to_use
 from runner.settings import Settings
 from runner.state_dir import RUNNER_ID_NAME, known_runner_id
 from runner.workspace.folders import TaskFolders
+from runner.workspace.home import TASKS
 
 _DAY_S = 24 * 3600
 
 
 @dataclass(frozen=True)
 class Scope:
-    """What to remove: task folders untouched for so many days; a dry run removes nothing."""
+    """What to remove: folders of tasks that finished so many days ago; a dry run removes nothing.
+
+    A task that the journal no longer knows finished when something in its folder changed last.
+    """
 
     older_than_days: float
     dry_run: bool
@@ -60,14 +64,24 @@ async def clean_up(settings: Settings, scope: Scope, echo: Callable[[str], None]
         engine, labelled = None, []
     # Only after the engine's list: a task is in the journal before its container is created, so
     # no container of a task that has just begun is taken for a leftover.
-    open_ids = await _open_task_ids(settings)
+    open_ids, closed_at = await _tasks_in_journal(settings)
     in_use = {container_name(task_id) for task_id in open_ids}
     succeeded = engine is not None
     for name in sorted(set(labelled) - in_use):
         if engine is not None:
             succeeded &= await _remove_container(engine, name, runner_id, scope, echo)
     excluded_ids = open_ids | {name.removeprefix(container_name("")) for name in labelled}
-    succeeded &= _remove_folders(settings.victoria_home, excluded_ids, scope, echo)
+    try:
+        folders = TaskFolders(settings.victoria_home)
+    except FileNotFoundError:
+        return EXIT_OK if succeeded else EXIT_TRY_AGAIN
+    except OSError as error:
+        echo(f"cannot clean up {settings.victoria_home / TASKS}: {error.strerror}")
+        return EXIT_TRY_AGAIN
+    with closing(folders):
+        for task_id in folders.task_ids():
+            if task_id not in excluded_ids:
+                succeeded &= _remove_folder(folders, task_id, closed_at.get(task_id), scope, echo)
     return EXIT_OK if succeeded else EXIT_TRY_AGAIN
 
 
@@ -84,10 +98,11 @@ def _check_state_dir(state_dir: Path) -> None:
             ) from error
 
 
-async def _open_task_ids(settings: Settings) -> set[str]:
+async def _tasks_in_journal(settings: Settings) -> tuple[set[str], dict[str, float]]:
+    """Return the open tasks, and when each of the others was closed."""
     journal = Journal(settings.state_dir / JOURNAL_NAME, read_only=True)
     try:
-        return {task.task_id for task in await journal.open_tasks()}
+        return {task.task_id for task in await journal.open_tasks()}, await journal.closed_at()
     finally:
         journal.close_file()
 
@@ -110,32 +125,19 @@ async def _remove_container(
     return True
 
 
-def _remove_folders(
-    home: Path, excluded_ids: set[str], scope: Scope, echo: Callable[[str], None]
-) -> bool:
-    try:
-        folders = TaskFolders(home)
-    except FileNotFoundError:
-        return True
-    except OSError as error:
-        echo(f"cannot clean up {home / 'tasks'}: {error.strerror}")
-        return False
-    with closing(folders):
-        results = [
-            _remove_folder(folders, task_id, scope, echo)
-            for task_id in folders.task_ids()
-            if task_id not in excluded_ids
-        ]
-    return all(results)
-
-
 def _remove_folder(
-    folders: TaskFolders, task_id: str, scope: Scope, echo: Callable[[str], None]
+    folders: TaskFolders,
+    task_id: str,
+    closed_at: float | None,
+    scope: Scope,
+    echo: Callable[[str], None],
 ) -> bool:
     path = folders.path / task_id
     try:
         size, newest = folders.extent_of(task_id)
-        if newest > time.time() - scope.older_than_days * _DAY_S:
+        # What is in the folder has the times that the task gave it.
+        finished_at = newest if closed_at is None else closed_at
+        if finished_at > time.time() - scope.older_than_days * _DAY_S:
             return True
         if not scope.dry_run:
             folders.remove(task_id)

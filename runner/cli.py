@@ -24,7 +24,7 @@ from runner.api.address import check_orchestrator_url
 from runner.engine.cli import NO_RUNTIME, find_engine
 from runner.errors import EXIT_DEFECT, NoContainerRuntime, RunnerError
 from runner.log import set_up_logging
-from runner.model import Hardening, Limits, PromptAs, PullPolicy
+from runner.model import Hardening, HomeMode, Limits, PromptAs, PullPolicy
 from runner.settings import Settings
 from runner.timing import DEFAULT_TIMINGS, Timings
 
@@ -117,6 +117,12 @@ _OPTIONS = [
         _Path("folder"),
         "Folder that tasks share with this host. A terminal prompts for it.",
         default=settings.DEFAULT_VICTORIA_HOME,
+    ),
+    _option(
+        "--home",
+        click.Choice([mode.value for mode in HomeMode]),
+        "Share the Victoria home, or give each task a copy of its own.",
+        default=HomeMode.SHARED.value,
     ),
     _option(
         "--env-file",
@@ -279,6 +285,7 @@ def _settings(ctx: click.Context, *, to_run: bool) -> Settings:
     params["pull"] = PullPolicy(params["pull"])
     params["hardening"] = Hardening(params["hardening"])
     params["prompt_as"] = PromptAs(params["prompt_as"])
+    params["home"] = HomeMode(params["home"])
     params["tags"] = settings.parse_tags(params["tags"])
     params["limits"] = Limits(params.pop("memory"), params.pop("cpus"), params.pop("gpus"))
     settings.check_image_policy(params["container_image"], params["allow_images"])
@@ -377,7 +384,7 @@ def doctor(ctx: click.Context, /, *, as_json: bool, runs: bool) -> None:
 @_option(
     "--older-than",
     _Value("days", settings.parse_positive),
-    "Remove the folders of finished tasks that nothing has touched for this long.",
+    "Remove the folders of tasks that finished this long ago.",
     default=7,
 )
 @_option("--dry-run", bool, "Only print what would be removed.", is_flag=True)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import signal
-import time
 from collections.abc import Callable
 from functools import partial
 
@@ -28,7 +27,7 @@ from runner.log import fields, log_retry
 from runner.loops.deliver import deliver
 from runner.loops.heartbeat import heartbeat, send_offline
 from runner.loops.housekeeping import adopt_or_remove_orphans, prune_closed_tasks
-from runner.loops.poll import PollResult, check_engine, poll
+from runner.loops.poll import PollResult, check_host, poll
 from runner.model import Task, TaskState
 from runner.node import Node, Problems, Slots, belongs_here, can_be_drained, find_conflict
 from runner.settings import Settings
@@ -44,6 +43,7 @@ from runner.timing import (
     Retry,
     RetryPolicy,
     Timings,
+    file_stamp,
     retry,
 )
 
@@ -70,7 +70,7 @@ async def run(
     with lock_state_dir(settings.state_dir):
         await _check_unfinished_tasks(settings, engine)
         runner_id = prepare_state_dir(settings.state_dir)
-        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(clock.wall_s()))
+        stamp = file_stamp(clock.wall_s())
         journal, set_aside = open_journal(settings.state_dir, stamp, timings)
         if set_aside is not None:
             log.error(set_aside)
@@ -220,7 +220,7 @@ class Daemon:
         """Ask for work until draining begins, the registration is refused, or once is enough."""
         result = None
         with self._polling:
-            await check_engine(self._runner)
+            await check_host(self._runner)
             # An orphan may need the slot that a new task would be given.
             await orphans_adopted.wait()
             result = await poll(self._runner, begin)

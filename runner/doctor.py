@@ -24,6 +24,7 @@ from runner.errors import (
     EXIT_TRY_AGAIN,
     ConfigurationError,
     EngineError,
+    HomeUnusable,
     ImageMissing,
     JournalError,
     NoContainerRuntime,
@@ -38,6 +39,7 @@ from runner.node import find_conflict, is_same_node, node_description, runtime_t
 from runner.settings import Settings
 from runner.state_dir import known_runner_id
 from runner.workspace.download import CONTAINER_HOME
+from runner.workspace.home import Tidying, check_home
 
 _TOLERATED_SKEW_S = 60.0
 _PROBE_FILE = ".victoria-doctor"
@@ -71,7 +73,7 @@ async def examine(
     checks = [
         journal.check,
         *[check async for check in _check_engine(settings, runs=runs)],
-        _check_folder("--victoria-home", settings.victoria_home, settings.min_free_disk),
+        _check_home(settings),
         _check_folder("--state-dir", settings.state_dir, settings.min_free_disk),
         *[check async for check in _check_orchestrator(settings)],
         _registration(journal.registration, settings),
@@ -200,6 +202,17 @@ async def _check_image(settings: Settings, engine: Engine) -> Check:
     except EngineError as error:
         return Check("image", str(error), error.exit_code)
     return Check("image", f"{image} is here")
+
+
+def _check_home(settings: Settings) -> Check:
+    home = settings.victoria_home
+    check = _check_folder("--victoria-home", home, settings.min_free_disk)
+    if check.ok and home.exists():
+        try:
+            check_home(home, settings.home, Tidying(stamp=None), thorough=True)
+        except HomeUnusable as error:
+            return Check(check.what, str(error), EXIT_TRY_AGAIN)
+    return check
 
 
 def _check_folder(option: str, folder: Path, min_free: int) -> Check:

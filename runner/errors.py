@@ -21,7 +21,8 @@
     └── TaskError                   this task cannot run; it ends with the reason named
         ├── BadAssignment           the assignment is invalid
         └── Unstartable             its files, image or container cannot be provided
-            └── FileRefused         the orchestrator refuses a file to this node
+            ├── FileRefused         the orchestrator refuses a file to this node
+            └── HomeUnusable        the Victoria home is in no state for any task
 
 Messages read `cannot <verb> <thing>: <reason>; <what to do>`, in lower case, without a full stop.
 """
@@ -184,3 +185,7 @@ class Unstartable(TaskError):
 
 class FileRefused(Unstartable):
     """The orchestrator refuses a file of the task to this node."""
+
+
+class HomeUnusable(Unstartable):
+    """The Victoria home is in no state for any task: a problem of the host."""

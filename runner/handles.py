@@ -17,6 +17,8 @@ BLOCK_BYTES = 1 << 20
 PART_PREFIX = ".victoria-part-"
 """Of a file that is being written; it is renamed when it is whole."""
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+PLACE = os.O_PATH | os.O_NOFOLLOW
+"""Opens nothing: the handle names whatever is there, a link included."""
 NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
 
 
@@ -55,12 +57,15 @@ def open_file(folder: int, name: str) -> int:
     Raises:
         OSError: it is missing, a link, or not a regular file.
     """
-    # A pipe that was planted in the place of a file must not block its opening.
-    handle = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        os.close(handle)
-        raise OSError(errno.EINVAL, f"{name} is not a regular file")
-    return handle
+    # Opening a device can act on it, and opening a pipe can block or wake its other end. O_PATH
+    # opens neither, and what it names stays the same when it is opened for reading.
+    place = os.open(name, PLACE, dir_fd=folder)
+    try:
+        if not stat.S_ISREG(os.fstat(place).st_mode):
+            raise OSError(errno.EINVAL, f"{name} is not a regular file")
+        return os.open(f"/proc/self/fd/{place}", os.O_RDONLY)
+    finally:
+        os.close(place)
 
 
 def read_below(folder: int, name: str, max_bytes: int) -> bytes:

@@ -134,6 +134,15 @@ class Limits(NamedTuple):
 UNLIMITED = Limits()
 
 
+class HomeMode(str, Enum):
+    """What a container sees as its Victoria home."""
+
+    SHARED = "shared"
+    """The host's Victoria home, as all other tasks do."""
+    TASK = "task"
+    """A copy of it that is this task's alone."""
+
+
 class PullPolicy(str, Enum):
     """When the image is pulled before a task, in the engines' own words."""
 

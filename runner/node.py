@@ -510,6 +510,8 @@ class Problems:
 
     START = "start"
     """The name of the problem that containers cannot be started here."""
+    HOME = "home"
+    """The name of the problem that no folder of a task can be made in the Victoria home."""
 
     def __init__(self, changes: ChangeSignal, timings: Timings = DEFAULT_TIMINGS) -> None:
         self._changes = changes

@@ -16,7 +16,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from runner.errors import ConfigurationError
-from runner.model import UNLIMITED, Hardening, Limits, PromptAs, PullPolicy
+from runner.model import UNLIMITED, Hardening, HomeMode, Limits, PromptAs, PullPolicy
 from runner.redaction import Secret
 
 DEFAULT_IMAGE = "ghcr.io/elcanotek/victoria-terminal:latest"
@@ -67,6 +67,7 @@ class Settings:
     run_args: tuple[str, ...] = ()
     ca_file: Path | None = None
     min_free_disk: int = DEFAULT_MIN_FREE_DISK
+    home: HomeMode = HomeMode.SHARED
     allow_images: tuple[str, ...] = ()
     require_task_key: bool = False
     hardening: Hardening = Hardening.DEFAULT

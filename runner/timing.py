@@ -316,6 +316,11 @@ async def retry(
             await attempts.wait_after(error)
 
 
+def file_stamp(wall_s: float) -> str:
+    """Return a moment in seconds since the epoch as a part of a file's name."""
+    return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(wall_s))
+
+
 def jittered_s(interval_s: float) -> float:
     """Return a regular wait, spread by a tenth to either side."""
     return interval_s * random.uniform(0.9, 1.1)  # noqa: S311 - spreading load needs no secrecy

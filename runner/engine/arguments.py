@@ -19,8 +19,7 @@ def run_arguments(kind: str, spec: ContainerSpec) -> list[str]:
         arguments += ["--label", f"{key}={value}"]
     for path in spec.env_files:
         arguments += ["--env-file", str(path)]
-    for source, target in spec.volumes.items():
-        arguments += ["--volume", f"{source}:{target}:z"]
+    arguments += _mount_arguments(kind, spec)
     if spec.cid_file is not None:
         arguments += ["--cidfile", str(spec.cid_file)]
     arguments += ["--log-opt", f"max-size={LOG_SIZE}"]
@@ -41,6 +40,21 @@ def has_memory_limit(spec: ContainerSpec) -> bool:
     """Return whether the container has a memory limit, and so may be killed by it."""
     flags = [argument.partition("=")[0] for argument in spec.run_args]
     return spec.limits.memory is not None or "--memory" in flags or "-m" in flags
+
+
+def _mount_arguments(kind: str, spec: ContainerSpec) -> list[str]:
+    arguments: list[str] = []
+    sources = {*spec.volumes, *spec.read_only}
+    for source, target in {**spec.volumes, **spec.read_only}.items():
+        mode = "ro" if source in spec.read_only else "rw"
+        # For SELinux the engine labels a source with all that is below it: once is enough.
+        is_labelled = any(parent in sources for parent in source.parents)
+        arguments += ["--volume", f"{source}:{target}:{mode}{'' if is_labelled else ',z'}"]
+    for target in spec.covered:
+        # podman copies what a tmpfs covers into it, unless told not to; docker never does.
+        copies = ",notmpcopyup" if kind == "podman" else ""
+        arguments += ["--tmpfs", f"{target}:ro,size=64k,mode=755{copies}"]
+    return arguments
 
 
 def _limit_arguments(kind: str, limits: Limits) -> list[str]:

@@ -112,6 +112,10 @@ class ContainerSpec:
     labels: Mapping[str, str] = field(default_factory=dict)
     env_files: tuple[Path, ...] = ()
     volumes: Mapping[Path, str] = field(default_factory=dict)
+    read_only: Mapping[Path, str] = field(default_factory=dict)
+    """More volumes, in which the container may not write."""
+    covered: tuple[str, ...] = ()
+    """Folders that are empty and read-only for the container, but for volumes below them."""
     timeout_s: float | None = None
     """After this the engine itself ends the container (podman only)."""
     limits: Limits = UNLIMITED

@@ -241,6 +241,15 @@ class Journal(Database):
         return [task_from_row(row) for row in rows]
 
     @transaction
+    def closed_at(self) -> dict[str, float]:
+        """Return when each closed task was closed, by its id."""
+        rows = self.connection.execute(
+            "SELECT task_id, closed_at FROM tasks WHERE state = ? AND closed_at IS NOT NULL",
+            (TaskState.CLOSED.value,),
+        )
+        return {row["task_id"]: row["closed_at"] for row in rows}
+
+    @transaction
     def unfinished_tasks(self) -> list[Task]:
         """Return the tasks that are not closed or have a report to deliver, oldest first."""
         rows = self.connection.execute(

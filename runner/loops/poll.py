@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from enum import Enum
+from functools import partial
 
 import anyio
 import anyio.to_thread
@@ -18,6 +19,7 @@ from runner.engine.base import ROOTFUL
 from runner.errors import (
     BadAssignment,
     EngineError,
+    HomeUnusable,
     JournalError,
     RegistrationRefused,
     Unauthorised,
@@ -30,7 +32,8 @@ from runner.model import Identity, Task, TaskState
 from runner.tasks.context import RunnerContext
 from runner.tasks.outcome import final_report, outcome_without_container
 from runner.tasks.prepare import check_task_key
-from runner.timing import Clock, Timings, jittered_s
+from runner.timing import Clock, Timings, file_stamp, jittered_s
+from runner.workspace.home import Tidying, check_home
 
 log = logging.getLogger(__name__)
 _ENGINE = "engine"
@@ -39,7 +42,7 @@ _ENGINE = "engine"
 async def can_take_work(runner: RunnerContext) -> bool:
     """Check whether a new task may be accepted now; what forbids it becomes a problem."""
     runner.watchdog.expect("poll", next_within_s=runner.timings.host_check_timeout_s)
-    if not await _has_room(runner):
+    if not await _has_room(runner) or not await _has_usable_home(runner):
         return False
     problems = runner.problems.sentences
     if any(name.startswith(f"{_ENGINE}/") for name in problems):
@@ -49,8 +52,9 @@ async def can_take_work(runner: RunnerContext) -> bool:
     return runner.problems.START not in problems or await _may_start(runner)
 
 
-async def check_engine(runner: RunnerContext) -> None:
-    """Check the engine and fetch the image, before the first task; log what will fail."""
+async def check_host(runner: RunnerContext) -> None:
+    """Check home and engine and fetch the image, before the first task; log what will fail."""
+    await _has_usable_home(runner, thorough=True)
     if await _engine_answers(runner):
         await _may_start(runner)
 
@@ -73,6 +77,25 @@ async def _has_room(runner: RunnerContext) -> bool:
             )
             return False
         runner.problems.clear(name)
+    return True
+
+
+async def _has_usable_home(runner: RunnerContext, *, thorough: bool = False) -> bool:
+    """Check that the next task's folder can be made; what is in the way is moved aside."""
+    settings, problems = runner.settings, runner.problems
+    tidying = Tidying(file_stamp(runner.clock.wall_s()))
+    # The start and a problem are reasons to measure all that is to be copied.
+    thorough = thorough or not problems.sentences.keys().isdisjoint({problems.HOME, problems.START})
+    check = partial(check_home, settings.victoria_home, settings.home, tidying, thorough=thorough)
+    try:
+        await anyio.to_thread.run_sync(check)
+    except HomeUnusable as error:
+        problems.set(problems.HOME, f"no new task is taken: {error}")
+        return False
+    finally:
+        for sentence in tidying.sentences:
+            log.error(sentence)
+    problems.clear(problems.HOME)
     return True
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
@@ -29,6 +30,7 @@ from runner.tasks.context import RunnerContext, TaskContext
 from runner.tasks.outcome import LAST_LINES, decide_outcome, final_report
 from runner.timing import Retry, retry
 from runner.workspace.handover import FinalStatus, ReporterState, read_reporter_state
+from runner.workspace.home import home_of_task
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -246,7 +248,11 @@ async def _find_log(
         tuple(_prompt(other) for other in beside if other.prompt_digest is None),
         tuple(other.prompt_digest for other in beside if other.prompt_digest is not None),
     )
-    database = runner.settings.victoria_home / ".crush" / "crush.db"
+    victoria_home = runner.settings.victoria_home
+    home = await anyio.to_thread.run_sync(home_of_task, victoria_home, task.task_id)
+    if home != victoria_home:
+        query = replace(query, others=(), digests=())  # nobody else was in this home
+    database = home / ".crush" / "crush.db"
     read_timeout_s = runner.timings.session_read_timeout_s
     session = await session_of_task(database, query, secrets, read_timeout_s=read_timeout_s)
     if session is not None and digest_of(session) == state.log_digest:

@@ -6,14 +6,17 @@ Cancelling the task cuts it short.
 from __future__ import annotations
 
 import logging
+from functools import partial
 
 import anyio.lowlevel
+import anyio.to_thread
 
 from runner.errors import (
     BadAssignment,
     EngineError,
     EngineSilent,
     FileRefused,
+    HomeUnusable,
     Refused,
     Unauthorised,
     Unavailable,
@@ -23,8 +26,9 @@ from runner.log import fields, log_retry
 from runner.model import Assignment, Identity, TaskState, TaskStatus
 from runner.settings import Settings
 from runner.tasks.context import TaskContext, TaskReassigned
-from runner.timing import Retry, retry
+from runner.timing import Retry, file_stamp, retry
 from runner.workspace.download import fetch_files
+from runner.workspace.home import Tidying, make_task_folder
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +44,14 @@ async def prepare(task: TaskContext) -> None:
         Unstartable: its files or image cannot be fetched.
         BadAssignment: it has no key, and this host requires one.
     """
-    if task.assignment.files:
-        await _download(task)
+    try:
+        await _make_folder(task)
+        if task.assignment.files:
+            await _download(task)
+    except HomeUnusable as error:
+        # The next task would meet it as well.
+        task.runner.problems.start_failed(str(error), task.runner.clock.uptime_s())
+        raise
     await fetch_image(task)
     await _claim(task, "container is starting")
     # Accepted before the option was given. Only now is it certain that no other node has it.
@@ -61,6 +71,31 @@ def check_task_key(assignment: Assignment, settings: Settings) -> None:
             "asks for; use an orchestrator with the extension task-key, or leave the option out",
             assignment.task_id,
         )
+
+
+async def _make_folder(task: TaskContext) -> None:
+    """Make the task's folder in the Victoria home, and its own home if it is to have one.
+
+    Raises:
+        HomeUnusable: they cannot be made.
+    """
+    settings = task.runner.settings
+    tidying = Tidying(file_stamp(task.runner.clock.wall_s()))
+    make = partial(
+        make_task_folder,
+        settings.victoria_home,
+        task.task_id,
+        settings.home,
+        tidying,
+        with_files=bool(task.assignment.files),
+        # The container of one that is not new may come late, from a call that timed out.
+        is_new=task.record.state is TaskState.ACCEPTED,
+    )
+    try:
+        await anyio.to_thread.run_sync(make)
+    finally:
+        for sentence in tidying.sentences:
+            log.error(sentence)
 
 
 async def _download(task: TaskContext) -> None:

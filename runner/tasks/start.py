@@ -42,7 +42,8 @@ from runner.state_dir import cid_file, env_file
 from runner.tasks.context import TaskContext
 from runner.tasks.prepare import fetch_image
 from runner.timing import retry
-from runner.workspace.download import CONTAINER_HOME, files_folder_in_container
+from runner.workspace.download import CONTAINER_HOME, TASKS_IN_CONTAINER, folder_in_container
+from runner.workspace.home import home_of_task, task_folder
 
 log = logging.getLogger(__name__)
 _PROMPT_NAME = "prompt.txt"
@@ -214,6 +215,8 @@ def _container_was_created(task: TaskContext) -> bool:
 def _spec(task: TaskContext, identity: Identity) -> ContainerSpec:
     settings, assignment = task.runner.settings, task.assignment
     env_files = (settings.env_file, env_file(settings.state_dir, task.task_id))
+    home, own = settings.victoria_home, task_folder(settings.victoria_home, task.task_id)
+    own_inside = folder_in_container(task.task_id)
     is_argument = settings.prompt_as is PromptAs.ARGUMENT
     prompt = ("--task", assignment.prompt) if is_argument else ()
     return ContainerSpec(
@@ -230,7 +233,10 @@ def _spec(task: TaskContext, identity: Identity) -> ContainerSpec:
             **({} if assignment.task_key is None else {LABEL_KEY: OWN_KEY}),
         },
         env_files=tuple(path for path in env_files if path is not None),
-        volumes={settings.victoria_home: CONTAINER_HOME},
+        # Of `tasks` a container sees its own folder alone, whichever home it has.
+        volumes={home_of_task(home, task.task_id): CONTAINER_HOME, own: own_inside},
+        read_only={own / "files": f"{own_inside}/files"} if assignment.files else {},
+        covered=(TASKS_IN_CONTAINER,),
         timeout_s=assignment.timeout_s + task.runner.timings.engine_timeout_grace_s,
         limits=settings.limits,
         hardening=settings.hardening,
@@ -288,9 +294,9 @@ def _write_env_file(task: TaskContext, identity: Identity) -> None:
         KEY_VARIABLE: key.reveal(),
     }
     if task.assignment.files:
-        variables["TASK_FILES_DIR"] = files_folder_in_container(task.task_id)
+        variables["TASK_FILES_DIR"] = f"{folder_in_container(task.task_id)}/files"
     if settings.prompt_as is PromptAs.FILE:
-        variables["TASK_PROMPT_FILE"] = f"{CONTAINER_HOME}/tasks/{task.task_id}/{_PROMPT_NAME}"
+        variables["TASK_PROMPT_FILE"] = f"{folder_in_container(task.task_id)}/{_PROMPT_NAME}"
         _write_prompt(task)
     # Shorter values are redacted nowhere.
     secrets = [name for name, value in variables_in(settings.env_file) if is_redactable(value)]

@@ -11,15 +11,24 @@ import anyio
 import anyio.to_thread
 
 from runner.api.client import Download, OrchestratorClient
-from runner.errors import FileRefused, Refused, Unauthorised, Unavailable, Unstartable
+from runner.errors import (
+    FileRefused,
+    HomeUnusable,
+    Refused,
+    Unauthorised,
+    Unavailable,
+    Unstartable,
+)
 from runner.log import fields, log_retry
 from runner.model import Assignment, Identity, TaskFile
 from runner.timing import DEFAULT_TIMINGS, Clock, Retry, Timings
 from runner.workspace.folders import Folder, PartialFile
+from runner.workspace.home import TASKS, task_folder
 
 log = logging.getLogger(__name__)
 CONTAINER_HOME = "/workspace/Victoria"
 """The Victoria home inside a container."""
+TASKS_IN_CONTAINER = f"{CONTAINER_HOME}/{TASKS}"
 _PROXY_ATTEMPTS = 6
 """A 4xx without our JSON body probably comes from a reverse proxy during a deployment: retry it
 this often."""
@@ -27,12 +36,12 @@ this often."""
 
 def files_folder(home: Path, task_id: str) -> Path:
     """Return the folder of a task's files on this host."""
-    return home / "tasks" / task_id / "files"
+    return task_folder(home, task_id) / "files"
 
 
-def files_folder_in_container(task_id: str) -> str:
-    """Return the folder of a task's files inside its container."""
-    return f"{CONTAINER_HOME}/tasks/{task_id}/files"
+def folder_in_container(task_id: str) -> str:
+    """Return a task's own folder inside its container."""
+    return f"{TASKS_IN_CONTAINER}/{task_id}"
 
 
 async def fetch_files(  # noqa: PLR0913 - what to fetch, from whom, to where, in which time
@@ -52,6 +61,7 @@ async def fetch_files(  # noqa: PLR0913 - what to fetch, from whom, to where, in
 
     Raises:
         Unstartable: a file cannot be downloaded, or none could for `Timings.download_gives_up_s`.
+        HomeUnusable: its folder cannot be written.
         FileRefused: the orchestrator refuses it.
         Unauthorised: the orchestrator does not know the identity.
     """
@@ -65,7 +75,7 @@ async def fetch_files(  # noqa: PLR0913 - what to fetch, from whom, to where, in
                     "cannot fetch a file", task_id=folder.task_id, file=file.name
                 )
                 attempts = Retry(clock, policy, log_failure)
-                with _as_unstartable(f"write the file {file.name!r}"):
+                with _as_unusable(f"write the file {file.name!r}"):
                     await _fetch(orchestrator, identity, file, folder, attempts)
         if timeout.cancelled_caught:
             raise Unstartable(
@@ -146,10 +156,10 @@ async def _write(download: Download, file: TaskFile, folder: Folder) -> str:
 @asynccontextmanager
 async def _open_folder(home: Path, task_id: str, min_free_disk: int) -> AsyncIterator[Folder]:
     """Open the folder of a task's files, created if need be, and clear what a crash left there."""
-    with _as_unstartable(f"open the folder {files_folder(home, task_id)}"):
+    with _as_unusable(f"open the folder {files_folder(home, task_id)}"):
         folder = await _in_thread(Folder, home, task_id, min_free_disk)
     try:
-        with _as_unstartable(f"clear the folder {folder.path}"):
+        with _as_unusable(f"clear the folder {folder.path}"):
             await _in_thread(folder.remove_parts)
         yield folder
     finally:
@@ -157,11 +167,11 @@ async def _open_folder(home: Path, task_id: str, min_free_disk: int) -> AsyncIte
 
 
 @contextmanager
-def _as_unstartable(action: str) -> Iterator[None]:
+def _as_unusable(action: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise Unstartable(f"cannot {action}: {error.strerror or error}") from error
+        raise HomeUnusable(f"cannot {action}: {error.strerror or error}") from error
 
 
 _in_thread = anyio.to_thread.run_sync

@@ -12,6 +12,7 @@ import os
 import secrets
 import shutil
 import stat
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +28,7 @@ from runner.handles import (
     open_file,
 )
 from runner.model import is_task_id
+from runner.workspace.home import HOMES, TASKS, task_folder
 
 _MAX_MEASURED_DEPTH = 64
 
@@ -40,10 +42,10 @@ class Folder:
         Raises:
             OSError: as `open_below`.
         """
-        self.path = home / "tasks" / task_id / "files"
+        self.path = task_folder(home, task_id) / "files"
         self.task_id = task_id
         self.min_free_disk = min_free_disk
-        self.handle = open_below(home, ("tasks", task_id, "files"), make=True)
+        self.handle = open_below(home, (TASKS, task_id, "files"), make=True)
 
     def close(self) -> None:
         """Close the handle."""
@@ -143,7 +145,7 @@ class Extent(NamedTuple):
 
 
 class TaskFolders:
-    """The folder `tasks` of a Victoria home; close it after use."""
+    """The folders of tasks in a Victoria home, and the homes of their own; close it after use."""
 
     def __init__(self, home: Path) -> None:
         """Open the folder.
@@ -152,55 +154,75 @@ class TaskFolders:
             FileNotFoundError: there is none yet.
             OSError: as `open_below`.
         """
-        self.path = home / "tasks"
-        self._handle = open_below(home, ("tasks",), make=False)
+        self.path = home / TASKS
+        self._handles = [open_below(home, (TASKS,), make=False)]
+        with suppress(OSError):
+            self._handles.append(open_below(home, (TASKS, HOMES), make=False))
 
     def close(self) -> None:
-        """Close the handle."""
-        os.close(self._handle)
+        """Close the handles."""
+        for handle in self._handles:
+            os.close(handle)
 
     def task_ids(self) -> list[str]:
         """Return the tasks that have a folder; links and files are left out."""
-        names = os.listdir(self._handle)  # noqa: PTH208 - pathlib knows no handles
-        return sorted(name for name in names if is_task_id(name) and self._is_folder(name))
+        return sorted(
+            {
+                name
+                for handle in self._handles
+                for name in os.listdir(handle)  # noqa: PTH208 - pathlib knows no handles
+                if is_task_id(name) and _is_folder(handle, name)
+            }
+        )
 
     def extent_of(self, task_id: str) -> Extent:
-        """Measure a task's folder, down to 64 levels.
+        """Measure a task's folder and home, down to 64 levels.
 
         Raises:
-            OSError: it cannot be read.
+            OSError: they cannot be read.
         """
-        return _measure(self._handle, task_id, _MAX_MEASURED_DEPTH)
+        extents = [
+            _measure(handle, task_id, _MAX_MEASURED_DEPTH)
+            for handle in self._handles
+            if _is_folder(handle, task_id)
+        ]
+        return Extent(
+            sum(extent.size for extent in extents),
+            max((extent.newest for extent in extents), default=0.0),
+        )
 
     def remove(self, task_id: str) -> None:
-        """Remove a task's folder with everything in it.
+        """Remove a task's folder and home with everything in them.
 
         Raises:
-            OSError: something in it cannot be removed.
+            OSError: something in them cannot be removed.
         """
         # Through /proc, since rmtree takes no dir_fd before Python 3.11. It follows no link itself.
         try:
-            shutil.rmtree(f"/proc/self/fd/{self._handle}/{task_id}")
+            for handle in self._handles:
+                with suppress(FileNotFoundError):
+                    shutil.rmtree(f"/proc/self/fd/{handle}/{task_id}")
         except RecursionError:  # before Python 3.13, from about 1,000 levels
             reason = "its folders are nested too deep; remove it with rm -r"
             raise OSError(errno.ENAMETOOLONG, reason) from None
 
-    def _is_folder(self, name: str) -> bool:
-        try:
-            status = os.stat(name, dir_fd=self._handle, follow_symlinks=False)
-        except FileNotFoundError:
-            return False
-        return stat.S_ISDIR(status.st_mode)
+
+def _is_folder(parent: int, name: str) -> bool:
+    try:
+        status = os.stat(name, dir_fd=parent, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return stat.S_ISDIR(status.st_mode)
 
 
 def _measure(parent: int, name: str, depth: int) -> Extent:
     folder = os.open(name, FOLDER, dir_fd=parent)
     try:
-        size, newest = 0, os.fstat(folder).st_mtime
+        size, newest = 0, _changed_at(os.fstat(folder))
         for entry in os.listdir(folder):  # noqa: PTH208 - as above
             with suppress(FileNotFoundError):
                 status = os.stat(entry, dir_fd=folder, follow_symlinks=False)
-                newest = max(newest, status.st_mtime)
+                newest = max(newest, _changed_at(status))
                 if not stat.S_ISDIR(status.st_mode):
                     size += status.st_size
                 elif depth:
@@ -209,3 +231,11 @@ def _measure(parent: int, name: str, depth: int) -> Extent:
     finally:
         os.close(folder)
     return Extent(size, newest)
+
+
+def _changed_at(status: os.stat_result) -> float:
+    """Return the time of the last change: a task may have set the usual one to lie in the future.
+
+    The other one is the kernel's; it also changes when a backup is restored or a label is set.
+    """
+    return status.st_mtime if status.st_mtime <= time.time() else status.st_ctime

@@ -255,6 +255,67 @@ async def test_variables_come_raw_from_files_that_may_go_then_and_the_later_file
     assert output == f"BOTH=second\nRAW={raw}\nEMPTY=\n"
 
 
+TRIES = """
+import os
+def attempt(name, call, *arguments):
+    try:
+        print(name, call(*arguments) or "done")
+    except OSError as error:
+        print(name, os.strerror(error.errno))
+os.chdir("HOME/tasks")
+attempt("list", lambda: sorted(os.listdir(".")))
+attempt("other", os.listdir, "t-2")
+attempt("new", os.mkdir, "t-3")
+attempt("rename all", os.rename, "HOME/tasks", "HOME/other")
+attempt("rename own", os.rename, "t-1", "t-3")
+attempt("make own again", os.mkdir, "t-1")
+attempt("chmod", os.chmod, ".", 0)
+attempt("home", os.mkdir, "HOME/new")
+attempt("own", os.mkdir, "t-1/new")
+attempt("read", lambda: open("t-1/files/a").read())
+attempt("write", open, "t-1/files/a", "w")
+attempt("remove", os.remove, "t-1/files/a")
+attempt("rename files", os.rename, "t-1/files", "t-1/other")
+""".replace("HOME", HOME)
+READ_ONLY, BUSY = "Read-only file system", "Device or resource busy"
+OUTCOMES = {
+    "list": "['t-1']",
+    "other": "No such file or directory",
+    "new": READ_ONLY,
+    "rename all": BUSY,
+    "rename own": READ_ONLY,
+    "make own again": "File exists",
+    "chmod": READ_ONLY,
+    "home": "done",
+    "own": "done",
+    "read": "1,2,3",
+    "write": READ_ONLY,
+    "remove": READ_ONLY,
+    "rename files": BUSY,
+}
+
+
+async def test_container_sees_its_own_folder_alone_below_a_covered_one_and_its_files_read_only(
+    real: Subject, tmp_path: Path
+) -> None:
+    for task_id in ("t-1", "t-2"):
+        (tmp_path / "tasks" / task_id / "files").mkdir(parents=True)
+        (tmp_path / "tasks" / task_id / "files" / "a").write_text("1,2,3")
+    own, inside = tmp_path / "tasks" / "t-1", f"{HOME}/tasks/t-1"
+    await real.finish(
+        "x",
+        arguments=("-c", TRIES),
+        run_args=("--network", "host", "--entrypoint", "python3"),
+        volumes={tmp_path: HOME, own: inside},
+        read_only={own / "files": f"{inside}/files"},
+        covered=(f"{HOME}/tasks",),
+    )
+    output = await real.engine.last_output(real.name, 50)
+    assert output.splitlines() == [f"{name} {outcome}" for name, outcome in OUTCOMES.items()]
+    assert (tmp_path / "new").is_dir()
+    assert (own / "new").is_dir()
+
+
 async def test_end_for_want_of_memory_is_marked(subject: Subject) -> None:
     container = await subject.finish("[eat-memory 200]", limits=Limits(memory="32m"))
     assert (container.phase, container.exit_code) == (Phase.EXITED, 137)

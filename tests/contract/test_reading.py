@@ -1,6 +1,7 @@
 """How the output of an engine is read, and how its arguments are written."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -83,6 +84,21 @@ def test_docker_gets_the_name_of_the_host_unless_it_shares_its_network() -> None
     assert "host.containers.internal:host-gateway" in run_arguments("docker", SPEC)
     assert "--add-host" not in run_arguments("docker", shared)
     assert "--add-host" not in run_arguments("podman", SPEC)
+
+
+def test_volume_is_labelled_for_selinux_unless_the_one_that_it_lies_in_is() -> None:
+    home, own = Path("/h"), Path("/h/tasks/t-1")
+    volumes, read_only = {home: "/in", own: "/in/tasks/t-1"}, {own / "files": "/in/tasks/t-1/files"}
+    spec = replace(SPEC, volumes=volumes, read_only=read_only, covered=("/in/tasks",))
+    apart = replace(spec, volumes={own: "/in/tasks/t-1", own.parent / ".homes/t-1": "/in"})
+    for one, expected in (
+        (spec, {"/h:/in:rw,z", "/h/tasks/t-1:/in/tasks/t-1:rw"}),
+        (apart, {"/h/tasks/.homes/t-1:/in:rw,z", "/h/tasks/t-1:/in/tasks/t-1:rw,z"}),
+    ):
+        arguments = run_arguments("podman", one)
+        assert expected | {"/h/tasks/t-1/files:/in/tasks/t-1/files:ro"} <= set(arguments)
+        assert "/in/tasks:ro,size=64k,mode=755,notmpcopyup" in arguments
+    assert "/in/tasks:ro,size=64k,mode=755" in run_arguments("docker", spec)
 
 
 def test_gpus_are_requested_in_each_engines_way() -> None:

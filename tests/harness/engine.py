@@ -46,8 +46,17 @@ class _Container:
 
     @property
     def home(self) -> Path | None:
+        return self._source_of(CONTAINER_HOME)
+
+    @property
+    def folder(self) -> Path | None:
+        """The task's own folder; earlier versions mounted the home alone."""
+        below = f"tasks/{self.state.variables.get('JOB_ID', 'unnamed')}"
+        return self._source_of(f"{CONTAINER_HOME}/{below}") or (self.home and self.home / below)
+
+    def _source_of(self, target: str) -> Path | None:
         volumes = self.spec.volumes.items()
-        return next((source for source, target in volumes if target == CONTAINER_HOME), None)
+        return next((source for source, inside in volumes if inside == target), None)
 
     @property
     def is_at_work(self) -> bool:
@@ -76,7 +85,7 @@ class _Container:
             self.end(ENDED_BY_ENGINE)
 
     async def _obey(self) -> None:
-        folder = self.home and self.home / "tasks" / self.state.variables.get("JOB_ID", "unnamed")
+        folder = self.folder
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             with (folder / "starts.log").open("a") as file:

@@ -2,6 +2,7 @@
 
 import os
 import time
+from pathlib import Path
 
 import pytest
 
@@ -70,22 +71,35 @@ def test_cleanup_removes_what_finished_tasks_left_and_nothing_of_a_running_one(
     runner.start()
     runner.wait_until_closed(finished)
     runner.wait_for_start_of(running)
-    young = runner.home / "tasks" / "young-task"
-    young.mkdir()
+    tasks = runner.home / "tasks"
+    unknown, young = tasks / "unknown-task", tasks / "young-task"
+    for folder in (unknown, young):
+        folder.mkdir()
     (runner.home / "other.txt").touch()
-    old = time.time() - 8 * DAY_S
-    for task_id in (finished, running):
-        folder = runner.task_folder(task_id)
-        for path in [*folder.rglob("*"), folder]:
-            os.utime(path, (old, old))
-
+    week_ago = time.time() - 8 * DAY_S
+    os.utime(unknown, (week_ago, week_ago))
     place = runner.task_folder(finished)
-    assert runner.run("cleanup", "--dry-run").output == f"would remove {place} (0 MiB)\n"
+    set_times(place, 0.0)
+    set_times(runner.task_folder(running), 0.0)
+
+    assert runner.run("cleanup", "--dry-run").output == f"would remove {unknown} (0 MiB)\n"
     assert runner.run("cleanup", "--older-than=9").output == ""
-    assert place.is_dir()
+    assert unknown.is_dir()
     done = runner.run("cleanup")
-    assert (done.exit_code, done.output) == (0, f"removed {place} (0 MiB)\n"), done.log
+    assert (done.exit_code, done.output) == (0, f"removed {unknown} (0 MiB)\n"), done.log
+    assert young.is_dir()
+
+    # The journal knows when the task ended, whatever times it gave to its files.
+    set_times(place, 4e9)
+    time.sleep(1)
+    done = runner.run("cleanup", f"--older-than={0.5 / DAY_S}")
+    assert (done.exit_code, f"removed {place} (0 MiB)\n" in done.output) == (0, True), done.log
     assert not place.exists()
-    for path in (runner.task_folder(running), young, runner.home / "other.txt"):
+    for path in (runner.task_folder(running), runner.home / "other.txt"):
         assert path.exists()
     assert is_running(runner.engine, running)
+
+
+def set_times(folder: Path, moment: float) -> None:
+    for path in [*folder.rglob("*"), folder]:
+        os.utime(path, (moment, moment))

@@ -51,6 +51,15 @@ def test_folder_that_may_not_be_entered_is_one_sentence() -> None:
         assert f"FAIL {option}: cannot write in {closed}: run as its owner" in output
 
 
+@pytest.mark.parametrize("name", ["tasks", ".crush"])
+def test_obstacle_in_the_home_is_found_and_left_in_place(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    _, lines = doctor(victoria_home=tmp_path)
+    sentence = f"cannot use {tmp_path / name}: it is not a folder; the runner moves it aside before"
+    assert any(line.startswith(f"FAIL --victoria-home: {sentence}") for line in lines)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 @pytest.mark.parametrize(
     ("is_rootless", "granted", "has_user_ids"),
     [(True, 1, False), (True, 2, True), (False, 0, True)],

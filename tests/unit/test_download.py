@@ -16,7 +16,7 @@ from runner.api.client import OrchestratorClient
 from runner.errors import FileRefused, Unauthorised, Unstartable
 from runner.handles import free_disk
 from runner.model import Assignment, Identity, TaskFile
-from runner.workspace.download import fetch_files, files_folder, files_folder_in_container
+from runner.workspace.download import fetch_files, files_folder, folder_in_container
 from tests.harness.clock import PassingClock
 from tests.harness.server import (
     Answer,
@@ -113,7 +113,7 @@ async def test_files_land_in_the_folder_of_their_task(fetch: Fetch) -> None:
     assert names_in(fetch.home) == [], "a task without files gets no folder"
     await fetch(*(TaskFile(name, sales(content).sha256) for name, content in contents.items()))
     assert fetch.folder == fetch.home / "tasks" / TASK_ID / "files"
-    assert files_folder_in_container("t-1") == "/workspace/Victoria/tasks/t-1/files"
+    assert folder_in_container("t-1") == "/workspace/Victoria/tasks/t-1"
     assert {name: fetch.content(name) for name in fetch.names()} == contents
     keys = {request.headers["x-api-key"] for request in fetch.server.requests}
     assert keys == {fetch.identity.api_key.reveal()}

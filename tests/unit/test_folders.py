@@ -4,7 +4,9 @@ import errno
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -54,8 +56,24 @@ def test_extent_is_the_size_and_the_newest_change(tasks: Path, folders: TaskFold
     (folder / "link").symlink_to("/proc/kcore")
     for path in [*folder.rglob("*"), folder]:
         os.utime(path, (1e9, 1e9), follow_symlinks=False)
-    os.utime(folder / "files" / "a.csv", (2e9, 2e9))
-    assert folders.extent_of("t-1") == (1024 + len("/proc/kcore"), 2e9)
+    os.utime(folder / "files" / "a.csv", (1.5e9, 1.5e9))
+    assert folders.extent_of("t-1") == (1024 + len("/proc/kcore"), 1.5e9)
+    before = time.time()
+    os.utime(folder / "b", (4e9, 4e9))  # in the year 2096
+    assert before - 1 < folders.extent_of("t-1").newest <= time.time()
+
+
+def test_home_of_a_task_is_measured_and_removed_with_its_folder(tasks: Path) -> None:
+    for task_id in ("t-1", "t-3"):
+        (tasks / ".homes" / task_id).mkdir(parents=True)
+        (tasks / ".homes" / task_id / "b").write_bytes(bytes(24))
+    with closing(TaskFolders(tasks.parent)) as folders:
+        assert folders.task_ids() == ["t-1", "t-2", "t-3"]
+        assert [folders.extent_of(task_id).size for task_id in ("t-1", "t-3")] == [1024, 24]
+        for task_id in ("t-1", "t-3"):
+            folders.remove(task_id)
+        assert folders.task_ids() == ["t-2"]
+    assert not list((tasks / ".homes").iterdir())
 
 
 def test_links_are_removed_not_followed(tasks: Path, folders: TaskFolders, outside: Path) -> None:
