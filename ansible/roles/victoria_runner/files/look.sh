@@ -1,9 +1,9 @@
 # Prints everything that the role needs to know of the host, as NAME=VALUE lines. Arguments:
-# USER HOME PREFIX STATE_DIR CONFIG_DIR COMMAND UNIT_FILE DROP_IN PACKAGE_MANAGER [PACKAGE...]
+# USER HOME PREFIX STATE_DIR CONFIG_DIR COMMAND UNIT_FILE DROP_IN NETWORKS_UNIT_FILE PACKAGE_MANAGER [PACKAGE...]
 user=$1 home=$2 prefix=$3 state=$4 config=$5
 shift 5
-command=$1 unit=$2 drop_in=$3 manager=$4
-shift 4
+command=$1 unit=$2 drop_in=$3 networks=$4 manager=$5
+shift 5
 
 free_mib() {
     folder=$1
@@ -35,6 +35,20 @@ is_installed() {
 variable() {
     sed -n "s/^VICTORIA_RUNNER_$1=\"\(.*\)\"\$/\1/p" "$config/runner.env" 2>/dev/null | tail -n 1
 }
+# Podman's own command named docker has no such field, and is not a docker.
+docker_answers() {
+    timeout 20 docker info --format '{{.DockerRootDir}}' | grep -q .
+}
+# Whatever package it came from: docker-ce, moby, a vendor's.
+has_docker() {
+    PATH=$PATH:/usr/sbin:/sbin command -v dockerd || docker_answers
+}
+# As nft writes ranges of ids: first-last, separated by commas.
+subordinate_ids() {
+    grep "^$1:" /etc/subuid 2>/dev/null | while IFS=: read -r _ first count; do
+        printf ', %s-%s' "$first" "$((first + count - 1))"
+    done
+}
 say_if() {
     name=$1
     shift
@@ -49,6 +63,7 @@ uid=$(echo "$account" | cut -d : -f 3)
 echo "account=$account"
 echo "groups=$(id --groups --name "$user" 2>/dev/null)"
 say_if has_subids sh -c 'grep "^$1:" /etc/subuid && grep "^$1:" /etc/subgid' sh "$user"
+echo "subordinate_ids=$(subordinate_ids "$user")"
 say_if lingers test -e "/var/lib/systemd/linger/$user"
 say_if has_systemd test -S "/run/user/${uid:-none}/bus"
 
@@ -63,12 +78,15 @@ echo "unit=$(file "$unit")"
 say_if has_unit test -e "$unit"
 echo "runs=$(systemctl show "$(basename "$unit")" --property=MainPID --value 2>/dev/null | grep -vx 0)"
 say_if has_drain test -e "$drop_in/drain.conf"
+say_if has_networks test -e "$networks"
+say_if docker_answers docker_answers
+say_if has_docker has_docker
 echo "current=$(readlink "$prefix/current")"
 echo "previous=$(readlink "$prefix/previous")"
 echo "releases=$(cd "$prefix/releases" 2>/dev/null && for mark in */.complete; do dirname "$mark"; done | tr '\n' ' ')"
 
 ours=
-for path in "$unit" "$drop_in" "$state" "$command" "$config" "$prefix"; do
+for path in "$unit" "$drop_in" "$networks" "$state" "$command" "$config" "$prefix"; do
     [ ! -e "$path" ] && [ ! -L "$path" ] || ours="$ours $path"
 done
 echo "ours=${ours# }"
