@@ -7,7 +7,8 @@ The last is ``tasks/$JOB_ID/result.txt``. In between it carries out the directiv
 in their order; all else is plain text:
 
     [print BYTES]  [print-line TEXT]  [stderr TEXT]  [env NAME]   output
-    [write NAME TEXT]  [wait-for NAME]       a file in the Victoria home: make it, wait for it
+    [write NAME TEXT]  [wait-for NAME]       a file in the Victoria home: make it, wait for it;
+                                             [wait-for OWN/NAME] is in the task's own folder
     [run NAME ARGUMENTS]  run a Python program that is one of the task's files
     [sleep SECONDS]  [hang]  [ignore-term]   take time, never end, ignore TERM and INT
     [eat-memory MIB]  [fail CODE]            hold memory until the end, end with an exit code
@@ -128,7 +129,7 @@ def obey(name: str, value: str, home: str, held: list[bytearray]) -> None:
             f"{value}={os.environ[value]}" if value in os.environ else f"{value} is not set"
         ),
         "write": lambda: write_whole(below(home, first), rest),
-        "wait-for": lambda: wait_for(below(home, value)),
+        "wait-for": lambda: wait_for(below(home, value.replace("OWN", f"tasks/{task_id()}"))),
         "run": lambda: run_program(first, rest.split()),
         "sleep": lambda: time.sleep(float(value)),
         "hang": hang,
