@@ -39,7 +39,7 @@ def main() -> None:
     report = {
         "environment": dict(os.environ),
         "seen": seen,
-        "read": [path for path in map(os.path.join, [HOME] * len(seen), seen) if is_readable(path)],
+        "read": [path for path in seen if is_readable(os.path.join(HOME, path))],
         "calls": list(call_all(targets)),
         "sockets": [path for path in everything_below("/") if is_socket(path)],
         "engines": [name for name in ("podman", "docker") if shutil.which(name)],

@@ -47,10 +47,14 @@ class Node:
     """A host with a hostile task beside an honest one."""
 
     runner: RunnerProcess
-    name: str
+    has_shared_home: bool
     honest: str = ""
     hostile: str = ""
     before: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return f"node-{'shared' if self.has_shared_home else 'task'}"
 
     @property
     def report(self) -> dict[str, Any]:
@@ -70,7 +74,7 @@ def test_hostile_task_does_no_harm_but_to_what_a_shared_home_has_in_common(
     (tmp_path / "secret").write_text(SECRET)
     elsewhere = orchestrator.create_task(CONFIDENTIAL, target_node_name="elsewhere")["id"]
     upload = orchestrator.upload("data.csv", b"1,2\n")["filename"]
-    nodes = [start_node(prepare(engine, mode), mode) for mode in ("shared", "task")]
+    shared, own = nodes = [start_node(prepare(engine, name), name) for name in ("shared", "task")]
     for node in nodes:
         prompt, target = "[wait-for OWN/go][print-line honest]", node.name
         node.honest = orchestrator.create_task(prompt, target_node_name=target, files=[upload])[
@@ -90,7 +94,6 @@ def test_hostile_task_does_no_harm_but_to_what_a_shared_home_has_in_common(
         assert ended["status"] == "success", ended["error_message"]
         check_calls(node.report["calls"])
         check_surroundings(node, orchestrator)
-    shared, own = nodes
     assert shared.changes() == {*COMMON, PLANTED}
     assert own.changes() == set()
 
@@ -107,16 +110,17 @@ def test_hostile_task_does_no_harm_but_to_what_a_shared_home_has_in_common(
     assert SECRET not in orchestrator.stored()
 
 
-def start_node(runner: RunnerProcess, mode: str) -> Node:
+def start_node(runner: RunnerProcess, home: str) -> Node:
     for name, text in COMMON.items():
         path = runner.home / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     # What the hostile task leaves in the place of Crush's database is waited for in vain.
     runner.set_timings(final_log_timeout_s=1)
-    runner.set_options(name=f"node-{mode}", home=mode, max_tasks=2)
+    node = Node(runner, has_shared_home=home == "shared")
+    runner.set_options(name=node.name, home=home, max_tasks=2)
     runner.start()
-    return Node(runner, f"node-{mode}")
+    return node
 
 
 def targets(
@@ -172,23 +176,24 @@ def check_surroundings(node: Node, orchestrator: RecordingOrchestrator) -> None:
     report = node.report
     tasks = {path.split("/")[1] for path in report["seen"] if path.startswith("tasks/")}
     assert tasks == {node.hostile}
-    assert {path for path in report["seen"] if not path.startswith("tasks")} >= set(COMMON)
+    readable = {path for path in report["read"] if not path.startswith("tasks/")}
+    assert readable == {path for path in COMMON if node.has_shared_home or ".crush/" not in path}
     assert (report["sockets"], report["engines"]) == ([], [])
     secrets = {node.runner.node_key, orchestrator.admin_key, orchestrator.registration_token}
     assert secrets.isdisjoint(report["environment"].values())
 
 
-def contents(home: Path, but: str | None = None) -> dict[str, str]:
-    """Return what each file below a home is, but for one task's own folder."""
-    return dict(_contents(home, "" if but is None else f"tasks/{but}"))
+def contents(home: Path, but: str = "nobody") -> dict[str, str]:
+    """Return what each file below a home is, but for one task's own folder and own home."""
+    return dict(_contents(home, (f"tasks/{but}/", f"tasks/.homes/{but}/")))
 
 
-def _contents(home: Path, but: str) -> Iterator[tuple[str, str]]:
+def _contents(home: Path, but: tuple[str, ...]) -> Iterator[tuple[str, str]]:
     for parent, folders, names in os.walk(home):
         links = [name for name in folders if (Path(parent) / name).is_symlink()]
         for path in (Path(parent) / name for name in [*names, *links]):
             relative = path.relative_to(home).as_posix()
-            if relative.startswith((f"{but}/", "tasks/.homes/")) and but:
+            if relative.startswith(but):
                 continue
             with suppress(FileNotFoundError):
                 mode = path.lstat().st_mode
