@@ -94,6 +94,8 @@ def test_hostile_task_does_no_harm_but_to_what_a_shared_home_has_in_common(
         assert ended["status"] == "success", ended["error_message"]
         check_calls(node.report["calls"])
         check_surroundings(node, orchestrator)
+    # The hostile task has closed it, and the runner opens it again before the next task.
+    shared.runner.wait_for(lambda: os.access(shared.runner.home, os.X_OK), "the home is closed")
     assert shared.changes() == {*COMMON, PLANTED}
     assert own.changes() == set()
 
