@@ -56,6 +56,15 @@ class Node:
     def name(self) -> str:
         return f"node-{'shared' if self.has_shared_home else 'task'}"
 
+    def give(self, orchestrator: RecordingOrchestrator, prompt: str, files: list[str]) -> str:
+        task = orchestrator.create_task(prompt, target_node_name=self.name, files=files)
+        return str(task["id"])
+
+    def wait_until_open(self) -> None:
+        """Wait until the runner has opened a home again that a task has closed."""
+        home = self.runner.home
+        self.runner.wait_for(lambda: os.access(home, os.X_OK), "the home is closed")
+
     @property
     def report(self) -> dict[str, Any]:
         path = self.runner.task_folder(self.hostile) / "attack.json"
@@ -76,10 +85,7 @@ def test_hostile_task_does_no_harm_but_to_what_a_shared_home_has_in_common(
     upload = orchestrator.upload("data.csv", b"1,2\n")["filename"]
     shared, own = nodes = [start_node(prepare(engine, name), name) for name in ("shared", "task")]
     for node in nodes:
-        prompt, target = "[wait-for OWN/go][print-line honest]", node.name
-        node.honest = orchestrator.create_task(prompt, target_node_name=target, files=[upload])[
-            "id"
-        ]
+        node.honest = node.give(orchestrator, "[wait-for OWN/go][print-line honest]", [upload])
     for node in nodes:
         node.runner.wait_for_start_of(node.honest)
     files = [orchestrator.upload("attack.py", PROGRAM.read_bytes())["filename"]]
@@ -87,15 +93,13 @@ def test_hostile_task_does_no_harm_but_to_what_a_shared_home_has_in_common(
     files += [orchestrator.upload("targets.json", json.dumps(aims).encode())["filename"]]
     for node in nodes:
         node.before = contents(node.runner.home)
-        prompt, target = "[run attack.py][print-line tried]", node.name
-        node.hostile = orchestrator.create_task(prompt, target_node_name=target, files=files)["id"]
+        node.hostile = node.give(orchestrator, "[run attack.py][print-line tried]", files)
     for node in nodes:
         ended = orchestrator.end_of(node.hostile)
         assert ended["status"] == "success", ended["error_message"]
+        node.wait_until_open()
         check_calls(node.report["calls"])
         check_surroundings(node, orchestrator)
-    # The hostile task has closed it, and the runner opens it again before the next task.
-    shared.runner.wait_for(lambda: os.access(shared.runner.home, os.X_OK), "the home is closed")
     assert shared.changes() == {*COMMON, PLANTED}
     assert own.changes() == set()
 
