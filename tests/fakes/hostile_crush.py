@@ -1,13 +1,18 @@
-"""Databases in Crush's place that a task can leave to harm their reader."""
+"""Databases in Crush's place that a task can leave to harm their reader.
+
+A task runs it as a program, ``hostile_crush.py KIND``, with its own Victoria home. Runs on Python
+3.9, with the standard library.
+"""
 
 from __future__ import annotations
 
 import os
 import sqlite3
+import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 _MESSAGES = """
@@ -91,4 +96,39 @@ def _replace(database: Path, stop: threading.Event) -> None:
         stop.wait(0.0001)
 
 
+def leave(home: Path, kind: str) -> None:
+    """Put a folder with such a database in the place of whatever is there.
+
+    It is made apart and moved there as a whole, since another task may do the same.
+    """
+    folder = home / f".crush-{os.environ['JOB_ID']}"
+    folder.mkdir()
+    os.chdir(folder)
+    database = Path("crush.db")
+    if kind in SCHEMAS:
+        with hostile_crush(database, kind):
+            _move(folder, home / ".crush")
+            time.sleep(0.5)  # while it changes
+        return
+    database.write_bytes(b"SQLite format 3\0" + bytes(range(256)) * 16)
+    if kind == "cut":
+        os.truncate(database, 100)
+    elif kind == "pipe":
+        database.unlink()
+        os.mkfifo(database)
+    _move(folder, home / ".crush")
+
+
+def _move(folder: Path, place: Path) -> None:
+    with suppress(OSError):  # nothing is there, or another task is quicker
+        place.rename(f"{folder}-before")
+    with suppress(OSError):
+        folder.rename(place)
+
+
+OTHERS = ("garbage", "cut", "pipe")
+"""Kinds that `leave` knows beside those of `SCHEMAS`."""
 _CHANGES = {"truncates": _truncate, "fifo": _replace}
+
+if __name__ == "__main__":
+    leave(Path(os.environ.get("VICTORIA_HOME", "/workspace/Victoria")), sys.argv[1])

@@ -85,7 +85,7 @@ class FaultEngine:
         """Make the program that stands for the real engine of that name."""
         self.folder = folder
         self._numbers = itertools.count(1)
-        for name in ("bin", "plans", "met", "released"):
+        for name in ("bin", "plans", "met", "released", "names"):
             (folder / name).mkdir(parents=True)
         program = folder / "bin" / kind
         values = {"python": sys.executable, "handler": _HANDLER, "real": shutil.which(kind)}
@@ -109,7 +109,8 @@ class FaultEngine:
     ) -> Planned:
         """Have the next call of that name meet this, or every one until it is lifted.
 
-        With `needs`, only a call that has this text as one of its arguments.
+        With `needs`, only a call that has this text, or the id of a container of this name, as one
+        of its arguments.
         """
         kind = "always" if always else "once"
         name = f"{call}.{next(self._numbers):06}.{act.value}.{when.value}.{kind}"

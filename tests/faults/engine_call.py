@@ -5,6 +5,7 @@ Called by its shell script as ``FOLDER REAL CALL ARGUMENTS...``, with the runner
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ CHECK_INTERVAL_S = 0.01
 
 def main(folder: Path, real: str, call: str, arguments: list[str]) -> int:
     """Do what is planned; return the exit code."""
-    name, plan = claim(folder, call, arguments)
+    name, plan = claim(folder, call, lambda: names_in(folder, real, arguments))
     if name is None:
         os.execv(real, [real, *arguments])  # noqa: S606 - as if we had not been here
     _, _, act, when, _ = name.split(".")
@@ -37,12 +38,29 @@ def main(folder: Path, real: str, call: str, arguments: list[str]) -> int:
     return int(plan["exit_code"]) if act == "fail" else code
 
 
-def claim(folder: Path, call: str, arguments: list[str]) -> tuple[str | None, dict[str, str]]:
+def names_in(folder: Path, real: str, arguments: list[str]) -> set[str]:
+    """Return the arguments, and the names of the containers whose ids are among them."""
+    names = set(arguments)
+    for container_id in (text for text in arguments if re.fullmatch("[0-9a-f]{64}", text)):
+        known = folder / "names" / container_id
+        if not known.exists():
+            command = [real, "container", "inspect", "--format", "{{.Name}}", container_id]
+            inspected = subprocess.run(command, capture_output=True, text=True, check=False)
+            if inspected.returncode == 0:
+                known.write_text(inspected.stdout.strip().lstrip("/"))
+        if known.exists():
+            names.add(known.read_text())
+    return names
+
+
+def claim(
+    folder: Path, call: str, names: Callable[[], set[str]]
+) -> tuple[str | None, dict[str, str]]:
     """Return the oldest plan for this call that no other call has taken: its name and content."""
     for path in sorted((folder / "plans").glob(f"{call}.*")):
         try:
             plan: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
-            if plan["needs"] and plan["needs"] not in arguments:
+            if plan["needs"] and plan["needs"] not in names():
                 continue
             if path.suffix == ".once":
                 path.rename(folder / f"{path.name}.taken")

@@ -7,7 +7,9 @@ The last is ``tasks/$JOB_ID/result.txt``. In between it carries out the directiv
 in their order; all else is plain text:
 
     [print BYTES]  [print-line TEXT]  [stderr TEXT]  [env NAME]   output
-    [write NAME TEXT]  [wait-for NAME]       a file in the Victoria home: make it, wait for it
+    [write NAME TEXT]  [wait-for NAME]       a file in the Victoria home: make it, wait for it;
+                                             [wait-for OWN/NAME] is in the task's own folder
+    [run NAME ARGUMENTS]  run a Python program that is one of the task's files
     [sleep SECONDS]  [hang]  [ignore-term]   take time, never end, ignore TERM and INT
     [eat-memory MIB]  [fail CODE]            hold memory until the end, end with an exit code
 
@@ -33,7 +35,7 @@ BLOCK = LINE * 10_000
 MIB = 1 << 20
 CHECK_INTERVAL_S = 0.02
 NUMBER = {"print", "sleep", "eat-memory", "fail"}
-TEXT = {"print-line", "stderr", "env", "wait-for", "write"}
+TEXT = {"print-line", "stderr", "env", "wait-for", "write", "run"}
 BARE = {"hang", "ignore-term"}
 
 
@@ -127,7 +129,8 @@ def obey(name: str, value: str, home: str, held: list[bytearray]) -> None:
             f"{value}={os.environ[value]}" if value in os.environ else f"{value} is not set"
         ),
         "write": lambda: write_whole(below(home, first), rest),
-        "wait-for": lambda: wait_for(below(home, value)),
+        "wait-for": lambda: wait_for(below(home, value.replace("OWN", f"tasks/{task_id()}"))),
+        "run": lambda: run_program(first, rest.split()),
         "sleep": lambda: time.sleep(float(value)),
         "hang": hang,
         "ignore-term": lambda: on_end_signals(signal.SIG_IGN),
@@ -151,6 +154,16 @@ def wait_for(path: str) -> None:
     """Wait for a file to exist; the task's own timeout is the only one."""
     while not os.path.exists(path):
         time.sleep(CHECK_INTERVAL_S)
+
+
+def run_program(name: str, arguments: list[str]) -> None:
+    """Run a Python file of the task; the orchestrator has put an id before the file's name."""
+    import runpy  # noqa: PLC0415 - loads much that only this directive needs
+
+    folder = os.environ["TASK_FILES_DIR"]
+    path = next(os.path.join(folder, file) for file in os.listdir(folder) if file.endswith(name))
+    sys.argv[1:] = arguments
+    runpy.run_path(path, run_name="__main__")
 
 
 def show(text: str) -> None:

@@ -21,6 +21,7 @@ class Fault(str, Enum):
     RUN_TWICE = "run twice"  # more than one start mark
     DOUBLED = "final reports doubled"  # more than one final step in the orchestrator's history
     CONTAINER_LEFT = "containers left"
+    STRANGER_HARMED = "strangers harmed"  # a container of a task's name that somebody else made
     WRONG_END = "wrong end reasons"  # another than what the task was to come to: `allowed_ends`
     RUNNER_ENDED = "runner ended by itself"
     NOT_QUIET = "not quiet at the end"  # it has a task or a report long after the last fault
@@ -49,6 +50,8 @@ class Account:
     is_cancelled: bool = False  # the orchestrator took a cancellation for it before its end
     is_removed: bool = False  # its container was removed behind the runner's back
     is_refused: bool = False  # the engine refused to make or to start its container
+    has_stranger: bool = False  # its container's name was taken by somebody else's
+    is_stranger_harmed: bool = False  # which does not run any more, or not as it was
 
     @property
     def end(self) -> str:
@@ -79,6 +82,8 @@ def allowed_ends(account: Account) -> set[str]:
         # inspection in between shows that it was ended by a signal, and that is true by then.
         Kind.REMOVED: {"lost", "failed: exit code 137", "failed: exit code 143"},
     }.get(account.plan.kind, {"completed"})
+    if account.has_stranger:
+        ends = {"unstartable"}
     if account.plan.kind is Kind.REMOVED and not account.is_removed:
         ends = set()
     # If the runner lives to hear it, that is the end; if not, the next one tries again.
@@ -105,6 +110,8 @@ def _wrong(account: Account) -> Iterator[tuple[Fault, str]]:
         yield Fault.DOUBLED, f"its history has {account.final_steps} final steps"
     if account.has_container:
         yield Fault.CONTAINER_LEFT, "its container is there"
+    if account.is_stranger_harmed:
+        yield Fault.STRANGER_HARMED, "the container that had its name before it"
     if account.status in _FINAL and account.end not in allowed:
         wanted, message = " or ".join(sorted(allowed)), account.message[:200]
         yield Fault.WRONG_END, f"it is to end as {wanted}, and did so as: {message!r}"

@@ -3,9 +3,10 @@
 import hashlib
 import random
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from subprocess import CalledProcessError
 
 from tests.engines import Engine
 from tests.faults.certificates import Certificates, make_certificates
@@ -16,7 +17,7 @@ from tests.harness.launcher import JOURNAL_VARIABLE
 from tests.harness.proxy import FaultProxy
 from tests.harness.runner_process import RunnerProcess, container_of, process_on
 from tests.soak.processes import OrchestratorProcess
-from tests.soak.schedule import FILE_SIZES, Schedule
+from tests.soak.schedule import FILE_SIZES, PROGRAMS, Schedule
 
 MEMORY = "100m"
 MAX_TASKS = 6
@@ -35,6 +36,7 @@ IMPATIENT = {
     "orphan_grace_s": 8.0,
     "inspect_interval_s": 5.0,
     "engine_retry_s": 0.5,
+    "final_log_timeout_s": 4.0,  # hostile tasks leave databases that cannot be read
 }
 """The runner's deadlines and pauses, shortened so that thousands of tasks fit into an hour."""
 
@@ -44,6 +46,7 @@ class Host:
     """Everything that runs."""
 
     engine: Engine
+    image: str
     orchestrator: OrchestratorProcess
     certificates: Certificates
     proxy: FaultProxy
@@ -52,6 +55,10 @@ class Host:
     runner: RunnerProcess
     files: list[tuple[str, str]]
     """Names, each with the line by which containers show that the file is whole."""
+    programs: dict[str, tuple[str, str]]
+    """The same for the programs of hostile tasks, by their own names."""
+    strangers: dict[str, str] = field(default_factory=dict)
+    """Containers that have the names of tasks' and are somebody else's: names to states."""
 
     def calm(self) -> None:
         """Take back every fault."""
@@ -71,7 +78,23 @@ class Host:
         runner_id = runner_id_file.read_text().strip() if runner_id_file.exists() else "none"
         listed = self.engine.run("ps", "--all", "--format", "{{.Names}}\t{{.Labels}}")
         rows = [line.partition("\t") for line in listed.splitlines()]
-        return {name for name, _, labels in rows if name in ours or runner_id in labels}
+        names = {name for name, _, labels in rows if name in ours or runner_id in labels}
+        return names - self.strangers.keys()
+
+    def take_name(self, container: str) -> None:
+        """Have somebody else's container take this name, unless it is taken."""
+        with suppress(CalledProcessError):
+            command = ("run", "--detach", f"--name={container}", "--network=host", "--pull=never")
+            program = ("--accept-license", "--task", "[print-line secret][hang]")
+            self.engine.run(*command, self.image, *program)
+            self.strangers[container] = self.state_of(container)
+
+    def state_of(self, container: str) -> str:
+        """Return by what it can be seen whether a container was stopped or replaced."""
+        with suppress(CalledProcessError):
+            shown = self.engine.inspect(container)
+            return " ".join(str(shown["State"][name]) for name in ("Pid", "Status", "StartedAt"))
+        return "gone"
 
     def end(self) -> None:
         """End the runner with its engine calls, and remove every container at once."""
@@ -79,7 +102,7 @@ class Host:
         self.runner.kill()
         for folder in (self.faults.folder, self.runner.state_dir):
             end_calls(folder)
-        self.runner.remove(self.containers())
+        self.runner.remove(self.containers() | self.strangers.keys())
 
 
 @contextmanager
@@ -106,13 +129,24 @@ def running_host(schedule: Schedule, engine: Engine, image: str, folder: Path) -
         )
         runner.set_timings(**IMPATIENT)
         runner.environment |= {"PATH": faults.search_path, JOURNAL_VARIABLE: str(journal.folder)}
-        files = [_store(orchestrator, schedule.seed, size) for size in FILE_SIZES]
-        host = Host(engine, orchestrator, certificates, proxy, faults, journal, runner, files)
+        files = [_store_bytes(orchestrator, schedule.seed, size) for size in FILE_SIZES]
+        programs = {
+            path.name: _store(orchestrator, path.name, path.read_bytes()) for path in PROGRAMS
+        }
+        host = Host(
+            *(engine, image, orchestrator, certificates, proxy, faults, journal, runner),
+            files,
+            programs,
+        )
         stack.callback(host.end)
         yield host
 
 
-def _store(orchestrator: OrchestratorProcess, seed: int, size: int) -> tuple[str, str]:
+def _store_bytes(orchestrator: OrchestratorProcess, seed: int, size: int) -> tuple[str, str]:
     content = random.Random(f"file {seed} {size}").randbytes(size)  # noqa: S311 - to be the same again
-    name = orchestrator.upload(f"{size}.bin", content)
-    return name, f"file: {size} {hashlib.sha256(content).hexdigest()} {name}"
+    return _store(orchestrator, f"{size}.bin", content)
+
+
+def _store(orchestrator: OrchestratorProcess, name: str, content: bytes) -> tuple[str, str]:
+    name = orchestrator.upload(name, content)
+    return name, f"file: {len(content)} {hashlib.sha256(content).hexdigest()} {name}"

@@ -8,10 +8,13 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 
+from tests.fakes import hostile_crush
 from tests.faults.engine import Act, When
 from tests.harness.proxy import Fault
 from tests.harness.proxy import Kind as Network
+from tests.image import poison
 
 LONG_TIMEOUT_S = 900  # a time limit that no task of a soak reaches
 SHORT_TIMEOUT_S = 5  # long enough for a container to leave its start mark, on a busy machine
@@ -35,6 +38,10 @@ class Kind(str, Enum):
     CANCEL_AT_END = "be cancelled as it ends"
     REMOVED = "have its container removed"
     EAT_MEMORY = "eat memory"
+    POISON = "poison the shared home"
+    SPOIL = "spoil Crush's database"
+    POISONED = "find something in the way of its folder"
+    FOREIGN_NAME = "meet a stranger of its container's name"
 
 
 class Upset(str, Enum):
@@ -78,6 +85,8 @@ class TaskPlan:
     timeout_s: int = LONG_TIMEOUT_S
     exit_code: int = 0
     files: tuple[int, ...] = ()  # which of the uploaded files it carries
+    program: str = ""  # which of PROGRAMS it carries as well, and runs
+    in_the_way: tuple[str, str] = ("", "")  # of its folder: below it or in its place, and the form
     strikes_after_s: float | None = None  # when it is cancelled, or its container removed
     faults: tuple[EngineFault, ...] = ()
 
@@ -106,6 +115,8 @@ class Schedule:
 
 
 FILE_SIZES = (0, 1, 4096, 70_000, 300_000, 1_500_000)
+PROGRAMS = tuple(Path(str(module.__file__)) for module in (poison, hostile_crush))
+"""What hostile tasks carry and run."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +143,19 @@ _SHAPES = {
     Kind.CANCEL_AT_END: _Shape(5, "[sleep 1]" + _WORK, strikes=(0.4, 1.4)),
     Kind.REMOVED: _Shape(2, "[hang]", strikes=(0.0, 1.0)),
     Kind.EAT_MEMORY: _Shape(4, "[eat-memory 400]"),
+    Kind.POISON: _Shape(5, "[run {program} {place} {form}]" + _WORK),
+    Kind.SPOIL: _Shape(5, "[run {program} {form}]" + _WORK),
+    Kind.POISONED: _Shape(4, _WORK),
+    Kind.FOREIGN_NAME: _Shape(3, _WORK),
 }
+_PROGRAM_OF = {Kind.POISON: "poison.py", Kind.SPOIL: "hostile_crush.py"}
+_FORMS_OF = {Kind.SPOIL: (*hostile_crush.SCHEMAS, *hostile_crush.OTHERS)}  # else poison.FORMS
+_PLACES_OF = {
+    Kind.POISON: ("tasks", "tasks/OWN", "tasks/OWN/files", ".crush", ".crush"),
+    Kind.POISONED: ("", "files"),
+}
+PREPARED = frozenset({Kind.POISONED, Kind.FOREIGN_NAME})
+"""Kinds whose host is prepared before the task may start."""
 
 _FAULTY_SHARE = 0.3  # how many tasks meet a fault of the engine; some meet two
 _UPSETS_PER_100_TASKS = {
@@ -184,15 +207,23 @@ def _task(seed: int, number: int, kind: Kind, starting: tuple[str, str]) -> Task
     shape, files = _SHAPES[kind], list[int]()
     code = dice.choice((1, 2, 3, 42, 126, 127, 137, 143, 255)) if kind is Kind.FAIL else 0
     seconds = round(dice.choice((0.0, 0.0, 0.2, 1.0)) * dice.random(), 2)
-    if kind is Kind.CARRY_FILES:
+    place, form = (
+        dice.choice(_PLACES_OF.get(kind, ("",))),
+        dice.choice(_FORMS_OF.get(kind, poison.FORMS)),
+    )
+    program = _PROGRAM_OF.get(kind, "")
+    values = {"number": number, "exit_code": code, "program": program, "place": place, "form": form}
+    if kind in {Kind.CARRY_FILES, Kind.POISONED}:
         files = dice.sample(range(len(FILE_SIZES)), dice.randint(1, 3))
     return TaskPlan(
         number,
         kind,
-        shape.prompt.format(seconds=seconds, number=number, exit_code=code),
+        shape.prompt.format(seconds=seconds, **values),
         shape.timeout_s,
         code,
         tuple(files),
+        program,
+        (place, form) if kind is Kind.POISONED else ("", ""),
         round(dice.uniform(*shape.strikes), 2) if shape.strikes else None,
         _faults(dice, kind, starting),
     )

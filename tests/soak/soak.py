@@ -8,18 +8,21 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
 from functools import partial
 from subprocess import CalledProcessError
 
 from tests.faults.engine import Planned
 from tests.harness.proxy import Chance
 from tests.harness.runner_process import container_of
+from tests.image import poison
 from tests.soak.audit import Account, Fault, Finding, audit
 from tests.soak.host import Host
 from tests.soak.processes import RunnerWatch
 from tests.soak.schedule import (
     NETWORK_FAULT_SHARE,
     NETWORK_FAULTS,
+    PREPARED,
     EngineFault,
     Kind,
     Schedule,
@@ -35,6 +38,14 @@ SAY_EVERY_S = 15.0
 ENGINE_TRIES = 5
 LIFTED_AFTER_S = 20.0
 """How long after a task's end its container may still meet a fault, while it is removed."""
+
+
+PREPARED_S = 3.0
+"""How long a task may not start yet whose host is prepared for it."""
+
+
+def _soon() -> str:
+    return (datetime.now(timezone.utc) + timedelta(seconds=PREPARED_S)).isoformat()
 
 
 @dataclass
@@ -135,14 +146,32 @@ class Soak:
             task_id = self._host.orchestrator.create_task(
                 prompt=plan.prompt,
                 timeout_seconds=plan.timeout_s,
-                files=[self._host.files[index][0] for index in plan.files],
+                files=[name for name, _ in self._files_of(plan)],
+                scheduled_for=_soon() if plan.kind in PREPARED else None,
             )
             record = Record(plan, task_id, time.monotonic())
+            self._prepare(record)
             for fault in plan.faults:
                 planned = self.upsets.break_call(fault, container_of(task_id))
                 record.planned.append((fault, planned))
             self.records.append(record)
             self._are_all_created = len(self.records) == len(self._schedule.tasks)
+
+    def _files_of(self, plan: TaskPlan) -> list[tuple[str, str]]:
+        """Return the files that a task carries, as `Host` has them."""
+        programs = [self._host.programs[plan.program]] if plan.program else []
+        return [self._host.files[index] for index in plan.files] + programs
+
+    def _prepare(self, record: Record) -> None:
+        """Take the name of its container, or put something in the way of its folder."""
+        if record.plan.kind is Kind.FOREIGN_NAME:
+            self._host.take_name(container_of(record.task_id))
+        elif record.plan.kind is Kind.POISONED:
+            place, form = record.plan.in_the_way
+            folder = self._host.runner.task_folder(record.task_id)
+            with suppress(OSError):  # it runs already, or this user may not make that
+                (folder.parent if not place else folder).mkdir(parents=True, exist_ok=True)
+                poison.put(form, str(folder / place))
 
     def _look_at_tasks(self) -> int:
         """Note which tasks have started and ended; return how many have ended."""
@@ -221,13 +250,20 @@ class Soak:
                 is_cancelled=record.is_cancelled,
                 is_removed=record.is_removed,
                 is_refused=record.is_refused,
+                has_stranger=container_of(record.task_id) in self._host.strangers,
+                is_stranger_harmed=self._is_stranger_harmed(record),
                 **stored[record.task_id],
             )
             for record in self.records
         ]
 
+    def _is_stranger_harmed(self, record: Record) -> bool:
+        name = container_of(record.task_id)
+        before = self._host.strangers.get(name)
+        return before is not None and self._host.state_of(name) != before
+
     def _wrong_files(self, record: Record) -> tuple[str, ...]:
-        wanted = {self._host.files[index][1] for index in record.plan.files}
+        wanted = {line for _, line in self._files_of(record.plan)}
         result = self._host.runner.task_folder(record.task_id) / "result.txt"
         lines = result.read_text().splitlines() if result.exists() else []
         seen = {line for line in lines if line.startswith("file: ")}

@@ -37,6 +37,9 @@ FAIL_42 = _of_kind(Kind.FAIL, exit_code=42)
 TIMED_OUT = _ended(_of_kind(Kind.TIME_OUT), "timed_out: stopped after 2 s")
 REMOVED = replace(_of_kind(Kind.REMOVED), is_removed=True)
 EARLY = replace(_of_kind(Kind.CANCEL_EARLY), status="cancelled", is_cancelled=True)
+STRANGER = replace(
+    _ended(_of_kind(Kind.FOREIGN_NAME), "unstartable: taken"), has_stranger=True, starts=0
+)
 CANCELLED = replace(_of_kind(Kind.CANCEL_RUNNING), status="cancelled", is_cancelled=True)
 
 
@@ -54,6 +57,8 @@ CANCELLED = replace(_of_kind(Kind.CANCEL_RUNNING), status="cancelled", is_cancel
         _ended(REMOVED, "lost: container is gone"),
         _ended(REMOVED, "failed: exit code 137"),
         replace(_ended(RIGHT, "unstartable: cannot start"), starts=0, is_refused=True),
+        STRANGER,
+        _of_kind(Kind.FOREIGN_NAME),  # its container was quicker
     ],
     ids=_name,
 )
@@ -83,6 +88,8 @@ def test_account_that_is_right_has_no_finding(account: Account) -> None:
         (_ended(REMOVED, "failed: exit code 1"), Fault.WRONG_END),
         (_ended(_of_kind(Kind.REMOVED), "lost: container is gone"), Fault.WRONG_END),
         (replace(RIGHT, wrong_files=("file: 1 abc one.bin",)), Fault.WRONG_END),
+        (replace(STRANGER, is_stranger_harmed=True), Fault.STRANGER_HARMED),
+        (replace(_of_kind(Kind.FOREIGN_NAME), has_stranger=True), Fault.WRONG_END),
     ],
     ids=_name,
 )

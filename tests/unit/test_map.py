@@ -20,6 +20,7 @@ from runner.reporter.job import job_in
 from runner.reporter.reporter import Reporter
 from runner.reporter.server import server_for
 from runner.settings import DEFAULT_IMAGE
+from tests.system.test_attacks import COMMON
 
 ROOT = Path(__file__).resolve().parents[2]
 ROLE = ROOT / "ansible/roles/victoria_runner"
@@ -198,6 +199,25 @@ def anchors(document: Path) -> set[str]:
     text = re.sub(r"^```.*?^```", "", document.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
     headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_each_attack_in_the_security_document_names_tests_that_are_there() -> None:
+    attacks = text_of("security.md").partition("## Attacks tried")[2].partition("\n## ")[0]
+    rows = [line for line in attacks.splitlines() if re.match(r"\| (?!Attack |---)", line)]
+    assert rows
+    for row in rows:
+        names = re.findall(r"`([^`]+)`", row.rsplit(" | ", 1)[1])
+        assert names, row
+        for file, _, test in (name.partition("::") for name in names):
+            path = ROOT / "tests" / file
+            assert path.is_file(), f"{file} is not there: {row}"
+            assert f"def {test}(" in path.read_text(encoding="utf-8"), f"no {test}: {row}"
+
+
+def test_security_document_says_first_what_is_common_in_a_shared_home() -> None:
+    first = text_of("security.md").split("\n\n")[1]
+    assert all(f"`{path.split('/')[0]}`" in first for path in COMMON if path != "notes.txt")
+    assert "everything outside of `tasks/`" in first
 
 
 @each_document
