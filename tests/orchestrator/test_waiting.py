@@ -41,6 +41,18 @@ def test_task_is_offered_to_the_next_waiter_unless_the_first_takes_it(taken: str
             assert (second.offers, len(waiters)) == ([] if taken == "the task" else [offer], 1)
 
 
+def test_task_passes_by_a_node_that_gets_no_new_work() -> None:
+    waiters, offers = Waiters(), [_offer("x"), _offer("y"), _offer("z")]
+    with waiters.waiting(FIRST) as full, waiters.waiting(SECOND) as other:
+        waiters.wake(offers[0])
+        waiters.set_full(full, is_full=True)
+        waiters.wake(offers[1])
+        assert (full.offers, other.offers) == ([], offers[:2])
+        waiters.set_full(full, is_full=False)
+        waiters.wake(offers[2])
+        assert full.offers == offers[2:]
+
+
 def test_offer_ends_when_there_is_no_task_and_later_offers_stay() -> None:
     waiters = Waiters()
     with waiters.waiting(FIRST) as only:
