@@ -65,9 +65,11 @@ def check_home(home: Path, mode: HomeMode, tidying: Tidying, *, thorough: bool) 
     with _opened(home, mode, tidying) as root:
         if tidying.stamp is not None or _is_there(root, TASKS):
             with _folder(root, TASKS, home / TASKS, tidying) as tasks:
+                # `doctor` may do the same at this moment.
                 with suppress(FileExistsError):
                     os.mkdir(_PROBE, 0o700, dir_fd=tasks)
-                os.rmdir(_PROBE, dir_fd=tasks)
+                with suppress(FileNotFoundError):
+                    os.rmdir(_PROBE, dir_fd=tasks)
         if thorough and mode is HomeMode.TASK:
             _Copy(home).copy(root, None)
 
@@ -249,9 +251,7 @@ def _is_there(parent: int, name: str) -> bool:
 
 def _match_home(folder: int, home: os.stat_result) -> None:
     """Have a task's folder belong to those who may write in the home: the image may need that."""
-    if os.geteuid() == 0:
-        os.fchown(folder, home.st_uid, home.st_gid)
-    os.fchmod(folder, 0o755 | stat.S_IMODE(home.st_mode) & 0o777)
+    _own(folder, home, 0o755 | home.st_mode & 0o777)
 
 
 # The copy of a home
@@ -357,8 +357,15 @@ def _names_in(folder: int) -> list[str]:
 
 def _keep_status(copy: int, original: os.stat_result) -> None:
     """Keep owner, mode and times; a mode that changes the user is not kept."""
-    if os.geteuid() == 0:
-        os.fchown(copy, original.st_uid, original.st_gid)
     is_folder = stat.S_ISDIR(original.st_mode)  # one without the right to write is not removable
-    os.fchmod(copy, original.st_mode & 0o777 | (stat.S_IRWXU if is_folder else 0))
+    _own(copy, original, original.st_mode & 0o777 | (stat.S_IRWXU if is_folder else 0))
     os.utime(copy, ns=(original.st_atime_ns, original.st_mtime_ns))
+
+
+def _own(handle: int, like: os.stat_result, mode: int) -> None:
+    """Set owner and mode, as far as the file system and this user's rights allow it."""
+    with suppress(PermissionError):
+        if os.geteuid() == 0:
+            os.fchown(handle, like.st_uid, like.st_gid)
+    with suppress(PermissionError):
+        os.fchmod(handle, mode)

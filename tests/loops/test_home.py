@@ -93,9 +93,9 @@ async def test_obstacle_in_the_home_costs_no_task_of_the_queue(
 
 
 def plant_immovable(host: Host) -> Callable[[], object]:
-    """Have folders where the obstacle would be moved to within an hour; return what heals it."""
+    """Have folders where the obstacle would be moved to for a while; return what heals it."""
     (host.home / ".crush").touch()
-    for later_s in range(3600):
+    for later_s in range(1000):
         stamp = file_stamp(host.clock.wall_s() + later_s)
         (host.home / f".crush.{stamp}.unusable").mkdir()
     return (host.home / ".crush").unlink
@@ -137,12 +137,12 @@ async def test_home_that_grows_too_large_costs_one_task_and_not_the_queue(host: 
     async with host.runner(home=HomeMode.TASK):
         await host.wait_for_calls(POLL)
         large = too_large(host.home)
-        for task_id in QUEUE:
+        for task_id in QUEUE[:5]:
             host.orchestrator.offer(task_id)
         end = await host.wait_for_end("t-0")
         assert end["message"].startswith(f"unstartable: cannot copy {host.home} for a task: it has")
         await host.clock.advance(600)
         assert set(outcomes(host)) == {"t-0"}
         large.unlink()
-        await host.pass_time_until(lambda: len(outcomes(host)) == len(QUEUE))
-    assert list(outcomes(host).values()).count("success") == len(QUEUE) - 1
+        await host.pass_time_until(lambda: len(outcomes(host)) == 5)
+    assert list(outcomes(host).values()).count("success") == 4

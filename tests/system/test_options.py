@@ -77,6 +77,24 @@ def test_variables_stand_for_the_options(
     assert (tmp_path / "a home" / "tasks" / task_id / "result.txt").exists()
 
 
+def test_task_has_a_home_of_its_own_which_is_removed_with_its_folder(
+    runner: RunnerProcess, orchestrator: RecordingOrchestrator
+) -> None:
+    runner.home.mkdir()
+    (runner.home / "given").touch()
+    task_id = orchestrator.create_task("[wait-for given][write left by me]")["id"]
+    done = runner.run("--once", "--home=task")
+    assert done.exit_code == 0, done.log
+    assert orchestrator.task(task_id)["status"] == "success", done.log
+    own_home = runner.home / "tasks" / ".homes" / task_id
+    assert {path.name for path in own_home.iterdir()} == {"given", "left", "tasks"}
+    assert {path.name for path in runner.home.iterdir()} == {"given", "tasks"}
+    assert (runner.task_folder(task_id) / "result.txt").exists()
+    assert runner.run("cleanup", "--older-than=0.0000001").exit_code == 0
+    assert not own_home.exists()
+    assert not runner.task_folder(task_id).exists()
+
+
 def test_host_without_an_engine_ends_the_runner_with_the_sentence_of_the_troubleshooting(
     runner: RunnerProcess, tmp_path: Path
 ) -> None:
