@@ -185,7 +185,7 @@ def _check_metadata(*, reached: bool | None) -> Check:
         return Check(what, f"{METADATA_ADDRESS} does not answer to a container")
     sentence = (
         f"{METADATA_ADDRESS} answers to a container: on a cloud host a task can read its user "
-        "data and the credentials of its role; block it as docs/fleet.md describes"
+        "data and the credentials of its role; block it as docs/install.md describes"
     )
     return Check(what, sentence, is_warning=True)
 

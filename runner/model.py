@@ -159,10 +159,10 @@ class PullPolicy(str, Enum):
 class Hardening(str, Enum):
     """Which rights are taken away from a container."""
 
+    STRICT = "strict"
+    """All capabilities too, and writing outside of the Victoria home, /tmp and /run."""
     DEFAULT = "default"
     """Those that no agent needs: new privileges, processes without end, three capabilities."""
-    STRICT = "strict"
-    """All capabilities, and writing outside of the Victoria home, /tmp and /run."""
     ENGINE = "engine"
     """None but those that the engine takes away by itself."""
 

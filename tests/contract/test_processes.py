@@ -10,16 +10,19 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import anyio
+import anyio.to_thread
 import pytest
 
 from runner.engine import processes
-from runner.engine.base import ContainerSpec, Phase
+from runner.engine.base import LABEL_ORCHESTRATOR, ContainerSpec, Phase
 from runner.engine.cli import CliEngine, find_engine
+from runner.engine.probe import NoShell, probe_rights
 from runner.errors import EngineError, EngineSilent, NoContainerRuntime
-from runner.model import PullPolicy
+from runner.model import Hardening, PullPolicy
 from runner.timing import Timings
 from tests.contract.conftest import Subject, is_alive, own_children
 from tests.engines import Engine as Command
@@ -239,7 +242,7 @@ async def test_container_whose_process_is_killed_has_exited(podman: Subject) -> 
     assert (container.phase, container.exit_code) == (Phase.EXITED, 137)
 
 
-async def test_container_that_a_killed_removal_has_left_without_its_storage_is_removed(
+async def test_container_that_a_killed_removal_has_left_without_its_storage_is_recognised(
     podman: Subject, tmp_path: Path
 ) -> None:
     folders = {name: tmp_path / name for name in ("graphroot", "runroot")}
@@ -258,9 +261,60 @@ async def test_container_that_a_killed_removal_has_left_without_its_storage_is_r
         storage_list.write_text("[]")
     engine = find_engine("podman", environment)
     assert await engine.labelled("victoria-half", "1") == [podman.name]
+    left = await engine.inspect(podman.name)
+    assert left is not None
+    assert (left.phase, left.labels) == (Phase.HALF_REMOVED, {"victoria-half": "1"})
+    assert await engine.inspect(left.container_id) == left
+    await engine.remove(left.container_id)
     assert await engine.inspect(podman.name) is None
     assert await engine.labelled("victoria-half", "1") == []
     shutil.rmtree(folders["graphroot"], ignore_errors=True)
+
+
+async def test_only_engine_calls_of_this_user_and_host_are_taken_for_leftover_starts(
+    podman: Subject, tmp_path: Path
+) -> None:
+    cid_file = ("--cidfile", str(tmp_path / "x.cid"))
+    code = "import signal; signal.signal(15, lambda *_: exit()); signal.pause()"
+    call = ("-c", f"{code} #/podman", *cid_file)  # its third argument passes for the program
+    by_python = ("--network", "host", "--entrypoint", "python3")
+    await podman.start("", arguments=call, run_args=by_python)
+
+    def start(*command: str, user: int | None = None) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(command, user=user, stdin=subprocess.PIPE)
+
+    ours = start(sys.executable, *call)
+    others = [start(sys.executable, "-c", code, *cid_file)]
+    if os.geteuid() == 0:
+        others.append(start("/bin/sh", "-c", "read line #/podman", *cid_file, user=65534))
+    try:
+        timings = Timings(leftover_start_grace_s=0.2)
+        killed = await anyio.to_thread.run_sync(
+            processes.kill_leftover_starts, tmp_path, set(), timings
+        )
+        assert killed == [ours.pid]
+        assert ours.wait(DEADLINE_S) == -signal.SIGKILL
+        assert [process.poll() for process in others] == [None] * len(others)
+        assert (await podman.look()).phase is Phase.RUNNING
+    finally:
+        for process in (ours, *others):
+            process.kill()
+            process.communicate()
+
+
+async def test_strictly_hardened_container_writes_to_its_home_and_to_little_else(
+    real: Subject, tmp_path: Path
+) -> None:
+    labels = {LABEL_ORCHESTRATOR: str(tmp_path)}
+    volumes = {tmp_path: "/workspace/Victoria"}
+    spec = real.spec("", volumes=volumes, labels=labels, hardening=Hardening.STRICT)
+    rights = await probe_rights(real.engine, spec, "/workspace/Victoria", "written")
+    assert (rights.capabilities, rights.may_gain_privileges, rights.pids_limit) == ((), False, 4096)
+    assert (rights.has_read_only_root, rights.is_home_writable) == (True, True)
+    spec = replace(spec, run_args=(*spec.run_args, "--env", "PATH=/nowhere"))
+    with pytest.raises(NoShell):
+        await probe_rights(real.engine, spec, "/workspace/Victoria", "written")
+    assert not await real.engine.labelled(LABEL_ORCHESTRATOR, str(tmp_path))
 
 
 async def test_process_of_another_does_not_pass_for_the_containers() -> None:

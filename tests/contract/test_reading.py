@@ -9,9 +9,10 @@ import pytest
 from runner.engine.arguments import run_arguments
 from runner.engine.base import ContainerSpec, Phase
 from runner.engine.call import CommandResult
+from runner.engine.hardening import hardening_arguments
 from runner.engine.inspect import read_container
 from runner.errors import EngineError, EngineSilent, ImageMissing, NameInUse, NoSuchContainer
-from runner.model import Limits
+from runner.model import Hardening, Limits
 
 NEVER = "0001-01-01T00:00:00Z"
 AT_NINE = "2026-01-31T09:00:00Z"
@@ -105,6 +106,44 @@ def test_gpus_are_requested_in_each_engines_way() -> None:
     two = replace(SPEC, limits=Limits(gpus="0,1"))
     assert '"device=0,1"' in run_arguments("docker", two)
     assert {"nvidia.com/gpu=0", "nvidia.com/gpu=1"} <= set(run_arguments("podman", two))
+
+
+DEFAULTS = [
+    "--security-opt=no-new-privileges",
+    "--pids-limit=4096",
+    *(f"--cap-drop={name}" for name in ("MKNOD", "NET_RAW", "AUDIT_WRITE")),
+]
+STRICT = [*DEFAULTS[:2], "--cap-drop=ALL", "--read-only", "--tmpfs=/tmp", "--tmpfs=/run"]
+
+
+@pytest.mark.parametrize(
+    ("hardening", "run_args", "expected"),
+    [
+        (Hardening.DEFAULT, (), DEFAULTS),
+        (Hardening.STRICT, (), STRICT),
+        (Hardening.ENGINE, (), []),
+        (Hardening.DEFAULT, ("--security-opt=no-new-privileges:false",), DEFAULTS[1:]),
+        (Hardening.DEFAULT, ("--security-opt", "seccomp=x"), DEFAULTS),
+        (Hardening.DEFAULT, ("--pids-limit", "99"), [DEFAULTS[0], *DEFAULTS[2:]]),
+        (Hardening.DEFAULT, ("--cap-add=cap_net_raw",), [*DEFAULTS[:3], DEFAULTS[4]]),
+        (Hardening.DEFAULT, ("--cap-add", "MKNOD,SYS_ADMIN"), [*DEFAULTS[:2], *DEFAULTS[3:]]),
+        (Hardening.DEFAULT, ("--privileged",), DEFAULTS[:2]),
+        (Hardening.STRICT, ("--cap-add=NET_RAW",), STRICT),
+        (Hardening.STRICT, ("--cap-add=ALL",), [*STRICT[:2], *STRICT[3:]]),
+        (Hardening.STRICT, ("--read-only=false",), [*STRICT[:3], *STRICT[4:]]),
+        (Hardening.STRICT, ("--tmpfs=/tmp:exec", "--volume=/srv:/run:ro"), STRICT[:4]),
+    ],
+)
+def test_container_is_hardened_unless_the_operator_sets_the_same(
+    hardening: Hardening, run_args: tuple[str, ...], expected: list[str]
+) -> None:
+    assert hardening_arguments(hardening, run_args) == expected
+    spec = replace(SPEC, hardening=hardening, run_args=run_args)
+    for kind in ("podman", "docker"):
+        assert run_arguments(kind, spec)[-len(expected) - len(run_args) - 1 : -1] == [
+            *expected,
+            *run_args,
+        ]
 
 
 def test_nothing_of_an_assignment_can_become_an_option() -> None:

@@ -159,7 +159,7 @@ def test_inspection_that_is_refused_after_a_create_is_not_a_refusal_to_start(
     rig = podman_rig
     rig.runner.set_options(memory="64m")
     task_id = rig.orchestrator.create_task("[print-line done]")["id"]
-    refused = rig.engine.plan("inspect", Act.FAIL, needs=container_of(task_id))
+    refused = rig.engine.plan("inspect", Act.FAIL)
     rig.runner.start()
     refused.wait()
     rig.check_ended_once(task_id)

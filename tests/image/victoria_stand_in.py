@@ -12,9 +12,11 @@ in their order; all else is plain text:
     [run NAME ARGUMENTS]  run a Python program that is one of the task's files
     [sleep SECONDS]  [hang]  [ignore-term]   take time, never end, ignore TERM and INT
     [eat-memory MIB]  [fail CODE]            hold memory until the end, end with an exit code
+    [rights]                                 print what the kernel lets this container do
 
-A prompt without directives is echoed together with the task's files. Runs on Python 3.9, with the
-standard library, and imports little, since every test waits for its start.
+With ``--accept-license`` alone the prompt is in the file that TASK_PROMPT_FILE names. A prompt
+without directives is echoed together with the task's files. Runs on Python 3.9, with the standard
+library, and imports little, since every test waits for its start.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ MIB = 1 << 20
 CHECK_INTERVAL_S = 0.02
 NUMBER = {"print", "sleep", "eat-memory", "fail"}
 TEXT = {"print-line", "stderr", "env", "wait-for", "write", "run"}
-BARE = {"hang", "ignore-term"}
+BARE = {"hang", "ignore-term", "rights"}
 
 
 class Refused(Exception):
@@ -93,6 +95,9 @@ def die_on_signals() -> None:
 
 def read_arguments(arguments: list[str]) -> str:
     """Return the prompt; both arguments of the real image are required."""
+    if arguments == ["--accept-license"] and "TASK_PROMPT_FILE" in os.environ:
+        with open(os.environ["TASK_PROMPT_FILE"], encoding="utf-8") as file:
+            return file.read()
     *options, prompt = arguments or [""]
     if options != ["--accept-license", "--task"] or not prompt.strip():
         raise Refused(f"cannot start: --accept-license --task PROMPT is wanted, not {arguments!r}")
@@ -133,6 +138,7 @@ def obey(name: str, value: str, home: str, held: list[bytearray]) -> None:
         "run": lambda: run_program(first, rest.split()),
         "sleep": lambda: time.sleep(float(value)),
         "hang": hang,
+        "rights": show_rights,
         "ignore-term": lambda: on_end_signals(signal.SIG_IGN),
         # Copied, not allocated: zeroed memory would not be resident before it is touched.
         "eat-memory": lambda: held.extend(bytearray(b"x") * MIB for _ in range(int(value))),
@@ -143,6 +149,16 @@ def obey(name: str, value: str, home: str, held: list[bytearray]) -> None:
 def on_end_signals(handler: signal.Handlers | Callable[[int, FrameType | None], None]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, handler)
+
+
+def show_rights() -> None:
+    """Print what this process may do, and how many there may be in its container."""
+    with open("/proc/self/status", encoding="ascii") as file:
+        show("".join(line for line in file if line.startswith(("CapEff", "NoNewPrivs"))).rstrip())
+    for path in ("/sys/fs/cgroup/pids.max", "/sys/fs/cgroup/pids/pids.max"):
+        if os.path.exists(path):
+            with open(path, encoding="ascii") as file:
+                show(f"pids.max:\t{file.read().strip()}")
 
 
 def hang() -> None:

@@ -139,7 +139,9 @@ def test_only_named_proxies_are_believed(
         ok(admin.post("/tasks", json={"prompt": "p"}))
         assignment = ok(node.get("/tasks/pending"))
         entries = ok(admin.get("/keys/audit"))["entries"]
+        log = program.end()[1]
     assert assignment["orchestrator_url"].partition(":")[0] == scheme
+    assert log.count("a proxy with TLS seems to be in front") == (scheme == "http")
     assert {entry["client"] for entry in entries} == {client}
 
 

@@ -28,13 +28,16 @@ def test_doctor_reports_that_all_is_well_and_shows_the_running_task(
     runner.start()
     runner.wait_for_start_of(task_id)
 
-    done = runner.run("doctor")
+    done = runner.run("doctor", "--run")
     assert done.exit_code == 0, done.output
     for sentence in (
         f"ok   engine: {runner.engine.name} ",
         "ok   journal: 1 open tasks\n",
         f"ok   orchestrator: {orchestrator.url} answers",
         f"     task {task_id}: running\n",
+        "ok   container: one of ",
+        "ok   container's processes: at most 4096\n",
+        " cloud metadata: 169.254.169.254 ",
     ):
         assert sentence in done.output
     output = done.output + runner.run("doctor", "--json").output

@@ -20,6 +20,7 @@ from runner.model import Identity, Registration
 from runner.node import runtime_to_use
 from runner.redaction import Secret
 from runner.settings import Settings
+from tests.harness.server import json_response, serving
 from tests.unit.another_user import as_another_user
 
 JOURNALS = Path(__file__).parent / "journals"
@@ -72,6 +73,20 @@ def test_podman_without_user_ids_is_recognised(
     host = {"security": {"rootless": is_rootless}, "idMappings": {"uidmap": map_, "gidmap": map_}}
     about = {"version": {"Version": "5.0.0"}, "host": {**host, "cgroupManager": "systemd"}}
     assert read_podman_facts(about).has_user_ids is has_user_ids
+
+
+def test_text_of_an_orchestrator_controls_no_terminal_and_forges_no_line() -> None:
+    lines: list[str] = []
+
+    async def examine_hostile() -> None:
+        async with serving() as server:
+            server.answer(json_response({"version": "1\x1b]0;title\x07\nok   forged: line\u202e"}))
+            settings = replace(SETTINGS, orchestrator_url=server.url)
+            await examine(settings, lines.append, as_json=False)
+
+    anyio.run(examine_hostile)
+    assert any("ok   forged" in line for line in lines)
+    assert [line for line in lines if not line.isprintable() or line.startswith("ok   f")] == []
 
 
 def write_journal(state_dir: Path, name: str) -> None:

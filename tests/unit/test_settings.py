@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.api.address import check_orchestrator_url
+from runner.api.address import check_orchestrator_url, url_to_hand_on
 from runner.errors import ConfigurationError
 from runner.redaction import Secret
 from runner.settings import (
@@ -40,6 +40,39 @@ check_https_url = partial(check_orchestrator_url, allow_http=False)
 check_url = partial(check_orchestrator_url, allow_http=True)
 check_policy = partial(check_image_policy, allowed=("docker.io/*", "ghcr.io/elcanotek/*"))
 token_of = partial(parse_token, source="--registration-token")
+
+
+@pytest.mark.parametrize(
+    ("own", "named", "is_handed_on"),
+    [
+        ("https://o.example", "https://o.example/", True),
+        ("https://o.example", "https://O.EXAMPLE:443/api", True),
+        ("https://o.example/v", "https://o.example/v/x", True),
+        ("https://o.example/v", "https://o.example/victim", False),
+        ("https://o.example/v", "https://o.example/v/../x", False),
+        ("https://o.example/v", "https://o.example", False),
+        ("https://o.example", "http://o.example", False),
+        ("https://o.example", "https://o.example:8443", False),
+        ("https://o.example", "https://evil.example", False),
+        ("https://o.example", "https://o.example@evil.example", False),
+        ("https://o.example", "https://evil.example\\@o.example", False),
+        ("https://o.example", "https://o.example/?x", False),
+        ("http://127.0.0.1:8000", "http://127.0.0.1:8000", True),
+        ("http://127.0.0.1:8000", "http://host.containers.internal:8000", True),
+        ("http://127.0.0.1:8000", "http://host.containers.internal:8001", False),
+        ("http://10.0.0.1", "http://host.containers.internal", False),
+        ("http://10.0.0.1", "http://10.0.0.2", False),
+    ],
+)
+def test_url_of_an_assignment_is_handed_on_only_within_the_runners_own(
+    own: str, named: str, *, is_handed_on: bool
+) -> None:
+    expected = named.rstrip("/") if is_handed_on else own
+    assert url_to_hand_on(named, own, trusts_others=False) == expected
+    is_plain_https = named.startswith("https:") and not set("@\\?").intersection(named)
+    is_trusted = is_handed_on or (is_plain_https and ".." not in named)
+    expected = named.rstrip("/") if is_trusted else own
+    assert url_to_hand_on(named, own, trusts_others=True) == expected
 
 
 def parse_tag(pair: str) -> object:
