@@ -94,7 +94,6 @@ def _answer(client: httpx.Client, call: tuple[str, str], other: Client) -> tuple
     return response.status_code, response.text
 
 
-@pytest.mark.both_databases
 def test_limited_admin_key_reaches_nothing_of_another_client(
     orchestrator: RunningOrchestrator,
 ) -> None:

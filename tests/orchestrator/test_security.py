@@ -50,7 +50,8 @@ def test_number_of_remembered_addresses_is_limited() -> None:
 def test_right_long_secret_passes_whoever_guesses_beside_it(
     orchestrator: RunningOrchestrator,
 ) -> None:
-    codes = [orchestrator.client("guess").get("/nodes").status_code for _ in range(100)]
+    stranger = orchestrator.client("guess")
+    codes = [stranger.get("/nodes").status_code for _ in range(100)]
     assert codes == [401, 401, *[429] * 98]
     assert orchestrator.nodes() == []
     token = orchestrator.create_token("*")["token"]
@@ -83,20 +84,17 @@ def test_trusted_proxy_names_the_guesser(tmp_path: Path, proxies: str | None, la
     assert codes == [401, 429, last]
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["\x9b31mred", "203.0.113.9 a", "fe80::1%\x9b", "a.example", "9" * 300],
-    ids=["control", "two words", "control in a zone", "name", "long"],
-)
 def test_proxy_that_names_no_address_reaches_no_log_and_no_audit(
-    tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    texts = ("\x9b31mred", "203.0.113.9 a", "fe80::1%\x9b", "a.example", "9" * 300)
     with serve(tmp_path, trusted_proxies="127.0.0.1") as orchestrator:
-        forwarded = {b"X-Forwarded-For": text.encode("latin-1")}
-        rows(orchestrator.admin.get("/nodes", headers=forwarded))
+        for text in texts:
+            forwarded = {b"X-Forwarded-For": text.encode("latin-1")}
+            rows(orchestrator.admin.get("/nodes", headers=forwarded))
         orchestrator.client("guess").get("/nodes", headers=forwarded)
-        [entry] = orchestrator.audit(action="nodes:read")
-    assert entry["client"] == "unknown"
+        entries = orchestrator.audit(action="nodes:read")
+    assert [entry["client"] for entry in entries] == ["unknown"] * len(texts)
     [refused] = [one for one in caplog.records if one.message == "request refused"]
     assert refused.__dict__["fields"]["client"] == "unknown"
 

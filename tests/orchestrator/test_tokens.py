@@ -15,7 +15,6 @@ def _token(orchestrator: RunningOrchestrator, token: Json) -> Json:
     return ok(orchestrator.admin.get(f"{PATH}/{token['token_id']}"))
 
 
-@pytest.mark.both_databases
 def test_token_registers_nodes_of_its_names_alone(orchestrator: RunningOrchestrator) -> None:
     token = orchestrator.create_token("client-acme-*", "shared-1")
     secret = token["token"]
@@ -37,7 +36,6 @@ def test_token_registers_nodes_of_its_names_alone(orchestrator: RunningOrchestra
     assert secret not in orchestrator.stored()
 
 
-@pytest.mark.both_databases
 def test_node_registers_again_within_the_patterns_without_a_use(
     orchestrator: RunningOrchestrator,
 ) -> None:
