@@ -245,6 +245,20 @@ def test_service_starts_with_the_rules_of_blocked_networks_or_not_at_all(
     assert loading == ([*after, *before] if networks else [])
 
 
+def test_hashes_are_those_of_the_pinned_dependencies() -> None:
+    root = ROLE.parents[2]
+    pins = set(
+        re.findall(r"^[\w.-]+==[\w.]+", (root / "constraints.txt").read_text(), re.MULTILINE)
+    )
+    text = (root / "requirements-runner.txt").read_text().replace("\\\n", "")
+    entries = [line.split() for line in text.splitlines() if not line.startswith("#")]
+    assert {entry[0] for entry in entries} <= pins
+    assert all(re.search(r" --hash=sha256:[0-9a-f]{64}", " ".join(entry)) for entry in entries)
+    project = (root / "pyproject.toml").read_text().partition("\ndependencies = [")[2]
+    needed = re.findall(r'^ +"([\w-]+)', project.partition("\n]")[0], re.MULTILINE)
+    assert set(needed) <= {entry[0].partition("==")[0] for entry in entries}
+
+
 def fingerprint(place: Path) -> str:
     program = str(ROLE / "files" / "fingerprint.py")
     command = [sys.executable, program, str(place / "inside"), str(place / "pins")]

@@ -14,6 +14,7 @@
 ./dev rollout --all       the same, with the long scenarios
 ./dev rollout ARGUMENTS   some scenarios only; the arguments are pytest's, as in
                           -k "bare or upgrade"
+./dev lock                write requirements-runner.txt, which has the hashes of what hosts install
 ./dev contract            lint the contract, and generate clients that call the orchestrator
 ./dev bench [OPTIONS]     measure the runner, the status reporter or the orchestrator
 ./dev ci                  run what CI runs: test, soak, test --python 3.10, rollout
@@ -38,6 +39,7 @@ from tools.dev import rollout as scenarios
 from tools.dev.contract import run as run_contract
 from tools.dev.engines import Engine, running_docker
 from tools.dev.images import ready_engine, ready_podman
+from tools.dev.lock import write_hashes
 from tools.dev.packages import ensure_browser, ensure_program
 from tools.dev.shell import (
     INTERRUPTED,
@@ -61,7 +63,7 @@ def main(arguments: list[str]) -> int:
     """Run the command that the arguments name; return the exit code."""
     commands = {
         command.__name__: command
-        for command in (demo, check, test, soak, rollout, contract, bench, ci)
+        for command in (demo, check, test, soak, rollout, lock, contract, bench, ci)
     }
     name, *rest = arguments or ["help"]
     if name in {"help", "-h", "--help"}:
@@ -176,6 +178,14 @@ def rollout(arguments: list[str]) -> int:
         env = scenarios.ready()
         python = envs.project().ensure()
     return run_in_foreground(scenarios.command(python, env, arguments))
+
+
+def lock(arguments: list[str]) -> int:
+    """Write the file of hashes that hosts install by."""
+    if arguments:
+        raise SetupError("cannot take arguments: ./dev lock writes requirements-runner.txt")
+    with setup_lock():
+        return write_hashes()
 
 
 def contract(arguments: list[str]) -> int:

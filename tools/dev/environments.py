@@ -130,6 +130,12 @@ def ensure_ansible() -> Path | None:
     return environment.python.parent
 
 
+def ensure_uv() -> Path:
+    """Return the path of uv, which resolves for all Pythons at once and knows hashes."""
+    environment = Environment(ROOT / ".venv-lock", "uv: 60 MB, some seconds", ("uv==0.13.9",))
+    return environment.ensure().with_name("uv")
+
+
 def ensure_prefect() -> Path:
     """Return a Python with Prefect, which ./dev bench peers compares the runner with."""
     environment = Environment(
