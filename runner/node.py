@@ -247,16 +247,17 @@ class Node:
                 log.error(str(error))
                 return
             url, now = self._orchestrator.url, self._clock.wall_s()
-            registration = registrations.get(url)
-            if registration is not None:
-                await self._persist(
-                    lambda: self._journal.store_registration(registration, url, now)
-                )
-                log.warning(
-                    "the journal knows no identity; it is taken from the identity file",
-                    extra=fields(node_id=registration.identity.node_id),
-                )
-                await self._load()
+            copy = registrations.get(url)
+            if copy is None:
+                return
+            if await self._persist(lambda: self._journal.has_refused(copy.identity)):
+                return
+            await self._persist(lambda: self._journal.store_registration(copy, url, now))
+            log.warning(
+                "the journal knows no identity; it is taken from the identity file",
+                extra=fields(node_id=copy.identity.node_id),
+            )
+            await self._load()
 
     async def _load(self) -> Registration | None:
         if self._registration is None:

@@ -70,6 +70,15 @@ class Journal(Database):
         return registration_from_row(row) if row else None
 
     @transaction
+    def has_refused(self, identity: Identity) -> bool:
+        """Return whether the orchestrator no longer knows this identity's key."""
+        row = self.connection.execute(
+            "SELECT 1 FROM identities WHERE refused AND api_key = ?",
+            (identity.api_key.reveal(),),
+        ).fetchone()
+        return row is not None
+
+    @transaction
     def identity_of_node(self, node_id: str, orchestrator_url: str) -> Identity | None:
         """Return the newest identity of a node there that was not refused since."""
         row = self.connection.execute(

@@ -54,13 +54,13 @@ async def prepare(task: TaskContext) -> None:
         raise
     await fetch_image(task)
     await _claim(task, "container is starting")
-    # Accepted before the option was given. Only now is it certain that no other node has it.
-    check_task_key(task.assignment, task.runner.settings)
     if task.record.state is TaskState.ACCEPTED:
         boot_id, kind = task.runner.clock.boot_id, task.runner.engine.kind
         await task.persist(lambda: task.runner.journal.start(task.task_id, boot_id, kind))
     # An offer that was repeated meanwhile may have brought a newer key.
     await task.reload()
+    # Accepted before the option was given. Only after the claim is it certain that it is ours.
+    check_task_key(task.assignment, task.runner.settings)
 
 
 def check_task_key(assignment: Assignment, settings: Settings) -> None:

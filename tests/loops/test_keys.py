@@ -99,6 +99,18 @@ async def test_task_that_was_accepted_before_a_key_was_required_is_rejected_once
     assert host.starts_of("t-1") == 0
 
 
+async def test_task_whose_key_comes_with_a_second_offer_has_what_is_required(host: Host) -> None:
+    await leave_task(host, TaskState.ACCEPTED)
+    host.orchestrator.always(STATUS, SILENCE)  # the claim waits
+    host.orchestrator.offer("t-1")
+    async with host.runner(require_task_key=True, max_tasks=2):
+        await until(lambda: TASK_KEY in str(host.rows("SELECT assignment FROM tasks")))
+        host.orchestrator.always(STATUS, None)
+        await host.pass_time_until_closed("t-1")
+        assert (await host.wait_for_end())["status"] == "success"
+    assert key_in(host) == TASK_KEY
+
+
 # Between its acceptance and its start
 
 
@@ -244,6 +256,17 @@ async def test_damaged_identity_file_keeps_no_node_from_its_work(host: Host, log
     host.damage_journal()
     async with host.runner():
         await host.wait_for_calls(REGISTER, 2)
+
+
+async def test_identity_that_was_refused_is_not_taken_from_the_file(host: Host, log: Log) -> None:
+    await register(host)
+    host.change("UPDATE identities SET refused = 1")
+    seen = len(host.orchestrator.calls)
+    async with host.runner():
+        await host.wait_for_calls(REGISTER, 2)
+        await host.clock.advance(20)
+    assert NODE_KEY not in keys_of(host, POLL, BEAT, since=seen)
+    assert "taken from the identity file" not in log.text
 
 
 # Rotation
