@@ -390,6 +390,7 @@ def test_candidates_were_begun_while_the_task_ran_and_come_newest_first(crush: C
         crush.begin(f"s{number}", at)
         crush.say(f"s{number}", text("more"), at=DURING)
     crush.begin("s9", DURING, parent="s1")  # a sub-agent's
+    crush.begin("s" * 201, DURING)  # would not fit into a final report if it were a megabyte
     assert candidates(crush.path) == Candidates(["s3", "s2", "s1"], certain=False)
     while_it_runs = Candidates(["s4", "s3", "s2", "s1"], certain=False)
     assert candidates(crush.path, ended_at=None) == while_it_runs
