@@ -13,7 +13,6 @@ from tests.harness import seed_contract
 from tests.orchestrator.contract_file import CONTRACT, HEAD, shown_schema
 from tests.orchestrator.serving import RunningOrchestrator, ok
 
-FURTHER_PATHS = {"/registration-tokens", "/registration-tokens/{token_id}"}
 """Paths that the seed's contract does not have."""
 
 

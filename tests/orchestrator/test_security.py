@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.security import ProxyWatch, Throttle, charge
+from orchestrator.model import NodeIdentity
+from orchestrator.security import KnownNode, NodeCache, ProxyWatch, Throttle, charge
 from tests.orchestrator.serving import (
     Json,
     RegisteredNode,
@@ -37,6 +38,17 @@ def test_calls_of_one_minute_may_come_at_once_and_no_more(per_minute: int) -> No
     paid_until, no_wait = charge(paid_until, NOW + wait, per_minute)
     assert no_wait is None
     assert charge(paid_until, NOW + wait, per_minute)[1] is not None
+
+
+def test_node_whose_key_was_rotated_is_forgotten_with_all_its_keys() -> None:
+    cache = NodeCache()
+    # The announcement of the first use of the new key may come after that use itself.
+    for key_hash in ("old", "new"):
+        known = KnownNode(NodeIdentity("1", "node", {}), b"{", key_hash)
+        cache.keep(key_hash, known, cache.version)
+    assert (cache.find("old"), cache.find("new")) == (None, known)
+    cache.forget("1")
+    assert cache.find("new") is None
 
 
 def test_number_of_remembered_addresses_is_limited() -> None:

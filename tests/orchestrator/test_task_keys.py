@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import Engine, event, update
+from sqlalchemy import Connection, Engine, event, update
 
 from orchestrator.db.database import DATABASE_NAME, Database
 from orchestrator.db.signing import SigningSecret
@@ -189,12 +189,13 @@ def test_secret_is_made_once_by_processes_that_start_together(
 
 
 @contextmanager
-def _selects() -> Iterator[list[tuple[str, Any]]]:
+def _selects(path: Path) -> Iterator[list[tuple[str, Any]]]:
+    """Collect the queries of one SQLite database: other servers of this process sweep theirs."""
     seen: list[tuple[str, Any]] = []
 
-    def note(*arguments: object) -> None:
-        if str(arguments[2]).startswith("SELECT"):
-            seen.append((str(arguments[2]), arguments[3]))
+    def note(connection: Connection, _: object, query: str, values: Any, *__: object) -> None:  # noqa: ANN401 - DBAPI's
+        if connection.engine.url.database == str(path) and query.startswith("SELECT"):
+            seen.append((query, values))
 
     event.listen(Engine, "before_cursor_execute", note)
     yield seen
@@ -208,7 +209,7 @@ def test_keys_are_looked_up_once_and_by_index(
     task_id, task = _assigned(orchestrator, node)
     path = orchestrator.settings.data_dir / DATABASE_NAME
     for client in (task, node.http):
-        with _selects() as seen:
+        with _selects(path) as seen:
             ok(_report(client, task_id))
         # The key's own statement, the task's row, and its files.
         assert len(seen) == 3
