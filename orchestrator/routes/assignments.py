@@ -82,7 +82,8 @@ async def _answer_poll(request: Request) -> Response:
     if secret is None:
         secret = await run_in_threadpool(services.signing_secret.load)
     assignment = _assignment(services, request, task, secret)
-    return JSONResponse(assignment.model_dump(mode="json", exclude_none=True), headers=headers)
+    content = assignment.model_dump(mode="json", exclude_none=True)
+    return JSONResponse(content, headers={**headers, "Cache-Control": "no-store"})
 
 
 PENDING = plain_route("/tasks/pending", "GET", _answer_poll)

@@ -200,9 +200,11 @@ async def _answer_heartbeat(request: Request) -> Response:
     if node.new_api_key is not None:
         content["new_api_key"] = node.new_api_key
     body = node.view + b"," + json.dumps(content).encode().removeprefix(b"{")
-    return Response(body, media_type="application/json")
+    return Response(body, media_type="application/json", headers=_NOT_STORED)
 
 
+_NOT_STORED = {"Cache-Control": "no-store"}
+"""The response may have a key."""
 HEARTBEAT = plain_route("/nodes/heartbeat", "POST", _answer_heartbeat)
 
 

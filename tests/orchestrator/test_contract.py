@@ -13,8 +13,6 @@ from tests.harness import seed_contract
 from tests.orchestrator.contract_file import CONTRACT, HEAD, shown_schema
 from tests.orchestrator.serving import RunningOrchestrator, ok
 
-"""Paths that the seed's contract does not have."""
-
 
 @pytest.fixture(scope="module")
 def schema() -> dict[str, Any]:

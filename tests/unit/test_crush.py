@@ -237,8 +237,8 @@ def test_what_is_not_a_regular_file_below_no_link_is_refused(tmp_path: Path, cru
     (tmp_path / "linked").symlink_to(crush.path.parent)
     shutil.copy(crush.path, tmp_path / "other.db")
     os.mkfifo(tmp_path / "other.db-wal")
-    reasons = {name: f"{name} is not a regular file" for name in ("folder", "pipe")}
-    reasons |= {"link": "too many levels of symbolic links", "linked/crush.db": "not a directory"}
+    reasons = {name: f"{name} is not a regular file" for name in ("folder", "pipe", "link")}
+    reasons |= {"linked/crush.db": "not a directory"}
     reasons |= {"other.db": "other.db-wal is not a regular file"}
     for path, reason in reasons.items():
         with pytest.raises(CrushError, match=reason):
