@@ -73,7 +73,7 @@ async def _answer_poll(request: Request) -> Response:
     services.breaks.note_call(node.id)
     services.heartbeats.revive(node.id)
     wait_s = preferred_wait_s(request.headers.getlist("prefer"))
-    headers = {"Preference-Applied": f"wait={wait_s}"} if wait_s else None
+    headers = {"Preference-Applied": f"wait={wait_s}"} if wait_s else {}
     task = await _claim_within(services, node, request, wait_s)
     if task is None:
         return Response(_NO_TASK, headers=headers, media_type="application/json")
