@@ -1,13 +1,10 @@
 """What a state folder means for the next start: doctor's report, and the runtime to use."""
 
-import json
 import sqlite3
 import tempfile
-import threading
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -64,26 +61,6 @@ def test_podman_without_user_ids_is_recognised(
     host = {"security": {"rootless": is_rootless}, "idMappings": {"uidmap": map_, "gidmap": map_}}
     about = {"version": {"Version": "5.0.0"}, "host": {**host, "cgroupManager": "systemd"}}
     assert read_podman_facts(about).has_user_ids is has_user_ids
-
-
-def test_version_of_an_orchestrator_forges_no_line_and_moves_no_cursor() -> None:
-    class Hostile(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.end_headers()
-            version = "1\nok   forged: all is well\r\x1b[2J\x9b1A"
-            self.wfile.write(json.dumps({"status": "ok", "version": version}).encode())
-
-        def log_message(self, *_: object) -> None:
-            """Print nothing."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Hostile) as server:
-        threading.Thread(target=server.serve_forever).start()
-        _, lines = doctor(orchestrator_url=f"http://127.0.0.1:{server.server_port}")
-        server.shutdown()
-    assert any("forged" in line for line in lines)
-    assert all(line.isprintable() for line in lines)
 
 
 def write_journal(state_dir: Path, name: str) -> None:
