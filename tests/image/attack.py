@@ -68,7 +68,8 @@ def call_all(targets: dict[str, Any]) -> Iterator[tuple[str, str, int]]:
     """Yield the method, path and status code of each call, with each id in turn."""
     for method, template in targets["routes"]:
         names = re.findall(r"{(\w+)(?::\w+)?}", template)
-        for other in targets["others"]:
+        has_no_id = method in {"GET", "HEAD"} and not names
+        for other in targets["others"][: 1 if has_no_id else None]:
             ids = {name: targets["ids"].get(name, [other]) for name in names}
             for number in range(max([1, *map(len, ids.values())])):
                 path = template
