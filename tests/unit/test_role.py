@@ -25,14 +25,6 @@ BEGIN, END = "<!-- made from", "<!-- end -->"
 
 # A service has no use for the first; the second is what the role writes the token into instead.
 NOT_IN_THE_ROLE = {"VICTORIA_RUNNER_ONCE", "VICTORIA_RUNNER_REGISTRATION_TOKEN_FILE"}
-# To be deleted with the merge of the branches that bring them.
-NOT_YET_OF_THE_RUNNER = {
-    "VICTORIA_RUNNER_HARDENING",
-    "VICTORIA_RUNNER_HOME",
-    "VICTORIA_RUNNER_PROMPT_AS",
-    "VICTORIA_RUNNER_REQUIRE_TASK_KEY",
-    "VICTORIA_RUNNER_TRUST_ASSIGNMENT_URL",
-}
 NOT_OF_THE_RUNNER = {"HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY"}
 
 
@@ -72,7 +64,7 @@ def test_every_option_of_the_runner_can_be_set() -> None:
         for parameter in cli.command.params
         if parameter.name not in {"version", "help"}
     }
-    assert variables() - NOT_YET_OF_THE_RUNNER == options - NOT_IN_THE_ROLE - NOT_YET_OF_THE_RUNNER
+    assert variables() == options - NOT_IN_THE_ROLE
 
 
 def test_removal_looks_for_the_journal_by_its_name() -> None:
