@@ -12,7 +12,7 @@ from tests.orchestrator.serving import RunningOrchestrator
 ROOT = Path(__file__).parents[2]
 COMMAND = (sys.executable, "-m", "schemathesis.cli", "run")
 OPTIONS = (
-    "--max-examples=10",
+    "--max-examples=5",
     "--seed=1",
     "--no-shrink",
     "--continue-on-failure",

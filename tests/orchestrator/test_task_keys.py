@@ -203,7 +203,7 @@ def _selects(path: Path) -> Iterator[list[tuple[str, Any]]]:
 
 
 @pytest.mark.settings(sweep_every_s=3600)
-def test_keys_are_looked_up_once_and_by_index(
+def test_keys_are_looked_up_by_index(
     orchestrator: RunningOrchestrator, node: RegisteredNode
 ) -> None:
     task_id, task = _assigned(orchestrator, node)
@@ -211,8 +211,9 @@ def test_keys_are_looked_up_once_and_by_index(
     for client in (task, node.http):
         with _selects(path) as seen:
             ok(_report(client, task_id))
-        # The key's own statement, the task's row, and its files.
-        assert len(seen) == 3
+        # The key before the body and, since it may be revoked meanwhile, after it, unless it is in
+        # memory; the task's row, and its files.
+        assert 3 <= len(seen) <= 4
         with closing(sqlite3.connect(path)) as database:
             for statement, parameters in seen:
                 plan = database.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)
