@@ -12,7 +12,6 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
-    FailFast,
     Field,
     JsonValue,
     StringConstraints,
@@ -346,7 +345,7 @@ class LogSession(_LogPart):
     cost: Annotated[float, NUMBER] | None = None
     created_at: _Epoch | None = None
     updated_at: _Epoch | None = None
-    messages: Annotated[list[LogMessage], FailFast()] | None = None
+    messages: Annotated[list[LogMessage], Field(fail_fast=True)] | None = None
 
     def fields(self) -> dict[str, Any]:
         """Return the fields to keep, those of the messages included."""
