@@ -43,6 +43,10 @@ from runner.workspace.home import Tidying, check_home
 
 _TOLERATED_SKEW_S = 60.0
 _PROBE_FILE = ".victoria-doctor"
+_UNLIMITED_PROCESSES = (
+    "a task can start any number of processes: systemd does not delegate the cgroup controller "
+    "pids to this user; add Delegate=pids to user@.service, then log in anew"
+)
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,8 @@ async def _check_engine(settings: Settings, *, runs: bool) -> AsyncIterator[Chec
     yield await _check_image(settings, engine)
     if not facts.is_rootless:
         yield Check("root", ROOTFUL % engine.kind, is_warning=True)
+    if not facts.can_limit_processes:
+        yield Check("processes", _UNLIMITED_PROCESSES, is_warning=True)
     if runs:
         async for check in _check_container(settings, engine):
             yield check

@@ -12,7 +12,7 @@ LOG_SIZE = "10m"
 """How much of a container's output the engine keeps: the newest."""
 
 
-def run_arguments(kind: str, spec: ContainerSpec) -> list[str]:
+def run_arguments(kind: str, spec: ContainerSpec, *, can_limit_processes: bool = True) -> list[str]:
     """Return the arguments of `podman run` or `docker run`: every flag that a container gets."""
     arguments = ["run", "--detach", "--pull", "never", "--name", spec.name]
     for key, value in spec.labels.items():
@@ -32,7 +32,9 @@ def run_arguments(kind: str, spec: ContainerSpec) -> list[str]:
         if not _uses_host_network(spec.run_args):
             arguments += ["--add-host", "host.containers.internal:host-gateway"]
     arguments += _limit_arguments(kind, spec.limits)
-    arguments += hardening_arguments(spec.hardening, spec.run_args)
+    arguments += hardening_arguments(
+        spec.hardening, spec.run_args, can_limit_processes=can_limit_processes
+    )
     return [*arguments, *spec.run_args, spec.image, *spec.arguments]
 
 

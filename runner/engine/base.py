@@ -136,6 +136,9 @@ class EngineFacts:
     """Whether its containers' process ids are another host's."""
     has_user_ids: bool = True
     """Whether a rootless engine has subordinate user ids to give to containers."""
+    can_limit_processes: bool = True
+    """False where systemd does not delegate the cgroup controller `pids` to a rootless podman,
+    which then starts no container with such a limit."""
 
 
 ROOTFUL = (

@@ -102,7 +102,7 @@ class CliEngine:
         if await self._needs_podman4_oom_workaround(spec):
             result = await self._create_and_start(spec)
         else:
-            result = await self._call_start(*run_arguments(self.kind, spec))
+            result = await self._call_start(*await self._run_arguments(spec))
         if result.ok:
             return result.output.strip()[-64:]
         if result.error_type is ImageMissing:
@@ -191,9 +191,15 @@ class CliEngine:
         facts = self._facts or await self.facts()
         return int(facts.version.partition(".")[0]) < 5  # noqa: PLR2004 - said above
 
+    async def _run_arguments(self, spec: ContainerSpec) -> list[str]:
+        if self.kind == "docker":  # discards a limit that it cannot set
+            return run_arguments(self.kind, spec)
+        facts = self._facts or await self.facts()
+        return run_arguments(self.kind, spec, can_limit_processes=facts.can_limit_processes)
+
     async def _create_and_start(self, spec: ContainerSpec) -> CommandResult:
         """Run in two steps, the second with the container's folder as the working folder."""
-        _, _, *options = run_arguments(self.kind, spec)
+        _, _, *options = await self._run_arguments(spec)
         created = await self._call("create", *options, timeout_s=self._timings.engine_run_timeout_s)
         if not created.ok:
             return created

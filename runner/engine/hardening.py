@@ -17,14 +17,16 @@ _TMPFS = ("/tmp", "/run")  # noqa: S108 - inside the container
 _PRIVILEGED = frozenset({"--privileged", "--privileged=true"})
 
 
-def hardening_arguments(hardening: Hardening, run_args: Sequence[str]) -> list[str]:
+def hardening_arguments(
+    hardening: Hardening, run_args: Sequence[str], *, can_limit_processes: bool = True
+) -> list[str]:
     """Return the arguments of `run` for this hardening, less what `run_args` sets."""
     if hardening is Hardening.ENGINE:
         return []
     arguments: list[str] = []
     if not any("no-new-privileges" in value for value in _values(run_args, "--security-opt")):
         arguments.append("--security-opt=no-new-privileges")
-    if not _has(run_args, "--pids-limit"):
+    if can_limit_processes and not _has(run_args, "--pids-limit"):
         arguments.append(f"--pids-limit={PIDS_LIMIT}")
     arguments += _capability_arguments(hardening, run_args)
     if hardening is Hardening.STRICT:

@@ -18,6 +18,8 @@ def read_podman_facts(about: Mapping[str, Any]) -> EngineFacts:
         cgroup_manager=host["cgroupManager"],
         is_remote=bool(host.get("serviceIsRemote")),
         has_user_ids=_has_user_ids(host),
+        can_limit_processes="pids" in (host.get("cgroupControllers") or ())
+        or not host["security"]["rootless"],
     )
 
 

@@ -146,6 +146,12 @@ def test_container_is_hardened_unless_the_operator_sets_the_same(
         ]
 
 
+def test_processes_are_not_limited_where_systemd_does_not_let_rootless_podman_do_so() -> None:
+    arguments = run_arguments("podman", SPEC, can_limit_processes=False)
+    assert "--security-opt=no-new-privileges" in arguments
+    assert not [argument for argument in arguments if "--pids-limit" in argument]
+
+
 def test_nothing_of_an_assignment_can_become_an_option() -> None:
     spec = replace(SPEC, arguments=("--task", "--privileged"))
     assert run_arguments("podman", spec)[-3:] == ["i", "--task", "--privileged"]

@@ -75,6 +75,19 @@ def test_podman_without_user_ids_is_recognised(
     assert read_podman_facts(about).has_user_ids is has_user_ids
 
 
+@pytest.mark.parametrize(
+    ("is_rootless", "controllers", "can_limit_processes"),
+    [(True, ["memory"], False), (True, ["memory", "pids"], True), (False, [], True)],
+    ids=["not delegated", "delegated", "as root"],
+)
+def test_podman_that_cannot_limit_processes_is_recognised(
+    *, is_rootless: bool, controllers: list[str], can_limit_processes: bool
+) -> None:
+    host = {"security": {"rootless": is_rootless}, "cgroupControllers": controllers}
+    about = {"version": {"Version": "5.0.0"}, "host": {**host, "cgroupManager": "systemd"}}
+    assert read_podman_facts(about).can_limit_processes is can_limit_processes
+
+
 def test_text_of_an_orchestrator_controls_no_terminal_and_forges_no_line() -> None:
     lines: list[str] = []
 
