@@ -1,7 +1,7 @@
 """Authentication: admin key, scoped keys, keys of nodes and of tasks, registration tokens.
 
 Keys are looked up by their SHA-256 and compared in constant time; no key itself is stored. The key
-of a task is computed anew, from the task's row, which its id in the key leads to. Each call by the
+of a task is computed again, from the task's row, which its id in the key leads to. Each call by the
 admin or a scoped key is written into the audit before it is carried out; of those that are refused
 here, one a minute of each kind.
 """

@@ -1,7 +1,7 @@
 """Budgets: what one caller may use, so that none can take the server away from the others.
 
 An honest fleet never meets one with the defaults. Everything is counted in memory, each process for
-itself; what is counted for too many keys is dropped, and those begin anew.
+itself; what is counted for too many keys is dropped, and those start again at nothing.
 """
 
 import shutil

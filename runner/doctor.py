@@ -45,7 +45,7 @@ _TOLERATED_SKEW_S = 60.0
 _PROBE_FILE = ".victoria-doctor"
 _UNLIMITED_PROCESSES = (
     "a task can start any number of processes: systemd does not delegate the cgroup controller "
-    "pids to this user; add Delegate=pids to user@.service, then log in anew"
+    "pids to this user; add Delegate=pids to user@.service, then log in again"
 )
 
 

@@ -3,7 +3,7 @@
 The reporter writes it before and after it sends, the runner reads it when the container has exited.
 So a final status survives an outage of the orchestrator, and the runner does not contradict it.
 Anything in the container may have written the file. That could send the same reports itself, since
-it has the node's key, so the content is checked and limited in size and needs no further trust.
+it has its task's key, so the content is checked and limited in size and needs no further trust.
 """
 
 from __future__ import annotations
