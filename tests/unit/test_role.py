@@ -212,10 +212,7 @@ def test_health_shows_the_last_line_of_the_log_as_it_is(tmp_path: Path) -> None:
     jinja.filters["split"] = str.split
     jinja.tests["search"] = lambda text, pattern: re.search(pattern, text) is not None
     expressions = read("vars/main.yml")
-    values: dict[str, Any] = {
-        "__victoria_runner_health": {"stdout": stdout.strip()},
-        "__victoria_runner_doctor_begins": expressions["__victoria_runner_doctor_begins"],
-    }
+    values: dict[str, Any] = {"__victoria_runner_health": {"stdout": stdout.strip()}}
     for name in ("unit_says", "doctor_raw"):
         expression = expressions[f"__victoria_runner_{name}"].strip()
         values[name] = jinja.from_string(expression).render(**values)
