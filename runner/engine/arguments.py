@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from runner.engine.base import ContainerSpec
-from runner.engine.hardening import hardening_arguments
+from runner.engine.hardening import flag_values, hardening_arguments
 from runner.model import Limits
 
 LOG_SIZE = "10m"
 """How much of a container's output the engine keeps: the newest."""
+
+_HOST_NAME = "host.containers.internal"
+"""The name by which a container reaches the host; podman sets it by itself."""
 
 
 def run_arguments(kind: str, spec: ContainerSpec, *, can_limit_processes: bool = True) -> list[str]:
@@ -29,8 +32,8 @@ def run_arguments(kind: str, spec: ContainerSpec, *, can_limit_processes: bool =
             arguments += ["--timeout", str(max(1, round(spec.timeout_s)))]
     else:
         arguments += ["--log-driver", "json-file", "--log-opt", "max-file=1"]
-        if not _uses_host_network(spec.run_args):
-            arguments += ["--add-host", "host.containers.internal:host-gateway"]
+        if not _sets_host_name(spec.run_args):
+            arguments += ["--add-host", f"{_HOST_NAME}:host-gateway"]
     arguments += _limit_arguments(kind, spec.limits)
     arguments += hardening_arguments(
         spec.hardening, spec.run_args, can_limit_processes=can_limit_processes
@@ -75,6 +78,13 @@ def _limit_arguments(kind: str, limits: Limits) -> list[str]:
     return arguments
 
 
-def _uses_host_network(run_args: Sequence[str]) -> bool:
-    joined = " ".join(run_args)
-    return any(flag in joined for flag in ("--network=host", "--network host", "--net=host"))
+def _sets_host_name(run_args: Sequence[str]) -> bool:
+    """Return whether the host's name is set already, or docker refuses to set any.
+
+    That is so with the network of another container; with the host's own none is needed.
+    """
+    networks = [*flag_values(run_args, "--network"), *flag_values(run_args, "--net")]
+    networks = [network.removeprefix("name=").partition(",")[0] for network in networks]
+    return any(name == "host" or name.startswith("container:") for name in networks) or any(
+        host.startswith(_HOST_NAME) for host in flag_values(run_args, "--add-host")
+    )

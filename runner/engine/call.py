@@ -11,7 +11,6 @@ import logging
 import os
 import re
 import signal
-import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -96,7 +95,8 @@ class Program:
         what = f"cannot do {self._name} {arguments[0]}"
         self._check(arguments, what)
         try:
-            with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+            # In memory: where no file can be written, the engine's reason must still be read.
+            with _memory_file() as output, _memory_file() as errors:
                 outputs = (output, output if is_one_stream else errors)
                 process = await self._start(arguments, outputs, folder)
                 await self._wait_for(process, timeout_s, grace_s, what)
@@ -176,6 +176,10 @@ class Program:
                     os.killpg(process.pid, number)
                 with anyio.move_on_after(self._kill_grace_s):
                     await self._wait(process)
+
+
+def _memory_file() -> IO[bytes]:
+    return os.fdopen(os.memfd_create("engine-output"), "w+b")
 
 
 def _tail(file: IO[bytes]) -> str:

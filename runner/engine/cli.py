@@ -37,6 +37,10 @@ from runner.timing import DEFAULT_TIMINGS, Timings
 
 log = logging.getLogger(__name__)
 
+PODMAN_AS_DOCKER = (
+    "cannot use docker: the program `docker` is podman here (podman-docker); "
+    "use --container-runtime podman"
+)
 NO_RUNTIME = "No container runtime found. Install podman or docker."
 
 
@@ -65,6 +69,8 @@ class CliEngine:
         try:
             about = json.loads(result.output)
             if self.kind == "docker":
+                if "host" in about:
+                    raise EngineError(PODMAN_AS_DOCKER)
                 socket = self._environment.get("DOCKER_HOST", "unix:")
                 self._facts = read_docker_facts(about, socket)
             else:
@@ -178,7 +184,15 @@ class CliEngine:
         return image in self._images_present
 
     async def _has_image(self, image: str) -> bool:
-        return (await self._call("image", "inspect", "--format", "{{.Id}}", image)).ok
+        """Check whether the image is on this host.
+
+        Raises:
+            EngineError: the engine cannot tell.
+        """
+        result = await self._call("image", "inspect", "--format", "{{.Id}}", image)
+        if not result.ok and result.error_type is not ImageMissing:
+            raise result.error_type(f"cannot look for the image {image}: {result.error_text}")
+        return result.ok
 
     async def _needs_podman4_oom_workaround(self, spec: ContainerSpec) -> bool:
         """Return whether an out-of-memory kill of this container would go unseen.

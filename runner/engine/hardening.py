@@ -24,7 +24,7 @@ def hardening_arguments(
     if hardening is Hardening.ENGINE:
         return []
     arguments: list[str] = []
-    if not any("no-new-privileges" in value for value in _values(run_args, "--security-opt")):
+    if not any("no-new-privileges" in value for value in flag_values(run_args, "--security-opt")):
         arguments.append("--security-opt=no-new-privileges")
     if can_limit_processes and not _has(run_args, "--pids-limit"):
         arguments.append(f"--pids-limit={PIDS_LIMIT}")
@@ -32,8 +32,9 @@ def hardening_arguments(
     if hardening is Hardening.STRICT:
         if not _has(run_args, "--read-only"):
             arguments.append("--read-only")
-        mounted = [value.partition(":")[0] for value in _values(run_args, "--tmpfs")]
-        mounted += [value.split(":")[1] for value in _values(run_args, "--volume") if ":" in value]
+        mounted = [value.partition(":")[0] for value in flag_values(run_args, "--tmpfs")]
+        volumes = flag_values(run_args, "--volume")
+        mounted += [value.split(":")[1] for value in volumes if ":" in value]
         arguments += [f"--tmpfs={folder}" for folder in _TMPFS if folder not in mounted]
     return arguments
 
@@ -41,7 +42,7 @@ def hardening_arguments(
 def _capability_arguments(hardening: Hardening, run_args: Sequence[str]) -> list[str]:
     added = {
         name.upper().removeprefix("CAP_")
-        for value in _values(run_args, "--cap-add")
+        for value in flag_values(run_args, "--cap-add")
         for name in value.split(",")
     }
     if "ALL" in added or any(argument in _PRIVILEGED for argument in run_args):
@@ -55,7 +56,7 @@ def _has(run_args: Sequence[str], flag: str) -> bool:
     return any(argument.partition("=")[0] == flag for argument in run_args)
 
 
-def _values(run_args: Sequence[str], flag: str) -> Iterator[str]:
+def flag_values(run_args: Sequence[str], flag: str) -> Iterator[str]:
     """Yield the values of a flag, whether written as one argument or as two."""
     for index, argument in enumerate(run_args):
         name, equals, value = argument.partition("=")

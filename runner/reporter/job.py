@@ -112,13 +112,18 @@ def _started_at(processes: Path) -> float:
 
 
 def _prompt(processes: Path) -> str | None:
-    """Return what follows `--task` in the arguments of process 1."""
+    """Return what follows `--task` in the arguments of process 1, as one of them or in the next."""
     try:
         with (processes / "1" / "cmdline").open("rb") as file:
-            arguments = file.read(_MOST_BYTES).split(b"\0")
-        return arguments[arguments.index(b"--task") + 1].decode("utf-8", "replace") or None
-    except (OSError, ValueError, IndexError):
+            arguments = iter(file.read(_MOST_BYTES).split(b"\0"))
+    except OSError:
         return None
+    for argument in arguments:
+        name, equals, prompt = argument.partition(b"=")
+        if name == b"--task":
+            prompt = prompt if equals else next(arguments, b"")
+            return prompt.decode("utf-8", "replace") or None
+    return None
 
 
 class NothingToHandIn(RunnerError):

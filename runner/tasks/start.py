@@ -217,8 +217,12 @@ def _spec(task: TaskContext, identity: Identity) -> ContainerSpec:
     env_files = (settings.env_file, env_file(settings.state_dir, task.task_id))
     home, own = settings.victoria_home, task_folder(settings.victoria_home, task.task_id)
     own_inside = folder_in_container(task.task_id)
-    is_argument = settings.prompt_as is PromptAs.ARGUMENT
-    prompt = ("--task", assignment.prompt) if is_argument else ()
+    prompt: tuple[str, ...] = ()
+    if settings.prompt_as is PromptAs.ARGUMENT:
+        # As an argument of its own, what begins with a dash would be taken for an option.
+        is_like_option = assignment.prompt.startswith("-")
+        task_option = f"--task={assignment.prompt}"
+        prompt = (task_option,) if is_like_option else ("--task", assignment.prompt)
     return ContainerSpec(
         name=task.container_name,
         image=settings.container_image,

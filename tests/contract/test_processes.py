@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from runner.engine import processes
 from runner.engine.base import LABEL_ORCHESTRATOR, ContainerSpec, Phase
 from runner.engine.cli import CliEngine, find_engine
 from runner.engine.probe import NoShell, probe_rights
-from runner.errors import EngineError, EngineSilent, NoContainerRuntime
+from runner.errors import EngineError, EngineSilent, ImageMissing, NoContainerRuntime
 from runner.model import Hardening, PullPolicy
 from runner.timing import Timings
 from tests.contract.conftest import Subject, is_alive, own_children
@@ -42,6 +43,11 @@ sleep 600 &
 echo $$ $! > "$HOME/ids.part" && mv "$HOME/ids.part" "$HOME/ids"
 wait
 sleep 600
+"""
+FULL = """\
+#!/bin/sh
+echo "Error: write /tmp/x: no space left on device" >&2
+exit 125
 """
 NO_TERMINAL = """\
 #!/bin/sh
@@ -116,6 +122,30 @@ async def test_engine_whose_program_fails_is_an_error(
 ) -> None:
     with pytest.raises(error, match=message):
         await engine_of(script, text).inspect("x")
+
+
+@pytest.mark.parametrize("policy", [PullPolicy.NEVER, PullPolicy.MISSING, PullPolicy.NEWER])
+async def test_engine_that_cannot_tell_whether_an_image_is_here_is_not_told_as_its_absence(
+    script: Path, policy: PullPolicy
+) -> None:
+    with pytest.raises(EngineError, match="look for the image i: write /tmp/x: no space") as raised:
+        await engine_of(script, FULL).fetch_image("i", policy)
+    assert not isinstance(raised.value, ImageMissing)
+
+
+async def test_error_of_the_engine_is_read_where_no_file_can_be_written(
+    script: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
+    with pytest.raises(EngineError, match="no space left on device"):
+        await engine_of(script, FULL).inspect("x")
+
+
+async def test_podman_under_the_name_of_docker_is_told_as_what_it_is(script: Path) -> None:
+    engine_of(script, RECORDER)
+    engine = CliEngine("docker", str(script), {"HOME": str(script.parent)})
+    with pytest.raises(EngineError, match="use --container-runtime podman"):
+        await engine.facts()
 
 
 async def test_every_call_to_a_daemon_that_is_not_there_is_silence(docker: Subject) -> None:

@@ -80,11 +80,27 @@ def test_error_of_an_engine_is_one_line_and_has_one_type(
     assert error_text in {result.error_text, None}
 
 
-def test_docker_gets_the_name_of_the_host_unless_it_shares_its_network() -> None:
-    shared = replace(SPEC, run_args=("--network", "host"))
-    assert "host.containers.internal:host-gateway" in run_arguments("docker", SPEC)
-    assert "--add-host" not in run_arguments("docker", shared)
-    assert "--add-host" not in run_arguments("podman", SPEC)
+HOST_NAME = "host.containers.internal:host-gateway"
+
+
+@pytest.mark.parametrize(
+    ("kind", "run_args", "is_set"),
+    [
+        ("docker", (), True),
+        ("docker", ("--network", "victoria-net", "--add-host=db:10.0.0.1"), True),
+        ("docker", ("--network", "host"), False),
+        ("docker", ("--network=container:x",), False),
+        ("docker", ("--net", "container:x"), False),
+        ("docker", ("--network=name=host,alias=x",), False),
+        ("docker", ("--add-host=host.containers.internal:10.0.0.1",), False),
+        ("podman", (), False),
+    ],
+)
+def test_docker_gets_the_name_of_the_host_unless_the_network_forbids_it_or_it_is_set(
+    kind: str, run_args: tuple[str, ...], *, is_set: bool
+) -> None:
+    arguments = run_arguments(kind, replace(SPEC, run_args=run_args))
+    assert (HOST_NAME in arguments) == is_set
 
 
 def test_volume_is_labelled_for_selinux_unless_the_one_that_it_lies_in_is() -> None:

@@ -16,7 +16,12 @@ from runner.engine.base import Container, ContainerSpec, EngineFacts, Phase
 from runner.errors import EngineError, EngineSilent, ImageMissing, NameInUse, NoSuchContainer
 from runner.model import PullPolicy
 from runner.settings import parse_size
-from tests.image.victoria_stand_in import PROMPT_SHOWN, find_directives
+from tests.image.victoria_stand_in import (
+    PROMPT_SHOWN,
+    Refused,
+    find_directives,
+    read_arguments,
+)
 
 LOG_BYTES = 10 << 20
 MAX_ARGUMENT_BYTES = (128 << 10) - 1
@@ -90,10 +95,11 @@ class _Container:
             folder.mkdir(parents=True, exist_ok=True)
             with (folder / "starts.log").open("a") as file:
                 file.write(f"time={time.time():.6f} hostname={self.state.container_id[:12]}\n")
-        if self.spec.arguments[:2] != ("--accept-license", "--task"):
+        try:
+            prompt = read_arguments(list(self.spec.arguments))
+        except Refused:
             self.end(USAGE_ERROR)
             return
-        prompt = self.spec.arguments[2]
         directives = find_directives(prompt)
         if not directives:
             self._print(f"task: {prompt[:PROMPT_SHOWN]}\n")

@@ -1,8 +1,9 @@
 """The program of the stand-in image: follows its prompt, and records that it did.
 
-Called as ``--accept-license --task PROMPT``. The first thing it does is to append a line to
-``tasks/$JOB_ID/starts.log`` below the Victoria home, so that a test can count how often a task ran,
-and knows from when on TERM ends it (before, as PID 1 with Python still loading, it would not).
+Called as ``--accept-license --task PROMPT`` or ``--accept-license --task=PROMPT``. The first thing
+it does is to append a line to ``tasks/$JOB_ID/starts.log`` below the Victoria home, so that a test
+can count how often a task ran, and knows from when on TERM ends it (before, as PID 1 with Python
+still loading, it would not).
 The last is ``tasks/$JOB_ID/result.txt``. In between it carries out the directives in the prompt,
 in their order; all else is plain text:
 
@@ -99,6 +100,10 @@ def read_arguments(arguments: list[str]) -> str:
         with open(os.environ["TASK_PROMPT_FILE"], encoding="utf-8") as file:
             return file.read()
     *options, prompt = arguments or [""]
+    if prompt.startswith("--task="):
+        options, prompt = [*options, "--task"], prompt.removeprefix("--task=")
+    elif prompt.startswith("-"):
+        options = []  # to argparse it is an option
     if options != ["--accept-license", "--task"] or not prompt.strip():
         raise Refused(f"cannot start: --accept-license --task PROMPT is wanted, not {arguments!r}")
     return prompt

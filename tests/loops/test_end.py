@@ -25,12 +25,17 @@ NO_START = "unstartable: cannot start the container: "
     [
         ("[print-line well]", {}, "completed: exit code 0 after 0 s\nwell"),
         (f"{PRINT_LINES}[fail 42]", {}, f"failed: exit code 42 after 0 s\n{LAST_LINES}"),
+        ("--help", {}, "completed: exit code 0 after 0 s\ntask: --help"),
+        ("---\ntitle: x\n---", {}, "completed: exit code 0 after 0 s\ntask: ---\ntitle: x\n---"),
         ("[fail 137]", {}, "failed: exit code 137 after 0 s"),
         ("[eat-memory 9]", {"limits": Limits(memory="8m")}, OUT_OF_MEMORY),
         ("do it", {"run_args": ("--no-flag",)}, f"{NO_START}unknown flag: --no-flag"),
         ("do it", {"run_args": ("--entrypoint", "/")}, f"{NO_START}no such file or directory"),
     ],
-    ids=["completed", "failed", "killed", "out of memory", "refused", "start that fails"],
+    ids=[
+        *("completed", "failed", "like an option", "front matter"),
+        *("killed", "out of memory", "refused", "start that fails"),
+    ],
 )
 async def test_end_has_its_reason_and_the_last_lines(
     host: Host, prompt: str, options: dict[str, Any], message: str

@@ -1,10 +1,12 @@
 """What an agent can do with the reporter, seen from the orchestrator."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from runner.model import TaskStatus
+from runner.reporter.job import job_in
 from runner.workspace.handover import FinalStatus
 from tests.fakes.crush import Crush, text
 from tests.reporter.conftest import Agent, Held, connected
@@ -95,3 +97,21 @@ async def test_secrets_are_redacted_in_messages_and_in_the_log(held: Held, crush
     assert held.task["result"] == "It is ***, and ***."
     shown = "[tool result: bash]\nNODE_API_KEY=***\nAPI_PASSWORD='***'\nLANG=a-language"
     assert held.log["messages"][-1]["content"] == shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "prompt"),
+    [
+        (b"--accept-license\0--task\0Draw the map\0", "Draw the map"),
+        (b"--accept-license\0--task=-- a=b\0", "-- a=b"),
+        (b"sh\0-c\0crush\0", None),
+    ],
+    ids=["two words", "one word", "another program"],
+)
+def test_prompt_is_what_the_container_was_started_with(
+    tmp_path: Path, arguments: bytes, prompt: str | None
+) -> None:
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "cmdline").write_bytes(arguments)
+    variables = {"ORCHESTRATOR_URL": "http://localhost", "JOB_ID": "t-1"}
+    assert job_in(variables, tmp_path).prompt == prompt
