@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -13,6 +14,14 @@ _MIN_SECRET_CHARS = 8
 """Shorter texts are not redacted: they occur by chance, and half of the output would be masked."""
 _ESCAPED_BY_GO = {ord(char): f"\\u{ord(char):04x}" for char in "<>&"}
 _MAX_OUTPUT_CHARS = 4000
+# ECMA-48: control sequences, strings such as a window's title up to their end, and short escapes;
+# each begins with ESC or with one character of its own.
+_ESCAPE_SEQUENCE = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"
+    r"|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c\n]*(?:\x07|\x1b\\|\x9c)?"
+    r"|\x1b[ -/]*[0-~]"
+)
+_CONTROL_CHARACTER = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def redact(text: str, forms: Sequence[str]) -> str:
@@ -85,9 +94,34 @@ class Secret:
 
 
 def redact_output(text: str, secrets: list[str]) -> str:
-    """Return the text with the secrets masked, truncated to its last 4,000 characters."""
-    text = redact(text, encoded_forms(secrets)).replace("\x00", "").strip()
+    """Return the text as a person reads it, secrets masked, truncated to its last 4,000 characters.
+
+    Escape sequences go first: a secret may have one in it.
+    """
+    text = redact(plain_text(text), encoded_forms(secrets)).strip()
     return text if len(text) <= _MAX_OUTPUT_CHARS else "…" + text[-_MAX_OUTPUT_CHARS:]
+
+
+def plain_text(text: str) -> str:
+    """Return what a terminal would show of a text: no escape sequence or control character.
+
+    Of a line that was overwritten, as progress is, the last state is left.
+    """
+    lines = _ESCAPE_SEQUENCE.sub("", text).split("\n")
+    return _CONTROL_CHARACTER.sub("", "\n".join(map(_last_state, lines)))
+
+
+def _last_state(line: str) -> str:
+    line = line.rstrip("\r").rpartition("\r")[2]
+    if "\b" not in line:
+        return line
+    shown: list[str] = []
+    for char in line:
+        if char != "\b":
+            shown.append(char)
+        elif shown:
+            shown.pop()
+    return "".join(shown)
 
 
 def known_secrets(*known: Secret, env_file: Path | None) -> list[str]:

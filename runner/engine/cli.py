@@ -12,17 +12,21 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
+import anyio.to_thread
+
 from runner.engine import processes
 from runner.engine.arguments import has_memory_limit, run_arguments
 from runner.engine.base import Container, ContainerSpec, EngineFacts, Phase
 from runner.engine.call import CommandResult, Program, engine_environment
 from runner.engine.inspect import (
+    log_file,
     process_ids,
     read_container,
     read_docker_facts,
     read_podman_facts,
     says_running,
 )
+from runner.engine.output import last_lines, read_log_end
 from runner.errors import (
     EngineError,
     EngineSilent,
@@ -172,8 +176,19 @@ class CliEngine:
 
     async def last_output(self, name: str, lines: int) -> str:
         """Return the last lines that the container wrote."""
-        result = await self._check_call("logs", "--tail", str(lines), name, is_one_stream=True)
-        return result.output
+        tail: tuple[str, ...] = ("--tail", str(lines))
+        if self.kind == "podman":
+            # With --tail podman loses a last line without a newline, before 4.2 in any case
+            # (podman#14458, podman#19545). It keeps no more than LOG_SIZE of this file.
+            inspected = await self._inspect(name)
+            path = None if inspected is None else log_file(inspected)
+            if path is not None:
+                tail = ()
+                if not await self._is_remote():
+                    with suppress(OSError):
+                        return last_lines(await anyio.to_thread.run_sync(read_log_end, path), lines)
+        result = await self._check_call("logs", *tail, name, is_one_stream=True)
+        return last_lines(result.output, lines)
 
     # Checks of what the engine says
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 from runner.engine.base import SIGNALLED, Container, EngineFacts, Phase
@@ -82,6 +83,13 @@ def read_container(inspected: Mapping[str, Any], *, has_processes: bool) -> Cont
         labels=inspected.get("Config", {}).get("Labels") or {},
         variables=_variables(inspected.get("Config", {}).get("Env") or []),
     )
+
+
+def log_file(inspected: Mapping[str, Any]) -> Path | None:
+    """Return the path of podman's log of the container; None if its format is another one."""
+    config = (inspected.get("HostConfig") or {}).get("LogConfig") or {}
+    is_readable = config.get("Type") in {"k8s-file", "json-file"}  # two names of one format
+    return Path(config["Path"]) if is_readable and config.get("Path") else None
 
 
 def _variables(lines: Sequence[str]) -> dict[str, str]:

@@ -22,7 +22,7 @@ from runner.crush.messages import to_valid_unicode
 from runner.crush.sessions import session_mark
 from runner.errors import RunnerError, Unauthorised, Unavailable
 from runner.model import TaskStatus, log_body, status_body
-from runner.redaction import encoded_forms, redact
+from runner.redaction import encoded_forms, plain_text, redact
 from runner.reporter.job import Job, JobSession
 from runner.timing import (
     DEFAULT_REPORTER_TIMINGS,
@@ -114,7 +114,7 @@ class Reporter:
         """Redact a message, and replace or truncate what the orchestrator would not take."""
         if message is None:
             return None
-        message = redact(to_valid_unicode(message), self._secret_forms)
+        message = redact(plain_text(to_valid_unicode(message)), self._secret_forms)
         mark = " [… cut]"
         too_long = len(message) > MOST_MESSAGE_CHARS
         return message[: MOST_MESSAGE_CHARS - len(mark)] + mark if too_long else message

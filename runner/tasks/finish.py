@@ -24,7 +24,14 @@ from runner.engine.base import KEY_VARIABLE, SIGNALLED, Container, Phase
 from runner.errors import EngineError, RunnerError
 from runner.log import fields, log_retry
 from runner.model import EndReason, Outcome, Report, Task, TaskStatus, log_body
-from runner.redaction import Secret, encoded_forms, known_secrets, redact, redact_output
+from runner.redaction import (
+    Secret,
+    encoded_forms,
+    known_secrets,
+    plain_text,
+    redact,
+    redact_output,
+)
 from runner.state_dir import cid_file
 from runner.tasks.context import RunnerContext, TaskContext
 from runner.tasks.outcome import LAST_LINES, decide_outcome, final_report
@@ -205,7 +212,7 @@ def _repeat_agent_status(
     report: Report, outcome: Outcome, final: FinalStatus, secrets: list[str]
 ) -> Report:
     """Return the agent's final status; where the outcome differs, its message follows."""
-    message = final.message and redact(final.message, encoded_forms(secrets))
+    message = final.message and redact(plain_text(final.message), encoded_forms(secrets))
     if final.status != outcome.reason.status:
         message = f"{message or final.status}\n\nIts container, after that: {outcome.message}"
     body = {**report.body, "status": final.status.value, "message": message or outcome.message}

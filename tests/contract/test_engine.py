@@ -222,6 +222,15 @@ async def test_last_lines_of_both_streams_are_kept_as_many_as_are_requested(
     assert await subject.engine.last_output(subject.name, 1) == "three\n"
 
 
+async def test_last_words_without_a_newline_after_one_long_line_are_in_the_output(
+    real: Subject,
+) -> None:
+    script = "import sys; sys.stdout.write('x' * 20_000 + '\\nThe answer is 42')"
+    run_args = ("--network", "host", "--entrypoint", "python3")
+    await real.finish("x", arguments=("-c", script), run_args=run_args)
+    assert (await real.engine.last_output(real.name, 2)).endswith("xxx\nThe answer is 42")
+
+
 async def test_output_of_50_mb_is_bounded_and_its_end_is_kept(subject: Subject) -> None:
     await subject.finish("[print 50000000][print-line the-end]")
     output = await subject.engine.last_output(subject.name, 20)

@@ -11,6 +11,7 @@ from runner.engine.base import ContainerSpec, Phase
 from runner.engine.call import CommandResult
 from runner.engine.hardening import hardening_arguments
 from runner.engine.inspect import read_container
+from runner.engine.output import last_lines, read_log_end
 from runner.errors import EngineError, EngineSilent, ImageMissing, NameInUse, NoSuchContainer
 from runner.model import Hardening, Limits
 
@@ -101,6 +102,21 @@ def test_docker_gets_the_name_of_the_host_unless_the_network_forbids_it_or_it_is
 ) -> None:
     arguments = run_arguments(kind, replace(SPEC, run_args=run_args))
     assert (HOST_NAME in arguments) == is_set
+
+
+def test_log_of_podman_is_read_from_its_end_and_parts_of_lines_are_joined(tmp_path: Path) -> None:
+    log, moment = tmp_path / "ctr.log", "2026-01-31T09:00:00.1+01:00"
+    halves = [("stdout", "P", "one "), ("stderr", "P", "The answer"), ("stdout", "F", "line")]
+    halves += [("stdout", "F", ""), ("stderr", "P", " is 42")]
+    log.write_text("".join(f"{moment} {stream} {tag} {text}\n" for stream, tag, text in halves))
+    output = read_log_end(log)
+    assert output == "one line\n\nThe answer is 42"
+    assert last_lines(output, 1) == "The answer is 42"
+    with log.open("w") as file:
+        file.writelines(f"{moment} stdout P {'x' * 8000}\n" for _ in range(200))
+        file.write(f"{moment} stdout F {'y' * 100}\n")
+    assert 1_000_000 < len(read_log_end(log)) < 1 << 20
+    assert read_log_end(log).endswith("xy" + "y" * 99 + "\n")
 
 
 def test_volume_is_labelled_for_selinux_unless_the_one_that_it_lies_in_is() -> None:

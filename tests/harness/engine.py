@@ -13,6 +13,7 @@ import anyio
 from typing_extensions import Self
 
 from runner.engine.base import Container, ContainerSpec, EngineFacts, Phase
+from runner.engine.output import last_lines
 from runner.errors import EngineError, EngineSilent, ImageMissing, NameInUse, NoSuchContainer
 from runner.model import PullPolicy
 from runner.settings import parse_size
@@ -295,7 +296,7 @@ class FakeEngine:
 
     async def last_output(self, name: str, lines: int) -> str:
         container = await self._named("last_output", name)
-        return "".join(container.output.decode().splitlines(keepends=True)[-lines:])
+        return last_lines(container.output.decode(), lines)
 
     async def _named(self, call: str, name: str) -> _Container:
         await self._answer(call)

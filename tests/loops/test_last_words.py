@@ -194,7 +194,7 @@ async def test_secrets_are_redacted_in_log_and_final_report(host: Host, crush: C
         variables = host.engine.variables[container_of("t-1")]
         key = variables["NODE_API_KEY"]
         crush.say("s1", text(f"NODE_API_KEY={key} API_PASSWORD=hunter2-hunter2"))
-        leave(host, replace(SUCCESS, message=f"It is {key}!"))
+        leave(host, replace(SUCCESS, message=f"\x1b[1mIt is\x1b[0m {key}!"))
         host.let_go()
         end = await host.wait_for_end()
     (log,) = logs(host)

@@ -92,7 +92,7 @@ async def test_secrets_are_redacted_in_messages_and_in_the_log(held: Held, crush
     operators = {"API_PASSWORD": "hunter2-hunter2", "LANG": "a-language"}
     secrets = {"VICTORIA_SECRETS": "API_PASSWORD NOT_SET"}
     async with connected({**held.variables, **operators, **secrets}) as agent:
-        message = f"It is {held.api_key}, and hunter2-hunter2."
+        message = f"It is \x1b[1m{held.api_key}, and hunter2-\x1b[0mhunter2."
         await agent.call("report_complete", message=message)
     assert held.task["result"] == "It is ***, and ***."
     shown = "[tool result: bash]\nNODE_API_KEY=***\nAPI_PASSWORD='***'\nLANG=a-language"

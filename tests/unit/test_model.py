@@ -52,6 +52,25 @@ def test_value_with_a_line_separator_in_it_is_redacted_whole(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
+    ("output", "shown"),
+    [
+        ("\x1b[1;31mError:\x1b[0m it \x1b(Bbroke\x1b[K", "Error: it broke"),
+        ("\x9b31mred\x9b0m", "red"),
+        ("\x1b]0;title\x07a\x1b]8;;http://x\x1b\\link\x1b]8;;\x1b\\ \x1bPq\x9cb", "alink b"),
+        ("\x1b]0;a title without an end\nlast words", "last words"),
+        ("10%\r 20%\r100%\r\ndone\r\n", "100%\ndone"),
+        ("working |\b/\b-\b\\", "working \\"),
+        ("col\tumn \x07\x00\x1b", "col\tumn"),
+        ("hunter2-\x1b[1mhunter2\x1b[0m", "***"),
+    ],
+)
+def test_no_escape_sequence_and_no_overwritten_progress_is_in_an_output(
+    output: str, shown: str
+) -> None:
+    assert redact_output(output, ["hunter2-hunter2"]) == shown
+
+
+@pytest.mark.parametrize(
     ("code", "reason", "while_away"),
     [
         *((code, EndReason.FAILED, EndReason.LOST) for code in (137, 143)),
