@@ -127,6 +127,8 @@ class Daemon:
         self._polling = anyio.CancelScope()
         self._exit_code: int | None = None
         self._interrupts = 0
+        self._shown = ""
+        """The status line that systemd has."""
 
     async def run(self) -> int:
         """Run from the recovery to the last heartbeat; return the exit code.
@@ -201,8 +203,12 @@ class Daemon:
         group.start_soon(
             feed_watchdog, self._notifier, runner.watchdog, runner.clock, runner.timings
         )
-        group.start_soon(self._show_status)
-        self._notifier.notify("READY=1")
+        for changes in (runner.changes, runner.node.outage.changes):
+            group.start_soon(self._show_status, changes)
+        if runner.node.known_identity is not None:
+            self._notifier.notify("READY=1")
+        else:
+            group.start_soon(self._notify_when_registered)
 
     def _start_task(self, group: TaskGroup, task: Task) -> None:
         run = track(task, self._runner)
@@ -305,12 +311,43 @@ class Daemon:
                 )
             self._polling.cancel()
 
-    async def _show_status(self) -> None:
+    async def _notify_when_registered(self) -> None:
+        """Notify systemd of readiness, once it is clear how the first registration goes.
+
+        If it has to be retried, the start is over too, and the status line has the reason: an
+        orchestrator that is away must not fail or hold up `systemctl start`. If it is refused, the
+        runner exits before, and the start fails.
+        """
+        runner, outage = self._runner, self._runner.node.outage
+        ends_at_s = runner.clock.awake_s() + runner.timings.ready_timeout_s
+        while runner.node.known_identity is None and outage.sentence is None:
+            left_s = ends_at_s - runner.clock.awake_s()
+            if left_s <= 0:
+                break
+            await outage.changes.after_or(outage.changes.count, left_s, runner.clock)
+        self._notifier.notify("READY=1")
+
+    async def _show_status(self, changes: ChangeSignal) -> None:
         """Keep the line that `systemctl status` shows."""
-        runner = self._runner
         while True:
-            seen = runner.changes.count
-            problems = "; ".join(runner.problems.sentences.values())
-            running = f"{len(runner.slots.task_ids)} of {runner.settings.max_tasks} tasks running"
-            self._notifier.notify(f"STATUS={problems or running}")
-            await runner.changes.after(seen)
+            seen = changes.count
+            line = self._status_line()
+            if line != self._shown:
+                self._shown = line
+                self._notifier.notify(f"STATUS={line}")
+            await changes.after(seen)
+
+    def _status_line(self) -> str:
+        """Return what keeps new tasks away, and how many are running."""
+        runner, node = self._runner, self._runner.node
+        reasons = list(runner.problems.sentences.values())
+        if node.is_refused:
+            reasons.append(f"the registration is refused: {node.refusal}")
+        elif node.known_identity is None:
+            reasons.append("waiting to be registered")
+        if node.outage.sentence is not None:
+            reasons.append(node.outage.sentence)
+        if self._polling.cancel_called:
+            reasons.append("draining: no new task is taken")
+        running = f"{len(runner.slots.task_ids)} of {runner.settings.max_tasks} tasks running"
+        return "; ".join([*reasons, running])

@@ -6,6 +6,7 @@ import logging
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -77,6 +78,7 @@ class Node:
     ) -> None:
         self.refusal: RegistrationRefused | None = None
         """Why the orchestrator did not register this host; there is no further attempt."""
+        self.outage = Outage()
         self._settings = settings
         self._orchestrator = orchestrator
         self._journal = journal
@@ -275,6 +277,8 @@ class Node:
             # Needed only if the journal is lost: no reason to keep the node from its work.
             log.error(str(error))
         self._registration = registration
+        self.outage.note_response()
+        self.outage.changes.notify()
 
     async def _registered(self) -> Registration:
         """Return the registration in the journal, else a new one."""
@@ -400,6 +404,8 @@ class Node:
         self._watchdog.expect(
             "register", next_within_s=wait_s + self._timings.registration_timeout_s
         )
+        if wait_s:
+            self.outage.note_failure(error, self._clock.wall_s())
         if isinstance(error, Unauthorised):
             log.error(INVALID_TOKEN)
         elif isinstance(error, Refused) and error.status in _NOT_ALLOWED:
@@ -504,6 +510,38 @@ def os_type(os_release: Path = Path("/etc/os-release")) -> str:
         if name == "ID":
             return text.strip().strip("\"'") or "linux"
     return "linux"
+
+
+class Outage:
+    """Since when calls to the orchestrator fail, and why. Not a problem of this host."""
+
+    def __init__(self) -> None:
+        self.changes = ChangeSignal()
+        """Notified when an outage begins, changes its cause or ends, and of a registration."""
+        self._error: str | None = None
+        self._began_at = 0.0
+
+    @property
+    def sentence(self) -> str | None:
+        """Since when, and why; None if there is no outage."""
+        if self._error is None:
+            return None
+        began_at = datetime.fromtimestamp(self._began_at, timezone.utc)
+        return f"outage of the orchestrator since {began_at:%Y-%m-%d %H:%M:%S} UTC: {self._error}"
+
+    def note_failure(self, error: Exception, wall_s: float) -> None:
+        """Note that a call failed."""
+        if self._error is None:
+            self._began_at = wall_s
+        if self._error != str(error):
+            self._error = str(error)
+            self.changes.notify()
+
+    def note_response(self) -> None:
+        """Note that a call succeeded."""
+        if self._error is not None:
+            self._error = None
+            self.changes.notify()
 
 
 class Problems:

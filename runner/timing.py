@@ -141,6 +141,8 @@ class Timings:
     # Registration
     registration_timeout_s: float = 60.0
     """One attempt, for the watchdog: a call and what surrounds it."""
+    ready_timeout_s: float = 30.0
+    """For which a start waits for the first registration: below systemd's limit of 90 s."""
     registration_retry_after_limit_s: float = 300.0
     """An operator who corrects the orchestrator sees the node within five minutes."""
     registration_pause_s: float = 30.0

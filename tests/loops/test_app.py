@@ -1,7 +1,9 @@
 """The runner from READY to its exit code, and the watchdog beside it."""
 
 import logging
+import os
 import resource
+import signal
 import socket
 import uuid
 from itertools import pairwise
@@ -18,9 +20,9 @@ from runner.state_dir import prepare_state_dir
 from runner.systemd import Notifier, Watchdog, feed_watchdog
 from runner.timing import Timings
 from tests.harness.clock import VirtualClock
-from tests.harness.host import HeardNotifier, Host
-from tests.harness.orchestrator import BEAT, STATUS
-from tests.harness.server import http, json_response
+from tests.harness.host import HeardNotifier, Host, Run
+from tests.harness.orchestrator import BEAT, REGISTER, STATUS
+from tests.harness.server import Answer, http, json_response, stalled
 from tests.harness.until import until
 from tests.loops.steps import Log, register
 
@@ -68,6 +70,62 @@ async def test_systemd_is_notified_of_readiness_work_problems_and_the_end(host: 
     assert messages.index("READY=1") < messages.index("STATUS=1 of 1 tasks running")
     assert "STATUS=0 of 1 tasks running" in messages
     assert messages[-1] == "STOPPING=1"
+
+
+@pytest.mark.parametrize(
+    ("answer", "outage", "exit_code"),
+    [
+        (http(503), "HTTP 503", None),
+        (json_response({"detail": "no"}, 404), "HTTP 404: no", None),
+        (json_response({"detail": "no"}, 401), None, 77),
+    ],
+    ids=["away", "wrong address", "refused"],
+)
+async def test_start_is_over_once_it_is_clear_how_the_first_registration_goes(
+    host: Host, answer: Answer, outage: str | None, exit_code: int | None
+) -> None:
+    host.orchestrator.always(REGISTER, answer)
+    async with host.runner() as life:
+        await until(lambda: life.is_ready or life.over.is_set())
+        assert (life.is_ready, life.exit_code) == (outage is not None, exit_code)
+        if outage is not None:
+            await until(lambda: outage in status_line(life))
+            assert "; 0 of 1 tasks running" in status_line(life)
+            host.orchestrator.always(REGISTER, None)
+            await host.pass_time_until(lambda: status_line(life) == "0 of 1 tasks running")
+
+
+async def test_start_does_not_wait_long_for_an_orchestrator_that_says_nothing(host: Host) -> None:
+    host.orchestrator.always(REGISTER, stalled(b""))
+    async with host.runner() as life:
+        await host.wait_for_calls(REGISTER)
+        assert not life.is_ready
+        await host.clock.advance(31)
+        await until(lambda: life.is_ready)
+        assert status_line(life) == "waiting to be registered; 0 of 1 tasks running"
+
+
+async def test_status_line_has_an_outage_with_its_begin_and_the_drain(host: Host) -> None:
+    async with host.running_task() as life:
+        await host.clock.settle()
+        assert life.notifier.messages.count("READY=1") == 1
+        host.orchestrator.is_down = True
+        await host.clock.advance(20)
+        await until(lambda: "outage of the orchestrator since 20" in status_line(life))
+        begun = status_line(life)
+        await host.clock.advance(600)
+        assert status_line(life) == begun
+        host.orchestrator.is_down = False
+        await host.pass_time_until(lambda: status_line(life) == "1 of 1 tasks running")
+        os.kill(os.getpid(), signal.SIGUSR1)
+        draining = "draining: no new task is taken; 1 of 1 tasks running"
+        await until(lambda: status_line(life) == draining)
+
+
+def status_line(life: Run) -> str:
+    """Return the line that `systemctl status` shows."""
+    lines = [text for text in life.notifier.messages if text.startswith("STATUS=")]
+    return lines[-1].removeprefix("STATUS=") if lines else ""
 
 
 async def test_journal_that_fails_at_the_start_ends_the_runner_with_a_sentence(host: Host) -> None:
