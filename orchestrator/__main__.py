@@ -118,7 +118,8 @@ def _web_address(_context: click.Context, _option: click.Parameter, url: str | N
     "--lost-after",
     type=click.FloatRange(min=0),
     default=DEFAULT_LOST_AFTER_S,
-    help="Seconds after its time limit at which a running task that no node holds ends as lost.",
+    help="Seconds after its time limit at which a running task that no node holds ends as lost;"
+    " time in which the server was away does not count.",
 )
 @click.option(
     "--redelivery-after",

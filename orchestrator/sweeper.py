@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 
 import anyio
@@ -21,10 +21,9 @@ from orchestrator.db.database import Database
 from orchestrator.db.tables import Node, Task
 from orchestrator.log import fields
 from orchestrator.model import NodeStatus, Target, TaskStatus, utc_now
-from orchestrator.scheduling.leases import end_leases, has_ended
+from orchestrator.scheduling.leases import Presence, end_leases, has_ended
 from orchestrator.scheduling.waiting import WorkAvailable
 from orchestrator.services import Services
-from orchestrator.settings import Settings
 
 _FORGET_EVERY = timedelta(hours=1)
 _OVERLAP = timedelta(seconds=10)
@@ -35,20 +34,23 @@ _WAKE_AT_ONCE_S = 0.01
 log = logging.getLogger(__name__)
 
 
-async def sweep(services: Services) -> None:
+async def sweep(services: Services, clock: Callable[[], datetime] = utc_now) -> None:
     """Sweep for as long as the server lives."""
-    seen_until = utc_now()
+    seen_until = clock()
     forgotten_at = all_seen_at = seen_until
-    nodes = NodeWatch(services.database, services.settings, seen_until)
+    presence = Presence(services.settings, seen_until)
+    nodes = NodeWatch(services.database, presence)
     full = FullNodes(services.settings.max_unreported)
     while True:
         await anyio.sleep(services.settings.sweep_every_s)
-        now = utc_now()
+        now = clock()
         try:
             unreported = await _refresh(services, now)
-            await to_thread.run_sync(_end_leases, services, now)
+            was_away = presence.note_sweep(now)
+            await to_thread.run_sync(_end_leases, services, presence, now)
+            looks_at_all = was_away or now - all_seen_at > _LOOK_AT_ALL_EVERY
             # Some are written a moment after their time.
-            since = None if now - all_seen_at > _LOOK_AT_ALL_EVERY else seen_until - _OVERLAP
+            since = None if looks_at_all else seen_until - _OVERLAP
             due = await to_thread.run_sync(_due, services, since, now)
             await _wake(services, due)
             seen_until = now
@@ -95,12 +97,12 @@ async def _refresh(services: Services, now: datetime) -> Counter[str]:
     return Counter(node_id for node_id, _ in refreshed.unreported)
 
 
-def _end_leases(services: Services, now: datetime) -> None:
+def _end_leases(services: Services, presence: Presence, now: datetime) -> None:
     with services.database.reading() as session:
-        if not has_ended(session, services.settings, now):
+        if not has_ended(session, services.settings, presence, now):
             return
     with services.database.writing() as session:
-        for task in end_leases(session, services.settings, now):
+        for task in end_leases(session, services.settings, presence, now):
             services.announcer.announce(session, WorkAvailable(task.id, task.target))
 
 
@@ -123,19 +125,19 @@ class FullNodes:
 class NodeWatch:
     """Logs which nodes go offline and which come back.
 
-    After a start every node has one heartbeat timeout to show up, so that a restart of the server
-    does not log each of them twice.
+    After a start, and after the server was away, every node has one heartbeat timeout to show up,
+    so that a restart of the server does not log each of them twice.
     """
 
-    def __init__(self, database: Database, settings: Settings, started_at: datetime) -> None:
+    def __init__(self, database: Database, presence: Presence) -> None:
         self._database = database
-        self._begins_at = started_at + timedelta(seconds=settings.heartbeat_timeout_s)
+        self._presence = presence
         self._offline: set[str] = set()
         """Ids of the nodes that were offline at the last call."""
 
     def log_changes(self, now: datetime) -> None:
         """Log what has changed since the last call."""
-        if now < self._begins_at:
+        if not self._presence.has_heard_nodes(now):
             return
         is_offline = or_(Node.offline_at < now, Node.status == NodeStatus.OFFLINE)
         columns = select(Node.id, Node.name, Node.status, Node.last_heartbeat)

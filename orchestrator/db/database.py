@@ -152,7 +152,8 @@ def postgresql_url(text: str) -> URL:
 
 def _sqlite(path: Path) -> Engine:
     engine = create_engine(
-        f"sqlite:///{path}",
+        # Not as text: a folder's name may have a question mark in it.
+        URL.create("sqlite", database=str(path.absolute())),
         connect_args={"timeout": _BUSY_TIMEOUT_S, "check_same_thread": False},
         pool_size=10,
         max_overflow=30,

@@ -47,7 +47,9 @@ def migrate(engine: Engine) -> None:
 def configuration() -> Config:
     """Return Alembic's configuration; the caller sets `attributes["connection"]`."""
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    scripts = str(Path(__file__).parent / "migrations")
+    # It is read as the value of an ini file.
+    config.set_main_option("script_location", scripts.replace("%", "%%"))
     return config
 
 

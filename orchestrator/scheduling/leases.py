@@ -2,6 +2,9 @@
 
 A node that is online may still have lost a task. So a task over its time limit ends as lost also if
 its node's last heartbeat lacks it.
+
+The silence of a node counts from the moment when this server could hear it. What was assigned or
+started before the server was away is judged only once its node has had time to call again.
 """
 
 from __future__ import annotations
@@ -20,32 +23,78 @@ from orchestrator.settings import Settings
 _RUNNING = (TaskStatus.RUNNING, TaskStatus.ANALYZING)
 _AT_ONCE = 500
 """Tasks in one transaction; the rest waits for the next sweep."""
+_SHORTEST_GAP_S, _LONGEST_GAP_S = 5.0, 15.0
+
+RUNNER_BACKOFF_S = 90
+"""How long our runner may take to deliver an outcome after an outage: an attempt that hangs for
+30 s, and 60 s until the next one."""
 
 
-def has_ended(session: Session, settings: Settings, now: datetime) -> bool:
+class Presence:
+    """Since when this server has heard its nodes without a gap.
+
+    It was away if there is more time between two sweeps than a sweep takes: it was stopped or
+    suspended, its database did not answer, or its clock was set. Several processes on one database
+    each go by their own presence: one that was there all the time has heard what nodes sent.
+    """
+
+    def __init__(self, settings: Settings, started_at: datetime) -> None:
+        self.since = started_at
+        self._swept_at = started_at
+        self._heartbeat_timeout = timedelta(seconds=settings.heartbeat_timeout_s)
+        self._patience = max(
+            timedelta(seconds=settings.lost_after_s),
+            self._heartbeat_timeout + timedelta(seconds=RUNNER_BACKOFF_S),
+        )
+        # A gap between two heartbeats hides none. On a busy machine a sweep takes some seconds.
+        allowed_s = min(_LONGEST_GAP_S, settings.heartbeat_timeout_s / 3, settings.lost_after_s)
+        self._longest_gap = timedelta(
+            seconds=settings.sweep_every_s + max(_SHORTEST_GAP_S, allowed_s)
+        )
+
+    def note_sweep(self, now: datetime) -> bool:
+        """Note that the server is there; return whether it was away since the last sweep."""
+        was_away = abs(now - self._swept_at) > self._longest_gap
+        if was_away:
+            self.since = now
+        self._swept_at = now
+        return was_away
+
+    def has_heard_nodes(self, now: datetime) -> bool:
+        """Return whether every node has had the time for a heartbeat."""
+        return now - self.since >= self._heartbeat_timeout
+
+    def has_heard_outcomes(self, now: datetime) -> bool:
+        """Return whether every node has had the time to deliver what it kept meanwhile."""
+        return now - self.since >= self._patience
+
+
+def has_ended(session: Session, settings: Settings, presence: Presence, now: datetime) -> bool:
     """Return whether any lease has expired."""
-    if session.scalars(_unstarted(settings, now).limit(1)).first() is not None:
+    if session.scalars(_unstarted(settings, presence, now).limit(1)).first() is not None:
         return True
-    overdue = session.execute(_overdue(settings, now))
+    overdue = session.execute(_overdue(settings, presence, now))
     return any(_is_lost(now, task, node) for task, node in overdue)
 
 
-def end_leases(session: Session, settings: Settings, now: datetime) -> list[Task]:
+def end_leases(
+    session: Session, settings: Settings, presence: Presence, now: datetime
+) -> list[Task]:
     """End expired leases; return the tasks that are back in the queue."""
     # Several processes sweep: rows that another one has locked are left to it.
-    unstarted = _unstarted(settings, now).limit(_AT_ONCE)
+    unstarted = _unstarted(settings, presence, now).limit(_AT_ONCE)
     returned = session.scalars(unstarted.with_for_update(skip_locked=True, of=Task)).all()
     for task in returned:
         put_back(session, task, now, "its node fell silent before it started the task")
-    overdue = _overdue(settings, now).with_for_update(skip_locked=True, of=Task)
+    overdue = _overdue(settings, presence, now).with_for_update(skip_locked=True, of=Task)
     for task, node in session.execute(overdue).all():
         if _is_lost(now, task, node):
             give_up(session, task, now, _reason(now, node))
     return list(returned)
 
 
-def _unstarted(settings: Settings, now: datetime) -> Select[Task]:
-    return (
+def _unstarted(settings: Settings, presence: Presence, now: datetime) -> Select[Task]:
+    unstarted = (
         select(Task)
         .join(Node, Node.id == Task.assigned_node_id)
         .where(
@@ -56,17 +105,23 @@ def _unstarted(settings: Settings, now: datetime) -> Select[Task]:
         )
         .order_by(Task.number)
     )
+    if presence.has_heard_nodes(now):
+        return unstarted
+    return unstarted.where(Task.assigned_at >= presence.since)
 
 
-def _overdue(settings: Settings, now: datetime) -> Select[Task, Node]:
+def _overdue(settings: Settings, presence: Presence, now: datetime) -> Select[Task, Node]:
     latest = now - timedelta(seconds=settings.lost_after_s)
-    return (
+    overdue = (
         select(Task, Node)
         .outerjoin(Node, Node.id == Task.assigned_node_id)
         .where(Task.status.in_(_RUNNING), Task.overdue_at <= latest)
         .order_by(Task.number)
         .limit(_AT_ONCE)
     )
+    if presence.has_heard_outcomes(now):
+        return overdue
+    return overdue.where(Task.started_at >= presence.since)
 
 
 def _is_lost(now: datetime, task: Task, node: Node | None) -> bool:

@@ -74,6 +74,14 @@ def test_first_database_is_migrated(tmp_path: Path, url: str | None, tables: Eng
     assert overdue_at.startswith("2026-01-01 00:02:00")
 
 
+@pytest.mark.parametrize("name", ["data?x=1", "a #%41%s&", "file:data?mode=memory", ":memory:"])
+def test_sqlite_file_is_in_the_data_folder_whatever_its_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    Database(tmp_path / name).close()
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name / DATABASE_NAME).is_file()
+
+
 def test_newer_database_is_refused(tmp_path: Path, url: str | None, tables: Engine) -> None:
     Database(tmp_path, url).close()
     _execute(tables, "UPDATE alembic_version SET version_num = '9999'")

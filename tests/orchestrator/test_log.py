@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 
 from orchestrator.log import JsonFormatter, Sampler, TextFormatter, fields
+from orchestrator.scheduling.leases import Presence
 from orchestrator.sweeper import NodeWatch
 from tests.orchestrator.serving import Json, RegisteredNode, RunningOrchestrator, ok, wait_for
 
@@ -123,13 +124,13 @@ def test_node_is_logged_as_it_goes_and_comes(orchestrator: RunningOrchestrator, 
     settings, now = orchestrator.settings, datetime.now(timezone.utc)
     later = now + timedelta(hours=2)  # a test's heartbeat timeout is an hour
     with orchestrator.database() as database:
-        watch = NodeWatch(database, settings, now - timedelta(hours=2))
+        watch = NodeWatch(database, Presence(settings, now - timedelta(hours=2)))
         for moment in (now, now, later, later, now, now):
             watch.log_changes(moment)
         ok(orchestrator.admin.delete(f"/nodes/{leaving.id}"))
         watch.log_changes(now)
         # A server that has just started gives its nodes the time to call.
-        NodeWatch(database, settings, later).log_changes(later)
+        NodeWatch(database, Presence(settings, later)).log_changes(later)
     worker = {"node_id": node.id, "name": "worker"}
     last_heartbeat = orchestrator.nodes()[0]["last_heartbeat"][:19] + "Z"
     assert log("node offline") + log("node back") == [
