@@ -21,7 +21,7 @@ import anyio
 import httpx
 
 from runner import __version__
-from runner.api.address import proxy_to
+from runner.api.address import proxy_to, unusable_proxy
 from runner.errors import ConfigurationError, Refused, Unauthorised, Unavailable
 from runner.timing import DEFAULT_TIMINGS, Timings
 
@@ -102,11 +102,11 @@ class HttpClient:
                 not hold a certificate.
         """
         self._timings = timings
-        proxy = proxy_to(url)
         try:
             base_url = httpx.URL(url + "/")
             base_url.host.encode()  # an international name is decoded here, or fails to be
-        except (httpx.InvalidURL, UnicodeError) as error:
+            proxy = _proxy(url)
+        except (httpx.InvalidURL, ValueError) as error:
             raise ConfigurationError(f"cannot use --orchestrator-url {url!r}: {error}") from error
         self._client = httpx.AsyncClient(
             base_url=base_url,
@@ -197,6 +197,14 @@ def _without_nulls(body: object) -> object:
 async def _chunks_of(encoded: bytearray) -> AsyncGenerator[bytes, None]:
     for start in range(0, len(encoded), _CHUNK_BYTES):
         yield bytes(encoded[start : start + _CHUNK_BYTES])
+
+
+def _proxy(url: str) -> httpx.Proxy | None:
+    proxy = proxy_to(url)
+    try:
+        return None if proxy is None else httpx.Proxy(proxy)
+    except (httpx.InvalidURL, UnicodeError):
+        raise unusable_proxy(url) from None  # its text may have the password in it
 
 
 def _tls_context(url: str, ca_file: Path | None) -> ssl.SSLContext:

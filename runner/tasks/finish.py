@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -24,7 +25,14 @@ from runner.engine.base import KEY_VARIABLE, SIGNALLED, Container, Phase
 from runner.errors import EngineError, RunnerError
 from runner.log import fields, log_retry
 from runner.model import EndReason, Outcome, Report, Task, TaskStatus, log_body
-from runner.redaction import Secret, encoded_forms, known_secrets, redact, redact_output
+from runner.redaction import (
+    Secret,
+    encoded_forms,
+    known_secrets,
+    proxy_secrets,
+    redact,
+    redact_output,
+)
 from runner.state_dir import cid_file
 from runner.tasks.context import RunnerContext, TaskContext
 from runner.tasks.outcome import LAST_LINES, decide_outcome, final_report
@@ -190,9 +198,10 @@ async def _secrets_of(task: TaskContext, container: Container | None) -> list[st
     keys = await task.persist(lambda: task.runner.journal.keys_of_node_with(task.task_id))
     if assignment is not None and assignment.task_key is not None:
         keys.append(assignment.task_key)
-    if container is not None:
-        # The task, or the node, may have another key by now.
-        keys.append(Secret(container.variables.get(KEY_VARIABLE, "")))
+    variables = {} if container is None else container.variables
+    # The task, or the node, may have another key by now.
+    keys.append(Secret(variables.get(KEY_VARIABLE, "")))
+    keys += proxy_secrets(os.environ, variables)
     return known_secrets(settings.registration_token, *keys, env_file=settings.env_file)
 
 

@@ -21,7 +21,7 @@ from runner.engine import processes
 from runner.engine.base import LABEL_ORCHESTRATOR, ContainerSpec, Phase
 from runner.engine.cli import CliEngine, find_engine
 from runner.engine.probe import NoShell, probe_rights
-from runner.errors import EngineError, EngineSilent, NoContainerRuntime
+from runner.errors import EngineError, EngineSilent, ImageMissing, NoContainerRuntime
 from runner.model import Hardening, PullPolicy
 from runner.timing import Timings
 from tests.contract.conftest import Subject, is_alive, own_children
@@ -42,6 +42,11 @@ sleep 600 &
 echo $$ $! > "$HOME/ids.part" && mv "$HOME/ids.part" "$HOME/ids"
 wait
 sleep 600
+"""
+NAMES_ITS_PROXY = """\
+#!/bin/sh
+echo "Error: invalid proxy address \\"$HTTPS_PROXY\\"" >&2
+exit 1
 """
 NO_TERMINAL = """\
 #!/bin/sh
@@ -71,12 +76,12 @@ def script_ids(script: Path) -> list[int]:
     return [int(pid) for pid in file.read_text().split()] if file.exists() else []
 
 
-def engine_of(script: Path, text: str | None) -> CliEngine:
+def engine_of(script: Path, text: str | None, **variables: str) -> CliEngine:
     """Write the script, if there is one, and return an engine that calls it."""
     if text is not None:
         script.write_text(text)
         script.chmod(0o755)
-    environment = {"PATH": os.environ["PATH"], "HOME": str(script.parent)}
+    environment = {"PATH": os.environ["PATH"], "HOME": str(script.parent), **variables}
     return CliEngine("podman", str(script), environment, Timings(engine_timeout_s=CALL_S))
 
 
@@ -116,6 +121,12 @@ async def test_engine_whose_program_fails_is_an_error(
 ) -> None:
     with pytest.raises(error, match=message):
         await engine_of(script, text).inspect("x")
+
+
+async def test_password_of_a_proxy_is_redacted_in_the_error_of_an_engine(script: Path) -> None:
+    engine = engine_of(script, NAMES_ITS_PROXY, HTTPS_PROXY="http://svc:Sup3rSecret!@proxy")
+    with pytest.raises(ImageMissing, match=r'proxy address "http://svc:\*\*\*@proxy"$'):
+        await engine.fetch_image("registry.example/image", PullPolicy.ALWAYS)
 
 
 async def test_every_call_to_a_daemon_that_is_not_there_is_silence(docker: Subject) -> None:
