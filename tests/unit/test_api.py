@@ -2,8 +2,6 @@
 
 import gzip
 import json
-import ssl
-import subprocess
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
@@ -26,6 +24,7 @@ from runner.errors import ConfigurationError, Refused, Unauthorised, Unavailable
 from runner.model import Identity, Registration, TaskStatus, log_body
 from runner.redaction import Secret
 from runner.timing import DEFAULT_TIMINGS, Timings
+from tests.harness.private_ca import make_private_ca
 from tests.harness.server import (
     JSON,
     Answer,
@@ -510,26 +509,14 @@ async def test_redirect_to_another_origin_is_not_followed(api: Api, status: int)
 # TLS
 
 
-def make_certificate(folder: Path) -> tuple[Path, Path]:
-    certificate, key = folder / "certificate.pem", folder / "key.pem"
-    command = [
-        *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"),
-        *("-nodes", "-days", "2", "-subj", "/CN=scripted server"),
-        *("-addext", "subjectAltName=IP:127.0.0.1"),
-        *("-addext", "keyUsage=critical,digitalSignature,keyCertSign"),
-    ]
-    subprocess.run([*command, "-keyout", key, "-out", certificate], check=True, capture_output=True)
-    return certificate, key
-
-
-async def test_certificate_is_trusted_for_its_host(tmp_path: Path, identity: Identity) -> None:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    ca_file, key = make_certificate(tmp_path)
-    context.load_cert_chain(ca_file, key)
+async def test_certificate_is_trusted_for_its_host(
+    tmp_path: Path, identity: Identity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context, ca_file = make_private_ca(tmp_path)
     async with serving(context) as server:
         server.answer(json_response({"task_id": "t-1"}))
         for host, trusted, error in (
-            ("127.0.0.1", None, "its TLS certificate is not trusted: self"),
+            ("127.0.0.1", None, "its TLS certificate is not trusted: unable to get local issuer"),
             ("localhost", ca_file, "its TLS certificate is not trusted: Hostname"),
         ):
             url = server.url.replace("127.0.0.1", host)
@@ -538,8 +525,11 @@ async def test_certificate_is_trusted_for_its_host(tmp_path: Path, identity: Ide
                     await client.next_task(identity, 25)
         assert server.requests == []
 
-        async with OrchestratorClient(server.url, ca_file) as client:
-            assert (await client.next_task(identity, 25)).assignment == {"task_id": "t-1"}
+        # The status reporter has no option for it.
+        monkeypatch.setenv("SSL_CERT_FILE", str(ca_file))
+        for trusted in (ca_file, None):
+            async with OrchestratorClient(server.url, trusted) as client:
+                assert (await client.next_task(identity, 25)).assignment == {"task_id": "t-1"}
 
 
 async def test_plain_http_behind_https_is_unavailable(identity: Identity) -> None:
