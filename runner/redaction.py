@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from urllib.parse import unquote
 
 MASK = "***"
 SECRETS_VARIABLE = "VICTORIA_SECRETS"
@@ -130,3 +132,21 @@ def known_secrets(*known: Secret, env_file: Path | None) -> list[str]:
     for _, value in variables_in(env_file):
         texts |= {value, value.strip("\"'")}
     return [text for text in texts if is_redactable(text)]
+
+
+def proxy_secrets(*environments: Mapping[str, str]) -> list[Secret]:
+    """Return the passwords of the proxies in these environments, in each form that they occur in.
+
+    These are the password as it is in the URL, decoded, and in a Proxy-Authorization header. One
+    that is too short to be redacted is redacted together with the user name and the host.
+    """
+    texts: set[str] = set()
+    for name, value in (pair for environment in environments for pair in environment.items()):
+        address = value.partition("://")[2] or value
+        credentials = address.rpartition("@")[0]
+        password = credentials.partition(":")[2]
+        if name.lower().endswith("_proxy") and password:
+            header = base64.b64encode(unquote(credentials).encode()).decode()
+            texts |= {password, unquote(password), header}
+            texts |= set() if is_redactable(password) else {address.rstrip("/")}
+    return [Secret(text) for text in sorted(texts)]

@@ -5,13 +5,16 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+from contextlib import suppress
+from typing import TypeAlias
 from urllib.parse import SplitResult, urlsplit
-from urllib.request import getproxies, proxy_bypass
+from urllib.request import getproxies
 
 from runner.errors import ConfigurationError
 
 _THIS_HOST = frozenset({"host.containers.internal", "host.docker.internal"})
 _PRINTABLE = re.compile(r"[\x21-\x7e]+")
+_Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def check_orchestrator_url(url: str, *, allow_http: bool) -> str:
@@ -82,27 +85,69 @@ def proxy_to(url: str) -> str | None:
     """Return the proxy that the environment names for a checked URL; None for loopback.
 
     Raises:
-        ConfigurationError: it is not an HTTP proxy. The message names the variable and not its
-            value, which may contain a password.
+        ConfigurationError: as `unusable_proxy` returns it: it is not an HTTP proxy.
     """
-    parts = urlsplit(url)
-    host = parts.hostname or ""
-    proxies = getproxies()
-    scheme = parts.scheme if proxies.get(parts.scheme) else "all"
-    proxy = proxies.get(scheme)
-    if not proxy or _is_loopback(host) or proxy_bypass(host):
+    host = urlsplit(url).hostname or ""
+    _, proxy = _proxy_variable(url)
+    # As curl reads them: an empty variable is none.
+    no_proxy = os.environ.get("no_proxy") or os.environ.get("NO_PROXY", "")
+    if not proxy or _is_loopback(host) or is_exempt(host, no_proxy):
         return None
     if "://" not in proxy:
         proxy = f"http://{proxy}"
-    proxy_parts = _split(proxy)
-    if proxy_parts is None or proxy_parts.scheme not in {"http", "https"}:
-        name = f"{scheme}_proxy"
-        variable = name if name in os.environ else name.upper()
-        raise ConfigurationError(
-            f"cannot use the proxy in {variable}: give it as http://HOST:PORT, or name "
-            f"{host} in NO_PROXY"
-        )
+    parts = _split(proxy)
+    if parts is None or parts.scheme not in {"http", "https"}:
+        raise unusable_proxy(url)
     return proxy
+
+
+def unusable_proxy(url: str) -> ConfigurationError:
+    """Return the error for a proxy to `url` that cannot be used.
+
+    It names the variable and not its value, which may contain a password.
+    """
+    name, _ = _proxy_variable(url)
+    return ConfigurationError(
+        f"cannot use the proxy in {name}: give it as http://HOST:PORT, or name "
+        f"{urlsplit(url).hostname} in NO_PROXY"
+    )
+
+
+def _proxy_variable(url: str) -> tuple[str, str | None]:
+    """Return the variable that names the proxy to `url`, and its value."""
+    proxies, scheme = getproxies(), urlsplit(url).scheme
+    scheme = scheme if proxies.get(scheme) else "all"
+    name = f"{scheme}_proxy"
+    return name if name in os.environ else name.upper(), proxies.get(scheme)
+
+
+def is_exempt(host: str, no_proxy: str) -> bool:
+    """Return whether NO_PROXY exempts a host from the proxy, by the rules of curl since 7.86.
+
+    It is `*` alone, or a list, separated by commas or blanks, of host names, which include the
+    names below them, of addresses, and of networks (10.0.0.0/8). An IPv6 address may be in
+    brackets. Ports and patterns match nothing.
+    """
+    if no_proxy == "*":
+        return True
+    name = host.lower().removesuffix(".")
+    entries = re.split(r"[,\s]+", no_proxy.lower())
+    address = _address(name)
+    if address is not None:
+        return any(_contains(entry, address) for entry in entries)
+    domains = {entry.removesuffix(".").removeprefix(".") for entry in entries} - {""}
+    return any(f".{name}".endswith(f".{domain}") for domain in domains)
+
+
+def _contains(entry: str, address: _Address) -> bool:
+    """Return whether an entry of NO_PROXY is the address, or a network that contains it."""
+    base, _, prefix = re.sub(r"[\[\]]", "", entry).partition("/")
+    if not prefix.strip("0"):  # to curl, no network contains all addresses
+        return _address(base) == address
+    with suppress(ValueError):
+        network = ipaddress.ip_network(f"{base}/{prefix}", strict=False)
+        return prefix.isdecimal() and address in network
+    return False
 
 
 def without_password(proxy: str) -> str:
@@ -121,9 +166,12 @@ def _split(url: str) -> SplitResult | None:
 
 
 def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    address = _address(host)
+    return host == "localhost" or (address is not None and address.is_loopback)
+
+
+def _address(host: str) -> _Address | None:
+    """Return the IP address that a host or an entry of NO_PROXY is; None for a name."""
+    with suppress(ValueError):
+        return ipaddress.ip_address(host)
+    return None

@@ -21,7 +21,7 @@ import anyio
 import httpx
 
 from runner import __version__
-from runner.api.address import proxy_to
+from runner.api.address import proxy_to, unusable_proxy
 from runner.errors import ConfigurationError, Refused, Unauthorised, Unavailable
 from runner.timing import DEFAULT_TIMINGS, Timings
 
@@ -102,11 +102,11 @@ class HttpClient:
                 not hold a certificate.
         """
         self._timings = timings
-        proxy = proxy_to(url)
         try:
             base_url = httpx.URL(url + "/")
             base_url.host.encode()  # an international name is decoded here, or fails to be
-        except (httpx.InvalidURL, UnicodeError) as error:
+            proxy = _proxy(url)
+        except (httpx.InvalidURL, ValueError) as error:
             raise ConfigurationError(f"cannot use --orchestrator-url {url!r}: {error}") from error
         self._client = httpx.AsyncClient(
             base_url=base_url,
@@ -199,10 +199,20 @@ async def _chunks_of(encoded: bytearray) -> AsyncGenerator[bytes, None]:
         yield bytes(encoded[start : start + _CHUNK_BYTES])
 
 
+def _proxy(url: str) -> httpx.Proxy | None:
+    proxy = proxy_to(url)
+    try:
+        return None if proxy is None else httpx.Proxy(proxy)
+    except (httpx.InvalidURL, UnicodeError):
+        raise unusable_proxy(url) from None  # its text may have the password in it
+
+
 def _tls_context(url: str, ca_file: Path | None) -> ssl.SSLContext:
     if url.startswith("http://"):
         return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # trusts nobody, and is not used
     context = ssl.create_default_context()
+    # Python demands extensions since 3.13 that many a private CA lacks; curl does without them.
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     if ca_file is not None:
         try:
             context.load_verify_locations(cafile=ca_file)

@@ -13,7 +13,7 @@ import re
 import signal
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
@@ -29,6 +29,7 @@ from runner.errors import (
     NameInUse,
     NoSuchContainer,
 )
+from runner.redaction import encoded_forms, proxy_secrets, redact
 
 _MAX_OUTPUT_BYTES = 1 << 20
 _MAX_ARGUMENT_PAGES = 32  # MAX_ARG_STRLEN in linux/binfmts.h
@@ -70,6 +71,9 @@ class Program:
         self._name = Path(path).name
         self._environment = dict(environment)
         self._kill_grace_s = kill_grace_s
+        # An engine quotes a proxy's URL that it cannot use, with the password.
+        passwords = (secret.reveal() for secret in proxy_secrets(environment))
+        self._secret_forms = encoded_forms(passwords)
         # One thread waits for each call; it does nothing meanwhile.
         self._threads = anyio.CapacityLimiter(10_000)
         # sh logs every command line, with the task's prompt in it.
@@ -100,10 +104,18 @@ class Program:
                 outputs = (output, output if is_one_stream else errors)
                 process = await self._start(arguments, outputs, folder)
                 await self._wait_for(process, timeout_s, grace_s, what)
-                return CommandResult(process.exit_code, _tail(output), _tail(errors))
+                result = CommandResult(process.exit_code, _tail(output), _tail(errors))
+                return result if result.ok else self._redacted(result)
         except (OSError, sh.ForkException) as error:
             reason = getattr(error, "strerror", None) or str(error).strip().rpartition("\n")[2]
             raise EngineSilent(f"{what}: {reason.strip()}") from error
+
+    def _redacted(self, failed: CommandResult) -> CommandResult:
+        """Return a failure without the passwords of proxies: it is logged and reported."""
+        output, errors = (
+            redact(text, self._secret_forms) for text in (failed.output, failed.errors)
+        )
+        return replace(failed, output=output, errors=errors)
 
     def _check(self, arguments: Sequence[str], what: str) -> None:
         """Raise for what sh would only find out after its fork, where it leaves a zombie behind."""

@@ -22,7 +22,7 @@ from runner.crush.sessions import (
 )
 from runner.errors import ConfigurationError, RunnerError, Unavailable
 from runner.model import Identity, is_task_id
-from runner.redaction import SECRETS_VARIABLE, Secret
+from runner.redaction import SECRETS_VARIABLE, Secret, proxy_secrets
 from runner.timing import ReporterTimings
 
 DEFAULT_HOME = "/workspace/Victoria"
@@ -46,7 +46,8 @@ class Job:
     prompt: str | None
     """What the agent was asked, where it can still be seen."""
     named_secrets: tuple[Secret, ...] = ()
-    """The values of those variables that the runner's operator gave to the container."""
+    """The values of those variables that the runner's operator gave to the container, and the
+    passwords of its proxies."""
 
     @property
     def secrets(self) -> list[str]:
@@ -90,10 +91,13 @@ def job_in(variables: Mapping[str, str], processes: Path = _PROCESSES) -> Job:
         home=Path(variables.get("VICTORIA_HOME") or DEFAULT_HOME),
         started_at=_started_at(processes),
         prompt=_prompt(processes),
-        named_secrets=tuple(
-            Secret(variables[name])
-            for name in variables.get(SECRETS_VARIABLE, "").split()
-            if name in variables
+        named_secrets=(
+            *(
+                Secret(variables[name])
+                for name in variables.get(SECRETS_VARIABLE, "").split()
+                if name in variables
+            ),
+            *proxy_secrets(variables),
         ),
     )
 

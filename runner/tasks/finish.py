@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -29,6 +30,7 @@ from runner.redaction import (
     encoded_forms,
     known_secrets,
     plain_text,
+    proxy_secrets,
     redact,
     redact_output,
 )
@@ -197,9 +199,10 @@ async def _secrets_of(task: TaskContext, container: Container | None) -> list[st
     keys = await task.persist(lambda: task.runner.journal.keys_of_node_with(task.task_id))
     if assignment is not None and assignment.task_key is not None:
         keys.append(assignment.task_key)
-    if container is not None:
-        # The task, or the node, may have another key by now.
-        keys.append(Secret(container.variables.get(KEY_VARIABLE, "")))
+    variables = {} if container is None else container.variables
+    # The task, or the node, may have another key by now.
+    keys.append(Secret(variables.get(KEY_VARIABLE, "")))
+    keys += proxy_secrets(os.environ, variables)
     return known_secrets(settings.registration_token, *keys, env_file=settings.env_file)
 
 

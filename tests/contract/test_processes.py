@@ -49,6 +49,11 @@ FULL = """\
 echo "Error: write /tmp/x: no space left on device" >&2
 exit 125
 """
+NAMES_ITS_PROXY = """\
+#!/bin/sh
+echo "Error: invalid proxy address \\"$HTTPS_PROXY\\"" >&2
+exit 1
+"""
 NO_TERMINAL = """\
 #!/bin/sh
 [ -t 0 ] || [ -t 1 ] || [ -t 2 ] || echo "Error: no terminal, input $(wc -c)" >&2
@@ -77,12 +82,12 @@ def script_ids(script: Path) -> list[int]:
     return [int(pid) for pid in file.read_text().split()] if file.exists() else []
 
 
-def engine_of(script: Path, text: str | None) -> CliEngine:
+def engine_of(script: Path, text: str | None, **variables: str) -> CliEngine:
     """Write the script, if there is one, and return an engine that calls it."""
     if text is not None:
         script.write_text(text)
         script.chmod(0o755)
-    environment = {"PATH": os.environ["PATH"], "HOME": str(script.parent)}
+    environment = {"PATH": os.environ["PATH"], "HOME": str(script.parent), **variables}
     return CliEngine("podman", str(script), environment, Timings(engine_timeout_s=CALL_S))
 
 
@@ -146,6 +151,12 @@ async def test_podman_under_the_name_of_docker_is_told_as_what_it_is(script: Pat
     engine = CliEngine("docker", str(script), {"HOME": str(script.parent)})
     with pytest.raises(EngineError, match="use --container-runtime podman"):
         await engine.facts()
+
+
+async def test_password_of_a_proxy_is_redacted_in_the_error_of_an_engine(script: Path) -> None:
+    engine = engine_of(script, NAMES_ITS_PROXY, HTTPS_PROXY="http://svc:Sup3rSecret!@proxy")
+    with pytest.raises(ImageMissing, match=r'proxy address "http://svc:\*\*\*@proxy"$'):
+        await engine.fetch_image("registry.example/image", PullPolicy.ALWAYS)
 
 
 async def test_every_call_to_a_daemon_that_is_not_there_is_silence(docker: Subject) -> None:

@@ -94,13 +94,28 @@ async def test_env_file_that_has_become_unusable_is_named(host: Host) -> None:
     assert "line 1 is not NAME=VALUE" in end["message"]
 
 
-async def test_known_secrets_are_redacted_in_the_last_lines(host: Host, log: Log) -> None:
+async def test_known_secrets_are_redacted_in_the_last_lines(
+    host: Host, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # podman passes the runner's own proxy on to containers; an engine may have another for them.
+    monkeypatch.setenv("FTP_PROXY", "http://svc:Sup3rSecret!@proxy")
     env_file = host.folder / "env"
-    env_file.write_text('API_PASSWORD=hunter2-hunter2\nQUOTED="quoted-secret"\n')
+    env_file.write_text(
+        'API_PASSWORD=hunter2-hunter2\nQUOTED="quoted-secret"\nHTTP_PROXY=svc:0ther-Secret@p\n'
+    )
     shown = f"[env API_PASSWORD][env NODE_API_KEY][print-line {TOKEN}][print-line quoted-secret]"
-    end = await host.finish_task(f"{shown}[fail 1]", env_file=env_file)
-    assert end["message"].split("\n")[1:] == ["API_PASSWORD=***", "NODE_API_KEY=***", "***", "***"]
-    for secret in ("hunter2-hunter2", "node-key-1", TOKEN, "quoted-secret"):
+    proxies = "[print-line Sup3rSecret!][print-line 0ther-Secret]"
+    end = await host.finish_task(f"{shown}{proxies}[fail 1]", env_file=env_file)
+    variables = ["API_PASSWORD=***", "NODE_API_KEY=***"]
+    assert end["message"].split("\n")[1:] == [*variables, *(["***"] * 4)]
+    for secret in (
+        "hunter2-hunter2",
+        "node-key-1",
+        TOKEN,
+        "quoted-secret",
+        "Sup3rSecret!",
+        "0ther-Secret",
+    ):
         assert secret not in log.text
 
 

@@ -6,10 +6,12 @@ Each rule is one test on both databases: what a rule claims of our orchestrator 
 import hashlib
 import json
 import signal
+import ssl
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from click.testing import CliRunner
 
 from orchestrator.conformance.run import PROFILES, Finding, Verdict, check, check_all, try_rule
 from orchestrator.conformance.target import PROMPT, Rule, RunnerTarget, Target
+from tests.harness.private_ca import make_private_ca
 from tests.orchestrator import serving, small_server
 from tests.orchestrator.conftest import DATABASES, NewDatabase
 from tests.orchestrator.faulty import (
@@ -71,11 +74,19 @@ def ours(
 @pytest.fixture
 def small() -> Iterator[str]:
     """Serve the small orchestrator; yield its URL."""
+    with _serving_small() as port:
+        yield f"http://127.0.0.1:{port}"
+
+
+@contextmanager
+def _serving_small(tls: ssl.SSLContext | None = None) -> Iterator[int]:
     task = dict(small_server.TASK)
     with ThreadingHTTPServer(("127.0.0.1", 0), small_server.Handler) as server:
+        if tls is not None:
+            server.socket = tls.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
+        yield server.server_port
         server.shutdown()
         thread.join()
     small_server.TASK.update(task)
@@ -251,6 +262,17 @@ def test_lock_out_is_one_sentence_with_a_time(orchestrator: RunningOrchestrator)
     code, output, errors = _check(orchestrator)
     assert (code, output, errors[-3:]) == (69, "", " s\n")
     assert errors.startswith("Error: cannot go on: GET /nodes is answered with 429")
+
+
+def test_private_ca_is_trusted_as_curl_trusts_it(tmp_path: Path) -> None:
+    tls, ca_file = make_private_ca(tmp_path)
+    with _serving_small(tls) as port:
+        url, variables = f"https://127.0.0.1:{port}", {"REGISTRATION_TOKEN": "wrong"}
+        errors = [
+            _run(url, *RUNNER, **variables, SSL_CERT_FILE=it)[2] for it in (None, str(ca_file))
+        ]
+    assert f"cannot reach {url}: [SSL: CERTIFICATE_VERIFY_FAILED]" in errors[0]
+    assert "POST /register is answered with 401" in errors[1]
 
 
 def test_orchestrator_that_cannot_be_reached_is_one_sentence() -> None:

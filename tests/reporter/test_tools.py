@@ -87,15 +87,16 @@ async def test_agent_is_asked_to_call_again_if_there_are_two_sessions(
 
 
 async def test_secrets_are_redacted_in_messages_and_in_the_log(held: Held, crush: Crush) -> None:
-    printed = f"NODE_API_KEY={held.api_key}\nAPI_PASSWORD='hunter2-hunter2'\nLANG=a-language"
+    proxy = "http://svc:Sup3rSecret!@proxy"
+    printed = f"NODE_API_KEY={held.api_key}\nAPI_PASSWORD='hunter2-hunter2'\nLANG={proxy}"
     crush.say("s1", [{"type": "tool_result", "data": {"name": "bash", "content": printed}}])
-    operators = {"API_PASSWORD": "hunter2-hunter2", "LANG": "a-language"}
+    operators = {"API_PASSWORD": "hunter2-hunter2", "LANG": proxy, "FTP_PROXY": proxy}
     secrets = {"VICTORIA_SECRETS": "API_PASSWORD NOT_SET"}
     async with connected({**held.variables, **operators, **secrets}) as agent:
         message = f"It is \x1b[1m{held.api_key}, and hunter2-\x1b[0mhunter2."
         await agent.call("report_complete", message=message)
     assert held.task["result"] == "It is ***, and ***."
-    shown = "[tool result: bash]\nNODE_API_KEY=***\nAPI_PASSWORD='***'\nLANG=a-language"
+    shown = "[tool result: bash]\nNODE_API_KEY=***\nAPI_PASSWORD='***'\nLANG=http://svc:***@proxy"
     assert held.log["messages"][-1]["content"] == shown
 
 

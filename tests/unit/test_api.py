@@ -2,8 +2,6 @@
 
 import gzip
 import json
-import ssl
-import subprocess
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
@@ -26,6 +24,7 @@ from runner.errors import ConfigurationError, Refused, Unauthorised, Unavailable
 from runner.model import Identity, Registration, TaskStatus, log_body
 from runner.redaction import Secret
 from runner.timing import DEFAULT_TIMINGS, Timings
+from tests.harness.private_ca import make_private_ca
 from tests.harness.server import (
     JSON,
     Answer,
@@ -510,26 +509,14 @@ async def test_redirect_to_another_origin_is_not_followed(api: Api, status: int)
 # TLS
 
 
-def make_certificate(folder: Path) -> tuple[Path, Path]:
-    certificate, key = folder / "certificate.pem", folder / "key.pem"
-    command = [
-        *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"),
-        *("-nodes", "-days", "2", "-subj", "/CN=scripted server"),
-        *("-addext", "subjectAltName=IP:127.0.0.1"),
-        *("-addext", "keyUsage=critical,digitalSignature,keyCertSign"),
-    ]
-    subprocess.run([*command, "-keyout", key, "-out", certificate], check=True, capture_output=True)
-    return certificate, key
-
-
-async def test_certificate_is_trusted_for_its_host(tmp_path: Path, identity: Identity) -> None:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    ca_file, key = make_certificate(tmp_path)
-    context.load_cert_chain(ca_file, key)
+async def test_certificate_is_trusted_for_its_host(
+    tmp_path: Path, identity: Identity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context, ca_file = make_private_ca(tmp_path)
     async with serving(context) as server:
         server.answer(json_response({"task_id": "t-1"}))
         for host, trusted, error in (
-            ("127.0.0.1", None, "its TLS certificate is not trusted: self"),
+            ("127.0.0.1", None, "its TLS certificate is not trusted: unable to get local issuer"),
             ("localhost", ca_file, "its TLS certificate is not trusted: Hostname"),
         ):
             url = server.url.replace("127.0.0.1", host)
@@ -538,8 +525,11 @@ async def test_certificate_is_trusted_for_its_host(tmp_path: Path, identity: Ide
                     await client.next_task(identity, 25)
         assert server.requests == []
 
-        async with OrchestratorClient(server.url, ca_file) as client:
-            assert (await client.next_task(identity, 25)).assignment == {"task_id": "t-1"}
+        # The status reporter has no option for it.
+        monkeypatch.setenv("SSL_CERT_FILE", str(ca_file))
+        for trusted in (ca_file, None):
+            async with OrchestratorClient(server.url, trusted) as client:
+                assert (await client.next_task(identity, 25)).assignment == {"task_id": "t-1"}
 
 
 async def test_plain_http_behind_https_is_unavailable(identity: Identity) -> None:
@@ -592,31 +582,61 @@ def test_proxy_of_the_scheme_or_of_all(env: pytest.MonkeyPatch, variable: str, v
     assert proxy_to(AWAY) == PROXY
 
 
-@pytest.mark.parametrize(
-    ("url", "no_proxy"),
-    [
-        *((url, "") for url in ("http://127.0.0.1:8000", "http://localhost", "https://[::1]:8443")),
-        *((AWAY, host) for host in (AWAY.removeprefix("https://"), ".example.com", "example.com")),
-        *((AWAY, hosts) for hosts in ("other.example, example.com", "*")),
-    ],
-)
-def test_loopback_and_hosts_in_no_proxy_need_none(
-    env: pytest.MonkeyPatch, url: str, no_proxy: str
-) -> None:
+@pytest.mark.parametrize("url", ["http://127.0.0.1:8000", "http://localhost", "https://[::1]:84"])
+def test_loopback_needs_no_proxy(env: pytest.MonkeyPatch, url: str) -> None:
     for variable in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         env.setenv(variable, PROXY)
-    env.setenv("NO_PROXY", no_proxy)
     assert proxy_to(url) is None
+
+
+EXEMPT = {
+    "10.99.7.1": "10.0.0.0/8|10.99.7.1|10.99.7.1/|10.99.7.1/8|a.b, 10.0.0.0/8|10.99.7.1/32",
+    "10.99.7.1.": "10.99.7.1",
+    "192.168.3.4": " localhost , 192.168.0.0/16 |fd00::/8,192.168.3.4\t",
+    "[fd00::1]": "fd00::/8|fd00::1|[fd00::1]|[fd00::]/8|[fd00::/8]|FD00:0::1|*",
+    "example.com": "example.com|.example.com|example.com.|.example.com.|com|EXAMPLE.com|*",
+    "a.example.com": "example.com|.example.com|example.com.|example.com,|,example.com",
+    "a.example.com.": "example.com|a.org example.com|a.org\texample.com|a.org,, ,example.com",
+}
+"""Hosts, and the values of NO_PROXY that exempt them, separated by |. curl 7.88.1 has the same
+results, but for IPv6, which it reads wrongly."""
+NOT_EXEMPT = {
+    "11.0.0.1": "10.0.0.0/8|0.0.0.1|.0.0.1|11.0.0.1:8000|11.0.0.1.|.11.0.0.1|11.0.0.1/33|0.0.0.0/0",
+    "11.0.0.2": "11.0/8|11.0.0.0/255.0.0.0|11.0.0.0/x|11.0.0.0/-1|::ffff:11.0.0.2",
+    "10.99.7.1.example.com": "10.0.0.0/8|10.99.7.1",
+    "[fd00::1]": "fd00::/129|fd01::/16|::/0|[fd00::1]:8000|fd00::|0.0.0.0/0",
+    "[::ffff:10.9.9.9]": "10.9.9.9|10.0.0.0/8",
+    "notexample.com": "example.com|.example.com",
+    "example.com": "|.|a.example.com|*.com|*.example.com|example.com:443|a.org,*|https://example.com",
+    "example.com.": "..example.com|example.com..|example.com;a.org|example.org",
+}
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize("variable", ["NO_PROXY", "no_proxy"])
+def test_no_proxy_is_read_as_curl_reads_it(
+    env: pytest.MonkeyPatch, variable: str, scheme: str
+) -> None:
+    env.setenv("ALL_PROXY", PROXY)
+    env.setenv("no_proxy", "")
+    for hosts, expected in ((EXEMPT, None), (NOT_EXEMPT, PROXY)):
+        for host, values in hosts.items():
+            for value in values.split("|"):
+                env.setenv(variable, value)
+                assert proxy_to(f"{scheme}://{host}:8000") == expected, (host, value)
 
 
 @pytest.mark.parametrize(
     "value",
-    ["socks5://h:1080", "ftp://h", "http://", "http://h:port", "http://[::1", "h h", "http://@"],
+    [
+        *("socks5://h:1080", "ftp://h", "http://", "http://h:port", "http://[::1", "h h"),
+        *("http://@", "http://svc:secret@[v1.x]", "svc:secret@999.1.1.1"),
+    ],
 )
 def test_unusable_proxy_is_refused_and_not_shown(env: pytest.MonkeyPatch, value: str) -> None:
     env.setenv("ALL_PROXY", value)
     with pytest.raises(ConfigurationError, match=r"^cannot use the proxy in ALL_PROXY: ") as caught:
-        proxy_to(AWAY)
+        OrchestratorClient(AWAY)
     assert value not in str(caught.value).replace("http://HOST:PORT", "")
 
 
@@ -629,6 +649,12 @@ def test_address_that_was_checked_can_be_requested_or_is_refused(rest: str) -> N
         OrchestratorClient(check_orchestrator_url(f"http://{rest}", allow_http=True))
     except ConfigurationError as error:
         assert str(error).startswith("cannot use --orchestrator-url")  # noqa: PT017 - or none at all
+
+
+def test_address_that_the_reporter_has_not_checked_is_refused(env: pytest.MonkeyPatch) -> None:
+    env.setenv("ALL_PROXY", PROXY)
+    with pytest.raises(ConfigurationError, match=r"^cannot use --orchestrator-url"):
+        OrchestratorClient("http://[bad")
 
 
 @pytest.mark.parametrize("is_loopback", [True, False])

@@ -7,7 +7,7 @@ import pytest
 
 from runner.engine.base import Container, Phase
 from runner.model import EndReason, Task, TaskState, TaskStatus, check_transition, status_body
-from runner.redaction import Secret, known_secrets, redact_output
+from runner.redaction import Secret, known_secrets, proxy_secrets, redact_output
 from runner.tasks.outcome import decide_outcome
 
 TASK = Task("t-1", TaskState.RUNNING, "https://orchestrator.example.com", None, accepted_at=1.0)
@@ -68,6 +68,27 @@ def test_no_escape_sequence_and_no_overwritten_progress_is_in_an_output(
     output: str, shown: str
 ) -> None:
     assert redact_output(output, ["hunter2-hunter2"]) == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "output", "shown"),
+    [
+        ("http://svc:Sup3rSecret!@proxy:3128", "", "http://svc:***@proxy:3128"),
+        ("svc:S%33cret-word%21@proxy", "S3cret-word!", "svc:***@proxy ***"),
+        (
+            "http://svc:Sup3rSecret!@proxy",
+            "Basic c3ZjOlN1cDNyU2VjcmV0IQ==",
+            "http://svc:***@proxy Basic ***",
+        ),
+        ("socks5://svc:short@proxy:3128/", "short", "socks5://***/ short"),
+        ("http://svc:pa/ss#wo@rd@proxy", "", "http://svc:***@proxy"),
+        ("http://a-user-name@proxy:3128", "", "http://a-user-name@proxy:3128"),
+    ],
+)
+def test_password_of_a_proxy_is_redacted_in_each_form(value: str, output: str, shown: str) -> None:
+    for variable in ("HTTPS_PROXY", "all_proxy"):
+        known = [secret.reveal() for secret in proxy_secrets({}, {variable: value})]
+        assert redact_output(f"{value} {output}", known) == shown
 
 
 @pytest.mark.parametrize(
