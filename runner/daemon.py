@@ -78,7 +78,7 @@ async def run(
         problems = Problems(changes, timings)
         try:
             async with OrchestratorClient(
-                settings.orchestrator_url, settings.ca_file, timings
+                settings.orchestrator_url, settings.ca_file, timings, clock
             ) as orchestrator:
                 runner = RunnerContext(
                     settings=settings,
@@ -243,13 +243,17 @@ class Daemon:
         # The poll has broken off: the orchestrator learns at once that the node has not.
         runner.changes.notify()
         while any(self._is_awaited(task) for task in await self._own_tasks()):
-            await self._wait_for_change()
-        if runner.node.is_refused:
-            return
+            await self._wait_for_change(runner.outbox.count)
         await self._retry_now()
         ends_at_s = runner.clock.awake_s() + runner.timings.last_delivery_s
-        while (waiting := await self._own_tasks()) and runner.clock.awake_s() < ends_at_s:
-            await self._wait_for_change()
+        while True:
+            seen = runner.outbox.count
+            ended = {TaskState.ENDED, TaskState.CLOSED}
+            waiting = [task for task in await self._own_tasks() if task.state in ended]
+            can_deliver = any(runner.node.can_deliver(task.task_id) for task in waiting)
+            if not can_deliver or runner.clock.awake_s() >= ends_at_s:
+                break
+            await self._wait_for_change(seen)
         if waiting:
             log.warning(
                 "undelivered reports wait in the journal for the next start",
@@ -281,10 +285,10 @@ class Daemon:
         tasks = await retry(runner.journal.unfinished_tasks, JournalError, attempts)
         return [task for task in tasks if self._is_own(task)]
 
-    async def _wait_for_change(self) -> None:
-        """Wait until something happens to a task or a report, at most a second."""
-        outbox, interval_s = self._runner.outbox, self._runner.timings.drain_check_interval_s
-        await outbox.after_or(outbox.count, interval_s, self._runner.clock)
+    async def _wait_for_change(self, seen: int) -> None:
+        """Wait for a change of a task or a report after the first `seen`, at most a second."""
+        interval_s = self._runner.timings.drain_check_interval_s
+        await self._runner.outbox.after_or(seen, interval_s, self._runner.clock)
 
     async def _handle_signals(self, signals: object, group: TaskGroup) -> None:
         """Act on signals, as the head of this file says."""

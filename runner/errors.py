@@ -12,6 +12,8 @@
     │   ├── Refused                 the response is 4xx: the same request would be refused again
     │   │   └── Unauthorised        401: it does not know the key or token
     │   └── Unavailable             it did not respond, or not intelligibly: retry later
+    │       ├── Unexplained         401, 403 or the like without a reason: maybe a proxy's
+    │       └── Disconnected        the connection ended before the response
     ├── EngineError                 a call of the container engine failed
     │   ├── EngineSilent            it timed out: what is true there is unknown
     │   ├── NoSuchContainer         there is no such container
@@ -95,8 +97,7 @@ class WireError(RunnerError):
 class Refused(WireError):
     """The response is 4xx: the same request would be refused again.
 
-    `status` is the HTTP status code. `detail` is the orchestrator's JSON explanation; a response
-    without one may come from a reverse proxy.
+    `status` is the HTTP status code, `detail` the orchestrator's JSON explanation if it has one.
     """
 
     def __init__(self, message: str, status: int, detail: str | None = None) -> None:
@@ -131,6 +132,21 @@ class Unavailable(WireError):
         self.retry_after_s = retry_after_s
         self.status = status
         self.detail = detail
+
+
+class Unexplained(Unavailable):
+    """A refusal without a JSON `detail`: it may be a proxy's, and is believed only if it lasts.
+
+    `is_first` is set on the first one in a row.
+    """
+
+    def __init__(self, message: str, status: int, *, is_first: bool) -> None:
+        super().__init__(message, status=status)
+        self.is_first = is_first
+
+
+class Disconnected(Unavailable):
+    """The connection was made, and ended before the response."""
 
 
 class EngineError(RunnerError):

@@ -20,8 +20,8 @@ from runner.errors import (
     Refused,
     RegistrationPostponed,
     RegistrationRefused,
-    Unauthorised,
     Unavailable,
+    Unexplained,
 )
 from runner.identity import IdentityFile
 from runner.journal.journal import Journal, read_unfinished_tasks
@@ -45,7 +45,8 @@ INVALID_TOKEN = "Registration failed - invalid registration token"  # noqa: S105
 DISABLED = "Registration failed - orchestrator has registration disabled"
 _SERVICE_UNAVAILABLE = 503
 _GONE = 410
-_NOT_ALLOWED = frozenset({401, 403})
+_UNAUTHORISED = 401
+_NOT_ALLOWED = frozenset({_UNAUTHORISED, 403})
 _CHECK_ADDRESS, _CHECK_NODE = "check --orchestrator-url", "check --name, --tag and --capability"
 _ADVICE = {404: _CHECK_ADDRESS, 405: _CHECK_ADDRESS, 400: _CHECK_NODE, 422: _CHECK_NODE}
 _ASK = "ask the orchestrator's administrator"
@@ -93,6 +94,8 @@ class Node:
         """By task id, the identities that accepted the tasks of an earlier runner."""
         self._refused_key, self._refused_at_s = Secret(""), 0.0
         """The node's last key that was refused, and the uptime of that in seconds."""
+        self._last_identity: Identity | None = None
+        """The refused identity by which reports are still tried when no other is to be had."""
         self._has_warned_of_its_key = False
         self._has_sent_facts = False
         """Facts of the host are sent once; a failure does not keep the node from its work."""
@@ -162,6 +165,31 @@ class Node:
         if owner is None or is_key_of(self.known_identity, owner):
             return await self.identity()
         return owner
+
+    async def identity_to_deliver(self, task_id: str) -> Identity | None:
+        """Return `identity_of`; without a registration the refused one, until it fails again.
+
+        What refused it may have been a proxy, and a report that is delivered late is not lost.
+        """
+        try:
+            return await self.identity_of(task_id)
+        except RegistrationRefused:
+            return self._last_identity
+
+    def can_deliver(self, task_id: str) -> bool:
+        """Check without a request whether there is an identity to deliver a task's report with."""
+        return not self.is_refused or task_id in self._owners or self._last_identity is not None
+
+    async def replace_identity(self, refused: Identity) -> bool:
+        """Note that a report was refused under this identity; return whether there is another."""
+        if self.is_refused and refused == self._last_identity:
+            self._last_identity = None
+        await self.forget_identity(refused)
+        try:
+            await self.identity()
+        except RegistrationRefused:
+            return False
+        return True
 
     def by_identity(self, current: Identity, task_ids: Iterable[str]) -> dict[Identity, list[str]]:
         """Return these tasks by the identity to send heartbeats with; the current one is always in.
@@ -315,7 +343,7 @@ class Node:
         self._owners = {task_id: owner for task_id, owner in owners if owner != refused}
         if self.known_identity != refused:
             return
-        self._registration = None
+        self._registration, self._last_identity = None, refused
         self._refused_key, self._refused_at_s = refused.api_key, self._clock.uptime_s()
         former = await self._load()
         if former is not None and is_key_of(former.identity, refused):
@@ -406,20 +434,27 @@ class Node:
         )
         if wait_s:
             self.outage.note_failure(error, self._clock.wall_s())
-        if isinstance(error, Unauthorised):
-            log.error(INVALID_TOKEN)
-        elif isinstance(error, Refused) and error.status in _NOT_ALLOWED:
-            log.error("Registration failed - %s", error)
-        elif isinstance(error, Refused):
-            log.error("cannot register: %s; %s", error, _ADVICE.get(error.status, _ASK))
+        status = error.status if isinstance(error, (Refused, Unavailable)) else None
+        is_refusal = isinstance(error, Refused)
+        if status in _NOT_ALLOWED and (is_refusal or _is_first_doubt(error)):
+            is_token = status == _UNAUTHORISED
+            log.error(INVALID_TOKEN if is_token else f"Registration failed - {error}")
+        if is_refusal and status in _NOT_ALLOWED:
+            return
+        if is_refusal or status in _ADVICE:
+            log.error("cannot register: %s; %s", error, _ADVICE.get(status or 0, _ASK))
         elif (
             isinstance(error, Unavailable)
-            and error.status == _SERVICE_UNAVAILABLE
+            and status == _SERVICE_UNAVAILABLE
             and error.detail is not None
         ):
             log.error(DISABLED)
         else:
             log.warning("cannot register: %s", error)
+
+
+def _is_first_doubt(error: Exception) -> bool:
+    return isinstance(error, Unexplained) and error.is_first
 
 
 def is_key_of(current: Identity | None, owner: Identity) -> bool:

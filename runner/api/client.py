@@ -18,7 +18,7 @@ from runner.api.http import HttpClient
 from runner.errors import Unavailable
 from runner.model import Identity, Registration, TaskStatus, status_body
 from runner.redaction import Secret
-from runner.timing import DEFAULT_TIMINGS, Timings
+from runner.timing import DEFAULT_TIMINGS, Clock, Timings
 
 _BLOCK_BYTES = 1 << 20
 """A piece of a download that is worth the switch to a worker thread that writes it."""
@@ -75,7 +75,11 @@ class OrchestratorClient:
     """
 
     def __init__(
-        self, url: str, ca_file: Path | None = None, timings: Timings = DEFAULT_TIMINGS
+        self,
+        url: str,
+        ca_file: Path | None = None,
+        timings: Timings = DEFAULT_TIMINGS,
+        clock: Clock | None = None,
     ) -> None:
         """Prepare calls to `url`, as `check_orchestrator_url` returns it.
 
@@ -83,7 +87,7 @@ class OrchestratorClient:
             ConfigurationError: `url` cannot be used, or `ca_file` does not hold a certificate.
         """
         self.url = url
-        self._http = HttpClient(url, ca_file, timings)
+        self._http = HttpClient(url, ca_file, timings, clock)
 
     async def __aenter__(self) -> OrchestratorClient:
         return self
@@ -145,15 +149,15 @@ class OrchestratorClient:
         `now` is in seconds since the epoch. Return the task's final status there if it has one.
         """
         body = status_body(task_id, TaskStatus.RUNNING, message, now)
-        return _final_status(
-            await self._call("POST", "status", _key_header(identity), body), task_id
-        )
+        headers = _key_header(identity)
+        return _final_status(await self._call("POST", "status", headers, body, task_id), task_id)
 
     async def send_status(
         self, identity: Identity, body: Mapping[str, object]
     ) -> TaskStatus | None:
         """Send a status report; return the task's final status there if the response has one."""
-        async with self._http.request("POST", "status", _key_header(identity), body) as response:
+        headers, task_id = _key_header(identity), _task_id(body)
+        async with self._http.request("POST", "status", headers, body, task_id=task_id) as response:
             await response.check_json()
             # The report was accepted, even if the body is too long or not valid JSON.
             with suppress(Unavailable):
@@ -163,7 +167,8 @@ class OrchestratorClient:
 
     async def send_log(self, identity: Identity, body: Mapping[str, object]) -> None:
         """Send a task's log. The response may repeat all of it, and is not read."""
-        async with self._http.request("POST", "logs", _key_header(identity), body) as response:
+        headers, task_id = _key_header(identity), _task_id(body)
+        async with self._http.request("POST", "logs", headers, body, task_id=task_id) as response:
             await response.check_json()
 
     @asynccontextmanager
@@ -179,10 +184,20 @@ class OrchestratorClient:
                 yield Download(int(length) if length.isdecimal() else None, chunks)
 
     async def _call(
-        self, method: str, path: str, headers: Mapping[str, str], body: object = None
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        body: object = None,
+        task_id: str | None = None,
     ) -> object:
-        async with self._http.request(method, path, headers, body) as response:
+        async with self._http.request(method, path, headers, body, task_id=task_id) as response:
             return await response.json()
+
+
+def _task_id(report: Mapping[str, object]) -> str | None:
+    task_id = report.get("task_id")
+    return task_id if isinstance(task_id, str) else None
 
 
 def _is_header_safe(value: object) -> TypeGuard[str]:

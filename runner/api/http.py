@@ -1,6 +1,10 @@
 """HTTP to one origin: TLS, proxy, deadlines, size limits, and an error class for each failure.
 
 The only file that imports httpx. Redirects are not followed, and no URL in a response is requested.
+
+A proxy in front of the orchestrator may refuse in its place while that is being replaced. So a
+refusal is the orchestrator's at once only with a JSON `detail`, and never if it is a web page;
+401, 403 and the like with anything else are believed once they have lasted for ten minutes.
 """
 
 from __future__ import annotations
@@ -10,20 +14,28 @@ import os
 import re
 import socket
 import ssl
+import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import final
+from typing import TypeAlias, final
 
 import anyio
 import httpx
 
 from runner import __version__
 from runner.api.address import proxy_to, unusable_proxy
-from runner.errors import ConfigurationError, Refused, Unauthorised, Unavailable
-from runner.timing import DEFAULT_TIMINGS, Timings
+from runner.errors import (
+    ConfigurationError,
+    Disconnected,
+    Refused,
+    Unauthorised,
+    Unavailable,
+    Unexplained,
+)
+from runner.timing import DEFAULT_TIMINGS, Clock, HostClock, Timings
 
 MAX_RESPONSE_BYTES = 1 << 20
 """Of a response that is parsed, and of the explanation of an error. An honest one has kilobytes,
@@ -33,7 +45,15 @@ SLOWEST_UPLOAD_BYTES_PER_S = 50_000
 _CHUNK_BYTES = 1 << 16
 _MAX_DETAIL_CHARS = 300
 _JSON_TYPE = re.compile(r"(?:application|text)/json|[\w.-]+/[\w.-]+\+json", re.IGNORECASE)
-_RETRYABLE_4XX = frozenset({408, 425, 429})
+_PAGE_TYPES = frozenset({"text/html", "application/xhtml+xml"})
+_RETRYABLE_4XX = frozenset({407, 408, 425, 429})
+_VERDICTS = frozenset({401, 403, 404, 409, 410})
+"""Status codes by which a key, a task, a file or a report is given up."""
+_CREDENTIALS = ("X-API-Key", "X-Registration-Token")
+_DECOMPRESSED = frozenset({"gzip", "x-gzip", "deflate"})
+_ZLIB_OR_GZIP = 32 + zlib.MAX_WBITS
+Subject: TypeAlias = tuple[str | None, ...]
+"""What a refusal is about: the method, the path, the task and the credentials of a request."""
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
@@ -93,7 +113,11 @@ class HttpClient:
     """Connections to one origin; use it as an async context manager."""
 
     def __init__(
-        self, url: str, ca_file: Path | None = None, timings: Timings = DEFAULT_TIMINGS
+        self,
+        url: str,
+        ca_file: Path | None = None,
+        timings: Timings = DEFAULT_TIMINGS,
+        clock: Clock | None = None,
     ) -> None:
         """Prepare requests to `url`, as `check_orchestrator_url` returns it.
 
@@ -102,6 +126,7 @@ class HttpClient:
                 not hold a certificate.
         """
         self._timings = timings
+        self._refusals = _UnexplainedRefusals(clock or HostClock(), timings)
         try:
             base_url = httpx.URL(url + "/")
             base_url.host.encode()  # an international name is decoded here, or fails to be
@@ -116,7 +141,7 @@ class HttpClient:
             headers={
                 "User-Agent": f"victoria-runner/{__version__}",
                 "Accept": "application/json",
-                # A compressed response could grow without bound when it is decompressed.
+                # Some proxies compress all the same: see `_read_body`.
                 "Accept-Encoding": "identity",
             },
             follow_redirects=False,
@@ -140,17 +165,21 @@ class HttpClient:
         *,
         hold_s: float = 0.0,
         is_download: bool = False,
+        task_id: str | None = None,
     ) -> AsyncIterator[Response]:
         """Send a request and open its response if that is 2xx.
 
-        `body` is sent as JSON, without the fields that are None.
+        `body` is sent as JSON, without the fields that are None. `task_id` is the task that it is
+        about: a refusal of one task is not one of another.
 
         The deadline is that of a call, plus `hold_s` seconds for a long poll, plus the time that
         sending the body takes. A download has no deadline, but may not stall.
 
         Raises:
             Refused: the response is 4xx; Unauthorised for a 401.
-            Unavailable: no response in time, one that cannot be understood, or another status.
+            Unavailable: no response in time, one that cannot be understood, or another status;
+                Unexplained for a refusal that is not believed yet, Disconnected for a connection
+                that ended before the response.
         """
         timings = self._timings
         content, sent_headers = None, dict(headers)
@@ -166,7 +195,11 @@ class HttpClient:
         request.extensions["timeout"] = httpx.Timeout(
             timeout_s, connect=timings.connect_timeout_s
         ).as_dict()
-        with _classify_errors(timeout_s, timings.connect_timeout_s):
+        subject = (method, path, task_id, *(headers.get(name) for name in _CREDENTIALS))
+        with (
+            self._refusals.weigh(subject),
+            _classify_errors(timeout_s, timings.connect_timeout_s),
+        ):
             # httpx limits each read alone, which a body of one byte a second never reaches.
             with anyio.fail_after(None if is_download else timeout_s):
                 response = await self._client.send(request, stream=True)
@@ -177,6 +210,46 @@ class HttpClient:
                 finally:
                     with anyio.CancelScope(shield=True):
                         await response.aclose()
+
+
+class _UnexplainedRefusals:
+    """Since when requests have met nothing but refusals without a reason.
+
+    In memory only: a new runner starts counting again, which takes ten minutes at most.
+    """
+
+    def __init__(self, clock: Clock, timings: Timings) -> None:
+        self._clock = clock
+        self._timings = timings
+        self._since_s: dict[Subject, float] = {}
+
+    @contextmanager
+    def weigh(self, subject: Subject) -> Iterator[None]:
+        """Raise Unexplained in place of a refusal without a reason, until it has lasted."""
+        try:
+            yield
+        except Refused as error:
+            if error.detail is None and error.status in _VERDICTS:
+                self._doubt(subject, error)
+            self._since_s.pop(subject, None)
+            raise
+        except Unavailable:
+            # Something is being replaced: what refused before it may be gone after it.
+            self._since_s.pop(subject, None)
+            raise
+        self._since_s.pop(subject, None)
+
+    def _doubt(self, subject: Subject, error: Refused) -> None:
+        now_s, lasting_s = self._clock.awake_s(), self._timings.unexplained_refusal_s
+        is_first = subject not in self._since_s
+        if now_s - self._since_s.setdefault(subject, now_s) >= lasting_s:
+            return
+        raise Unexplained(
+            f"{error} without a reason, maybe from a proxy; believed if it lasts "
+            f"{lasting_s / 60:.0f} min",
+            error.status,
+            is_first=is_first,
+        ) from error
 
 
 def _encode(body: object) -> bytearray:
@@ -231,6 +304,8 @@ def _classify_errors(timeout_s: float, connect_timeout_s: float) -> Iterator[Non
         raise Unavailable(f"no connection within {connect_timeout_s:g} s") from error
     except (TimeoutError, httpx.TimeoutException) as error:
         raise Unavailable(f"no response within {timeout_s:.0f} s") from error
+    except (httpx.ReadError, httpx.RemoteProtocolError) as error:
+        raise Disconnected(_root_cause(error)) from error
     except httpx.HTTPError as error:
         raise Unavailable(_root_cause(error)) from error
     except httpx.InvalidURL as error:
@@ -254,18 +329,44 @@ def _root_cause(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
+def _media_type(response: httpx.Response) -> str:
+    content_type: str = response.headers.get("Content-Type", "")
+    return content_type.partition(";")[0].strip().lower()
+
+
 def _is_json(response: httpx.Response) -> bool:
-    media_type = response.headers.get("Content-Type", "").partition(";")[0].strip()
-    return _JSON_TYPE.fullmatch(media_type) is not None
+    return _JSON_TYPE.fullmatch(_media_type(response)) is not None
 
 
 async def _read_body(response: httpx.Response, max_bytes: int) -> bytes:
+    """Return the body, decompressed if it was compressed although that was not asked for.
+
+    Raises:
+        Unavailable: it is longer than `max_bytes`, or cannot be decompressed.
+    """
+    encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
+    if encoding not in {*_DECOMPRESSED, "identity"}:
+        shown = _printable(encoding, 80)
+        raise Unavailable(
+            f"its response is compressed ({shown}), which was not asked for; "
+            "switch that off in the proxy in front of it"
+        )
+    inflating = zlib.decompressobj(_ZLIB_OR_GZIP) if encoding in _DECOMPRESSED else None
     body = bytearray()
     async for chunk in response.aiter_raw():
-        body += chunk
+        # One byte more than is taken: a short body can become endless.
+        room = max_bytes + 1 - len(body)
+        body += chunk if inflating is None else _inflate(inflating, chunk, room)
         if len(body) > max_bytes:
             raise Unavailable(f"its response is longer than {max_bytes >> 20} MiB")
     return bytes(body)
+
+
+def _inflate(inflating: zlib._Decompress, chunk: bytes, max_bytes: int) -> bytes:
+    try:
+        return inflating.decompress(chunk, max_bytes)
+    except zlib.error as error:
+        raise Unavailable("its compressed response is damaged") from error
 
 
 def _decode(body: bytes) -> object:
@@ -282,20 +383,31 @@ async def _failure(response: httpx.Response) -> Refused | Unavailable:
     detail = await _read_detail(response)
     status = response.status_code
     message = f"HTTP {status}" + (f": {detail}" if detail else "")
-    if status == httpx.codes.UNAUTHORIZED:
+    is_refusal = response.is_client_error and status not in _RETRYABLE_4XX
+    if is_refusal and _media_type(response) in _PAGE_TYPES:
+        message += " with a web page: a proxy responds in place of the orchestrator"
+    elif status == httpx.codes.UNAUTHORIZED:
         return Unauthorised(message, detail)
-    if response.is_client_error and status not in _RETRYABLE_4XX:
+    elif is_refusal:
         return Refused(message, status, detail)
-    if response.is_redirect:
-        message += (
-            ", a redirect, which is not followed; give its final address as --orchestrator-url"
-        )
+    elif response.has_redirect_location:
+        message += f", a redirect to {_redirect_target(response)}, which is not followed; "
+        message += "give the orchestrator's final address as --orchestrator-url"
+    elif status == httpx.codes.NOT_MODIFIED:
+        message += ", from a cache; switch caching off in what is in front of the orchestrator"
     return Unavailable(
         message,
         retry_after_s=_retry_after_s(response.headers.get("Retry-After")),
         status=status,
         detail=detail,
     )
+
+
+def _redirect_target(response: httpx.Response) -> str:
+    """Return where a redirect leads to, without user, password, query and fragment."""
+    url = httpx.URL() if response.next_request is None else response.next_request.url
+    target = f"{url.scheme}://{url.netloc.decode('ascii')}{url.path}"
+    return _printable(target, _MAX_DETAIL_CHARS)
 
 
 async def _read_detail(response: httpx.Response) -> str | None:

@@ -25,7 +25,7 @@ from runner.crush.messages import (
     read_whole,
     select,
 )
-from runner.errors import Refused
+from runner.errors import Refused, Unavailable
 from runner.model import Identity
 
 if TYPE_CHECKING:
@@ -121,7 +121,8 @@ async def hand_in_log(
         raise TypeError("the journal has a log without a session")
     try:
         await orchestrator.send_log(identity, body)
-    except Refused as error:
+    except (Refused, Unavailable) as error:
+        # A proxy's limit as well, which it shows by a web page.
         if error.status != _TOO_LONG:
             raise
         truncated = await anyio.to_thread.run_sync(truncate, session, _TRUNCATED_BYTES)

@@ -1,8 +1,7 @@
 """Deliver the outbox: every report until the orchestrator has it, or has refused it for good.
 
 A task's log goes first, but one that keeps failing, or takes long, does not delay the status; in
-the end a log is given up, a status never. Ends when the registration is refused, or by being
-cancelled; what is left is in the journal.
+the end a log is given up, a status never. Ends by being cancelled; what is left is in the journal.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from anyio.abc import TaskGroup
 
 from runner.api.http import SLOWEST_UPLOAD_BYTES_PER_S
 from runner.crush.log import hand_in_log
-from runner.errors import JournalError, Refused, RegistrationRefused, Unauthorised, Unavailable
+from runner.errors import JournalError, Refused, Unauthorised, Unavailable
 from runner.log import fields
 from runner.model import OutboxEntry
 from runner.tasks.context import RunnerContext
@@ -25,7 +24,8 @@ _LOG_GOES_FIRST_ATTEMPTS = 2
 _LOG_ATTEMPTS = 16
 _UNEXPLAINED_ATTEMPTS = 120
 """A 4xx without our JSON body probably comes from a reverse proxy during a deployment: retry it
-this often, which takes about an hour."""
+this often, which takes about an hour. A 403 has been retried for `unexplained_refusal_s`."""
+_FORBIDDEN = 403
 _HAS_ITS_END = frozenset({409, 410})
 
 
@@ -38,9 +38,6 @@ async def deliver(runner: RunnerContext) -> None:
             wait_s = runner.timings.outbox_interval_s
             try:
                 wait_s = await delivery.deliver_due()
-            except RegistrationRefused:
-                delivery.end()
-                return
             except JournalError as error:
                 log.error(str(error))
             runner.watchdog.expect(
@@ -57,17 +54,10 @@ class _Delivery:
         self._group = group
         self._is_log_under_way = False
 
-    def end(self) -> None:
-        """Deliver nothing more."""
-        for name in ("deliver", "deliver a log"):
-            self._runner.watchdog.suspend(name)
-        self._group.cancel_scope.cancel()
-
     async def deliver_due(self) -> float:
         """Deliver what is due; return the seconds until there is more to do.
 
         Raises:
-            RegistrationRefused: the orchestrator knows neither the node nor its token.
             JournalError: it cannot be read or written.
         """
         runner = self._runner
@@ -89,8 +79,6 @@ class _Delivery:
     async def _deliver_log(self, entry: OutboxEntry, *, is_last: bool) -> None:
         try:
             await _attempt(self._runner, "deliver a log", entry, is_last=is_last)
-        except RegistrationRefused:
-            self.end()
         except JournalError as error:
             log.error(str(error))
             await self._runner.clock.sleep(self._runner.timings.outbox_interval_s)
@@ -100,11 +88,13 @@ class _Delivery:
 
 
 def _waiting(runner: RunnerContext, entries: list[OutboxEntry]) -> list[OutboxEntry]:
-    """Return what is not parked; no entry ever goes to another orchestrator."""
+    """Return what is to be delivered; no entry ever goes to another orchestrator."""
     return [
         entry
         for entry in entries
-        if entry.parked is None and entry.orchestrator_url == runner.orchestrator.url
+        if entry.parked is None
+        and entry.orchestrator_url == runner.orchestrator.url
+        and runner.node.can_deliver(entry.task_id)
     ]
 
 
@@ -146,7 +136,9 @@ async def _attempt(runner: RunnerContext, loop: str, entry: OutboxEntry, *, is_l
         runner.outbox.notify()
         return 0
     runner.watchdog.suspend(loop)
-    identity = await runner.node.identity_of(entry.task_id)
+    identity = await runner.node.identity_to_deliver(entry.task_id)
+    if identity is None:
+        return runner.timings.outbox_interval_s
     runner.watchdog.expect(
         loop, next_within_s=runner.timings.outbox_interval_s + _longest_call_s(runner)
     )
@@ -157,10 +149,12 @@ async def _attempt(runner: RunnerContext, loop: str, entry: OutboxEntry, *, is_l
             await runner.orchestrator.send_status(identity, body)
     except Unauthorised as error:
         runner.watchdog.suspend(loop)
-        await runner.node.forget_identity(identity)
-        await runner.node.identity()
-        # There is another key now: after a first failure it is tried at once.
-        return await _postpone(runner, entry, error, is_at_once=entry.attempts == 0)
+        has_other_key = await runner.node.replace_identity(identity)
+        # After a first failure the other key is tried at once.
+        is_at_once = has_other_key and entry.attempts == 0
+        wait_s = await _postpone(runner, entry, error, is_at_once=is_at_once)
+        runner.outbox.notify()  # a drain may wait for this report, which may now be undeliverable
+        return wait_s
     except Unavailable as error:
         if not entry.is_log or entry.attempts + 1 < _LOG_ATTEMPTS or not is_last:
             return await _postpone(runner, entry, error)
@@ -169,19 +163,27 @@ async def _attempt(runner: RunnerContext, loop: str, entry: OutboxEntry, *, is_l
         log.error("cannot deliver a log, %s", why, extra=ids)
         await runner.journal.park(entry.row, why)
     except Refused as error:
-        if error.status in _HAS_ITS_END:
-            log.info("the task has a final status; dropping a report: %s", error, extra=ids)
-            await runner.journal.delivered(entry.row)
-        elif error.detail is None and entry.attempts + 1 < (
-            _LOG_ATTEMPTS if entry.is_log else _UNEXPLAINED_ATTEMPTS
-        ):
-            return await _postpone(runner, entry, error)
-        else:
-            log.error("the orchestrator refuses a report; it is parked: %s", error, extra=ids)
-            await runner.journal.park(entry.row, str(error))
+        return await _handle_refusal(runner, entry, error)
     else:
         log.info("report delivered", extra=ids)
         await runner.journal.delivered(entry.row)
+    runner.outbox.notify()
+    return 0
+
+
+async def _handle_refusal(runner: RunnerContext, entry: OutboxEntry, error: Refused) -> float:
+    """Drop or park a report, or postpone it; return the seconds until there is more to do."""
+    ids = fields(task_id=entry.task_id, report=entry.path)
+    may_be_a_proxy = error.detail is None and error.status != _FORBIDDEN
+    most_attempts = _LOG_ATTEMPTS if entry.is_log else _UNEXPLAINED_ATTEMPTS
+    if error.status in _HAS_ITS_END:
+        log.info("the task has a final status; dropping a report: %s", error, extra=ids)
+        await runner.journal.delivered(entry.row)
+    elif may_be_a_proxy and entry.attempts + 1 < most_attempts:
+        return await _postpone(runner, entry, error)
+    else:
+        log.error("the orchestrator refuses a report; it is parked: %s", error, extra=ids)
+        await runner.journal.park(entry.row, str(error))
     runner.outbox.notify()
     return 0
 

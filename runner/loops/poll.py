@@ -18,6 +18,7 @@ from runner.api.client import Offer
 from runner.engine.base import ROOTFUL
 from runner.errors import (
     BadAssignment,
+    Disconnected,
     EngineError,
     HomeUnusable,
     JournalError,
@@ -37,6 +38,9 @@ from runner.workspace.home import Tidying, check_home
 
 log = logging.getLogger(__name__)
 _ENGINE = "engine"
+_TIMEOUTS = frozenset({408, 504, 524})
+"""Status codes of proxies for a response that they have waited for too long."""
+_LOST_BEHIND_A_PROXY = frozenset({502, 503})
 
 
 async def can_take_work(runner: RunnerContext) -> bool:
@@ -159,28 +163,53 @@ class Hold:
     """For how long the orchestrator is asked to hold a poll.
 
     Short at first, since many a proxy cuts off a response that takes 30 or 60 s. If a poll is held
-    to its end, the next ones are long; if one of those is cut off, all are short for a while.
+    to its end, the next ones are long. Those that are cut off are followed by shorter ones for a
+    while, or by plain polls: none of this is an outage, and the next poll comes at once.
     """
 
     def __init__(self, clock: Clock, timings: Timings) -> None:
         self.seconds = timings.long_poll_s
         self._clock = clock
         self._timings = timings
+        self._cuts = 0
         self._short_until_s = 0.0
+        self._shortest_s = float("inf")
 
     def note_response(self, held_s: float) -> None:
         """Note a response; after a poll that was held to its end, the next may be long."""
-        if held_s >= self._timings.long_poll_s and self._clock.awake_s() >= self._short_until_s:
+        self._cuts = 0
+        if self._clock.awake_s() < self._short_until_s:
+            return
+        if held_s >= self._timings.long_poll_s:
             self.seconds = self._timings.longest_long_poll_s
+        else:
+            self.seconds = max(self.seconds, self._timings.long_poll_s)
 
-    def was_cut(self, waited_s: float) -> bool:
+    def was_cut(self, error: WireError | JournalError, waited_s: float) -> bool:
         """Note a poll that failed; return whether only its length may be to blame."""
-        short_s = self._timings.long_poll_s
-        if self.seconds <= short_s or waited_s < short_s:
+        grace_s = self._timings.shortest_long_poll_s
+        if not _may_be_cut(error) or not grace_s <= waited_s < self.seconds + grace_s:
+            self._cuts = 0
             return False
-        self.seconds = short_s
-        self._short_until_s = self._clock.awake_s() + self._timings.long_poll_retry_s
+        self._cuts += 1
+        is_long = self.seconds > self._timings.long_poll_s
+        # A connection that breaks once may be a restart of the orchestrator.
+        if is_long or self._cuts > 1 or getattr(error, "status", None) in _TIMEOUTS:
+            self._shorten(error, waited_s)
         return True
+
+    def _shorten(self, error: Exception, waited_s: float) -> None:
+        timings = self._timings
+        shorter_s = min(timings.long_poll_s, float(int(0.8 * waited_s)))
+        self.seconds = shorter_s if shorter_s >= timings.least_long_poll_s else 0.0
+        self._cuts = 0
+        self._short_until_s = self._clock.awake_s() + timings.long_poll_retry_s
+        if self.seconds < self._shortest_s:
+            self._shortest_s = self.seconds
+            log.warning(
+                "a proxy cuts off long polls after %.0f s (%s); asking for %.0f s from now on",
+                *(waited_s, error, self.seconds),
+            )
 
 
 async def poll(runner: RunnerContext, begin: Callable[[Task], None]) -> PollResult:
@@ -247,8 +276,7 @@ async def _ask(
         await runner.node.forget_identity(identity)
         return PollResult.FAILED, 0
     except (WireError, JournalError) as error:
-        if _may_be_cut(error) and hold.was_cut(runner.clock.awake_s() - asked_at):
-            log.info("a long poll was cut off; polls are shorter for a while: %s", error)
+        if hold.was_cut(error, runner.clock.awake_s() - asked_at):
             return PollResult.HELD, 0
         log.warning("Error polling for tasks: %s", error)
         if isinstance(error, WireError):
@@ -266,11 +294,10 @@ async def _ask(
 
 def _may_be_cut(error: WireError | JournalError) -> bool:
     """Return whether a proxy may have ended the poll: without a response, or with its own."""
-    return (
-        isinstance(error, Unavailable)
-        and not error.retry_after_s
-        and error.status in {None, 502, 504}
-    )
+    if not isinstance(error, Unavailable) or error.retry_after_s:
+        return False
+    is_status_of_one = error.status in _TIMEOUTS | _LOST_BEHIND_A_PROXY
+    return is_status_of_one or isinstance(error, Disconnected)
 
 
 async def _take(

@@ -29,9 +29,6 @@ log = logging.getLogger(__name__)
 CONTAINER_HOME = "/workspace/Victoria"
 """The Victoria home inside a container."""
 TASKS_IN_CONTAINER = f"{CONTAINER_HOME}/{TASKS}"
-_PROXY_ATTEMPTS = 6
-"""A 4xx without our JSON body probably comes from a reverse proxy during a deployment: retry it
-this often."""
 
 
 def files_folder(home: Path, task_id: str) -> Path:
@@ -121,9 +118,7 @@ async def _download(
         except Unauthorised:
             raise
         except Refused as error:
-            if error.detail is not None or attempts.failures + 1 >= _PROXY_ATTEMPTS:
-                raise FileRefused(f"cannot fetch the file {file.name!r}: {error}") from error
-            await attempts.wait_after(error)
+            raise FileRefused(f"cannot fetch the file {file.name!r}: {error}") from error
         except Unavailable as error:
             try:
                 await attempts.wait_after(error)

@@ -106,7 +106,8 @@ class Host:
         settings = self.settings(**changed)
         watchdog, changes = Watchdog(self.clock), ChangeSignal()
         problems = Problems(changes)
-        async with OrchestratorClient(self.orchestrator.url) as orchestrator:
+        url, clock = self.orchestrator.url, self.clock
+        async with OrchestratorClient(url, clock=clock) as orchestrator:
             yield RunnerContext(
                 settings=settings,
                 clock=self.clock,

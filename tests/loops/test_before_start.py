@@ -54,7 +54,9 @@ async def test_claim_that_is_not_understood_does_not_hold_up_a_task(
 
 
 @pytest.mark.parametrize(
-    "claimed", [json_response({}, 409), json_response({"status": "error"})], ids=["409", "ended"]
+    "claimed",
+    [json_response({"detail": "no"}, 409), json_response({"status": "error"})],
+    ids=["409", "ended"],
 )
 async def test_refused_task_that_is_offered_on_and_on_makes_no_flood(
     host: Host, claimed: Answer

@@ -13,8 +13,6 @@ from tests.loops.steps import Log, finish_another, leave_task, report_paths
 
 pytestmark = pytest.mark.anyio
 
-PAGE = http(404, b"<html>404 page not found</html>", {"Content-Type": "text/html"})
-"""What a reverse proxy shows while the orchestrator behind it is replaced."""
 SESSION: dict[str, object] = {"id": "s-1", "messages": []}
 
 
@@ -132,8 +130,8 @@ async def test_report_is_not_held_back_by_a_clock_that_was_set_back(host: Host) 
         await host.wait_for_state("t-1", "closed")
 
 
-async def test_report_that_a_proxy_refuses_is_parked_after_an_hour(host: Host) -> None:
-    offer_with_end_answered(host, always=PAGE)
+async def test_report_that_is_refused_without_a_reason_is_parked_after_an_hour(host: Host) -> None:
+    offer_with_end_answered(host, always=http(404))
     async with host.runner(heartbeat_interval_s=300.0):
         await host.wait_for_state("t-1", "ended")
         await host.clock.advance(1800)
@@ -200,9 +198,14 @@ async def test_refused_log_is_parked_and_the_status_goes_out(host: Host, status:
     assert outbox(host) == [("logs", f"HTTP {status}: not this one")]
 
 
-async def test_log_that_is_too_long_for_the_orchestrator_is_truncated(host: Host) -> None:
+@pytest.mark.parametrize(
+    "too_long",
+    [json_response({"detail": "too long"}, 413), http(413, b"<p>", {"Content-Type": "text/html"})],
+    ids=["orchestrator", "proxy"],
+)
+async def test_log_that_is_too_long_is_truncated(host: Host, too_long: Answer) -> None:
     message = {"content": "x" * 2_000_000, "created_at": 0}
-    host.orchestrator.then(LOGS, json_response({"detail": "too long"}, 413))
+    host.orchestrator.then(LOGS, too_long)
     await leave_task(host, log={**SESSION, "messages": [message]})
     async with host.runner():
         await host.wait_for_end("t-1")

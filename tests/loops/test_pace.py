@@ -9,7 +9,7 @@ from anyio.abc import ByteStream
 
 from tests.harness.host import Host
 from tests.harness.orchestrator import BEAT, POLL, SILENCE
-from tests.harness.server import Answer, json_response
+from tests.harness.server import Answer, http, json_response
 from tests.harness.until import until
 from tests.loops.steps import Log
 
@@ -103,6 +103,51 @@ async def test_polls_are_longer_once_one_was_held_and_shorter_after_one_is_cut_o
     moments = [call.at_s for call in host.orchestrator.called(POLL)]
     assert [round(moment - moments[0]) for moment in moments[:5]] == [0, 25, 80, 120, 145]
     assert [one.getMessage() for one in caplog.records if "polling" in one.getMessage()] == []
+
+
+def _proxy(host: Host, longest_s: float, answer: Answer) -> Answer:
+    """Hold a poll as long as it asks for; one that asks for longer is cut off like this."""
+
+    async def send(stream: ByteStream) -> None:
+        prefer = host.orchestrator.called(POLL)[-1].request.headers["prefer"]
+        asked_s = float(prefer.removeprefix("wait="))
+        await host.clock.sleep(min(asked_s, longest_s))
+        headers = {"Preference-Applied": prefer} if asked_s else {}
+        held = json_response(None, headers=headers)
+        await (held if asked_s <= longest_s else answer)(stream)
+
+    return send
+
+
+@pytest.mark.parametrize("answer", [SILENCE, http(504), http(502)], ids=["silence", "504", "502"])
+@pytest.mark.parametrize(("longest_s", "asked_s", "gap_s"), [(10, 8, 10), (3, 0, 33)])
+async def test_proxy_that_cuts_off_polls_is_asked_again_at_once_for_shorter_ones(  # noqa: PLR0913, PLR0917 - a table
+    host: Host, log: Log, answer: Answer, longest_s: float, asked_s: int, gap_s: float
+) -> None:
+    host.orchestrator.always(POLL, _proxy(host, longest_s, answer))
+    async with host.runner():
+        await host.clock.advance(300)
+
+    polls = host.orchestrator.called(POLL)
+    assert max(after.at_s - before.at_s for before, after in pairwise(polls)) <= gap_s
+    assert {call.request.headers["prefer"] for call in polls[2:]} == {f"wait={asked_s}"}
+    (event,) = [one for one in log.records if "poll" in one.getMessage()]
+    assert event.getMessage().startswith(f"a proxy cuts off long polls after {longest_s} s (")
+    assert event.getMessage().endswith(f"; asking for {asked_s} s from now on")
+
+
+async def test_orchestrator_that_restarts_is_asked_for_as_long_as_before(
+    host: Host, log: Log
+) -> None:
+    held = json_response(None, headers={"Preference-Applied": "wait=25"})
+    script = [(10, SILENCE), (0, SILENCE), (10, SILENCE), (20, held)]
+    host.orchestrator.then(POLL, *(_after(host, *answer) for answer in script))
+    async with host.runner():
+        await host.clock.advance(60)
+
+    asked = [call.request.headers["prefer"] for call in host.orchestrator.called(POLL)]
+    assert set(asked) == {"wait=25"}
+    assert "cuts off" not in log.text
 
 
 async def test_polls_are_long_again_an_hour_after_one_was_cut_off(host: Host) -> None:

@@ -161,7 +161,7 @@ async def test_task_that_was_written_down_is_begun_though_it_cannot_be_read(
 HOUR_S = 3600.0
 FAILURES: dict[str, Answer] = {
     "silence": SILENCE,
-    "500": http(500),
+    "page with 401": http(401, b"<html>Log in", {"Content-Type": "text/html"}),
     "html with 200": http(200, b"<html>Welcome</html>"),
 }
 CALLS = pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 import gzip
 import json
+import zlib
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
@@ -20,10 +22,18 @@ from runner.api.address import check_orchestrator_url, proxy_to
 from runner.api.assignment import MAX_FILES, MAX_PROMPT_BYTES, parse_assignment
 from runner.api.client import MAX_ASSIGNMENT_BYTES, HeartbeatResponse, OrchestratorClient
 from runner.api.http import MAX_RESPONSE_BYTES, SLOWEST_UPLOAD_BYTES_PER_S, HttpClient
-from runner.errors import ConfigurationError, Refused, Unauthorised, Unavailable
+from runner.errors import (
+    ConfigurationError,
+    Disconnected,
+    Refused,
+    Unauthorised,
+    Unavailable,
+    Unexplained,
+)
 from runner.model import Identity, Registration, TaskStatus, log_body
 from runner.redaction import Secret
 from runner.timing import DEFAULT_TIMINGS, Timings
+from tests.harness.clock import VirtualClock
 from tests.harness.private_ca import make_private_ca
 from tests.harness.server import (
     JSON,
@@ -341,12 +351,10 @@ REFUSED: dict[str, tuple[Answer, str]] = {
         f"{status}": (json_response({"detail": "no"}, status), f"HTTP {status}: no")
         for status in (400, 401, 403, 404, 413, 422)
     },
-    **{name: (http(409, body, JSON), f"HTTP 409{text}") for name, (body, text) in DETAILS.items()},
-    "page": (http(404, b"<html>404 page not found</html>", PAGE), "HTTP 404"),
-    "nothing": (http(404), "HTTP 404"),
-    "JSON in a page": (http(404, b'{"detail": "no"}', PAGE), "HTTP 404"),
-    "bomb": (http(404, BOMB, {**JSON, **GZIP}), "HTTP 404"),
-    "endless": (raw(b"HTTP/1.1 404 Not Found\r\n\r\n", *MUCH), "HTTP 404"),
+    **{name: (http(400, body, JSON), f"HTTP 400{text}") for name, (body, text) in DETAILS.items()},
+    "nothing": (http(405), "HTTP 405"),
+    "compressed": (http(401, gzip.compress(b'{"detail": "no"}'), {**JSON, **GZIP}), "HTTP 401: no"),
+    "endless": (raw(b"HTTP/1.1 400 Bad Request\r\n\r\n", *MUCH), "HTTP 400"),
 }
 
 
@@ -360,10 +368,80 @@ async def test_4xx_is_refused_with_one_short_line(api: Api, response: Answer, me
         assert message.startswith(f"HTTP {error.status}")
 
 
+UNEXPLAINED = {
+    "nothing": http(401),
+    "text": http(403, b"Forbidden", {"Content-Type": "text/plain"}),
+    "JSON": json_response({"error": "not found"}, 404),
+    "no type": raw(b"HTTP/1.1 409 Conflict\r\n\r\n<html>"),
+    "other JSON": http(410, b"[]", JSON),
+}
+
+
+@pytest.mark.parametrize("response", UNEXPLAINED.values(), ids=UNEXPLAINED)
+async def test_refusal_without_a_reason_is_believed_when_it_has_lasted_for_ten_minutes(
+    server: ScriptedServer, identity: Identity, response: Answer
+) -> None:
+    clock = VirtualClock()
+    async with OrchestratorClient(server.url, clock=clock) as client:
+        api = Api(client, identity, server)
+        for name in ("register", "heartbeat", "next task", "claim", "log", "download"):
+            for wait_s, is_first in ((0, True), (599, False)):
+                clock.move(wait_s)
+                doubt = await api.error(name, response)
+                assert isinstance(doubt, Unexplained)
+                assert (doubt.is_first, doubt.detail) == (is_first, None)
+                assert "without a reason, maybe from a proxy; believed if it lasts 10 min" in str(
+                    doubt
+                )
+            clock.move(2)
+            believed = await api.error(name, response)
+            assert isinstance(believed, Refused)
+            assert str(believed) == f"HTTP {believed.status}"
+
+
+async def test_ten_minutes_are_those_of_one_task_and_begin_again_after_anything_else(
+    server: ScriptedServer, identity: Identity
+) -> None:
+    clock = VirtualClock()
+    async with OrchestratorClient(server.url, clock=clock) as client:
+        api = Api(client, identity, server)
+        for between in (json_response({"status": "running"}), http(502), http(401, b"<p>", PAGE)):
+            assert isinstance(await api.error("claim", http(403)), Unexplained)
+            clock.move(601)
+            server.answer(http(403))
+            with pytest.raises(Unexplained):
+                await client.claim(identity, "t-2", "starting", 0)
+            server.answer(between)
+            with suppress(Unavailable):
+                await client.claim(identity, "t-1", "starting", 0)
+            with pytest.raises(Unexplained):
+                await api.call("claim", http(403))
+            await api.call("claim", json_response({}))
+            await client.claim(identity, "t-2", "starting", 0)
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 407, 409, 413])
+async def test_web_page_is_never_a_refusal(
+    server: ScriptedServer, identity: Identity, status: int
+) -> None:
+    clock = VirtualClock()
+    async with OrchestratorClient(server.url, clock=clock) as client:
+        api = Api(client, identity, server)
+        for content_type in ("text/html; charset=utf-8", "Application/XHTML+xml"):
+            page = http(status, b'{"detail": "no"}', {"Content-Type": content_type})
+            for name in WITH_KEY:
+                error = await api.outage(name, page)
+                assert not isinstance(error, Unexplained)
+                assert error.status == status
+                clock.move(24 * 3600)
+    sentence = f"HTTP {status} with a web page: a proxy responds in place of the orchestrator"
+    assert str(error) == (sentence if status != 407 else "HTTP 407")
+
+
 @pytest.mark.parametrize("depth", [100, 990, 998, 1000, 100_000])
 async def test_reason_of_any_depth_is_survived(api: Api, depth: int) -> None:
     nested = b'{"detail": ' + b"[" * depth + b"]" * depth + b"}"
-    for status, kind in ((409, Refused), (502, Unavailable)):
+    for status, kind in ((400, Refused), (502, Unavailable)):
         assert type(await api.error("health", http(status, nested, JSON))) is kind
 
 
@@ -406,18 +484,24 @@ def not_json(shown: str) -> str:
 NOT_VALID = "its response is not valid JSON"
 TOO_LONG = "its response is longer than 1 MiB"
 COMPRESSED = "it sent a compressed file, which was not asked for"
+BROTLI = (
+    "its response is compressed (br), which was not asked for; "
+    "switch that off in the proxy in front of it"
+)
 NODE_JSON = b'{"id": "n", "api_key": "k"}'
 UNREADABLE: dict[str, tuple[Answer, str]] = {
     "half": (http(200, b'{"half": ', JSON), NOT_VALID),
     "not text": (http(200, b"\xff\xfe\xfd", JSON), NOT_VALID),
     "nested": (http(200, b"[" * 200_000, JSON), NOT_VALID),
     "long number": (http(200, b"9" * 5000, JSON), NOT_VALID),
-    "compressed": (http(200, BOMB, {**JSON, **GZIP}), NOT_VALID),
+    "damaged": (http(200, b"{}", {**JSON, **GZIP}), "its compressed response is damaged"),
+    "br": (http(200, b"{}", {**JSON, "Content-Encoding": "br"}), BROTLI),
     "endless": (endless(JSON, b'{"session": '), TOO_LONG),
 }
 USELESS: dict[str, tuple[tuple[str, ...], Answer, str]] = {
     **{name: (NEED_JSON, *row) for name, row in UNREADABLE.items() if name != "endless"},
     "endless": (("register", "heartbeat", "claim", "health"), *UNREADABLE["endless"]),
+    "bomb": (("register", "heartbeat", "claim"), http(200, BOMB, {**JSON, **GZIP}), TOO_LONG),
     "endless assignment": (("next task",), endless(JSON, b'{"x": '), f"{TOO_LONG[:-5]}4 MiB"),
     **{
         other: (TAKE_JSON, http(200, NODE_JSON, {"Content-Type": other}), not_json(other or "none"))
@@ -435,6 +519,16 @@ async def test_other_content_is_unavailable_and_not_read_for_long(
 ) -> None:
     for name in names:
         assert str(await api.outage(name, response)) == message
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "x-gzip", "GZIP", "deflate"])
+async def test_response_that_was_compressed_unasked_is_read(api: Api, encoding: str) -> None:
+    compress = zlib.compress if encoding == "deflate" else gzip.compress
+    body = compress(json.dumps({"task_id": "t-1", "padding": "x" * 100_000}).encode())
+    api.server.answer(http(200, body, {**JSON, "Content-Encoding": encoding}))
+    offer = await api.client.next_task(api.identity, 25)
+    assert isinstance(offer.assignment, dict)
+    assert offer.assignment["task_id"] == "t-1"
 
 
 @pytest.mark.parametrize("name", UNREADABLE)
@@ -457,7 +551,7 @@ HALF = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 10
 async def test_lost_connection_shows_no_key(api: Api, names: tuple[str, ...], sent: bytes) -> None:
     for name in names:
         link: BaseException | None = await api.error(name, raw(sent))
-        assert isinstance(link, Unavailable)
+        assert isinstance(link, Disconnected)
         while link is not None:
             assert KEY not in repr(link)
             link = link.__cause__
@@ -467,8 +561,9 @@ async def test_lost_connection_shows_no_key(api: Api, names: tuple[str, ...], se
 async def test_refused_connection_is_called_by_its_name(identity: Identity, host: str) -> None:
     with nobody_listening() as port:
         async with OrchestratorClient(f"http://{host}:{port}") as client:
-            with pytest.raises(Unavailable, match=r"^Connection refused$"):
+            with pytest.raises(Unavailable, match=r"^Connection refused$") as caught:
                 await client.next_task(identity, 25)
+            assert not isinstance(caught.value, Disconnected)
 
 
 @pytest.mark.parametrize("response", [stalled(b""), trickle()], ids=["nothing", "a byte at a time"])
@@ -499,11 +594,23 @@ async def test_deadline_grows_with_what_is_sent(server: ScriptedServer) -> None:
 async def test_redirect_to_another_origin_is_not_followed(api: Api, status: int) -> None:
     async with serving() as elsewhere:
         elsewhere.answer(json_response(REGISTERED))
-        redirect = http(status, headers={"Location": f"{elsewhere.url}/tasks/pending"})
+        target = f"{elsewhere.url}/tasks/pending"
+        location = target.replace("://", "://user:secret@") + "?token=secret#top"
         for name in WITH_KEY:
-            error = await api.outage(name, redirect)
-            assert "a redirect, which is not followed" in str(error)
+            error = await api.outage(name, http(status, b"<p>", {"Location": location, **PAGE}))
+            assert str(error) == (
+                f"HTTP {status}, a redirect to {target}, which is not followed; "
+                "give the orchestrator's final address as --orchestrator-url"
+            )
         assert elsewhere.requests == []
+
+
+async def test_response_of_a_cache_and_a_redirect_without_a_target_are_named(api: Api) -> None:
+    for name in WITH_KEY:
+        error = await api.outage(name, http(304))
+        advice = "switch caching off in what is in front of the orchestrator"
+        assert str(error) == f"HTTP 304, from a cache; {advice}"
+        assert str(await api.outage(name, http(302))) == "HTTP 302"
 
 
 # TLS

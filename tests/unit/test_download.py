@@ -203,8 +203,8 @@ async def test_victoria_home_itself_may_be_a_link(fetch: Fetch) -> None:
 
 @pytest.mark.parametrize(
     "failures",
-    [[GARBLED], [BREAKS_OFF], [OUTAGE, raw(b""), http(500)], [PAGE] * 5],
-    ids=["wrong checksum", "breaks off", "outage", "page of a proxy"],
+    [[GARBLED], [BREAKS_OFF], [OUTAGE, raw(b""), http(500)], [PAGE, http(404), http(403)]],
+    ids=["wrong checksum", "breaks off", "outage", "proxy"],
 )
 async def test_failure_that_passes_is_retried(fetch: Fetch, failures: list[Answer]) -> None:
     fetch.server.answer(*failures, http(200, CONTENT))
@@ -217,7 +217,6 @@ TOO_LARGE = endless({"Content-Length": str(1 << 60)})
 SUMS = f"{sales(b'garbled').sha256}, not {sales().sha256}$"
 ENDS: dict[str, tuple[Answer, type[Exception], str, int]] = {
     "wrong checksum": (GARBLED, Unstartable, f"^cannot use {{}}: its SHA-256 is {SUMS}", 2),
-    "page of a proxy": (PAGE, FileRefused, "^cannot fetch {}: HTTP 404$", 6),
     "refused": (json_response({"detail": "no"}, 404), FileRefused, "^cannot .*: HTTP 404: no$", 1),
     "unknown key": (json_response({"detail": "no"}, 401), Unauthorised, "^HTTP 401: no$", 1),
     "too large": (TOO_LARGE, Unstartable, "^cannot fetch {}: it takes 1,099,511,627,776 MiB m", 1),
@@ -240,8 +239,9 @@ async def test_failure_that_stays_is_an_error_and_leaves_nothing(
     [
         (OUTAGE, "HTTP 503: maintenance"),
         (COMPRESSED, "it sent a compressed file, which was not asked for"),
+        (PAGE, "HTTP 404 with a web page: a proxy responds in place of the orchestrator"),
     ],
-    ids=["unavailable", "compressed"],
+    ids=["unavailable", "compressed", "page of a proxy"],
 )
 async def test_outage_of_an_hour_is_unstartable(fetch: Fetch, outage: Answer, reason: str) -> None:
     fetch.server.answer(outage)
