@@ -15,12 +15,11 @@ from collections.abc import Callable
 from functools import partial
 
 import anyio
-import anyio.to_thread
 from anyio.abc import TaskGroup
 
 from runner.api.client import OrchestratorClient
 from runner.engine.base import Engine, container_name
-from runner.engine.processes import kill_leftover_starts
+from runner.engine.processes import end_leftover_starts
 from runner.errors import EXIT_OK, EXIT_TRY_AGAIN, ConfigurationError, JournalError
 from runner.journal.journal import open_journal, read_unfinished_tasks
 from runner.log import fields, log_retry
@@ -141,11 +140,11 @@ class Daemon:
         own = [task for task in tasks if self._is_own(task)]
         # A start may mean that somebody has removed what made deliveries fail.
         await self._retry_now()
-        await self._kill_leftover_starts(tasks)
         async with anyio.create_task_group() as group:
             with anyio.open_signal_receiver(*_SIGNALS) as signals:
                 group.start_soon(self._handle_signals, signals, group)
                 self._begin(group, own)
+                group.start_soon(self._end_leftover_starts, tasks)
                 orphans_adopted = anyio.Event()
                 begin = partial(self._start_task, group)
                 group.start_soon(adopt_or_remove_orphans, self._runner, begin, orphans_adopted)
@@ -169,15 +168,15 @@ class Daemon:
         """Check the orchestrator and the engine; only an older version's journal holds others."""
         return belongs_here(task, self._runner.settings, self._runner.engine.kind)
 
-    async def _kill_leftover_starts(self, tasks: list[Task]) -> None:
-        """Kill the engine calls of a killed runner, which could still start a container."""
-        folder = run_folder(self._runner.settings.state_dir)
+    async def _end_leftover_starts(self, tasks: list[Task]) -> None:
+        """Wait for the engine calls of a killed runner, which could still start a container."""
+        runner = self._runner
+        folder = run_folder(runner.settings.state_dir)
         names = {container_name(task.task_id) for task in tasks}
-        pids = await anyio.to_thread.run_sync(
-            kill_leftover_starts, folder, names, self._runner.timings
-        )
+        pids = await end_leftover_starts(folder, names, runner.clock, runner.timings)
         if pids:
             log.warning("stuck calls of an earlier runner were killed", extra=fields(pids=pids))
+        runner.leftover_starts_ended.set()
 
     def _begin(self, group: TaskGroup, tasks: list[Task]) -> None:
         """Recover the tasks, then start what needs neither the engine nor the orchestrator."""

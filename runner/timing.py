@@ -210,7 +210,11 @@ class Timings:
     # The engine
     engine_timeout_s: float = 30.0
     """For what an engine answers at once; more than a busy one needs."""
-    engine_run_timeout_s: float = 120.0
+    engine_run_timeout_s: float = 600.0
+    """podman may relabel a large Victoria home for SELinux, or a disk may be slow. A start that is
+    killed begins from the beginning."""
+    slow_start_interval_s: float = 60.0
+    """A start that takes longer is logged so often."""
     engine_start_grace_s: float = 20.0
     """For which a start under way may finish when the runner stops or the task is cancelled: an
     engine that is killed as it starts a container does not know afterwards that it ran."""
@@ -220,8 +224,9 @@ class Timings:
     """Between TERM and KILL, for the container; the engines' own default."""
     kill_grace_s: float = 2.0
     """Between TERM and KILL, for a command of the engine."""
-    leftover_start_grace_s: float = 20.0
-    """For which a killed runner's start of a container may finish before it is killed."""
+    leftover_start_grace_s: float = 600.0
+    """For which a killed runner's start of a container may finish before it is killed: as long as
+    one of this runner's."""
     leftover_start_kill_timeout_s: float = 2.0
     """A process that is still there so long after KILL is stuck in the kernel."""
     leftover_start_check_interval_s: float = 0.05
@@ -322,6 +327,32 @@ async def retry(
             return await call()
         except on as error:
             await attempts.wait_after(error)
+
+
+async def watch_call(
+    call: Callable[[], Awaitable[T]],
+    report: Callable[[float], None],
+    interval_s: float,
+    clock: Clock,
+) -> T:
+    """Return what `call` returns; until then, pass `report` the seconds that it has taken."""
+
+    async def keep_reporting() -> None:
+        began_at_s = clock.awake_s()
+        while True:
+            await clock.sleep(interval_s)
+            report(clock.awake_s() - began_at_s)
+
+    failure: Exception | None = None
+    async with anyio.create_task_group() as group:
+        group.start_soon(keep_reporting)
+        try:
+            return await call()
+        except Exception as error:  # noqa: BLE001 - raised below, since the group would wrap it
+            failure = error
+        finally:
+            group.cancel_scope.cancel()
+    raise failure or AssertionError("no task of the group swallows an exception")
 
 
 def file_stamp(wall_s: float) -> str:

@@ -8,15 +8,15 @@ from __future__ import annotations
 import errno
 import os
 import signal
-import time
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
 import anyio
+import anyio.to_thread
 
-from runner.timing import Timings
+from runner.timing import Clock, Timings
 
 _PROGRAMS = frozenset({"podman", "docker", "podman-remote"})
 
@@ -47,31 +47,43 @@ async def wait_for_all(pids: Iterable[int], container_id: str) -> bool:
     return True
 
 
-def kill_leftover_starts(cid_folder: Path, names: Collection[str], timings: Timings) -> list[int]:
+async def end_leftover_starts(
+    cid_folder: Path, names: Collection[str], clock: Clock, timings: Timings
+) -> list[int]:
     """Wait for the engine calls with which a killed runner was starting containers, then kill them.
 
     Where no service manager ends them, they live on. A stuck one could start its container again
     after this runner has started, reported and removed it. A call is a process of this user's and
     of this host's (not of a container's) that runs an engine's program, and has as arguments a cid
     file in `cid_folder`, or `start` and one of `names` or of the ids in the cid files. Return the
-    ids of the killed ones.
+    ids of the killed ones. Until this returns, this runner itself must start nothing.
     """
-    names = {*names, *_written_ids(cid_folder)}
     killed: set[int] = set()
-    grace_ends_at_s = time.monotonic() + timings.leftover_start_grace_s
-    while starts := set(_starts(cid_folder, names)):
-        if time.monotonic() > grace_ends_at_s + timings.leftover_start_kill_timeout_s:
+    began_at_s = clock.awake_s()
+    kills_at_s = began_at_s + timings.leftover_start_grace_s
+    while starts := await anyio.to_thread.run_sync(_starts, cid_folder, frozenset(names)):
+        now_s = clock.awake_s()
+        if now_s > kills_at_s + timings.leftover_start_kill_timeout_s:
             break
-        if time.monotonic() > grace_ends_at_s:
+        if now_s >= kills_at_s:
             for pid in starts - killed:
                 with suppress(OSError):
                     os.kill(pid, signal.SIGKILL)
             killed |= starts
-        time.sleep(timings.leftover_start_check_interval_s)
+        wait_s = timings.leftover_start_check_interval_s
+        if not killed:
+            # Most end at once; one that takes minutes is not looked for twenty times a second.
+            wait_s = min(max(wait_s, (now_s - began_at_s) / 10), kills_at_s - now_s)
+        await clock.sleep(wait_s)
     return sorted(killed)
 
 
-def _starts(cid_folder: Path, names: Collection[str]) -> Iterator[int]:
+def _starts(cid_folder: Path, names: Collection[str]) -> set[int]:
+    names = {*names, *_written_ids(cid_folder)}
+    return set(_find_starts(cid_folder, names))
+
+
+def _find_starts(cid_folder: Path, names: Collection[str]) -> Iterator[int]:
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             command = (folder / "cmdline").read_bytes().split(b"\0")[:-1]

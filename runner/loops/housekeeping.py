@@ -49,6 +49,7 @@ async def adopt_or_remove_orphans(
 
     `looked` is set when all orphans were inspected, or engine or journal did not answer.
     """
+    await runner.leftover_starts_ended.wait()
     orphans = await _retry(runner, looked, lambda: _orphans(runner))
     left = {
         name

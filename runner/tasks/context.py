@@ -54,6 +54,8 @@ class RunnerContext:
     """The label that distinguishes this runner's containers from another's on the same engine."""
     refused_urls: set[str] = field(default_factory=set)
     """What assignments named as orchestrator_url and no container was given; logged once each."""
+    leftover_starts_ended: anyio.Event = field(default_factory=anyio.Event)
+    """Set once no call of an earlier runner can start a container any more."""
 
     async def persist(self, write: Callable[[], Awaitable[T]]) -> T:
         """Return what a write to the journal returns; retried without end."""

@@ -93,6 +93,8 @@ class TaskRun:
     async def _have_container(self) -> Container | None:
         """Return the task's container, recovered or started; None when it is gone."""
         task, container = self._task, None
+        if task.record.state is not TaskState.RUNNING:
+            await task.runner.leftover_starts_ended.wait()
         if task.record.state is not TaskState.ACCEPTED:
             container = await recover_container(task)
         if container is not None or task.record.state is TaskState.RUNNING:

@@ -41,7 +41,7 @@ from runner.settings import check_env_file
 from runner.state_dir import cid_file, env_file
 from runner.tasks.context import TaskContext
 from runner.tasks.prepare import fetch_image
-from runner.timing import retry
+from runner.timing import retry, watch_call
 from runner.workspace.download import CONTAINER_HOME, TASKS_IN_CONTAINER, folder_in_container
 from runner.workspace.home import home_of_task, task_folder
 
@@ -149,7 +149,13 @@ async def _run(task: TaskContext, identity: Identity) -> Container | EngineError
     cid_file(state_dir, task.task_id).unlink(missing_ok=True)
     _write_env_file(task, identity)
     try:
-        container_id = await task.engine.run(_spec(task, identity))
+        spec, timings = _spec(task, identity), task.runner.timings
+        container_id = await watch_call(
+            lambda: task.engine.run(spec),
+            lambda elapsed_s: _log_slow_start(task, elapsed_s),
+            timings.slow_start_interval_s,
+            task.runner.clock,
+        )
     except EngineError as error:
         if isinstance(error, EngineSilent):
             await task.wait_for_engine(error, "run")
@@ -161,6 +167,15 @@ async def _run(task: TaskContext, identity: Identity) -> Container | EngineError
     task.engine_answers("run")
     now = task.runner.clock.wall_s()
     return Container(container_id, task.container_name, Phase.RUNNING, started_at=now)
+
+
+def _log_slow_start(task: TaskContext, elapsed_s: float) -> None:
+    log.warning(
+        "%s is still starting the container; the disk may be slow, or a large Victoria home is "
+        "being relabelled for SELinux",
+        task.engine.kind,
+        extra=fields(task_id=task.task_id, elapsed_s=round(elapsed_s)),
+    )
 
 
 async def _check_name_holder(task: TaskContext) -> None:

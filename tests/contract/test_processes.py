@@ -15,7 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import anyio
-import anyio.to_thread
 import pytest
 
 from runner.engine import processes
@@ -24,7 +23,7 @@ from runner.engine.cli import CliEngine, find_engine
 from runner.engine.probe import NoShell, probe_rights
 from runner.errors import EngineError, EngineSilent, ImageMissing, NoContainerRuntime
 from runner.model import Hardening, PullPolicy
-from runner.timing import Timings
+from runner.timing import HostClock, Timings
 from tests.contract.conftest import Subject, is_alive, own_children
 from tests.engines import Engine as Command
 from tests.harness.loop import HARNESS, running_loop
@@ -43,6 +42,12 @@ sleep 600 &
 echo $$ $! > "$HOME/ids.part" && mv "$HOME/ids.part" "$HOME/ids"
 wait
 sleep 600
+"""
+SLOW = """\
+#!/bin/sh
+case $1 in info) echo '{"version": {"Version": "5.0.0"}, "host":
+ {"security": {"rootless": false}, "cgroupManager": "systemd"}}' ;;
+run) echo $$ > "$HOME/ids"; while [ ! -e "$HOME/go" ]; do sleep 0.02; done; echo c0ffee ;; esac
 """
 FULL = """\
 #!/bin/sh
@@ -102,6 +107,20 @@ async def test_call_without_an_answer_is_ended_with_all_its_processes(script: Pa
         with pytest.raises(EngineSilent, match=r"no answer within 100 s"):
             await engine_of(script, STUBBORN).facts()
     await until(lambda: not any(map(is_alive, script_ids(script))))
+
+
+@pytest.mark.parametrize("anyio_backend", [HARNESS], ids=["harness"])
+async def test_start_of_a_container_that_takes_minutes_is_not_killed(script: Path) -> None:
+    async def pass_time() -> None:
+        await until(lambda: len(script_ids(script)) == 1)
+        running_loop().put_forward(500)
+        await anyio.wait_all_tasks_blocked()
+        script.with_name("go").touch()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(pass_time)
+        spec = ContainerSpec(name="n", image="i", arguments=())
+        assert await engine_of(script, SLOW).run(spec) == "c0ffee"
 
 
 async def test_call_that_is_cancelled_is_ended_with_all_its_processes(script: Path) -> None:
@@ -330,9 +349,7 @@ async def test_only_engine_calls_of_this_user_and_host_are_taken_for_leftover_st
         others.append(start("/bin/sh", "-c", "read line #/podman", *cid_file, user=65534))
     try:
         timings = Timings(leftover_start_grace_s=0.2)
-        killed = await anyio.to_thread.run_sync(
-            processes.kill_leftover_starts, tmp_path, set(), timings
-        )
+        killed = await processes.end_leftover_starts(tmp_path, set(), HostClock(), timings)
         assert killed == [ours.pid]
         assert ours.wait(DEADLINE_S) == -signal.SIGKILL
         assert [process.poll() for process in others] == [None] * len(others)

@@ -82,6 +82,20 @@ async def test_engine_that_refuses_every_start_is_given_fewer_and_fewer_tasks(ho
         await host.pass_time_until(lambda: host.orchestrator.beats()[-1] == "idle", 1.0)
 
 
+async def test_slow_start_is_logged_every_minute_and_begun_once(host: Host, log: Log) -> None:
+    host.engine.shut("run")
+    host.orchestrator.offer()
+    async with host.runner():
+        await until(lambda: host.engine.waiting["run"] == 1)
+        await host.clock.advance(599)
+        sentence = "podman is still starting the container; "
+        assert sum(line.startswith(sentence) for line in log.messages) == 9
+        assert host.orchestrator.beats()[-1] == "busy"
+        host.engine.open("run")
+        assert (await host.wait_for_end())["status"] == "success"
+    assert host.engine.called["run"] == 1
+
+
 async def test_name_in_use_by_what_cannot_be_seen_is_freed_without_haste(host: Host) -> None:
     sentence = "cannot start the container: the name victoria-t-1 is in use"
     killed = EngineSilent("cannot do podman run: no answer within 300 s")
