@@ -199,7 +199,7 @@ async def _ask(
 
 async def _run_child(request: Request, timeout_s: float) -> _Answer:
     with subprocess.Popen(  # noqa: ASYNC220 - our own program; vfork takes a millisecond
-        [sys.executable, "-m", "runner.crush"],
+        [sys.executable, "-X", "utf8", "-m", "runner.crush"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
