@@ -10,12 +10,13 @@ import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from runner.engine import processes
 from runner.engine.arguments import has_memory_limit, run_arguments
 from runner.engine.base import Container, ContainerSpec, EngineFacts, Phase
-from runner.engine.call import CommandResult, Program, engine_environment
+from runner.engine.call import CommandResult, OutputFile, Program, engine_environment
 from runner.engine.inspect import (
     process_ids,
     read_container,
@@ -30,6 +31,7 @@ from runner.errors import (
     ImageMissing,
     NoContainerRuntime,
     NoSuchContainer,
+    NoSuchFile,
 )
 from runner.log import fields
 from runner.model import PullPolicy
@@ -38,6 +40,7 @@ from runner.timing import DEFAULT_TIMINGS, Timings
 log = logging.getLogger(__name__)
 
 NO_RUNTIME = "No container runtime found. Install podman or docker."
+_ARCHIVE_BYTES = 64 << 10  # of a tar file beside the file in it
 
 
 class CliEngine:
@@ -169,6 +172,22 @@ class CliEngine:
         result = await self._check_call("logs", "--tail", str(lines), name, is_one_stream=True)
         return result.output
 
+    async def copy_out(self, name: str, path: str, archive: Path, max_bytes: int) -> bool:
+        """Write what is at a path in the container to a tar file; False if there is nothing."""
+        with archive.open("xb") as file:
+            target = OutputFile(file, max_bytes + _ARCHIVE_BYTES)
+            result = await self._call("cp", f"{name}:{path}", "-", target=target)
+            size = file.seek(0, os.SEEK_END)
+        if result.ok:
+            return True
+        archive.unlink()  # noqa: ASYNC240 - at once
+        if result.error_type is NoSuchFile:
+            return False
+        what = f"cannot copy {path} out of the container"
+        if size >= target.max_bytes:
+            raise EngineError(f"{what}: it has more than {max_bytes >> 20} MiB")
+        raise result.error_type(f"{what}: {result.error_text}")
+
     # Checks of what the engine says
 
     async def _is_image_present(self, image: str) -> bool:
@@ -256,6 +275,7 @@ class CliEngine:
         is_one_stream: bool = False,
         folder: str | None = None,
         grace_s: float = 0.0,
+        target: OutputFile | None = None,
     ) -> CommandResult:
         """Call the engine once, or again after the migration that podman may ask for.
 
@@ -270,6 +290,7 @@ class CliEngine:
             is_one_stream=is_one_stream,
             folder=folder,
             grace_s=grace_s,
+            target=target,
         )
         result = await call()
         if result.asks_for_migration and not self._has_migrated:
