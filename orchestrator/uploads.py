@@ -1,7 +1,7 @@
 """Uploads: parsed out of a multipart body, stored in `DATA_DIR/files` under random ids.
 
-The name of a file in tasks is its id and what is safe of the original name: unique, and without a
-path. Several server processes may share the folder.
+The name of a file in tasks is its id and its plain original name: unique, and without a path. Nodes
+store it under the original name. Several server processes may share the folder.
 """
 
 import errno
@@ -13,8 +13,11 @@ import shutil
 import unicodedata
 from contextlib import suppress
 from datetime import datetime
+from email.errors import HeaderParseError
+from email.header import decode_header, make_header
 from io import FileIO
 from pathlib import Path
+from urllib.parse import unquote
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -103,7 +106,8 @@ class FilePart:
         if self.original_name is not None:
             raise Invalid("body has more than one part named file")
         self._in_file = True
-        self.original_name = options.get(b"filename", b"").decode("utf-8", "replace")
+        plain = options.get(b"filename", b"").decode("utf-8", "replace")
+        self.original_name = _extended_name(self._disposition) or _decode_words(plain)
 
     def _add_content(self, data: bytes, start: int, end: int) -> None:
         if self._in_file:
@@ -117,7 +121,14 @@ _FOLDER = "files"
 _PARTIAL = ".partial"
 _WRITE_BYTES = 1024**2
 _MAX_NAME_BYTES = 180
+_MAX_PLAIN_BYTES = 255
+"""Linux takes no longer name."""
 _MAX_SUFFIX_BYTES = 20
+_QUOTED = re.compile(r'"(?:\\.|[^"\\])*"')
+_EXTENDED = re.compile(
+    r";\s*filename\*\s*=\s*(?P<charset>[\w-]+)'[\w-]*'(?P<text>[^\s;]*)", re.ASCII | re.IGNORECASE
+)
+_ENCODED_WORDS = re.compile(r"(?:\s*=\?[\w-]+\?[bq]\?[^?]*\?=)+", re.ASCII | re.IGNORECASE)
 _NO_ROOM = "the server's disk has no room for the file"
 
 
@@ -144,16 +155,51 @@ def stored_before(data_dir: Path, moment: datetime) -> list[str]:
     ]
 
 
-def harmless_name(original: str) -> str:
-    """Return what of a client's name is safe as a file name: no folder, no control character."""
-    last = re.split(r"[/\\]", unicodedata.normalize("NFC", original))[-1]
-    kept = "".join(char for char in last if unicodedata.category(char)[0] != "C")
-    name = re.sub(r'[<>:"|?*]', "_", kept).strip(" .")
+def plain_name(original: str) -> str:
+    """Return a client's name for a file without its folders and control characters (Cc).
+
+    It has at most 255 bytes: of a longer one the end of the stem is cut.
+    """
+    last = re.split(r"[/\\]", original)[-1]
+    name = "".join(char for char in last if unicodedata.category(char) not in {"Cc", "Cs"})
+    return "file" if name in {"", ".", ".."} else _cut(name, _MAX_PLAIN_BYTES)
+
+
+def stored_name(file_id: str, original: str) -> str:
+    """Return the unique name of a file in tasks."""
+    return _cut(f"{file_id[:12]}-{plain_name(original)}", _MAX_NAME_BYTES)
+
+
+def _cut(name: str, limit_bytes: int) -> str:
     stem, dot, suffix = name.rpartition(".")
-    if not dot or len(suffix.encode()) > _MAX_SUFFIX_BYTES:
+    if not stem or len(suffix.encode()) > _MAX_SUFFIX_BYTES:
         stem, dot, suffix = name, "", ""
-    short = stem.encode()[: _MAX_NAME_BYTES - _MAX_SUFFIX_BYTES].decode("utf-8", "ignore")
-    return f"{short}{dot}{suffix}" or "file"
+    room = limit_bytes - len(f"{dot}{suffix}".encode())
+    return stem.encode()[:room].decode("utf-8", "ignore") + dot + suffix
+
+
+def _extended_name(disposition: bytes) -> str | None:
+    """Return `filename*` (RFC 8187), which .NET and older urllib3 send; None if it is not there.
+
+    RFC 7578 forbids it in forms, so python-multipart leaves it out.
+    """
+    found = _EXTENDED.search(_QUOTED.sub('""', disposition.decode("latin-1")))
+    if found is None:
+        return None
+    try:
+        return unquote(found["text"], found["charset"], "strict")
+    except (LookupError, UnicodeDecodeError):
+        return None
+
+
+def _decode_words(name: str) -> str:
+    """Return a name in which encoded words (RFC 2047), which .NET sends, are decoded."""
+    if not _ENCODED_WORDS.fullmatch(name):
+        return name
+    try:
+        return str(make_header(decode_header(name)))
+    except (LookupError, UnicodeDecodeError, HeaderParseError):
+        return name
 
 
 class Upload:

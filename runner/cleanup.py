@@ -6,13 +6,14 @@ It reads the journal and never writes it, so a runner may be active meanwhile.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from runner.engine.base import LABEL_RUNNER, Engine, container_name
+from runner.engine.base import LABEL_RUNNER, ContainerSpec, Engine, container_name
 from runner.engine.cli import find_engine
+from runner.engine.script import run_script
 from runner.errors import (
     EXIT_OK,
     EXIT_TRY_AGAIN,
@@ -21,6 +22,7 @@ from runner.errors import (
     NoContainerRuntime,
 )
 from runner.journal.journal import JOURNAL_NAME, Journal
+from runner.log import printable
 from runner.node import runtime_to_use
 from runner.settings import Settings
 from runner.state_dir import RUNNER_ID_NAME, known_runner_id
@@ -28,6 +30,15 @@ from runner.workspace.folders import TaskFolders
 from runner.workspace.home import TASKS
 
 _DAY_S = 24 * 3600
+_FOLDERS_AT_ONCE = 100
+_REMOVAL_TIMEOUT_S = 600.0
+_TASKS_INSIDE = "/victoria-tasks"
+_SCRIPT = """\
+cd "$1" && [ -d "$2" ] || { echo "the folder of tasks is another one now"; exit 3; }
+shift 2
+exec rm -rf -- "$@"
+"""
+"""rm follows no link."""
 
 
 @dataclass(frozen=True)
@@ -79,9 +90,15 @@ async def clean_up(settings: Settings, scope: Scope, echo: Callable[[str], None]
         echo(f"cannot clean up {settings.victoria_home / TASKS}: {error.strerror}")
         return EXIT_TRY_AGAIN
     with closing(folders):
+        forbidden: list[_OldFolder] = []
         for task_id in folders.task_ids():
             if task_id not in excluded_ids:
-                succeeded &= _remove_folder(folders, task_id, closed_at.get(task_id), scope, echo)
+                succeeded &= _remove_folder(
+                    folders, task_id, closed_at.get(task_id), scope, echo, forbidden
+                )
+        for start in range(0, len(forbidden), _FOLDERS_AT_ONCE):
+            batch = forbidden[start : start + _FOLDERS_AT_ONCE]
+            succeeded &= await _remove_by_engine(engine, settings, folders, batch, echo)
     return EXIT_OK if succeeded else EXIT_TRY_AGAIN
 
 
@@ -125,24 +142,81 @@ async def _remove_container(
     return True
 
 
-def _remove_folder(
+@dataclass(frozen=True)
+class _OldFolder:
+    """A task's folder that is to be removed, and its size for people."""
+
+    task_id: str
+    path: Path
+    size: str
+
+
+def _remove_folder(  # noqa: PLR0913, PLR0917 - what to remove, when, and how to say so
     folders: TaskFolders,
     task_id: str,
     closed_at: float | None,
     scope: Scope,
     echo: Callable[[str], None],
+    forbidden: list[_OldFolder],
 ) -> bool:
-    path = folders.path / task_id
+    """Remove a task's folder if it is old; add it to `forbidden` if that takes another user."""
+    path, size = folders.path / task_id, "of unknown size"
     try:
-        size, newest = folders.extent_of(task_id)
+        extent = folders.extent_of(task_id)
         # What is in the folder has the times that the task gave it.
-        finished_at = newest if closed_at is None else closed_at
+        finished_at = extent.newest if closed_at is None else closed_at
         if finished_at > time.time() - scope.older_than_days * _DAY_S:
             return True
+        size = f"{'' if extent.is_whole else 'at least '}{extent.size >> 20} MiB"
         if not scope.dry_run:
             folders.remove(task_id)
+    except PermissionError:
+        forbidden.append(_OldFolder(task_id, path, size))
+        return True
     except OSError as error:
         echo(f"cannot remove {path}: {error.strerror or error}")
         return False
-    echo(f"{'would remove' if scope.dry_run else 'removed'} {path} ({size >> 20} MiB)")
+    echo(f"{'would remove' if scope.dry_run else 'removed'} {path} ({size})")
     return True
+
+
+async def _remove_by_engine(
+    engine: Engine | None,
+    settings: Settings,
+    folders: TaskFolders,
+    batch: Sequence[_OldFolder],
+    echo: Callable[[str], None],
+) -> bool:
+    """Remove folders with what belongs to another user, by a container as root of the engine.
+
+    It sees nothing but the folder of tasks and the image, so links lead nowhere else; and it
+    removes nothing unless that folder is the one that is open here.
+    """
+    reason = "it has files of another user, and no engine answers; remove it as root"
+    if engine is not None:
+        paths = [path for folder in batch for path in folders.paths_of(folder.task_id)]
+        spec = ContainerSpec(
+            name="victoria-cleanup",
+            image=settings.container_image,
+            arguments=(),
+            volumes={folders.path.parent.resolve() / TASKS: _TASKS_INSIDE},
+            run_args=("--network", "none", "--user", "0:0"),
+        )
+        try:
+            with folders.marked() as mark:
+                arguments = (_TASKS_INSIDE, mark, *paths)
+                result = await run_script(engine, spec, _SCRIPT, arguments, _REMOVAL_TIMEOUT_S)
+            lines = result.output.strip().splitlines() or [f"exit code {result.exit_code}"]
+            reason = f"by {engine.kind}: {lines[-1]}"
+        except EngineError as error:
+            reason = str(error)
+        except OSError as error:
+            reason = error.strerror or str(error)
+    succeeded = True
+    for folder in batch:
+        if folders.paths_of(folder.task_id):
+            echo(printable(f"cannot remove {folder.path}: {reason}"))
+            succeeded = False
+        else:
+            echo(f"removed {folder.path} ({folder.size})")
+    return succeeded

@@ -6,6 +6,7 @@ What cannot be parsed is an error of usage (exit code 2), what cannot be used on
 
 from __future__ import annotations
 
+import locale
 import logging
 import os
 import socket
@@ -261,8 +262,10 @@ def _settings(ctx: click.Context, *, to_run: bool) -> Settings:
         ConfigurationError: what was given cannot be used.
         click.UsageError: something required is missing, or given twice.
     """
-    params = ctx.find_root().params
-    params = {_FIELDS_OF_SETTINGS.get(name, name): value for name, value in params.items()}
+    params = {
+        _FIELDS_OF_SETTINGS.get(name, name): _as_unicode(value)
+        for name, value in ctx.find_root().params.items()
+    }
     del params["log_format"], params["verbose"]
     url, allow_http = params["orchestrator_url"] or "", params.pop("allow_http")
     token, token_in_file = params["registration_token"], params.pop("registration_token_file")
@@ -294,6 +297,19 @@ def _settings(ctx: click.Context, *, to_run: bool) -> Settings:
         params["victoria_home"] = settings.make_folder(home, "--victoria-home")
         params["state_dir"] = settings.make_folder(params["state_dir"], "--state-dir")
     return Settings(**params)
+
+
+def _as_unicode(value: Any) -> Any:
+    """Return an option's text, or each of several; what is not UTF-8 is decoded by the locale."""
+    if isinstance(value, tuple):
+        return tuple(map(_as_unicode, value))
+    if not isinstance(value, str) or value.isascii():
+        return value
+    content = os.fsencode(value)
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        return content.decode(locale.nl_langinfo(locale.CODESET), errors="replace")
 
 
 def _victoria_home(ctx: click.Context) -> Path:
@@ -409,7 +425,7 @@ def _run(ctx: click.Context) -> int:
 
 def main(timings: Timings = DEFAULT_TIMINGS) -> NoReturn:
     """Run the command line and exit; whatever a user can cause ends in one sentence."""
-    _hide_token()
+    _restart_if_needed()
     set_up_logging("text", 0)
     try:
         exit_code = command.main(standalone_mode=False, obj=timings)
@@ -433,9 +449,13 @@ def main(timings: Timings = DEFAULT_TIMINGS) -> NoReturn:
     sys.exit(exit_code or 0)
 
 
-def _hide_token() -> None:
-    """Restart with the token in the environment if it is an argument, which `ps` would show."""
-    arguments = iter(sys.orig_argv)
+def _restart_if_needed() -> None:
+    """Restart with a token that is an argument in the environment, and in Python's UTF-8 mode.
+
+    `ps` shows arguments to everybody. In a locale of another encoding, a file whose name it lacks
+    could not be written, and the others would have names that the container does not find.
+    """
+    arguments = iter(sys.orig_argv[1:])
     other_arguments: list[str] = []
     token = None
     for argument in arguments:
@@ -445,7 +465,10 @@ def _hide_token() -> None:
             token = argument.partition("=")[2]
         else:
             other_arguments.append(argument)
-    if token is None:
+    is_utf8 = sys.getfilesystemencoding() == "utf-8"
+    if token is None and is_utf8:
         return
-    os.environ[_TOKEN_VARIABLE] = token
-    os.execv(sys.executable, [sys.executable, *other_arguments[1:]])  # noqa: S606 - our own command line
+    if token is not None:
+        os.environ[_TOKEN_VARIABLE] = token
+    mode = [] if is_utf8 else ["-X", "utf8"]
+    os.execv(sys.executable, [sys.executable, *mode, *other_arguments])  # noqa: S606 - our own command line

@@ -17,7 +17,8 @@ from runner.api.address import proxy_to, without_password
 from runner.api.client import TASK_KEY, OrchestratorClient
 from runner.engine.base import LABEL_RUNNER, ROOTFUL, ContainerSpec, Engine
 from runner.engine.cli import find_engine
-from runner.engine.probe import METADATA_ADDRESS, NoShell, describe, probe_rights
+from runner.engine.probe import METADATA_ADDRESS, describe, probe_rights
+from runner.engine.script import NoShell
 from runner.errors import (
     EXIT_CONFIGURATION,
     EXIT_OK,

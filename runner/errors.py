@@ -163,6 +163,10 @@ class NoSuchContainer(EngineError):
     """There is no container of that name."""
 
 
+class NoSuchFile(EngineError):
+    """There is no file at that path in the container."""
+
+
 class HalfRemoved(EngineError):
     """A killed removal left the container without storage: it cannot run or be inspected."""
 

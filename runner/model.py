@@ -202,7 +202,15 @@ class TaskFile:
     """A file that comes with a task; `sha256` is lower-case hex, None when not given."""
 
     name: str
+    """The name by which the orchestrator has it."""
     sha256: str | None
+    original_name: str | None = None
+    """The name under which it was uploaded, with a number if another has it; None: unknown."""
+
+    @property
+    def local_name(self) -> str:
+        """Its name in the task's folder, and so in the container."""
+        return self.original_name or self.name
 
 
 @dataclass(frozen=True)
@@ -222,6 +230,7 @@ class Assignment:
         checksums = [file.sha256 for file in self.files]
         # Not a column: the version before reads the journal as well, and ignores this field.
         key = {} if self.task_key is None else {"task_api_key": self.task_key.reveal()}
+        originals = [file.original_name for file in self.files]
         return json.dumps(
             {
                 "task_id": self.task_id,
@@ -229,7 +238,8 @@ class Assignment:
                 "orchestrator_url": self.orchestrator_url,
                 "timeout_seconds": self.timeout_s,
                 "files": [file.name for file in self.files],
-                "file_checksums": checksums if all(checksums) else None,
+                "file_checksums": checksums if any(checksums) else None,
+                **({"original_names": originals} if any(originals) else {}),
                 **key,
             }
         )
@@ -242,13 +252,15 @@ class Assignment:
         """
         raw = json.loads(text)
         names = raw["files"]
-        checksums = raw["file_checksums"] or [None] * len(names)
+        unknown = [None] * len(names)
+        checksums = raw["file_checksums"] or unknown
+        originals = raw.get("original_names") or unknown
         return cls(
             task_id=raw["task_id"],
             prompt=raw["prompt"],
             orchestrator_url=raw["orchestrator_url"],
             timeout_s=raw["timeout_seconds"],
-            files=tuple(TaskFile(*pair) for pair in zip(names, checksums, strict=True)),
+            files=tuple(TaskFile(*file) for file in zip(names, checksums, originals, strict=True)),
             task_key=Secret(raw["task_api_key"]) if "task_api_key" in raw else None,
         )
 

@@ -272,6 +272,12 @@ def check_mountable(path: Path, option: str) -> Path:
         raise ConfigurationError(
             f"cannot use {option} {path}: no engine mounts a path with a colon; choose another"
         )
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise ConfigurationError(
+            f"cannot use {option} {str(path)!r}: it is not UTF-8; choose another"
+        ) from error
     return path
 
 

@@ -24,6 +24,7 @@ from orchestrator.schemas.bodies import Assignment
 from orchestrator.schemas.problems import problems
 from orchestrator.security import KnownNode, task_key
 from orchestrator.services import Services, services_of
+from orchestrator.uploads import plain_name
 
 _LONGEST_WAIT_S = 60
 _TLS_PORT = 443
@@ -190,6 +191,7 @@ def _assignment(services: Services, request: Request, task: Task, secret: bytes)
         timeout_seconds=task.timeout_seconds,
         files=task.files,
         file_checksums=[link.file.checksum for link in task.file_links],
+        original_names=[plain_name(link.file.original_name) for link in task.file_links],
         task_api_key=task_key(secret, task.id, task.assignment_number),
     )
 

@@ -23,7 +23,7 @@ from orchestrator.model import ADMIN_ID, HELD, Permission, Role, utc_now
 from orchestrator.schemas.bodies import UploadedFile
 from orchestrator.schemas.problems import problems
 from orchestrator.services import Services, ServicesParam
-from orchestrator.uploads import FilePart, Upload, harmless_name, stored_file
+from orchestrator.uploads import FilePart, Upload, stored_file, stored_name
 
 MULTIPART_OVERHEAD_BYTES = 64 * 1024
 """By how much a body may exceed the file in it."""
@@ -79,7 +79,7 @@ async def upload_file(
 
     file = File(
         id=file_id,
-        filename=f"{file_id[:12]}-{harmless_name(original_name)}",
+        filename=stored_name(file_id, original_name),
         original_name=original_name.replace("\0", ""),
         checksum=stored.checksum,
         size=stored.size,

@@ -282,6 +282,13 @@ class Assignment(BaseModel):
     timeout_seconds: int
     files: list[str]
     file_checksums: list[str]
+    original_names: Annotated[
+        list[str] | None,
+        Field(
+            description="The names under which the files were uploaded, in the same order. A node"
+            " stores the files under these; where several have one name, it adds a number."
+        ),
+    ] = None
     task_api_key: Annotated[
         str | None, Field(description="Reports on this task, for the time of this assignment.")
     ] = None

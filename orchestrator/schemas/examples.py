@@ -138,6 +138,7 @@ EXAMPLES: dict[str, Fields] = {
         "timeout_seconds": 1800,
         "files": [_FILE],
         "file_checksums": [_CHECKSUM],
+        "original_names": ["sales.csv"],
         "task_api_key": "vt_b1f2a0c43d5e4f678a9b0c1d2e3f4a5b_of-this-task-alone",
     },
     "CleanedUp": {"deleted_count": 12},

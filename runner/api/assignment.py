@@ -17,6 +17,7 @@ MAX_PROMPT_BYTES = 131_071
 """Linux takes no longer single argument (MAX_ARG_STRLEN, execve(2)), less the final NUL."""
 MAX_FILES = 1000
 MAX_FILE_NAME_BYTES = 255
+_MAX_EXTENSION_BYTES = 20
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 _URL = re.compile(r"[\x21-\x7e]{1,2000}")
 _KEY = re.compile(r"[\x21-\x7e]{1,1000}")
@@ -42,7 +43,9 @@ def parse_assignment(raw: object, *, orchestrator_url: str) -> Assignment:
             prompt=_parse_prompt(raw.get("prompt")),
             orchestrator_url=_parse_url(raw.get("orchestrator_url"), orchestrator_url),
             timeout_s=_parse_timeout_s(raw.get("timeout_seconds")),
-            files=_parse_files(raw.get("files"), raw.get("file_checksums")),
+            files=_parse_files(
+                raw.get("files"), raw.get("file_checksums"), raw.get("original_names")
+            ),
             task_key=_parse_key(raw.get("task_api_key")),
         )
     except BadAssignment as error:
@@ -104,7 +107,7 @@ def _parse_timeout_s(value: object) -> float:
     return value
 
 
-def _parse_files(names: object, checksums: object) -> tuple[TaskFile, ...]:
+def _parse_files(names: object, checksums: object, originals: object) -> tuple[TaskFile, ...]:
     if names is None:
         names = []
     if not isinstance(names, list) or len(names) > MAX_FILES:
@@ -116,29 +119,71 @@ def _parse_files(names: object, checksums: object) -> tuple[TaskFile, ...]:
         if name in checked:
             raise BadAssignment(f"cannot run the task: two of its files have the name {name!r}")
         checked[name] = None
-    # An orchestrator without checksums may send an empty list.
-    if checksums is None or checksums == []:
-        return tuple(TaskFile(name, None) for name in checked)
-    if not isinstance(checksums, list) or len(checksums) != len(checked):
-        raise BadAssignment("cannot run the task: its file_checksums do not match its files")
+    sums = _parse_list(checksums, "file_checksums", len(checked))
+    uploaded = _parse_list(originals, "original_names", len(checked))
+    local_names = [
+        name if original is None else _parse_file_name(original)
+        for name, original in zip(checked, uploaded, strict=True)
+    ]
     return tuple(
-        TaskFile(name, _parse_sha256(checksum, name))
-        for name, checksum in zip(checked, checksums, strict=True)
+        TaskFile(name, _parse_sha256(checksum, name), None if local == name else local)
+        for name, checksum, local in zip(checked, sums, _number(local_names), strict=True)
     )
 
 
+def _parse_list(values: object, field: str, count: int) -> list[object]:
+    """Return one value for each file; an orchestrator without them may send null or nothing."""
+    if values is None or values in ([], ""):
+        return [None] * count
+    if not isinstance(values, list) or len(values) != count:
+        raise BadAssignment(f"cannot run the task: its {field} do not match its files")
+    return values
+
+
+def _number(names: list[str]) -> list[str]:
+    """Return the names, with a number in the second and later ones of the same name."""
+    taken = set(names)
+    seen: set[str] = set()
+    numbered = []
+    for name in names:
+        unique, number = name, 1
+        while unique in seen or (unique != name and unique in taken):
+            number += 1
+            unique = _with_number(name, number)
+        seen.add(unique)
+        numbered.append(unique)
+    return numbered
+
+
+def _with_number(name: str, number: int) -> str:
+    """Return `a-2.csv` for `a.csv` and 2, no longer than a file name may be."""
+    stem, dot, extension = name.rpartition(".")
+    if not stem or len(extension.encode()) > _MAX_EXTENSION_BYTES:
+        stem, dot, extension = name, "", ""
+    tail = f"-{number}{dot}{extension}"
+    room = MAX_FILE_NAME_BYTES - len(tail.encode())
+    return stem.encode()[:room].decode(errors="ignore") + tail
+
+
 def _parse_file_name(value: object) -> str:
+    """Return a name that Linux can give to a file, without control characters (category Cc)."""
     if not isinstance(value, str):
         raise BadAssignment("cannot run the task: the name of a file is not text")
-    if value in {"", ".", ".."} or "/" in value or "\\" in value:
+    if value in {"", ".", ".."} or "/" in value:
         raise BadAssignment(
             f"cannot run the task: the file name {value[:80]!r} is not a plain name"
         )
-    if any(unicodedata.category(character).startswith("C") for character in value):
+    if any(unicodedata.category(character) == "Cc" for character in value):
         raise BadAssignment(
             f"cannot run the task: the file name {value[:80]!r} has control characters in it"
         )
-    if len(value.encode()) > MAX_FILE_NAME_BYTES:
+    try:
+        size = len(value.encode())
+    except UnicodeEncodeError:
+        raise BadAssignment(
+            f"cannot run the task: the file name {value[:80]!r} is not valid Unicode"
+        ) from None
+    if size > MAX_FILE_NAME_BYTES:
         raise BadAssignment(
             f"cannot run the task: the file name {value[:40]!r}… is longer than "
             f"{MAX_FILE_NAME_BYTES} bytes"
@@ -146,7 +191,9 @@ def _parse_file_name(value: object) -> str:
     return value
 
 
-def _parse_sha256(value: object, name: str) -> str:
+def _parse_sha256(value: object, name: str) -> str | None:
+    if value is None or value == "":
+        return None
     if not isinstance(value, str) or not _SHA256.fullmatch(value):
         raise BadAssignment(f"cannot run the task: the checksum of {name!r} is not a SHA-256")
     return value.lower()

@@ -30,9 +30,10 @@ PACE = "pace"
 TASK_KEY = "task-key"
 """The extension by which each task has a key of its own, for its container."""
 MAX_ASSIGNMENT_BYTES = 4 << 20
-"""The longest valid assignment has 1.6 MB: 128 KiB of prompt and 1000 file names, each character
-escaped. Above that, what an orchestrator takes in a body of 1 MiB, which escapes make three times
-as long, can still be read, so that the task is rejected by its id instead of failing every poll."""
+"""The longest valid assignment has 2.4 MB: 128 KiB of prompt and two names of 1000 files, each
+character escaped. Above that, what an orchestrator takes in a body of 1 MiB, which escapes make
+three times as long, can still be read, so that the task is rejected by its id instead of failing
+every poll."""
 
 
 @dataclass(frozen=True)

@@ -40,13 +40,15 @@ def _lines(request: Request) -> Iterator[object]:
     try:
         candidates, session = answer(request)
     except CrushError as error:
-        yield {"error": str(error)}
+        yield {"error": str(error), "kind": type(error).__name__}
         return
     except MemoryError:
-        yield {"error": f"{_CANNOT}: it takes over {request.limits.memory_mib} MiB of memory"}
+        too_much = f"it takes over {request.limits.memory_mib} MiB of memory"
+        yield {"error": f"{_CANNOT}: {too_much}", "kind": ""}
         return
     except Exception as error:  # noqa: BLE001 - nobody reads a traceback of this process
-        yield {"error": f"{_CANNOT}: a defect: {type(error).__name__}: {error}"}
+        defect = f"a defect: {type(error).__name__}: {error}"
+        yield {"error": f"{_CANNOT}: {defect}", "kind": ""}
         return
     messages = session.pop("messages") if session is not None else []
     yield {**candidates._asdict(), "session": session}

@@ -17,26 +17,44 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from runner.crush.sessions import ChildLimits, CrushError
+from runner.crush.sessions import (
+    COPY_LIMIT_BYTES,
+    DATABASE,
+    JOURNAL,
+    WAL,
+    WAL_BEFORE,
+    ChildLimits,
+    CrushBusy,
+    CrushError,
+    CrushForbidden,
+)
 from runner.handles import free_disk, open_below, open_file
 
-_COPY_LIMIT_BYTES = 1 << 30
 _BLOCK_BYTES = 1 << 20
 _WAL_HEADER_BYTES = 32
+_BUSY = "cannot read the Crush database: another process keeps writing it"
 
 
 @contextmanager
 def open_copy(
-    database: Path, copy_dir: Path, limits: ChildLimits
+    database: Path, copy_dir: Path, limits: ChildLimits, archives: Path | None = None
 ) -> Iterator[sqlite3.Connection | None]:
     """Open a copy of the database, made in an empty folder; None if there is no database.
 
+    With `archives`, the copy is made of the tar files in that folder.
+
     Raises:
+        CrushForbidden: this user may not open it.
         CrushError: it cannot be read, here or by the caller.
     """
     try:
         copy = copy_dir / "crush.db"
-        if not _copy_when_quiet(database, copy, limits):
+        is_there = (
+            _copy_when_quiet(database, copy, limits)
+            if archives is None
+            else _extract_all(archives, copy)
+        )
+        if not is_there:
             yield None
             return
         connection = sqlite3.connect(copy, isolation_level=None)
@@ -53,6 +71,8 @@ def open_copy(
             yield None if is_empty else connection
         finally:
             connection.close()
+    except PermissionError as error:
+        raise CrushForbidden("cannot read the Crush database: permission denied") from error
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise CrushError(f"cannot read the Crush database: {reason}") from error
@@ -101,7 +121,7 @@ def _copy_when_quiet(database: Path, copy: Path, limits: ChildLimits) -> bool:
         ends_at_s = time.monotonic() + limits.copy_timeout_s
         while not _copy_once(folder, database.name, copy, limits.tick_s):
             if time.monotonic() > ends_at_s:
-                raise CrushError("cannot read the Crush database: another process keeps writing it")
+                raise CrushBusy(_BUSY)
     except FileNotFoundError:
         return False
     finally:
@@ -142,17 +162,74 @@ def _state(database: int, wal: int | None) -> tuple[object, ...]:
 
 def _copy_file(source: int, target: Path) -> None:
     size = os.fstat(source).st_size
-    if size > _COPY_LIMIT_BYTES:
-        raise CrushError(
-            f"cannot read the Crush database: it has more than {_COPY_LIMIT_BYTES >> 20} MiB; "
-            "move it away, and Crush begins a new one"
-        )
-    if size > free_disk(target.parent) // 2:
-        raise CrushError(f"cannot read the Crush database: no room for a copy in {target.parent}")
+    _check_size(size, target)
     with target.open("wb", buffering=0) as file:
         while size > 0 and (block := os.read(source, min(size, _BLOCK_BYTES))):
             file.write(block)
             size -= len(block)
+
+
+def _check_size(size: int, target: Path) -> None:
+    if size > COPY_LIMIT_BYTES:
+        raise CrushError(
+            f"cannot read the Crush database: it has more than {COPY_LIMIT_BYTES >> 20} MiB; "
+            "move it away, and Crush begins a new one"
+        )
+    if size > free_disk(target.parent) // 2:
+        raise CrushError(f"cannot read the Crush database: no room for a copy in {target.parent}")
+
+
+def _extract_all(archives: Path, copy: Path) -> bool:
+    """Extract database and write-ahead log as they were at one moment; False if there is none.
+
+    The log was archived before and after the database. If it was not begun again in between, it
+    has what was written to the database meanwhile.
+
+    Raises:
+        CrushBusy: the database was written meanwhile.
+        CrushError: there is something else in its place, or it is too large.
+    """
+    if not (archives / DATABASE).exists():
+        return False
+    _extract(archives / DATABASE, copy)
+    wal = copy.with_name(f"{copy.name}-wal")
+    before = _extract(archives / WAL_BEFORE, wal)
+    header = _header(wal) if before else b""
+    wal.unlink(missing_ok=True)
+    after = _extract(archives / WAL, wal)
+    journal = copy.with_name(f"{copy.name}-rollback")
+    # A rollback journal holds what a half-written database lacks.
+    is_half_written = _extract(archives / JOURNAL, journal) and journal.stat().st_size > 0
+    journal.unlink(missing_ok=True)
+    if is_half_written or header != (_header(wal) if after else b""):
+        raise CrushBusy(_BUSY)
+    return True
+
+
+def _header(wal: Path) -> bytes:
+    with wal.open("rb") as file:
+        return file.read(_WAL_HEADER_BYTES)
+
+
+def _extract(archive: Path, target: Path) -> bool:
+    """Extract the regular file that an engine has archived; False if there is no archive."""
+    import tarfile  # noqa: PLC0415 - seldom needed, and takes longer to load than all the rest
+
+    try:
+        with tarfile.open(archive, "r:") as tar:
+            member = tar.next()
+            content = None if member is None or not member.isreg() else tar.extractfile(member)
+            if member is None or content is None:
+                raise CrushError("cannot read the Crush database: it is not a regular file")
+            _check_size(member.size, target)
+            with target.open("wb", buffering=0) as file:
+                while block := content.read(_BLOCK_BYTES):
+                    file.write(block)
+    except FileNotFoundError:
+        return False
+    except tarfile.TarError as error:
+        raise CrushError(f"cannot read the Crush database: {error}") from error
+    return True
 
 
 def _decode(text: bytes) -> str:

@@ -36,7 +36,8 @@ def answer(request: Request) -> tuple[Candidates, dict[str, object] | None]:
     """
     candidates, session_id = Candidates([], certain=False), request.session_id
     copy_dir = Path(request.copy_dir)
-    with open_copy(Path(request.database), copy_dir, request.limits) as connection:
+    archives = None if request.archive_dir is None else Path(request.archive_dir)
+    with open_copy(Path(request.database), copy_dir, request.limits, archives) as connection:
         if connection is None:
             return candidates, None
         columns = check_schema(connection)

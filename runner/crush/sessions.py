@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,9 +26,12 @@ import anyio.to_thread
 
 from runner.crush.messages import to_valid_unicode
 from runner.errors import RunnerError
+from runner.handles import free_disk
 from runner.timing import DEFAULT_TIMINGS
 
 LOG_LIMIT_BYTES = 10_000_000
+COPY_LIMIT_BYTES = 1 << 30
+"""Of the database, and of its write-ahead log."""
 _MAX_ANSWER_BYTES = 11_000_000
 _DISK_TEMP = "/var/tmp"  # noqa: S108 - a private folder is made in it
 _AT_ONCE = anyio.CapacityLimiter(2)
@@ -39,6 +42,23 @@ _CANNOT = "cannot read the Crush database"
 
 class CrushError(RunnerError):
     """The database is there and cannot be read: damaged, hostile, or not as Crush makes it."""
+
+
+class CrushForbidden(CrushError):
+    """The database belongs to another user, as a container left it, and may not be opened."""
+
+
+class CrushBusy(CrushError):
+    """Something else keeps writing the database."""
+
+
+CopyOut = Callable[[str, Path, int], Awaitable[bool]]
+"""Writes the file of this name beside the database to a tar file of at most so many bytes; returns
+False if there is none. Raises a RunnerError."""
+WAL_BEFORE, DATABASE, WAL, JOURNAL = "wal-before", "database", "wal", "journal"
+_ARCHIVES = {WAL_BEFORE: "-wal", DATABASE: "", WAL: "-wal", JOURNAL: "-journal"}
+"""The tar files that the child reads in place of the database, in the order of their writing, and
+how the name of what is in each goes on after the database's."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +120,8 @@ class Request:
     secrets: tuple[str, ...] = ()
     copy_dir: str = ""
     """An empty folder for the private copy."""
+    archive_dir: str | None = None
+    """The folder of `_ARCHIVES`, where this user may not open the database."""
     limits: ChildLimits = DEFAULT_LIMITS
 
     @classmethod
@@ -166,40 +188,89 @@ async def session_of_task(
     query: SessionQuery,
     secrets: Collection[str] = (),
     *,
+    copy_out: CopyOut | None = None,
     read_timeout_s: float = DEFAULT_TIMINGS.session_read_timeout_s,
 ) -> dict[str, object] | None:
     """Return the newest session that certainly is the task's, as `read_session` does.
 
+    `copy_out` is used if this user may not open the database.
+
     Raises:
         CrushError: the database cannot be read.
+        RunnerError: `copy_out` has raised it.
     """
     request = Request(str(database), query, None, LOG_LIMIT_BYTES, tuple(secrets))
-    return (await _ask(request, read_timeout_s)).session
+    return (await _ask(request, read_timeout_s, copy_out)).session
 
 
 async def _ask(
-    request: Request, timeout_s: float = DEFAULT_TIMINGS.session_read_timeout_s
+    request: Request,
+    timeout_s: float = DEFAULT_TIMINGS.session_read_timeout_s,
+    copy_out: CopyOut | None = None,
 ) -> _Answer:
     """Ask a child process; it is gone when this returns, whichever way.
 
     Raises:
         CrushError: it cannot be started, or cannot read the database within its limits.
     """
-    if not await anyio.to_thread.run_sync(os.path.lexists, request.database):
+    if not await anyio.to_thread.run_sync(_may_be_there, request.database):
         return _Answer(Candidates([], certain=False), None)
-    # A copy belongs on a disk; /tmp may be memory.
-    parent_dir = _DISK_TEMP if os.access(_DISK_TEMP, os.W_OK | os.X_OK) else None
     try:
         async with _AT_ONCE:
-            with tempfile.TemporaryDirectory(prefix="victoria-crush-", dir=parent_dir) as copy_dir:
-                return await _run_child(replace(request, copy_dir=copy_dir), timeout_s)
+            with _temporary_dir() as copy_dir:
+                request = replace(request, copy_dir=copy_dir)
+                try:
+                    return await _run_child(request, timeout_s)
+                except CrushForbidden:
+                    if copy_out is None:
+                        raise
+                return await _ask_about_archives(request, timeout_s, copy_out)
     except OSError as error:
         raise CrushError(f"{_CANNOT}: {error.strerror or error}") from error
 
 
+def _may_be_there(path: str) -> bool:
+    """Return False if there certainly is nothing: a folder on the way may be closed to us."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _temporary_dir() -> tempfile.TemporaryDirectory[str]:
+    # A copy belongs on a disk; /tmp may be memory.
+    parent_dir = _DISK_TEMP if os.access(_DISK_TEMP, os.W_OK | os.X_OK) else None
+    return tempfile.TemporaryDirectory(prefix="victoria-crush-", dir=parent_dir)
+
+
+async def _ask_about_archives(request: Request, timeout_s: float, copy_out: CopyOut) -> _Answer:
+    """Have the database archived, until nothing was written meanwhile, and ask a child about that.
+
+    Raises:
+        CrushError: as `_ask`.
+        RunnerError: `copy_out` has raised it.
+    """
+    ends_at_s = anyio.current_time() + request.limits.copy_timeout_s
+    name = Path(request.database).name
+    while True:
+        with _temporary_dir() as archive_dir:
+            # The archives, and then the copies.
+            max_bytes = min(COPY_LIMIT_BYTES, free_disk(Path(archive_dir)) // 4)
+            for archive, suffix in _ARCHIVES.items():
+                await copy_out(f"{name}{suffix}", Path(archive_dir, archive), max_bytes)
+            try:
+                return await _run_child(replace(request, archive_dir=archive_dir), timeout_s)
+            except CrushBusy:
+                if anyio.current_time() > ends_at_s:
+                    raise
+
+
 async def _run_child(request: Request, timeout_s: float) -> _Answer:
     with subprocess.Popen(  # noqa: ASYNC220 - our own program; vfork takes a millisecond
-        [sys.executable, "-m", "runner.crush"],
+        [sys.executable, "-X", "utf8", "-m", "runner.crush"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -247,7 +318,8 @@ def _talk(child: subprocess.Popen[bytes], request: Request) -> _Answer | CrushEr
         return CrushError(f"{_CANNOT}: the process that reads it ended by {how}")
     head, *messages = lines
     if "error" in head:
-        return CrushError(head["error"])
+        kinds = {kind.__name__: kind for kind in (CrushForbidden, CrushBusy)}
+        return kinds.get(head["kind"], CrushError)(head["error"])
     if head["session"] is not None:
         head["session"]["messages"] = messages
     return _Answer(Candidates(head["ids"], head["certain"]), head["session"])

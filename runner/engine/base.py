@@ -70,6 +70,13 @@ class Engine(Protocol):
     async def last_output(self, name: str, lines: int) -> str:
         """Return the last lines of the container's standard output and error, as one text."""
 
+    async def copy_out(self, name: str, path: str, archive: Path, max_bytes: int) -> bool:
+        """Write what is at a path in the container to a tar file, which must not exist.
+
+        Return False if there is nothing. Links in the path lead nowhere outside of the container,
+        and one at its end is not followed. Raise EngineError if it has more than `max_bytes`.
+        """
+
 
 class Phase(str, Enum):
     """What is true of a container, once the engine's output was checked against the host."""

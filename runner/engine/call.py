@@ -10,12 +10,13 @@ from __future__ import annotations
 import logging
 import os
 import re
+import resource
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 import anyio
 import anyio.to_thread
@@ -28,6 +29,7 @@ from runner.errors import (
     ImageMissing,
     NameInUse,
     NoSuchContainer,
+    NoSuchFile,
 )
 from runner.redaction import encoded_forms, proxy_secrets, redact
 
@@ -47,6 +49,7 @@ _ERROR_TYPES: tuple[tuple[re.Pattern[str], type[EngineError]], ...] = (
     (re.compile(r"container not known"), HalfRemoved),
     (re.compile(r"container name \S+ is already in use"), NameInUse),
     (re.compile(r"image not known|no such image|unable to find image"), ImageMissing),
+    (re.compile(r"could not find the file|could not be found on container"), NoSuchFile),
 )
 _NOISE = re.compile(r"time=\"\S+\" level=(?:debug|info|warning) |Usage: |(?:See|Run) '")
 _PREFIXES = ("docker: ", "Error: ", "Error response from daemon: ")
@@ -61,6 +64,17 @@ _VARIABLE_NAMES = frozenset(
     }
 )
 _NAME_PREFIXES = ("CONTAINER_", "CONTAINERS_", "DOCKER_", "PODMAN_")
+
+
+class OutputFile(NamedTuple):
+    """A file for a program's output, of which the kernel lets it write so many bytes."""
+
+    file: IO[bytes]
+    max_bytes: int
+
+    def limit(self) -> None:
+        """Limit the size of files that this process writes."""
+        resource.setrlimit(resource.RLIMIT_FSIZE, (self.max_bytes, self.max_bytes))
 
 
 class Program:
@@ -79,7 +93,7 @@ class Program:
         # sh logs every command line, with the task's prompt in it.
         logging.getLogger("sh").setLevel(logging.CRITICAL)
 
-    async def call(
+    async def call(  # noqa: PLR0913 - what to call, and how
         self,
         arguments: Sequence[str],
         timeout_s: float,
@@ -87,10 +101,12 @@ class Program:
         is_one_stream: bool = False,
         folder: str | None = None,
         grace_s: float = 0.0,
+        target: OutputFile | None = None,
     ) -> CommandResult:
         """Run the program in `folder` and return its result; output is cut to its last MiB.
 
         When the call is cancelled, the program may finish within `grace_s` before it is killed.
+        With a target, the output goes there and is not in the result.
 
         Raises:
             EngineSilent: it timed out, or cannot be started now.
@@ -101,8 +117,12 @@ class Program:
         try:
             # In memory: where no file can be written, the engine's reason must still be read.
             with _memory_file() as output, _memory_file() as errors:
-                outputs = (output, output if is_one_stream else errors)
-                process = await self._start(arguments, outputs, folder)
+                outputs = (
+                    output if target is None else target.file,
+                    output if is_one_stream else errors,
+                )
+                limit = None if target is None else target.limit
+                process = await self._start(arguments, outputs, folder, limit)
                 await self._wait_for(process, timeout_s, grace_s, what)
                 result = CommandResult(process.exit_code, _tail(output), _tail(errors))
                 return result if result.ok else self._redacted(result)
@@ -133,7 +153,11 @@ class Program:
             raise EngineSilent(f"{what}: {self._path} is not there")
 
     async def _start(
-        self, arguments: Sequence[str], outputs: tuple[IO[bytes], IO[bytes]], folder: str | None
+        self,
+        arguments: Sequence[str],
+        outputs: tuple[IO[bytes], IO[bytes]],
+        folder: str | None,
+        before: Callable[[], None] | None,
     ) -> sh.RunningCommand:
         """Start the program, shielded, so that no cancellation can lose the process."""
 
@@ -153,6 +177,7 @@ class Program:
                     _cwd=folder or "/",
                     _encoding="utf-8",
                     _ok_code=_ANY_EXIT_CODE,
+                    _preexec_fn=before,
                     _return_cmd=True,
                 )
 

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import anyio.to_thread
@@ -17,7 +18,7 @@ import anyio.to_thread
 from runner.engine import processes
 from runner.engine.arguments import has_memory_limit, run_arguments
 from runner.engine.base import Container, ContainerSpec, EngineFacts, Phase
-from runner.engine.call import CommandResult, Program, engine_environment
+from runner.engine.call import CommandResult, OutputFile, Program, engine_environment
 from runner.engine.inspect import (
     log_file,
     process_ids,
@@ -34,6 +35,7 @@ from runner.errors import (
     ImageMissing,
     NoContainerRuntime,
     NoSuchContainer,
+    NoSuchFile,
 )
 from runner.log import fields
 from runner.model import PullPolicy
@@ -46,6 +48,7 @@ PODMAN_AS_DOCKER = (
     "use --container-runtime podman"
 )
 NO_RUNTIME = "No container runtime found. Install podman or docker."
+_ARCHIVE_BYTES = 64 << 10  # of a tar file beside the file in it
 
 
 class CliEngine:
@@ -190,6 +193,22 @@ class CliEngine:
         result = await self._check_call("logs", *tail, name, is_one_stream=True)
         return last_lines(result.output, lines)
 
+    async def copy_out(self, name: str, path: str, archive: Path, max_bytes: int) -> bool:
+        """Write what is at a path in the container to a tar file; False if there is nothing."""
+        with archive.open("xb") as file:
+            target = OutputFile(file, max_bytes + _ARCHIVE_BYTES)
+            result = await self._call("cp", f"{name}:{path}", "-", target=target)
+            size = file.seek(0, os.SEEK_END)
+        if result.ok:
+            return True
+        archive.unlink()  # noqa: ASYNC240 - at once
+        if result.error_type is NoSuchFile:
+            return False
+        what = f"cannot copy {path} out of the container"
+        if size >= target.max_bytes:
+            raise EngineError(f"{what}: it has more than {max_bytes >> 20} MiB")
+        raise result.error_type(f"{what}: {result.error_text}")
+
     # Checks of what the engine says
 
     async def _is_image_present(self, image: str) -> bool:
@@ -285,6 +304,7 @@ class CliEngine:
         is_one_stream: bool = False,
         folder: str | None = None,
         grace_s: float = 0.0,
+        target: OutputFile | None = None,
     ) -> CommandResult:
         """Call the engine once, or again after the migration that podman may ask for.
 
@@ -299,6 +319,7 @@ class CliEngine:
             is_one_stream=is_one_stream,
             folder=folder,
             grace_s=grace_s,
+            target=target,
         )
         result = await call()
         if result.asks_for_migration and not self._has_migrated:

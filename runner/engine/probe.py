@@ -6,21 +6,15 @@ it needs nothing but a shell, and for the network bash, python3 or curl.
 
 from __future__ import annotations
 
-import re
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-import anyio
-
-from runner.engine.base import LABEL_PROBE, ContainerSpec, Engine, Phase
+from runner.engine.base import ContainerSpec, Engine
+from runner.engine.script import run_script
 from runner.errors import EngineError
 
 METADATA_ADDRESS = "169.254.169.254"
 _TIMEOUT_S = 60.0
-_LOOK_AGAIN_S = 0.2
-_LINES = 200
-_NO_SHELL = re.compile(r"\bsh\W.*not found|no such file or directory", re.IGNORECASE)
 _UNLIMITED_BYTES = 1 << 60
 """cgroup v1 shows a number near 2**63 where there is no limit."""
 _SCRIPT = f"""\
@@ -60,10 +54,6 @@ _CAPABILITIES = (
 )
 
 
-class NoShell(EngineError):
-    """The image has no shell, so that nothing can be seen of its containers."""
-
-
 @dataclass(frozen=True)
 class Rights:
     """What a container has. None: that could not be seen."""
@@ -91,45 +81,9 @@ async def probe_rights(engine: Engine, spec: ContainerSpec, home: str, file_name
         NoShell: the image has no shell.
         EngineError: the container cannot be started, or does not end.
     """
-    name = f"victoria-doctor-{secrets.token_hex(8)}"
-    spec = replace(
-        spec,
-        name=name,
-        arguments=("-c", _SCRIPT, "sh", home, file_name),
-        labels={**spec.labels, LABEL_PROBE: name},
-        timeout_s=_TIMEOUT_S,
-        run_args=(*spec.run_args, "--entrypoint", "sh"),
-    )
-    try:
-        container_id = await engine.run(spec)
-        with anyio.fail_after(_TIMEOUT_S):
-            await _wait_for_end(engine, container_id)
-        output = await engine.last_output(container_id, _LINES)
-    except TimeoutError:
-        raise EngineError(f"the container did not end within {_TIMEOUT_S:g} s") from None
-    except EngineError as error:
-        if _NO_SHELL.search(str(error)):
-            raise NoShell("the image has no shell (sh)") from error
-        raise
-    finally:
-        with anyio.CancelScope(shield=True):
-            await _remove(engine, name)
-    return parse_rights(output)
-
-
-async def _wait_for_end(engine: Engine, container_id: str) -> None:
-    while True:
-        await engine.wait(container_id)
-        container = await engine.inspect(container_id)
-        if container is None or container.phase is not Phase.RUNNING:
-            return
-        await anyio.sleep(_LOOK_AGAIN_S)
-
-
-async def _remove(engine: Engine, name: str) -> None:
-    container = await engine.inspect(name)
-    if container is not None and container.labels.get(LABEL_PROBE) == name:
-        await engine.remove(container.container_id)
+    spec = replace(spec, name="victoria-doctor")
+    result = await run_script(engine, spec, _SCRIPT, (home, file_name), _TIMEOUT_S)
+    return parse_rights(result.output)
 
 
 def parse_rights(output: str) -> Rights:

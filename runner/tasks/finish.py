@@ -14,6 +14,7 @@ import os
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 import anyio
@@ -21,7 +22,7 @@ import anyio.to_thread
 
 from runner.crush.log import digest_of
 from runner.crush.sessions import SessionQuery, prompt_digest, session_mark, session_of_task
-from runner.engine.base import KEY_VARIABLE, SIGNALLED, Container, Phase
+from runner.engine.base import KEY_VARIABLE, SIGNALLED, Container, Engine, Phase
 from runner.errors import EngineError, RunnerError
 from runner.log import fields, log_retry
 from runner.model import EndReason, Outcome, Report, Task, TaskStatus, log_body
@@ -38,6 +39,7 @@ from runner.state_dir import cid_file
 from runner.tasks.context import RunnerContext, TaskContext
 from runner.tasks.outcome import LAST_LINES, decide_outcome, final_report
 from runner.timing import Retry, retry
+from runner.workspace.download import CONTAINER_HOME
 from runner.workspace.handover import FinalStatus, ReporterState, read_reporter_state
 from runner.workspace.home import home_of_task
 
@@ -262,12 +264,24 @@ async def _find_log(
     home = await anyio.to_thread.run_sync(home_of_task, victoria_home, task.task_id)
     if home != victoria_home:
         query = replace(query, others=(), digests=())  # nobody else was in this home
-    database = home / ".crush" / "crush.db"
-    read_timeout_s = runner.timings.session_read_timeout_s
-    session = await session_of_task(database, query, secrets, read_timeout_s=read_timeout_s)
+    session = await session_of_task(
+        home / ".crush" / "crush.db",
+        query,
+        secrets,
+        copy_out=None if container is None else partial(_copy_out, runner.engine, container),
+        read_timeout_s=runner.timings.session_read_timeout_s,
+    )
     if session is not None and digest_of(session) == state.log_digest:
         return None
     return session
+
+
+async def _copy_out(
+    engine: Engine, container: Container, name: str, archive: Path, max_bytes: int
+) -> bool:
+    """Have the engine archive a file of the agent's: with docker as root, it belongs to root."""
+    path = f"{CONTAINER_HOME}/.crush/{name}"
+    return await engine.copy_out(container.container_id, path, archive, max_bytes)
 
 
 def _prompt(task: Task) -> str | None:

@@ -328,7 +328,7 @@ def _write_env_file(task: TaskContext, identity: Identity) -> None:
             check_env_file(settings.env_file)
         path.unlink(missing_ok=True)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        with os.fdopen(os.open(path, flags, mode=0o600), "w") as file:
+        with os.fdopen(os.open(path, flags, mode=0o600), "w", encoding="utf-8") as file:
             file.write(text)
     except (OSError, ConfigurationError) as error:
         raise Unstartable(f"cannot prepare the container's variables: {error}") from error

@@ -69,10 +69,10 @@ async def fetch_files(  # noqa: PLR0913 - what to fetch, from whom, to where, in
         with anyio.move_on_after(timings.download_timeout_s) as timeout:
             for file in assignment.files:
                 log_failure = log_retry(
-                    "cannot fetch a file", task_id=folder.task_id, file=file.name
+                    "cannot fetch a file", task_id=folder.task_id, file=file.local_name
                 )
                 attempts = Retry(clock, policy, log_failure)
-                with _as_unusable(f"write the file {file.name!r}"):
+                with _as_unusable(f"write the file {file.local_name!r}"):
                     await _fetch(orchestrator, identity, file, folder, attempts)
         if timeout.cancelled_caught:
             raise Unstartable(
@@ -88,7 +88,7 @@ async def _fetch(
     attempts: Retry,
 ) -> None:
     """Download a file, once more if its checksum is wrong."""
-    if file.sha256 and await _in_thread(folder.sha256_of, file.name) == file.sha256:
+    if file.sha256 and await _in_thread(folder.sha256_of, file.local_name) == file.sha256:
         return
     for _ in range(2):
         sha256 = await _download(orchestrator, identity, file, folder, attempts)
@@ -96,10 +96,10 @@ async def _fetch(
             return
         log.warning(
             "a file came with a wrong checksum",
-            extra=fields(task_id=folder.task_id, file=file.name, sha256=sha256),
+            extra=fields(task_id=folder.task_id, file=file.local_name, sha256=sha256),
         )
     raise Unstartable(
-        f"cannot use the file {file.name!r}: its SHA-256 is {sha256}, not {file.sha256}"
+        f"cannot use the file {file.local_name!r}: its SHA-256 is {sha256}, not {file.sha256}"
     )
 
 
@@ -118,13 +118,14 @@ async def _download(
         except Unauthorised:
             raise
         except Refused as error:
-            raise FileRefused(f"cannot fetch the file {file.name!r}: {error}") from error
+            raise FileRefused(f"cannot fetch the file {file.local_name!r}: {error}") from error
         except Unavailable as error:
             try:
                 await attempts.wait_after(error)
             except Unavailable:
                 raise Unstartable(
-                    f"cannot fetch the file {file.name!r}: {error} (attempt {attempts.failures})"
+                    f"cannot fetch the file {file.local_name!r}: {error} "
+                    f"(attempt {attempts.failures})"
                 ) from error
 
 
@@ -135,8 +136,8 @@ async def _write(download: Download, file: TaskFile, folder: Folder) -> str:
         Unavailable: the body ended before its Content-Length.
     """
     if download.size is not None:
-        await _in_thread(folder.check_free_disk, file.name, download.size)
-    part = await _in_thread(PartialFile, folder, file.name)
+        await _in_thread(folder.check_free_disk, file.local_name, download.size)
+    part = await _in_thread(PartialFile, folder, file.local_name)
     try:
         async for chunk in download.chunks:
             await _in_thread(part.write, chunk)

@@ -13,7 +13,8 @@ import secrets
 import shutil
 import stat
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +32,7 @@ from runner.model import is_task_id
 from runner.workspace.home import HOMES, TASKS, task_folder
 
 _MAX_MEASURED_DEPTH = 64
+_MARK_PREFIX = ".victoria-cleanup-"
 
 
 class Folder:
@@ -142,6 +144,8 @@ class Extent(NamedTuple):
 
     size: int
     newest: float
+    is_whole: bool = True
+    """Whether all of it could be read."""
 
 
 class TaskFolders:
@@ -176,7 +180,7 @@ class TaskFolders:
         )
 
     def extent_of(self, task_id: str) -> Extent:
-        """Measure a task's folder and home, down to 64 levels.
+        """Measure a task's folder and home, down to 64 levels and where this user may read.
 
         Raises:
             OSError: they cannot be read.
@@ -189,12 +193,33 @@ class TaskFolders:
         return Extent(
             sum(extent.size for extent in extents),
             max((extent.newest for extent in extents), default=0.0),
+            all(extent.is_whole for extent in extents),
         )
+
+    def paths_of(self, task_id: str) -> list[str]:
+        """Return the task's folder and home, as far as they are there, relative to `path`."""
+        places = zip(self._handles, (task_id, f"{HOMES}/{task_id}"), strict=False)
+        return [path for handle, path in places if _is_folder(handle, task_id)]
+
+    @contextmanager
+    def marked(self) -> Iterator[str]:
+        """Yield the name of an empty folder that is there meanwhile, to recognise this one by.
+
+        Raises:
+            OSError: it cannot be made.
+        """
+        name = f"{_MARK_PREFIX}{secrets.token_hex(8)}"
+        os.mkdir(name, 0o700, dir_fd=self._handles[0])
+        try:
+            yield name
+        finally:
+            os.rmdir(name, dir_fd=self._handles[0])
 
     def remove(self, task_id: str) -> None:
         """Remove a task's folder and home with everything in them.
 
         Raises:
+            PermissionError: something in them belongs to another user.
             OSError: something in them cannot be removed.
         """
         # Through /proc, since rmtree takes no dir_fd before Python 3.11. It follows no link itself.
@@ -216,21 +241,30 @@ def _is_folder(parent: int, name: str) -> bool:
 
 
 def _measure(parent: int, name: str, depth: int) -> Extent:
-    folder = os.open(name, FOLDER, dir_fd=parent)
     try:
-        size, newest = 0, _changed_at(os.fstat(folder))
+        folder = os.open(name, FOLDER, dir_fd=parent)
+    except PermissionError:
+        status = os.stat(name, dir_fd=parent, follow_symlinks=False)
+        return Extent(0, _changed_at(status), is_whole=False)
+    try:
+        size, newest, is_whole = 0, _changed_at(os.fstat(folder)), True
         for entry in os.listdir(folder):  # noqa: PTH208 - as above
             with suppress(FileNotFoundError):
-                status = os.stat(entry, dir_fd=folder, follow_symlinks=False)
+                try:
+                    status = os.stat(entry, dir_fd=folder, follow_symlinks=False)
+                except PermissionError:
+                    is_whole = False
+                    continue
                 newest = max(newest, _changed_at(status))
                 if not stat.S_ISDIR(status.st_mode):
                     size += status.st_size
                 elif depth:
                     below = _measure(folder, entry, depth - 1)
                     size, newest = size + below.size, max(newest, below.newest)
+                    is_whole &= below.is_whole
     finally:
         os.close(folder)
-    return Extent(size, newest)
+    return Extent(size, newest, is_whole)
 
 
 def _changed_at(status: os.stat_result) -> float:

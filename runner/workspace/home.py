@@ -50,10 +50,17 @@ def task_folder(home: Path, task_id: str) -> Path:
 def home_of_task(home: Path, task_id: str) -> Path:
     """Return the home that a task was given: one of its own, or the Victoria home."""
     try:
-        os.close(open_below(home, (TASKS, HOMES, task_id), make=False))
+        homes = open_below(home, (TASKS, HOMES), make=False)
     except OSError:
         return home
-    return home / TASKS / HOMES / task_id
+    try:
+        # Not opened: the task may have closed it to all but itself.
+        status = os.stat(task_id, dir_fd=homes, follow_symlinks=False)
+    except OSError:
+        return home
+    finally:
+        os.close(homes)
+    return home / TASKS / HOMES / task_id if stat.S_ISDIR(status.st_mode) else home
 
 
 def check_home(home: Path, mode: HomeMode, tidying: Tidying, *, thorough: bool) -> None:

@@ -1,5 +1,6 @@
 """The contract of a container engine: one suite for the fake one, podman and docker."""
 
+import tarfile
 import time
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,33 @@ async def test_container_that_has_ended_has_exited_with_the_code_of_its_program(
     assert (cid_file.read_text(), len(container_id)) == (container_id, 64)
     starts = (tmp_path / "tasks" / "unnamed" / "starts.log").read_text()
     assert starts.count("\n") == 1
+
+
+async def test_file_is_copied_out_of_a_container_that_has_ended_up_to_a_size(
+    subject: Subject, tmp_path: Path
+) -> None:
+    (tmp_path / "home").mkdir()
+    await subject.finish("[write out/a.txt some text]", volumes={tmp_path / "home": HOME})
+    with (tmp_path / "home" / "out" / "large").open("wb") as file:
+        file.truncate(3 << 20)
+    (tmp_path / "home" / "out" / "link").symlink_to(tmp_path / "home" / "out" / "a.txt")
+
+    async def copy(name: str) -> bool:
+        archive = tmp_path / f"{name}.tar"
+        return await subject.engine.copy_out(subject.name, f"{HOME}/out/{name}", archive, 1 << 20)
+
+    assert await copy("a.txt")
+    with tarfile.open(tmp_path / "a.txt.tar") as tar:
+        (member,) = tar.getmembers()
+        content = tar.extractfile(member)
+        assert content is not None
+        assert content.read() == b"some text"
+    assert not await copy("none")
+    with pytest.raises(EngineError, match="large out of the container: it has more than 1 MiB"):
+        await copy("large")
+    if await copy("link"):
+        with tarfile.open(tmp_path / "link.tar") as tar:
+            assert tar.getmembers()[0].issym()
 
 
 async def test_moments_of_start_and_end_are_known(subject: Subject, tmp_path: Path) -> None:

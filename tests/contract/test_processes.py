@@ -20,7 +20,8 @@ import pytest
 from runner.engine import processes
 from runner.engine.base import LABEL_ORCHESTRATOR, ContainerSpec, Phase
 from runner.engine.cli import CliEngine, find_engine
-from runner.engine.probe import NoShell, probe_rights
+from runner.engine.probe import probe_rights
+from runner.engine.script import NoShell
 from runner.errors import EngineError, EngineSilent, ImageMissing, NoContainerRuntime
 from runner.model import Hardening, PullPolicy
 from runner.timing import HostClock, Timings

@@ -12,7 +12,14 @@ from runner.engine.call import CommandResult
 from runner.engine.hardening import hardening_arguments
 from runner.engine.inspect import read_container
 from runner.engine.output import last_lines, read_log_end
-from runner.errors import EngineError, EngineSilent, ImageMissing, NameInUse, NoSuchContainer
+from runner.errors import (
+    EngineError,
+    EngineSilent,
+    ImageMissing,
+    NameInUse,
+    NoSuchContainer,
+    NoSuchFile,
+)
 from runner.model import Hardening, Limits
 
 NEVER = "0001-01-01T00:00:00Z"
@@ -22,6 +29,10 @@ AWAY = "Cannot connect to the Docker daemon at unix:///x. Is the docker daemon r
 DOCKER_USAGE = "unknown flag: --x\n\nUsage:  docker run\n\nRun 'docker run --help' for more"
 WARNING = 'time="2026-01-31T09:00:00Z" level=warning msg="an error is near"'
 TAKEN = 'the container name "x" is already in use by y'
+NO_FILE = (
+    "Could not find the file /x in container y",
+    '"/x" could not be found on container y: no such file or directory',
+)
 SPEC = ContainerSpec(name="n", image="i", arguments=())
 
 
@@ -67,6 +78,8 @@ def test_moments_are_read_in_any_zone(text: str) -> None:
         ("docker: Error response from daemon: it broke", EngineError, "it broke"),
         (AWAY, EngineSilent, AWAY),
         ("Error: no such container x", NoSuchContainer, "no such container x"),
+        (f"Error response from daemon: {NO_FILE[0]}", NoSuchFile, NO_FILE[0]),
+        (f"Error: {NO_FILE[1]}", NoSuchFile, NO_FILE[1]),
         ("Error: x: image not known", ImageMissing, "x: image not known"),
         (f"Error: {TAKEN}", NameInUse, TAKEN),
         ("Error: address 0.0.0.0:80 is already in use", EngineError, None),

@@ -1,12 +1,14 @@
 """An engine in memory, whose containers obey the stand-in image's directives."""
 
+import os
+import tarfile
 import time
 import uuid
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import anyio
@@ -63,6 +65,17 @@ class _Container:
     def _source_of(self, target: str) -> Path | None:
         volumes = self.spec.volumes.items()
         return next((source for source, inside in volumes if inside == target), None)
+
+    def on_host(self, path: str) -> Path | None:
+        """Return where a path of the container is on the host; None if it is in no volume."""
+        inside = PurePosixPath(path)
+        volumes = {**self.spec.volumes, **self.spec.read_only}.items()
+        fitting = [
+            (len(target), source / inside.relative_to(target))
+            for source, target in volumes
+            if inside.is_relative_to(target)
+        ]
+        return max(fitting)[1] if fitting else None
 
     @property
     def is_at_work(self) -> bool:
@@ -297,6 +310,18 @@ class FakeEngine:
     async def last_output(self, name: str, lines: int) -> str:
         container = await self._named("last_output", name)
         return last_lines(container.output.decode(), lines)
+
+    async def copy_out(self, name: str, path: str, archive: Path, max_bytes: int) -> bool:
+        container = await self._named("copy_out", name)
+        source = container.on_host(path)
+        if source is None or not os.path.lexists(source):  # noqa: ASYNC240 - at once
+            return False
+        if source.lstat().st_size > max_bytes:
+            limit = f"it has more than {max_bytes >> 20} MiB"
+            raise EngineError(f"cannot copy {path} out of the container: {limit}")
+        with tarfile.open(archive, "x") as tar:
+            tar.add(source, source.name)
+        return True
 
     async def _named(self, call: str, name: str) -> _Container:
         await self._answer(call)

@@ -43,6 +43,7 @@ def test_holder_downloads_files_whole_and_in_their_order(orchestrator: RunningOr
     assignment = node.poll()
     assert assignment is not None
     assert assignment["files"] == names
+    assert assignment["original_names"] == [name for name, _ in reversed(files)]
     checksums = reversed(assignment["file_checksums"])
     for file, checksum, (name, content) in zip(uploaded, checksums, files, strict=True):
         response = node.http.get(f"/files/{quote(file['filename'], safe='')}")
@@ -85,21 +86,51 @@ def test_name_cannot_leave_the_folder(shared: RunningOrchestrator, name: str) ->
     assert node.http.get(f"/files/{quote(filename, safe='')}").content == b"harmless"
 
 
+ZWJ = "\u200d"
+KEPT = (
+    *("a b.csv", "-rf.txt", ".hidden", "con", 'a<b>:"|?*.txt', " . ", f"👨{ZWJ}👩.png"),
+    *("\u06af\u0632\u200c\u0647.xlsx", "\u200e2026 report.pdf", "so\u00adft.txt"),
+    *("\U0001fae0.png", "cafe\u0301.txt"),
+)
+
+
 @pytest.mark.parametrize(
     ("original", "expected"),
     [
+        *((name, name) for name in KEPT),
         ("dir/report.tar.gz", "report.tar.gz"),
-        ("tab\there\x00\n.txt", "tabhere.txt"),
-        ("right\u202eleft.txt", "rightleft.txt"),
-        ('a<b>:"|?*.txt', "a_b______.txt"),
-        (" . ", "file"),
-        (".hidden", "hidden"),
+        ("C:\\dir\\report.csv", "report.csv"),
+        ("tab\there\x00\n\x85.txt", "tabhere.txt"),
+        ("..", "file"),
         ("lone\udc80.txt", "lone.txt"),
-        ("no-suffix." + "x" * 50, "no-suffix." + "x" * 50),
+        ("é" * 300 + ".txt", "é" * 125 + ".txt"),
+        ("x." + "é" * 300, "x." + "é" * 126),
     ],
 )
-def test_name_keeps_what_is_harmless(original: str, expected: str) -> None:
-    assert uploads.harmless_name(original) == expected
+def test_name_is_kept_but_for_folders_and_control_characters(original: str, expected: str) -> None:
+    assert uploads.plain_name(original) == expected
+    stored = uploads.stored_name("0123456789abcdef", original)
+    assert stored.startswith(f"0123456789ab-{expected[:60]}")
+
+
+@pytest.mark.parametrize(
+    ("disposition", "expected"),
+    [
+        ("filename*=utf-8''%E6%97%A5%E6%9C%AC.txt", "日本.txt"),  # urllib3 before 1.25
+        ("filename=\"=?utf-8?B?w7wudHh0?=\"; filename*=utf-8''%C3%BC.txt", "ü.txt"),  # .NET
+        ('filename="=?utf-8?B?w7wudHh0?="', "ü.txt"),
+        ("filename*=iso-8859-1'en'caf%E9.txt", "café.txt"),
+        ("filename=plain.txt; filename*=utf-8''%FF.txt", "plain.txt"),
+        ("filename=plain.txt; filename*=nonsense''%61.txt", "plain.txt"),
+        ("filename=\"a; filename*=utf-8''b.txt\"", "a; filename*=utf-8''b.txt"),
+        ('filename="=?nonsense?B?w7wudHh0?="', "=?nonsense?B?w7wudHh0?="),
+    ],
+)
+def test_name_is_read_in_the_forms_that_clients_send(disposition: str, expected: str) -> None:
+    part = uploads.FilePart("multipart/form-data; boundary=b")
+    head = f"--b\r\nContent-Disposition: form-data; name=file; {disposition}\r\n\r\n"
+    part.feed(head.encode() + b"content\r\n--b--\r\n")
+    assert part.finish() == expected
 
 
 @pytest.mark.parametrize("path", ["%2e%2e%2fadmin-key", "..%5Cadmin-key", "%00", "%ff"])

@@ -1,12 +1,17 @@
 """The two commands beside running, while a runner is at work."""
 
 import os
+import signal
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from tests.engines import Engine, named_image
+from tests.fakes.crush import Crush
 from tests.harness.runner_process import RunnerProcess, is_running
+from tests.system.conftest import Prepare
 from tests.system.recording import RecordingOrchestrator
 
 DAY_S = 24 * 3600
@@ -101,6 +106,46 @@ def test_cleanup_removes_what_finished_tasks_left_and_nothing_of_a_running_one(
     for path in (runner.task_folder(running), runner.home / "other.txt"):
         assert path.exists()
     assert is_running(runner.engine, running)
+
+
+WITHOUT_RIGHTS = ("setpriv", "--inh-caps=-all", "--bounding-set=-all")
+"""What makes root a user like others: it may not open what belongs to another one."""
+GIVE_AWAY = "chown -R 4711 .crush tasks/*/private; chmod 700 .crush tasks/*/private"
+
+
+def test_files_of_another_user_are_read_and_removed_by_the_engine(
+    engines: list[Engine], prepare: Prepare, orchestrator: RecordingOrchestrator
+) -> None:
+    (docker,) = (engine for engine in engines if engine.name == "docker")
+    runner = prepare(docker)
+    if os.geteuid() == 0:
+        runner.command = (*WITHOUT_RIGHTS, *runner.command)
+    runner.home.mkdir()
+    runner.home.chmod(0o777)
+    task_id = orchestrator.create_task("Count the sales [wait-for go]")["id"]
+    runner.start()
+    runner.wait_for_start_of(task_id)
+    with closing(Crush(runner.home / ".crush" / "crush.db", now=int(time.time()))) as crush:
+        crush.begin("s1", prompt="Count the sales [wait-for go]")
+        private, outside = runner.task_folder(task_id) / "private", runner.folder / "outside"
+        for folder in (private, outside):
+            folder.mkdir()
+            (folder / "file").touch()
+        (private / "out").symlink_to(outside)
+        mounted = (f"--volume={runner.home}:/home", "--workdir=/home", "--user=0:0")
+        image = named_image()
+        docker.run("run", "--rm", "--entrypoint=sh", *mounted, image, "-c", GIVE_AWAY)
+        runner.let_go("go")
+        runner.wait_until_closed(task_id)
+    assert orchestrator.log_of(task_id)["id"] == "s1"
+
+    runner.send(signal.SIGTERM)
+    runner.exit_code()
+    done = runner.run("cleanup", f"--older-than={0.001 / DAY_S}")
+    sentence = f"removed {runner.task_folder(task_id)} (at least 0 MiB)\n"
+    assert (done.exit_code, done.output) == (0, sentence), done.log
+    assert not runner.task_folder(task_id).exists()
+    assert (outside / "file").exists()
 
 
 def set_times(folder: Path, moment: float) -> None:

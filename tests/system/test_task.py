@@ -13,9 +13,12 @@ def test_container_is_given_its_variables_and_its_files_at_the_path_of_the_host_
     each_runner: RunnerProcess, orchestrator: RecordingOrchestrator
 ) -> None:
     runner = each_runner
-    contents = {orchestrator.upload(*file)["filename"]: file[1] for file in CONTENTS.items()}
+    # A locale in which most file names cannot be written.
+    runner.environment = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    files = [orchestrator.upload(*file)["filename"] for file in CONTENTS.items()]
     prompt = "".join(f"[env {name}]" for name in VARIABLES) + "[wait-for go]"
-    task_id = orchestrator.create_task(prompt, files=list(contents))["id"]
+    task_id = orchestrator.create_task(prompt, files=files)["id"]
+    runner.set_options(name="J\udcfcrgen")  # of a terminal with Latin-1
     runner.start()
     runner.wait_for_start_of(task_id)
     variables = runner.engine.inspect(container_of(task_id))["Config"]["Env"]
@@ -30,13 +33,15 @@ def test_container_is_given_its_variables_and_its_files_at_the_path_of_the_host_
     named = runner.rows("SELECT extensions FROM identities")[0]["extensions"].split()
     assert (runner.node_key in str(variables)) is ("task-key" not in named)
 
+    assert [node["name"] for node in orchestrator.nodes()] == ["J\ufffdrgen"]
     folder = runner.task_folder(task_id)
-    assert {path.name: path.read_bytes() for path in (folder / "files").iterdir()} == contents
+    assert {path.name: path.read_bytes() for path in (folder / "files").iterdir()} == CONTENTS
     # The container has written down what is in TASK_FILES_DIR.
     lines = (folder / "result.txt").read_text().splitlines()
-    for name, content in contents.items():
+    for name, content in CONTENTS.items():
         assert f"file: {len(content)} {hashlib.sha256(content).hexdigest()} {name}" in lines
-        assert len(orchestrator.calls_of("GET", f"/files/{name}")) == 1
+    for file in files:
+        assert len(orchestrator.calls_of("GET", f"/files/{file}")) == 1
 
 
 def test_authentication_is_by_the_token_once_and_then_by_the_key_that_was_assigned_and_stored(

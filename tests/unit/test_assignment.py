@@ -33,6 +33,10 @@ def refusal(value: object) -> BadAssignment:
     return caught.value
 
 
+def no_sum(name: str) -> TaskFile:
+    return TaskFile(name, None)
+
+
 def test_prompt_with_an_id_is_enough_and_unknown_fields_and_nulls_are_ignored() -> None:
     smallest = parse_assignment({"task_id": TASK_ID, "prompt": "count"}, orchestrator_url=URL)
     assert smallest == Assignment(TASK_ID, "count", URL, 3600)
@@ -60,6 +64,8 @@ def test_timeout_is_in_seconds(seconds: float) -> None:
 
 def test_plain_file_names_are_accepted_even_if_they_differ_by_a_byte() -> None:
     plain = ["two words", "100%#?&", "-rf", "...", "~", "n" * 255, "NUL", "A", "a", "ü", "u\u0308"]
+    plain += ["\u06af\u0632\u200c\u0647.xlsx", "👨\u200d👩.png", "\u200ea.pdf", "so\u00adft"]
+    plain += ["a\u202eb", "\U0001fae0", "a\\b"]
     names = [*plain, *(f"f{number}" for number in range(MAX_FILES - len(plain)))]
     assert [file.name for file in parse(files=names).files] == names
 
@@ -71,6 +77,8 @@ def test_plain_file_names_are_accepted_even_if_they_differ_by_a_byte() -> None:
         (["a"], [SHA.upper()], (TaskFile("a", SHA),)),
         (["a"], None, (TaskFile("a", None),)),
         (["a"], [], (TaskFile("a", None),)),
+        (["a", "b", "c"], [SHA, None, ""], (TaskFile("a", SHA), *map(no_sum, "bc"))),
+        (["a"], "", (TaskFile("a", None),)),
         (None, None, ()),
     ],
 )
@@ -78,6 +86,31 @@ def test_checksums_are_in_the_order_of_files(
     files: object, checksums: object, parsed: tuple[TaskFile, ...]
 ) -> None:
     assert parse(files=files, file_checksums=checksums).files == parsed
+
+
+@pytest.mark.parametrize(
+    ("originals", "expected"),
+    [
+        (["in.csv", "out.csv"], ["in.csv", "out.csv"]),
+        (
+            ["in.csv", "in.csv", "in-2.csv", "in.csv"],
+            ["in.csv", "in-3.csv", "in-2.csv", "in-4.csv"],
+        ),
+        ([".env", ".env"], [".env", ".env-2"]),
+        (["n" * 255] * 2, ["n" * 255, "n" * 253 + "-2"]),
+        ([f"x.{'n' * 253}"] * 2, [f"x.{'n' * 253}", f"x.{'n' * 251}-2"]),
+        ([None, "0"], ["0", "0-2"]),
+        (None, ["0", "1"]),
+    ],
+)
+def test_file_has_its_original_name_and_a_number_if_another_has_it(
+    originals: list[object] | None, expected: list[str]
+) -> None:
+    names = [str(number) for number in range(len(expected))]
+    parsed = parse(files=names, original_names=originals)
+    assert [file.local_name for file in parsed.files] == expected
+    assert [file.name for file in parsed.files] == names
+    assert Assignment.from_json(parsed.to_json()) == parsed
 
 
 def test_anything_but_an_object_is_not_an_assignment() -> None:
@@ -140,8 +173,12 @@ BROKEN: list[tuple[str, str, list[object]]] = [
     ("timeout_seconds", OUT_OF_RANGE, [0, -5, 10**400, float("nan"), float("inf")]),
     ("files", NOT_NAMES, ["sales.csv", {"sales.csv": SHA}, {}, [f"f{n}" for n in range(1001)]]),
     ("files", "the name of a file is not text", [[None], [["a"]]]),
-    ("files", NOT_A_PLAIN_NAME, [[""], ["."], [".."], ["/etc/passwd"], ["a/b"], ["..\\a"]]),
-    ("files", CONTROL_CHARACTERS, [["a\x00b"], ["a\nb"], ["a\x7fb"], ["a\u202eb"], ["a\ud800"]]),
+    ("files", NOT_A_PLAIN_NAME, [[""], ["."], [".."], ["/etc/passwd"], ["a/b"]]),
+    ("files", CONTROL_CHARACTERS, [["a\x00b"], ["a\nb"], ["a\x7fb"], ["a\x1b"], ["a\x85"]]),
+    ("files", "the file name {0!r} is not valid Unicode", [["a\ud800"]]),
+    ("original_names", NOT_A_PLAIN_NAME, [["../a"], [".."]]),
+    ("original_names", CONTROL_CHARACTERS, [["a\nb"]]),
+    ("original_names", "its original_names do not match its files", [["a", "b"], "a", {"a": 1}]),
     ("files", f"the file name '{'n' * 40}'… is longer than 255 bytes", [["n" * 300]]),
     ("files", f"the file name '{'ü' * 40}'… is longer than 255 bytes", [["ü" * 128]]),
     ("files", f"the file name '{'/' * 80}' is not a plain name", [["/" * 100_000]]),
@@ -154,7 +191,8 @@ BROKEN: list[tuple[str, str, list[object]]] = [
 def test_broken_field_is_named_in_a_sentence(field: str, reason: str, values: list[object]) -> None:
     for value in values:
         named = reason.format(*value) if isinstance(value, list) else reason
-        error = refusal(raw(**{field: value}))
+        files = {"files": ["0"]} if field == "original_names" else {}
+        error = refusal(raw(**{**files, field: value}))
         assert str(error) == f"cannot run the task: {named}"
         assert error.task_id == TASK_ID
 
@@ -163,7 +201,7 @@ def test_broken_field_is_named_in_a_sentence(field: str, reason: str, values: li
     ("files", "reason", "values"),
     [
         (["a", "b"], DO_NOT_MATCH, [[SHA], [SHA] * 3, "xy", {"a": 1, "b": 2}, 7]),
-        (["a"], NOT_A_SHA, [[None], [SHA[:-1]], [SHA + "0"], ["g" * 64], [SHA + "\n"], [7]]),
+        (["a"], NOT_A_SHA, [[SHA[:-1]], [SHA + "0"], ["g" * 64], [SHA + "\n"], [7]]),
     ],
 )
 def test_each_file_has_its_checksum(files: list[str], reason: str, values: list[object]) -> None:
@@ -187,6 +225,7 @@ near_misses = st.fixed_dictionaries(
         "timeout_seconds": st.floats() | st.integers() | json_values,
         "files": st.lists(names, max_size=4) | json_values,
         "file_checksums": st.lists(st.just(SHA) | st.text(max_size=3), max_size=4) | json_values,
+        "original_names": st.lists(names, max_size=4) | json_values,
         "task_api_key": st.text(max_size=9) | json_values,
     },
 )
@@ -201,7 +240,7 @@ def test_any_json_is_an_assignment_or_a_bad_one(anything: object) -> None:
         assert str(error).isprintable()  # noqa: PT017 - either end is right
         return
     assert isinstance(parsed, Assignment)
-    assert all("/" not in file.name for file in parsed.files)
+    assert all("/" not in file.local_name for file in parsed.files)
 
 
 @given(

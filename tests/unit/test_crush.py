@@ -5,8 +5,9 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import cast
@@ -19,9 +20,14 @@ from hypothesis import strategies as st
 from runner.crush.log import truncate, wire_size
 from runner.crush.search import answer
 from runner.crush.sessions import (
+    DATABASE,
+    JOURNAL,
     LOG_LIMIT_BYTES,
+    WAL,
+    WAL_BEFORE,
     Candidates,
     ChildLimits,
+    CrushBusy,
     CrushError,
     Request,
     SessionQuery,
@@ -303,6 +309,85 @@ def test_database_that_may_only_be_read_is_read_and_one_that_may_not_is_refused(
         with as_another_user(), pytest.raises(CrushError, match="permission denied"):
             find(crush.path)
         Path(made).chmod(0o755)
+
+
+# What an engine has archived, because this user may not open it
+
+
+def archive(folder: Path, name: str, source: Path) -> None:
+    if source.exists():
+        with tarfile.open(folder / name, "w") as tar:
+            tar.add(source, source.name)
+
+
+@pytest.fixture
+def archives(crush: Crush, tmp_path: Path) -> Path:
+    """Archive a database of which a part is still in its write-ahead log."""
+    folder = tmp_path / "archives"
+    folder.mkdir()
+    wal = crush.path.with_name("crush.db-wal")
+    archive(folder, WAL_BEFORE, wal)
+    crush.begin("s1", prompt="mine")
+    archive(folder, DATABASE, crush.path)
+    crush.say("s1", text("more"))
+    archive(folder, WAL, wal)
+    return folder
+
+
+def ask_archives(folder: Path) -> list[str]:
+    _, session = ask(folder / "none", session_id="s1", limit_bytes=LIMIT, archive_dir=str(folder))
+    return [] if session is None else contents(session)
+
+
+def test_session_is_read_from_archives_that_were_made_while_it_was_written(archives: Path) -> None:
+    assert ask_archives(archives) == ["mine", "more"]
+    (archives / DATABASE).unlink()
+    assert ask_archives(archives) == []
+
+
+def test_archives_of_a_database_that_was_begun_again_meanwhile_are_made_again(
+    crush: Crush, archives: Path
+) -> None:
+    crush.connection.execute("PRAGMA wal_checkpoint(RESTART)")
+    crush.say("s1", text("after that"))
+    archive(archives, WAL, crush.path.with_name("crush.db-wal"))
+    with pytest.raises(CrushBusy, match="another process keeps writing it"):
+        ask_archives(archives)
+    archive(archives, WAL_BEFORE, crush.path.with_name("crush.db-wal"))
+    (archives / "half").write_text("written")
+    archive(archives, JOURNAL, archives / "half")
+    with pytest.raises(CrushBusy, match="another process keeps writing it"):
+        ask_archives(archives)
+
+
+@pytest.mark.parametrize(
+    ("plant", "reason"),
+    [
+        (os.mkfifo, "it is not a regular file"),
+        (lambda path: path.symlink_to("/etc/passwd"), "it is not a regular file"),
+        (Path.mkdir, "it is not a regular file"),
+        (lambda path: path.write_bytes(b"no database" * 99), "file is not a database"),
+    ],
+    ids=["pipe", "link", "folder", "other file"],
+)
+def test_anything_else_in_an_archive_is_a_sentence(
+    tmp_path: Path, archives: Path, plant: Callable[[Path], object], reason: str
+) -> None:
+    plant(tmp_path / "planted")
+    with tarfile.open(archives / DATABASE, "w") as tar:
+        tar.add(tmp_path / "planted", "crush.db")
+    for name in (WAL_BEFORE, WAL):
+        (archives / name).unlink()
+    with pytest.raises(CrushError, match=f"^cannot read the Crush database: {reason}"):
+        ask_archives(archives)
+
+
+def test_broken_archive_is_a_sentence(archives: Path) -> None:
+    content = (archives / DATABASE).read_bytes()
+    for broken in (b"", b"x" * 10_000, content[:700], content[:2000]):
+        (archives / DATABASE).write_bytes(broken)
+        with pytest.raises(CrushError, match=r"^cannot read the Crush database: "):
+            ask_archives(archives)
 
 
 # The child process

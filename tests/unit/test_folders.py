@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.workspace.folders import TaskFolders
+from runner.workspace.folders import Extent, TaskFolders
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_extent_is_the_size_and_the_newest_change(tasks: Path, folders: TaskFold
     for path in [*folder.rglob("*"), folder]:
         os.utime(path, (1e9, 1e9), follow_symlinks=False)
     os.utime(folder / "files" / "a.csv", (1.5e9, 1.5e9))
-    assert folders.extent_of("t-1") == (1024 + len("/proc/kcore"), 1.5e9)
+    assert folders.extent_of("t-1") == Extent(1024 + len("/proc/kcore"), 1.5e9)
     before = time.time()
     os.utime(folder / "b", (4e9, 4e9))  # in the year 2096
     assert before - 1 < folders.extent_of("t-1").newest <= time.time()

@@ -126,6 +126,7 @@ CPUS = "--cpus {!r}: give a number of cores, such as 2 or 0.5"
 GPUS = "--gpus {!r}: give all, or indices with commas, such as 0,1"
 RUN_ARG = "--run-arg {}: the runner itself names, starts and removes the containers; leave it out"
 COLON = "--victoria-home {}: no engine mounts a path with a colon; choose another"
+NOT_UTF8 = "--victoria-home {!r}: it is not UTF-8; choose another"
 NO_USER = "--state-dir {}: there is no such user, or no home; give the whole path"
 NO_TOKEN = "the registration token from --registration-token: it is empty"  # noqa: S105 - a sentence
 BAD_TOKEN = NO_TOKEN.replace("is empty", "has blanks, line breaks or non-ASCII characters inside")
@@ -146,6 +147,7 @@ UNUSABLE: list[tuple[Check, str, list[str]]] = [
     (check_gpus, GPUS, ["", "0,,1", "0 1", "all,", "0;rm"]),
     (check_run_arg, RUN_ARG, ["--rm", "--restart=always", "--name=x", "-d", "--pull=never"]),
     (check_home, COLON, ["/:"]),
+    (check_home, NOT_UTF8, ["/\udcfc"]),
     (expand, NO_USER, ["~none/x"]),
     (token_of, NO_TOKEN, ["", " ", "\n"]),
     (token_of, BAD_TOKEN, ["hunter2 hunter2", "hunter2\r\nX-Evil: 1", "hünter2", "a\x00", "a\tb"]),
