@@ -413,6 +413,69 @@ def cleanup(ctx: click.Context, /, *, older_than: float, dry_run: bool) -> None:
     ctx.exit(anyio.run(clean_up, checked, Scope(older_than, dry_run), click.echo))
 
 
+@command.group()
+def outbox() -> None:
+    """List reports that are not delivered; retry or drop parked ones."""
+
+
+_JSON = click.option("--json", "as_json", is_flag=True, show_envvar=True, help="Print JSON.")
+_IDS = click.argument("ids", nargs=-1, metavar="[ID]...")
+
+
+@outbox.command(name="list")
+@_JSON
+@click.pass_context
+def outbox_list(ctx: click.Context, /, *, as_json: bool) -> None:
+    """List the reports in the outbox: waiting, or parked with the reason."""
+    from runner.outbox import list_reports  # noqa: PLC0415 - running need not load it
+
+    checked = _settings(ctx, to_run=False)
+    ctx.exit(anyio.run(partial(list_reports, checked, click.echo, as_json=as_json)))
+
+
+@outbox.command(name="retry")
+@_IDS
+@_JSON
+@click.pass_context
+def outbox_retry(ctx: click.Context, /, *, ids: tuple[str, ...], as_json: bool) -> None:
+    """Send reports again: those of these ids or tasks, or all that are parked."""
+    from runner.outbox import retry_reports  # noqa: PLC0415 - running need not load it
+
+    checked = _settings(ctx, to_run=False)
+    ctx.exit(anyio.run(partial(retry_reports, checked, ids, click.echo, as_json=as_json)))
+
+
+@outbox.command(name="drop")
+@_IDS
+@click.option(
+    "--all", "all_parked", is_flag=True, show_envvar=True, help="Drop all parked reports."
+)
+@_JSON
+@click.pass_context
+def outbox_drop(
+    ctx: click.Context, /, *, ids: tuple[str, ...], all_parked: bool, as_json: bool
+) -> None:
+    """Delete parked reports: those of these ids or tasks. A terminal asks if none is given."""
+    from runner.outbox import describe, drop_reports, parked_and_waiting  # noqa: PLC0415 - as above
+
+    checked = _settings(ctx, to_run=False)
+    if not ids and not all_parked:
+        if as_json or not sys.stdin.isatty():
+            raise click.UsageError("Missing the ids of the reports: give them, or '--all'.", ctx)
+        parked = [
+            entry for entry in anyio.run(parked_and_waiting, checked) if entry.parked is not None
+        ]
+        if not parked:
+            click.echo("no parked reports")
+            return
+        for entry in parked:
+            click.echo(describe(entry))
+        click.confirm(f"Drop these {len(parked)} reports?", abort=True)
+        # Not those that are parked meanwhile, which nobody has seen.
+        ids = tuple(str(entry.row) for entry in parked)
+    ctx.exit(anyio.run(partial(drop_reports, checked, ids, click.echo, as_json=as_json)))
+
+
 def _run(ctx: click.Context) -> int:
     from runner.daemon import run  # noqa: PLC0415 - doctor and cleanup need not load it
     from runner.node import runtime_to_use  # noqa: PLC0415

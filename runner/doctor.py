@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
+import re
+import socket
+import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -15,35 +19,47 @@ from urllib.parse import urlsplit
 from runner import __version__
 from runner.api.address import proxy_to, without_password
 from runner.api.client import TASK_KEY, OrchestratorClient
+from runner.api.http import root_cause
 from runner.engine.base import LABEL_RUNNER, ROOTFUL, ContainerSpec, Engine
-from runner.engine.cli import find_engine
+from runner.engine.cli import CliEngine, find_engine
 from runner.engine.probe import METADATA_ADDRESS, describe, probe_rights
 from runner.engine.script import NoShell
 from runner.errors import (
     EXIT_CONFIGURATION,
     EXIT_OK,
+    EXIT_REGISTRATION_REFUSED,
     EXIT_TRY_AGAIN,
+    EXIT_USAGE,
     ConfigurationError,
     EngineError,
     HomeUnusable,
     ImageMissing,
     JournalError,
     NoContainerRuntime,
+    Refused,
+    Unavailable,
     WireError,
 )
 from runner.handles import free_disk
 from runner.identity import IdentityFile
 from runner.journal.journal import JOURNAL_NAME, Journal
-from runner.log import printable
+from runner.log import printable, readable_size
 from runner.model import OutboxEntry, PullPolicy, Registration, Task
 from runner.node import find_conflict, is_same_node, node_description, runtime_to_use
 from runner.settings import Settings
 from runner.state_dir import known_runner_id
+from runner.systemd import LINGER, UNIT, UNIT_FOLDERS, service_user
 from runner.workspace.download import CONTAINER_HOME
 from runner.workspace.home import Tidying, check_home
 
 _TOLERATED_SKEW_S = 60.0
 _PROBE_FILE = ".victoria-doctor"
+_REGISTRY = re.compile(r"[^/]*[.:][^/]*/|localhost/")
+_NOT_ALLOWED = frozenset({401, 403})
+_NOT_READY = frozenset({429, 500, 502, 503, 504})
+_UNKNOWN_CA = frozenset({18, 19, 20, 21})
+_OTHER_NAME = frozenset({62, 64})
+"""Of openssl/x509_vfy.h: self-signed, or signed by a CA that is not known; another name."""
 _UNLIMITED_PROCESSES = (
     "a task can start any number of processes: systemd does not delegate the cgroup controller "
     "pids to this user; add Delegate=pids to user@.service, then log in again"
@@ -77,10 +93,11 @@ async def examine(
     journal = await _read_journal(settings)
     checks = [
         journal.check,
+        check_user(settings),
         *[check async for check in _check_engine(settings, runs=runs)],
         _check_home(settings),
         _check_folder("--state-dir", settings.state_dir, settings.min_free_disk),
-        *[check async for check in _check_orchestrator(settings)],
+        *[check async for check in _check_orchestrator(settings, journal.registration)],
         _registration(journal.registration, settings),
         _check_identity_file(settings),
         _check_task_keys(journal.registration, settings),
@@ -95,6 +112,49 @@ async def examine(
         for task in journal.tasks:
             echo(f"     task {task.task_id}: {task.state.value}")
     return next((check.exit_code for check in checks if not check.ok), EXIT_OK)
+
+
+def check_user(settings: Settings, unit_folders: Iterable[Path] = UNIT_FOLDERS) -> Check:
+    """Check that this is the user whom the runner runs as, by its journal, else by its unit.
+
+    Another one has other rights, and with podman another engine.
+    """
+    own, what = os.geteuid(), "user"
+    owner, has_journal = _owner_of_state(settings.state_dir)
+    if owner is not None and owner != own:
+        sentence = (
+            f"this is {_user_name(own)}, and {settings.state_dir} belongs to {_user_name(owner)}, "
+            "whose rights and engine are not checked here; run as that user"
+        )
+        return Check(what, sentence, EXIT_CONFIGURATION)
+    service = None if has_journal else service_user(unit_folders)
+    if service is not None and service not in {_user_name(own), str(own)}:
+        sentence = (
+            f"this is {_user_name(own)}, and {UNIT} runs as {service}, whose rights and engine are "
+            "not checked here; run `sudo victoria-runner doctor`, which has the service's user and "
+            "options, or give the --state-dir of your own runner"
+        )
+        return Check(what, sentence, EXIT_CONFIGURATION)
+    return Check(what, _user_name(own))
+
+
+def _owner_of_state(state_dir: Path) -> tuple[int | None, bool]:
+    """Return the owner of the journal, else for root, who may write anywhere, of the folder.
+
+    The second value is whether there is a journal.
+    """
+    with suppress(OSError):
+        return (state_dir / JOURNAL_NAME).stat().st_uid, True
+    with suppress(OSError):
+        return (state_dir.stat().st_uid if os.geteuid() == 0 else None), False
+    return None, False
+
+
+def _user_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
 
 
 async def _check_engine(settings: Settings, *, runs: bool) -> AsyncIterator[Check]:
@@ -125,15 +185,28 @@ async def _check_engine(settings: Settings, *, runs: bool) -> AsyncIterator[Chec
             EXIT_CONFIGURATION,
         )
     if facts.cgroup_manager == "systemd":
-        yield Check("cgroups", "containers outlive the service")
+        yield check_linger()
     else:
         yield Check(
             "cgroups",
             "podman does not use systemd's cgroups, so that containers end with the service; run "
-            "`loginctl enable-linger` for this user and set XDG_RUNTIME_DIR and "
-            "DBUS_SESSION_BUS_ADDRESS",
+            "`loginctl enable-linger` for this user, and set in the unit, or here, "
+            f"XDG_RUNTIME_DIR=/run/user/{os.geteuid()} and "
+            f"DBUS_SESSION_BUS_ADDRESS=unix:path=/run/user/{os.geteuid()}/bus",
             EXIT_CONFIGURATION,
         )
+
+
+def check_linger(folder: Path = LINGER) -> Check:
+    """Check that this user's systemd, under which rootless containers run, outlives the logins."""
+    user = _user_name(os.geteuid())
+    if (folder / user).exists():
+        return Check("cgroups", "containers outlive the service")
+    sentence = (
+        f"containers end when {user} logs out, and with them their tasks: lingering is off; run "
+        f"`sudo loginctl enable-linger {user}`"
+    )
+    return Check("cgroups", sentence, EXIT_CONFIGURATION)
 
 
 async def _check_container(settings: Settings, engine: Engine) -> AsyncIterator[Check]:
@@ -197,18 +270,30 @@ def _check_metadata(*, reached: bool | None) -> Check:
     return Check(what, sentence, is_warning=True)
 
 
-async def _check_image(settings: Settings, engine: Engine) -> Check:
-    """Check whether the image is on this host; a check does not pull it."""
+async def _check_image(settings: Settings, engine: CliEngine) -> Check:
+    """Check that the image is on this host, or can be fetched; a check does not pull it."""
     image = settings.container_image
     try:
-        await engine.fetch_image(image, PullPolicy.NEVER)
-    except ImageMissing as error:
-        if settings.pull is PullPolicy.NEVER:
-            return Check("image", str(error), error.exit_code)
-        return Check("image", f"{image} is not here yet and will be fetched at the start")
+        try:
+            await engine.fetch_image(image, PullPolicy.NEVER)
+        except ImageMissing:
+            if settings.pull is PullPolicy.NEVER:
+                raise
+            place = "not here yet"
+        else:
+            if settings.pull is not PullPolicy.ALWAYS:
+                return Check("image", f"{image} is here")
+            place = "here"
+        # podman looks for a name without a registry where registries.conf says.
+        has_registry = engine.kind == "docker" or _REGISTRY.match(image)
+        if has_registry and await engine.can_fetch(image):
+            return Check("image", f"{image} is {place}, and its registry has it")
     except EngineError as error:
-        return Check("image", str(error), error.exit_code)
-    return Check("image", f"{image} is here")
+        advice = "check its name, the registry's, and whether that asks for a login"
+        sentence = f"{error}; {advice}" if settings.pull is not PullPolicy.NEVER else str(error)
+        return Check("image", sentence, error.exit_code)
+    sentence = f"{image} is {place}; whether its registry has it is known when it is fetched"
+    return Check("image", sentence, is_warning=True)
 
 
 def _check_home(settings: Settings) -> Check:
@@ -225,49 +310,116 @@ def _check_home(settings: Settings) -> Check:
 def _check_folder(option: str, folder: Path, min_free: int) -> Check:
     # A folder that does not exist yet is made in the closest parent that does.
     existing = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
+    if os.path.lexists(existing) and not existing.is_dir():
+        sentence = f"{existing} is not a folder; choose another, or move it away"
+        return Check(option, sentence, EXIT_CONFIGURATION)
     if not (_is_folder(existing) and os.access(existing, os.W_OK | os.X_OK, effective_ids=True)):
         sentence = f"cannot write in {existing}: run as its owner, or choose another folder"
         return Check(option, sentence, EXIT_CONFIGURATION)
     if existing != folder:
         return Check(option, f"{folder} will be made at the start")
     free = free_disk(folder)
-    sentence = f"{folder} has {free >> 20} MiB free, {min_free >> 20} MiB must stay free"
+    sentence = f"{folder} has {readable_size(free)} free, {readable_size(min_free)} must stay free"
     if free >= min_free:
         return Check(option, sentence)
     advice = "free some space there or lower --min-free-disk"
     return Check(option, f"{sentence}; {advice}", EXIT_TRY_AGAIN)
 
 
-async def _check_orchestrator(settings: Settings) -> AsyncIterator[Check]:
-    url = settings.orchestrator_url
+async def _check_orchestrator(
+    settings: Settings, registration: Registration | None
+) -> AsyncIterator[Check]:
+    url, token = settings.orchestrator_url, settings.registration_token
     if not url:
-        yield Check("orchestrator", "not asked: no --orchestrator-url")
+        sentence = "no --orchestrator-url: the runner needs it"
+        yield Check("orchestrator", sentence, EXIT_USAGE)
+    if not token:
+        sentence = "no --registration-token-file: the runner needs it"
+        yield Check("registration token", sentence, EXIT_USAGE)
+    if not url:
         return
     try:
         async with OrchestratorClient(url, settings.ca_file) as orchestrator:
             sent_at = time.time()
             health = await orchestrator.health()
+            yield Check(
+                "orchestrator", f"{url} answers, version {health.get('version', 'unknown')}"
+            )
+            yield _check_clock(health, sent_at)
+            if token:
+                yield await _check_token(orchestrator, settings, registration)
     except ConfigurationError as error:
         yield Check("orchestrator", str(error), error.exit_code)
-        return
     except WireError as error:
-        yield Check("orchestrator", _no_answer(url, error), error.exit_code)
-        return
-    yield Check("orchestrator", f"{url} answers, version {health.get('version', 'unknown')}")
+        yield Check("orchestrator", _describe_failure(settings, error), error.exit_code)
+
+
+def _check_clock(health: Mapping[str, object], sent_at: float) -> Check:
     skew_s = _skew_s(health, sent_at)
     if skew_s is None:
-        return
-    sentence = f"this host's clock is {skew_s:+.0f} s off the orchestrator's"
+        return Check("clock", "not compared: the orchestrator's response has no time")
+    if abs(skew_s) < 1:
+        return Check("clock", "in step with the orchestrator's")
+    side = "ahead of" if skew_s > 0 else "behind"
+    sentence = f"this host's clock is {abs(skew_s):.0f} s {side} the orchestrator's"
     if abs(skew_s) <= _TOLERATED_SKEW_S:
-        yield Check("clock", sentence)
-    else:
-        yield Check("clock", f"{sentence}; set it by NTP", EXIT_CONFIGURATION)
+        return Check("clock", sentence)
+    return Check("clock", f"{sentence}; set it by NTP", EXIT_CONFIGURATION)
 
 
-def _no_answer(url: str, error: WireError) -> str:
+async def _check_token(
+    orchestrator: OrchestratorClient, settings: Settings, registration: Registration | None
+) -> Check:
+    """Check that the token is not refused; a host that is registered needs it only to change."""
+    what = "registration token"
+    is_needed = registration is None or not is_same_node(
+        registration.description, node_description(settings)
+    )
+    later = "" if is_needed else "; it is needed when this host has to register again"
+    try:
+        await orchestrator.check_token(settings.registration_token)
+    except Refused as error:
+        is_refused = error.status in _NOT_ALLOWED
+        sentence = "the orchestrator refuses it" if is_refused else "cannot be tried"
+        advice = later or ("; give the right one" if is_refused else "; check --orchestrator-url")
+        exit_code = EXIT_REGISTRATION_REFUSED if is_needed else EXIT_OK
+        return Check(what, f"{sentence}: {error}{advice}", exit_code, is_warning=True)
+    except Unavailable as error:
+        sentence = f"cannot be tried now: {error}{later}"
+        return Check(what, sentence, error.exit_code if is_needed else EXIT_OK, is_warning=True)
+    return Check(what, f"the orchestrator does not refuse it{later}")
+
+
+def _describe_failure(settings: Settings, error: WireError) -> str:
+    """Return what came of the request, and what to do; a response that came is not silence."""
+    url, cause = settings.orchestrator_url, root_cause(error)
     proxy = proxy_to(url)
     through = f" through the proxy {without_password(proxy)}" if proxy else ""
     no_proxy = f"the proxy, or name {urlsplit(url).hostname} in NO_PROXY; check " if proxy else ""
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        advice = "check the certificate, and the clock of this host"
+        if cause.verify_code in _UNKNOWN_CA:
+            advice = "give the CA by --ca-file"
+        elif cause.verify_code in _OTHER_NAME:
+            advice = "give the name in the certificate as --orchestrator-url"
+        return f"{url} answers{through}, and {error}; {advice}"
+    if isinstance(cause, ssl.SSLError):
+        return (
+            f"{url} answers{through}, but not with TLS ({error}); check the port: it may be one "
+            "for plain HTTP"
+        )
+    if isinstance(cause, socket.gaierror):
+        return f"{url} cannot be reached{through}: {error}; check {no_proxy}the name, and DNS here"
+    if isinstance(error, Unavailable) and error.status in _NOT_READY:
+        return (
+            f"{url} answers{through} with {error}: the orchestrator, or a proxy in front of it, is "
+            "not ready; check that it runs"
+        )
+    if isinstance(error.__cause__, (type(None), ValueError)):
+        return (
+            f"{url} answers{through}, but not as an orchestrator: {error}; check {no_proxy}the "
+            "host, the port and the path in --orchestrator-url"
+        )
     return (
         f"{url} does not answer{through}: {error}; check {no_proxy}the address, that it runs, "
         "and that outbound connections are allowed"
@@ -367,12 +519,11 @@ def _check_outbox(entries: Sequence[OutboxEntry]) -> Check:
     parked = [entry for entry in entries if entry.parked is not None]
     if not parked:
         return Check("outbox", f"{len(entries)} reports wait")
-    return Check(
-        "outbox",
-        f"{len(parked)} reports were refused or given up, the last: {parked[-1].parked}; "
-        "compare the tasks at the orchestrator",
-        EXIT_TRY_AGAIN,
+    sentence = (
+        f"{len(parked)} reports are parked, the last: {parked[-1].parked}; compare the tasks at "
+        "the orchestrator, then run `victoria-runner outbox retry`, or `outbox drop`"
     )
+    return Check("outbox", sentence, is_warning=True)
 
 
 def _as_json(checks: list[Check], journal: _JournalContent) -> object:

@@ -592,6 +592,8 @@ class Problems:
         self._timings = timings
         self._sentences: dict[str, str] = {}
         self._refused_starts = 0
+        self.parked_reports = 0
+        """How many reports wait for an operator, as heartbeats and the status line have it."""
         self.next_start_at_s = 0.0
         """The uptime in seconds before which no container is started after refusals."""
 
@@ -612,6 +614,12 @@ class Problems:
         """Note that a problem is over."""
         if self._sentences.pop(name, None) is not None:
             log.info("problem is over", extra=fields(problem=name))
+            self._changes.notify()
+
+    def note_parked(self, count: int) -> None:
+        """Note how many reports are parked, which keeps no task away."""
+        if count != self.parked_reports:
+            self.parked_reports = count
             self._changes.notify()
 
     def start_failed(self, sentence: str, uptime_s: float) -> None:

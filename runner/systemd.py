@@ -5,12 +5,20 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import MutableMapping
+from collections.abc import Iterable, MutableMapping
+from contextlib import suppress
+from pathlib import Path
 
 from runner.log import fields
 from runner.timing import Clock, Timings
 
 log = logging.getLogger(__name__)
+UNIT = "victoria-runner.service"
+UNIT_FOLDERS = tuple(
+    Path(folder) / "systemd/system" for folder in ("/etc", "/run", "/usr/local/lib", "/usr/lib")
+)
+LINGER = Path("/var/lib/systemd/linger")
+"""Has a file for each user whose systemd instance outlives the logins."""
 
 
 class Notifier:
@@ -37,6 +45,16 @@ class Notifier:
                 sock.sendto(message.encode(), self._address)
         except OSError as error:
             log.debug("cannot notify systemd: %s", error)
+
+
+def service_user(folders: Iterable[Path] = UNIT_FOLDERS) -> str | None:
+    """Return the user that the unit of the runner's service names; None if there is no unit."""
+    for folder in folders:
+        with suppress(OSError, UnicodeDecodeError):
+            lines = (folder / UNIT).read_text(encoding="utf-8").splitlines()
+            users = [line.partition("=")[2].strip() for line in lines if line.startswith("User=")]
+            return users[-1] if users else "root"
+    return None
 
 
 class Watchdog:

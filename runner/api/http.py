@@ -307,25 +307,33 @@ def _classify_errors(timeout_s: float, connect_timeout_s: float) -> Iterator[Non
     except (httpx.ReadError, httpx.RemoteProtocolError) as error:
         raise Disconnected(_root_cause(error)) from error
     except httpx.HTTPError as error:
-        raise Unavailable(_root_cause(error)) from error
+        raise Unavailable(_describe_cause(error)) from error
     except httpx.InvalidURL as error:
         raise Unavailable("its address cannot be requested") from error
 
 
-def _root_cause(error: BaseException) -> str:
-    """Return the system's own text in an error's chain, such as "Connection refused"."""
+def root_cause(error: BaseException) -> BaseException:
+    """Return the error of TLS or of the system in an error's chain; else the error itself."""
     chain: list[BaseException] = [error]
     for link in chain:
-        if isinstance(link, ssl.SSLCertVerificationError):
-            return f"its TLS certificate is not trusted: {link.verify_message}"
-        if isinstance(link, ssl.SSLError):
-            return f"TLS failed: {link.reason or link}"
-        if isinstance(link, socket.gaierror):
-            return f"cannot resolve its name: {link.strerror}"
-        if isinstance(link, OSError) and link.errno is not None:
-            return os.strerror(link.errno)  # asyncio puts a sentence of its own into strerror
+        if isinstance(link, OSError) and (isinstance(link, ssl.SSLError) or link.errno is not None):
+            return link
         causes = [link.__cause__, link.__context__, *getattr(link, "exceptions", ())]
         chain += [cause for cause in causes if cause is not None and cause not in chain]
+    return error
+
+
+def _describe_cause(error: BaseException) -> str:
+    """Return the system's own text for an error, such as "Connection refused"."""
+    cause = root_cause(error)
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return f"its TLS certificate is not trusted: {cause.verify_message}"
+    if isinstance(cause, ssl.SSLError):
+        return f"TLS failed: {cause.reason or cause}"
+    if isinstance(cause, socket.gaierror):
+        return f"cannot resolve its name: {cause.strerror}"
+    if isinstance(cause, OSError) and cause.errno is not None:
+        return os.strerror(cause.errno)  # asyncio puts a sentence of its own into strerror
     return str(error) or type(error).__name__
 
 

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
@@ -47,6 +48,7 @@ PODMAN_AS_DOCKER = (
     "cannot use docker: the program `docker` is podman here (podman-docker); "
     "use --container-runtime podman"
 )
+_TRUST = re.compile(r"\btls\b|x509|HTTPS client|experimental", re.IGNORECASE)
 NO_RUNTIME = "No container runtime found. Install podman or docker."
 _ARCHIVE_BYTES = 64 << 10  # of a tar file beside the file in it
 
@@ -109,6 +111,20 @@ class CliEngine:
             )
             return
         raise ImageMissing(f"cannot fetch the image {image}: {result.error_text}")
+
+    async def can_fetch(self, image: str) -> bool:
+        """Ask the image's registry for it without fetching it; False where that cannot be asked.
+
+        Raises:
+            ImageMissing: the registry cannot be reached, does not have it, or refuses it.
+        """
+        result = await self._call("manifest", "inspect", image)
+        if result.ok:
+            return True
+        # docker's client asks by itself, and does not know which registries its daemon trusts.
+        if self.kind == "docker" and _TRUST.search(result.error_text):
+            return False
+        raise ImageMissing(f"cannot find the image {image} in its registry: {result.error_text}")
 
     async def run(self, spec: ContainerSpec) -> str:
         """Start a container that outlives the runner and return its id."""

@@ -5,7 +5,7 @@ Contract
   reports that follow from it. What is written survives `kill -9` and a power cut (WAL, FULL).
 - A task's state moves only along `model.TRANSITIONS`.
 - One process writes (daemon.py holds the lock), through one connection, in one thread at a time;
-  other processes may read meanwhile.
+  other processes may read meanwhile. Parked entries are nobody's: outbox.py changes them.
 
 Moments are seconds since the epoch, but for `deadline_uptime_s`, which counts from the boot named
 in `boot_id`.
@@ -487,6 +487,21 @@ class Journal(Database):
     def park(self, row: int, reason: str) -> None:
         """Stop retrying an entry, and keep it with the reason for people to see."""
         self.connection.execute("UPDATE outbox SET parked = ? WHERE id = ?", (reason, row))
+
+    @transaction
+    def unpark(self, rows: Iterable[int]) -> None:
+        """Make these entries due, parked ones too, and count their failures from 0."""
+        self.connection.executemany(
+            "UPDATE outbox SET parked = NULL, attempts = 0, next_attempt_at = 0 WHERE id = ?",
+            [(row,) for row in rows],
+        )
+
+    @transaction
+    def drop_parked(self, rows: Iterable[int]) -> None:
+        """Delete those of these entries that are parked."""
+        self.connection.executemany(
+            "DELETE FROM outbox WHERE id = ? AND parked IS NOT NULL", [(row,) for row in rows]
+        )
 
     def _has_waiting(self, task_id: str) -> bool:
         waiting = self.connection.execute(

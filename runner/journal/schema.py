@@ -208,6 +208,12 @@ class Database:
             # Without the cause: `is_worth_setting_aside` would take it for temporary.
             raise JournalError(f"cannot use the journal {self.path}: {error}") from None
 
+    @property
+    def is_current(self) -> bool:
+        """Whether the schema is this version's; opening to write would change an older one."""
+        version: int = self.connection.execute("PRAGMA user_version").fetchone()[0]
+        return version == len(MIGRATIONS)
+
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """Begin, and commit or undo all of it."""

@@ -62,7 +62,9 @@ class _Delivery:
         """
         runner = self._runner
         wait_s = runner.timings.outbox_interval_s
-        waiting = _waiting(self._runner, await self._runner.journal.entries())
+        entries = await runner.journal.entries()
+        runner.problems.note_parked(sum(entry.parked is not None for entry in entries))
+        waiting = _waiting(runner, entries)
         for entry in _next_of_each_task(self._runner, waiting):
             is_last = sum(other.task_id == entry.task_id for other in waiting) == 1
             due_in_s = _due_in_s(self._runner, entry)

@@ -130,6 +130,8 @@ def _body(runner: RunnerContext, task_ids: list[str]) -> dict[str, object]:
         "status": runner.status,
         "current_task_id": task_ids[0] if task_ids else None,
     }
+    if runner.problems.parked_reports:
+        body["parked_reports"] = runner.problems.parked_reports
     if runner.settings.max_tasks > 1 or len(task_ids) > 1:
         body["task_ids"] = task_ids
     return body

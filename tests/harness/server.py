@@ -17,6 +17,7 @@ from tests.harness.ports import kept_port
 Answer: TypeAlias = Callable[[ByteStream], Awaitable[None]]
 
 JSON = {"Content-Type": "application/json"}
+PLAIN_400 = b"HTTP/1.1 400 Bad Request\r\n\r\n"
 
 _LONGEST_HEAD = 1 << 20
 _BLOCK = bytes(1 << 16)
@@ -71,6 +72,22 @@ async def serving(tls: ssl.SSLContext | None = None) -> AsyncIterator[ScriptedSe
     async with listener, anyio.create_task_group() as tasks:
         tasks.start_soon(listener.serve, server.serve)
         yield server
+        tasks.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def serving_at_once(response: bytes) -> AsyncIterator[int]:
+    """Send the response to whatever comes, be it no request; yield the port."""
+
+    async def serve(stream: ByteStream) -> None:
+        async with stream:
+            await stream.receive()
+            await stream.send(response)
+
+    listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
+    async with listener, anyio.create_task_group() as tasks:
+        tasks.start_soon(listener.serve, serve)
+        yield listener.extra(SocketAttribute.local_port)  # noqa: S610 - anyio's, no SQL
         tasks.cancel_scope.cancel()
 
 

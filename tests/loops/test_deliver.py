@@ -5,8 +5,9 @@ import signal
 
 import pytest
 
+from runner.outbox import retry_reports
 from tests.harness.host import Host
-from tests.harness.orchestrator import LOGS, SILENCE, STATUS
+from tests.harness.orchestrator import BEAT, LOGS, SILENCE, STATUS
 from tests.harness.server import Answer, http, json_response, stalled
 from tests.harness.until import until
 from tests.loops.steps import Log, finish_another, leave_task, report_paths
@@ -52,6 +53,27 @@ async def test_refused_report_is_parked(host: Host, log: Log, status: int) -> No
     assert len(host.orchestrator.ends("t-1")) == 1
     assert outbox(host) == [("status", f"HTTP {status}: not this one")]
     assert "the orchestrator refuses a report; it is parked" in log.text
+
+
+async def test_parked_report_is_shown_and_sent_again_when_an_operator_asks(host: Host) -> None:
+    offer_with_end_answered(host, json_response({"detail": "not yet"}, 404))
+    output: list[str] = []
+    async with host.runner() as life:
+        await host.wait_for_state("t-1", "closed")
+        await host.clock.advance(16)
+        assert host.orchestrator.called(BEAT)[-1].body["parked_reports"] == 1
+        shown = "STATUS=1 reports are parked: see `victoria-runner outbox list`; 0 of 1 tasks"
+        assert any(text.startswith(shown) for text in life.notifier.messages)
+
+        settings = host.settings()
+        assert await retry_reports(settings, ["t-1"], output.append) == 0
+        await host.clock.advance(61)
+        await until(lambda: len(host.orchestrator.ends("t-1")) == 2)
+        await until(lambda: outbox(host) == [])
+        await host.clock.advance(16)
+        assert "parked_reports" not in host.orchestrator.called(BEAT)[-1].body
+    (line,) = output
+    assert line.startswith("retried 1 status of task t-1: sent within a minute")
 
 
 @pytest.mark.parametrize("status", [409, 410])

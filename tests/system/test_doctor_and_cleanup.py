@@ -23,6 +23,7 @@ BEHIND_PROXY = (
     "check the proxy, or name orchestrator.example.com in NO_PROXY"
 )
 IMAGE = "localhost/victoria-nowhere:1"
+NO_REGISTRY = "127.0.0.1:9/victoria:1"
 
 
 def test_doctor_reports_that_all_is_well_and_shows_the_running_task(
@@ -38,6 +39,7 @@ def test_doctor_reports_that_all_is_well_and_shows_the_running_task(
     for sentence in (
         f"ok   engine: {runner.engine.name} ",
         "ok   journal: 1 open tasks\n",
+        "ok   registration token: the orchestrator does not refuse it; it is needed when",
         f"ok   orchestrator: {orchestrator.url} answers",
         f"     task {task_id}: running\n",
         "ok   container: one of ",
@@ -51,22 +53,60 @@ def test_doctor_reports_that_all_is_well_and_shows_the_running_task(
 
 
 @pytest.mark.parametrize(
-    ("option", "variables", "exit_code", "sentence"),
+    ("options", "variables", "exit_code", "sentences"),
     [
-        ("-v", {"PATH": "/nowhere"}, 69, "FAIL engine: No container runtime found. Install podman"),
-        (f"--orchestrator-url={NOWHERE}", {}, 75, f"{NOWHERE} does not answer: Connection refused"),
-        (f"--orchestrator-url={FAR}", PROXY, 75, BEHIND_PROXY),
-        ("--min-free-disk=1000T", {}, 75, "free some space there or lower --min-free-disk"),
-        (f"--container-image={IMAGE}", {}, 75, f"FAIL image: cannot find the image {IMAGE} on"),
+        (
+            {"orchestrator_url": FAR},
+            {"PATH": "/nowhere", **PROXY},
+            69,
+            ["FAIL engine: No container runtime found. Install podman", BEHIND_PROXY],
+        ),
+        (
+            {"orchestrator_url": NOWHERE, "min_free_disk": "1000T", "container_image": IMAGE},
+            {},
+            75,
+            [
+                f"FAIL orchestrator: {NOWHERE} does not answer: Connection refused",
+                " free, 1000 TiB must stay free; free some space there or lower --min-free-disk",
+                f"FAIL image: cannot find the image {IMAGE} on",
+            ],
+        ),
+        (
+            {
+                "orchestrator_url": None,
+                "registration_token_file": None,
+                "container_image": NO_REGISTRY,
+                "pull": "newer",
+            },
+            {},
+            75,
+            [
+                "FAIL orchestrator: no --orchestrator-url",
+                "FAIL registration token: no --registration-token-file",
+                f"FAIL image: cannot find the image {NO_REGISTRY} in its registry: ",
+            ],
+        ),
+        (
+            {"registration_token_file": None},
+            {"VICTORIA_RUNNER_REGISTRATION_TOKEN": "wrong"},
+            77,
+            ["FAIL registration token: the orchestrator refuses it: HTTP 401: "],
+        ),
     ],
-    ids=["no engine", "no orchestrator", "proxy that does not answer", "short disk", "no image"],
+    ids=["no engine, dead proxy", "nothing is there", "nothing is given", "wrong token"],
 )
 def test_doctor_names_what_is_missing_in_a_sentence_without_a_secret(
-    option: str, variables: dict[str, str], exit_code: int, sentence: str, runner: RunnerProcess
+    options: dict[str, str | None],
+    variables: dict[str, str],
+    exit_code: int,
+    sentences: list[str],
+    runner: RunnerProcess,
 ) -> None:
     runner.home.mkdir()
-    done = runner.run(option, "doctor", environment=variables)
-    assert (done.exit_code, sentence in done.output) == (exit_code, True), done.output
+    runner.set_options(**options)
+    done = runner.run("doctor", environment=variables)
+    missing = [sentence for sentence in sentences if sentence not in done.output]
+    assert (done.exit_code, missing) == (exit_code, []), done.output
     assert "secret-of-the-proxy" not in done.output
 
 

@@ -13,7 +13,7 @@ from typing import cast
 
 import anyio
 import pytest
-from anyio.abc import ByteStream, SocketAttribute, SocketStream
+from anyio.abc import ByteStream
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -37,6 +37,7 @@ from tests.harness.clock import VirtualClock
 from tests.harness.private_ca import make_private_ca
 from tests.harness.server import (
     JSON,
+    PLAIN_400,
     Answer,
     ScriptedServer,
     endless,
@@ -45,6 +46,7 @@ from tests.harness.server import (
     nobody_listening,
     raw,
     serving,
+    serving_at_once,
     stalled,
     trickle,
     zeros,
@@ -640,21 +642,12 @@ async def test_certificate_is_trusted_for_its_host(
 
 
 async def test_plain_http_behind_https_is_unavailable(identity: Identity) -> None:
-    async def answer(stream: SocketStream) -> None:
-        async with stream:
-            await stream.receive()
-            await stream.send(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-
     async with (
-        await anyio.create_tcp_listener(local_host="127.0.0.1") as listener,
-        anyio.create_task_group() as tasks,
+        serving_at_once(PLAIN_400) as port,
+        OrchestratorClient(f"https://127.0.0.1:{port}") as client,
     ):
-        tasks.start_soon(listener.serve, answer)
-        port = listener.extra(SocketAttribute.local_port)  # noqa: S610 - anyio's, no SQL
-        async with OrchestratorClient(f"https://127.0.0.1:{port}") as client:
-            with pytest.raises(Unavailable, match="TLS failed: "):
-                await client.next_task(identity, 25)
-        tasks.cancel_scope.cancel()
+        with pytest.raises(Unavailable, match="TLS failed: "):
+            await client.next_task(identity, 25)
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\x00"])

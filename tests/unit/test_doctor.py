@@ -1,6 +1,10 @@
 """What a state folder means for the next start: doctor's report, and the runtime to use."""
 
+import os
+import pwd
+import re
 import sqlite3
+import ssl
 import tempfile
 from contextlib import closing
 from dataclasses import replace
@@ -11,7 +15,7 @@ from typing import Any
 import anyio
 import pytest
 
-from runner.doctor import examine
+from runner.doctor import check_linger, check_user, examine
 from runner.engine.inspect import read_podman_facts
 from runner.errors import EXIT_CONFIGURATION
 from runner.identity import IdentityFile
@@ -20,13 +24,36 @@ from runner.model import Identity, Registration
 from runner.node import runtime_to_use
 from runner.redaction import Secret
 from runner.settings import Settings
-from tests.harness.server import json_response, serving
-from tests.unit.another_user import as_another_user
+from runner.systemd import UNIT
+from tests.harness.server import (
+    PLAIN_400,
+    Answer,
+    http,
+    json_response,
+    serving,
+    serving_at_once,
+)
+from tests.unit.another_user import NOBODY, as_another_user
+from tests.unit.test_api import make_certificate
 
 JOURNALS = Path(__file__).parent / "journals"
 TMP = Path(tempfile.gettempdir())
 URL = "http://orchestrator.example"
+KNOWN = Registration(Identity("node-1", Secret("node-key-1")), None)
 SETTINGS = Settings(URL, "n", victoria_home=TMP, state_dir=TMP, registration_token=Secret(""))
+
+pytestmark = pytest.mark.usefixtures("no_engine")
+
+
+@pytest.fixture
+def no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Return a certificate for 127.0.0.1, which is its own CA, and its key."""
+    return make_certificate(tmp_path_factory.mktemp("certificate"))
 
 
 def doctor(*, as_json: bool = False, **changed: Any) -> tuple[int, list[str]]:  # noqa: ANN401 - any setting
@@ -102,6 +129,32 @@ def test_text_of_an_orchestrator_controls_no_terminal_and_forges_no_line() -> No
     assert [line for line in lines if not line.isprintable() or line.startswith("ok   f")] == []
 
 
+def test_doctor_of_another_user_than_the_runners_is_refused(tmp_path: Path) -> None:
+    own = pwd.getpwuid(os.geteuid()).pw_name
+    settings = replace(SETTINGS, state_dir=tmp_path)
+    assert check_user(settings, []).sentence == own
+    (tmp_path / UNIT).write_text("[Service]\nType=notify\nUser=somebody\n")
+    foreign = check_user(settings, [tmp_path / "none", tmp_path])
+    assert foreign.exit_code == EXIT_CONFIGURATION
+    assert foreign.sentence.startswith(f"this is {own}, and {UNIT} runs as somebody, whose rights")
+
+    write_journal(tmp_path, "ordinary")
+    assert check_user(settings, [tmp_path]).ok, "this user has a runner of its own"
+    if os.geteuid() == 0:
+        os.chown(tmp_path / JOURNAL_NAME, NOBODY, NOBODY)
+        nobody = pwd.getpwuid(NOBODY).pw_name
+        assert f"{tmp_path} belongs to {nobody}, whose" in check_user(settings, []).sentence
+
+
+def test_rootless_containers_need_lingering(tmp_path: Path) -> None:
+    own = pwd.getpwuid(os.geteuid()).pw_name
+    missing = check_linger(tmp_path)
+    assert missing.exit_code == EXIT_CONFIGURATION
+    assert missing.sentence.endswith(f"lingering is off; run `sudo loginctl enable-linger {own}`")
+    (tmp_path / own).touch()
+    assert check_linger(tmp_path).ok
+
+
 def write_journal(state_dir: Path, name: str) -> None:
     with closing(sqlite3.connect(state_dir / JOURNAL_NAME)) as journal:
         journal.executescript((JOURNALS / f"{name}.sql").read_text())
@@ -120,16 +173,108 @@ def test_open_tasks_and_the_node_are_shown_without_its_key(tmp_path: Path) -> No
     assert "node-key-1" not in report
 
 
-KNOWN = Registration(Identity("node-1", Secret("node-key-1")), None)
 NO_KEYS = "the orchestrator has no keys for tasks (extension task-key)"
 
 
-@pytest.fixture
-def no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "/nowhere")
+HEALTHY = json_response({"version": "1", "timestamp": "2020-01-01T00:00:00Z"})
+WRONG = json_response({"detail": "invalid registration token"}, 401)
+INVALID = json_response({"detail": "hostname is missing"}, 422)
+PORT = re.compile(r"(?<=127\.0\.0\.1:)\d+")
 
 
-@pytest.mark.usefixtures("no_engine")
+def answered(*answers: Answer, known: Registration | None = None, **changed: Any) -> list[str]:  # noqa: ANN401 - any setting
+    """Return doctor's lines at an orchestrator with these responses; PORT stands for its port."""
+    lines: list[str] = []
+
+    async def examine_at_server() -> None:
+        async with serving() as server:
+            server.answer(*answers)
+            url = changed.pop("scheme", "http") + server.url.removeprefix("http")
+            settings = replace(SETTINGS, **{"orchestrator_url": url, **changed})
+            if known is not None:
+                journal, _ = open_journal(settings.state_dir, "now")
+                await journal.store_registration(known, url, 1.0)
+                journal.close_file()
+            await examine(settings, lines.append, as_json=False)
+
+    anyio.run(examine_at_server)
+    return [PORT.sub("PORT", line) for line in lines]
+
+
+AT = "http://127.0.0.1:PORT"
+
+
+@pytest.mark.parametrize(
+    ("answer", "changed", "line"),
+    [
+        (json_response({"detail": "Not Found"}, 404), {}, f"{AT} answers, but not as an orches"),
+        (http(200, b"<html>", {"Content-Type": "text/html"}), {}, f"{AT} answers, but not as an"),
+        (
+            http(502),
+            {},
+            f"{AT} answers with HTTP 502: the orchestrator, or a proxy in front of it,",
+        ),
+        (
+            HEALTHY,
+            {"orchestrator_url": "http://nowhere.invalid"},
+            "http://nowhere.invalid cannot be reached: cannot resolve its name:",
+        ),
+        (HEALTHY, {"orchestrator_url": ""}, "no --orchestrator-url"),
+    ],
+    ids=["404", "page", "502", "no such name", "no URL"],
+)
+def test_response_of_an_address_is_described_as_what_it_is(
+    answer: Answer, changed: dict[str, Any], line: str
+) -> None:
+    lines = answered(answer, **changed)
+    assert any(shown.startswith(f"FAIL orchestrator: {line}") for shown in lines), lines
+
+
+def test_problem_of_tls_is_a_response_too_with_advice(certificate: tuple[Path, Path]) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+    lines: list[str] = []
+
+    async def examine_at_servers() -> None:
+        async with serving(context) as server, serving_at_once(PLAIN_400) as port:
+            at_other_name = server.url.replace("127.0.0.1", "localhost")
+            for url, ca_file in (
+                (server.url, None),
+                (at_other_name, certificate[0]),
+                (f"https://127.0.0.1:{port}", None),
+            ):
+                settings = replace(SETTINGS, orchestrator_url=url, ca_file=ca_file)
+                await examine(settings, lines.append, as_json=False)
+
+    anyio.run(examine_at_servers)
+    unknown, other, plain = (line for line in lines if line.startswith("FAIL orchestrator: "))
+    assert " answers, and its TLS certificate is not trusted: self" in unknown
+    assert unknown.endswith("; give the CA by --ca-file")
+    assert other.endswith("; give the name in the certificate as --orchestrator-url")
+    assert " answers, but not with TLS (TLS failed: WRONG_VERSION_NUMBER); check" in plain
+
+
+@pytest.mark.parametrize(
+    ("answer", "is_registered", "line"),
+    [
+        (WRONG, False, "FAIL registration token: the orchestrator refuses it: HTTP 401: invalid"),
+        (WRONG, True, "warn registration token: the orchestrator refuses it: HTTP 401: invalid"),
+        (INVALID, False, "ok   registration token: the orchestrator does not refuse it"),
+        (json_response({"detail": "x"}, 503), False, "FAIL registration token: cannot be tried"),
+        (None, False, "FAIL registration token: no --registration-token-file: the runner needs"),
+    ],
+    ids=["wrong", "wrong, and registered", "right", "registration is disabled", "none"],
+)
+def test_token_is_tried_without_registering(
+    tmp_path: Path, answer: Answer | None, line: str, *, is_registered: bool
+) -> None:
+    token = Secret("" if answer is None else "the-token")
+    known = KNOWN if is_registered else None
+    answers = (HEALTHY, answer or INVALID)
+    lines = answered(*answers, known=known, state_dir=tmp_path, registration_token=token)
+    assert any(shown.startswith(line) for shown in lines), lines
+
+
 def test_identity_file_is_checked_and_its_key_is_not_shown(tmp_path: Path) -> None:
     def line() -> str:
         _, lines = doctor(state_dir=tmp_path)
@@ -147,7 +292,6 @@ def test_identity_file_is_checked_and_its_key_is_not_shown(tmp_path: Path) -> No
     assert line() == f"FAIL identity file: cannot read {file.path}: {damaged}"
 
 
-@pytest.mark.usefixtures("no_engine")
 @pytest.mark.parametrize(
     ("extensions", "is_required", "line"),
     [
