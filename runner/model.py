@@ -7,6 +7,7 @@ that `boot_id` names.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -213,6 +214,7 @@ class Assignment:
     prompt: str
     orchestrator_url: str
     timeout_s: float
+    """Infinite if the task has no limit."""
     files: tuple[TaskFile, ...] = ()
     task_key: Secret | None = None
     """The container's key, with which only this task is reported; None: it gets the node's."""
@@ -227,7 +229,7 @@ class Assignment:
                 "task_id": self.task_id,
                 "prompt": self.prompt,
                 "orchestrator_url": self.orchestrator_url,
-                "timeout_seconds": self.timeout_s,
+                "timeout_seconds": 0 if math.isinf(self.timeout_s) else self.timeout_s,
                 "files": [file.name for file in self.files],
                 "file_checksums": checksums if all(checksums) else None,
                 **key,
@@ -247,7 +249,7 @@ class Assignment:
             task_id=raw["task_id"],
             prompt=raw["prompt"],
             orchestrator_url=raw["orchestrator_url"],
-            timeout_s=raw["timeout_seconds"],
+            timeout_s=raw["timeout_seconds"] or math.inf,
             files=tuple(TaskFile(*pair) for pair in zip(names, checksums, strict=True)),
             task_key=Secret(raw["task_api_key"]) if "task_api_key" in raw else None,
         )
