@@ -8,6 +8,7 @@ import contextlib
 import gc
 import logging
 import os
+import re
 import signal
 import socket
 import sys
@@ -51,6 +52,8 @@ from orchestrator.settings import (
 from orchestrator.workers import Workers
 
 _OBJECTS_UNTIL_COLLECTION = 100_000
+_SENT_URL = re.compile(r"[\x21-\x7e]{1,2000}")
+"""What a runner takes in an assignment."""
 _COUNT = click.IntRange(min=1)
 _SECONDS = click.FloatRange(min=0, min_open=True)
 
@@ -58,10 +61,15 @@ log = logging.getLogger("orchestrator.start")
 
 
 def _web_address(_context: click.Context, _option: click.Parameter, url: str | None) -> str | None:
-    parts = urlsplit(url or "")
-    if url is None or (parts.scheme in {"http", "https"} and parts.hostname):
-        return url
-    raise click.BadParameter("write it as https://HOST or https://HOST:PORT")
+    if url is None:
+        return None
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        parts = urlsplit("")
+    if not parts.hostname or parts.scheme not in {"http", "https"} or not _SENT_URL.fullmatch(url):
+        raise click.BadParameter("write it as https://HOST or https://HOST:PORT, in ASCII")
+    return url
 
 
 @click.group(

@@ -290,6 +290,7 @@ def _settings(ctx: click.Context, *, to_run: bool) -> Settings:
     params["prompt_as"] = PromptAs(params["prompt_as"])
     params["home"] = HomeMode(params["home"])
     params["tags"] = settings.parse_tags(params["tags"])
+    params["capabilities"] = settings.check_capabilities(params["capabilities"])
     params["limits"] = Limits(params.pop("memory"), params.pop("cpus"), params.pop("gpus"))
     settings.check_image_policy(params["container_image"], params["allow_images"])
     if to_run:

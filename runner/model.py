@@ -7,6 +7,7 @@ that `boot_id` names.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -213,6 +214,10 @@ class TaskFile:
         return self.original_name or self.name
 
 
+MAX_TIMEOUT_S = 366 * 24 * 3600
+"""In the journal this is no limit."""
+
+
 @dataclass(frozen=True)
 class Assignment:
     """A task that may be run: every field was checked by `parse_assignment`."""
@@ -221,6 +226,7 @@ class Assignment:
     prompt: str
     orchestrator_url: str
     timeout_s: float
+    """Infinite if the task has no limit."""
     files: tuple[TaskFile, ...] = ()
     task_key: Secret | None = None
     """The container's key, with which only this task is reported; None: it gets the node's."""
@@ -236,7 +242,7 @@ class Assignment:
                 "task_id": self.task_id,
                 "prompt": self.prompt,
                 "orchestrator_url": self.orchestrator_url,
-                "timeout_seconds": self.timeout_s,
+                "timeout_seconds": min(self.timeout_s, MAX_TIMEOUT_S),
                 "files": [file.name for file in self.files],
                 "file_checksums": checksums if any(checksums) else None,
                 **({"original_names": originals} if any(originals) else {}),
@@ -251,6 +257,7 @@ class Assignment:
         A later version may check more strictly, and must not fail a task that is under way.
         """
         raw = json.loads(text)
+        timeout_s = raw["timeout_seconds"]
         names = raw["files"]
         unknown = [None] * len(names)
         checksums = raw["file_checksums"] or unknown
@@ -259,7 +266,8 @@ class Assignment:
             task_id=raw["task_id"],
             prompt=raw["prompt"],
             orchestrator_url=raw["orchestrator_url"],
-            timeout_s=raw["timeout_seconds"],
+            # To the version before, 0 is no time at all.
+            timeout_s=timeout_s if timeout_s < MAX_TIMEOUT_S else math.inf,
             files=tuple(TaskFile(*file) for file in zip(names, checksums, originals, strict=True)),
             task_key=Secret(raw["task_api_key"]) if "task_api_key" in raw else None,
         )

@@ -25,7 +25,10 @@ DEFAULT_POLL_INTERVAL_S: float = 30
 DEFAULT_HEARTBEAT_INTERVAL_S: float = 15
 DEFAULT_MIN_FREE_DISK = 1 << 30
 NO_TOKEN = Secret("")
-_MAX_NAME_CHARS = 255
+MAX_NAME_CHARS = 255
+"""Of a name, a capability, a tag's key and its value: as the reference orchestrator takes them."""
+MAX_TAGS = 100
+"""And as many capabilities."""
 _ENV_NAME = re.compile(r"[^\s=#\ufeff][^\s=]*")
 _SIZE = re.compile(r"(\d+)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
 _NO_CONTROL_CHARACTERS = re.compile(r"[^\x00-\x1f\x7f]*")
@@ -82,10 +85,10 @@ class Settings:
 def check_name(name: str) -> str:
     """Return the node's name: 1 to 255 characters without control characters."""
     is_usable = name.strip() and _NO_CONTROL_CHARACTERS.fullmatch(name)
-    if not is_usable or len(name) > _MAX_NAME_CHARS:
-        advice = f"give 1 to {_MAX_NAME_CHARS} characters without line breaks"
+    if not is_usable or len(name) > MAX_NAME_CHARS:
+        advice = f"give 1 to {MAX_NAME_CHARS} characters without line breaks"
         raise _unusable("--name", name[:60], advice)
-    return name
+    return _check_utf8("--name", name)
 
 
 def parse_tags(pairs: Iterable[str]) -> dict[str, str]:
@@ -97,8 +100,24 @@ def parse_tags(pairs: Iterable[str]) -> dict[str, str]:
             raise _unusable("--tag", pair, "give it as KEY=VALUE")
         if key in tags:
             raise _unusable("--tag", pair, f"the key {key!r} is given twice")
+        if max(len(key), len(value)) > MAX_NAME_CHARS:
+            advice = f"give a key and a value of at most {MAX_NAME_CHARS} characters"
+            raise _unusable("--tag", pair[:60], advice)
+        _check_utf8("--tag", pair)
         tags[key] = value
+    _check_count("--tag", len(tags))
     return tags
+
+
+def check_capabilities(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the capabilities, which are as short and as few as tags."""
+    for name in names:
+        if len(name) > MAX_NAME_CHARS or not _NO_CONTROL_CHARACTERS.fullmatch(name):
+            advice = f"give at most {MAX_NAME_CHARS} characters without line breaks"
+            raise _unusable("--capability", name[:60], advice)
+        _check_utf8("--capability", name)
+    _check_count("--capability", len(names))
+    return names
 
 
 def parse_token(text: str, source: str) -> Secret:
@@ -182,6 +201,18 @@ def parse_positive(text: str) -> float:
     if not 0 < number < math.inf:
         raise ValueError(f"{text!r} is out of range: it must be more than 0")
     return number
+
+
+def _check_utf8(option: str, text: str) -> str:
+    # Python reads bytes of an argument that are not UTF-8 as characters that nothing can send.
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise _unusable(option, text[:60], "it is not UTF-8 text")
+    return text
+
+
+def _check_count(option: str, count: int) -> None:
+    if count > MAX_TAGS:
+        raise ConfigurationError(f"cannot use {option} {count} times: give at most {MAX_TAGS}")
 
 
 def _unusable(option: str, text: str, advice: str) -> ConfigurationError:

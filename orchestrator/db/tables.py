@@ -125,7 +125,7 @@ class Task(Base):
     created_at: Mapped[datetime]
     started_at: Mapped[datetime | None]
     overdue_at: Mapped[datetime | None]
-    """When its time limit is over; None until it runs."""
+    """When its time limit is over; None until it runs, and if it has none."""
     completed_at: Mapped[datetime | None]
     result: Mapped[str | None] = mapped_column(Text)
     error_message: Mapped[str | None] = mapped_column(Text)

@@ -74,7 +74,7 @@ def create_task(services: ServicesParam, caller: _Creator, new: NewTask) -> Task
         target_node_name=new.target_node_name,
         target_tags=new.target_tags,
         priority=new.priority or 0,
-        timeout_seconds=new.timeout_seconds or DEFAULT_TIMEOUT_S,
+        timeout_seconds=(DEFAULT_TIMEOUT_S if new.timeout_seconds is None else new.timeout_seconds),
         scheduled_for=due,
         recurrence=new.recurrence,
         created_at=now,

@@ -46,9 +46,11 @@ def move(
 
 
 def begin(task: Task, now: datetime) -> None:
-    """Start a task's time limit, unless it runs already."""
-    if task.started_at is None:
-        task.started_at = now
+    """Start a task's time limit, if it has one, unless it runs already."""
+    if task.started_at is not None:
+        return
+    task.started_at = now
+    if task.timeout_seconds:
         task.overdue_at = now + timedelta(seconds=task.timeout_seconds)
 
 

@@ -26,9 +26,9 @@ from orchestrator.schemas.types import (
     MAX_INT,
     MAX_LISTED,
     MAX_NODE_TAGS,
+    MAX_TIMEOUT_S,
     NUMBER,
     UUID_SCHEMA,
-    WITH_SOMETHING_IN_IT,
     GivenId,
     Id,
     Message,
@@ -37,6 +37,7 @@ from orchestrator.schemas.types import (
     NonBlank,
     Pattern,
     Percent,
+    Prompt,
     RequestBody,
     SessionId,
     ShortText,
@@ -173,7 +174,7 @@ def _require_uuid(text: str) -> str:
 class NewTask(RequestBody):
     """A task to create. Every target that is given must match; without any, all nodes do."""
 
-    prompt: Annotated[str, StringConstraints(pattern=WITH_SOMETHING_IN_IT)]
+    prompt: Prompt
     target_node_id: (
         Annotated[ShortText, AfterValidator(_require_uuid), WithJsonSchema(UUID_SCHEMA)] | None
     ) = None
@@ -189,7 +190,10 @@ class NewTask(RequestBody):
         Field(description="Tags that the node must have, with these values. Case matters."),
     ] = None
     priority: Annotated[int, Field(ge=-MAX_INT, le=MAX_INT), NUMBER] | None = 0
-    timeout_seconds: Annotated[int, Field(ge=1, le=MAX_INT), NUMBER] | None = DEFAULT_TIMEOUT_S
+    timeout_seconds: Annotated[
+        Annotated[int, Field(ge=0, le=MAX_TIMEOUT_S), NUMBER] | None,
+        Field(description="Counted from the start of the container; 0 is no limit."),
+    ] = DEFAULT_TIMEOUT_S
     scheduled_for: Moment | None = None
     recurrence: Annotated[
         ShortText | None,

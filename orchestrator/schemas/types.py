@@ -97,7 +97,34 @@ NodeTags = Annotated[
     Field(json_schema_extra={"maxProperties": MAX_NODE_TAGS}),
 ]
 
-WITH_SOMETHING_IN_IT = r"^[^\x00]*[^\s\x00][^\x00]*$"
+# Python, and so our runner, also takes the separators 1C to 1F for blanks.
+WITH_SOMETHING_IN_IT = r"^[^\x00]*[^\s\x00\x1c-\x1f][^\x00]*$"
+
+MAX_PROMPT_BYTES = 131_071
+"""In UTF-8: Linux takes no longer single argument (MAX_ARG_STRLEN), less the final NUL."""
+_WITH_OPTION_BYTES = len("--task=")
+"""Of a prompt that begins with a dash: it is one argument with its option."""
+MAX_TIMEOUT_S = 366 * 24 * 3600
+"""More our runner does not take; 0 is no limit."""
+
+
+def _check_prompt_bytes(prompt: str) -> str:
+    most = MAX_PROMPT_BYTES - (_WITH_OPTION_BYTES if prompt.startswith("-") else 0)
+    if len(prompt.encode()) > most:
+        raise ValueError(f"must have at most {most} bytes in UTF-8: send the text as a file")
+    return prompt
+
+
+Prompt = Annotated[
+    str,
+    StringConstraints(pattern=WITH_SOMETHING_IN_IT, max_length=MAX_PROMPT_BYTES),
+    AfterValidator(_check_prompt_bytes),
+    Field(
+        description=f"At most {MAX_PROMPT_BYTES} bytes in UTF-8, and {_WITH_OPTION_BYTES} fewer if"
+        " it begins with a dash: a container gets it as one argument. Longer texts are files."
+    ),
+]
+"""What an agent is asked to do; no longer than a command line takes."""
 
 NonBlank = Annotated[
     str,

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 from runner.errors import BadAssignment
-from runner.model import Assignment, TaskFile, is_task_id
+from runner.model import MAX_TIMEOUT_S, Assignment, TaskFile, is_task_id
 from runner.redaction import Secret
 
 DEFAULT_TIMEOUT_S = 3600
-MAX_TIMEOUT_S = 366 * 24 * 3600
 MAX_PROMPT_BYTES = 131_071
 """Linux takes no longer single argument (MAX_ARG_STRLEN, execve(2)), less the final NUL."""
+_WITH_OPTION_BYTES = len("--task=")
+"""Of a prompt that begins with a dash: it is one argument with its option."""
 MAX_FILES = 1000
 MAX_FILE_NAME_BYTES = 255
 _MAX_EXTENSION_BYTES = 20
@@ -62,9 +64,10 @@ def _parse_prompt(value: object) -> str:
         size = len(value.encode())
     except UnicodeEncodeError:
         raise BadAssignment("cannot run the task: its prompt is not valid Unicode") from None
-    if size > MAX_PROMPT_BYTES:
+    most = MAX_PROMPT_BYTES - (_WITH_OPTION_BYTES if value.startswith("-") else 0)
+    if size > most:
         raise BadAssignment(
-            f"cannot run the task: its prompt has {size} bytes and {MAX_PROMPT_BYTES} is the "
+            f"cannot run the task: its prompt has {size} bytes and {most} is the "
             "most that a command line takes; send the text as a file"
         )
     return value
@@ -100,11 +103,11 @@ def _parse_timeout_s(value: object) -> float:
         return DEFAULT_TIMEOUT_S
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise BadAssignment("cannot run the task: its timeout_seconds is not a number")
-    if not 0 < value <= MAX_TIMEOUT_S:
+    if not 0 <= value <= MAX_TIMEOUT_S:
         raise BadAssignment(
             f"cannot run the task: its timeout_seconds must lie between 0 and {MAX_TIMEOUT_S}"
         )
-    return value
+    return value or math.inf
 
 
 def _parse_files(names: object, checksums: object, originals: object) -> tuple[TaskFile, ...]:

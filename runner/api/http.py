@@ -305,7 +305,7 @@ def _classify_errors(timeout_s: float, connect_timeout_s: float) -> Iterator[Non
     except (TimeoutError, httpx.TimeoutException) as error:
         raise Unavailable(f"no response within {timeout_s:.0f} s") from error
     except (httpx.ReadError, httpx.RemoteProtocolError) as error:
-        raise Disconnected(_root_cause(error)) from error
+        raise Disconnected(_describe_cause(error)) from error
     except httpx.HTTPError as error:
         raise Unavailable(_describe_cause(error)) from error
     except httpx.InvalidURL as error:

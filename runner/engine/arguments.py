@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from runner.engine.base import ContainerSpec
@@ -28,7 +29,7 @@ def run_arguments(kind: str, spec: ContainerSpec, *, can_limit_processes: bool =
     arguments += ["--log-opt", f"max-size={LOG_SIZE}"]
     if kind == "podman":
         arguments += ["--log-driver", "k8s-file"]
-        if spec.timeout_s is not None:
+        if spec.timeout_s is not None and math.isfinite(spec.timeout_s):
             arguments += ["--timeout", str(max(1, round(spec.timeout_s)))]
     else:
         arguments += ["--log-driver", "json-file", "--log-opt", "max-file=1"]

@@ -124,7 +124,7 @@ class ContainerSpec:
     covered: tuple[str, ...] = ()
     """Folders that are empty and read-only for the container, but for volumes below them."""
     timeout_s: float | None = None
-    """After this the engine itself ends the container (podman only)."""
+    """After this the engine itself ends the container (podman only); None or infinite: never."""
     limits: Limits = UNLIMITED
     hardening: Hardening = Hardening.DEFAULT
     run_args: tuple[str, ...] = ()

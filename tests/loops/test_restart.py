@@ -140,6 +140,20 @@ async def test_adopted_task_has_what_is_left_of_its_time_though_the_clock_was_se
     assert host.starts_of("t-1") == 1
 
 
+async def test_task_without_a_time_limit_is_stopped_by_no_runner(host: Host) -> None:
+    async with host.running_task("[wait-for go]", {"timeout_seconds": 0}):
+        await host.clock.advance(40)
+    async with host.runner():
+        await host.clock.advance(40)
+    host.damage_journal()
+    async with host.runner():
+        await host.clock.advance(40)
+        assert host.state_of("t-1") == "running"
+        host.let_go()
+        assert (await host.wait_for_end())["status"] == "success"
+    assert host.starts_of("t-1") == 1
+
+
 async def test_time_that_is_up_at_the_start_ends_the_task_at_once(host: Host) -> None:
     await begin_and_leave(host, "[hang]", timeout_seconds=100)
     await host.clock.advance(500)

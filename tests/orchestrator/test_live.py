@@ -136,7 +136,7 @@ def test_log_of_few_fields_is_shown() -> None:
 
 def test_long_texts_of_a_task_are_truncated(orchestrator: RunningOrchestrator) -> None:
     node = orchestrator.register()
-    task_id = orchestrator.assign(node, prompt="p" * 500_000)
+    task_id = orchestrator.assign(node, prompt="p" * 131_000)
     node.report(task_id, "success", message="m" * 100_000)
     chosen = _first_look(orchestrator, task_id)["chosen"]
     assert len(chosen) < 50_000

@@ -21,7 +21,7 @@ VALID: dict[str, Json] = {
         ("/tasks", "prompt", " \n"),
         ("/tasks", "prompt", "\ud800"),
         ("/tasks", "prompt", "zero \0"),
-        ("/tasks", "timeout_seconds", 2**40),
+        ("/tasks", "timeout_seconds", -1),
         ("/tasks", "target_tags", {"env": 1}),
         ("/tasks", "files", ["never-uploaded"]),
         ("/tasks", "files", ["twice", "twice"]),

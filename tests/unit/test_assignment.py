@@ -1,14 +1,15 @@
 """An assignment is checked before anything of it becomes a path or an argument."""
 
 import json
+import math
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from runner.api.assignment import MAX_FILES, MAX_PROMPT_BYTES, MAX_TIMEOUT_S, parse_assignment
+from runner.api.assignment import MAX_FILES, MAX_PROMPT_BYTES, parse_assignment
 from runner.errors import BadAssignment
-from runner.model import Assignment, EndReason, TaskFile
+from runner.model import MAX_TIMEOUT_S, Assignment, EndReason, TaskFile
 from runner.redaction import Secret
 
 TASK_ID = "11111111-2222-4333-8444-555555555555"
@@ -49,7 +50,7 @@ def test_prompt_with_an_id_is_enough_and_unknown_fields_and_nulls_are_ignored() 
     [
         ("task_id", ["1", "a" * 128, "Task_1.b-2", TASK_ID.upper()]),
         ("prompt", ["--help", "$(reboot); `id`", "two\nlines\t", "naïve 数据 🚀"]),
-        ("prompt", ["x" * MAX_PROMPT_BYTES]),
+        ("prompt", ["x" * MAX_PROMPT_BYTES, f"-{'x' * (MAX_PROMPT_BYTES - 8)}"]),
         ("orchestrator_url", ["http://10.0.0.1:8000/x"]),
     ],
 )
@@ -60,6 +61,10 @@ def test_good_field_is_used_as_it_is(field: str, values: list[object]) -> None:
 @pytest.mark.parametrize("seconds", [1, 0.5, MAX_TIMEOUT_S])
 def test_timeout_is_in_seconds(seconds: float) -> None:
     assert parse(timeout_seconds=seconds).timeout_s == seconds
+
+
+def test_timeout_of_zero_is_no_limit() -> None:
+    assert {parse(timeout_seconds=zero).timeout_s for zero in (0, 0.0, -0.0)} == {math.inf}
 
 
 def test_plain_file_names_are_accepted_even_if_they_differ_by_a_byte() -> None:
@@ -150,7 +155,7 @@ def test_assignment_without_a_usable_task_id_cannot_be_answered(task_id: object)
         assert error.task_id is None
 
 
-TOO_MUCH = "and 131071 is the most that a command line takes; send the text as a file"
+TOO_MUCH = "is the most that a command line takes; send the text as a file"
 NOT_A_URL = "its orchestrator_url is not a URL"
 NOT_HTTP = "its orchestrator_url is not an http or https URL"
 NOT_A_NUMBER = "its timeout_seconds is not a number"
@@ -165,12 +170,13 @@ BROKEN: list[tuple[str, str, list[object]]] = [
     ("prompt", "its prompt is missing or empty", [None, "", " \n\t", ["count"], 7, {}]),
     ("prompt", "its prompt has a NUL character in it", ["a\x00b"]),
     ("prompt", "its prompt is not valid Unicode", ["half \ud83d"]),
-    ("prompt", f"its prompt has 131072 bytes {TOO_MUCH}", ["ü" * 65_536]),
+    ("prompt", f"its prompt has 131072 bytes and 131071 {TOO_MUCH}", ["ü" * 65_536]),
+    ("prompt", f"its prompt has 131065 bytes and 131064 {TOO_MUCH}", ["-" * 131_065]),
     ("orchestrator_url", NOT_A_URL, ["", 7, {}, "https://a b", "https://a\nX=1"]),
     ("orchestrator_url", NOT_A_URL, ["https://" + "a" * 2000]),
     ("orchestrator_url", NOT_HTTP, ["ftp://a", "file:///etc/passwd", "https://", "https://[::1"]),
     ("timeout_seconds", NOT_A_NUMBER, ["60", True, [], {}]),
-    ("timeout_seconds", OUT_OF_RANGE, [0, -5, 10**400, float("nan"), float("inf")]),
+    ("timeout_seconds", OUT_OF_RANGE, [-1e-9, -5, 10**400, float("nan"), float("inf")]),
     ("files", NOT_NAMES, ["sales.csv", {"sales.csv": SHA}, {}, [f"f{n}" for n in range(1001)]]),
     ("files", "the name of a file is not text", [[None], [["a"]]]),
     ("files", NOT_A_PLAIN_NAME, [[""], ["."], [".."], ["/etc/passwd"], ["a/b"]]),
@@ -246,7 +252,7 @@ def test_any_json_is_an_assignment_or_a_bad_one(anything: object) -> None:
 @given(
     prompt=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00")),
     name=st.text(st.characters(categories=["L", "N"]), min_size=1, max_size=9),
-    timeout_seconds=st.floats(0, MAX_TIMEOUT_S, exclude_min=True) | st.none(),
+    timeout_seconds=st.floats(0.1, MAX_TIMEOUT_S - 1) | st.none(),
     checksums=st.sampled_from([None, [SHA]]),
     key=st.sampled_from([None, "vt_0123"]),
 )
@@ -257,3 +263,9 @@ def test_stored_assignment_is_read_back_the_same(
     parsed = parse(prompt=f"p{prompt}", timeout_seconds=timeout_seconds, **fields)
     assert Assignment.from_json(parsed.to_json()) == parsed
     assert parse_assignment(json.loads(parsed.to_json()), orchestrator_url="") == parsed
+
+
+def test_no_time_limit_is_the_longest_one_to_the_version_before() -> None:
+    stored = parse(timeout_seconds=0).to_json()
+    assert json.loads(stored)["timeout_seconds"] == MAX_TIMEOUT_S
+    assert Assignment.from_json(stored).timeout_s == math.inf

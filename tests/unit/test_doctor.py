@@ -25,6 +25,7 @@ from runner.node import runtime_to_use
 from runner.redaction import Secret
 from runner.settings import Settings
 from runner.systemd import UNIT
+from tests.harness.private_ca import make_private_ca
 from tests.harness.server import (
     PLAIN_400,
     Answer,
@@ -34,7 +35,6 @@ from tests.harness.server import (
     serving_at_once,
 )
 from tests.unit.another_user import NOBODY, as_another_user
-from tests.unit.test_api import make_certificate
 
 JOURNALS = Path(__file__).parent / "journals"
 TMP = Path(tempfile.gettempdir())
@@ -51,9 +51,9 @@ def no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Return a certificate for 127.0.0.1, which is its own CA, and its key."""
-    return make_certificate(tmp_path_factory.mktemp("certificate"))
+def private_ca(tmp_path_factory: pytest.TempPathFactory) -> tuple[ssl.SSLContext, Path]:
+    """Return what a server on 127.0.0.1 serves with, and its CA."""
+    return make_private_ca(tmp_path_factory.mktemp("ca"))
 
 
 def doctor(*, as_json: bool = False, **changed: Any) -> tuple[int, list[str]]:  # noqa: ANN401 - any setting
@@ -230,9 +230,10 @@ def test_response_of_an_address_is_described_as_what_it_is(
     assert any(shown.startswith(f"FAIL orchestrator: {line}") for shown in lines), lines
 
 
-def test_problem_of_tls_is_a_response_too_with_advice(certificate: tuple[Path, Path]) -> None:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(*certificate)
+def test_problem_of_tls_is_a_response_too_with_advice(
+    private_ca: tuple[ssl.SSLContext, Path],
+) -> None:
+    context, ca = private_ca
     lines: list[str] = []
 
     async def examine_at_servers() -> None:
@@ -240,7 +241,7 @@ def test_problem_of_tls_is_a_response_too_with_advice(certificate: tuple[Path, P
             at_other_name = server.url.replace("127.0.0.1", "localhost")
             for url, ca_file in (
                 (server.url, None),
-                (at_other_name, certificate[0]),
+                (at_other_name, ca),
                 (f"https://127.0.0.1:{port}", None),
             ):
                 settings = replace(SETTINGS, orchestrator_url=url, ca_file=ca_file)
@@ -248,7 +249,7 @@ def test_problem_of_tls_is_a_response_too_with_advice(certificate: tuple[Path, P
 
     anyio.run(examine_at_servers)
     unknown, other, plain = (line for line in lines if line.startswith("FAIL orchestrator: "))
-    assert " answers, and its TLS certificate is not trusted: self" in unknown
+    assert " answers, and its TLS certificate is not trusted: " in unknown
     assert unknown.endswith("; give the CA by --ca-file")
     assert other.endswith("; give the name in the certificate as --orchestrator-url")
     assert " answers, but not with TLS (TLS failed: WRONG_VERSION_NUMBER); check" in plain

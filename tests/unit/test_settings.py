@@ -14,6 +14,7 @@ from runner.redaction import Secret
 from runner.settings import (
     Settings,
     check_ca_file,
+    check_capabilities,
     check_cpus,
     check_env_file,
     check_gpus,
@@ -79,6 +80,10 @@ def parse_tag(pair: str) -> object:
     return parse_tags([pair])
 
 
+def check_capability(name: str) -> object:
+    return check_capabilities((name,))
+
+
 def check_home(path: str) -> object:
     return check_mountable(Path(path), "--victoria-home")
 
@@ -119,6 +124,8 @@ NO_SCHEME = URL + "it must begin with https://"
 NO_QUERY = "--orchestrator-url 'https://a.example/'…: leave out what follows ? or #"
 NAME = "--name {!r}: give 1 to 255 characters without line breaks"
 TAG = "--tag {!r}: give it as KEY=VALUE"
+LONG_TAG = "--tag {!r}: give a key and a value of at most 255 characters"
+CAPABILITY = "--capability {!r}: give at most 255 characters without line breaks"
 BAD_IMAGE = "--container-image {!r}: it is not an image name; give it as REGISTRY/NAME:TAG"
 POLICY = "--container-image {}: no --allow-image pattern matches it"
 MEMORY = "--memory {!r}: give a number with k, m or g, such as 8g"
@@ -140,6 +147,13 @@ UNUSABLE: list[tuple[Check, str, list[str]]] = [
     (check_name, NAME, ["", "  ", "\t", "a\nb", "a\x00b", "a\x7f"]),
     (check_name, NAME.format("n" * 60), ["n" * 256]),
     (parse_tag, TAG, ["env", "", "=prod", " =prod", "env=a\nb", "e\x00=v"]),
+    (parse_tag, LONG_TAG.format("k" * 60), ["k" * 256 + "="]),
+    (parse_tag, LONG_TAG.format("k=" + "v" * 58), ["k=" + "v" * 256]),
+    (check_capability, CAPABILITY, ["a\nb", "c\x7f"]),
+    (check_capability, CAPABILITY.format("c" * 60), ["c" * 256]),
+    (check_name, "--name {!r}: it is not UTF-8 text", ["n\udcff"]),
+    (parse_tag, "--tag {!r}: it is not UTF-8 text", ["k=\udcff", "\udcff="]),
+    (check_capability, "--capability {!r}: it is not UTF-8 text", ["\udcff"]),
     (check_image, BAD_IMAGE, ["", "--privileged", "-v", "two words", "a\nb", "bild-ü"]),
     (check_policy, POLICY, ["ghcr.io/evil/victoria", "evil/ghcr.io/e/x", "GHCR.IO/elcanotek/x"]),
     (check_memory, MEMORY, ["lots", "-1g", "0", "0G", "8 gigs", "", "8g -v"]),
@@ -172,6 +186,9 @@ def test_secret_in_a_url_is_refused_and_not_repeated(scheme: str, rest: str) -> 
 def test_tags_become_a_mapping_and_each_key_is_given_once() -> None:
     assert parse_tags(()) == {}
     assert parse_tags(("env=prod", "gpu=", "note=a=b")) == {"env": "prod", "gpu": "", "note": "a=b"}
+    texts = [f"t{number}" for number in range(101)]
+    assert "101 times: give at most 100" in refusal(parse_tags, [f"{text}=" for text in texts])
+    assert "101 times: give at most 100" in refusal(check_capabilities, texts)
     expected = "cannot use --tag 'env=dev': the key 'env' is given twice"
     assert refusal(parse_tags, ("env=prod", "env=dev")) == expected
 
