@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -18,6 +19,7 @@ from runner.api.client import TASK_KEY, OrchestratorClient
 from runner.engine.base import LABEL_RUNNER, ROOTFUL, ContainerSpec, Engine
 from runner.engine.cli import find_engine
 from runner.engine.probe import METADATA_ADDRESS, NoShell, describe, probe_rights
+from runner.env_file import engine_format, read_env_file
 from runner.errors import (
     EXIT_CONFIGURATION,
     EXIT_OK,
@@ -77,6 +79,7 @@ async def examine(
     checks = [
         journal.check,
         *[check async for check in _check_engine(settings, runs=runs)],
+        *_check_env_file(settings),
         _check_home(settings),
         _check_folder("--state-dir", settings.state_dir, settings.min_free_disk),
         *[check async for check in _check_orchestrator(settings)],
@@ -147,20 +150,24 @@ async def _check_container(settings: Settings, engine: Engine) -> AsyncIterator[
         arguments=(),
         # What a killed doctor leaves is an orphan, which the runner removes.
         labels={} if runner_id is None else {LABEL_RUNNER: runner_id},
-        env_files=() if settings.env_file is None else (settings.env_file,),
         volumes={home.resolve(): CONTAINER_HOME} if _is_folder(home) else {},
         limits=settings.limits,
         hardening=settings.hardening,
         run_args=settings.run_args,
     )
     try:
+        variables = read_env_file(settings.env_file).variables
         await engine.fetch_image(settings.container_image, settings.pull)
-        rights = await probe_rights(engine, spec, CONTAINER_HOME, _PROBE_FILE)
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8") as file:
+            file.write(engine_format(variables))
+            file.flush()
+            spec = replace(spec, env_files=(Path(file.name),))
+            rights = await probe_rights(engine, spec, CONTAINER_HOME, _PROBE_FILE)
     except NoShell as error:
         sentence = f"{error}: what a container really has cannot be seen"
         yield Check("container", sentence, is_warning=True)
         return
-    except EngineError as error:
+    except (ConfigurationError, EngineError) as error:
         yield Check("container", str(error), error.exit_code)
         return
     finally:
@@ -208,6 +215,20 @@ async def _check_image(settings: Settings, engine: Engine) -> Check:
     except EngineError as error:
         return Check("image", str(error), error.exit_code)
     return Check("image", f"{image} is here")
+
+
+def _check_env_file(settings: Settings) -> Iterator[Check]:
+    path = settings.env_file
+    if path is None:
+        return
+    try:
+        env_file = read_env_file(path)
+    except ConfigurationError as error:
+        yield Check("--env-file", str(error), error.exit_code)
+        return
+    yield Check("--env-file", f"{path} sets {len(env_file.variables)} variables")
+    for sentence in env_file.warnings:
+        yield Check("--env-file", f"{path}: {sentence}", is_warning=True)
 
 
 def _check_home(settings: Settings) -> Check:

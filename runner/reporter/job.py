@@ -22,7 +22,7 @@ from runner.crush.sessions import (
 )
 from runner.errors import ConfigurationError, RunnerError, Unavailable
 from runner.model import Identity, is_task_id
-from runner.redaction import SECRETS_VARIABLE, Secret
+from runner.redaction import Secret, secrets_in
 from runner.timing import ReporterTimings
 
 DEFAULT_HOME = "/workspace/Victoria"
@@ -90,11 +90,7 @@ def job_in(variables: Mapping[str, str], processes: Path = _PROCESSES) -> Job:
         home=Path(variables.get("VICTORIA_HOME") or DEFAULT_HOME),
         started_at=_started_at(processes),
         prompt=_prompt(processes),
-        named_secrets=tuple(
-            Secret(variables[name])
-            for name in variables.get(SECRETS_VARIABLE, "").split()
-            if name in variables
-        ),
+        named_secrets=tuple(secrets_in(variables)),
     )
 
 

@@ -21,6 +21,7 @@ import anyio.to_thread
 from runner.crush.log import digest_of
 from runner.crush.sessions import SessionQuery, prompt_digest, session_mark, session_of_task
 from runner.engine.base import KEY_VARIABLE, SIGNALLED, Container, Phase
+from runner.env_file import readable_values
 from runner.errors import EngineError, RunnerError
 from runner.log import fields, log_retry
 from runner.model import EndReason, Outcome, Report, Task, TaskStatus, log_body
@@ -31,6 +32,7 @@ from runner.redaction import (
     plain_text,
     redact,
     redact_output,
+    secrets_in,
 )
 from runner.state_dir import cid_file
 from runner.tasks.context import RunnerContext, TaskContext
@@ -200,7 +202,10 @@ async def _secrets_of(task: TaskContext, container: Container | None) -> list[st
     if container is not None:
         # The task, or the node, may have another key by now.
         keys.append(Secret(container.variables.get(KEY_VARIABLE, "")))
-    return known_secrets(settings.registration_token, *keys, env_file=settings.env_file)
+        # So may the env file.
+        keys += secrets_in(container.variables)
+    keys += map(Secret, readable_values(settings.env_file))
+    return known_secrets(settings.registration_token, *keys)
 
 
 def _may_have_run(task: Task, outcome: Outcome, container: Container | None) -> bool:
