@@ -23,6 +23,7 @@ from click.core import ParameterSource
 from runner import __version__, settings
 from runner.api.address import check_orchestrator_url
 from runner.engine.cli import NO_RUNTIME, find_engine
+from runner.env_file import check_env_file
 from runner.errors import EXIT_DEFECT, NoContainerRuntime, RunnerError
 from runner.log import is_journal, print_error, printable, set_up_logging
 from runner.model import Hardening, HomeMode, Limits, PromptAs, PullPolicy
@@ -127,8 +128,8 @@ _OPTIONS = [
     ),
     _option(
         "--env-file",
-        _Path("file", settings.check_env_file),
-        "Container variables: NAME=VALUE lines.",
+        _Path("file"),
+        "Container variables: NAME=VALUE lines, quotes and comments as in a .env file.",
     ),
     _option(
         "--container-runtime",
@@ -294,6 +295,8 @@ def _settings(ctx: click.Context, *, to_run: bool) -> Settings:
     params["limits"] = Limits(params.pop("memory"), params.pop("cpus"), params.pop("gpus"))
     settings.check_image_policy(params["container_image"], params["allow_images"])
     if to_run:
+        if params["env_file"] is not None:
+            params["env_file"] = check_env_file(params["env_file"])
         home = settings.check_mountable(_victoria_home(ctx), "--victoria-home")
         params["victoria_home"] = settings.make_folder(home, "--victoria-home")
         params["state_dir"] = settings.make_folder(params["state_dir"], "--state-dir")

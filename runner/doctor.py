@@ -8,10 +8,11 @@ import pwd
 import re
 import socket
 import ssl
+import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -24,6 +25,7 @@ from runner.engine.base import LABEL_RUNNER, ROOTFUL, ContainerSpec, Engine
 from runner.engine.cli import CliEngine, find_engine
 from runner.engine.probe import METADATA_ADDRESS, describe, probe_rights
 from runner.engine.script import NoShell
+from runner.env_file import engine_format, read_env_file
 from runner.errors import (
     EXIT_CONFIGURATION,
     EXIT_OK,
@@ -95,6 +97,7 @@ async def examine(
         journal.check,
         check_user(settings),
         *[check async for check in _check_engine(settings, runs=runs)],
+        *_check_env_file(settings),
         _check_home(settings),
         _check_folder("--state-dir", settings.state_dir, settings.min_free_disk),
         *[check async for check in _check_orchestrator(settings, journal.registration)],
@@ -221,20 +224,24 @@ async def _check_container(settings: Settings, engine: Engine) -> AsyncIterator[
         arguments=(),
         # What a killed doctor leaves is an orphan, which the runner removes.
         labels={} if runner_id is None else {LABEL_RUNNER: runner_id},
-        env_files=() if settings.env_file is None else (settings.env_file,),
         volumes={home.resolve(): CONTAINER_HOME} if _is_folder(home) else {},
         limits=settings.limits,
         hardening=settings.hardening,
         run_args=settings.run_args,
     )
     try:
+        variables = read_env_file(settings.env_file).variables
         await engine.fetch_image(settings.container_image, settings.pull)
-        rights = await probe_rights(engine, spec, CONTAINER_HOME, _PROBE_FILE)
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8") as file:
+            file.write(engine_format(variables))
+            file.flush()
+            spec = replace(spec, env_files=(Path(file.name),))
+            rights = await probe_rights(engine, spec, CONTAINER_HOME, _PROBE_FILE)
     except NoShell as error:
         sentence = f"{error}: what a container really has cannot be seen"
         yield Check("container", sentence, is_warning=True)
         return
-    except EngineError as error:
+    except (ConfigurationError, EngineError) as error:
         yield Check("container", str(error), error.exit_code)
         return
     finally:
@@ -294,6 +301,20 @@ async def _check_image(settings: Settings, engine: CliEngine) -> Check:
         return Check("image", sentence, error.exit_code)
     sentence = f"{image} is {place}; whether its registry has it is known when it is fetched"
     return Check("image", sentence, is_warning=True)
+
+
+def _check_env_file(settings: Settings) -> Iterator[Check]:
+    path = settings.env_file
+    if path is None:
+        return
+    try:
+        env_file = read_env_file(path)
+    except ConfigurationError as error:
+        yield Check("--env-file", str(error), error.exit_code)
+        return
+    yield Check("--env-file", f"{path} sets {len(env_file.variables)} variables")
+    for sentence in env_file.warnings:
+        yield Check("--env-file", f"{path}: {sentence}", is_warning=True)
 
 
 def _check_home(settings: Settings) -> Check:

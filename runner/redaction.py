@@ -5,8 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from urllib.parse import unquote
 
 MASK = "***"
@@ -54,18 +53,6 @@ def encoded_forms(secrets: Iterable[str]) -> tuple[str, ...]:
 def _escaped(text: str) -> tuple[str, str, str]:
     plain = json.dumps(text, ensure_ascii=False)[1:-1]
     return json.dumps(text)[1:-1], plain, plain.translate(_ESCAPED_BY_GO)
-
-
-def variables_in(env_file: Path | None) -> Iterator[tuple[str, str]]:
-    """Yield the names and values in a container's env file; none if it cannot be read."""
-    try:
-        lines = env_file.read_text(encoding="utf-8").split("\n") if env_file else []
-    except (OSError, UnicodeDecodeError):
-        lines = []
-    for line in lines:
-        if not line.lstrip().startswith("#"):
-            name, _, value = line.partition("=")
-            yield name.strip(), value.strip()
 
 
 class Secret:
@@ -126,11 +113,15 @@ def _last_state(line: str) -> str:
     return "".join(shown)
 
 
-def known_secrets(*known: Secret, env_file: Path | None) -> list[str]:
-    """Return the texts to redact: the known secrets and the values in the container's env file."""
-    texts = {secret.reveal() for secret in known}
-    for _, value in variables_in(env_file):
-        texts |= {value, value.strip("\"'")}
+def secrets_in(variables: Mapping[str, str]) -> list[Secret]:
+    """Return the values in a container's environment that the runner named as secrets."""
+    names = variables.get(SECRETS_VARIABLE, "").split()
+    return [Secret(variables[name]) for name in names if name in variables]
+
+
+def known_secrets(*known: Secret) -> list[str]:
+    """Return the texts to redact; a program may print a value without the blanks around it."""
+    texts = {text for secret in known for text in (secret.reveal(), secret.reveal().strip())}
     return [text for text in texts if is_redactable(text)]
 
 

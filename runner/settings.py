@@ -29,7 +29,6 @@ MAX_NAME_CHARS = 255
 """Of a name, a capability, a tag's key and its value: as the reference orchestrator takes them."""
 MAX_TAGS = 100
 """And as many capabilities."""
-_ENV_NAME = re.compile(r"[^\s=#\ufeff][^\s=]*")
 _SIZE = re.compile(r"(\d+)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
 _NO_CONTROL_CHARACTERS = re.compile(r"[^\x00-\x1f\x7f]*")
 _HEADER_SAFE = re.compile(r"[\x21-\x7e]+")
@@ -231,30 +230,6 @@ def read_token_file(path: Path) -> Secret:
             f"cannot read --registration-token-file {path}: {_reason(error)}"
         ) from error
     return parse_token(text, str(path))
-
-
-def check_env_file(path: Path) -> Path:
-    """Return the absolute path of a file that both engines read alike.
-
-    It has NAME=VALUE lines, and # before comments. A line that is neither is named by its number,
-    since its text may be a secret.
-    """
-    try:
-        text = path.read_bytes().decode()  # read_text would end a line at a bare \r
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"cannot read --env-file {path}: {_reason(error)}") from error
-    if "\x00" in text:
-        raise ConfigurationError(f"cannot use --env-file {path}: it has a NUL character in it")
-    for number, line in enumerate(text.split("\n"), start=1):
-        stripped = line.strip()
-        if not stripped or stripped.startswith("#"):
-            continue
-        name, equals, _ = stripped.partition("=")
-        if not equals or not _ENV_NAME.fullmatch(name) or "\r" in stripped:
-            raise ConfigurationError(
-                f"cannot use --env-file {path}: line {number} is not NAME=VALUE"
-            )
-    return path.resolve()
 
 
 def check_ca_file(path: Path) -> Path:

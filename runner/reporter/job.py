@@ -22,7 +22,7 @@ from runner.crush.sessions import (
 )
 from runner.errors import ConfigurationError, RunnerError, Unavailable
 from runner.model import Identity, is_task_id
-from runner.redaction import SECRETS_VARIABLE, Secret, proxy_secrets
+from runner.redaction import Secret, proxy_secrets, secrets_in
 from runner.timing import ReporterTimings
 
 DEFAULT_HOME = "/workspace/Victoria"
@@ -91,14 +91,7 @@ def job_in(variables: Mapping[str, str], processes: Path = _PROCESSES) -> Job:
         home=Path(variables.get("VICTORIA_HOME") or DEFAULT_HOME),
         started_at=_started_at(processes),
         prompt=_prompt(processes),
-        named_secrets=(
-            *(
-                Secret(variables[name])
-                for name in variables.get(SECRETS_VARIABLE, "").split()
-                if name in variables
-            ),
-            *proxy_secrets(variables),
-        ),
+        named_secrets=(*secrets_in(variables), *proxy_secrets(variables)),
     )
 
 

@@ -23,6 +23,7 @@ import anyio.to_thread
 from runner.crush.log import digest_of
 from runner.crush.sessions import SessionQuery, prompt_digest, session_mark, session_of_task
 from runner.engine.base import KEY_VARIABLE, SIGNALLED, Container, Engine, Phase
+from runner.env_file import readable_values
 from runner.errors import EngineError, RunnerError
 from runner.log import fields, log_retry
 from runner.model import EndReason, Outcome, Report, Task, TaskStatus, log_body
@@ -34,6 +35,7 @@ from runner.redaction import (
     proxy_secrets,
     redact,
     redact_output,
+    secrets_in,
 )
 from runner.state_dir import cid_file
 from runner.tasks.context import RunnerContext, TaskContext
@@ -202,10 +204,11 @@ async def _secrets_of(task: TaskContext, container: Container | None) -> list[st
     if assignment is not None and assignment.task_key is not None:
         keys.append(assignment.task_key)
     variables = {} if container is None else container.variables
-    # The task, or the node, may have another key by now.
-    keys.append(Secret(variables.get(KEY_VARIABLE, "")))
+    # The task, or the node, may have another key by now, and so may the env file.
+    keys += [Secret(variables.get(KEY_VARIABLE, "")), *secrets_in(variables)]
     keys += proxy_secrets(os.environ, variables)
-    return known_secrets(settings.registration_token, *keys, env_file=settings.env_file)
+    keys += map(Secret, readable_values(settings.env_file))
+    return known_secrets(settings.registration_token, *keys)
 
 
 def _may_have_run(task: Task, outcome: Outcome, container: Container | None) -> bool:

@@ -24,6 +24,7 @@ from runner.engine.base import (
     ContainerSpec,
     Phase,
 )
+from runner.env_file import engine_format, read_env_file
 from runner.errors import (
     ConfigurationError,
     EngineError,
@@ -36,8 +37,7 @@ from runner.errors import (
 from runner.handles import open_below, write_below
 from runner.log import fields
 from runner.model import EndReason, Identity, PromptAs, TaskState
-from runner.redaction import SECRETS_VARIABLE, is_redactable, variables_in
-from runner.settings import check_env_file
+from runner.redaction import SECRETS_VARIABLE, is_redactable
 from runner.state_dir import cid_file, env_file
 from runner.tasks.context import TaskContext
 from runner.tasks.prepare import fetch_image
@@ -229,7 +229,6 @@ def _container_was_created(task: TaskContext) -> bool:
 
 def _spec(task: TaskContext, identity: Identity) -> ContainerSpec:
     settings, assignment = task.runner.settings, task.assignment
-    env_files = (settings.env_file, env_file(settings.state_dir, task.task_id))
     home, own = settings.victoria_home, task_folder(settings.victoria_home, task.task_id)
     own_inside = folder_in_container(task.task_id)
     prompt: tuple[str, ...] = ()
@@ -251,7 +250,7 @@ def _spec(task: TaskContext, identity: Identity) -> ContainerSpec:
             LABEL_BOOT: task.runner.clock.boot_id,
             **({} if assignment.task_key is None else {LABEL_KEY: OWN_KEY}),
         },
-        env_files=tuple(path for path in env_files if path is not None),
+        env_files=(env_file(settings.state_dir, task.task_id),),
         # Of `tasks` a container sees its own folder alone, whichever home it has.
         volumes={home_of_task(home, task.task_id): CONTAINER_HOME, own: own_inside},
         read_only={own / "files": f"{own_inside}/files"} if assignment.files else {},
@@ -317,15 +316,18 @@ def _write_env_file(task: TaskContext, identity: Identity) -> None:
     if settings.prompt_as is PromptAs.FILE:
         variables["TASK_PROMPT_FILE"] = f"{folder_in_container(task.task_id)}/{_PROMPT_NAME}"
         _write_prompt(task)
-    # Shorter values are redacted nowhere.
-    secrets = [name for name, value in variables_in(settings.env_file) if is_redactable(value)]
-    if secrets:
-        variables[SECRETS_VARIABLE] = " ".join(secrets)
-    text = "".join(f"{name}={value}\n" for name, value in variables.items())
     path = env_file(settings.state_dir, task.task_id)
     try:
-        if settings.env_file is not None:
-            check_env_file(settings.env_file)
+        operators = read_env_file(settings.env_file).variables
+        # Shorter values are redacted nowhere.
+        secrets = [
+            name
+            for name, value in operators.items()
+            if name not in variables and is_redactable(value)
+        ]
+        if secrets:
+            variables[SECRETS_VARIABLE] = " ".join(secrets)
+        text = engine_format({**operators, **variables})
         path.unlink(missing_ok=True)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         with os.fdopen(os.open(path, flags, mode=0o600), "w", encoding="utf-8") as file:

@@ -396,13 +396,15 @@ async def test_zombie_does_not_pass_for_a_running_container() -> None:
         assert not processes.any_exists([process.pid], container_id)
 
 
-async def test_one_line_of_50_mb_is_bounded(real: Subject) -> None:
+async def test_one_line_of_50_mb_is_bounded_and_last_words_without_a_newline_follow_it(
+    real: Subject,
+) -> None:
     program = "import sys; [sys.stdout.write('x' * 1000000) for _ in range(50)]"
     container = await real.finish(
         "",
-        arguments=("-c", f"{program}; print(); print('the-end')"),
+        arguments=("-c", f"{program}; print(); print('the-end', end='')"),
         run_args=("--network", "host", "--entrypoint", "python3"),
     )
     output = await real.engine.last_output(real.name, 20)
-    assert (container.exit_code, output.endswith("the-end\n")) == (0, True)
+    assert (container.exit_code, output.endswith("x\nthe-end")) == (0, True)
     assert len(output) <= 1 << 20

@@ -101,7 +101,7 @@ async def test_known_secrets_are_redacted_in_the_last_lines(
     monkeypatch.setenv("FTP_PROXY", "http://svc:Sup3rSecret!@proxy")
     env_file = host.folder / "env"
     env_file.write_text(
-        'API_PASSWORD=hunter2-hunter2\nQUOTED="quoted-secret"\nHTTP_PROXY=svc:0ther-Secret@p\n'
+        'API_PASSWORD=hunter2-hunter2\nQUOTED="quoted-secret" # so\nHTTP_PROXY=svc:0ther-Secret@p\n'
     )
     shown = f"[env API_PASSWORD][env NODE_API_KEY][print-line {TOKEN}][print-line quoted-secret]"
     proxies = "[print-line Sup3rSecret!][print-line 0ther-Secret]"
@@ -127,12 +127,13 @@ async def test_output_that_cannot_be_read_does_not_lose_the_end(host: Host) -> N
 
 async def test_container_has_its_variables_by_a_file_that_is_gone_when_it_runs(host: Host) -> None:
     env_file = host.folder / "env"
-    env_file.write_text("JOB_ID=an intruder\n")
+    env_file.write_text("JOB_ID='an intruder'\n")
     prompt = "[env JOB_ID][env ORCHESTRATOR_URL][env TASK_FILES_DIR]"
     url = f"{host.orchestrator.url}/below"
     end = await host.finish_task(prompt, {"orchestrator_url": url}, env_file=env_file)
     variables = f"JOB_ID=t-1\nORCHESTRATOR_URL={url}\nTASK_FILES_DIR is not set"
     assert end["message"].partition("\n")[2] == variables
+    assert "VICTORIA_SECRETS" not in host.engine.variables[container_of("t-1")]
     assert not list((host.state_dir / "run").iterdir())
 
 

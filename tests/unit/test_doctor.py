@@ -79,6 +79,18 @@ def test_folder_that_may_not_be_entered_is_one_sentence() -> None:
         assert f"FAIL {option}: cannot write in {closed}: run as its owner" in output
 
 
+def test_env_file_is_checked(tmp_path: Path) -> None:
+    env_file = tmp_path / "env"
+    for text, line in (
+        ("A=1\nB='2' # so\n", f"ok   --env-file: {env_file} sets 2 variables"),
+        ("A=${HOME}\n", f"warn --env-file: {env_file}: line 1: ${{HOME}} is not set above it and"),
+        ("A\n", f"FAIL --env-file: cannot use --env-file {env_file}: line 1 is not NAME=VALUE"),
+    ):
+        env_file.write_text(text)
+        _, lines = doctor(env_file=env_file)
+        assert any(shown.startswith(line) for shown in lines)
+
+
 @pytest.mark.parametrize("name", ["tasks", ".crush"])
 def test_obstacle_in_the_home_is_found_and_left_in_place(tmp_path: Path, name: str) -> None:
     (tmp_path / name).touch()
