@@ -332,12 +332,23 @@ def _victoria_home(ctx: click.Context) -> Path:
 # Commands
 
 
+_MIN_HELP_WIDTH = 78
+"""So the longest word fits into its column: click cuts a longer one."""
+
+
 class _HelpFormatter(click.HelpFormatter):
-    """Wraps at spaces only: an image name cut at a hyphen can be neither found nor copied."""
+    """Wraps at spaces only: a name cut at a hyphen can be neither found nor copied."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.width = max(self.width, _MIN_HELP_WIDTH)
 
     def write_dl(self, rows: Iterable[tuple[str, str]], *args: Any, **kwargs: Any) -> None:
         unbreakable = [(term, text.replace("-", "\u2011")) for term, text in rows]
         super().write_dl(unbreakable, *args, **kwargs)
+
+    def write_text(self, text: str) -> None:
+        super().write_text(text.replace("-", "\u2011"))
 
     def getvalue(self) -> str:
         return super().getvalue().replace("\u2011", "-")
@@ -371,9 +382,6 @@ def command(ctx: click.Context, /, *, log_format: str, verbose: int, **_: Any) -
     set_up_logging(log_format, verbose)
     if ctx.invoked_subcommand is None:
         ctx.exit(_run(ctx))
-
-
-command.context_class = _Context
 
 
 @command.command()
@@ -478,6 +486,10 @@ def outbox_drop(
         # Not those that are parked meanwhile, which nobody has seen.
         ids = tuple(str(entry.row) for entry in parked)
     ctx.exit(anyio.run(partial(drop_reports, checked, ids, click.echo, as_json=as_json)))
+
+
+for _command in (command, *command.commands.values(), *outbox.commands.values()):
+    _command.context_class = _Context
 
 
 def _run(ctx: click.Context) -> int:

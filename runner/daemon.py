@@ -17,16 +17,17 @@ from functools import partial
 import anyio
 from anyio.abc import TaskGroup
 
+from runner import __version__
 from runner.api.client import OrchestratorClient
 from runner.engine.base import Engine, container_name
 from runner.engine.processes import end_leftover_starts
 from runner.errors import EXIT_OK, EXIT_TRY_AGAIN, ConfigurationError, JournalError
 from runner.journal.journal import open_journal, read_unfinished_tasks
-from runner.log import fields, log_retry
+from runner.log import fields
 from runner.loops.deliver import deliver
 from runner.loops.heartbeat import heartbeat, send_offline
 from runner.loops.housekeeping import adopt_or_remove_orphans, prune_closed_tasks
-from runner.loops.poll import PollResult, check_host, poll
+from runner.loops.poll import POLLING, PollResult, check_host, poll
 from runner.model import Task, TaskState
 from runner.node import Node, Problems, Slots, belongs_here, can_be_drained, find_conflict
 from runner.settings import Settings
@@ -47,6 +48,13 @@ from runner.timing import (
 )
 
 log = logging.getLogger(__name__)
+_REASONS = {
+    PollResult.TASK: "the task of --once has ended",
+    PollResult.HELD: "--once, and the orchestrator has no task for this node",
+    PollResult.NOTHING: "--once, and the orchestrator has no task for this node",
+    PollResult.FAILED: "--once, and no task could be requested",
+}
+"""Why `--once` exits."""
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
@@ -74,7 +82,7 @@ async def run(
         if set_aside is not None:
             log.error(set_aside)
         watchdog, changes = Watchdog(clock), ChangeSignal()
-        problems = Problems(changes, timings)
+        problems = Problems(changes, timings, clock)
         try:
             async with OrchestratorClient(
                 settings.orchestrator_url, settings.ca_file, timings, clock
@@ -125,9 +133,12 @@ class Daemon:
         self._notifier = notifier
         self._polling = anyio.CancelScope()
         self._exit_code: int | None = None
+        self._exit_reason = "the tasks of this orchestrator and engine have ended"
+        self._began_s = runner.clock.awake_s()
         self._interrupts = 0
         self._shown = ""
         """The status line that systemd has."""
+        self._reads = runner.failure_log("read the unfinished tasks")
 
     async def run(self) -> int:
         """Run from the recovery to the last heartbeat; return the exit code.
@@ -162,7 +173,12 @@ class Daemon:
         with anyio.CancelScope(shield=True):
             self._notifier.notify("STOPPING=1")
             await send_offline(self._runner)
-        return EXIT_OK if self._exit_code is None else self._exit_code
+        exit_code = EXIT_OK if self._exit_code is None else self._exit_code
+        ran_s = round(self._runner.clock.awake_s() - self._began_s)
+        level = logging.INFO if exit_code == EXIT_OK else logging.ERROR
+        facts = fields(exit_code=exit_code, ran_s=ran_s)
+        log.log(level, "exiting: %s", self._exit_reason, extra=facts)
+        return exit_code
 
     def _is_own(self, task: Task) -> bool:
         """Check the orchestrator and the engine; only an older version's journal holds others."""
@@ -181,10 +197,13 @@ class Daemon:
     def _begin(self, group: TaskGroup, tasks: list[Task]) -> None:
         """Recover the tasks, then start what needs neither the engine nor the orchestrator."""
         runner = self._runner
+        identity = runner.node.known_identity
         log.info(
             "starting",
             extra=fields(
+                version=__version__,
                 name=runner.settings.name,
+                node_id="none yet" if identity is None else identity.node_id,
                 orchestrator=runner.settings.orchestrator_url,
                 engine=runner.engine.kind,
                 tasks_in_journal=len(tasks),
@@ -218,8 +237,13 @@ class Daemon:
         if not await self._runner.node.is_registered():
             # The journal may have been lost; then a container has the identity.
             await orphans_adopted.wait()
-        group.start_soon(heartbeat, self._runner)
+        group.start_soon(self._beat)
         group.start_soon(deliver, self._runner)
+
+    async def _beat(self) -> None:
+        await heartbeat(self._runner)
+        # The registration is refused: an image that is being fetched is of no use.
+        self._polling.cancel()
 
     async def _poll(self, begin: Callable[[Task], None], orphans_adopted: anyio.Event) -> None:
         """Ask for work until draining begins, the registration is refused, or once is enough."""
@@ -229,11 +253,16 @@ class Daemon:
             # An orphan may need the slot that a new task would be given.
             await orphans_adopted.wait()
             result = await poll(self._runner, begin)
+        self._runner.node.outage.end_for(POLLING)
         refusal = self._runner.node.refusal
         if refusal is not None:
             self._exit_code = refusal.exit_code
-        elif result is PollResult.FAILED:
+            self._exit_reason = f"the registration was refused: {refusal}"
+            return
+        if result is PollResult.FAILED:
             self._exit_code = EXIT_TRY_AGAIN
+        if result is not None:
+            self._exit_reason = _REASONS[result]
 
     async def drain(self) -> None:
         """Wait for the running tasks, then for a while for their reports to be delivered."""
@@ -280,8 +309,9 @@ class Daemon:
         """Return this runner's unfinished tasks, once the journal can be read."""
         runner = self._runner
         policy = RetryPolicy.every(runner.timings.journal_retry_s)
-        attempts = Retry(runner.clock, policy, log_retry("cannot read the unfinished tasks"))
+        attempts = Retry(runner.clock, policy, self._reads.note)
         tasks = await retry(runner.journal.unfinished_tasks, JournalError, attempts)
+        self._reads.end()
         return [task for task in tasks if self._is_own(task)]
 
     async def _wait_for_change(self, seen: int) -> None:
@@ -293,7 +323,9 @@ class Daemon:
         """Act on signals, as the head of this file says."""
         async for number in signals:  # type: ignore[attr-defined]
             task_ids = self._runner.slots.task_ids
+            name = signal.Signals(number).name
             if number == signal.SIGTERM or self._interrupts > 1:
+                self._exit_reason = name
                 log.info(
                     "stopping; containers keep running for the next runner",
                     extra=fields(tasks_left_running=len(task_ids)),
@@ -304,14 +336,20 @@ class Daemon:
                 self._interrupts += 1
             # Not STOPPING=1: systemd would give a drain no longer than TimeoutStopSec.
             if self._interrupts > 1:
-                log.info("stopping the running tasks", extra=fields(tasks=len(task_ids)))
+                log.info(
+                    "stopping the running tasks; a third Ctrl-C leaves them to the next runner",
+                    extra=fields(tasks=len(task_ids)),
+                )
                 for task_id in task_ids:
                     self._runner.slots.cancel(task_id, "the operator")
             else:
+                advice = "; a second Ctrl-C stops them" if self._interrupts else ""
                 log.info(
-                    "draining: no new task is taken; exiting when the running ones have ended",
+                    "draining: no new task is taken; exiting when the running ones have ended%s",
+                    advice,
                     extra=fields(tasks=len(task_ids)),
                 )
+            self._exit_reason = f"drained after {name}"
             self._polling.cancel()
 
     async def _notify_when_registered(self) -> None:
@@ -321,13 +359,13 @@ class Daemon:
         orchestrator that is away must not fail or hold up `systemctl start`. If it is refused, the
         runner exits before, and the start fails.
         """
-        runner, outage = self._runner, self._runner.node.outage
+        runner, node = self._runner, self._runner.node
         ends_at_s = runner.clock.awake_s() + runner.timings.ready_timeout_s
-        while runner.node.known_identity is None and outage.sentence is None:
+        while node.known_identity is None and node.registration_error is None:
             left_s = ends_at_s - runner.clock.awake_s()
             if left_s <= 0:
                 break
-            await outage.changes.after_or(outage.changes.count, left_s, runner.clock)
+            await node.outage.changes.after_or(node.outage.changes.count, left_s, runner.clock)
         self._notifier.notify("READY=1")
 
     async def _show_status(self, changes: ChangeSignal) -> None:
@@ -347,7 +385,8 @@ class Daemon:
         if node.is_refused:
             reasons.append(f"the registration is refused: {node.refusal}")
         elif node.known_identity is None:
-            reasons.append("waiting to be registered")
+            why = "" if node.outage.sentence else node.registration_error
+            reasons.append(f"waiting to be registered{why and f': {why}'}")
         if node.outage.sentence is not None:
             reasons.append(node.outage.sentence)
         if runner.problems.parked_reports:

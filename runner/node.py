@@ -6,7 +6,6 @@ import logging
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -27,6 +26,7 @@ from runner.identity import IdentityFile
 from runner.journal.journal import Journal, read_unfinished_tasks
 from runner.log import fields
 from runner.model import Identity, Registration, Task, TaskState
+from runner.outage import FailureLog, Outage, Span
 from runner.redaction import Secret
 from runner.settings import Settings
 from runner.systemd import Watchdog
@@ -34,6 +34,7 @@ from runner.timing import (
     DEFAULT_TIMINGS,
     ChangeSignal,
     Clock,
+    HostClock,
     Retry,
     RetryPolicy,
     Timings,
@@ -79,7 +80,8 @@ class Node:
     ) -> None:
         self.refusal: RegistrationRefused | None = None
         """Why the orchestrator did not register this host; there is no further attempt."""
-        self.outage = Outage()
+        self.registration_error: str | None = None
+        """Why the registration has to be retried."""
         self._settings = settings
         self._orchestrator = orchestrator
         self._journal = journal
@@ -87,6 +89,9 @@ class Node:
         self._watchdog = watchdog
         self._problems = problems
         self._timings = timings
+        self.outage = Outage(clock)
+        """Whether the orchestrator is away, as all calls to it see it."""
+        self._failure_log = self.failure_log("register", is_vital=True)
         self._description = node_description(settings)
         self._file = IdentityFile(settings.state_dir)
         self._registration: Registration | None = None
@@ -107,6 +112,14 @@ class Node:
     def known_identity(self) -> Identity | None:
         """The present identity, without a request; None before a registration."""
         return None if self._registration is None else self._registration.identity
+
+    def failure_log(
+        self, what: str, ids: Mapping[str, object] | None = None, *, is_vital: bool = False
+    ) -> FailureLog:
+        """Return the log of a call to the orchestrator."""
+        return FailureLog(
+            what, self._clock, self._timings, ids, outage=self.outage, is_vital=is_vital
+        )
 
     @property
     def is_refused(self) -> bool:
@@ -305,7 +318,7 @@ class Node:
             # Needed only if the journal is lost: no reason to keep the node from its work.
             log.error(str(error))
         self._registration = registration
-        self.outage.note_response()
+        self.registration_error = None
         self.outage.changes.notify()
 
     async def _registered(self) -> Registration:
@@ -371,6 +384,7 @@ class Node:
             self._watchdog.suspend("register")
         if registration is None:
             return
+        self._failure_log.end()
         now = self._clock.wall_s()
         url = self._orchestrator.url
         await self._persist(lambda: self._journal.store_registration(registration, url, now))
@@ -432,25 +446,27 @@ class Node:
         self._watchdog.expect(
             "register", next_within_s=wait_s + self._timings.registration_timeout_s
         )
-        if wait_s:
-            self.outage.note_failure(error, self._clock.wall_s())
         status = error.status if isinstance(error, (Refused, Unavailable)) else None
-        is_refusal = isinstance(error, Refused)
-        if status in _NOT_ALLOWED and (is_refusal or _is_first_doubt(error)):
-            is_token = status == _UNAUTHORISED
-            log.error(INVALID_TOKEN if is_token else f"Registration failed - {error}")
-        if is_refusal and status in _NOT_ALLOWED:
-            return
-        if is_refusal or status in _ADVICE:
-            log.error("cannot register: %s; %s", error, _ADVICE.get(status or 0, _ASK))
+        is_not_allowed, level = status in _NOT_ALLOWED, logging.ERROR
+        refusal = INVALID_TOKEN if status == _UNAUTHORISED else f"Registration failed - {error}"
+        if is_not_allowed and _is_first_doubt(error):
+            log.error(refusal)
+        if is_not_allowed and isinstance(error, Refused):
+            sentence = refusal
+        elif isinstance(error, Refused) or status in _ADVICE:
+            sentence = f"cannot register: {error}; {_ADVICE.get(status or 0, _ASK)}"
         elif (
             isinstance(error, Unavailable)
             and status == _SERVICE_UNAVAILABLE
             and error.detail is not None
         ):
-            log.error(DISABLED)
+            sentence = DISABLED
         else:
-            log.warning("cannot register: %s", error)
+            sentence, level = f"cannot register: {error}", logging.WARNING
+        self._failure_log.note(error, wait_s, sentence, level)
+        if wait_s:
+            self.registration_error = sentence
+            self.outage.changes.notify()
 
 
 def _is_first_doubt(error: Exception) -> bool:
@@ -547,38 +563,6 @@ def os_type(os_release: Path = Path("/etc/os-release")) -> str:
     return "linux"
 
 
-class Outage:
-    """Since when calls to the orchestrator fail, and why. Not a problem of this host."""
-
-    def __init__(self) -> None:
-        self.changes = ChangeSignal()
-        """Notified when an outage begins, changes its cause or ends, and of a registration."""
-        self._error: str | None = None
-        self._began_at = 0.0
-
-    @property
-    def sentence(self) -> str | None:
-        """Since when, and why; None if there is no outage."""
-        if self._error is None:
-            return None
-        began_at = datetime.fromtimestamp(self._began_at, timezone.utc)
-        return f"outage of the orchestrator since {began_at:%Y-%m-%d %H:%M:%S} UTC: {self._error}"
-
-    def note_failure(self, error: Exception, wall_s: float) -> None:
-        """Note that a call failed."""
-        if self._error is None:
-            self._began_at = wall_s
-        if self._error != str(error):
-            self._error = str(error)
-            self.changes.notify()
-
-    def note_response(self) -> None:
-        """Note that a call succeeded."""
-        if self._error is not None:
-            self._error = None
-            self.changes.notify()
-
-
 class Problems:
     """What keeps new tasks away from this host: a sentence by the name of each problem."""
 
@@ -587,10 +571,17 @@ class Problems:
     HOME = "home"
     """The name of the problem that no folder of a task can be made in the Victoria home."""
 
-    def __init__(self, changes: ChangeSignal, timings: Timings = DEFAULT_TIMINGS) -> None:
+    def __init__(
+        self,
+        changes: ChangeSignal,
+        timings: Timings = DEFAULT_TIMINGS,
+        clock: Clock | None = None,
+    ) -> None:
         self._changes = changes
         self._timings = timings
+        self._clock = clock or HostClock()
         self._sentences: dict[str, str] = {}
+        self._spans: dict[str, Span] = {}
         self._refused_starts = 0
         self.parked_reports = 0
         """How many reports wait for an operator, as heartbeats and the status line have it."""
@@ -603,17 +594,25 @@ class Problems:
         return dict(self._sentences)
 
     def set(self, name: str, sentence: str) -> None:
-        """Note a problem and log it, once until it is over."""
+        """Note a problem and log it: once, and every ten minutes in which it is noted again."""
+        now_s = self._clock.awake_s()
         is_new = name not in self._sentences
-        self._sentences[name] = sentence
         if is_new:
-            log.error(sentence)
+            self._spans[name] = Span(now_s, self._clock.wall_s())
+        self._sentences[name] = sentence
+        span = self._spans[name]
+        span.failures += 1
+        if now_s - span.logged_at_s >= self._timings.outage_reminder_s:
+            span.logged_at_s = now_s
+            log.error("%s", sentence, extra={} if is_new else fields(**span.facts(now_s)))
+        if is_new:
             self._changes.notify()
 
     def clear(self, name: str) -> None:
         """Note that a problem is over."""
         if self._sentences.pop(name, None) is not None:
-            log.info("problem is over", extra=fields(problem=name))
+            facts = self._spans.pop(name).facts(self._clock.awake_s())
+            log.info("problem is over", extra=fields(problem=name, **facts))
             self._changes.notify()
 
     def note_parked(self, count: int) -> None:

@@ -11,6 +11,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from orchestrator.__main__ import main as orchestrator
 from runner import cli, errors, node
 from runner.api.client import OrchestratorClient
 from runner.engine.cli import NO_RUNTIME
@@ -106,6 +107,23 @@ def test_exit_codes_are_those_of_sysexits() -> None:
     assert errors.ConfigurationError.exit_code == 78
 
 
+@pytest.mark.parametrize("width", [40, 78, 80, 97, 200])
+def test_help_cuts_no_word(width: int) -> None:
+    programs: tuple[click.Group, ...] = (cli.command, orchestrator)
+    for program in programs:
+        for arguments in ([], *([name] for name in program.commands)):
+            command = program.commands[arguments[0]] if arguments else program
+            shown = CliRunner().invoke(program, [*arguments, "--help"], env={"COLUMNS": str(width)})
+            assert not re.search(r"\w-$", shown.output, re.MULTILINE), shown.output
+            words = set(re.split(r"[\s\[\]()]+", shown.output))
+            texts = " ".join(
+                f"{option.help} {option.default if isinstance(option.default, str) else ''}"
+                for option in command.params
+                if isinstance(option, click.Option)
+            )
+            assert set(re.split(r"[\s\[\]()]+", texts)) - words <= {""}
+
+
 @pytest.mark.parametrize("width", [80, 200])
 def test_help_cuts_no_image_name_and_shows_every_default_in_one_form(width: int) -> None:
     shown = CliRunner().invoke(cli.command, ["--help"], env={"COLUMNS": str(width)})
@@ -182,7 +200,7 @@ def test_troubleshooting_explains_the_sentences_that_people_will_search_for() ->
     refused = "Error polling for tasks: Connection refused"
     for sentence in (f"RuntimeError: {NO_RUNTIME}", node.INVALID_TOKEN, node.DISABLED, refused):
         assert f"```\n{sentence}\n```" in text
-    for source, literal in ((cli, "RuntimeError: "), (poll, "Error polling for tasks: %s")):
+    for source, literal in ((cli, "RuntimeError: "), (poll, "Error polling for tasks: {")):
         assert f'"{literal}' in Path(str(source.__file__)).read_text(encoding="utf-8")
 
 
