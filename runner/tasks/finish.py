@@ -21,7 +21,7 @@ import anyio.to_thread
 
 from runner.crush.log import digest_of
 from runner.crush.sessions import SessionQuery, prompt_digest, session_mark, session_of_task
-from runner.engine.base import KEY_VARIABLE, SIGNALLED, Container, Phase
+from runner.engine.base import KEY_VARIABLE, LABEL_IMAGE, SIGNALLED, Container, Phase
 from runner.errors import EngineError, RunnerError
 from runner.log import fields, log_retry
 from runner.model import EndReason, Outcome, Report, Task, TaskStatus, log_body
@@ -77,7 +77,9 @@ async def write_end(task: TaskContext, end: Outcome, container: Container | None
     has_run = _may_have_run(task.record, end, container)
     reports = [] if has_run else [final_report(task.task_id, end, now)]
     await task.persist(
-        lambda: task.runner.journal.end(task.task_id, end, reports, now, is_log_pending=has_run)
+        lambda: task.runner.journal.end(
+            task.task_id, end, reports, now, is_log_pending=has_run, image=_image_of(container)
+        )
     )
     task.runner.outbox.notify()
     log.info(
@@ -88,6 +90,13 @@ async def write_end(task: TaskContext, end: Outcome, container: Container | None
         await task.reload()
         until = anyio.current_time() + task.runner.timings.final_log_timeout_s
         await _report(task, container, await _reporter_state(task, until), until)
+
+
+def _image_of(container: Container | None) -> tuple[str, str] | None:
+    """Return the name and the id of a container's image; None where either is not known."""
+    if container is None or not container.image_id or LABEL_IMAGE not in container.labels:
+        return None
+    return container.labels[LABEL_IMAGE], container.image_id
 
 
 async def recover_report(task: TaskContext) -> None:

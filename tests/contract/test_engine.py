@@ -154,6 +154,27 @@ async def test_image_is_missing_where_it_cannot_or_must_not_be_fetched(subject: 
         await subject.engine.fetch_image(subject.image, policy)
 
 
+async def test_image_with_a_tag_or_a_container_is_not_removed(subject: Subject) -> None:
+    name = f"localhost/{subject.name}:1"
+    used, tagged, left = (
+        await subject.add_image(is_used=True),
+        await subject.add_image(name),
+        await subject.add_image(),
+    )
+    assert (await subject.look()).image_id == used
+    here = await subject.engine.images()
+    assert [here[image_id] for image_id in (used, tagged, left)] == [False, True, False]
+    all_of_them = (used, tagged, left, "0" * 64)
+    removed = [await subject.engine.remove_image(image_id) for image_id in all_of_them]
+    assert removed == [False, False, True, False]
+    here = await subject.engine.images()
+    assert [image_id in here for image_id in (used, tagged, left)] == [True, True, False]
+
+    await subject.engine.remove(subject.name)
+    assert await subject.engine.remove_image(used)
+    subject.remove_tag(name)
+
+
 @pytest.mark.parametrize(
     ("prompt", "exit_code"), [("", 143), ("[ignore-term]", 137)], ids=["heeds it", "ignores it"]
 )
