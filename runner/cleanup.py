@@ -1,4 +1,4 @@
-"""`python -m runner cleanup`: remove the containers and folders of finished tasks.
+"""`python -m runner cleanup`: remove old images, and containers and folders of finished tasks.
 
 It reads the journal and never writes it, so a runner may be active meanwhile.
 """
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from runner.engine.base import LABEL_RUNNER, ContainerSpec, Engine, container_name
 from runner.engine.cli import find_engine
+from runner.engine.images import old_images
 from runner.engine.script import run_script
 from runner.errors import (
     EXIT_OK,
@@ -97,6 +98,8 @@ async def _clean_up(settings: Settings, scope: Scope, echo: Callable[[str], None
     for name in sorted(set(labelled) - in_use):
         if engine is not None:
             succeeded &= await _remove_container(engine, name, runner_id, scope, echo)
+    if engine is not None:
+        succeeded &= await _remove_images(engine, settings, scope, echo)
     excluded_ids = open_ids | {name.removeprefix(container_name("")) for name in labelled}
     try:
         folders = TaskFolders(settings.victoria_home)
@@ -155,6 +158,27 @@ async def _remove_container(
         echo(f"cannot remove container {name}: {error}")
         return False
     echo(f"removed container {name}")
+    return True
+
+
+async def _remove_images(
+    engine: Engine, settings: Settings, scope: Scope, echo: Callable[[str], None]
+) -> bool:
+    """Remove the images that a tag has left behind, once this runner had run them."""
+    journal = Journal(settings.state_dir / JOURNAL_NAME, read_only=True)
+    try:
+        ran = await journal.images(settings.container_image, engine.kind)
+    finally:
+        journal.close_file()
+    try:
+        for image_id in await old_images(engine, ran):
+            if scope.dry_run:
+                echo(f"would remove image {image_id[:12]}, unless a container uses it")
+            elif await engine.remove_image(image_id):
+                echo(f"removed image {image_id[:12]}")
+    except EngineError as error:
+        echo(f"cannot remove old images: {error}")
+        return False
     return True
 
 

@@ -418,7 +418,7 @@ def doctor(ctx: click.Context, /, *, as_json: bool, runs: bool) -> None:
 @_option("--dry-run", bool, "Only print what would be removed.", is_flag=True)
 @click.pass_context
 def cleanup(ctx: click.Context, /, *, older_than: float, dry_run: bool) -> None:
-    """Remove containers and folders of finished tasks. A runner may be active."""
+    """Remove old images, and finished tasks' containers and folders. A runner may be active."""
     from runner.cleanup import Scope, clean_up  # noqa: PLC0415 - running need not load it
 
     checked = _settings(ctx, to_run=False)

@@ -139,5 +139,6 @@ def proxy_secrets(*environments: Mapping[str, str]) -> list[Secret]:
         if name.lower().endswith("_proxy") and password:
             header = base64.b64encode(unquote(credentials).encode()).decode()
             texts |= {password, unquote(password), header}
-            texts |= set() if is_redactable(password) else {address.rstrip("/")}
+            if not is_redactable(password):
+                texts.add(address.rstrip("/"))
     return [Secret(text) for text in sorted(texts)]

@@ -192,6 +192,8 @@ class Timings:
     """Before an orphan that never ran is removed: its task may be on its way."""
     orphan_retry_s: float = 60.0
     prune_interval_s: float = _DAY_S
+    image_check_interval_s: float = 600.0
+    """For old images that could not be removed, while the disk is near its reserve."""
     prune_after_s: float = 30 * _DAY_S
     """Until then a late offer of a closed task is recognised."""
 

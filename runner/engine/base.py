@@ -18,6 +18,8 @@ LABEL_RUNNER = "victoria-runner.runner-id"
 LABEL_ORCHESTRATOR = "victoria-runner.orchestrator-url"
 LABEL_TIMEOUT = "victoria-runner.timeout-s"
 LABEL_BOOT = "victoria-runner.boot-id"
+LABEL_IMAGE = "victoria-runner.image"
+"""The image as the operator named it: podman completes a name, and a tag may move."""
 LABEL_KEY = "victoria-runner.key"
 """Set to OWN_KEY on a container whose key is its task's and not the node's."""
 OWN_KEY = "task"
@@ -64,6 +66,12 @@ class Engine(Protocol):
     async def remove_stopped(self, name: str) -> None:
         """Remove the container; raise EngineError if it runs, and leave it running."""
 
+    async def images(self) -> dict[str, bool]:
+        """Return the ids of the images on this host, and whether each has a tag."""
+
+    async def remove_image(self, image_id: str) -> bool:
+        """Remove an image that has no tag and no container; return whether it was removed."""
+
     async def labelled(self, label: str, value: str) -> list[str]:
         """Return the names of all containers, running or not, that carry the label."""
 
@@ -104,6 +112,7 @@ class Container:
     out_of_memory: bool = False
     started_at: float | None = None
     finished_at: float | None = None
+    image_id: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     variables: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Its environment; there are secrets in it."""
@@ -143,6 +152,8 @@ class EngineFacts:
     """Whether its containers' process ids are another host's."""
     has_user_ids: bool = True
     """Whether a rootless engine has subordinate user ids to give to containers."""
+    storage: Path | None = None
+    """The folder in which it keeps images; None if that is not this host's."""
     can_limit_processes: bool = True
     """False where systemd does not delegate the cgroup controller `pids` to a rootless podman,
     which then starts no container with such a limit."""

@@ -44,6 +44,8 @@ from runner.timing import DEFAULT_TIMINGS, Timings
 
 log = logging.getLogger(__name__)
 
+_IN_USE = re.compile(r"in use by|being used by|has dependent child")
+"""Of an image: as podman 4.3 to 5.8 and docker 20.10 to 28 put it."""
 PODMAN_AS_DOCKER = (
     "cannot use docker: the program `docker` is podman here (podman-docker); "
     "use --container-runtime podman"
@@ -192,6 +194,28 @@ class CliEngine:
             "ps", "--all", "--filter", f"label={label}={value}", "--format", "{{.Names}}"
         )
         return result.output.split()
+
+    async def images(self) -> dict[str, bool]:
+        """Return the ids of the images on this host, and whether each has a tag."""
+        columns = ("--no-trunc", "--format", "{{.ID}} {{.Tag}}")
+        result = await self._check_call("images", *columns)
+        rows = [line.split() for line in result.output.splitlines()]
+        tagged = {row[0] for row in rows if row[1:] not in ([], ["<none>"])}
+        return {row[0].removeprefix("sha256:"): row[0] in tagged for row in rows if row}
+
+    async def remove_image(self, image_id: str) -> bool:
+        """Remove an image that has no tag and no container; return whether it was removed."""
+        tags = await self._call("image", "inspect", "--format", "{{json .RepoTags}}", image_id)
+        if tags.output.strip() not in {"[]", "null"}:
+            return False
+        timeout_s = self._timings.engine_run_timeout_s
+        # Without the flag its parents go too, which may be of somebody's builds.
+        result = await self._call("rmi", "--no-prune", image_id, timeout_s=timeout_s)
+        if "unknown flag" in result.errors:  # podman 3
+            result = await self._call("rmi", image_id, timeout_s=timeout_s)
+        if not result.ok and not _IN_USE.search(result.errors):
+            raise EngineError(f"cannot remove the image {image_id[:12]}: {result.error_text}")
+        return result.ok
 
     async def last_output(self, name: str, lines: int) -> str:
         """Return the last lines that the container wrote."""

@@ -333,7 +333,7 @@ class Journal(Database):
         return EndReason(row["stop_reason"])
 
     @transaction
-    def end(
+    def end(  # noqa: PLR0913 - what is known of an end
         self,
         task_id: str,
         outcome: Outcome,
@@ -341,8 +341,12 @@ class Journal(Database):
         now: float,
         *,
         is_log_pending: bool = False,
+        image: tuple[str, str] | None = None,
     ) -> None:
-        """Write the outcome with its reports, or that they wait for the log."""
+        """Write the outcome with its reports, or that they wait for the log.
+
+        `image` has the name under which its container's image was run, and the image's id.
+        """
         self._move(
             task_id,
             TaskState.ENDED,
@@ -352,7 +356,27 @@ class Journal(Database):
             ended_at=now,
             log_pending=is_log_pending,
         )
+        if image is not None:
+            self.connection.execute(
+                # What was there is replaced: the newest run has the highest id.
+                "INSERT OR REPLACE INTO images (name, image_id, engine)"
+                " SELECT ?, ?, engine FROM tasks WHERE task_id = ?",
+                (*image, task_id),
+            )
         self._post(task_id, reports, now)
+
+    @transaction
+    def images(self, name: str, engine: str) -> list[str]:
+        """Return the ids of the images that were run there under a name, newest run first."""
+        # Read-only, the journal may be one of an earlier version.
+        tables = self.connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'images'")
+        if tables.fetchone() is None:
+            return []
+        rows = self.connection.execute(
+            "SELECT image_id FROM images WHERE name = ? AND engine = ? ORDER BY id DESC",
+            (name, engine),
+        )
+        return [row["image_id"] for row in rows]
 
     @transaction
     def release(self, task_id: str, reports: Iterable[Report], now: float) -> None:

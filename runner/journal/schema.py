@@ -81,13 +81,21 @@ MIGRATIONS: tuple[str, ...] = (
     _PROMPT_DIGEST,
 )
 """Each brings the schema from its index to the next version, kept in `user_version`."""
-_INDICES = """
+ADDITIONS = """
 CREATE INDEX IF NOT EXISTS letters ON outbox
     (task_id, id, path, created_at, attempts, next_attempt_at, parked);
+CREATE TABLE IF NOT EXISTS images (
+    id INTEGER PRIMARY KEY,
+    name TEXT NOT NULL,
+    image_id TEXT NOT NULL,
+    engine TEXT NOT NULL,
+    UNIQUE (name, image_id, engine)
+);
 """
-"""All columns of an outbox entry but its body: a query over entries reads no body of 10 MB.
+"""An index of all columns of an outbox entry but its body: a query over entries reads no body of
+10 MB. And the images that tasks have run, by which old ones are removed.
 
-Not a migration: an earlier version works with an index that it does not know.
+Not a migration: an earlier version works with an index or a table that it does not know.
 """
 TASK_KEY_MARK = "task-key"
 """In `identities.node`, where a registration has its description: the key is one task's.
@@ -176,7 +184,7 @@ class Database:
             self.connection.executescript(
                 f"BEGIN; {script} PRAGMA user_version = {next_version}; COMMIT;"
             )
-        self.connection.executescript(_INDICES)
+        self.connection.executescript(ADDITIONS)
         self._check_tasks()
 
     def _check(self, version: int) -> None:

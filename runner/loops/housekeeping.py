@@ -1,9 +1,11 @@
-"""Orphaned containers are adopted or removed; tasks closed a month ago are pruned.
+"""Orphaned containers are adopted or removed; old images and closed tasks are removed.
 
 An orphan carries this runner's label and is not in its journal. One that has run is a task of a
 journal that was set aside: the task is written again, from the container's labels and variables
 and the identity file, and goes on as after a restart. An orphan that never ran, or lacks labels,
 is removed after five minutes, in case its task is on its way.
+
+Old images are those that a tag has left behind, where this runner's own journal has run them.
 
 Orphans: ends after one round. Pruning: ends only by being cancelled.
 """
@@ -16,6 +18,7 @@ from functools import partial
 from typing import TypeVar
 
 import anyio
+import anyio.to_thread
 
 from runner.engine.base import (
     KEY_VARIABLE,
@@ -31,7 +34,9 @@ from runner.engine.base import (
     Phase,
     container_name,
 )
+from runner.engine.images import old_images
 from runner.errors import EngineError, JournalError
+from runner.handles import free_disk
 from runner.log import fields
 from runner.model import Assignment, Identity, Task, TaskState, is_task_id
 from runner.redaction import Secret
@@ -40,6 +45,8 @@ from runner.timing import Retry, RetryPolicy, retry
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+_IMAGE_BYTES = 10 << 30
+"""So much a new image may take: with less than that above its reserve, a disk is near it."""
 
 
 async def adopt_or_remove_orphans(
@@ -159,6 +166,36 @@ def _task_of(container: Container, runner: RunnerContext) -> tuple[Task, Identit
         deadline_uptime_s=runner.clock.uptime_s() - max(0.0, now - started_at) + timeout_s,
     )
     return task, Identity(node_id, Secret(key), labels.get(LABEL_KEY) == OWN_KEY)
+
+
+async def remove_old_images(runner: RunnerContext) -> None:
+    """Remove old images if the disk that they are on is near its reserve; part of the poll loop."""
+    name, check, now = runner.settings.container_image, runner.image_check, runner.clock.uptime_s()
+    try:
+        if not await _is_near_reserve(runner):
+            return
+        ran = tuple(await runner.journal.images(name, runner.engine.kind))
+        if ran == check.ran and now < check.next_at_s:
+            return
+        check.ran, check.next_at_s = ran, now + runner.timings.image_check_interval_s
+        for image_id in await old_images(runner.engine, ran):
+            runner.watchdog.expect("poll", next_within_s=runner.timings.host_check_timeout_s)
+            if await runner.engine.remove_image(image_id):
+                log.info("old image removed", extra=fields(image=name, image_id=image_id[:12]))
+    except (EngineError, JournalError, OSError) as error:
+        log.warning("cannot remove old images: %s", error)
+
+
+async def _is_near_reserve(runner: RunnerContext) -> bool:
+    """Return whether a new image may not fit on the disk of the engine's images."""
+    check = runner.image_check
+    if not check.knows_storage:
+        check.storage = (await runner.engine.facts()).storage
+        check.knows_storage = True
+    if check.storage is None:
+        return False
+    free = await anyio.to_thread.run_sync(free_disk, check.storage)
+    return free < runner.settings.min_free_disk + _IMAGE_BYTES
 
 
 async def prune_closed_tasks(runner: RunnerContext) -> None:

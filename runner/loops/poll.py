@@ -30,6 +30,7 @@ from runner.errors import (
 )
 from runner.handles import free_disk
 from runner.log import fields
+from runner.loops.housekeeping import remove_old_images
 from runner.model import Identity, Task, TaskState
 from runner.outage import FailureLog
 from runner.tasks.context import RunnerContext
@@ -50,6 +51,9 @@ POLLING = "poll for tasks"
 async def can_take_work(runner: RunnerContext) -> bool:
     """Check whether a new task may be accepted now; what forbids it becomes a problem."""
     runner.watchdog.expect("poll", next_within_s=runner.timings.host_check_timeout_s)
+    if _ENGINE not in runner.problems.sentences:
+        # Before the disks are looked at: it may be images that have filled one.
+        await remove_old_images(runner)
     if not await _has_room(runner) or not await _has_usable_home(runner):
         return False
     problems = runner.problems.sentences
@@ -140,6 +144,7 @@ async def _may_start(runner: RunnerContext) -> bool:
     problems, settings = runner.problems, runner.settings
     if runner.clock.uptime_s() < problems.next_start_at_s:
         return False
+    await remove_old_images(runner)
     # An image may be large, and fetching it has a deadline of its own.
     runner.watchdog.suspend("poll")
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeVar
 
 import anyio
@@ -33,6 +34,19 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
+@dataclass
+class ImageCheck:
+    """Where the engine keeps images, and the last search for old ones."""
+
+    knows_storage: bool = False
+    storage: Path | None = None
+    """The engine's folder, once that is known; None if it is not this host's."""
+    ran: tuple[str, ...] = ()
+    """The ids of the images that had been run then."""
+    next_at_s: float = 0.0
+    """The uptime in seconds before which these are not searched again."""
+
+
 @dataclass(frozen=True)
 class RunnerContext:
     """The parts of the runner, one of each."""
@@ -53,6 +67,7 @@ class RunnerContext:
     timings: Timings
     runner_id: str
     """The label that distinguishes this runner's containers from another's on the same engine."""
+    image_check: ImageCheck = field(default_factory=ImageCheck)
     refused_urls: set[str] = field(default_factory=set)
     """What assignments named as orchestrator_url and no container was given; logged once each."""
     leftover_starts_ended: anyio.Event = field(default_factory=anyio.Event)

@@ -22,7 +22,7 @@ import anyio.to_thread
 
 from runner.crush.log import digest_of
 from runner.crush.sessions import SessionQuery, prompt_digest, session_mark, session_of_task
-from runner.engine.base import KEY_VARIABLE, SIGNALLED, Container, Engine, Phase
+from runner.engine.base import KEY_VARIABLE, LABEL_IMAGE, SIGNALLED, Container, Engine, Phase
 from runner.env_file import readable_values
 from runner.errors import EngineError, RunnerError
 from runner.log import fields
@@ -82,7 +82,9 @@ async def write_end(task: TaskContext, end: Outcome, container: Container | None
     has_run = _may_have_run(task.record, end, container)
     reports = [] if has_run else [final_report(task.task_id, end, now)]
     await task.persist(
-        lambda: task.runner.journal.end(task.task_id, end, reports, now, is_log_pending=has_run)
+        lambda: task.runner.journal.end(
+            task.task_id, end, reports, now, is_log_pending=has_run, image=_image_of(container)
+        )
     )
     task.runner.outbox.notify()
     _log_end(task.task_id, end, duration_of(container))
@@ -102,6 +104,13 @@ def _log_end(task_id: str, end: Outcome, duration_s: float | None) -> None:
         # The first line is the runner's own; the container's output follows it.
         ids["outcome"] = end.message.partition("\n")[0]
     log.info("task has ended", extra=fields(**ids))
+
+
+def _image_of(container: Container | None) -> tuple[str, str] | None:
+    """Return the name and the id of a container's image; None where either is not known."""
+    if container is None or not container.image_id or LABEL_IMAGE not in container.labels:
+        return None
+    return container.labels[LABEL_IMAGE], container.image_id
 
 
 async def recover_report(task: TaskContext) -> None:

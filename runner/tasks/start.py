@@ -13,6 +13,7 @@ from runner.api.address import url_to_hand_on
 from runner.engine.base import (
     KEY_VARIABLE,
     LABEL_BOOT,
+    LABEL_IMAGE,
     LABEL_KEY,
     LABEL_NODE,
     LABEL_ORCHESTRATOR,
@@ -248,6 +249,7 @@ def _spec(task: TaskContext, identity: Identity) -> ContainerSpec:
             LABEL_ORCHESTRATOR: task.record.orchestrator_url,
             LABEL_TIMEOUT: f"{assignment.timeout_s:g}",
             LABEL_BOOT: task.runner.clock.boot_id,
+            LABEL_IMAGE: settings.container_image,
             **({} if assignment.task_key is None else {LABEL_KEY: OWN_KEY}),
         },
         env_files=(env_file(settings.state_dir, task.task_id),),

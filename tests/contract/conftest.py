@@ -2,6 +2,8 @@
 
 import os
 import re
+import tarfile
+import tempfile
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
@@ -17,6 +19,7 @@ from runner.engine.cli import find_engine
 from runner.errors import NoSuchContainer
 from runner.timing import DEFAULT_TIMINGS
 from tests.engines import ADVICE, named_image, names_for_tests
+from tests.engines import Engine as Command
 from tests.harness.engine import FakeEngine
 from tests.harness.until import DEADLINE_S, until
 
@@ -66,6 +69,29 @@ class Subject:
         await self.start(prompt, **changes)
         await self.engine.wait(self.name)
         return await self.look()
+
+    async def add_image(self, tag: str | None = None, *, is_used: bool = False) -> str:
+        """Add an image, which may have a tag or a container; return its id."""
+        if isinstance(self.engine, FakeEngine):
+            self.engine.image_id = uuid.uuid4().hex
+            self.engine.image_tags[self.engine.image_id] = tag is not None
+            if is_used:
+                await self.start("")
+            return self.engine.image_id
+        command = Command(self.engine.kind)
+        with tempfile.NamedTemporaryFile(suffix=".tar") as file:
+            with tarfile.open(fileobj=file, mode="w") as archive:
+                archive.addfile(tarfile.TarInfo(uuid.uuid4().hex))
+            file.flush()
+            image_id = command.run("import", file.name, *([tag] if tag else [])).strip()
+        if is_used:
+            self.names.add(self.name)
+            command.run("create", "--name", self.name, image_id, "nothing")
+        return image_id.removeprefix("sha256:")
+
+    def remove_tag(self, tag: str) -> None:
+        if not isinstance(self.engine, FakeEngine):
+            Command(self.engine.kind).run("rmi", tag)
 
     async def is_gone(self) -> bool:
         return await self.engine.inspect(self.name) is None

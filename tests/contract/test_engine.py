@@ -182,6 +182,22 @@ async def test_image_is_missing_where_it_cannot_or_must_not_be_fetched(subject: 
         await subject.engine.fetch_image(subject.image, policy)
 
 
+async def test_image_with_a_tag_or_a_container_is_not_removed(subject: Subject) -> None:
+    name = f"localhost/{subject.name}:1"
+    used, tagged = await subject.add_image(is_used=True), await subject.add_image(name)
+    assert (await subject.look()).image_id == used
+    here = await subject.engine.images()
+    assert (here[used], here[tagged]) == (False, True)
+    for image_id in (used, tagged, "0" * 64):
+        assert not await subject.engine.remove_image(image_id)
+
+    await subject.engine.remove(subject.name)
+    assert await subject.engine.remove_image(used)
+    here = await subject.engine.images()
+    assert (used in here, tagged in here) == (False, True)
+    subject.remove_tag(name)
+
+
 @pytest.mark.parametrize(
     ("prompt", "exit_code"), [("", 143), ("[ignore-term]", 137)], ids=["heeds it", "ignores it"]
 )

@@ -60,6 +60,11 @@ NAMES_ITS_PROXY = """\
 echo "Error: invalid proxy address \\"$HTTPS_PROXY\\"" >&2
 exit 1
 """
+PRINTS_BINARY = """\
+#!/bin/sh
+printf 'Error: caf\\351\\n' >&2
+exit 1
+"""
 NO_TERMINAL = """\
 #!/bin/sh
 [ -t 0 ] || [ -t 1 ] || [ -t 2 ] || echo "Error: no terminal, input $(wc -c)" >&2
@@ -139,8 +144,9 @@ async def test_call_that_is_cancelled_is_ended_with_all_its_processes(script: Pa
         ("#!/nowhere/sh\n", EngineSilent, "No such file or directory"),
         (None, EngineSilent, "is not there"),
         (NO_TERMINAL, EngineError, "no terminal, input 0"),
+        (PRINTS_BINARY, EngineError, "caf\ufffd"),
     ],
-    ids=["killed in mid-call", "cannot be run", "went away", "has no terminal of ours"],
+    ids=["killed in mid-call", "cannot be run", "went away", "no terminal of ours", "no text"],
 )
 async def test_engine_whose_program_fails_is_an_error(
     script: Path, text: str | None, error: type[EngineError], message: str

@@ -180,6 +180,9 @@ class FakeEngine:
         """How often a container of each name was started; below, what it last had."""
         self.specs: dict[str, ContainerSpec] = {}
         self.variables: dict[str, dict[str, str]] = {}
+        self.image_id = "image-1"  # of the next containers
+        self.image_tags = {self.image_id: True}  # by id, whether an image has a tag
+        self.storage: Path | None = None
         self._stop_grace_s = stop_grace_s
         self._now = now
         self._containers: dict[str, _Container] = {}
@@ -230,7 +233,8 @@ class FakeEngine:
 
     async def facts(self) -> EngineFacts:
         await self._answer("facts")
-        return EngineFacts(version="5.0.0", is_rootless=True, cgroup_manager="systemd")
+        storage = self.storage
+        return EngineFacts("5.0.0", is_rootless=True, cgroup_manager="systemd", storage=storage)
 
     async def fetch_image(self, image: str, policy: PullPolicy) -> None:
         await self._answer("fetch_image")
@@ -247,7 +251,12 @@ class FakeEngine:
         variables = _read_variables(spec.env_files)
         container_id = uuid.uuid4().hex * 2
         state = Container(
-            container_id, spec.name, Phase.CREATED, labels=spec.labels, variables=variables
+            container_id,
+            spec.name,
+            Phase.CREATED,
+            image_id=self.image_id,
+            labels=spec.labels,
+            variables=variables,
         )
         container = self._containers[spec.name] = _Container(spec, state, self._now)
         if spec.cid_file is not None:
@@ -301,6 +310,23 @@ class FakeEngine:
             raise EngineError(f"cannot do podman rm: container {name} is running")
         if container is not None:
             self._containers.pop(container.spec.name)
+
+    def move_tag(self, image_id: str) -> None:
+        """Have the image's name mean another one from now on."""
+        self.image_tags |= {self.image_id: False, image_id: True}
+        self.image_id = image_id
+
+    async def images(self) -> dict[str, bool]:
+        await self._answer("images")
+        return dict(self.image_tags)
+
+    async def remove_image(self, image_id: str) -> bool:
+        await self._answer("remove_image")
+        in_use = {one.state.image_id for one in self._containers.values()}
+        is_removed = image_id not in in_use and self.image_tags.get(image_id) is False
+        if is_removed:
+            del self.image_tags[image_id]
+        return is_removed
 
     async def labelled(self, label: str, value: str) -> list[str]:
         await self._answer("labelled")

@@ -12,6 +12,7 @@ from tests.loops.steps import Log
 pytestmark = pytest.mark.anyio
 
 HOUR_S = 3600.0
+TAGS = {"site": "berlin"}
 INVALID = "Registration failed - invalid registration token"
 DISABLED = "Registration failed - orchestrator has registration disabled"
 DISABLED_503 = json_response({"detail": "registration is disabled"}, 503)
@@ -21,16 +22,23 @@ def refusal(status: int) -> Answer:
     return json_response({"detail": "no"}, status)
 
 
-async def test_node_registers_with_what_it_is(host: Host) -> None:
-    async with host.runner(tags={"site": "berlin"}, capabilities=("gpu",)):
+async def test_node_registers_once_with_what_it_is_and_then_needs_no_token(host: Host) -> None:
+    async with host.runner(tags=TAGS, capabilities=("gpu",)):
         await host.wait_for_calls(POLL)
     (call,) = host.orchestrator.called(REGISTER)
     assert call.request.headers["x-registration-token"] == TOKEN
     assert call.key is None
-    sent = {"name": "host-1", "tags": {"site": "berlin"}, "capabilities": ["gpu"]}
+    sent = {"name": "host-1", "tags": TAGS, "capabilities": ["gpu"]}
     assert call.body.items() >= sent.items()
     assert call.body["hostname"]
     assert call.body["os_type"]
+
+    host.orchestrator.always(REGISTER, refusal(401))
+    host.orchestrator.offer("t-1")
+    expired = Secret("expired")
+    async with host.runner(tags=TAGS, capabilities=("gpu",), registration_token=expired):
+        await host.wait_for_end()
+    assert host.orchestrator.count(REGISTER) == 1
 
 
 @pytest.mark.parametrize(

@@ -225,6 +225,17 @@ async def test_journal_with_keys_can_be_read_by_the_version_before(registered: J
     assert select(registered.path, "PRAGMA user_version") == [(5,)], "else it would be set aside"
 
 
+async def test_images_are_kept_by_name_and_engine_and_read_from_any_version(
+    running: Journal, path: Path
+) -> None:
+    await running.end("t-1", DONE, [], 30.0, image=("i:latest", "new"))
+    change(path, "INSERT INTO images VALUES (0, 'i:latest', 'old', 'podman'), (9, 'i', 'x', '')")
+    assert await running.images("i:latest", "podman") == ["new", "old"]
+    assert await running.images("i:latest", "docker") == []
+    change(path, "DROP TABLE images")
+    assert await running.images("i:latest", "podman") == [], "as in the version before"
+
+
 async def test_task_is_accepted_once(running: Journal) -> None:
     other = Assignment("t-1", "other", URL, 5)
     assert not await running.accept(other, FIRST, 21.0)

@@ -219,9 +219,15 @@ def anchors(document: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def test_each_attack_in_the_security_document_names_tests_that_are_there() -> None:
-    attacks = text_of("security.md").partition("## Attacks tried")[2].partition("\n## ")[0]
-    rows = [line for line in attacks.splitlines() if re.match(r"\| (?!Attack |---)", line)]
+@pytest.mark.parametrize(
+    ("document", "begin", "end"),
+    [("security.md", "## Attacks tried", "\n## "), ("field-reports.md", "# Field reports", "\0")],
+)
+def test_each_row_of_attacks_and_reports_names_tests_that_are_there(
+    document: str, begin: str, end: str
+) -> None:
+    text = text_of(document).partition(begin)[2].partition(end)[0]
+    rows = [line for line in text.splitlines() if re.match(r"\| (?!Attack |Report |---)", line)]
     assert rows
     for row in rows:
         names = re.findall(r"`([^`]+)`", row.rsplit(" | ", 1)[1])
