@@ -206,9 +206,12 @@ class Hold:
         self._short_until_s = self._clock.awake_s() + timings.long_poll_retry_s
         if self.seconds < self._shortest_s:
             self._shortest_s = self.seconds
+            length = (
+                f"holding them for {self.seconds:.0f} s" if self.seconds else "not holding them"
+            )
             log.warning(
-                "a proxy cuts off long polls after %.0f s (%s); asking for %.0f s from now on",
-                *(waited_s, error, self.seconds),
+                "a proxy cuts off long polls after %.0f s (%s); %s from now on",
+                *(waited_s, error, length),
             )
 
 
