@@ -192,9 +192,9 @@ class Hold:
             self._cuts = 0
             return False
         self._cuts += 1
-        is_long = self.seconds > self._timings.long_poll_s
-        # A connection that breaks once may be a restart of the orchestrator.
-        if is_long or self._cuts > 1 or getattr(error, "status", None) in _TIMEOUTS:
+        was_long = waited_s >= self._timings.long_poll_s
+        # A connection that breaks soon, and once, may be a restart of the orchestrator.
+        if was_long or self._cuts > 1 or getattr(error, "status", None) in _TIMEOUTS:
             self._shorten(error, waited_s)
         return True
 
