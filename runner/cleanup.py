@@ -69,7 +69,7 @@ async def clean_up(settings: Settings, scope: Scope, echo: Callable[[str], None]
     exit_code = await _clean_up(settings, scope, print_line)
     if not lines:
         echo(
-            "nothing to remove: no container of a finished task, and no folder of one that "
+            "nothing to remove: no container of a finished task, no old image, and no folder of a task that "
             f"finished more than {scope.older_than_days:g} days ago"
         )
     return exit_code
@@ -95,10 +95,9 @@ async def _clean_up(settings: Settings, scope: Scope, echo: Callable[[str], None
     open_ids, closed_at = await _tasks_in_journal(settings)
     in_use = {container_name(task_id) for task_id in open_ids}
     succeeded = engine is not None
-    for name in sorted(set(labelled) - in_use):
-        if engine is not None:
-            succeeded &= await _remove_container(engine, name, runner_id, scope, echo)
     if engine is not None:
+        for name in sorted(set(labelled) - in_use):
+            succeeded &= await _remove_container(engine, name, runner_id, scope, echo)
         succeeded &= await _remove_images(engine, settings, scope, echo)
     excluded_ids = open_ids | {name.removeprefix(container_name("")) for name in labelled}
     try:

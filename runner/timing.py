@@ -123,7 +123,7 @@ class Timings:
     """Once a poll was held for `long_poll_s`, until a proxy cuts one off: half as many requests."""
     long_poll_retry_s: float = 3600.0
     """Before polls are long again: it may have been a restart of the orchestrator."""
-    least_long_poll_s: float = 5.0
+    least_long_poll_s: float = 3.0
     """Where a proxy cuts polls off sooner, they are not held: so short, they would be a load."""
     shortest_long_poll_s: float = 1.0
     """A poll that returns earlier was not held: the next one waits for the poll interval."""

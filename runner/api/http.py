@@ -233,9 +233,10 @@ class _UnexplainedRefusals:
                 self._doubt(subject, error)
             self._since_s.pop(subject, None)
             raise
-        except Unavailable:
+        except Unavailable as error:
             # Something is being replaced: what refused before it may be gone after it.
-            self._since_s.pop(subject, None)
+            if error.status != httpx.codes.TOO_MANY_REQUESTS:
+                self._since_s.pop(subject, None)
             raise
         self._since_s.pop(subject, None)
 

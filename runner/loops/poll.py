@@ -201,9 +201,9 @@ class Hold:
             self._cuts = 0
             return False
         self._cuts += 1
-        is_long = self.seconds > self._timings.long_poll_s
-        # A connection that breaks once may be a restart of the orchestrator.
-        if is_long or self._cuts > 1 or getattr(error, "status", None) in _TIMEOUTS:
+        was_long = waited_s >= self._timings.long_poll_s
+        # A connection that breaks soon, and once, may be a restart of the orchestrator.
+        if was_long or self._cuts > 1 or getattr(error, "status", None) in _TIMEOUTS:
             self._shorten(error, waited_s)
         return True
 
@@ -215,9 +215,12 @@ class Hold:
         self._short_until_s = self._clock.awake_s() + timings.long_poll_retry_s
         if self.seconds < self._shortest_s:
             self._shortest_s = self.seconds
+            length = (
+                f"holding them for {self.seconds:.0f} s" if self.seconds else "not holding them"
+            )
             log.warning(
-                "a proxy cuts off long polls after %.0f s (%s); asking for %.0f s from now on",
-                *(waited_s, error, self.seconds),
+                "a proxy cuts off long polls after %.0f s (%s); %s from now on",
+                *(waited_s, error, length),
             )
 
 

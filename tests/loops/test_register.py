@@ -5,7 +5,7 @@ import pytest
 from runner.redaction import Secret
 from tests.harness.host import Host
 from tests.harness.orchestrator import POLL, REGISTER, SILENCE, TOKEN
-from tests.harness.server import Answer, json_response
+from tests.harness.server import Answer, http, json_response
 from tests.harness.until import until
 from tests.loops.steps import Log
 
@@ -134,9 +134,10 @@ async def test_registration_that_goes_wrong_is_logged_with_advice_and_retried(
     [
         (REGISTER, refusal(404), "cannot register: "),
         (REGISTER, SILENCE, "cannot register: "),
+        (REGISTER, http(401), INVALID),
         (POLL, SILENCE, "Error polling for tasks: "),
     ],
-    ids=["refusal", "silence", "silence at the poll"],
+    ids=["refusal", "silence", "401 without a reason", "silence at the poll"],
 )
 async def test_once_does_not_wait_for_an_orchestrator_that_is_away(
     host: Host, log: Log, path: str, failure: Answer, sentence: str

@@ -35,6 +35,7 @@ FAILURES = {
     "silent": (raw(), "Server disconnected"),
     "slow": (stalled(b""), "no answer"),
     "401": (json_response({"detail": "unknown key"}, 401), "HTTP 401: unknown key"),
+    "proxy": (http(401), "HTTP 401 without a reason, maybe from a proxy"),
     "busy": (json_response({"detail": "wait"}, 503, {"Retry-After": "3600"}), "HTTP 503: wait"),
     "nonsense": (http(200, b"<p>"), "its response is not JSON"),
 }

@@ -177,7 +177,7 @@ NETWORK_FAULTS = (
     *(Fault(Network.DELAY, seconds=seconds) for seconds in (0.3, 1.5)),
     *(Fault(Network.STATUS, status=status, retry_after="1") for status in (429, 503)),
     Fault(Network.STATUS, status=500),
-    *(Fault(Network.HTML, status=status) for status in (200, 502)),
+    *(Fault(Network.HTML, status=status) for status in (200, 401, 404, 502)),
     *(Fault(Network.HOLD_REQUEST), Fault(Network.HOLD_ANSWER)),
 )
 NETWORK_FAULT_SHARE = 0.09  # how many requests of the runner meet one of these, by chance

@@ -418,7 +418,10 @@ async def test_ten_minutes_are_those_of_one_task_and_begin_again_after_anything_
                 await client.claim(identity, "t-1", "starting", 0)
             with pytest.raises(Unexplained):
                 await api.call("claim", http(403))
-            await api.call("claim", json_response({}))
+            clock.move(601)
+            assert (await api.error("claim", http(429))).status == 429  # which says nothing of it
+            assert not isinstance(await api.error("claim", http(403)), Unavailable)
+            server.answer(json_response({}))
             await client.claim(identity, "t-2", "starting", 0)
 
 
