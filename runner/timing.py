@@ -276,6 +276,9 @@ class ReporterTimings:
     """An agent waits meanwhile."""
     session_id_timeout_s: float = 2.0
     """To find the agent's session; a report is sent without its id as well."""
+    lock_timeout_s: float = 5.0
+    """A change of the shared state takes milliseconds: who holds its lock for longer is stopped."""
+    lock_retry_s: float = 0.01
 
 
 DEFAULT_REPORTER_TIMINGS = ReporterTimings()

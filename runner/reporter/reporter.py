@@ -1,7 +1,8 @@
 """What the status reporter does for an agent: send its reports, submit its log, save its state.
 
 Whatever goes wrong becomes an answer with one sentence in it. A final status is saved before it is
-sent, so that it survives the end of the container at any moment.
+sent, so that it survives the end of the container at any moment. A task may have other reporters,
+such as those of an agent's sub-agents: what one of them has saved stays, and goes first.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from runner.api.client import OrchestratorClient
 from runner.crush.log import digest_of, hand_in_log
 from runner.crush.messages import to_valid_unicode
 from runner.crush.sessions import session_mark
-from runner.errors import RunnerError, Unauthorised, Unavailable
+from runner.errors import Refused, RunnerError, Unauthorised, Unavailable
 from runner.model import TaskStatus, log_body, status_body
 from runner.redaction import encoded_forms, plain_text, redact
 from runner.reporter.job import Job, JobSession
@@ -38,7 +39,7 @@ from runner.workspace.handover import (
     HandoverError,
     ReporterState,
     read_reporter_state,
-    write_reporter_state,
+    update_reporter_state,
 )
 
 log = logging.getLogger(__name__)
@@ -61,7 +62,10 @@ class Reporter:
         self._timings = timings
         self._clock = HostClock()
         self._lock = anyio.Lock()
-        self._state = _saved_state(job)
+        self._state = _saved_state(job, ReporterState())
+        """As this reporter last read or wrote it."""
+        self._kept: FinalStatus | None = None
+        """The final status that this reporter has saved and not sent."""
         self._session = JobSession(job, timings)
         self._secret_forms = encoded_forms(job.secrets)
 
@@ -97,6 +101,7 @@ class Reporter:
 
     async def job_info(self) -> ToolAnswer:
         """Return what the reporter knows of its job, without the key."""
+        self._state = await anyio.to_thread.run_sync(_saved_state, self._job, self._state)
         return {
             "job_id": self._job.task_id,
             "orchestrator_url": self._job.orchestrator_url,
@@ -127,19 +132,17 @@ class Reporter:
         session_id = await self._session.known_id()
         final = FinalStatus(status, message, session_id, is_sent=False)
         is_saved = status.is_final and await self._save_final(final)
-        body = status_body(self._job.task_id, status, message, time.time())
-        if progress is not None:
-            body["progress"] = progress
-        if session_id is not None:
-            body["crush_session_id"] = session_id
         try:
-            send = partial(self._orchestrator.send_status, self._job.identity, body)
-            standing = await self._send(send, deadline)
+            if status.is_final:
+                await self._send_kept_by_another(deadline)
+            standing = await self._send_status(final, progress, deadline)
         except RunnerError as error:
             later = "; it is kept, and delivered when this container has ended" if is_saved else ""
+            if status.is_final and (other := self._kept_by_another()):
+                later = f"; another reporter has reported {other.status.value!r}, which is kept"
             return _failure(f"cannot report {status.value!r}: {error}{later}")
         if status.is_final:
-            await self._save(replace(self._state, final=self._standing_final(final, standing)))
+            await self._save(partial(_with_standing, final=final, standing=standing))
         return {
             "sent": True,
             "job_id": self._job.task_id,
@@ -148,46 +151,90 @@ class Reporter:
             "reporter": session_mark(self._job.task_id),
         }
 
+    async def _send_status(
+        self, report: FinalStatus, progress: float | None, deadline: float
+    ) -> TaskStatus | None:
+        body = status_body(self._job.task_id, report.status, report.message, time.time())
+        if progress is not None:
+            body["progress"] = progress
+        if report.session_id is not None:
+            body["crush_session_id"] = report.session_id
+        send = partial(self._orchestrator.send_status, self._job.identity, body)
+        return await self._send(send, deadline)
+
     async def _save_final(self, final: FinalStatus) -> bool:
-        """Save a final status that is not sent yet, unless one was sent; return whether it did."""
-        if self._state.final is not None and self._state.final.is_sent:
+        """Save a final status that is not sent yet; return whether it did.
+
+        One that was sent, or that another reporter has saved, stays.
+        """
+
+        def keep(state: ReporterState) -> ReporterState:
+            is_free = state.final is None or state.final == self._kept
+            return replace(state, final=final) if is_free else state
+
+        is_written = await self._save(keep)
+        if self._state.final != final:
             return False
-        return await self._save(replace(self._state, final=final))
+        self._kept = final
+        return is_written
 
-    def _standing_final(self, final: FinalStatus, standing: TaskStatus | None) -> FinalStatus:
-        """Return the final status that the orchestrator has after it has answered `final`."""
-        if standing in {None, final.status, TaskStatus.CANCELLED}:
-            return replace(final, is_sent=True)
-        before = self._state.final
-        if before is not None and before.status == standing:
-            return before
-        return FinalStatus(standing, None, final.session_id, is_sent=True)
+    def _kept_by_another(self) -> FinalStatus | None:
+        final = self._state.final
+        return None if final is None or final.is_sent or final == self._kept else final
 
-    async def _save(self, state: ReporterState) -> bool:
-        self._state = state
-        write = partial(write_reporter_state, self._job.home, self._job.task_id, state)
+    async def _send_kept_by_another(self, deadline: float) -> None:
+        """Send the final status that another reporter has saved: the task's first end stands."""
+        kept = self._kept_by_another()
+        if kept is None:
+            return
         try:
-            await anyio.to_thread.run_sync(write)
+            report = replace(kept, message=self._prepare_message(kept.message))
+            standing = await self._send_status(report, None, deadline)
+        except Refused as error:
+            log.warning("cannot report what another reporter has kept: %s", error)
+        else:
+            await self._save(partial(_with_standing, final=kept, standing=standing))
+
+    async def _save(self, change: Callable[[ReporterState], ReporterState]) -> bool:
+        """Change the state for the runner; return whether it could be written."""
+        home, task_id = self._job.home, self._job.task_id
+        update = partial(
+            update_reporter_state, home, task_id, change, known=self._state, timings=self._timings
+        )
+        try:
+            self._state = await anyio.to_thread.run_sync(update)
         except OSError as error:
             log.error("cannot save the reporter's state for the runner: %s", error.strerror)
+            self._state = change(self._state)
             return False
         return True
 
     # Log
 
     async def _hand_in(self, session_id: str | None, deadline: float) -> ToolAnswer:
-        # If the log is not taken now, the runner must see that it is missing.
-        await self._save(replace(self._state, log_digest=None))
+        before: str | None = None
+
+        def forget_log(state: ReporterState) -> ReporterState:
+            nonlocal before
+            before = state.log_digest
+            return replace(state, log_digest=None)
+
         try:
             session = await self._session.read(session_id, deadline)
             digest = await anyio.to_thread.run_sync(digest_of, session)
             body = log_body(self._job.task_id, session)
             send = partial(hand_in_log, self._orchestrator, self._job.identity, body)
+            # If the log is not taken now, the runner must see that it is missing.
+            await self._save(forget_log)
             accepted = await self._send(send, deadline)
         except RunnerError as error:
+            if isinstance(error, Refused):
+                await self._save(
+                    lambda state: replace(state, log_digest=state.log_digest or before)
+                )
             return _failure(f"cannot submit the log: {error}")
         sent_id = str(session["id"])
-        await self._save(replace(self._state, log_digest=digest, log_session_id=sent_id))
+        await self._save(lambda state: replace(state, log_digest=digest, log_session_id=sent_id))
         messages = accepted["messages"]
         return {
             "sent": True,
@@ -223,13 +270,26 @@ class Reporter:
             raise failure from None
 
 
-def _saved_state(job: Job) -> ReporterState:
-    """Return the state that an earlier reporter of this task has saved."""
+def _saved_state(job: Job, otherwise: ReporterState) -> ReporterState:
+    """Return the state that reporters of this task have saved."""
     try:
         return read_reporter_state(job.home, job.task_id)
     except HandoverError as error:
         log.warning("%s", error)
-        return ReporterState()
+        return otherwise
+
+
+def _with_standing(
+    state: ReporterState, *, final: FinalStatus, standing: TaskStatus | None
+) -> ReporterState:
+    """Return the state with the final status that the orchestrator has after it took `final`."""
+    status = final.status if standing in {None, TaskStatus.CANCELLED} else standing
+    held = state.final
+    if held is not None and held.status == status and (held.is_sent or status != final.status):
+        return replace(state, final=replace(held, is_sent=True))
+    if status == final.status:
+        return replace(state, final=replace(final, is_sent=True))
+    return replace(state, final=FinalStatus(status, None, final.session_id, is_sent=True))
 
 
 def _conflict(status: TaskStatus, standing: TaskStatus | None) -> ToolAnswer:

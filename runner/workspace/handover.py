@@ -2,20 +2,25 @@
 
 The reporter writes it before and after it sends, the runner reads it when the container has exited.
 So a final status survives an outage of the orchestrator, and the runner does not contradict it.
+A task may have several reporters at once, such as one of each sub-agent: they share the file.
 Anything in the container may have written the file. That could send the same reports itself, since
 it has its task's key, so the content is checked and limited in size and needs no further trust.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from runner.errors import RunnerError
 from runner.handles import open_below, read_below, write_below
 from runner.model import TaskStatus
+from runner.timing import DEFAULT_REPORTER_TIMINGS, ReporterTimings
 
 MOST_MESSAGE_CHARS = 100_000
 _NAME = "reporter.json"
@@ -50,19 +55,50 @@ class ReporterState:
     final: FinalStatus | None = None
 
 
-def write_reporter_state(home: Path, task_id: str, state: ReporterState) -> None:
-    """Write the state into the task's folder, which is created if need be.
+def update_reporter_state(
+    home: Path,
+    task_id: str,
+    change: Callable[[ReporterState], ReporterState],
+    *,
+    known: ReporterState | None = None,
+    timings: ReporterTimings = DEFAULT_REPORTER_TIMINGS,
+) -> ReporterState:
+    """Change the state in the task's folder while no other reporter does; return the new one.
+
+    The folder is created if need be. `known` stands for a state that is missing or unreadable.
 
     Raises:
         OSError: it cannot be written.
     """
     folder = open_below(home, ("tasks", task_id), make=True)
     try:
+        # Closing the folder releases the lock, as does the end of this process, however it comes.
+        _lock(folder, timings)
+        try:
+            state = _read(folder)
+        except HandoverError:
+            state = None
+        state = change(state or known or ReporterState())
         content = json.dumps({"version": _VERSION, **asdict(state)}).encode()
         # The owner of the home is the host's user; this process may be root in a container.
         write_below(folder, _NAME, content, home.stat())
     finally:
         os.close(folder)
+    return state
+
+
+def _lock(folder: int, timings: ReporterTimings) -> None:
+    """Lock an open folder. Without a lock the worst is that one reporter's state is lost."""
+    gives_up_at_s = time.monotonic() + timings.lock_timeout_s
+    while time.monotonic() < gives_up_at_s:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(timings.lock_retry_s)
+        except OSError:
+            return  # a file system without locks, such as some networks have
+        else:
+            return
 
 
 def read_reporter_state(home: Path, task_id: str) -> ReporterState:
@@ -73,12 +109,22 @@ def read_reporter_state(home: Path, task_id: str) -> ReporterState:
     """
     try:
         folder = open_below(home, ("tasks", task_id), make=False)
-        try:
-            content = read_below(folder, _NAME, _MAX_BYTES)
-        finally:
-            os.close(folder)
     except FileNotFoundError:
         return ReporterState()
+    except OSError as error:
+        raise HandoverError(f"cannot read the reporter's state: {error.strerror}") from error
+    try:
+        return _read(folder) or ReporterState()
+    finally:
+        os.close(folder)
+
+
+def _read(folder: int) -> ReporterState | None:
+    """Return the state in an open folder; None if there is none."""
+    try:
+        content = read_below(folder, _NAME, _MAX_BYTES)
+    except FileNotFoundError:
+        return None
     except OSError as error:
         raise HandoverError(f"cannot read the reporter's state: {error.strerror}") from error
     try:

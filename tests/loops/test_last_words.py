@@ -12,7 +12,7 @@ from runner.crush.sessions import read_session
 from runner.errors import EngineSilent
 from runner.model import TaskStatus, log_body
 from runner.timing import DEFAULT_TIMINGS
-from runner.workspace.handover import FinalStatus, ReporterState, write_reporter_state
+from runner.workspace.handover import FinalStatus, ReporterState, update_reporter_state
 from tests.fakes.crush import Crush, text
 from tests.harness.host import Host, container_of
 from tests.harness.orchestrator import LOGS, STATUS
@@ -46,8 +46,12 @@ async def finish(
         return await host.wait_for_end()
 
 
+def save(host: Host, state: ReporterState) -> None:
+    update_reporter_state(host.home, "t-1", lambda _: state)
+
+
 def leave(host: Host, status: FinalStatus) -> None:
-    write_reporter_state(host.home, "t-1", ReporterState(final=status))
+    save(host, ReporterState(final=status))
 
 
 def logs(host: Host) -> list[dict[str, Any]]:
@@ -110,7 +114,7 @@ async def test_log_that_was_not_submitted_is_submitted_before_the_end(
 ) -> None:
     crush.say("s1", text("There are 12."))
     state = ReporterState(final=final)
-    end = await finish(host, "", lambda: write_reporter_state(host.home, "t-1", state))
+    end = await finish(host, "", lambda: save(host, state))
 
     session = await read_session(crush.path, "s1")
     assert session is not None
@@ -132,7 +136,7 @@ async def test_log_that_was_submitted_is_submitted_again_if_it_has_grown_before_
     state = ReporterState(digest_of(session), "s1", final)
     for message in later:
         crush.say("s1", text(message))
-    end = await finish(host, "", lambda: write_reporter_state(host.home, "t-1", state))
+    end = await finish(host, "", lambda: save(host, state))
     assert len(logs(host)) == count
     assert end["crush_session_id"] == "s1"
 

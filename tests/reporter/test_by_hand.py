@@ -10,9 +10,18 @@ from typing import Any
 
 import pytest
 
+from runner.model import TaskStatus
+from runner.workspace.handover import FinalStatus
+from tests.orchestrator.serving import wait_for
 from tests.reporter.conftest import COMMAND, ROOT, Held, Json
 
 DEADLINE_S = 90
+UNREACHABLE = "http://127.0.0.1:1"
+COMPLETE = (
+    '{"jsonrpc": "2.0", "id": 9, "method": "tools/call", "params": {"name": "report_complete",'
+    ' "arguments": {"message": "12", "submit_logs": false}}}'
+)
+"""A request whose response nobody reads."""
 
 
 class Typist:
@@ -56,17 +65,21 @@ class Typist:
         return answer
 
 
-@contextmanager
-def typing(variables: dict[str, str], *, is_heard: bool = True) -> Iterator[Typist]:
-    """Start a reporter; it must exit with 0 at the end of its input, all responses `is_heard`."""
-    with subprocess.Popen(
+def started(variables: dict[str, str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
         COMMAND,
         cwd=ROOT,
         env={**os.environ, **variables},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-    ) as process:
+    )
+
+
+@contextmanager
+def typing(variables: dict[str, str], *, is_heard: bool = True) -> Iterator[Typist]:
+    """Start a reporter; it must exit with 0 at the end of its input, all responses `is_heard`."""
+    with started(variables) as process:
         try:
             yield Typist(process)
             output, errors = process.communicate(timeout=DEADLINE_S)
@@ -111,9 +124,23 @@ def test_session_typed_by_hand_calls_every_tool_and_the_first_end_stands(held: H
 def test_report_is_sent_though_the_agent_goes_away_at_once(held: Held) -> None:
     with typing(held.variables, is_heard=False) as typist:
         typist.hello()
-        call = {"name": "report_complete", "arguments": {"message": "12", "submit_logs": False}}
-        typist.type(json.dumps({"jsonrpc": "2.0", "id": 9, "method": "tools/call", "params": call}))
+        typist.type(COMPLETE)
     assert (held.task["status"], held.task["result"]) == ("success", "12")
+
+
+def test_end_that_a_killed_reporter_has_kept_is_the_tasks_end(held: Held) -> None:
+    variables = {**held.variables, "ORCHESTRATOR_URL": UNREACHABLE}
+    with typing(held.variables) as other:
+        other.hello()
+        with started(variables) as killed:
+            typist = Typist(killed)
+            typist.hello()
+            typist.type(COMPLETE)
+            wait_for(lambda: held.state.final)
+            killed.kill()
+        other.call("report_complete", message="13", submit_logs=False)
+    assert (held.task["status"], held.task["result"]) == ("success", "12")
+    assert held.state.final == FinalStatus(TaskStatus.SUCCESS, "12", None, is_sent=True)
 
 
 STATUSES = "status must be one of running, analyzing, success, error, and is "
@@ -154,7 +181,7 @@ def nobody(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Return the variables of a task whose orchestrator must not get a request."""
     home = str(tmp_path_factory.mktemp("home"))
     task = {"JOB_ID": "t-1", "TASK_ID": "", "NODE_API_KEY": "a-key", "VICTORIA_HOME": home}
-    return {"ORCHESTRATOR_URL": "http://127.0.0.1:1", **task}
+    return {"ORCHESTRATOR_URL": UNREACHABLE, **task}
 
 
 @pytest.fixture(scope="module")

@@ -40,6 +40,7 @@ FAILURES = {
     "nonsense": (http(200, b"<p>"), "its response is not JSON"),
 }
 TAKEN = json_response({"task_id": TASK_ID, "status": "running"})
+SUCCEEDED = json_response({"task_id": TASK_ID, "status": "success"})
 ENDED = json_response({"task_id": TASK_ID, "status": "error"})
 TOO_LONG = json_response({"detail": "too long"}, 413)
 SERVER_FAILS = json_response({}, 503)
@@ -105,6 +106,52 @@ async def test_final_status_that_is_not_taken_is_kept_and_answered_within_half_a
     assert failure(answer).endswith("; it is kept, and delivered when this container has ended")
     final = FinalStatus(TaskStatus.SUCCESS, "12 sales", "s1", is_sent=False)
     assert scripted.state == ReporterState(final=final), "and no log is recorded as submitted"
+
+
+# Several reporters
+
+
+@pytest.mark.usefixtures("crush")
+async def test_two_reporters_leave_what_the_other_has_saved(scripted: Scripted) -> None:
+    async with scripted.reporting(TAKEN) as one, scripted.reporting(TAKEN) as other:
+        assert (await one.hand_in(None))["sent"] is True
+        submitted = scripted.state
+        await other.report("success", "12 sales", None)
+        assert failure(await one.hand_in("of nobody"))
+        final = FinalStatus(TaskStatus.SUCCESS, "12 sales", "s1", is_sent=True)
+        assert scripted.state == replace(submitted, final=final)
+        info = await one.job_info()
+        assert (info["logs_submitted"], info["final_status"]) == (True, "success")
+
+
+@pytest.mark.usefixtures("crush")
+async def test_log_counts_as_submitted_until_another_may_have_replaced_it(
+    scripted: Scripted,
+) -> None:
+    async with scripted.reporting(TAKEN) as one:
+        await one.hand_in(None)
+    async with scripted.reporting(TOO_LONG) as other:
+        assert failure(await other.hand_in(None))
+        assert scripted.state.log_digest is not None
+        scripted.server.answer(SERVER_FAILS)
+        assert failure(await other.hand_in(None))
+        assert scripted.state.log_digest is None
+
+
+async def test_end_that_another_reporter_has_kept_goes_first(scripted: Scripted) -> None:
+    kept = FinalStatus(TaskStatus.SUCCESS, "12", None, is_sent=False)
+    async with scripted.reporting(SERVER_FAILS) as reporter:
+        await reporter.report("success", "12", None)
+    async with scripted.reporting(SERVER_FAILS) as other:
+        later = failure(await other.report("error", "no", None))
+        assert later.endswith("; another reporter has reported 'success', which is kept")
+        assert scripted.state.final == kept
+        scripted.server.requests.clear()
+        scripted.server.answer(SUCCEEDED)
+        answer = await other.report("error", "no", None)
+    assert [body["status"] for body in scripted.bodies()] == ["success", "error"]
+    assert answer["task_status"] == "success"
+    assert scripted.state.final == replace(kept, is_sent=True)
 
 
 async def test_final_status_of_the_orchestrator_is_left_for_the_runner(scripted: Scripted) -> None:

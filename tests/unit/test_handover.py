@@ -1,8 +1,13 @@
 """The state that the reporter leaves is believed only if the reporter could have written it."""
 
+import fcntl
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +18,13 @@ from runner.workspace.handover import (
     HandoverError,
     ReporterState,
     read_reporter_state,
-    write_reporter_state,
+    update_reporter_state,
 )
+
+
+def write_reporter_state(home: Path, task_id: str, state: ReporterState) -> None:
+    update_reporter_state(home, task_id, lambda _: state)
+
 
 FINAL = {"status": "success", "message": "done", "session_id": "s1", "is_sent": False}
 
@@ -42,6 +52,39 @@ def test_state_that_a_root_writes_belongs_to_the_homes_owner(tmp_path: Path) -> 
     os.chown(tmp_path, 12345, 12345)
     write_reporter_state(tmp_path, "t-1", ReporterState())
     assert (tmp_path / "tasks" / "t-1" / "reporter.json").stat().st_uid == 12345
+
+
+def test_reporters_that_change_the_state_at_once_lose_no_change(tmp_path: Path) -> None:
+    def count(state: ReporterState) -> ReporterState:
+        return replace(state, log_session_id=str(int(state.log_session_id or 0) + 1))
+
+    def count_often(_: int) -> None:
+        for _ in range(10):
+            update_reporter_state(tmp_path, "t-1", count)
+
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        list(pool.map(count_often, range(4)))
+    assert read_reporter_state(tmp_path, "t-1").log_session_id == "40"
+
+
+def test_lock_of_a_reporter_that_is_killed_is_released(tmp_path: Path) -> None:
+    program = (
+        "import os, pathlib, sys, time\n"
+        "from runner.workspace.handover import update_reporter_state\n"
+        "update_reporter_state(pathlib.Path(sys.argv[1]), 't-1', lambda _: print(flush=True)"
+        " or time.sleep(1000))"
+    )
+    command = (sys.executable, "-c", program, str(tmp_path))
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout
+        holder.stdout.readline()
+        folder = os.open(tmp_path / "tasks" / "t-1", os.O_RDONLY)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        holder.kill()
+        holder.wait()
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(folder)
 
 
 def test_no_state_is_an_empty_one(tmp_path: Path, path: Path) -> None:
