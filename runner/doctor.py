@@ -38,6 +38,7 @@ from runner.model import OutboxEntry, PullPolicy, Registration, Task
 from runner.node import find_conflict, is_same_node, node_description, runtime_to_use
 from runner.settings import Settings
 from runner.state_dir import known_runner_id
+from runner.tasks.image import fetch_image_once
 from runner.workspace.download import CONTAINER_HOME
 from runner.workspace.home import Tidying, check_home
 
@@ -154,7 +155,7 @@ async def _check_container(settings: Settings, engine: Engine) -> AsyncIterator[
         run_args=settings.run_args,
     )
     try:
-        await engine.fetch_image(settings.container_image, settings.pull)
+        await fetch_image_once(engine, settings.container_image, settings.pull)
         rights = await probe_rights(engine, spec, CONTAINER_HOME, _PROBE_FILE)
     except NoShell as error:
         sentence = f"{error}: what a container really has cannot be seen"

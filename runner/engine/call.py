@@ -7,12 +7,15 @@ them any more.
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import re
 import signal
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import struct
+import termios
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -21,6 +24,7 @@ import anyio
 import anyio.to_thread
 import sh
 
+from runner.engine.progress import PullProgress
 from runner.errors import (
     EngineError,
     EngineSilent,
@@ -31,6 +35,8 @@ from runner.errors import (
 )
 
 _MAX_OUTPUT_BYTES = 1 << 20
+_TERMINAL_SIZE = (50, 200)
+"""Lines and columns."""
 _MAX_ARGUMENT_PAGES = 32  # MAX_ARG_STRLEN in linux/binfmts.h
 _ANY_EXIT_CODE = tuple(range(-64, 256))
 # As podman 4.3 to 5.8 and docker 20.10 to 28 put it; the first match counts.
@@ -46,6 +52,10 @@ _ERROR_TYPES: tuple[tuple[re.Pattern[str], type[EngineError]], ...] = (
     (re.compile(r"container not known"), HalfRemoved),
     (re.compile(r"container name \S+ is already in use"), NameInUse),
     (re.compile(r"image not known|no such image|unable to find image"), ImageMissing),
+)
+_LOGIN_REFUSED = re.compile(
+    r"unauthorized|authentication required|(?<!permission )denied|invalid username/password|"
+    r"no basic auth credentials|error getting credentials|40[13] \(?(?:unauthorized|forbidden)"
 )
 _NOISE = re.compile(r"time=\"\S+\" level=(?:debug|info|warning) |Usage: |(?:See|Run) '")
 _PREFIXES = ("docker: ", "Error: ", "Error response from daemon: ")
@@ -120,8 +130,37 @@ class Program:
         if not os.access(self._path, os.X_OK):
             raise EngineSilent(f"{what}: {self._path} is not there")
 
+    async def call_on_terminal(
+        self, arguments: Sequence[str], timeout_s: float, progress: PullProgress
+    ) -> CommandResult:
+        """Run the program as `call` does, with its output on a terminal that `progress` reads.
+
+        Engines show how much of an image has come on a terminal only.
+        """
+        what = f"cannot do {self._name} {arguments[0]}"
+        self._check(arguments, what)
+        failure: Exception | None = None
+        with _terminal(what) as (ours, theirs):
+            async with anyio.create_task_group() as group:
+                group.start_soon(_read_terminal, ours, progress)
+                try:
+                    process = await self._start(arguments, (theirs, theirs), None)
+                    await self._wait_for(process, timeout_s, 0.0, what)
+                except (OSError, sh.ForkException) as error:
+                    failure = EngineSilent(f"{what}: {error}")
+                except EngineError as error:
+                    failure = error
+                group.cancel_scope.cancel()
+            _take(ours, progress)
+        if failure is not None:
+            raise failure  # not from the group, which would wrap it
+        return CommandResult(process.exit_code, "", progress.text)
+
     async def _start(
-        self, arguments: Sequence[str], outputs: tuple[IO[bytes], IO[bytes]], folder: str | None
+        self,
+        arguments: Sequence[str],
+        outputs: tuple[IO[bytes] | int, IO[bytes] | int],
+        folder: str | None,
     ) -> sh.RunningCommand:
         """Start the program, shielded, so that no cancellation can lose the process."""
 
@@ -131,7 +170,6 @@ class Program:
                     *arguments,
                     _bg=True,
                     _bg_exc=False,
-                    _tty_out=False,
                     _new_group=True,
                     _in=nothing,
                     _out=outputs[0],
@@ -178,6 +216,36 @@ class Program:
                     await self._wait(process)
 
 
+@contextmanager
+def _terminal(what: str) -> Iterator[tuple[int, int]]:
+    """Yield both ends of a terminal, on whose lines the engines' bars have room."""
+    try:
+        ours, theirs = os.openpty()
+    except OSError as error:
+        raise EngineSilent(f"{what}: {error.strerror}") from error
+    try:
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", *_TERMINAL_SIZE, 0, 0))
+        os.set_blocking(ours, False)
+        yield ours, theirs
+    finally:
+        os.close(theirs)
+        os.close(ours)
+
+
+async def _read_terminal(descriptor: int, progress: PullProgress) -> None:
+    while True:
+        await anyio.wait_readable(descriptor)
+        _take(descriptor, progress)
+
+
+def _take(descriptor: int, progress: PullProgress) -> None:
+    """Read what there is; the terminal's other end is open, so that it has no end."""
+    with suppress(BlockingIOError):
+        while True:
+            content = os.read(descriptor, _MAX_OUTPUT_BYTES)
+            progress.feed(content.decode("utf-8", errors="replace"))
+
+
 def _memory_file() -> IO[bytes]:
     return os.fdopen(os.memfd_create("engine-output"), "w+b")
 
@@ -217,6 +285,11 @@ class CommandResult:
         for prefix in _PREFIXES:
             text = text.removeprefix(prefix)
         return text[:_MAX_ERROR_CHARS] or f"exit code {self.exit_code}"
+
+    @property
+    def refuses_login(self) -> bool:
+        """Whether a registry does not take the login, or the lack of one."""
+        return not self.ok and bool(_LOGIN_REFUSED.search(self.error_text.lower()))
 
     @property
     def error_type(self) -> type[EngineError]:

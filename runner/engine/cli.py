@@ -23,20 +23,23 @@ from runner.engine.inspect import (
     read_podman_facts,
     says_running,
 )
+from runner.engine.progress import PullProgress
 from runner.errors import (
     EngineError,
     EngineSilent,
     HalfRemoved,
     ImageMissing,
+    ImageUnchecked,
+    LoginRefused,
     NoContainerRuntime,
     NoSuchContainer,
 )
-from runner.log import fields
 from runner.model import PullPolicy
 from runner.timing import DEFAULT_TIMINGS, Timings
 
 log = logging.getLogger(__name__)
 
+LOG_IN = "run `%s login` for its registry as this user, see docs/day-two.md"
 PODMAN_AS_DOCKER = (
     "cannot use docker: the program `docker` is podman here (podman-docker); "
     "use --container-runtime podman"
@@ -79,7 +82,9 @@ class CliEngine:
             raise EngineError(f"cannot understand the output of `{self.kind} info`") from error
         return self._facts
 
-    async def fetch_image(self, image: str, policy: PullPolicy) -> None:
+    async def fetch_image(
+        self, image: str, policy: PullPolicy, progress: PullProgress | None = None
+    ) -> None:
         """Pull the image where the policy says so."""
         # podman names its own builds so; they are in no registry.
         is_local_build = self.kind == "podman" and image.startswith("localhost/")
@@ -91,17 +96,19 @@ class CliEngine:
                 f"cannot find the image {image} on this host, and it may not be pulled "
                 f"(--pull {policy.value})"
             )
-        result = await self._call("pull", "--quiet", image, timeout_s=self._timings.pull_timeout_s)
+        arguments, timeout_s = ("pull", image), self._timings.pull_timeout_s
+        result = await self._program.call_on_terminal(
+            arguments, timeout_s, progress or PullProgress()
+        )
         if result.ok:
             return
+        if result.error_type is EngineSilent:
+            raise EngineSilent(f"cannot do {self.kind} pull: {result.error_text}")
+        advice = f"; {LOG_IN % self.kind}" if result.refuses_login else ""
         if policy is PullPolicy.NEWER and await self._has_image(image):
-            log.warning(
-                "cannot check for a newer image, using the local one: %s",
-                result.error_text,
-                extra=fields(image=image),
-            )
-            return
-        raise ImageMissing(f"cannot fetch the image {image}: {result.error_text}")
+            error = LoginRefused if result.refuses_login else ImageUnchecked
+            raise error(f"cannot check for a newer image {image}: {result.error_text}{advice}")
+        raise ImageMissing(f"cannot fetch the image {image}: {result.error_text}{advice}")
 
     async def run(self, spec: ContainerSpec) -> str:
         """Start a container that outlives the runner and return its id."""

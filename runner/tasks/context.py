@@ -26,6 +26,7 @@ from runner.node import Node, Problems, Slots, persist
 from runner.settings import Settings
 from runner.state_dir import cid_file, read_cid_file
 from runner.systemd import Watchdog
+from runner.tasks.image import ImageFetcher
 from runner.timing import ChangeSignal, Clock, Retry, RetryPolicy, Timings, retry
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ class RunnerContext:
     settings: Settings
     clock: Clock
     engine: Engine
+    image: ImageFetcher
     orchestrator: OrchestratorClient
     journal: Journal
     node: Node

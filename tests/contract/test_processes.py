@@ -21,12 +21,14 @@ from runner.engine import processes
 from runner.engine.base import LABEL_ORCHESTRATOR, ContainerSpec, Phase
 from runner.engine.cli import CliEngine, find_engine
 from runner.engine.probe import NoShell, probe_rights
+from runner.engine.progress import PullProgress
 from runner.errors import EngineError, EngineSilent, ImageMissing, NoContainerRuntime
 from runner.model import Hardening, PullPolicy
 from runner.timing import HostClock, Timings
 from tests.contract.conftest import Subject, is_alive, own_children
 from tests.engines import Engine as Command
 from tests.harness.loop import HARNESS, running_loop
+from tests.harness.registry import serving_image
 from tests.harness.until import DEADLINE_S, until
 
 pytestmark = pytest.mark.anyio
@@ -165,6 +167,35 @@ async def test_podman_under_the_name_of_docker_is_told_as_what_it_is(script: Pat
     engine = CliEngine("docker", str(script), {"HOME": str(script.parent)})
     with pytest.raises(EngineError, match="use --container-runtime podman"):
         await engine.facts()
+
+
+async def test_pull_shows_how_much_has_come_and_what_is_cancelled_leaves_no_process(
+    real: Subject, tmp_path: Path
+) -> None:
+    with serving_image() as registry:
+        # docker takes this host's address without TLS by itself.
+        settings, image = tmp_path / "registries.conf", f"{registry.address}/x:1"
+        settings.write_text(f'[[registry]]\nlocation = "{registry.address}"\ninsecure = true\n')
+        environment = {**os.environ, "CONTAINERS_REGISTRIES_CONF": str(settings)}
+        engine = find_engine(real.engine.kind, environment)
+        before, progress = own_children(), PullProgress()
+
+        async def pull(progress: PullProgress) -> None:
+            await engine.fetch_image(image, PullPolicy.NEWER, progress)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(pull, PullProgress())
+            await until(lambda: own_children() > before)
+            group.cancel_scope.cancel()
+        assert own_children() <= before
+        try:
+            async with anyio.create_task_group() as group:
+                group.start_soon(pull, progress)
+                await until(lambda: progress.summary.endswith(" of 3.0 MiB"))
+                registry.go.set()
+            assert progress.summary == "3.0 of 3.0 MiB"
+        finally:
+            Command(real.engine.kind).run("rmi", image)
 
 
 async def test_every_call_to_a_daemon_that_is_not_there_is_silence(docker: Subject) -> None:
