@@ -57,7 +57,7 @@ async def clean_up(settings: Settings, scope: Scope, echo: Callable[[str], None]
         )
     engine: Engine | None
     try:
-        engine = find_engine(await runtime_to_use(settings))
+        engine = find_engine(await runtime_to_use(settings), inherited=settings.engine_env)
         labelled = await engine.labelled(LABEL_RUNNER, runner_id)
     except (EngineError, NoContainerRuntime) as error:
         echo(f"containers are left alone: {error}")

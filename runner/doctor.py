@@ -99,7 +99,7 @@ async def examine(
 
 async def _check_engine(settings: Settings, *, runs: bool) -> AsyncIterator[Check]:
     try:
-        engine = find_engine(await runtime_to_use(settings))
+        engine = find_engine(await runtime_to_use(settings), inherited=settings.engine_env)
         facts = await engine.facts()
     except (NoContainerRuntime, EngineError) as error:
         yield Check("engine", str(error), error.exit_code)

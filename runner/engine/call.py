@@ -14,7 +14,7 @@ import re
 import signal
 import struct
 import termios
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -300,12 +300,12 @@ class CommandResult:
         return next((error for pattern, error in _ERROR_TYPES if pattern.search(text)), EngineError)
 
 
-def engine_environment(ours: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that the engine inherits; no secret: conmon keeps them."""
+def engine_environment(ours: Mapping[str, str], inherited: Collection[str] = ()) -> dict[str, str]:
+    """Return the variables that the engine inherits; no secret of ours: conmon keeps them."""
     chosen = {
         name: value
         for name, value in ours.items()
-        if name in _VARIABLE_NAMES or name.startswith(_NAME_PREFIXES)
+        if name in _VARIABLE_NAMES or name in inherited or name.startswith(_NAME_PREFIXES)
     }
     runtime_dir = Path(f"/run/user/{os.getuid()}")
     if os.getuid() != 0 and runtime_dir.is_dir():

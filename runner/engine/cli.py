@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -333,13 +333,16 @@ def find_engine(
     runtime: str,
     environment: Mapping[str, str] | None = None,
     timings: Timings = DEFAULT_TIMINGS,
+    inherited: Collection[str] = (),
 ) -> CliEngine:
     """Return the engine on PATH: podman or docker; for `auto` the first of them that is there.
+
+    It gets the variables named in `inherited`, beside those that it always gets.
 
     Raises:
         NoContainerRuntime: it is not there.
     """
-    chosen = engine_environment(os.environ if environment is None else environment)
+    chosen = engine_environment(os.environ if environment is None else environment, inherited)
     for kind in ("podman", "docker") if runtime == "auto" else (runtime,):
         path = shutil.which(kind, path=chosen.get("PATH"))
         if path is not None:

@@ -273,11 +273,14 @@ async def test_no_call_has_a_secret_in_its_arguments_or_variables_or_is_logged(
     proxy = {"HTTPS_PROXY": "http://proxy.example:3128"}
     hidden = {"VICTORIA_RUNNER_REGISTRATION_TOKEN": TOKEN, "NOTIFY_SOCKET": "/run/systemd/notify"}
     spec = ContainerSpec(name="n", image="i", arguments=("the-prompt",), env_files=(env_file,))
-    assert await find_engine("podman", {**paths, **proxy, **hidden}).run(spec) == "c0ffee"
+    helper = {"AWS_PROFILE": "runner", "AWS_SESSION_TOKEN": TOKEN}
+    environment = {**paths, **proxy, **hidden, **helper}
+    engine = find_engine("podman", environment, inherited=("AWS_PROFILE", "NOT_SET"))
+    assert await engine.run(spec) == "c0ffee"
 
     calls = script.with_name("book").read_text()
     assert str(env_file) in calls
-    assert "HTTPS_PROXY=http://proxy.example:3128" in calls
+    assert {"HTTPS_PROXY=http://proxy.example:3128", "AWS_PROFILE=runner"} <= set(calls.split())
     assert not [secret for secret in (KEY, TOKEN, "NOTIFY_SOCKET") if secret in calls]
     assert "the-prompt" not in caplog.text
 
