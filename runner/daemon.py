@@ -201,7 +201,7 @@ class Daemon:
             )
             self._start_task(group, task)
         group.start_soon(prune_closed_tasks, runner)
-        group.start_soon(runner.image.check_when_asked)
+        group.start_soon(runner.image.check_on_request)
         group.start_soon(
             feed_watchdog, self._notifier, runner.watchdog, runner.clock, runner.timings
         )

@@ -212,11 +212,12 @@ class Timings:
     engine that is killed as it starts a container does not know afterwards that it ran."""
     pull_timeout_s: float = 3600.0
     """Images have gigabytes."""
-    pull_patience_s: float = 120.0
-    """For which a task waits for a newer image, if one is on this host; after the same time
-    without any progress, a pull is a problem of the host."""
+    newer_image_timeout_s: float = 120.0
+    """For which a task waits for a newer image if one is on this host already."""
+    pull_stall_timeout_s: float = 120.0
+    """After which a pull that receives nothing is a problem of the host; it is not ended."""
     pull_report_interval_s: float = 30.0
-    """How much of an image has come is logged so often."""
+    """How much of an image is downloaded is logged so often."""
     registry_retry_s: float = 300.0
     registry_retry_ceiling_s: float = 3600.0
     """Before a registry that failed is asked for a newer image again: one that limits its rate

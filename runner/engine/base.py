@@ -46,8 +46,8 @@ class Engine(Protocol):
     ) -> None:
         """Pull the image where the policy says so; raise ImageMissing if it is not here then.
 
-        With `newer`, raise ImageUnchecked if it is here and its registry cannot be asked. How much
-        has come is in `progress`, as far as the engine shows it.
+        With `newer`, raise ImageUnchecked if it is here and its registry cannot be asked.
+        `progress` has how much is downloaded, as far as the engine shows it.
         """
 
     async def run(self, spec: ContainerSpec) -> str:

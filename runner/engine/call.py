@@ -135,7 +135,7 @@ class Program:
     ) -> CommandResult:
         """Run the program as `call` does, with its output on a terminal that `progress` reads.
 
-        Engines show how much of an image has come on a terminal only.
+        Only there engines show how much of an image is downloaded.
         """
         what = f"cannot do {self._name} {arguments[0]}"
         self._check(arguments, what)

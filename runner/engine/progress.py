@@ -1,8 +1,8 @@
-"""How much of an image has come, as podman and docker show it on a terminal.
+"""How much of an image is downloaded, as podman and docker show it on a terminal.
 
 podman: `Copying blob 31e352740f53 [=>-----] 1.2MiB / 3.2MiB`, and `done` in place of the bytes.
 docker: `31e352740f53: Downloading [=>    ]  1.2MB/3.2MB`, then `Extracting` and `Pull complete`.
-Without a terminal podman names only the layers that it begins, and docker also those that it has.
+Without a terminal podman names only the layers that it begins, and docker only those that it ends.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _LAYER = re.compile(
     r"(?:Copying \w+ (?:sha256:)?|\b)(?P<layer>[0-9a-f]{12,64})(?P<state>[ :][^\r\n\x1b]*)"
 )
 _BYTES = re.compile(r"([\d.]+)\s?([kKMGT]?)(i?)[Bb]\s?/\s?([\d.]+)\s?([kKMGT]?)(i?)[Bb]")
-_HAS_COME = re.compile(r"\bdone\b|[Dd]ownload complete|Verifying|Extracting|Pull complete")
+_DOWNLOADED = re.compile(r"\bdone\b|[Dd]ownload complete|Verifying|Extracting|Pull complete")
 _SEQUENCE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[()][A-Z0-9]")
 _MAX_CHARS = 1 << 16
 
@@ -23,9 +23,9 @@ class PullProgress:
 
     def __init__(self) -> None:
         self.changes = 0
-        """How often a layer was shown in another state: it stands still while nothing comes."""
+        """How often a layer was shown in another state: constant while nothing is received."""
         self._layers: dict[str, tuple[float, float]] = {}
-        """By layer, the bytes that have come, and all that it has."""
+        """By layer, the bytes that are downloaded, and its size."""
         self._states: dict[str, str] = {}
         self._unread = ""
         self._shown = ""
@@ -41,12 +41,14 @@ class PullProgress:
         self._unread = text[whole:][-_MAX_CHARS:]
 
     def _note(self, layer: str, state: str) -> None:
-        if self._states.get(layer) == state:
-            return
-        self._states[layer] = state
-        self.changes += 1
         amounts = _BYTES.search(state)
-        if _HAS_COME.search(state):
+        # Without the speed, which podman goes on showing while nothing is received.
+        shown = state.partition("[")[0] + (amounts[0] if amounts else "")
+        if self._states.get(layer) == shown:
+            return
+        self._states[layer] = shown
+        self.changes += 1
+        if _DOWNLOADED.search(state):
             _, size = self._layers.get(layer, (0.0, 0.0))
             self._layers[layer] = size, size
         elif amounts is not None:
@@ -54,10 +56,10 @@ class PullProgress:
 
     @property
     def summary(self) -> str:
-        """How much has come, for people."""
-        come = sum(come for come, _ in self._layers.values())
-        size = sum(size for _, size in self._layers.values())
-        return f"{come / (1 << 20):.1f} of {size / (1 << 20):.1f} MiB" if size else "nothing yet"
+        """How much is downloaded, for people."""
+        done = sum(done for done, _ in self._layers.values()) / (1 << 20)
+        size = sum(size for _, size in self._layers.values()) / (1 << 20)
+        return f"{done:.1f} of {size:.1f} MiB" if size else "nothing yet"
 
     @property
     def text(self) -> str:

@@ -1,8 +1,8 @@
 """The image that tasks run in: fetched for whichever task needs it, and by one pull at a time.
 
-With `newer` and an image on this host, no task waits for a registry that hangs or limits its
-rate: after `pull_patience_s` it starts with the image that is here, while the pull goes on. After
-a failure the registry is asked again with backoff, and nobody waits for that until it answers.
+With `newer` and an image on this host, a registry that hangs or limits its rate does not hold up
+tasks: one waits for `newer_image_timeout_s` and starts with the image on this host, while the pull
+goes on. After a failure the registry is asked again with backoff, and no task waits for that.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class ImageFetcher:
         self._requests, self._ends = ChangeSignal(), ChangeSignal()
         self._is_checking = False
         self._is_late = False
-        """Whether the check under way has outlasted the patience."""
+        """Whether the check under way has outlasted the timeout of a task."""
         self._failures = 0
         self._next_check_at_s = 0.0
         """The uptime in seconds before which the registry is not asked again."""
@@ -74,19 +74,19 @@ class ImageFetcher:
             self._requests.notify()
         if self._failures or self._is_late:
             return
-        patience_s = self._timings.pull_patience_s
-        await self._ends.after_or(self._ends.count, patience_s, self._clock)
+        timeout_s = self._timings.newer_image_timeout_s
+        await self._ends.after_or(self._ends.count, timeout_s, self._clock)
         if self._is_checking and not self._is_late:
             self._is_late = True
             log.warning(
                 "the registry has not answered, or not sent all, within %.0f s: tasks use the "
                 "image on this host, and the pull goes on",
-                patience_s,
+                timeout_s,
                 extra=fields(image=self._image),
             )
 
-    async def check_when_asked(self) -> None:
-        """Ask the registry for a newer image when `fetch` wants it; ends by being cancelled."""
+    async def check_on_request(self) -> None:
+        """Check for a newer image whenever `fetch` requests it; ends by being cancelled."""
         seen = self._requests.count
         while True:
             await self._requests.after(seen)
@@ -107,8 +107,9 @@ class ImageFetcher:
         wait_s = RetryPolicy(first_s, first_s, ceiling_s).wait_s(self._failures)
         self._next_check_at_s = self._clock.uptime_s() + wait_s
         if isinstance(error, LoginRefused):
-            # It heals only by an operator, and until then this host runs an ever older image.
+            # Only an operator can help, and until then this host runs an ever older image.
             self._problems.set(_LOGIN, str(error))
+            return
         log.warning(
             "%s; tasks use the one on this host, and its registry is asked again in %.0f s",
             error,
@@ -117,9 +118,9 @@ class ImageFetcher:
         )
 
     async def _pull(self, *, is_here: bool = False) -> None:
-        """Call the engine; log how it gets on."""
+        """Call the engine, and log the progress."""
         progress = PullProgress()
-        report = _PullReport(self._image, progress, self._timings.pull_patience_s)
+        report = _PullReport(self._image, progress, self._timings.pull_stall_timeout_s)
         began_at_s = self._clock.awake_s()
         try:
             await watch_call(
@@ -136,32 +137,32 @@ class ImageFetcher:
 
 
 class _PullReport:
-    """Logs how a pull gets on."""
+    """Logs the progress of a pull."""
 
-    def __init__(self, image: str, progress: PullProgress, patience_s: float) -> None:
+    def __init__(self, image: str, progress: PullProgress, stall_timeout_s: float) -> None:
         self._image = image
         self._progress = progress
-        self._patience_s = patience_s
+        self._stall_timeout_s = stall_timeout_s
         self._changes, self._changed_at_s = 0, 0.0
 
     def write(self, elapsed_s: float, problems: Problems | None) -> None:
-        """Log how much has come; note a problem of the host if nothing has for too long."""
+        """Log how much is downloaded; note a problem of the host while nothing is received."""
         if self._progress.changes != self._changes:
             self._changes, self._changed_at_s = self._progress.changes, elapsed_s
-        received = self._progress.summary
+        downloaded = self._progress.summary
         log.info(
             "pulling the image",
-            extra=fields(image=self._image, elapsed_s=round(elapsed_s), received=received),
+            extra=fields(image=self._image, elapsed_s=round(elapsed_s), downloaded=downloaded),
         )
         if problems is None:
             return
-        if elapsed_s - self._changed_at_s < self._patience_s:
+        if elapsed_s - self._changed_at_s < self._stall_timeout_s:
             problems.clear(_PULL)
             return
         problems.set(
             _PULL,
-            f"cannot pull the image {self._image}: nothing has come from its registry for "
-            f"{self._patience_s:.0f} s; check the registry, and the network and proxy to it",
+            f"cannot pull the image {self._image}: nothing was received from its registry for "
+            f"{self._stall_timeout_s:.0f} s; check the registry, the network and the proxy",
         )
 
 
@@ -174,7 +175,7 @@ async def fetch_image_once(
         EngineError: it cannot be had.
     """
     may_be_cut = policy is PullPolicy.NEWER and await _is_here(engine, image)
-    with anyio.move_on_after(timings.pull_patience_s if may_be_cut else None):
+    with anyio.move_on_after(timings.newer_image_timeout_s if may_be_cut else None):
         with suppress(ImageUnchecked):
             await engine.fetch_image(image, policy)
 

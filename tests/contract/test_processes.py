@@ -146,7 +146,7 @@ async def test_engine_whose_program_fails_is_an_error(
 
 
 @pytest.mark.parametrize("policy", [PullPolicy.NEVER, PullPolicy.MISSING, PullPolicy.NEWER])
-async def test_engine_that_cannot_tell_whether_an_image_is_here_is_not_told_as_its_absence(
+async def test_failure_of_the_engine_is_not_reported_as_a_missing_image(
     script: Path, policy: PullPolicy
 ) -> None:
     with pytest.raises(EngineError, match="look for the image i: write /tmp/x: no space") as raised:
@@ -162,14 +162,14 @@ async def test_error_of_the_engine_is_read_where_no_file_can_be_written(
         await engine_of(script, FULL).inspect("x")
 
 
-async def test_podman_under_the_name_of_docker_is_told_as_what_it_is(script: Path) -> None:
+async def test_podman_under_the_name_of_docker_is_recognised(script: Path) -> None:
     engine_of(script, RECORDER)
     engine = CliEngine("docker", str(script), {"HOME": str(script.parent)})
     with pytest.raises(EngineError, match="use --container-runtime podman"):
         await engine.facts()
 
 
-async def test_pull_shows_how_much_has_come_and_what_is_cancelled_leaves_no_process(
+async def test_pull_shows_how_much_is_downloaded_and_leaves_no_process_when_it_is_cancelled(
     real: Subject, tmp_path: Path
 ) -> None:
     with serving_image() as registry:

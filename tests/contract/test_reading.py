@@ -106,7 +106,9 @@ DOCKER_SHOWS_NEXT = """\
     [(PODMAN_SHOWS, PODMAN_SHOWS_NEXT), (DOCKER_SHOWS, DOCKER_SHOWS_NEXT)],
     ids=["podman", "docker"],
 )
-def test_how_much_of_an_image_has_come_is_read_from_the_terminal(first: str, then: str) -> None:
+def test_how_much_of_an_image_is_downloaded_is_read_from_the_terminal(
+    first: str, then: str
+) -> None:
     progress = PullProgress()
     assert progress.summary == "nothing yet"
     for text, expected in ((first, "1.0 of 3.0 MiB"), (then, "2.0 of 3.0 MiB")):

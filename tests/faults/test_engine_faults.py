@@ -75,7 +75,7 @@ def test_pull_that_hangs_is_given_up_and_the_task_has_the_image_that_is_here(
     rig: Rig, image: str
 ) -> None:
     # The answer at the start has to come before.
-    rig.runner.set_timings(pull_timeout_s=ANSWER_S, pull_patience_s=1, kill_grace_s=0.5)
+    rig.runner.set_timings(pull_timeout_s=ANSWER_S, newer_image_timeout_s=1, kill_grace_s=0.5)
     with rig.image_to_pull(image):
         rig.engine.plan("pull", Act.HANG, always=True)
         rig.check_ended_once(rig.orchestrator.create_task("[print-line done]")["id"])

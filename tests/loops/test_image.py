@@ -85,7 +85,7 @@ async def test_first_pull_is_a_problem_while_nothing_comes_and_the_log_has_how_m
         await host.clock.advance(60)
         assert host.orchestrator.beats()[-1] == "idle"
         shown = [getattr(line, "fields", {}) for line in log.records]
-        assert [one["received"] for one in shown if one.get("elapsed_s") in {180, 210}] == [
+        assert [one["downloaded"] for one in shown if one.get("elapsed_s") in {180, 210}] == [
             "1.0 of 3.0 MiB",
             "1.0 of 3.0 MiB",
         ]
