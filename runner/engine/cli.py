@@ -17,6 +17,7 @@ from runner.engine.arguments import has_memory_limit, run_arguments
 from runner.engine.base import Container, ContainerSpec, EngineFacts, Phase
 from runner.engine.call import CommandResult, Program, engine_environment
 from runner.engine.inspect import (
+    is_podman,
     process_ids,
     read_container,
     read_docker_facts,
@@ -41,7 +42,7 @@ log = logging.getLogger(__name__)
 
 LOG_IN = "run `%s login` for its registry as this user, see docs/day-two.md"
 PODMAN_AS_DOCKER = (
-    "cannot use docker: the program `docker` is podman here (podman-docker); "
+    "cannot use docker: podman answers in its place (podman-docker, or its socket in DOCKER_HOST); "
     "use --container-runtime podman"
 )
 NO_RUNTIME = "No container runtime found. Install podman or docker."
@@ -72,7 +73,7 @@ class CliEngine:
         try:
             about = json.loads(result.output)
             if self.kind == "docker":
-                if "host" in about:
+                if is_podman(about):
                     raise EngineError(PODMAN_AS_DOCKER)
                 socket = self._environment.get("DOCKER_HOST", "unix:")
                 self._facts = read_docker_facts(about, socket)

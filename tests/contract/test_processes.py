@@ -45,6 +45,11 @@ echo $$ $! > "$HOME/ids.part" && mv "$HOME/ids.part" "$HOME/ids"
 wait
 sleep 600
 """
+PODMANS_SOCKET = """\
+#!/bin/sh
+echo '{"ServerVersion": "4.3.1", "CgroupDriver": "systemd", "SecurityOptions": [],
+ "Plugins": {"Log": ["k8s-file", "none", "passthrough", "journald"]}}'
+"""
 SLOW = """\
 #!/bin/sh
 case $1 in info) echo '{"version": {"Version": "5.0.0"}, "host":
@@ -162,8 +167,11 @@ async def test_error_of_the_engine_is_read_where_no_file_can_be_written(
         await engine_of(script, FULL).inspect("x")
 
 
-async def test_podman_under_the_name_of_docker_is_recognised(script: Path) -> None:
-    engine_of(script, RECORDER)
+@pytest.mark.parametrize(
+    "text", [RECORDER, PODMANS_SOCKET], ids=["podman-docker", "podman's socket"]
+)
+async def test_podman_in_the_place_of_docker_is_recognised(script: Path, text: str) -> None:
+    engine_of(script, text)
     engine = CliEngine("docker", str(script), {"HOME": str(script.parent)})
     with pytest.raises(EngineError, match="use --container-runtime podman"):
         await engine.facts()
