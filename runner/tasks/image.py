@@ -149,14 +149,20 @@ class _PullReport:
         """Log how much is downloaded; note a problem of the host while nothing is received."""
         if self._progress.changes != self._changes:
             self._changes, self._changed_at_s = self._progress.changes, elapsed_s
-        downloaded = self._progress.summary
-        log.info(
+        has_stalled = elapsed_s - self._changed_at_s >= self._stall_timeout_s
+        log.log(
+            # Nobody waits for it then.
+            logging.DEBUG if has_stalled and problems is None else logging.INFO,
             "pulling the image",
-            extra=fields(image=self._image, elapsed_s=round(elapsed_s), downloaded=downloaded),
+            extra=fields(
+                image=self._image,
+                elapsed_s=round(elapsed_s),
+                downloaded=self._progress.summary,
+            ),
         )
         if problems is None:
             return
-        if elapsed_s - self._changed_at_s < self._stall_timeout_s:
+        if not has_stalled:
             problems.clear(_PULL)
             return
         problems.set(
