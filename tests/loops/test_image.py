@@ -2,8 +2,10 @@
 
 import pytest
 
-from runner.errors import ImageUnchecked, LoginRefused
+from runner.errors import ImageMissing, ImageUnchecked, LoginRefused
 from runner.model import PullPolicy
+from runner.tasks.image import fetch_image_once
+from runner.timing import Timings
 from tests.harness.host import IMAGE, Host
 from tests.harness.orchestrator import POLL
 from tests.harness.until import until
@@ -19,7 +21,7 @@ async def test_registry_that_hangs_costs_one_wait_and_the_next_tasks_none(
     host: Host, log: Log
 ) -> None:
     host.engine.shut("pull")
-    async with host.runner(pull=NEWER):
+    async with host.runner(pull=NEWER, heartbeat_interval_s=300.0):
         await until(lambda: host.engine.waiting["pull"] == 1)
         await host.clock.advance(119)
         assert not host.orchestrator.count(POLL)
@@ -58,7 +60,7 @@ async def test_registry_that_fails_is_asked_again_with_backoff_by_all_tasks_toge
 async def test_login_that_is_lost_is_an_error_until_it_is_back(host: Host, log: Log) -> None:
     sentence = "cannot check for a newer image: unauthorized; run `podman login`"
     host.engine.break_("pull", LoginRefused(sentence))
-    async with host.runner(pull=NEWER):
+    async with host.runner(pull=NEWER, heartbeat_interval_s=300.0):
         await host.wait_for_beat("error")
         await host.wait_for_calls(POLL)
         await finish_another(host, "t-1")
@@ -69,12 +71,12 @@ async def test_login_that_is_lost_is_an_error_until_it_is_back(host: Host, log: 
         await host.pass_time_until(lambda: host.orchestrator.beats()[-1] == "idle", 1.0)
 
 
-async def test_first_pull_is_a_problem_while_nothing_comes_and_the_log_has_how_much_came(
+async def test_first_pull_is_a_problem_while_nothing_is_received_and_the_log_has_how_much_was(
     host: Host, log: Log
 ) -> None:
     host.engine.image = "another"
     host.engine.shut("pull")
-    async with host.runner(pull=NEWER):
+    async with host.runner(pull=NEWER, heartbeat_interval_s=300.0):
         await until(lambda: host.engine.waiting["pull"] == 1)
         await host.clock.advance(100)
         assert host.orchestrator.beats()[-1] == "idle"
@@ -92,3 +94,18 @@ async def test_first_pull_is_a_problem_while_nothing_comes_and_the_log_has_how_m
         host.engine.image = IMAGE
         host.engine.open("pull")
         await host.wait_for_calls(POLL)
+
+
+async def test_single_fetch_has_the_image_that_is_here_although_its_registry_hangs_or_fails(
+    host: Host,
+) -> None:
+    timings = Timings(newer_image_timeout_s=0.01)
+    host.engine.shut("pull")
+    await fetch_image_once(host.engine, IMAGE, NEWER, timings)
+    host.engine.open("pull")
+    host.engine.break_("pull", ImageUnchecked("cannot check for a newer image: no answer"))
+    await fetch_image_once(host.engine, IMAGE, NEWER, timings)
+    host.engine.mend()
+    with pytest.raises(ImageMissing):
+        await fetch_image_once(host.engine, "another", NEWER, timings)
+    assert host.engine.called["pull"] == 3

@@ -165,7 +165,7 @@ async def test_start_that_a_killed_runner_has_left_has_ten_minutes_and_only_star
     command = ("-c", "input() #/podman", "--cidfile", str(cid_file(host.state_dir, "t-1")))
     left = subprocess.Popen([sys.executable, *command], stdin=subprocess.PIPE)  # noqa: ASYNC220 - returns at once
     try:
-        async with host.runner():
+        async with host.runner(heartbeat_interval_s=300.0):
             await host.wait_for_beat("busy")
             await host.clock.advance(599)
             assert left.poll() is None
