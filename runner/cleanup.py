@@ -69,8 +69,8 @@ async def clean_up(settings: Settings, scope: Scope, echo: Callable[[str], None]
     exit_code = await _clean_up(settings, scope, print_line)
     if not lines:
         echo(
-            "nothing to remove: no container of a finished task, no old image, and no folder of a task that "
-            f"finished more than {scope.older_than_days:g} days ago"
+            "nothing to remove: no container of a finished task, no old image, and no folder of a "
+            f"task that finished more than {scope.older_than_days:g} days ago"
         )
     return exit_code
 
@@ -85,7 +85,7 @@ async def _clean_up(settings: Settings, scope: Scope, echo: Callable[[str], None
         )
     engine: Engine | None
     try:
-        engine = find_engine(await runtime_to_use(settings))
+        engine = find_engine(await runtime_to_use(settings), inherited=settings.engine_env)
         labelled = await engine.labelled(LABEL_RUNNER, runner_id)
     except (EngineError, NoContainerRuntime) as error:
         echo(f"containers are left alone: {error}")

@@ -186,6 +186,12 @@ _OPTIONS = [
         multiple=True,
     ),
     _option(
+        "--engine-env",
+        _Value("name", settings.check_engine_env),
+        "Variable that the engine inherits, such as one of a credential helper; repeatable.",
+        multiple=True,
+    ),
+    _option(
         "--ca-file",
         _Path("file", settings.check_ca_file),
         "PEM file of an additional CA to trust.",
@@ -498,7 +504,8 @@ def _run(ctx: click.Context) -> int:
 
     checked = _settings(ctx, to_run=True)
     timings: Timings = ctx.obj
-    engine = find_engine(anyio.run(runtime_to_use, checked), timings=timings)
+    runtime = anyio.run(runtime_to_use, checked)
+    engine = find_engine(runtime, timings=timings, inherited=checked.engine_env)
     return anyio.run(partial(run, checked, engine, timings=timings))
 
 

@@ -34,6 +34,7 @@ from runner.settings import Settings
 from runner.state_dir import lock_state_dir, prepare_state_dir, run_folder
 from runner.systemd import Notifier, Watchdog, feed_watchdog
 from runner.tasks.context import RunnerContext
+from runner.tasks.image import ImageFetcher
 from runner.tasks.run import run_task, track
 from runner.timing import (
     DEFAULT_TIMINGS,
@@ -91,6 +92,9 @@ async def run(
                     settings=settings,
                     clock=clock,
                     engine=engine,
+                    image=ImageFetcher(
+                        engine, settings.container_image, settings.pull, problems, clock, timings
+                    ),
                     orchestrator=orchestrator,
                     journal=journal,
                     node=Node(settings, orchestrator, journal, clock, watchdog, problems, timings),
@@ -218,6 +222,7 @@ class Daemon:
             )
             self._start_task(group, task)
         group.start_soon(prune_closed_tasks, runner)
+        group.start_soon(runner.image.check_on_request)
         group.start_soon(
             feed_watchdog, self._notifier, runner.watchdog, runner.clock, runner.timings
         )

@@ -51,6 +51,7 @@ from runner.node import find_conflict, is_same_node, node_description, runtime_t
 from runner.settings import Settings
 from runner.state_dir import known_runner_id
 from runner.systemd import LINGER, UNIT, UNIT_FOLDERS, service_user
+from runner.tasks.image import fetch_image_once
 from runner.workspace.download import CONTAINER_HOME
 from runner.workspace.home import Tidying, check_home
 
@@ -162,7 +163,7 @@ def _user_name(uid: int) -> str:
 
 async def _check_engine(settings: Settings, *, runs: bool) -> AsyncIterator[Check]:
     try:
-        engine = find_engine(await runtime_to_use(settings))
+        engine = find_engine(await runtime_to_use(settings), inherited=settings.engine_env)
         facts = await engine.facts()
     except (NoContainerRuntime, EngineError) as error:
         yield Check("engine", str(error), error.exit_code)
@@ -231,7 +232,7 @@ async def _check_container(settings: Settings, engine: Engine) -> AsyncIterator[
     )
     try:
         variables = read_env_file(settings.env_file).variables
-        await engine.fetch_image(settings.container_image, settings.pull)
+        await fetch_image_once(engine, settings.container_image, settings.pull)
         with tempfile.NamedTemporaryFile("w", encoding="utf-8") as file:
             file.write(engine_format(variables))
             file.flush()

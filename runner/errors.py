@@ -20,6 +20,8 @@
     │   ├── NoSuchFile              there is no such file in the container
     │   ├── HalfRemoved             a killed removal left it without storage: remove it again
     │   ├── NameInUse               there is a container of that name already
+    │   ├── ImageUnchecked          the image is on this host; whether there is a newer is unknown
+    │   │   └── LoginRefused        because the registry wants another login
     │   └── ImageMissing            the image is not on this host and cannot be pulled
     └── TaskError                   this task cannot run; it ends with the reason named
         ├── BadAssignment           the assignment is invalid
@@ -178,6 +180,14 @@ class NameInUse(EngineError):
 
 class ImageMissing(EngineError):
     """The image is not on this host, and cannot or may not be pulled."""
+
+
+class ImageUnchecked(EngineError):
+    """The image is on this host; its registry did not say whether there is a newer one."""
+
+
+class LoginRefused(ImageUnchecked):
+    """The registry does not take this user's login, or wants one."""
 
 
 class TaskError(RunnerError):

@@ -34,6 +34,8 @@ _NO_CONTROL_CHARACTERS = re.compile(r"[^\x00-\x1f\x7f]*")
 _HEADER_SAFE = re.compile(r"[\x21-\x7e]+")
 _MEMORY = re.compile(r"\d+(?:\.\d+)?(?:[bkmgtp]|[kmgtp]i?b)?", re.IGNORECASE)
 _GPUS = re.compile(r"all|[\w:.-]+(?:,[\w:.-]+)*", re.ASCII)
+_VARIABLE_NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
+_OWN_VARIABLES = ("VICTORIA_RUNNER_", "NOTIFY_SOCKET", "WATCHDOG_", "LC_ALL")
 _RESERVED_RUN_ARGS = frozenset(
     {
         *("--cidfile", "--conmon-pidfile", "--detach", "-d", "--name", "--pull"),
@@ -67,6 +69,7 @@ class Settings:
     pull: PullPolicy = PullPolicy.NEWER
     limits: Limits = UNLIMITED
     run_args: tuple[str, ...] = ()
+    engine_env: tuple[str, ...] = ()
     ca_file: Path | None = None
     min_free_disk: int = DEFAULT_MIN_FREE_DISK
     home: HomeMode = HomeMode.SHARED
@@ -180,6 +183,20 @@ def check_run_arg(argument: str) -> str:
             "containers; leave it out"
         )
     return argument
+
+
+def check_engine_env(name: str) -> str:
+    """Return the name of a variable that the engine may inherit; the runner's own are refused.
+
+    They have secrets in them, and conmon would keep them.
+    """
+    if not _VARIABLE_NAME.fullmatch(name):
+        advice = "give the name alone; the value is that of the runner's own environment"
+        # The rest may be a secret.
+        raise _unusable("--engine-env", name.partition("=")[0][:60], advice)
+    if name.startswith(_OWN_VARIABLES):
+        raise _unusable("--engine-env", name, "it is the runner's own; leave it out")
+    return name
 
 
 def parse_size(text: str) -> int:

@@ -230,6 +230,16 @@ class Timings:
     engine that is killed as it starts a container does not know afterwards that it ran."""
     pull_timeout_s: float = 3600.0
     """Images have gigabytes."""
+    newer_image_timeout_s: float = 120.0
+    """For which a task waits for a newer image if one is on this host already."""
+    pull_stall_timeout_s: float = 120.0
+    """After which a pull that receives nothing is a problem of the host; it is not ended."""
+    pull_report_interval_s: float = 30.0
+    """How much of an image is downloaded is logged so often."""
+    registry_retry_s: float = 300.0
+    registry_retry_ceiling_s: float = 3600.0
+    """Before a registry that failed is asked for a newer image again: one that limits its rate
+    must not be asked at each task."""
     stop_grace_s: int = 10
     """Between TERM and KILL, for the container; the engines' own default."""
     kill_grace_s: float = 2.0

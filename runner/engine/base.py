@@ -8,6 +8,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Protocol
 
+from runner.engine.progress import PullProgress
 from runner.model import UNLIMITED, Hardening, Limits, PullPolicy
 
 SIGNALLED = frozenset({137, 143})
@@ -42,8 +43,14 @@ class Engine(Protocol):
     async def facts(self) -> EngineFacts:
         """Return what the engine says of itself."""
 
-    async def fetch_image(self, image: str, policy: PullPolicy) -> None:
-        """Pull the image where the policy says so; raise ImageMissing if it is not here then."""
+    async def fetch_image(
+        self, image: str, policy: PullPolicy, progress: PullProgress | None = None
+    ) -> None:
+        """Pull the image where the policy says so; raise ImageMissing if it is not here then.
+
+        With `newer`, raise ImageUnchecked if it is here and its registry cannot be asked.
+        `progress` has how much is downloaded, as far as the engine shows it.
+        """
 
     async def run(self, spec: ContainerSpec) -> str:
         """Start a container that outlives the runner, and return its id; raise NameInUse."""

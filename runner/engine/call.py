@@ -7,13 +7,16 @@ them any more.
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import re
 import resource
 import signal
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+import struct
+import termios
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -22,6 +25,7 @@ import anyio
 import anyio.to_thread
 import sh
 
+from runner.engine.progress import PullProgress
 from runner.errors import (
     EngineError,
     EngineSilent,
@@ -34,6 +38,8 @@ from runner.errors import (
 from runner.redaction import encoded_forms, proxy_secrets, redact
 
 _MAX_OUTPUT_BYTES = 1 << 20
+_TERMINAL_SIZE = (50, 200)
+"""Lines and columns."""
 _MAX_ARGUMENT_PAGES = 32  # MAX_ARG_STRLEN in linux/binfmts.h
 _ANY_EXIT_CODE = tuple(range(-64, 256))
 # As podman 4.3 to 5.8 and docker 20.10 to 28 put it; the first match counts.
@@ -50,6 +56,10 @@ _ERROR_TYPES: tuple[tuple[re.Pattern[str], type[EngineError]], ...] = (
     (re.compile(r"container name \S+ is already in use"), NameInUse),
     (re.compile(r"image not known|no such image|unable to find image"), ImageMissing),
     (re.compile(r"could not find the file|could not be found on container"), NoSuchFile),
+)
+_LOGIN_REFUSED = re.compile(
+    r"unauthorized|authentication required|(?<!permission )denied|invalid username/password|"
+    r"no basic auth credentials|error getting credentials|40[13] \(?(?:unauthorized|forbidden)"
 )
 _NOISE = re.compile(r"time=\"\S+\" level=(?:debug|info|warning) |Usage: |(?:See|Run) '")
 _PREFIXES = ("docker: ", "Error: ", "Error response from daemon: ")
@@ -152,12 +162,39 @@ class Program:
         if not os.access(self._path, os.X_OK):
             raise EngineSilent(f"{what}: {self._path} is not there")
 
+    async def call_on_terminal(
+        self, arguments: Sequence[str], timeout_s: float, progress: PullProgress
+    ) -> CommandResult:
+        """Run the program as `call` does, with its output on a terminal that `progress` reads.
+
+        Only there engines show how much of an image is downloaded.
+        """
+        what = f"cannot do {self._name} {arguments[0]}"
+        self._check(arguments, what)
+        failure: Exception | None = None
+        with _terminal(what) as (ours, theirs):
+            async with anyio.create_task_group() as group:
+                group.start_soon(_read_terminal, ours, progress)
+                try:
+                    process = await self._start(arguments, (theirs, theirs), None)
+                    await self._wait_for(process, timeout_s, 0.0, what)
+                except (OSError, sh.ForkException) as error:
+                    failure = EngineSilent(f"{what}: {error}")
+                except EngineError as error:
+                    failure = error
+                group.cancel_scope.cancel()
+            _take(ours, progress)
+        if failure is not None:
+            raise failure  # not from the group, which would wrap it
+        result = CommandResult(process.exit_code, "", progress.text)
+        return result if result.ok else self._redacted(result)
+
     async def _start(
         self,
         arguments: Sequence[str],
-        outputs: tuple[IO[bytes], IO[bytes]],
+        outputs: tuple[IO[bytes] | int, IO[bytes] | int],
         folder: str | None,
-        before: Callable[[], None] | None,
+        before: Callable[[], None] | None = None,
     ) -> sh.RunningCommand:
         """Start the program, shielded, so that no cancellation can lose the process."""
 
@@ -167,7 +204,6 @@ class Program:
                     *arguments,
                     _bg=True,
                     _bg_exc=False,
-                    _tty_out=False,
                     _new_group=True,
                     _in=nothing,
                     _out=outputs[0],
@@ -215,6 +251,36 @@ class Program:
                     await self._wait(process)
 
 
+@contextmanager
+def _terminal(what: str) -> Iterator[tuple[int, int]]:
+    """Yield both ends of a terminal, on whose lines the engines' bars have room."""
+    try:
+        ours, theirs = os.openpty()
+    except OSError as error:
+        raise EngineSilent(f"{what}: {error.strerror}") from error
+    try:
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", *_TERMINAL_SIZE, 0, 0))
+        os.set_blocking(ours, False)
+        yield ours, theirs
+    finally:
+        os.close(theirs)
+        os.close(ours)
+
+
+async def _read_terminal(descriptor: int, progress: PullProgress) -> None:
+    while True:
+        await anyio.wait_readable(descriptor)
+        _take(descriptor, progress)
+
+
+def _take(descriptor: int, progress: PullProgress) -> None:
+    """Read what there is; the terminal's other end is open, so that it has no end."""
+    with suppress(BlockingIOError):
+        while True:
+            content = os.read(descriptor, _MAX_OUTPUT_BYTES)
+            progress.feed(content.decode("utf-8", errors="replace"))
+
+
 def _memory_file() -> IO[bytes]:
     return os.fdopen(os.memfd_create("engine-output"), "w+b")
 
@@ -256,6 +322,11 @@ class CommandResult:
         return text[:_MAX_ERROR_CHARS] or f"exit code {self.exit_code}"
 
     @property
+    def refuses_login(self) -> bool:
+        """Whether a registry does not take the login, or the lack of one."""
+        return not self.ok and bool(_LOGIN_REFUSED.search(self.error_text.lower()))
+
+    @property
     def error_type(self) -> type[EngineError]:
         """The class of our error that the error text means."""
         if self.exit_code < 0:
@@ -264,12 +335,12 @@ class CommandResult:
         return next((error for pattern, error in _ERROR_TYPES if pattern.search(text)), EngineError)
 
 
-def engine_environment(ours: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that the engine inherits; no secret: conmon keeps them."""
+def engine_environment(ours: Mapping[str, str], inherited: Collection[str] = ()) -> dict[str, str]:
+    """Return the variables that the engine inherits; no secret of ours: conmon keeps them."""
     chosen = {
         name: value
         for name, value in ours.items()
-        if name in _VARIABLE_NAMES or name.startswith(_NAME_PREFIXES)
+        if name in _VARIABLE_NAMES or name in inherited or name.startswith(_NAME_PREFIXES)
     }
     runtime_dir = Path(f"/run/user/{os.getuid()}")
     if os.getuid() != 0 and runtime_dir.is_dir():

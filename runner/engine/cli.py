@@ -8,7 +8,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from runner.engine.arguments import has_memory_limit, run_arguments
 from runner.engine.base import Container, ContainerSpec, EngineFacts, Phase
 from runner.engine.call import CommandResult, OutputFile, Program, engine_environment
 from runner.engine.inspect import (
+    is_podman,
     log_file,
     process_ids,
     read_container,
@@ -29,16 +30,18 @@ from runner.engine.inspect import (
     says_running,
 )
 from runner.engine.output import last_lines, read_log_end
+from runner.engine.progress import PullProgress
 from runner.errors import (
     EngineError,
     EngineSilent,
     HalfRemoved,
     ImageMissing,
+    ImageUnchecked,
+    LoginRefused,
     NoContainerRuntime,
     NoSuchContainer,
     NoSuchFile,
 )
-from runner.log import fields
 from runner.model import PullPolicy
 from runner.timing import DEFAULT_TIMINGS, Timings
 
@@ -46,8 +49,9 @@ log = logging.getLogger(__name__)
 
 _IN_USE = re.compile(r"in use by|being used by|has dependent child")
 """Of an image: as podman 4.3 to 5.8 and docker 20.10 to 28 put it."""
+LOG_IN = "run `%s login` for its registry as this user, see docs/day-two.md"
 PODMAN_AS_DOCKER = (
-    "cannot use docker: the program `docker` is podman here (podman-docker); "
+    "cannot use docker: podman answers in its place (podman-docker, or its socket in DOCKER_HOST); "
     "use --container-runtime podman"
 )
 _TRUST = re.compile(r"\btls\b|x509|HTTPS client|experimental", re.IGNORECASE)
@@ -80,7 +84,7 @@ class CliEngine:
         try:
             about = json.loads(result.output)
             if self.kind == "docker":
-                if "host" in about:
+                if is_podman(about):
                     raise EngineError(PODMAN_AS_DOCKER)
                 socket = self._environment.get("DOCKER_HOST", "unix:")
                 self._facts = read_docker_facts(about, socket)
@@ -90,7 +94,9 @@ class CliEngine:
             raise EngineError(f"cannot understand the output of `{self.kind} info`") from error
         return self._facts
 
-    async def fetch_image(self, image: str, policy: PullPolicy) -> None:
+    async def fetch_image(
+        self, image: str, policy: PullPolicy, progress: PullProgress | None = None
+    ) -> None:
         """Pull the image where the policy says so."""
         # podman names its own builds so; they are in no registry.
         is_local_build = self.kind == "podman" and image.startswith("localhost/")
@@ -102,17 +108,19 @@ class CliEngine:
                 f"cannot find the image {image} on this host, and it may not be pulled "
                 f"(--pull {policy.value})"
             )
-        result = await self._call("pull", "--quiet", image, timeout_s=self._timings.pull_timeout_s)
+        arguments, timeout_s = ("pull", image), self._timings.pull_timeout_s
+        result = await self._program.call_on_terminal(
+            arguments, timeout_s, progress or PullProgress()
+        )
         if result.ok:
             return
+        if result.error_type is EngineSilent:
+            raise EngineSilent(f"cannot do {self.kind} pull: {result.error_text}")
+        advice = f"; {LOG_IN % self.kind}" if result.refuses_login else ""
         if policy is PullPolicy.NEWER and await self._has_image(image):
-            log.warning(
-                "cannot check for a newer image, using the local one: %s",
-                result.error_text,
-                extra=fields(image=image),
-            )
-            return
-        raise ImageMissing(f"cannot fetch the image {image}: {result.error_text}")
+            error = LoginRefused if result.refuses_login else ImageUnchecked
+            raise error(f"cannot check for a newer image {image}: {result.error_text}{advice}")
+        raise ImageMissing(f"cannot fetch the image {image}: {result.error_text}{advice}")
 
     async def can_fetch(self, image: str) -> bool:
         """Ask the image's registry for it without fetching it; False where that cannot be asked.
@@ -402,13 +410,16 @@ def find_engine(
     runtime: str,
     environment: Mapping[str, str] | None = None,
     timings: Timings = DEFAULT_TIMINGS,
+    inherited: Collection[str] = (),
 ) -> CliEngine:
     """Return the engine on PATH: podman or docker; for `auto` the first of them that is there.
+
+    It gets the variables named in `inherited`, beside those that it always gets.
 
     Raises:
         NoContainerRuntime: it is not there.
     """
-    chosen = engine_environment(os.environ if environment is None else environment)
+    chosen = engine_environment(os.environ if environment is None else environment, inherited)
     for kind in ("podman", "docker") if runtime == "auto" else (runtime,):
         path = shutil.which(kind, path=chosen.get("PATH"))
         if path is not None:

@@ -50,6 +50,16 @@ def _folder(path: str | None) -> Path | None:
     return Path(path) if path else None
 
 
+def is_podman(about: Mapping[str, Any]) -> bool:
+    """Return whether podman wrote this output of `docker info`, by itself or for docker's client.
+
+    Only podman has a log driver k8s-file. Its containers need other arguments: with docker's, one
+    would see copies of other tasks' folders.
+    """
+    drivers = (about.get("Plugins") or {}).get("Log") or ()
+    return "host" in about or "k8s-file" in drivers
+
+
 def says_running(inspected: Mapping[str, Any]) -> bool:
     """Return whether the engine claims that the container runs."""
     status = inspected["State"].get("Status")

@@ -73,7 +73,7 @@ async def end_leftover_starts(
         wait_s = timings.leftover_start_check_interval_s
         if not killed:
             # Most end at once; one that takes minutes is not looked for twenty times a second.
-            wait_s = min(max(wait_s, (now_s - began_at_s) / 10), kills_at_s - now_s)
+            wait_s = min(max(wait_s, (now_s - began_at_s) / 5), kills_at_s - now_s)
         await clock.sleep(wait_s)
     return sorted(killed)
 

@@ -141,14 +141,14 @@ async def _engine_answers(runner: RunnerContext) -> bool:
 
 async def _may_start(runner: RunnerContext) -> bool:
     """Fetch the image again, and after the wait allow one more start, whatever was refused."""
-    problems, settings = runner.problems, runner.settings
+    problems = runner.problems
     if runner.clock.uptime_s() < problems.next_start_at_s:
         return False
     await remove_old_images(runner)
     # An image may be large, and fetching it has a deadline of its own.
     runner.watchdog.suspend("poll")
     try:
-        await runner.engine.fetch_image(settings.container_image, settings.pull)
+        await runner.image.fetch()
     except EngineError as error:
         problems.start_failed(str(error), runner.clock.uptime_s())
         return False

@@ -28,6 +28,7 @@ from runner.outage import FailureLog
 from runner.settings import Settings
 from runner.state_dir import cid_file, read_cid_file
 from runner.systemd import Watchdog
+from runner.tasks.image import ImageFetcher
 from runner.timing import ChangeSignal, Clock, Retry, RetryPolicy, Timings, retry
 
 log = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ class RunnerContext:
     settings: Settings
     clock: Clock
     engine: Engine
+    image: ImageFetcher
     orchestrator: OrchestratorClient
     journal: Journal
     node: Node

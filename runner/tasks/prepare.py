@@ -136,13 +136,9 @@ async def fetch_image(task: TaskContext) -> None:
     Raises:
         Unstartable: it cannot be fetched.
     """
-    settings, timings = task.runner.settings, task.runner.timings
+    attempts = task.engine_retry(gives_up_after_s=task.runner.timings.pull_timeout_s)
     try:
-        await retry(
-            lambda: task.engine.fetch_image(settings.container_image, settings.pull),
-            EngineSilent,
-            task.engine_retry(gives_up_after_s=timings.pull_timeout_s),
-        )
+        await retry(task.runner.image.fetch, EngineSilent, attempts)
     except EngineError as error:
         task.runner.problems.start_failed(str(error), task.runner.clock.uptime_s())
         raise Unstartable(str(error)) from error

@@ -21,6 +21,7 @@ from runner.engine import processes
 from runner.engine.base import LABEL_ORCHESTRATOR, ContainerSpec, Phase
 from runner.engine.cli import CliEngine, find_engine
 from runner.engine.probe import probe_rights
+from runner.engine.progress import PullProgress
 from runner.engine.script import NoShell
 from runner.errors import EngineError, EngineSilent, ImageMissing, NoContainerRuntime
 from runner.model import Hardening, PullPolicy
@@ -28,6 +29,7 @@ from runner.timing import HostClock, Timings
 from tests.contract.conftest import Subject, is_alive, own_children
 from tests.engines import Engine as Command
 from tests.harness.loop import HARNESS, running_loop
+from tests.harness.registry import serving_image
 from tests.harness.until import DEADLINE_S, until
 
 pytestmark = pytest.mark.anyio
@@ -43,6 +45,11 @@ sleep 600 &
 echo $$ $! > "$HOME/ids.part" && mv "$HOME/ids.part" "$HOME/ids"
 wait
 sleep 600
+"""
+PODMANS_SOCKET = """\
+#!/bin/sh
+echo '{"ServerVersion": "4.3.1", "CgroupDriver": "systemd", "SecurityOptions": [],
+ "Plugins": {"Log": ["k8s-file", "none", "passthrough", "journald"]}}'
 """
 SLOW = """\
 #!/bin/sh
@@ -156,7 +163,7 @@ async def test_engine_whose_program_fails_is_an_error(
 
 
 @pytest.mark.parametrize("policy", [PullPolicy.NEVER, PullPolicy.MISSING, PullPolicy.NEWER])
-async def test_engine_that_cannot_tell_whether_an_image_is_here_is_not_told_as_its_absence(
+async def test_failure_of_the_engine_is_not_reported_as_a_missing_image(
     script: Path, policy: PullPolicy
 ) -> None:
     with pytest.raises(EngineError, match="look for the image i: write /tmp/x: no space") as raised:
@@ -172,8 +179,11 @@ async def test_error_of_the_engine_is_read_where_no_file_can_be_written(
         await engine_of(script, FULL).inspect("x")
 
 
-async def test_podman_under_the_name_of_docker_is_told_as_what_it_is(script: Path) -> None:
-    engine_of(script, RECORDER)
+@pytest.mark.parametrize(
+    "text", [RECORDER, PODMANS_SOCKET], ids=["podman-docker", "podman's socket"]
+)
+async def test_podman_in_the_place_of_docker_is_recognised(script: Path, text: str) -> None:
+    engine_of(script, text)
     engine = CliEngine("docker", str(script), {"HOME": str(script.parent)})
     with pytest.raises(EngineError, match="use --container-runtime podman"):
         await engine.facts()
@@ -183,6 +193,35 @@ async def test_password_of_a_proxy_is_redacted_in_the_error_of_an_engine(script:
     engine = engine_of(script, NAMES_ITS_PROXY, HTTPS_PROXY="http://svc:Sup3rSecret!@proxy")
     with pytest.raises(ImageMissing, match=r'proxy address "http://svc:\*\*\*@proxy"$'):
         await engine.fetch_image("registry.example/image", PullPolicy.ALWAYS)
+
+
+async def test_pull_shows_how_much_is_downloaded_and_leaves_no_process_when_it_is_cancelled(
+    real: Subject, tmp_path: Path
+) -> None:
+    with serving_image() as registry:
+        # docker takes this host's address without TLS by itself.
+        settings, image = tmp_path / "registries.conf", f"{registry.address}/x:1"
+        settings.write_text(f'[[registry]]\nlocation = "{registry.address}"\ninsecure = true\n')
+        environment = {**os.environ, "CONTAINERS_REGISTRIES_CONF": str(settings)}
+        engine = find_engine(real.engine.kind, environment)
+        before, progress = own_children(), PullProgress()
+
+        async def pull(progress: PullProgress) -> None:
+            await engine.fetch_image(image, PullPolicy.NEWER, progress)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(pull, PullProgress())
+            await until(lambda: own_children() > before)
+            group.cancel_scope.cancel()
+        assert own_children() <= before
+        try:
+            async with anyio.create_task_group() as group:
+                group.start_soon(pull, progress)
+                await until(lambda: progress.summary.endswith(" of 3.0 MiB"))
+                registry.go.set()
+            assert progress.summary == "3.0 of 3.0 MiB"
+        finally:
+            Command(real.engine.kind).run("rmi", image)
 
 
 async def test_every_call_to_a_daemon_that_is_not_there_is_silence(docker: Subject) -> None:
@@ -260,11 +299,14 @@ async def test_no_call_has_a_secret_in_its_arguments_or_variables_or_is_logged(
     proxy = {"HTTPS_PROXY": "http://proxy.example:3128"}
     hidden = {"VICTORIA_RUNNER_REGISTRATION_TOKEN": TOKEN, "NOTIFY_SOCKET": "/run/systemd/notify"}
     spec = ContainerSpec(name="n", image="i", arguments=("the-prompt",), env_files=(env_file,))
-    assert await find_engine("podman", {**paths, **proxy, **hidden}).run(spec) == "c0ffee"
+    helper = {"AWS_PROFILE": "runner", "AWS_SESSION_TOKEN": TOKEN}
+    environment = {**paths, **proxy, **hidden, **helper}
+    engine = find_engine("podman", environment, inherited=("AWS_PROFILE", "NOT_SET"))
+    assert await engine.run(spec) == "c0ffee"
 
     calls = script.with_name("book").read_text()
     assert str(env_file) in calls
-    assert "HTTPS_PROXY=http://proxy.example:3128" in calls
+    assert {"HTTPS_PROXY=http://proxy.example:3128", "AWS_PROFILE=runner"} <= set(calls.split())
     assert not [secret for secret in (KEY, TOKEN, "NOTIFY_SOCKET") if secret in calls]
     assert "the-prompt" not in caplog.text
 

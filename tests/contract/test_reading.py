@@ -12,6 +12,7 @@ from runner.engine.call import CommandResult
 from runner.engine.hardening import hardening_arguments
 from runner.engine.inspect import read_container
 from runner.engine.output import last_lines, read_log_end
+from runner.engine.progress import PullProgress
 from runner.errors import (
     EngineError,
     EngineSilent,
@@ -92,6 +93,65 @@ def test_error_of_an_engine_is_one_line_and_has_one_type(
     result = CommandResult(125, "", errors)
     assert result.error_type is error_type
     assert error_text in {result.error_text, None}
+
+
+PODMAN_SHOWS = """\
+Trying to pull registry/x:1...
+Copying blob e1697c2ac4dd [=>------] 512.0KiB / 2.0MiB
+Copying blob 2a23041e86e0 [====>---] 0.5MiB / 1.0MiB
+"""
+PODMAN_SHOWS_NEXT = """\
+\x1b[2A\x1b[JCopying blob e1697c2ac4dd [==>-----] 1.0MiB / 2.0MiB | 9.0 KiB/s
+Copying blob 2a23041e86e0 done  \nError: it broke
+"""
+DOCKER_SHOWS = """\
+1: Pulling from x
+\x1b[1A\x1b[2K\re1697c2ac4dd: Pulling fs layer \r\x1b[1B\
+\x1b[1A\x1b[2K\re1697c2ac4dd: Downloading [=>   ]  524.3kB/2.097MB\r\x1b[1B\
+\x1b[2A\x1b[2K\r2a23041e86e0: Downloading [==>  ]  524.3kB/1.049MB\r\x1b[2B"""
+DOCKER_SHOWS_NEXT = """\
+\x1b[1A\x1b[2K\re1697c2ac4dd: Downloading [==>  ]  1.049MB/2.097MB\r\x1b[1B\
+\x1b[2A\x1b[2K\r2a23041e86e0: Extracting [>    ]  32.8kB/1.049MB\r\x1b[2BError: it broke
+"""
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [(PODMAN_SHOWS, PODMAN_SHOWS_NEXT), (DOCKER_SHOWS, DOCKER_SHOWS_NEXT)],
+    ids=["podman", "docker"],
+)
+def test_how_much_of_an_image_is_downloaded_is_read_from_the_terminal(
+    first: str, then: str
+) -> None:
+    progress = PullProgress()
+    assert progress.summary == "nothing yet"
+    for text, expected in ((first, "1.0 of 3.0 MiB"), (then, "2.0 of 3.0 MiB")):
+        changes = progress.changes
+        for index in range(0, len(text), 7):
+            progress.feed(text[index : index + 7])
+        assert progress.summary == expected
+        assert progress.changes > changes
+        changes = progress.changes
+        progress.feed(text)
+        progress.feed(text)
+    assert CommandResult(125, "", progress.text).error_text == "it broke"
+
+
+@pytest.mark.parametrize(
+    ("error", "is_login"),
+    [
+        ("reading manifest 1 in registry/x: unauthorized: authentication required", True),
+        ("requested access to the resource is denied", True),
+        ("pull access denied for x, repository does not exist", True),
+        ("error getting credentials - err: exit status 1, out: ``", True),
+        ("Requesting bearer token: invalid status code from registry 403 (Forbidden)", True),
+        ("mkdir /var/tmp/x: permission denied", False),
+        ("pinging container registry registry: too many requests to registry", False),
+        ("dial tcp 10.0.0.1:443: connect: connection refused", False),
+    ],
+)
+def test_login_that_a_registry_does_not_take_is_recognised(error: str, *, is_login: bool) -> None:
+    assert CommandResult(125, "", f"Error: {error}").refuses_login == is_login
 
 
 HOST_NAME = "host.containers.internal:host-gateway"

@@ -16,6 +16,7 @@ from typing_extensions import Self
 
 from runner.engine.base import Container, ContainerSpec, EngineFacts, Phase
 from runner.engine.output import last_lines
+from runner.engine.progress import PullProgress
 from runner.errors import EngineError, EngineSilent, ImageMissing, NameInUse, NoSuchContainer
 from runner.model import PullPolicy
 from runner.settings import parse_size
@@ -172,6 +173,7 @@ class FakeEngine:
         """Prepare one image; `now` is the host's wall clock, which dates starts and ends."""
         self.kind = "podman"
         self.image = image
+        self.progress: PullProgress | None = None  # of the last pull
         self.silent = False  # whether no call is answered
         self.false_ends = 0  # how many of the next waits return though the container runs
         self.called: Counter[str] = Counter()
@@ -236,9 +238,18 @@ class FakeEngine:
         storage = self.storage
         return EngineFacts("5.0.0", is_rootless=True, cgroup_manager="systemd", storage=storage)
 
-    async def fetch_image(self, image: str, policy: PullPolicy) -> None:
+    async def fetch_image(
+        self, image: str, policy: PullPolicy, progress: PullProgress | None = None
+    ) -> None:
         await self._answer("fetch_image")
-        if policy is PullPolicy.ALWAYS or image != self.image:
+        is_here = image == self.image
+        if is_here and policy in {PullPolicy.NEVER, PullPolicy.MISSING}:
+            return
+        if policy is not PullPolicy.NEVER:
+            self.progress = progress
+            await self._answer("pull")
+            is_here = image == self.image
+        if policy is PullPolicy.ALWAYS or not is_here:
             raise ImageMissing(f"cannot fetch the image {image}: no registry answers")
 
     async def run(self, spec: ContainerSpec) -> str:

@@ -19,6 +19,7 @@ from runner.redaction import Secret
 from runner.settings import Settings
 from runner.systemd import Notifier, Watchdog
 from runner.tasks.context import RunnerContext
+from runner.tasks.image import ImageFetcher
 from runner.timing import DEFAULT_TIMINGS, ChangeSignal, Timings
 from tests.harness.clock import VirtualClock
 from tests.harness.engine import FakeEngine
@@ -112,6 +113,9 @@ class Host:
                 settings=settings,
                 clock=self.clock,
                 engine=self.engine,
+                image=ImageFetcher(
+                    self.engine, IMAGE, settings.pull, problems, self.clock, DEFAULT_TIMINGS
+                ),
                 orchestrator=orchestrator,
                 journal=journal,
                 node=Node(settings, orchestrator, journal, self.clock, watchdog, problems),

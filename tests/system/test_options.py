@@ -60,17 +60,26 @@ def test_variables_stand_for_the_options(
         "CONTAINER_RUNTIME": runner.engine.name,
         "STATE_DIR": str(runner.state_dir),
         "TAG": "env=production gpu=none",
-        "RUN_ARG": "--network=host",
+        # Without values: those that the engine itself has.
+        "RUN_ARG": "--network=host --env=AWS_PROFILE --env=AWS_SESSION_TOKEN",
+        "ENGINE_ENV": "AWS_PROFILE NOT_SET",
         "PULL": "never",
         "ONCE": "true",
     }
     runner.environment |= {f"VICTORIA_RUNNER_{name}": text for name, text in options.items()}
+    runner.environment |= {
+        "AWS_PROFILE": "of a helper",
+        "AWS_SESSION_TOKEN": "none of its business",
+    }
     target = {"target_node_name": "by var*", "target_tags": {"env": "production"}}
+    prompt = "[env AWS_PROFILE][env AWS_SESSION_TOKEN][env GREETING][env JOB_ID]"
     other = orchestrator.create_task("not ours", target_node_name="by other *")["id"]
-    task_id = orchestrator.create_task("[env GREETING][env JOB_ID]", **target)["id"]
+    task_id = orchestrator.create_task(prompt, **target)["id"]
     done = runner.run()
     assert done.exit_code == 0, done.log
-    assert orchestrator.task(task_id)["result"].endswith(f"GREETING=a b c\nJOB_ID={task_id}")
+    inherited = "AWS_PROFILE=of a helper\nAWS_SESSION_TOKEN is not set"
+    result = orchestrator.task(task_id)["result"]
+    assert result.endswith(f"{inherited}\nGREETING=a b c\nJOB_ID={task_id}")
     assert orchestrator.task(other)["status"] == "pending"
     (node,) = orchestrator.nodes()
     assert node["tags"] == {"env": "production", "gpu": "none"}

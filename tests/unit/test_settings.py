@@ -17,6 +17,7 @@ from runner.settings import (
     check_ca_file,
     check_capabilities,
     check_cpus,
+    check_engine_env,
     check_gpus,
     check_image,
     check_image_policy,
@@ -109,6 +110,7 @@ def refusal(check: Callable[..., object], *arguments: object) -> str:
         (check_memory, ["8g", "1.5GiB"]),
         (check_cpus, ["2", "0.5", "1e0"]),
         (check_gpus, ["all", "0,1", "GPU-8a3f:0"]),
+        (check_engine_env, ["AWS_PROFILE", "_x1"]),
         (check_run_arg, ["--network=host", "--names", "--rmi"]),
     ],
 )
@@ -131,6 +133,10 @@ POLICY = "--container-image {}: no --allow-image pattern matches it"
 MEMORY = "--memory {!r}: give a number with k, m or g, such as 8g"
 CPUS = "--cpus {!r}: give a number of cores, such as 2 or 0.5"
 GPUS = "--gpus {!r}: give all, or indices with commas, such as 0,1"
+ENGINE_ENV = "--engine-env {!r}: it is the runner's own; leave it out"
+ENV_NAME = (
+    "--engine-env {!r}: give the name alone; the value is that of the runner's own environment"
+)
 RUN_ARG = "--run-arg {}: the runner itself names, starts and removes the containers; leave it out"
 COLON = "--victoria-home {}: no engine mounts a path with a colon; choose another"
 NOT_UTF8 = "--victoria-home {!r}: it is not UTF-8; choose another"
@@ -159,6 +165,9 @@ UNUSABLE: list[tuple[Check, str, list[str]]] = [
     (check_memory, MEMORY, ["lots", "-1g", "0", "0G", "8 gigs", "", "8g -v"]),
     (check_cpus, CPUS, ["two", "0", "-1", "nan", "inf", ""]),
     (check_gpus, GPUS, ["", "0,,1", "0 1", "all,", "0;rm"]),
+    (check_engine_env, ENGINE_ENV, ["VICTORIA_RUNNER_REGISTRATION_TOKEN", "NOTIFY_SOCKET"]),
+    (check_engine_env, ENV_NAME, ["", "1x", "a b", "ä"]),
+    (check_engine_env, ENV_NAME.format("KEY"), ["KEY=hunter2"]),
     (check_run_arg, RUN_ARG, ["--rm", "--restart=always", "--name=x", "-d", "--pull=never"]),
     (check_home, COLON, ["/:"]),
     (check_home, NOT_UTF8, ["/\udcfc"]),
