@@ -43,6 +43,9 @@ class Engine(Protocol):
     async def fetch_image(self, image: str, policy: PullPolicy) -> None:
         """Pull the image where the policy says so; raise ImageMissing if it is not here then."""
 
+    async def image_user(self, image: str) -> str:
+        """Return the USER of an image that is here, empty for root; raise ImageMissing."""
+
     async def run(self, spec: ContainerSpec) -> str:
         """Start a container that outlives the runner, and return its id; raise NameInUse."""
 
