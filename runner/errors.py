@@ -15,6 +15,7 @@
     ├── EngineError                 a call of the container engine failed
     │   ├── EngineSilent            it timed out: what is true there is unknown
     │   ├── NoSuchContainer         there is no such container
+    │   ├── NoSuchFile              there is no such file in it
     │   ├── HalfRemoved             a killed removal left it without storage: remove it again
     │   ├── NameInUse               there is a container of that name already
     │   └── ImageMissing            the image is not on this host and cannot be pulled
