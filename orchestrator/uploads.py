@@ -11,7 +11,8 @@ import os
 import re
 import shutil
 import unicodedata
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from email.errors import HeaderParseError
 from email.header import decode_header, make_header
@@ -268,8 +269,10 @@ class Upload:
     def _append(self) -> None:
         if self._sink is None:
             self._sink = FileIO(self._partial, "x")
-            # While the lock is held, no server that starts removes the file as abandoned.
-            fcntl.flock(self._sink, fcntl.LOCK_EX)
+            # While the lock is held, no server that starts removes the file as abandoned. Without
+            # locks (NFS without lockd) none removes anything.
+            with _without_locks():
+                fcntl.flock(self._sink, fcntl.LOCK_EX)
         rest = memoryview(self._buffer)
         while rest:
             rest = rest[self._sink.write(rest) :]
@@ -277,9 +280,19 @@ class Upload:
 
 
 def _remove_if_abandoned(partial: Path) -> None:
-    with suppress(FileNotFoundError), partial.open("rb") as file:
+    with suppress(FileNotFoundError), _without_locks(), partial.open("rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return
         partial.unlink()
+
+
+@contextmanager
+def _without_locks() -> Iterator[None]:
+    """End the block where the file system has no locks."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}:
+            raise

@@ -21,7 +21,7 @@ from runner import __version__
 from runner.api.address import proxy_to, without_password
 from runner.api.client import TASK_KEY, OrchestratorClient
 from runner.api.http import root_cause
-from runner.engine.base import LABEL_RUNNER, ROOTFUL, ContainerSpec, Engine
+from runner.engine.base import LABEL_RUNNER, ROOTFUL, ContainerSpec, Engine, EngineFacts
 from runner.engine.cli import CliEngine, find_engine
 from runner.engine.probe import METADATA_ADDRESS, describe, probe_rights
 from runner.engine.script import NoShell
@@ -53,7 +53,7 @@ from runner.state_dir import known_runner_id
 from runner.systemd import LINGER, UNIT, UNIT_FOLDERS, service_user
 from runner.tasks.image import fetch_image_once
 from runner.workspace.download import CONTAINER_HOME
-from runner.workspace.home import Tidying, check_home
+from runner.workspace.home import Tidying, check_home, may_write
 
 _TOLERATED_SKEW_S = 60.0
 _PROBE_FILE = ".victoria-doctor"
@@ -173,6 +173,8 @@ async def _check_engine(settings: Settings, *, runs: bool) -> AsyncIterator[Chec
     yield await _check_image(settings, engine)
     if not facts.is_rootless:
         yield Check("root", ROOTFUL % engine.kind, is_warning=True)
+    async for check in _check_image_user(settings, engine, facts, runs=runs):
+        yield check
     if not facts.can_limit_processes:
         yield Check("processes", _UNLIMITED_PROCESSES, is_warning=True)
     if runs:
@@ -254,7 +256,8 @@ async def _check_container(settings: Settings, engine: Engine) -> AsyncIterator[
     if spec.volumes and not rights.is_home_writable:
         advice = (
             f"cannot write in {CONTAINER_HOME}: give the folder to the user that the container "
-            "runs as; with --hardening strict you can add --run-arg=--cap-add=DAC_OVERRIDE instead"
+            "runs as, or add --run-arg=--user=0:0; with --hardening strict you can add "
+            "--run-arg=--cap-add=DAC_OVERRIDE instead"
         )
         yield Check("container's home", advice, EXIT_CONFIGURATION)
     yield _check_metadata(reached=rights.reaches_metadata)
@@ -316,6 +319,30 @@ def _check_env_file(settings: Settings) -> Iterator[Check]:
     yield Check("--env-file", f"{path} sets {len(env_file.variables)} variables")
     for sentence in env_file.warnings:
         yield Check("--env-file", f"{path}: {sentence}", is_warning=True)
+
+
+async def _check_image_user(
+    settings: Settings, engine: Engine, facts: EngineFacts, *, runs: bool
+) -> AsyncIterator[Check]:
+    """Check whose files a task leaves, and that an image's USER may write in the home."""
+    home, flags = settings.victoria_home, ("-u", "--user", "--userns")
+    user: str | None = None
+    if not any(argument.partition("=")[0] in flags for argument in settings.run_args):
+        with suppress(EngineError):  # the check of the image has the reason
+            user = await engine.image_user(settings.container_image)
+    if not facts.is_rootless and os.geteuid() != 0:
+        owner = "what tasks leave belongs to another user"
+        yield Check("files", f"{owner}: {engine.kind} reads the agent's log and removes it")
+    if runs or user is None or not _is_folder(home):
+        return
+    can_write = may_write(home.stat(), user, is_rootless=facts.is_rootless)
+    sentence = f"containers run as the image's user {user}, who"
+    if can_write is None:
+        sentence += f" may not be able to write in {home}: `doctor --run` tries it"
+        yield Check("image user", sentence, is_warning=True)
+    elif not can_write:
+        sentence += f" cannot write in {home}: add --run-arg=--user=0:0, or open it to that user"
+        yield Check("image user", sentence, EXIT_CONFIGURATION)
 
 
 def _check_home(settings: Settings) -> Check:

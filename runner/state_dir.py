@@ -23,7 +23,7 @@ def lock_state_dir(state_dir: Path) -> Iterator[None]:
 
     Raises:
         StateFolderInUse: another runner has locked it.
-        TryAgain: it cannot be written.
+        TryAgain: it cannot be written, or its file system has no locks.
     """
     try:
         handle = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -32,10 +32,16 @@ def lock_state_dir(state_dir: Path) -> Iterator[None]:
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise StateFolderInUse(
                 f"cannot use the state folder {state_dir}: another runner is using it; "
                 "stop that one, or give this one a --state-dir of its own"
+            ) from error
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise TryAgain(
+                f"cannot lock the state folder {state_dir}: {reason}; give a --state-dir on a file "
+                "system with locks, such as a local disk"
             ) from error
         yield
     finally:

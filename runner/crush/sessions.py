@@ -137,6 +137,9 @@ class _Answer(NamedTuple):
     session: dict[str, object] | None
 
 
+_NOTHING = _Answer(Candidates([], certain=False), None)
+
+
 def session_mark(task_id: str) -> str:
     """Return the text that is only in a task's own session: its reporter shows it to the agent."""
     return f"victoria-reporter/{task_id}"
@@ -213,30 +216,31 @@ async def _ask(
     Raises:
         CrushError: it cannot be started, or cannot read the database within its limits.
     """
-    if not await anyio.to_thread.run_sync(_may_be_there, request.database):
-        return _Answer(Candidates([], certain=False), None)
     try:
+        if not await anyio.to_thread.run_sync(_is_there, request.database):
+            return _NOTHING
         async with _AT_ONCE:
             with _temporary_dir() as copy_dir:
-                request = replace(request, copy_dir=copy_dir)
-                try:
-                    return await _run_child(request, timeout_s)
-                except CrushForbidden:
-                    if copy_out is None:
-                        raise
-                return await _ask_about_archives(request, timeout_s, copy_out)
+                return await _run_child(replace(request, copy_dir=copy_dir), timeout_s)
+    except CrushForbidden:
+        if copy_out is None:
+            raise
+    except OSError as error:
+        raise CrushError(f"{_CANNOT}: {error.strerror or error}") from error
+    try:
+        async with _AT_ONCE:
+            return await _ask_about_archives(request, timeout_s, copy_out)
     except OSError as error:
         raise CrushError(f"{_CANNOT}: {error.strerror or error}") from error
 
 
-def _may_be_there(path: str) -> bool:
-    """Return False if there certainly is nothing: a folder on the way may be closed to us."""
+def _is_there(path: str) -> bool:
     try:
         os.lstat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
+    except PermissionError as error:
+        raise CrushForbidden(f"{_CANNOT}: permission denied") from error
     except OSError:
-        return True
+        return False
     return True
 
 
@@ -256,13 +260,16 @@ async def _ask_about_archives(request: Request, timeout_s: float, copy_out: Copy
     ends_at_s = anyio.current_time() + request.limits.copy_timeout_s
     name = Path(request.database).name
     while True:
-        with _temporary_dir() as archive_dir:
+        with _temporary_dir() as archive_dir, _temporary_dir() as copy_dir:
             # The archives, and then the copies.
             max_bytes = min(COPY_LIMIT_BYTES, free_disk(Path(archive_dir)) // 4)
             for archive, suffix in _ARCHIVES.items():
-                await copy_out(f"{name}{suffix}", Path(archive_dir, archive), max_bytes)
+                path = Path(archive_dir, archive)
+                if not await copy_out(f"{name}{suffix}", path, max_bytes) and not suffix:
+                    return _NOTHING
+            request = replace(request, archive_dir=archive_dir, copy_dir=copy_dir)
             try:
-                return await _run_child(replace(request, archive_dir=archive_dir), timeout_s)
+                return await _run_child(request, timeout_s)
             except CrushBusy:
                 if anyio.current_time() > ends_at_s:
                     raise

@@ -52,6 +52,9 @@ class Engine(Protocol):
         `progress` has how much is downloaded, as far as the engine shows it.
         """
 
+    async def image_user(self, image: str) -> str:
+        """Return the USER of an image that is here, empty for root; raise ImageMissing."""
+
     async def run(self, spec: ContainerSpec) -> str:
         """Start a container that outlives the runner, and return its id; raise NameInUse."""
 

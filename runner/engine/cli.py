@@ -136,6 +136,11 @@ class CliEngine:
             return False
         raise ImageMissing(f"cannot find the image {image} in its registry: {result.error_text}")
 
+    async def image_user(self, image: str) -> str:
+        """Return the USER of an image that is here, empty for root."""
+        result = await self._check_call("image", "inspect", "--format", "{{.Config.User}}", image)
+        return result.output.strip()
+
     async def run(self, spec: ContainerSpec) -> str:
         """Start a container that outlives the runner and return its id."""
         if await self._needs_podman4_oom_workaround(spec):

@@ -29,6 +29,7 @@ _ENTRY_BYTES = 4096
 """What each entry of a home counts at least, so that their number is limited too."""
 _UNUSABLE = ".unusable"
 _PROBE = ".victoria-probe"
+_OTHERS_MAY_WRITE = stat.S_IWOTH | stat.S_IXOTH
 
 
 @dataclass
@@ -61,6 +62,18 @@ def home_of_task(home: Path, task_id: str) -> Path:
     finally:
         os.close(homes)
     return home / TASKS / HOMES / task_id if stat.S_ISDIR(status.st_mode) else home
+
+
+def may_write(home: os.stat_result, user: str, *, is_rootless: bool) -> bool | None:
+    """Return whether an image's USER may write in the home; None if only a container can tell."""
+    name = user.partition(":")[0]
+    if name in {"", "0", "root"} or home.st_mode & _OTHERS_MAY_WRITE == _OTHERS_MAY_WRITE:
+        return True
+    # A rootless engine gives the users of a container other ids on the host. An access list shows
+    # in the mode of the group.
+    if not name.isdecimal() or home.st_mode & stat.S_IWGRP:
+        return None
+    return not is_rootless and int(name) == home.st_uid and bool(home.st_mode & stat.S_IWUSR)
 
 
 def check_home(home: Path, mode: HomeMode, tidying: Tidying, *, thorough: bool) -> None:

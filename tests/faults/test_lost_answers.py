@@ -24,7 +24,7 @@ def finish_a_task(rig: Rig) -> None:
     task_id = rig.orchestrator.create_task("[print-line done]", files=[name])["id"]
     rig.runner.start()
     rig.check_ended_once(task_id)
-    assert (rig.runner.task_folder(task_id) / "files" / name).read_bytes() == b"note" * 1000
+    assert (rig.runner.task_folder(task_id) / "files" / "note.txt").read_bytes() == b"note" * 1000
     wait_for(lambda: not rig.proxy.unused, DEADLINE_S)
 
 

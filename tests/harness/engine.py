@@ -252,6 +252,12 @@ class FakeEngine:
         if policy is PullPolicy.ALWAYS or not is_here:
             raise ImageMissing(f"cannot fetch the image {image}: no registry answers")
 
+    async def image_user(self, image: str) -> str:
+        await self._answer("image_user")
+        if image != self.image:
+            raise ImageMissing(f"cannot find the image {image} on this host")
+        return ""
+
     async def run(self, spec: ContainerSpec) -> str:
         await self._answer("run")
         flags = _check_arguments(spec)

@@ -1,5 +1,7 @@
 """The runner from READY to its exit code, and the watchdog beside it."""
 
+import errno
+import fcntl
 import logging
 import os
 import resource
@@ -17,7 +19,7 @@ from runner.daemon import run
 from runner.errors import JournalError, StateFolderInUse, TryAgain
 from runner.journal.journal import open_journal
 from runner.loops.housekeeping import prune_closed_tasks
-from runner.state_dir import prepare_state_dir
+from runner.state_dir import lock_state_dir, prepare_state_dir
 from runner.systemd import Notifier, Watchdog, feed_watchdog
 from runner.timing import Timings
 from tests.harness.clock import VirtualClock
@@ -53,6 +55,21 @@ def test_state_folder_on_a_full_disk_is_named_in_a_sentence(tmp_path: Path) -> N
             prepare_state_dir(tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_file_system_without_locks_is_not_another_runner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    reason = "no locks available; give a --state-dir on a file system with locks"
+    with (
+        pytest.raises(TryAgain, match=f"^cannot lock the state folder {tmp_path}: {reason}"),
+        lock_state_dir(tmp_path),
+    ):
+        pass
 
 
 async def test_systemd_is_notified_of_readiness_work_problems_and_the_end(host: Host) -> None:

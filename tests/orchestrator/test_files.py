@@ -234,3 +234,21 @@ def test_start_removes_uploads_that_no_server_writes(orchestrator: RunningOrches
         assert sorted(path.suffix for path in _stored(orchestrator)) == ["", ".partial"]
     orchestrator.restart()
     assert [path.suffix for path in _stored(orchestrator)] == [""]
+
+
+def test_files_are_stored_where_the_file_system_has_no_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "crashed.partial").touch()
+    uploads.prepare_folder(tmp_path)
+    upload = uploads.Upload(tmp_path, "f", limit_bytes=10, min_free_bytes=0)
+    with upload:
+        upload.add(b"content")
+        upload.keep()
+    assert uploads.stored_file(tmp_path, "f").read_bytes() == b"content"
+    assert (tmp_path / "files" / "crashed.partial").exists()

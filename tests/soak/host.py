@@ -148,5 +148,5 @@ def _store_bytes(orchestrator: OrchestratorProcess, seed: int, size: int) -> tup
 
 
 def _store(orchestrator: OrchestratorProcess, name: str, content: bytes) -> tuple[str, str]:
-    name = orchestrator.upload(name, content)
-    return name, f"file: {len(content)} {hashlib.sha256(content).hexdigest()} {name}"
+    line = f"file: {len(content)} {hashlib.sha256(content).hexdigest()} {name}"
+    return orchestrator.upload(name, content), line

@@ -5,6 +5,7 @@ import pwd
 import re
 import sqlite3
 import ssl
+import stat
 import tempfile
 from contextlib import closing
 from dataclasses import replace
@@ -25,6 +26,7 @@ from runner.node import runtime_to_use
 from runner.redaction import Secret
 from runner.settings import Settings
 from runner.systemd import UNIT
+from runner.workspace.home import may_write
 from tests.harness.private_ca import make_private_ca
 from tests.harness.server import (
     PLAIN_400,
@@ -125,6 +127,56 @@ def test_podman_that_cannot_limit_processes_is_recognised(
     host = {"security": {"rootless": is_rootless}, "cgroupControllers": controllers}
     about = {"version": {"Version": "5.0.0"}, "host": {**host, "cgroupManager": "systemd"}}
     assert read_podman_facts(about).can_limit_processes is can_limit_processes
+
+
+@pytest.mark.parametrize(
+    ("user", "is_rootless", "mode", "can_write"),
+    [
+        *[(user, True, 0o700, True) for user in ("", "0", "root", "0:0", "root:0")],
+        ("1000", False, 0o700, True),
+        ("1000:50", True, 0o700, False),
+        ("1001", False, 0o755, False),
+        ("1001", True, 0o777, True),
+        ("1001", False, 0o770, None),
+        ("victoria", False, 0o700, None),
+    ],
+)
+def test_user_of_an_image_may_write_in_the_home_by_its_mode(
+    user: str, mode: int, *, is_rootless: bool, can_write: bool | None
+) -> None:
+    home = os.stat_result((stat.S_IFDIR | mode, 0, 0, 2, 1000, 1000, 0, 0, 0, 0))
+    assert may_write(home, user, is_rootless=is_rootless) is can_write
+
+
+NOT_OURS = "what tasks leave belongs to another user: docker reads the agent's log and removes it"
+FAKE_DOCKER = """\
+#!/bin/sh
+case "$1" in
+  info) echo '{"ServerVersion": "28", "SecurityOptions": [], "CgroupDriver": "systemd"}' ;;
+  image) echo 4711 ;;
+esac
+"""
+
+
+def test_docker_as_root_beside_another_user_is_told_and_so_is_an_image_whose_user_cannot_write(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with tempfile.TemporaryDirectory() as made:
+        folder, home = Path(made), Path(made) / "home"
+        folder.chmod(0o755)
+        home.mkdir(mode=0o700)
+        (folder / "docker").write_text(FAKE_DOCKER)
+        (folder / "docker").chmod(0o755)
+        monkeypatch.setenv("PATH", made, prepend=os.pathsep)
+        with as_another_user():
+            code, lines = doctor(container_runtime="docker", victoria_home=home)
+        assert code == EXIT_CONFIGURATION
+        assert f"ok   files: {NOT_OURS}" in lines
+        sentence = f"image user: containers run as the image's user 4711, who cannot write in {home}: add"
+        assert any(line.startswith(f"FAIL {sentence}") for line in lines)
+        overridden = ("--user=0:0",)
+        _, lines = doctor(container_runtime="docker", victoria_home=home, run_args=overridden)
+        assert not any(" user: " in line for line in lines)
 
 
 def test_text_of_an_orchestrator_controls_no_terminal_and_forges_no_line() -> None:
