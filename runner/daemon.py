@@ -203,7 +203,7 @@ class Daemon:
         group.start_soon(
             feed_watchdog, self._notifier, runner.watchdog, runner.clock, runner.timings
         )
-        for changes in (runner.changes, runner.node.outage.changes):
+        for changes in (runner.changes, runner.node.contact.changes):
             group.start_soon(self._show_status, changes)
         if runner.node.known_identity is not None:
             self._notifier.notify("READY=1")
@@ -318,13 +318,13 @@ class Daemon:
         orchestrator that is away must not fail or hold up `systemctl start`. If it is refused, the
         runner exits before, and the start fails.
         """
-        runner, outage = self._runner, self._runner.node.outage
+        runner, contact = self._runner, self._runner.node.contact
         ends_at_s = runner.clock.awake_s() + runner.timings.ready_timeout_s
-        while runner.node.known_identity is None and outage.sentence is None:
+        while runner.node.known_identity is None and contact.sentence is None:
             left_s = ends_at_s - runner.clock.awake_s()
             if left_s <= 0:
                 break
-            await outage.changes.after_or(outage.changes.count, left_s, runner.clock)
+            await contact.changes.after_or(contact.changes.count, left_s, runner.clock)
         self._notifier.notify("READY=1")
 
     async def _show_status(self, changes: ChangeSignal) -> None:
@@ -345,8 +345,8 @@ class Daemon:
             reasons.append(f"the registration is refused: {node.refusal}")
         elif node.known_identity is None:
             reasons.append("waiting to be registered")
-        if node.outage.sentence is not None:
-            reasons.append(node.outage.sentence)
+        if node.contact.sentence is not None:
+            reasons.append(node.contact.sentence)
         if runner.problems.parked_reports:
             count = runner.problems.parked_reports
             reasons.append(f"{count} reports are parked: see `victoria-runner outbox list`")

@@ -6,23 +6,26 @@ import json
 import os
 import pwd
 import re
+import secrets
 import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from contextlib import closing, suppress
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from urllib.parse import urlsplit
+
+import anyio.to_thread
 
 from runner import __version__
 from runner.api.address import proxy_to, without_password
 from runner.api.client import TASK_KEY, OrchestratorClient
 from runner.api.http import root_cause
-from runner.engine.base import LABEL_RUNNER, ROOTFUL, ContainerSpec, Engine
+from runner.engine.base import LABEL_RUNNER, ROOTFUL, Engine
 from runner.engine.cli import CliEngine, find_engine
-from runner.engine.probe import METADATA_ADDRESS, NoShell, describe, probe_rights
+from runner.engine.probe import METADATA_ADDRESS, NoShell, Rights, describe, probe_rights
 from runner.errors import (
     EXIT_CONFIGURATION,
     EXIT_OK,
@@ -48,8 +51,11 @@ from runner.node import find_conflict, is_same_node, node_description, runtime_t
 from runner.settings import Settings
 from runner.state_dir import known_runner_id
 from runner.systemd import LINGER, UNIT, UNIT_FOLDERS, service_user
-from runner.workspace.download import CONTAINER_HOME
-from runner.workspace.home import Tidying, check_home
+from runner.tasks.start import spec_of_any
+from runner.timing import file_stamp
+from runner.workspace.download import CONTAINER_HOME, TASKS_IN_CONTAINER, folder_in_container
+from runner.workspace.folders import TaskFolders
+from runner.workspace.home import Tidying, check_home, make_task_folder
 
 _TOLERATED_SKEW_S = 60.0
 _PROBE_FILE = ".victoria-doctor"
@@ -209,46 +215,96 @@ def check_linger(folder: Path = LINGER) -> Check:
 
 
 async def _check_container(settings: Settings, engine: Engine) -> AsyncIterator[Check]:
-    """Start a container with the arguments of a task's, and check what it has."""
-    home = settings.victoria_home
+    """Start a container as a task's would be, in a task's folder, and check what it has."""
+    what, task_id = "container", f"doctor-{secrets.token_hex(8)}"
+    has_home = _is_folder(settings.victoria_home)
     runner_id = None
     with suppress(OSError):
         runner_id = known_runner_id(settings.state_dir)
-    spec = ContainerSpec(
-        name="",
-        image=settings.container_image,
-        arguments=(),
-        # What a killed doctor leaves is an orphan, which the runner removes.
-        labels={} if runner_id is None else {LABEL_RUNNER: runner_id},
-        env_files=() if settings.env_file is None else (settings.env_file,),
-        volumes={home.resolve(): CONTAINER_HOME} if _is_folder(home) else {},
-        limits=settings.limits,
-        hardening=settings.hardening,
-        run_args=settings.run_args,
-    )
     try:
+        if has_home:
+            await anyio.to_thread.run_sync(_make_folder, settings, task_id)
+        spec = replace(
+            spec_of_any(settings, task_id, with_files=True),
+            # What a killed doctor leaves is an orphan, which the runner removes.
+            labels={} if runner_id is None else {LABEL_RUNNER: runner_id},
+            env_files=() if settings.env_file is None else (settings.env_file,),
+        )
+        if not has_home:
+            spec = replace(spec, volumes={}, read_only={}, covered=())
         await engine.fetch_image(settings.container_image, settings.pull)
-        rights = await probe_rights(engine, spec, CONTAINER_HOME, _PROBE_FILE)
+        rights = await probe_rights(
+            *(engine, spec, CONTAINER_HOME, _PROBE_FILE),
+            folder=folder_in_container(task_id),
+            url=settings.orchestrator_url,
+        )
     except NoShell as error:
         sentence = f"{error}: what a container really has cannot be seen"
-        yield Check("container", sentence, is_warning=True)
+        yield Check(what, sentence, is_warning=True)
         return
-    except EngineError as error:
-        yield Check("container", str(error), error.exit_code)
+    except (HomeUnusable, EngineError) as error:
+        yield Check(what, str(error), EXIT_TRY_AGAIN)
         return
     finally:
-        with suppress(OSError):
-            (home / _PROBE_FILE).unlink()
-    yield Check("container", f"one of {settings.container_image} was started, and removed")
-    for what, sentence in describe(rights).items():
-        yield Check(f"container's {what}", sentence)
-    if spec.volumes and not rights.is_home_writable:
-        advice = (
-            f"cannot write in {CONTAINER_HOME}: give the folder to the user that the container "
-            "runs as; with --hardening strict you can add --run-arg=--cap-add=DAC_OVERRIDE instead"
+        _remove_folder(settings.victoria_home, task_id)
+    yield Check(what, f"one of {settings.container_image} was started, and removed")
+    for part, sentence in describe(rights).items():
+        yield Check(f"container's {part}", sentence)
+    if has_home:
+        yield _check_folders(rights)
+    else:
+        yield Check("container's folders", "not tried: the Victoria home is made at the start")
+    if rights.reaches_orchestrator is False:
+        sentence = (
+            f"{settings.orchestrator_url} does not answer to a container: a task cannot report "
+            "from inside, unless it has a proxy; check --run-arg=--network and the firewall"
         )
-        yield Check("container's home", advice, EXIT_CONFIGURATION)
+        yield Check("container's orchestrator", sentence, is_warning=True)
     yield _check_metadata(reached=rights.reaches_metadata)
+
+
+def _make_folder(settings: Settings, task_id: str) -> None:
+    """Make a task's folder, with `files` in it, and with `--home task` its copy of the home.
+
+    Raises:
+        HomeUnusable: they cannot be made.
+    """
+    home, tidying = settings.victoria_home, Tidying(stamp=None)
+    check_home(home, settings.home, tidying, thorough=True)
+    tidying = Tidying(file_stamp(time.time()))
+    make_task_folder(home, task_id, settings.home, tidying, with_files=True, is_new=True)
+
+
+def _remove_folder(home: Path, task_id: str) -> None:
+    with suppress(OSError):
+        (home / _PROBE_FILE).unlink()
+    # What is left is removed by `cleanup`.
+    with suppress(OSError), closing(TaskFolders(home)) as folders:
+        folders.remove(task_id)
+
+
+def _check_folders(rights: Rights) -> Check:
+    what = "container's folders"
+    places = {
+        CONTAINER_HOME: rights.is_home_writable,
+        f"its folder in {TASKS_IN_CONTAINER}": rights.is_folder_writable,
+    }
+    closed = [place for place, is_writable in places.items() if not is_writable]
+    if closed:
+        sentence = (
+            f"cannot write in {' and '.join(closed)}: give the Victoria home to the user that the "
+            "container runs as; with --hardening strict you can add "
+            "--run-arg=--cap-add=DAC_OVERRIDE instead"
+        )
+        return Check(what, sentence, EXIT_CONFIGURATION)
+    if rights.visible_tasks != 1 or rights.are_files_writable:
+        sentence = (
+            f"it sees {rights.visible_tasks} tasks in {TASKS_IN_CONTAINER} and "
+            f"{'can' if rights.are_files_writable else 'cannot'} change its own files, though it "
+            "should see its own task only, and not change its files; look for mounts in --run-arg"
+        )
+        return Check(what, sentence, EXIT_CONFIGURATION)
+    return Check(what, "home and own folder are writable; files, and other tasks, are not")
 
 
 def _is_folder(path: Path) -> bool:

@@ -78,7 +78,7 @@ class Node:
     ) -> None:
         self.refusal: RegistrationRefused | None = None
         """Why the orchestrator did not register this host; there is no further attempt."""
-        self.outage = Outage()
+        self.contact = Contact()
         self._settings = settings
         self._orchestrator = orchestrator
         self._journal = journal
@@ -277,8 +277,8 @@ class Node:
             # Needed only if the journal is lost: no reason to keep the node from its work.
             log.error(str(error))
         self._registration = registration
-        self.outage.note_response()
-        self.outage.changes.notify()
+        self.contact.note_response()
+        self.contact.changes.notify()
 
     async def _registered(self) -> Registration:
         """Return the registration in the journal, else a new one."""
@@ -405,7 +405,7 @@ class Node:
             "register", next_within_s=wait_s + self._timings.registration_timeout_s
         )
         if wait_s:
-            self.outage.note_failure(error, self._clock.wall_s())
+            self.contact.note_failure(error, self._clock.wall_s())
         if isinstance(error, Unauthorised):
             log.error(INVALID_TOKEN)
         elif isinstance(error, Refused) and error.status in _NOT_ALLOWED:
@@ -512,8 +512,8 @@ def os_type(os_release: Path = Path("/etc/os-release")) -> str:
     return "linux"
 
 
-class Outage:
-    """Since when calls to the orchestrator fail, and why. Not a problem of this host."""
+class Contact:
+    """Whether calls to the orchestrator succeed, and else since when not, and why."""
 
     def __init__(self) -> None:
         self.changes = ChangeSignal()

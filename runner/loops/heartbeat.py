@@ -42,13 +42,13 @@ async def heartbeat(runner: RunnerContext) -> None:
         except WireError as error:
             failures += 1
             status = paced_s = None
-            runner.node.outage.note_failure(error, runner.clock.wall_s())
+            runner.node.contact.note_failure(error, runner.clock.wall_s())
             level = logging.WARNING if failures == 1 else logging.DEBUG
             log.log(level, "cannot send a heartbeat: %s", error)
             # Changes come in bursts; an orchestrator in trouble is spared them.
             await runner.clock.sleep(runner.timings.debounce_s)
         else:
-            runner.node.outage.note_response()
+            runner.node.contact.note_response()
             if failures:
                 log.info("heartbeats restored")
             failures = 0

@@ -231,7 +231,7 @@ async def _ask(
         offer = await runner.orchestrator.next_task(
             identity, 0 if runner.settings.once else hold.seconds
         )
-        runner.node.outage.note_response()
+        runner.node.contact.note_response()
         if offer.assignment is not None and offer.was_held and not await can_take_work(runner):
             # A disk has filled up meanwhile. An orchestrator with long polls offers a task again.
             log.warning("a task was offered and is not accepted now")
@@ -252,7 +252,7 @@ async def _ask(
             return PollResult.HELD, 0
         log.warning("Error polling for tasks: %s", error)
         if isinstance(error, WireError):
-            runner.node.outage.note_failure(error, runner.clock.wall_s())
+            runner.node.contact.note_failure(error, runner.clock.wall_s())
         return PollResult.FAILED, (error.retry_after_s or 0) if isinstance(
             error, Unavailable
         ) else 0
