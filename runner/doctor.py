@@ -433,15 +433,17 @@ async def _check_token(
     later = "" if is_needed else "; it is needed when this host has to register again"
     try:
         await orchestrator.check_token(settings.registration_token)
-    except Refused as error:
-        is_refused = error.status in _NOT_ALLOWED
-        sentence = "the orchestrator refuses it" if is_refused else "cannot be tried"
-        advice = later or ("; give the right one" if is_refused else "; check --orchestrator-url")
-        exit_code = EXIT_REGISTRATION_REFUSED if is_needed else EXIT_OK
-        return Check(what, f"{sentence}: {error}{advice}", exit_code, is_warning=True)
-    except Unavailable as error:
-        sentence = f"cannot be tried now: {error}{later}"
-        return Check(what, sentence, error.exit_code if is_needed else EXIT_OK, is_warning=True)
+    except (Refused, Unavailable) as error:
+        sentence, advice, exit_code = "cannot be tried", "this host cannot register", EXIT_TRY_AGAIN
+        if error.status in _NOT_ALLOWED:
+            sentence, advice = "the orchestrator refuses it", "give the right one"
+            exit_code = EXIT_REGISTRATION_REFUSED
+        return Check(
+            what,
+            f"{sentence}: {error}{later or f'; {advice}'}",
+            exit_code if is_needed else EXIT_OK,
+            is_warning=True,
+        )
     return Check(what, f"the orchestrator does not refuse it{later}")
 
 

@@ -16,8 +16,9 @@ import anyio
 import pytest
 
 from runner.doctor import check_linger, check_user, examine
+from runner.engine.cli import CliEngine
 from runner.engine.inspect import read_podman_facts
-from runner.errors import EXIT_CONFIGURATION
+from runner.errors import EXIT_CONFIGURATION, ImageMissing
 from runner.identity import IdentityFile
 from runner.journal.journal import JOURNAL_NAME, open_journal
 from runner.model import Identity, Registration
@@ -144,6 +145,30 @@ def test_doctor_of_another_user_than_the_runners_is_refused(tmp_path: Path) -> N
         os.chown(tmp_path / JOURNAL_NAME, NOBODY, NOBODY)
         nobody = pwd.getpwuid(NOBODY).pw_name
         assert f"{tmp_path} belongs to {nobody}, whose" in check_user(settings, []).sentence
+
+
+@pytest.mark.parametrize(
+    ("error", "proxy", "refusal"),
+    [
+        ("no such manifest: registry.example/x:1", "", "no such manifest: registry.example/x:1"),
+        ("http: server gave HTTP response to HTTPS client", "", None),
+        ("dial tcp: lookup registry.example: no such host", "http://proxy:3128", None),
+    ],
+    ids=["unknown", "trusted by the daemon", "proxy of the daemon"],
+)
+def test_docker_is_believed_where_its_client_asks_as_its_daemon_does(
+    tmp_path: Path, error: str, proxy: str, refusal: str | None
+) -> None:
+    program = tmp_path / "docker"
+    info = f"if [ $1 = info ]; then echo '{proxy}'; exit; fi"
+    program.write_text(f"#!/bin/sh\n{info}\necho '{error}' >&2; exit 1\n")
+    program.chmod(0o755)
+    engine = CliEngine("docker", str(program), {"PATH": "/nowhere"})
+    if refusal is None:
+        assert not anyio.run(engine.can_fetch, "registry.example/x:1")
+        return
+    with pytest.raises(ImageMissing, match=f"^cannot find the image .* registry: {refusal}"):
+        anyio.run(engine.can_fetch, "registry.example/x:1")
 
 
 def test_rootless_containers_need_lingering(tmp_path: Path) -> None:
