@@ -577,7 +577,7 @@ def _check_outbox(entries: Sequence[OutboxEntry]) -> Check:
     if not parked:
         return Check("outbox", f"{len(entries)} reports wait")
     sentence = (
-        f"{len(parked)} reports are parked, the last: {parked[-1].parked}; compare the tasks at "
+        f"parked reports: {len(parked)}, the last: {parked[-1].parked}; compare the tasks at "
         "the orchestrator, then run `victoria-runner outbox retry`, or `outbox drop`"
     )
     return Check("outbox", sentence, is_warning=True)
