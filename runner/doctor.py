@@ -365,7 +365,7 @@ def _check_home(settings: Settings) -> Check:
 def _check_folder(option: str, folder: Path, min_free: int) -> Check:
     # A folder that does not exist yet is made in the closest parent that does.
     existing = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
-    if os.path.lexists(existing) and not existing.is_dir():
+    if os.path.lexists(existing) and not _is_folder(existing):
         sentence = f"{existing} is not a folder; choose another, or move it away"
         return Check(option, sentence, EXIT_CONFIGURATION)
     if not (_is_folder(existing) and os.access(existing, os.W_OK | os.X_OK, effective_ids=True)):

@@ -80,6 +80,14 @@ def test_folder_that_may_not_be_entered_is_one_sentence() -> None:
         assert f"FAIL {option}: cannot write in {closed}: run as its owner" in output
 
 
+def test_file_in_the_place_of_a_folder_is_named_as_one(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    code, lines = doctor(state_dir=tmp_path / "file" / "state")
+    assert code != 0
+    sentence = f"FAIL --state-dir: {tmp_path / 'file'} is not a folder; choose another, or move it"
+    assert any(line.startswith(sentence) for line in lines), lines
+
+
 @pytest.mark.parametrize("name", ["tasks", ".crush"])
 def test_obstacle_in_the_home_is_found_and_left_in_place(tmp_path: Path, name: str) -> None:
     (tmp_path / name).touch()
