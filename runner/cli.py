@@ -456,7 +456,7 @@ def outbox_list(ctx: click.Context, /, *, as_json: bool) -> None:
 @_JSON
 @click.pass_context
 def outbox_retry(ctx: click.Context, /, *, ids: tuple[str, ...], as_json: bool) -> None:
-    """Send reports again: those of these ids or tasks, or all that are parked."""
+    """Send parked reports again: all, or those of these ids or tasks."""
     from runner.outbox import retry_reports  # noqa: PLC0415 - running need not load it
 
     checked = _settings(ctx, to_run=False)
@@ -488,7 +488,7 @@ def outbox_drop(
             return
         for entry in parked:
             click.echo(describe(entry))
-        click.confirm(f"Drop these {len(parked)} reports?", abort=True)
+        click.confirm("Drop them?", abort=True)
         # Not those that are parked meanwhile, which nobody has seen.
         ids = tuple(str(entry.row) for entry in parked)
     ctx.exit(anyio.run(partial(drop_reports, checked, ids, click.echo, as_json=as_json)))

@@ -396,7 +396,7 @@ class Daemon:
             reasons.append(node.outage.sentence)
         if runner.problems.parked_reports:
             count = runner.problems.parked_reports
-            reasons.append(f"{count} reports are parked: see `victoria-runner outbox list`")
+            reasons.append(f"parked reports: {count}, see `victoria-runner outbox list`")
         if self._polling.cancel_called:
             reasons.append("draining: no new task is taken")
         running = f"{len(runner.slots.task_ids)} of {runner.settings.max_tasks} tasks running"

@@ -6,24 +6,27 @@ import json
 import os
 import pwd
 import re
+import secrets
 import socket
 import ssl
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import anyio.to_thread
+
 from runner import __version__
 from runner.api.address import proxy_to, without_password
 from runner.api.client import TASK_KEY, OrchestratorClient
 from runner.api.http import root_cause
-from runner.engine.base import LABEL_RUNNER, ROOTFUL, ContainerSpec, Engine, EngineFacts
+from runner.engine.base import LABEL_RUNNER, ROOTFUL, Engine, EngineFacts
 from runner.engine.cli import CliEngine, find_engine
-from runner.engine.probe import METADATA_ADDRESS, describe, probe_rights
+from runner.engine.probe import METADATA_ADDRESS, Rights, describe, probe_rights
 from runner.engine.script import NoShell
 from runner.env_file import engine_format, read_env_file
 from runner.errors import (
@@ -52,8 +55,11 @@ from runner.settings import Settings
 from runner.state_dir import known_runner_id
 from runner.systemd import LINGER, UNIT, UNIT_FOLDERS, service_user
 from runner.tasks.image import fetch_image_once
-from runner.workspace.download import CONTAINER_HOME
-from runner.workspace.home import Tidying, check_home, may_write
+from runner.tasks.start import spec_of_any
+from runner.timing import file_stamp
+from runner.workspace.download import CONTAINER_HOME, TASKS_IN_CONTAINER, folder_in_container
+from runner.workspace.folders import TaskFolders
+from runner.workspace.home import Tidying, check_home, make_task_folder, may_write
 
 _TOLERATED_SKEW_S = 60.0
 _PROBE_FILE = ".victoria-doctor"
@@ -216,51 +222,102 @@ def check_linger(folder: Path = LINGER) -> Check:
 
 
 async def _check_container(settings: Settings, engine: Engine) -> AsyncIterator[Check]:
-    """Start a container with the arguments of a task's, and check what it has."""
-    home = settings.victoria_home
+    """Start a container as a task's would be, in a task's folder, and check what it has."""
+    what, task_id = "container", f"doctor-{secrets.token_hex(8)}"
+    has_home = _is_folder(settings.victoria_home)
     runner_id = None
     with suppress(OSError):
         runner_id = known_runner_id(settings.state_dir)
-    spec = ContainerSpec(
-        name="",
-        image=settings.container_image,
-        arguments=(),
-        # What a killed doctor leaves is an orphan, which the runner removes.
-        labels={} if runner_id is None else {LABEL_RUNNER: runner_id},
-        volumes={home.resolve(): CONTAINER_HOME} if _is_folder(home) else {},
-        limits=settings.limits,
-        hardening=settings.hardening,
-        run_args=settings.run_args,
-    )
     try:
         variables = read_env_file(settings.env_file).variables
+        if has_home:
+            await anyio.to_thread.run_sync(_make_folder, settings, task_id)
+        spec = replace(
+            spec_of_any(settings, task_id, with_files=True),
+            # What a killed doctor leaves is an orphan, which the runner removes.
+            labels={} if runner_id is None else {LABEL_RUNNER: runner_id},
+        )
+        if not has_home:
+            spec = replace(spec, volumes={}, read_only={}, covered=())
         await fetch_image_once(engine, settings.container_image, settings.pull)
         with tempfile.NamedTemporaryFile("w", encoding="utf-8") as file:
             file.write(engine_format(variables))
             file.flush()
-            spec = replace(spec, env_files=(Path(file.name),))
-            rights = await probe_rights(engine, spec, CONTAINER_HOME, _PROBE_FILE)
+            rights = await probe_rights(
+                *(engine, replace(spec, env_files=(Path(file.name),)), CONTAINER_HOME, _PROBE_FILE),
+                folder=folder_in_container(task_id),
+                url=settings.orchestrator_url,
+            )
     except NoShell as error:
         sentence = f"{error}: what a container really has cannot be seen"
-        yield Check("container", sentence, is_warning=True)
+        yield Check(what, sentence, is_warning=True)
+        return
+    except HomeUnusable as error:
+        yield Check(what, str(error), EXIT_TRY_AGAIN)
         return
     except (ConfigurationError, EngineError) as error:
-        yield Check("container", str(error), error.exit_code)
+        yield Check(what, str(error), error.exit_code)
         return
     finally:
-        with suppress(OSError):
-            (home / _PROBE_FILE).unlink()
-    yield Check("container", f"one of {settings.container_image} was started, and removed")
-    for what, sentence in describe(rights).items():
-        yield Check(f"container's {what}", sentence)
-    if spec.volumes and not rights.is_home_writable:
-        advice = (
-            f"cannot write in {CONTAINER_HOME}: give the folder to the user that the container "
-            "runs as, or add --run-arg=--user=0:0; with --hardening strict you can add "
+        _remove_folder(settings.victoria_home, task_id)
+    yield Check(what, f"one of {settings.container_image} was started, and removed")
+    for part, sentence in describe(rights).items():
+        yield Check(f"container's {part}", sentence)
+    if has_home:
+        yield _check_folders(rights)
+    else:
+        yield Check("container's folders", "not tried: the Victoria home is made at the start")
+    if rights.reaches_orchestrator is False:
+        sentence = (
+            f"{settings.orchestrator_url} does not answer to a container: a task cannot report "
+            "from inside, unless it has a proxy; check --run-arg=--network and the firewall"
+        )
+        yield Check("container's orchestrator", sentence, is_warning=True)
+    yield _check_metadata(reached=rights.reaches_metadata)
+
+
+def _make_folder(settings: Settings, task_id: str) -> None:
+    """Make a task's folder, with `files` in it, and with `--home task` its copy of the home.
+
+    Raises:
+        HomeUnusable: they cannot be made.
+    """
+    home, tidying = settings.victoria_home, Tidying(stamp=None)
+    check_home(home, settings.home, tidying, thorough=True)
+    tidying = Tidying(file_stamp(time.time()))
+    make_task_folder(home, task_id, settings.home, tidying, with_files=True, is_new=True)
+
+
+def _remove_folder(home: Path, task_id: str) -> None:
+    with suppress(OSError):
+        (home / _PROBE_FILE).unlink()
+    # What is left is removed by `cleanup`.
+    with suppress(OSError), closing(TaskFolders(home)) as folders:
+        folders.remove(task_id)
+
+
+def _check_folders(rights: Rights) -> Check:
+    what = "container's folders"
+    places = {
+        CONTAINER_HOME: rights.is_home_writable,
+        f"its folder in {TASKS_IN_CONTAINER}": rights.is_folder_writable,
+    }
+    closed = [place for place, is_writable in places.items() if not is_writable]
+    if closed:
+        sentence = (
+            f"cannot write in {' and '.join(closed)}: give the Victoria home to the user that the "
+            "container runs as, or add --run-arg=--user=0:0; with --hardening strict you can add "
             "--run-arg=--cap-add=DAC_OVERRIDE instead"
         )
-        yield Check("container's home", advice, EXIT_CONFIGURATION)
-    yield _check_metadata(reached=rights.reaches_metadata)
+        return Check(what, sentence, EXIT_CONFIGURATION)
+    if rights.visible_tasks != 1 or rights.are_files_writable:
+        sentence = (
+            f"it sees {rights.visible_tasks} tasks in {TASKS_IN_CONTAINER} and "
+            f"{'can' if rights.are_files_writable else 'cannot'} change its own files, though it "
+            "should see its own task only, and not change its files; look for mounts in --run-arg"
+        )
+        return Check(what, sentence, EXIT_CONFIGURATION)
+    return Check(what, "home and own folder are writable; files, and other tasks, are not")
 
 
 def _is_folder(path: Path) -> bool:
@@ -359,7 +416,7 @@ def _check_home(settings: Settings) -> Check:
 def _check_folder(option: str, folder: Path, min_free: int) -> Check:
     # A folder that does not exist yet is made in the closest parent that does.
     existing = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
-    if os.path.lexists(existing) and not existing.is_dir():
+    if os.path.lexists(existing) and not _is_folder(existing):
         sentence = f"{existing} is not a folder; choose another, or move it away"
         return Check(option, sentence, EXIT_CONFIGURATION)
     if not (_is_folder(existing) and os.access(existing, os.W_OK | os.X_OK, effective_ids=True)):
@@ -427,15 +484,17 @@ async def _check_token(
     later = "" if is_needed else "; it is needed when this host has to register again"
     try:
         await orchestrator.check_token(settings.registration_token)
-    except Refused as error:
-        is_refused = error.status in _NOT_ALLOWED
-        sentence = "the orchestrator refuses it" if is_refused else "cannot be tried"
-        advice = later or ("; give the right one" if is_refused else "; check --orchestrator-url")
-        exit_code = EXIT_REGISTRATION_REFUSED if is_needed else EXIT_OK
-        return Check(what, f"{sentence}: {error}{advice}", exit_code, is_warning=True)
-    except Unavailable as error:
-        sentence = f"cannot be tried now: {error}{later}"
-        return Check(what, sentence, error.exit_code if is_needed else EXIT_OK, is_warning=True)
+    except (Refused, Unavailable) as error:
+        sentence, advice, exit_code = "cannot be tried", "this host cannot register", EXIT_TRY_AGAIN
+        if error.status in _NOT_ALLOWED:
+            sentence, advice = "the orchestrator refuses it", "give the right one"
+            exit_code = EXIT_REGISTRATION_REFUSED
+        return Check(
+            what,
+            f"{sentence}: {error}{later or f'; {advice}'}",
+            exit_code if is_needed else EXIT_OK,
+            is_warning=True,
+        )
     return Check(what, f"the orchestrator does not refuse it{later}")
 
 
@@ -569,7 +628,7 @@ def _check_outbox(entries: Sequence[OutboxEntry]) -> Check:
     if not parked:
         return Check("outbox", f"{len(entries)} reports wait")
     sentence = (
-        f"{len(parked)} reports are parked, the last: {parked[-1].parked}; compare the tasks at "
+        f"parked reports: {len(parked)}, the last: {parked[-1].parked}; compare the tasks at "
         "the orchestrator, then run `victoria-runner outbox retry`, or `outbox drop`"
     )
     return Check("outbox", sentence, is_warning=True)

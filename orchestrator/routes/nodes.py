@@ -26,7 +26,7 @@ from orchestrator.auth import (
 from orchestrator.db import audit
 from orchestrator.db.tables import Node
 from orchestrator.errors import Gone, NotAllowed
-from orchestrator.log import log_on_commit
+from orchestrator.log import fields, log_on_commit
 from orchestrator.model import NodeStatus, Permission, utc_now
 from orchestrator.routes import NO_STORE, NodeId, Route, plain_route
 from orchestrator.routes.bodies import read_body
@@ -177,6 +177,10 @@ async def _answer_heartbeat(request: Request) -> Response:
     now = utc_now()
     held = heartbeat.held_task_ids
     pace, has_task = services.heartbeats.pace, bool(held) or heartbeat.status is NodeStatus.BUSY
+    parked, before = heartbeat.parked_reports or 0, services.heartbeats.last(node.id)
+    if parked and (before is None or not before.parked_reports):
+        ids = {"node_id": node.id, "name": node.identity.name, "parked_reports": parked}
+        log.warning("node has reports that were refused", extra=fields(**ids))
     services.heartbeats.record(
         Beat(
             node.id,
@@ -185,6 +189,7 @@ async def _answer_heartbeat(request: Request) -> Response:
             held,
             at=now,
             offline_at=now + pace.offline_after(has_task=has_task),
+            parked_reports=parked,
         )
     )
     services.breaks.note_call(node.id)

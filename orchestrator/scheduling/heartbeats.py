@@ -85,6 +85,7 @@ class Beat:
     at: datetime
     offline_at: datetime
     """When the node is offline, unless another heartbeat comes before."""
+    parked_reports: int = 0
 
 
 @dataclass(frozen=True)

@@ -100,12 +100,16 @@ _TaskId = Annotated[
 
 
 class Heartbeat(RequestBody):
-    """A node's status; `task_ids` is for nodes that run several tasks at once."""
+    """A node's status; `task_ids` is for nodes that run several tasks at once.
+
+    `parked_reports` is the number of reports that were refused and wait for the host's operator.
+    """
 
     node_id: GivenId
     status: NodeStatus
     current_task_id: _TaskId | None = None
     task_ids: Annotated[list[_TaskId], Field(max_length=MAX_HELD_IDS)] | None = None
+    parked_reports: Annotated[int, Field(ge=0, le=MAX_INT)] | None = None
 
     @property
     def held_task_ids(self) -> list[str]:

@@ -131,8 +131,7 @@ class CliEngine:
         result = await self._call("manifest", "inspect", image)
         if result.ok:
             return True
-        # docker's client asks by itself, and does not know which registries its daemon trusts.
-        if self.kind == "docker" and _TRUST.search(result.error_text):
+        if self.kind == "docker" and await self._fetches_otherwise(result.error_text):
             return False
         raise ImageMissing(f"cannot find the image {image} in its registry: {result.error_text}")
 
@@ -269,6 +268,15 @@ class CliEngine:
         if image not in self._images_present and await self._has_image(image):
             self._images_present.add(image)
         return image in self._images_present
+
+    async def _fetches_otherwise(self, error_text: str) -> bool:
+        """Return whether docker's daemon may reach a registry though its client, which asks, fails.
+
+        It may trust other registries, and have a proxy or mirrors of its own.
+        """
+        template = "{{.HTTPProxy}}{{.HTTPSProxy}}{{range .RegistryConfig.Mirrors}}{{.}}{{end}}"
+        ways = await self._call("info", "--format", template)
+        return bool(_TRUST.search(error_text) or (ways.ok and ways.output.strip()))
 
     async def _has_image(self, image: str) -> bool:
         """Check whether the image is on this host.

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from urllib.parse import urlsplit
 
 from runner.engine.base import ContainerSpec, Engine
 from runner.engine.script import run_script
 from runner.errors import EngineError
+from runner.log import readable_size
 
 METADATA_ADDRESS = "169.254.169.254"
 _TIMEOUT_S = 60.0
@@ -29,19 +31,31 @@ done
 while read -r device folder kind options rest; do
   [ "$folder" = / ] && echo "RootOptions: $options"
 done < /proc/mounts
-if (: > "$1/$2") 2> /dev/null; then echo "Home: writable"; rm -f "$1/$2"
-else echo "Home: not writable"; fi
-if command -v bash > /dev/null; then set -- bash -c ': < /dev/tcp/{METADATA_ADDRESS}/80'
-elif command -v python3 > /dev/null; then set -- python3 -c \
-'import socket; socket.create_connection(("{METADATA_ADDRESS}", 80), 3)'
-elif command -v curl > /dev/null; then set -- curl -s -o /dev/null --max-time 3 \
---noproxy '*' http://{METADATA_ADDRESS}/
-else echo "Metadata: unknown"; exit 0; fi
-"$@" > /dev/null 2>&1 &
-asking=$!
-(sleep 3; kill -9 $asking) > /dev/null 2>&1 &
-if wait $asking 2> /dev/null; then echo "Metadata: answers"; else echo "Metadata: silent"; fi
+writable() {{
+  if (: > "$1/$2") 2> /dev/null; then echo writable; rm -f "$1/$2"; else echo not; fi
+}}
+echo "Home: $(writable "$1" "$2")"
+echo "Folder: $(writable "$3" "$2")"
+echo "Files: $(writable "$3/files" "$2")"
+count=0
+for entry in "$1"/tasks/*; do [ -e "$entry" ] && count=$((count + 1)); done
+echo "Tasks: $count"
+answers() {{
+  if command -v bash > /dev/null; then set -- bash -c ": < /dev/tcp/$1/$2"
+  elif command -v python3 > /dev/null; then set -- python3 -c \
+'import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 3)' "$1" "$2"
+  elif command -v curl > /dev/null; then set -- curl -sk -o /dev/null --max-time 3 \
+--noproxy '*' "$3://$1:$2/"
+  else echo unknown; return; fi
+  "$@" > /dev/null 2>&1 &
+  asking=$!
+  (sleep 3; kill -9 $asking) > /dev/null 2>&1 &
+  if wait $asking 2> /dev/null; then echo answers; else echo silent; fi
+}}
+echo "Metadata: $(answers {METADATA_ADDRESS} 80 http)"
+[ -z "$4" ] || echo "Orchestrator: $(answers "$4" "$5" "$6")"
 """
+_ANSWERS = {"answers": True, "silent": False}
 # In the order of linux/capability.h.
 _CAPABILITIES = (
     *("CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID"),
@@ -69,21 +83,45 @@ class Rights:
     memory_limit: int | None
     """Bytes; 0: there is no limit."""
     is_home_writable: bool
+    is_folder_writable: bool
+    """Its task's own folder."""
+    are_files_writable: bool
+    visible_tasks: int
+    """How many folders of tasks it sees; its own is one."""
     reaches_metadata: bool | None
+    reaches_orchestrator: bool | None
 
 
-async def probe_rights(engine: Engine, spec: ContainerSpec, home: str, file_name: str) -> Rights:
+async def probe_rights(  # noqa: PLR0913 - the container, and what it tries
+    engine: Engine,
+    spec: ContainerSpec,
+    home: str,
+    file_name: str,
+    *,
+    folder: str = "/nowhere",
+    url: str = "",
+) -> Rights:
     """Start a container, see what it has, and remove it.
 
-    `spec` needs no name and no arguments. The container tries to write `file_name` in `home`.
+    `spec` needs no name and no arguments. The container tries to write `file_name` in `home` and in
+    its task's `folder`, and to connect to the orchestrator's `url`.
 
     Raises:
         NoShell: the image has no shell.
         EngineError: the container cannot be started, or does not end.
     """
-    spec = replace(spec, name="victoria-doctor")
-    result = await run_script(engine, spec, _SCRIPT, (home, file_name), _TIMEOUT_S)
+    arguments = (home, file_name, folder, *_address(url))
+    result = await run_script(
+        engine, replace(spec, name="victoria-doctor"), _SCRIPT, arguments, _TIMEOUT_S
+    )
     return parse_rights(result.output)
+
+
+def _address(url: str) -> tuple[str, ...]:
+    """Return the host, port and scheme of a URL."""
+    parts = urlsplit(url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    return parts.hostname or "", str(port), parts.scheme
 
 
 def parse_rights(output: str) -> Rights:
@@ -92,7 +130,7 @@ def parse_rights(output: str) -> Rights:
     facts = {name.strip(): text.strip() for name, text in reversed(pairs)}
     try:
         bits, uid = int(facts["CapEff"], 16), int(facts["Uid"].split()[0])
-        metadata, root = facts.get("Metadata"), facts.get("RootOptions")
+        root = facts.get("RootOptions")
         return Rights(
             capabilities=tuple(_capability_names(bits)),
             may_gain_privileges=facts["NoNewPrivs"] == "0",
@@ -103,7 +141,11 @@ def parse_rights(output: str) -> Rights:
             has_read_only_root=None if root is None else "ro" in root.split(","),
             memory_limit=_limit(facts.get("MemoryMax")),
             is_home_writable=facts["Home"] == "writable",
-            reaches_metadata={"answers": True, "silent": False}.get(metadata or ""),
+            is_folder_writable=facts["Folder"] == "writable",
+            are_files_writable=facts["Files"] == "writable",
+            visible_tasks=int(facts["Tasks"]),
+            reaches_metadata=_ANSWERS.get(facts["Metadata"]),
+            reaches_orchestrator=_ANSWERS.get(facts.get("Orchestrator", "")),
         )
     except (LookupError, ValueError) as error:
         raise EngineError("the container did not say what it has") from error
@@ -142,9 +184,9 @@ def describe(rights: Rights) -> Mapping[str, str]:
         "processes": _describe_limit(limit, "at most {}"),
         "seccomp": "system calls are filtered" if rights.has_seccomp else "no filter",
         "root": "not seen" if root is None else "read-only" if root else "writable",
-        "memory": _describe_limit(memory and memory >> 20, "at most {} MiB"),
+        "memory": _describe_limit(memory and readable_size(memory), "at most {}"),
     }
 
 
-def _describe_limit(limit: int | None, text: str) -> str:
+def _describe_limit(limit: int | str | None, text: str) -> str:
     return "not seen" if limit is None else text.format(limit) if limit else "no limit"

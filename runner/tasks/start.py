@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import replace
 
 from runner.api.address import url_to_hand_on
 from runner.engine.base import (
@@ -39,6 +40,7 @@ from runner.handles import open_below, write_below
 from runner.log import fields
 from runner.model import EndReason, Identity, PromptAs, TaskState
 from runner.redaction import SECRETS_VARIABLE, is_redactable
+from runner.settings import Settings
 from runner.state_dir import cid_file, env_file
 from runner.tasks.context import TaskContext
 from runner.tasks.prepare import fetch_image
@@ -228,19 +230,38 @@ def _container_was_created(task: TaskContext) -> bool:
         return False
 
 
+def spec_of_any(settings: Settings, task_id: str, *, with_files: bool) -> ContainerSpec:
+    """Return what the container of any task has, and that of `doctor --run`: mounts and rights."""
+    own = task_folder(settings.victoria_home, task_id)
+    own_inside = folder_in_container(task_id)
+    return ContainerSpec(
+        name="",
+        image=settings.container_image,
+        arguments=(),
+        # Of `tasks` a container sees its own folder alone, whichever home it has.
+        volumes={
+            home_of_task(settings.victoria_home, task_id): CONTAINER_HOME,
+            own: own_inside,
+        },
+        read_only={own / "files": f"{own_inside}/files"} if with_files else {},
+        covered=(TASKS_IN_CONTAINER,),
+        limits=settings.limits,
+        hardening=settings.hardening,
+        run_args=settings.run_args,
+    )
+
+
 def _spec(task: TaskContext, identity: Identity) -> ContainerSpec:
     settings, assignment = task.runner.settings, task.assignment
-    home, own = settings.victoria_home, task_folder(settings.victoria_home, task.task_id)
-    own_inside = folder_in_container(task.task_id)
     prompt: tuple[str, ...] = ()
     if settings.prompt_as is PromptAs.ARGUMENT:
         # As an argument of its own, what begins with a dash would be taken for an option.
         is_like_option = assignment.prompt.startswith("-")
         task_option = f"--task={assignment.prompt}"
         prompt = (task_option,) if is_like_option else ("--task", assignment.prompt)
-    return ContainerSpec(
+    return replace(
+        spec_of_any(settings, task.task_id, with_files=bool(assignment.files)),
         name=task.container_name,
-        image=settings.container_image,
         arguments=("--accept-license", *prompt),
         labels={
             LABEL_TASK: task.task_id,
@@ -253,14 +274,7 @@ def _spec(task: TaskContext, identity: Identity) -> ContainerSpec:
             **({} if assignment.task_key is None else {LABEL_KEY: OWN_KEY}),
         },
         env_files=(env_file(settings.state_dir, task.task_id),),
-        # Of `tasks` a container sees its own folder alone, whichever home it has.
-        volumes={home_of_task(home, task.task_id): CONTAINER_HOME, own: own_inside},
-        read_only={own / "files": f"{own_inside}/files"} if assignment.files else {},
-        covered=(TASKS_IN_CONTAINER,),
         timeout_s=assignment.timeout_s + task.runner.timings.engine_timeout_grace_s,
-        limits=settings.limits,
-        hardening=settings.hardening,
-        run_args=settings.run_args,
         cid_file=cid_file(settings.state_dir, task.task_id),
     )
 

@@ -62,7 +62,7 @@ async def test_parked_report_is_shown_and_sent_again_when_an_operator_asks(host:
         await host.wait_for_state("t-1", "closed")
         await host.clock.advance(16)
         assert host.orchestrator.called(BEAT)[-1].body["parked_reports"] == 1
-        shown = "STATUS=1 reports are parked: see `victoria-runner outbox list`; 0 of 1 tasks"
+        shown = "STATUS=parked reports: 1, see `victoria-runner outbox list`; 0 of 1 tasks"
         assert any(text.startswith(shown) for text in life.notifier.messages)
 
         settings = host.settings()

@@ -58,6 +58,15 @@ def test_heartbeats_and_polls_log_nothing(node: RegisteredNode, log: Log) -> Non
     assert log("") == events
 
 
+def test_refused_reports_of_a_node_are_logged_when_it_has_the_first(
+    node: RegisteredNode, log: Log
+) -> None:
+    for count in (1, 2, 0, 1):
+        node.beat(parked_reports=count)
+    ids = {"node_id": node.id, "name": node.name, "parked_reports": 1}
+    assert log("node has reports") == [("WARNING", "node has reports that were refused", ids)] * 2
+
+
 def test_registration_and_removal_are_logged(orchestrator: RunningOrchestrator, log: Log) -> None:
     node = orchestrator.register("worker")
     body = {"hostname": "host.example", "os_type": "linux", "name": "worker", "tags": {"a": "b"}}

@@ -44,9 +44,12 @@ def test_doctor_reports_that_all_is_well_and_shows_the_running_task(
         f"     task {task_id}: running\n",
         "ok   container: one of ",
         "ok   container's processes: at most 4096\n",
+        "ok   container's folders: home and own folder are writable; files, and other tasks, are",
         " cloud metadata: 169.254.169.254 ",
     ):
         assert sentence in done.output
+    assert "warn container's orchestrator" not in done.output, "it is reached from inside"
+    assert [path.name for path in (runner.home / "tasks").iterdir()] == [task_id]
     output = done.output + runner.run("doctor", "--json").output
     assert "confidential" not in output
     assert runner.node_key not in output

@@ -17,8 +17,9 @@ import anyio
 import pytest
 
 from runner.doctor import check_linger, check_user, examine
+from runner.engine.cli import CliEngine
 from runner.engine.inspect import read_podman_facts
-from runner.errors import EXIT_CONFIGURATION
+from runner.errors import EXIT_CONFIGURATION, ImageMissing
 from runner.identity import IdentityFile
 from runner.journal.journal import JOURNAL_NAME, open_journal
 from runner.model import Identity, Registration
@@ -91,6 +92,14 @@ def test_env_file_is_checked(tmp_path: Path) -> None:
         env_file.write_text(text)
         _, lines = doctor(env_file=env_file)
         assert any(shown.startswith(line) for shown in lines)
+
+
+def test_file_in_the_place_of_a_folder_is_named_as_one(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    code, lines = doctor(state_dir=tmp_path / "file" / "state")
+    assert code != 0
+    sentence = f"FAIL --state-dir: {tmp_path / 'file'} is not a folder; choose another, or move it"
+    assert any(line.startswith(sentence) for line in lines), lines
 
 
 @pytest.mark.parametrize("name", ["tasks", ".crush"])
@@ -172,8 +181,8 @@ def test_docker_as_root_beside_another_user_is_told_and_so_is_an_image_whose_use
             code, lines = doctor(container_runtime="docker", victoria_home=home)
         assert code == EXIT_CONFIGURATION
         assert f"ok   files: {NOT_OURS}" in lines
-        sentence = f"image user: containers run as the image's user 4711, who cannot write in {home}: add"
-        assert any(line.startswith(f"FAIL {sentence}") for line in lines)
+        sentence = f"containers run as the image's user 4711, who cannot write in {home}: add"
+        assert any(line.startswith(f"FAIL image user: {sentence}") for line in lines)
         overridden = ("--user=0:0",)
         _, lines = doctor(container_runtime="docker", victoria_home=home, run_args=overridden)
         assert not any(" user: " in line for line in lines)
@@ -208,6 +217,30 @@ def test_doctor_of_another_user_than_the_runners_is_refused(tmp_path: Path) -> N
         os.chown(tmp_path / JOURNAL_NAME, NOBODY, NOBODY)
         nobody = pwd.getpwuid(NOBODY).pw_name
         assert f"{tmp_path} belongs to {nobody}, whose" in check_user(settings, []).sentence
+
+
+@pytest.mark.parametrize(
+    ("error", "proxy", "refusal"),
+    [
+        ("no such manifest: registry.example/x:1", "", "no such manifest: registry.example/x:1"),
+        ("http: server gave HTTP response to HTTPS client", "", None),
+        ("dial tcp: lookup registry.example: no such host", "http://proxy:3128", None),
+    ],
+    ids=["unknown", "trusted by the daemon", "proxy of the daemon"],
+)
+def test_docker_is_believed_where_its_client_asks_as_its_daemon_does(
+    tmp_path: Path, error: str, proxy: str, refusal: str | None
+) -> None:
+    program = tmp_path / "docker"
+    info = f"if [ $1 = info ]; then echo '{proxy}'; exit; fi"
+    program.write_text(f"#!/bin/sh\n{info}\necho '{error}' >&2; exit 1\n")
+    program.chmod(0o755)
+    engine = CliEngine("docker", str(program), {"PATH": "/nowhere"})
+    if refusal is None:
+        assert not anyio.run(engine.can_fetch, "registry.example/x:1")
+        return
+    with pytest.raises(ImageMissing, match=f"^cannot find the image .* registry: {refusal}"):
+        anyio.run(engine.can_fetch, "registry.example/x:1")
 
 
 def test_rootless_containers_need_lingering(tmp_path: Path) -> None:

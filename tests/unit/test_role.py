@@ -71,6 +71,14 @@ def test_removal_looks_for_the_journal_by_its_name() -> None:
     assert f'/{JOURNAL_NAME}"' in text_of("files/look.sh")
 
 
+def test_role_knows_a_failed_start_by_the_name_of_its_task_but_a_refused_token_by_its_own() -> None:
+    (name,) = re.findall(r"__victoria_runner_failed_task == '(.+)'", text_of("tasks/go_back.yml"))
+    (start,) = yaml.safe_load(text_of("tasks/service.yml"))
+    assert start["block"][-1]["name"] == start["rescue"][-1]["name"] == name
+    before = [task.get("ansible.builtin.include_tasks") for task in start["rescue"][:-1]]
+    assert before == ["health.yml", "token.yml"]
+
+
 def test_role_knows_the_refusal_of_another_orchestrator_or_engine_by_its_beginning() -> None:
     (beginning,) = re.findall(r"select\('match', '(.+)'\)", text_of("tasks/conflict.yml"))
     task = Task("t-1", TaskState.RUNNING, "https://old.example.com", None, 1.0, engine="podman")
