@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 from urllib.parse import urlsplit
 
 import click
@@ -32,7 +33,7 @@ from orchestrator.conformance.run import check
 from orchestrator.db.copy import COPIED_NAME, move_to_postgresql
 from orchestrator.db.database import postgresql_url
 from orchestrator.errors import ConfigurationError
-from orchestrator.log import set_up_logging
+from orchestrator.log import is_journal, print_error, set_up_logging
 from orchestrator.routes.reports import MAX_LOG_BYTES
 from orchestrator.security import UNGUESSABLE_LENGTH
 from orchestrator.server import Server, bind, open_as_many_as_allowed
@@ -347,7 +348,7 @@ def _collect_seldom() -> None:
 
 
 def _refuse(sentence: str, exit_code: int = ConfigurationError.exit_code) -> None:
-    click.echo(f"Error: {sentence}", err=True)
+    print_error(f"Error: {sentence}")
     sys.exit(exit_code)
 
 
@@ -368,5 +369,24 @@ def _print_start(secrets: Sequence[Secret], url: str) -> None:
 main.add_command(check)
 
 
+def _run() -> NoReturn:
+    """Run the command line and exit; in the journal whatever ends it is one entry."""
+    set_up_logging("text", "info")
+    exit_code: object = 1
+    try:
+        exit_code = main.main(prog_name="python -m orchestrator", standalone_mode=False)
+    except click.ClickException as error:
+        if is_journal(sys.stderr):
+            print_error(f"Error: {error.format_message()}")
+        else:
+            error.show()
+        exit_code = error.exit_code
+    except click.Abort:
+        print_error("Error: interrupted")
+    except Exception:
+        log.exception("a defect of the orchestrator")
+    sys.exit(exit_code if isinstance(exit_code, int) else 0)
+
+
 if __name__ == "__main__":
-    main(prog_name="python -m orchestrator")
+    _run()

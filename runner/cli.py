@@ -23,7 +23,7 @@ from runner import __version__, settings
 from runner.api.address import check_orchestrator_url
 from runner.engine.cli import NO_RUNTIME, find_engine
 from runner.errors import EXIT_DEFECT, NoContainerRuntime, RunnerError
-from runner.log import set_up_logging
+from runner.log import is_journal, print_error, printable, set_up_logging
 from runner.model import Hardening, HomeMode, Limits, PromptAs, PullPolicy
 from runner.settings import Settings
 from runner.timing import DEFAULT_TIMINGS, Timings
@@ -410,18 +410,22 @@ def _run(ctx: click.Context) -> int:
 def main(timings: Timings = DEFAULT_TIMINGS) -> NoReturn:
     """Run the command line and exit; whatever a user can cause ends in one sentence."""
     _hide_token()
+    set_up_logging("text", 0)
     try:
         exit_code = command.main(standalone_mode=False, obj=timings)
     except click.ClickException as error:
-        error.show()
+        if is_journal(sys.stderr):  # as one entry
+            print_error(f"Error: {error.format_message()}")
+        else:
+            error.show()
         exit_code = error.exit_code
     except click.Abort:
         exit_code = 130
     except NoContainerRuntime as error:
-        print(f"RuntimeError: {NO_RUNTIME}", file=sys.stderr)
+        print_error(f"RuntimeError: {NO_RUNTIME}")
         exit_code = error.exit_code
     except RunnerError as error:
-        print(f"victoria-runner: {error}", file=sys.stderr)
+        print_error(f"victoria-runner: {printable(str(error))}")
         exit_code = error.exit_code
     except Exception:
         log.exception("a defect of the runner")

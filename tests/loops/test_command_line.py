@@ -108,6 +108,16 @@ def test_bad_command_line_ends_in_a_sentence(
     assert made <= {"home", "state", "called"}
 
 
+def test_in_the_journal_what_ends_the_program_is_one_entry_and_an_error(folder: Path) -> None:
+    journal = "export JOURNAL_STREAM=$(stat --dereference --format %d:%i /proc/self/fd/2)"
+    done = run_in(folder, f"{journal}; PROGRAM --no-such-option; {BOTH}/none; {BOTH} --port")
+    assert [entry.partition(":")[0] for entry in done.stderr.splitlines()] == [
+        "<3>Error",
+        "<3>victoria-runner",
+        "<3>Error",
+    ]
+
+
 @pytest.mark.parametrize(
     ("option", "old", "new", "count"),
     [

@@ -218,6 +218,16 @@ def test_refusal_makes_no_secrets(data_dir: Path, url: str, workers: int, senten
     assert {path.name for path in data_dir.glob("*")} <= {"lock"}
 
 
+def test_in_the_journal_a_mistake_on_the_command_line_is_one_entry_and_an_error(
+    data_dir: Path,
+) -> None:
+    script = 'JOURNAL_STREAM=$(stat --dereference --format %d:%i /proc/self/fd/2) exec "$0" "$@"'
+    with Program(data_dir, {}, "--worker=2", prefix=("sh", "-c", script)) as program:
+        code, log = program.wait()
+    assert (code, log.count("\n")) == (2, 1), log
+    assert log.startswith("<3>Error: No such option")
+
+
 def test_second_server_on_one_folder_refuses_in_one_sentence(data_dir: Path) -> None:
     with Program(data_dir):
         code, message = refused_start(data_dir, SECRETS)

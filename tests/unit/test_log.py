@@ -1,16 +1,23 @@
 """One event is one line, for people and for machines, whatever is in it."""
 
+import io
 import json
 import logging
+import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TextIO
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.log import JsonFormatter, TextFormatter, fields
+import orchestrator.log
+import runner.log
+from runner.log import JournalFormatter, JsonFormatter, TextFormatter, fields
 
 
 def record(message: str, *args: object, **values: object) -> logging.LogRecord:
@@ -98,3 +105,75 @@ def test_log_has_no_line_of_a_library(statements: str, settings: str, lines: lis
     assert done.stdout == ""
     shown = [re.sub(r"\d{4}-\d\d-\d\dT[\d:.]+Z ?", "", line) for line in done.stderr.splitlines()]
     assert shown == lines
+
+
+JOURNAL = r"""
+import logging
+from {package}.log import fields, print_error, set_up_logging
+log = logging.getLogger("{package}.x")
+for form in ("text", "json"):
+    set_up_logging(form, {level})
+    for level in (10, 20, 30, 40, 50):
+        log.log(level, "two\nlines", extra=fields(node_id="n-1"))
+try:
+    raise ValueError("x" * 60_000 + "the reason")
+except ValueError:
+    log.exception("defect")
+    set_up_logging("text", {level})
+    log.exception("defect")
+print_error("Usage: one\n\nError: two")
+"""
+
+
+@pytest.mark.parametrize(
+    ("package", "level"),
+    [("runner", "1"), ("orchestrator", "'debug'")],
+    ids=["runner", "orchestrator"],
+)
+def test_in_the_journal_an_event_is_one_entry_with_its_priority_and_no_time(
+    tmp_path: Path, package: str, level: str
+) -> None:
+    statements = JOURNAL.format(package=package, level=level)
+    with (tmp_path / "journal").open("w+") as journal:
+        status = os.fstat(journal.fileno())
+        variables = {**os.environ, "JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"}
+        command = [sys.executable, "-c", statements]
+        subprocess.run(command, check=True, env=variables, stderr=journal)
+        journal.seek(0)
+        entries = journal.read().splitlines()
+    names = [(7, "DEBUG"), (6, "INFO"), (4, "WARNING"), (3, "ERROR"), (2, "CRITICAL")]
+    assert entries[:5] == [f"<{number}>{name} two lines node_id=n-1" for number, name in names]
+    assert [entry[:4] for entry in entries[5:10]] == [f"<{number}>{{" for number, _ in names]
+    assert json.loads(entries[5][3:])["message"] == "two\nlines"
+    as_json, as_text, printed = entries[10:]
+    assert json.loads(as_json[3:])["traceback"].endswith("the reason")
+    assert as_text.startswith("<3>ERROR defect traceback=")
+    assert as_text.endswith('the reason"')
+    assert max(len(entry) for entry in entries) < 48 << 10, "journald would split it"
+    assert printed == "<3>Usage: one  Error: two"
+
+
+@given(st.text(min_size=1))
+def test_entry_of_any_text_is_one_line(text: str) -> None:
+    assert JournalFormatter(TextFormatter()).format(record("%s", text)).isprintable()
+
+
+IsJournal = Callable[[TextIO, dict[str, str]], bool]
+
+
+@pytest.mark.parametrize(
+    "is_journal",
+    [runner.log.is_journal, orchestrator.log.is_journal],
+    ids=["runner", "orchestrator"],
+)
+def test_stream_that_the_variable_does_not_name_is_not_the_journal(
+    tmp_path: Path, is_journal: IsJournal
+) -> None:
+    with (tmp_path / "a").open("w") as stream, (tmp_path / "b").open("w") as other:
+        status = os.fstat(other.fileno())
+        variables = {"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"}
+        assert is_journal(other, variables)
+        assert not is_journal(stream, variables), "a terminal inherits the variable"
+        assert not is_journal(io.StringIO(), variables), "a stream without a file"
+        for unusable in ({}, {"JOURNAL_STREAM": ""}, {"JOURNAL_STREAM": "journal"}):
+            assert not is_journal(other, unusable)
