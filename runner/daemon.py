@@ -23,11 +23,11 @@ from runner.engine.base import Engine, container_name
 from runner.engine.processes import kill_leftover_starts
 from runner.errors import EXIT_OK, EXIT_TRY_AGAIN, ConfigurationError, JournalError
 from runner.journal.journal import open_journal, read_unfinished_tasks
-from runner.log import fields, log_retry
+from runner.log import fields
 from runner.loops.deliver import deliver
 from runner.loops.heartbeat import heartbeat, send_offline
 from runner.loops.housekeeping import adopt_or_remove_orphans, prune_closed_tasks
-from runner.loops.poll import PollResult, check_host, poll
+from runner.loops.poll import POLLING, PollResult, check_host, poll
 from runner.model import Task, TaskState
 from runner.node import Node, Problems, Slots, belongs_here, can_be_drained, find_conflict
 from runner.settings import Settings
@@ -75,7 +75,7 @@ async def run(
         if set_aside is not None:
             log.error(set_aside)
         watchdog, changes = Watchdog(clock), ChangeSignal()
-        problems = Problems(changes, timings)
+        problems = Problems(changes, timings, clock)
         try:
             async with OrchestratorClient(
                 settings.orchestrator_url, settings.ca_file, timings
@@ -127,6 +127,7 @@ class Daemon:
         self._polling = anyio.CancelScope()
         self._exit_code: int | None = None
         self._interrupts = 0
+        self._reads = runner.failure_log("read the unfinished tasks")
 
     async def run(self) -> int:
         """Run from the recovery to the last heartbeat; return the exit code.
@@ -224,6 +225,7 @@ class Daemon:
             # An orphan may need the slot that a new task would be given.
             await orphans_adopted.wait()
             result = await poll(self._runner, begin)
+        self._runner.node.outage.end_for(POLLING)
         refusal = self._runner.node.refusal
         if refusal is not None:
             self._exit_code = refusal.exit_code
@@ -271,8 +273,9 @@ class Daemon:
         """Return this runner's unfinished tasks, once the journal can be read."""
         runner = self._runner
         policy = RetryPolicy.every(runner.timings.journal_retry_s)
-        attempts = Retry(runner.clock, policy, log_retry("cannot read the unfinished tasks"))
+        attempts = Retry(runner.clock, policy, self._reads.note)
         tasks = await retry(runner.journal.unfinished_tasks, JournalError, attempts)
+        self._reads.end()
         return [task for task in tasks if self._is_own(task)]
 
     async def _wait_for_change(self) -> None:

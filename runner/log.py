@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import Any, TextIO
 
@@ -123,24 +123,6 @@ def set_up_logging(log_format: str, verbosity: int) -> None:
     logging.getLogger("runner").setLevel(logging.DEBUG if verbosity else logging.INFO)
     # sh logs every command line at INFO, with the task's prompt in it.
     logging.getLogger("sh").setLevel(logging.CRITICAL)
-
-
-def log_retry(
-    what: str, *, level: int = logging.WARNING, **ids: object
-) -> Callable[[Exception, float], None]:
-    """Return what a `timing.Retry` calls to log each failure of `what`: "cannot fetch a file"."""
-
-    def log_failure(error: Exception, wait_s: float) -> None:
-        logging.getLogger("runner.retry").log(
-            level,
-            "%s, retrying in %.0f s: %s",
-            what,
-            wait_s,
-            error,
-            extra=fields(**ids, next_attempt_s=round(wait_s)),
-        )
-
-    return log_failure
 
 
 def _moment(record: logging.LogRecord) -> str:

@@ -26,6 +26,7 @@ from runner.identity import IdentityFile
 from runner.journal.journal import Journal, read_unfinished_tasks
 from runner.log import fields
 from runner.model import Identity, Registration, Task, TaskState
+from runner.outage import FailureLog, Outage, Span
 from runner.redaction import Secret
 from runner.settings import Settings
 from runner.systemd import Watchdog
@@ -33,6 +34,7 @@ from runner.timing import (
     DEFAULT_TIMINGS,
     ChangeSignal,
     Clock,
+    HostClock,
     Retry,
     RetryPolicy,
     Timings,
@@ -84,6 +86,9 @@ class Node:
         self._watchdog = watchdog
         self._problems = problems
         self._timings = timings
+        self.outage = Outage(clock)
+        """Whether the orchestrator is away, as all calls to it see it."""
+        self._failure_log = self.failure_log("register", is_vital=True)
         self._description = node_description(settings)
         self._file = IdentityFile(settings.state_dir)
         self._registration: Registration | None = None
@@ -102,6 +107,14 @@ class Node:
     def known_identity(self) -> Identity | None:
         """The present identity, without a request; None before a registration."""
         return None if self._registration is None else self._registration.identity
+
+    def failure_log(
+        self, what: str, ids: Mapping[str, object] | None = None, *, is_vital: bool = False
+    ) -> FailureLog:
+        """Return the log of a call to the orchestrator."""
+        return FailureLog(
+            what, self._clock, self._timings, ids, outage=self.outage, is_vital=is_vital
+        )
 
     @property
     def is_refused(self) -> bool:
@@ -339,6 +352,7 @@ class Node:
             self._watchdog.suspend("register")
         if registration is None:
             return
+        self._failure_log.end()
         now = self._clock.wall_s()
         url = self._orchestrator.url
         await self._persist(lambda: self._journal.store_registration(registration, url, now))
@@ -400,20 +414,22 @@ class Node:
         self._watchdog.expect(
             "register", next_within_s=wait_s + self._timings.registration_timeout_s
         )
+        level = logging.ERROR
         if isinstance(error, Unauthorised):
-            log.error(INVALID_TOKEN)
+            sentence = INVALID_TOKEN
         elif isinstance(error, Refused) and error.status in _NOT_ALLOWED:
-            log.error("Registration failed - %s", error)
+            sentence = f"Registration failed - {error}"
         elif isinstance(error, Refused):
-            log.error("cannot register: %s; %s", error, _ADVICE.get(error.status, _ASK))
+            sentence = f"cannot register: {error}; {_ADVICE.get(error.status, _ASK)}"
         elif (
             isinstance(error, Unavailable)
             and error.status == _SERVICE_UNAVAILABLE
             and error.detail is not None
         ):
-            log.error(DISABLED)
+            sentence = DISABLED
         else:
-            log.warning("cannot register: %s", error)
+            sentence, level = f"cannot register: {error}", logging.WARNING
+        self._failure_log.note(error, wait_s, sentence, level)
 
 
 def is_key_of(current: Identity | None, owner: Identity) -> bool:
@@ -514,10 +530,17 @@ class Problems:
     HOME = "home"
     """The name of the problem that no folder of a task can be made in the Victoria home."""
 
-    def __init__(self, changes: ChangeSignal, timings: Timings = DEFAULT_TIMINGS) -> None:
+    def __init__(
+        self,
+        changes: ChangeSignal,
+        timings: Timings = DEFAULT_TIMINGS,
+        clock: Clock | None = None,
+    ) -> None:
         self._changes = changes
         self._timings = timings
+        self._clock = clock or HostClock()
         self._sentences: dict[str, str] = {}
+        self._spans: dict[str, Span] = {}
         self._refused_starts = 0
         self.next_start_at_s = 0.0
         """The uptime in seconds before which no container is started after refusals."""
@@ -528,17 +551,25 @@ class Problems:
         return dict(self._sentences)
 
     def set(self, name: str, sentence: str) -> None:
-        """Note a problem and log it, once until it is over."""
+        """Note a problem and log it: once, and every ten minutes in which it is noted again."""
+        now_s = self._clock.awake_s()
         is_new = name not in self._sentences
-        self._sentences[name] = sentence
         if is_new:
-            log.error(sentence)
+            self._spans[name] = Span(now_s, self._clock.wall_s())
+        self._sentences[name] = sentence
+        span = self._spans[name]
+        span.failures += 1
+        if now_s - span.logged_at_s >= self._timings.outage_reminder_s:
+            span.logged_at_s = now_s
+            log.error("%s", sentence, extra={} if is_new else fields(**span.facts(now_s)))
+        if is_new:
             self._changes.notify()
 
     def clear(self, name: str) -> None:
         """Note that a problem is over."""
         if self._sentences.pop(name, None) is not None:
-            log.info("problem is over", extra=fields(problem=name))
+            facts = self._spans.pop(name).facts(self._clock.awake_s())
+            log.info("problem is over", extra=fields(problem=name, **facts))
             self._changes.notify()
 
     def start_failed(self, sentence: str, uptime_s: float) -> None:

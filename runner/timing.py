@@ -138,6 +138,12 @@ class Timings:
     engine_retry_s: float = 5.0
     """An engine that does not answer: often its daemon restarts, which takes seconds."""
 
+    # The log
+    outage_reminder_s: float = 600.0
+    """What goes on failing is logged so often: it is seen, and hides nothing else."""
+    outage_left_to_poll_s: float = 120.0
+    """A poll notices an outage within this: until then a heartbeat that fails is not logged."""
+
     # Registration
     registration_timeout_s: float = 60.0
     """One attempt, for the watchdog: a call and what surrounds it."""

@@ -18,6 +18,7 @@ from runner.crush.log import hand_in_log
 from runner.errors import JournalError, Refused, RegistrationRefused, Unauthorised, Unavailable
 from runner.log import fields
 from runner.model import OutboxEntry
+from runner.outage import FailureLog
 from runner.tasks.context import RunnerContext
 
 log = logging.getLogger(__name__)
@@ -38,11 +39,12 @@ async def deliver(runner: RunnerContext) -> None:
             wait_s = runner.timings.outbox_interval_s
             try:
                 wait_s = await delivery.deliver_due()
+                delivery.journal_failures.end()
             except RegistrationRefused:
                 delivery.end()
                 return
             except JournalError as error:
-                log.error(str(error))
+                delivery.journal_failures.note(error, wait_s, str(error), logging.ERROR)
             runner.watchdog.expect(
                 "deliver", next_within_s=runner.timings.outbox_interval_s + wait_s
             )
@@ -56,6 +58,9 @@ class _Delivery:
         self._runner = runner
         self._group = group
         self._is_log_under_way = False
+        self.journal_failures = runner.failure_log("use the outbox")
+        self._failures: dict[int, FailureLog] = {}
+        """By row, of what is in the outbox."""
 
     def end(self) -> None:
         """Deliver nothing more."""
@@ -73,13 +78,14 @@ class _Delivery:
         runner = self._runner
         wait_s = runner.timings.outbox_interval_s
         waiting = _waiting(self._runner, await self._runner.journal.entries())
+        self._failures = {entry.row: self._failures_of(entry) for entry in waiting}
         for entry in _next_of_each_task(self._runner, waiting):
             is_last = sum(other.task_id == entry.task_id for other in waiting) == 1
             due_in_s = _due_in_s(self._runner, entry)
             if due_in_s > 0:
                 wait_s = min(wait_s, due_in_s)
             elif not entry.is_log:
-                again_s = await _attempt(self._runner, "deliver", entry, is_last=is_last)
+                again_s = await self._attempt("deliver", entry, is_last=is_last)
                 wait_s = min(wait_s, again_s)
             elif not self._is_log_under_way:
                 self._is_log_under_way = True
@@ -88,15 +94,25 @@ class _Delivery:
 
     async def _deliver_log(self, entry: OutboxEntry, *, is_last: bool) -> None:
         try:
-            await _attempt(self._runner, "deliver a log", entry, is_last=is_last)
+            await self._attempt("deliver a log", entry, is_last=is_last)
         except RegistrationRefused:
             self.end()
         except JournalError as error:
-            log.error(str(error))
-            await self._runner.clock.sleep(self._runner.timings.outbox_interval_s)
+            pause_s = self._runner.timings.outbox_interval_s
+            self.journal_failures.note(error, pause_s, str(error), logging.ERROR)
+            await self._runner.clock.sleep(pause_s)
         self._runner.watchdog.suspend("deliver a log")
         self._is_log_under_way = False
         self._runner.outbox.notify()
+
+    async def _attempt(self, loop: str, entry: OutboxEntry, *, is_last: bool) -> float:
+        failures = self._failures[entry.row]
+        return await _attempt(self._runner, loop, entry, failures, is_last=is_last)
+
+    def _failures_of(self, entry: OutboxEntry) -> FailureLog:
+        ids = {"task_id": entry.task_id, "report": entry.path}
+        new = self._runner.node.failure_log("deliver a report", ids)
+        return self._failures.get(entry.row, new)
 
 
 def _waiting(runner: RunnerContext, entries: list[OutboxEntry]) -> list[OutboxEntry]:
@@ -136,7 +152,9 @@ def _due_in_s(runner: RunnerContext, entry: OutboxEntry) -> float:
     return due_in_s if due_in_s <= longest_s else 0
 
 
-async def _attempt(runner: RunnerContext, loop: str, entry: OutboxEntry, *, is_last: bool) -> float:
+async def _attempt(
+    runner: RunnerContext, loop: str, entry: OutboxEntry, failures: FailureLog, *, is_last: bool
+) -> float:
     """Try to deliver an entry; return the seconds until there is more to do."""
     ids = fields(task_id=entry.task_id, report=entry.path)
     body = await runner.journal.body(entry.row)
@@ -160,10 +178,10 @@ async def _attempt(runner: RunnerContext, loop: str, entry: OutboxEntry, *, is_l
         await runner.node.forget_identity(identity)
         await runner.node.identity()
         # There is another key now: after a first failure it is tried at once.
-        return await _postpone(runner, entry, error, is_at_once=entry.attempts == 0)
+        return await _postpone(runner, entry, failures, error, is_at_once=entry.attempts == 0)
     except Unavailable as error:
         if not entry.is_log or entry.attempts + 1 < _LOG_ATTEMPTS or not is_last:
-            return await _postpone(runner, entry, error)
+            return await _postpone(runner, entry, failures, error)
         # The status was taken: it is the log that this orchestrator cannot take.
         why = f"given up after {entry.attempts + 1} attempts: {error}"
         log.error("cannot deliver a log, %s", why, extra=ids)
@@ -175,11 +193,12 @@ async def _attempt(runner: RunnerContext, loop: str, entry: OutboxEntry, *, is_l
         elif error.detail is None and entry.attempts + 1 < (
             _LOG_ATTEMPTS if entry.is_log else _UNEXPLAINED_ATTEMPTS
         ):
-            return await _postpone(runner, entry, error)
+            return await _postpone(runner, entry, failures, error)
         else:
             log.error("the orchestrator refuses a report; it is parked: %s", error, extra=ids)
             await runner.journal.park(entry.row, str(error))
     else:
+        failures.end()
         log.info("report delivered", extra=ids)
         await runner.journal.delivered(entry.row)
     runner.outbox.notify()
@@ -194,6 +213,7 @@ def _longest_call_s(runner: RunnerContext) -> float:
 async def _postpone(
     runner: RunnerContext,
     entry: OutboxEntry,
+    failures: FailureLog,
     error: Refused | Unavailable,
     *,
     is_at_once: bool = False,
@@ -207,11 +227,6 @@ async def _postpone(
     wait_s = runner.timings.backoff(ceiling_s=ceiling_s).wait_s(attempts, retry_after_s)
     if is_at_once:
         wait_s = 0.0
-    log.warning(
-        "cannot deliver a report, retrying in %.0f s: %s",
-        wait_s,
-        error,
-        extra=fields(task_id=entry.task_id, report=entry.path),
-    )
+    failures.note(error, wait_s)
     await runner.journal.postpone(entry.row, runner.clock.wall_s() + wait_s)
     return wait_s

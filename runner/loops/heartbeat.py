@@ -25,7 +25,8 @@ SHORTEST_PACE_S, LONGEST_PACE_S = 5.0, 300.0
 
 async def heartbeat(runner: RunnerContext) -> None:
     """Send heartbeats and obey the cancellations that come back."""
-    failures = 0
+    failure_log, failures = runner.node.failure_log("send a heartbeat", is_vital=True), 0
+    log_from_s = 0.0
     paced_s: float | None = None
     while True:
         seen = runner.changes.count
@@ -42,13 +43,16 @@ async def heartbeat(runner: RunnerContext) -> None:
         except WireError as error:
             failures += 1
             status = paced_s = None
-            level = logging.WARNING if failures == 1 else logging.DEBUG
-            log.log(level, "cannot send a heartbeat: %s", error)
+            if failures == 1:
+                log_from_s = runner.clock.awake_s() + runner.timings.outage_left_to_poll_s
+            is_left_to_poll = runner.slots.has_room and runner.clock.awake_s() < log_from_s
+            level = logging.DEBUG if is_left_to_poll else logging.WARNING
+            interval_s = _interval_s(runner, paced_s)
+            failure_log.note(error, interval_s, f"cannot send a heartbeat: {error}", level)
             # Changes come in bursts; an orchestrator in trouble is spared them.
             await runner.clock.sleep(runner.timings.debounce_s)
         else:
-            if failures:
-                log.info("heartbeats restored")
+            failure_log.end()
             failures = 0
         interval_s = jittered_s(_interval_s(runner, paced_s))
         runner.watchdog.expect(

@@ -22,6 +22,7 @@ from runner.errors import (
     HomeUnusable,
     JournalError,
     RegistrationRefused,
+    RunnerError,
     Unauthorised,
     Unavailable,
     WireError,
@@ -29,6 +30,7 @@ from runner.errors import (
 from runner.handles import free_disk
 from runner.log import fields
 from runner.model import Identity, Task, TaskState
+from runner.outage import FailureLog
 from runner.tasks.context import RunnerContext
 from runner.tasks.outcome import final_report, outcome_without_container
 from runner.tasks.prepare import check_task_key
@@ -37,6 +39,8 @@ from runner.workspace.home import Tidying, check_home
 
 log = logging.getLogger(__name__)
 _ENGINE = "engine"
+POLLING = "poll for tasks"
+"""What the outage's log calls it."""
 
 
 async def can_take_work(runner: RunnerContext) -> bool:
@@ -189,6 +193,7 @@ async def poll(runner: RunnerContext, begin: Callable[[Task], None]) -> PollResu
     backoff = runner.timings.backoff(ceiling_s=ceiling_s)
     failures = 0
     hold = Hold(runner.clock, runner.timings)
+    failure_log = runner.node.failure_log(POLLING, is_vital=True)
     while True:
         runner.watchdog.suspend("poll")
         seen = runner.outbox.count
@@ -204,28 +209,38 @@ async def poll(runner: RunnerContext, begin: Callable[[Task], None]) -> PollResu
         if not runner.slots.has_room:
             await runner.slots.wait_for_room()
             continue
-        result, asked_to_wait_s = PollResult.FAILED, 0.0
+        result, error = PollResult.FAILED, None
         if await can_take_work(runner):
             runner.watchdog.expect(
                 "poll", next_within_s=2 * runner.timings.call_timeout_s + hold.seconds
             )
-            result, asked_to_wait_s = await _ask(runner, identity, hold, begin)
-        if runner.settings.once:
-            return result
+            result, error = await _ask(runner, identity, hold, begin)
         failures = failures + 1 if result is PollResult.FAILED else 0
-        if result in {PollResult.TASK, PollResult.HELD}:
-            continue
         wait_s = jittered_s(runner.settings.poll_interval_s)
         if failures:
-            wait_s = backoff.wait_s(failures, asked_to_wait_s)
+            wait_s = backoff.wait_s(failures, getattr(error, "retry_after_s", None))
+        _log_result(failure_log, result, error, wait_s)
+        if runner.settings.once:
+            return result
+        if result in {PollResult.TASK, PollResult.HELD}:
+            continue
         runner.watchdog.expect("poll", next_within_s=wait_s + runner.timings.call_timeout_s)
         await runner.clock.sleep(wait_s)
 
 
+def _log_result(
+    failure_log: FailureLog, result: PollResult, error: RunnerError | None, wait_s: float
+) -> None:
+    if error is not None:
+        failure_log.note(error, wait_s, f"Error polling for tasks: {error}")
+    elif result is not PollResult.FAILED:
+        failure_log.end()
+
+
 async def _ask(
     runner: RunnerContext, identity: Identity, hold: Hold, begin: Callable[[Task], None]
-) -> tuple[PollResult, float]:
-    """Ask once; return what came of it, and the wait in seconds that was asked for."""
+) -> tuple[PollResult, RunnerError | None]:
+    """Ask once; return what came of it, and what failed."""
     asked_at = runner.clock.awake_s()
     try:
         offer = await runner.orchestrator.next_task(
@@ -234,31 +249,28 @@ async def _ask(
         if offer.assignment is not None and offer.was_held and not await can_take_work(runner):
             # A disk has filled up meanwhile. An orchestrator with long polls offers a task again.
             log.warning("a task was offered and is not accepted now")
-            return PollResult.NOTHING, 0
+            return PollResult.NOTHING, None
         if offer.assignment is not None:
             # What is in the journal must be begun: a drain may cancel the poll at any moment.
             with anyio.CancelScope(shield=True):
                 is_taken = await _take(runner, offer, identity, begin)
             if is_taken:
-                return PollResult.TASK, 0
+                return PollResult.TASK, None
     except Unauthorised:
         runner.watchdog.suspend("poll")
         await runner.node.forget_identity(identity)
-        return PollResult.FAILED, 0
+        return PollResult.FAILED, None
     except (WireError, JournalError) as error:
         if _may_be_cut(error) and hold.was_cut(runner.clock.awake_s() - asked_at):
             log.info("a long poll was cut off; polls are shorter for a while: %s", error)
-            return PollResult.HELD, 0
-        log.warning("Error polling for tasks: %s", error)
-        return PollResult.FAILED, (error.retry_after_s or 0) if isinstance(
-            error, Unavailable
-        ) else 0
+            return PollResult.HELD, None
+        return PollResult.FAILED, error
     # An orchestrator that names a long poll and answers at once is not asked without a pause.
     held_s = runner.clock.awake_s() - asked_at if offer.was_held else 0
     was_held = held_s >= runner.timings.shortest_long_poll_s
     hold.note_response(held_s)
     is_empty = offer.assignment is None
-    return (PollResult.HELD if was_held and is_empty else PollResult.NOTHING), 0
+    return (PollResult.HELD if was_held and is_empty else PollResult.NOTHING), None
 
 
 def _may_be_cut(error: WireError | JournalError) -> bool:

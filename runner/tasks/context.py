@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -23,6 +23,7 @@ from runner.journal.journal import Journal
 from runner.log import fields
 from runner.model import Assignment, EndReason, Identity, Task
 from runner.node import Node, Problems, Slots, persist
+from runner.outage import FailureLog
 from runner.settings import Settings
 from runner.state_dir import cid_file, read_cid_file
 from runner.systemd import Watchdog
@@ -55,6 +56,10 @@ class RunnerContext:
     refused_urls: set[str] = field(default_factory=set)
     """What assignments named as orchestrator_url and no container was given; logged once each."""
 
+    def failure_log(self, what: str, ids: Mapping[str, object] | None = None) -> FailureLog:
+        """Return the log of a call that is retried and does not go to the orchestrator."""
+        return FailureLog(what, self.clock, self.timings, ids)
+
     async def persist(self, write: Callable[[], Awaitable[T]]) -> T:
         """Return what a write to the journal returns; retried without end."""
         return await persist(write, self.problems, self.clock, self.timings)
@@ -84,6 +89,7 @@ class TaskContext:
         self.cancelled_by: str | None = None
         self.engine_silent_at_s: float | None = None
         """The uptime at which the engine last failed to answer about the container."""
+        self.removals = runner.failure_log("remove a container", {"task_id": task.task_id})
         self.preparation = anyio.CancelScope()
         """Cancelled with the task: what comes before its container is cut short."""
 

@@ -22,7 +22,7 @@ from runner.crush.log import digest_of
 from runner.crush.sessions import SessionQuery, prompt_digest, session_mark, session_of_task
 from runner.engine.base import KEY_VARIABLE, SIGNALLED, Container, Phase
 from runner.errors import EngineError, RunnerError
-from runner.log import fields, log_retry
+from runner.log import fields
 from runner.model import EndReason, Outcome, Report, Task, TaskStatus, log_body
 from runner.redaction import Secret, encoded_forms, known_secrets, redact, redact_output
 from runner.state_dir import cid_file
@@ -135,9 +135,9 @@ async def _remove(task: TaskContext) -> None:
         if container_id is not None:
             await task.engine.remove(container_id)
 
-    log_failure = log_retry("cannot remove a container", task_id=task.task_id)
-    attempts = Retry(task.runner.clock, task.runner.timings.backoff(), log_failure)
+    attempts = Retry(task.runner.clock, task.runner.timings.backoff(), task.removals.note)
     await retry(remove, EngineError, attempts)
+    task.removals.end()
 
 
 async def _report(

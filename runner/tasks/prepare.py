@@ -22,7 +22,7 @@ from runner.errors import (
     Unavailable,
     Unstartable,
 )
-from runner.log import fields, log_retry
+from runner.log import fields
 from runner.model import Assignment, Identity, TaskState, TaskStatus
 from runner.settings import Settings
 from runner.tasks.context import TaskContext, TaskReassigned
@@ -111,6 +111,7 @@ async def _download(task: TaskContext) -> None:
                 min_free_disk=task.runner.settings.min_free_disk,
                 clock=task.runner.clock,
                 timings=task.runner.timings,
+                outage=task.runner.node.outage,
             )
         except Unauthorised:
             await _register_again(task, identity)
@@ -156,8 +157,8 @@ async def _claim(task: TaskContext, message: str) -> None:
     Raises:
         TaskReassigned: it is not.
     """
-    log_failure = log_retry("cannot report a start", task_id=task.task_id)
-    attempts = Retry(task.runner.clock, task.runner.timings.backoff(), log_failure)
+    failures = task.runner.node.failure_log("report a start", {"task_id": task.task_id})
+    attempts = Retry(task.runner.clock, task.runner.timings.backoff(), failures.note)
     while True:
         identity = await task.identity()
         now = task.runner.clock.wall_s()
@@ -173,6 +174,7 @@ async def _claim(task: TaskContext, message: str) -> None:
         except Unavailable as error:
             await attempts.wait_after(error)
         else:
+            failures.end()
             if status is TaskStatus.CANCELLED:
                 task.cancel("the orchestrator")
                 await anyio.lowlevel.checkpoint()

@@ -186,7 +186,7 @@ async def _remove_name_holder(task: TaskContext, refusal: NameInUse) -> None:
     try:
         await task.engine.remove(task.container_name)
     except EngineError as error:
-        log.warning("cannot remove a container: %s", error, extra=fields(task_id=task.task_id))
+        task.removals.note(error, task.runner.timings.engine_retry_s)
     await task.wait_for_engine(refusal)
 
 

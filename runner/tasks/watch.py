@@ -10,6 +10,7 @@ from runner.engine.base import Container, Phase
 from runner.errors import EngineError, EngineSilent
 from runner.log import fields
 from runner.model import EndReason, TaskState
+from runner.outage import FailureLog
 from runner.tasks.context import TaskContext
 
 log = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ async def watch(task: TaskContext, container: Container) -> Container | None:
     async with anyio.create_task_group() as group:
         group.start_soon(_wait_for_exit, task, container.container_id)
         inspected: Container | None = container
-        stops = 0
+        stops, failures = 0, task.runner.failure_log("stop a container", {"task_id": task.task_id})
         while inspected is not None and inspected.phase is Phase.RUNNING:
             changes = task.wake.count
             left_s = deadline_s - clock.uptime_s()
@@ -40,7 +41,7 @@ async def watch(task: TaskContext, container: Container) -> Container | None:
                 is_cancelled = task.cancelled_by is not None
                 await task.note_stop(EndReason.CANCELLED if is_cancelled else EndReason.TIMED_OUT)
                 stops += 1
-                await _stop(task, container.container_id, stops)
+                await _stop(task, container.container_id, stops, failures)
             inspected = await task.inspect()
         group.cancel_scope.cancel()
     return inspected
@@ -84,15 +85,18 @@ async def _wait_for_exit(task: TaskContext, container_id: str) -> None:
         await task.runner.clock.sleep(task.runner.timings.engine_retry_s)
 
 
-async def _stop(task: TaskContext, container_id: str, attempt: int) -> None:
+async def _stop(task: TaskContext, container_id: str, attempt: int, failures: FailureLog) -> None:
+    pause_s = min(attempt, task.runner.timings.engine_retry_s)
     try:
         if attempt <= _STOP_ATTEMPTS:
             await task.engine.stop(container_id)
         else:
-            log.error("container does not stop; removing it", extra=fields(task_id=task.task_id))
+            if attempt == _STOP_ATTEMPTS + 1:
+                ids = fields(task_id=task.task_id)
+                log.error("container does not stop; removing it", extra=ids)
             await task.engine.remove(container_id)
     except EngineSilent as error:
         await task.wait_for_engine(error)
     except EngineError as error:
-        log.warning("cannot stop a container: %s", error, extra=fields(task_id=task.task_id))
-        await task.runner.clock.sleep(min(attempt, task.runner.timings.engine_retry_s))
+        failures.note(error, pause_s)
+        await task.runner.clock.sleep(pause_s)

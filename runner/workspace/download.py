@@ -19,8 +19,9 @@ from runner.errors import (
     Unavailable,
     Unstartable,
 )
-from runner.log import fields, log_retry
+from runner.log import fields
 from runner.model import Assignment, Identity, TaskFile
+from runner.outage import FailureLog, Outage
 from runner.timing import DEFAULT_TIMINGS, Clock, Retry, Timings
 from runner.workspace.folders import Folder, PartialFile
 from runner.workspace.home import TASKS, task_folder
@@ -53,6 +54,7 @@ async def fetch_files(  # noqa: PLR0913 - what to fetch, from whom, to where, in
     min_free_disk: int,
     clock: Clock,
     timings: Timings = DEFAULT_TIMINGS,
+    outage: Outage | None = None,
 ) -> None:
     """Download every file of a task into its folder.
 
@@ -71,12 +73,12 @@ async def fetch_files(  # noqa: PLR0913 - what to fetch, from whom, to where, in
     async with _open_folder(home, assignment.task_id, min_free_disk) as folder:
         with anyio.move_on_after(timings.download_timeout_s) as timeout:
             for file in assignment.files:
-                log_failure = log_retry(
-                    "cannot fetch a file", task_id=folder.task_id, file=file.name
-                )
-                attempts = Retry(clock, policy, log_failure)
+                ids = {"task_id": folder.task_id, "file": file.name}
+                failures = FailureLog("fetch a file", clock, timings, ids, outage)
+                attempts = Retry(clock, policy, failures.note)
                 with _as_unusable(f"write the file {file.name!r}"):
                     await _fetch(orchestrator, identity, file, folder, attempts)
+                failures.end()
         if timeout.cancelled_caught:
             raise Unstartable(
                 f"cannot fetch the task's files: not done in {timings.download_timeout_s:g} s"

@@ -1,5 +1,6 @@
 """The runner asks for work as soon as there can be some; what fails is retried ever less often."""
 
+import logging
 from itertools import pairwise
 
 import pytest
@@ -216,6 +217,58 @@ async def test_retry_after_is_obeyed(
 
     first, second = host.orchestrator.called(path)[len(accepted) :][:2]
     assert 200 <= second.at_s - first.at_s <= 220, sentence
+
+
+def logged(log: Log, since: int) -> list[tuple[str, str]]:
+    """Return the lines since a number of records, without what is only logged at DEBUG."""
+    return [
+        (record.levelname, record.getMessage())
+        for record in log.records[since:]
+        if record.levelno > logging.DEBUG
+    ]
+
+
+AWAY = "Server disconnected without sending a response."
+BACK = ("INFO", "the orchestrator responds again")
+
+
+async def test_outage_is_a_line_then_one_every_ten_minutes_then_one(host: Host, log: Log) -> None:
+    async with host.runner():
+        await host.wait_for_calls(POLL)
+        await host.clock.settle()
+        seen = len(log.records)
+        host.orchestrator.is_down = True
+        await host.clock.advance(25 * 60)
+        host.orchestrator.is_down = False
+        await host.clock.advance(90)
+    first, *reminders, last = logged(log, seen)
+    assert first == ("WARNING", f"Error polling for tasks: {AWAY}")
+    assert [(level, message.endswith(AWAY)) for level, message in reminders] == [
+        ("WARNING", True)
+    ] * 2
+    assert last == BACK
+    (event,) = [vars(record)["fields"] for record in log.records if record.message == BACK[1]]
+    assert 24 * 60 <= event["lasted_s"] <= 27 * 60
+
+
+async def test_outage_in_which_a_task_ends_is_one_line_too(host: Host, log: Log) -> None:
+    async with host.running_task():
+        await host.clock.settle()
+        seen = len(log.records)
+        host.orchestrator.is_down = True
+        await host.clock.advance(40)
+        host.let_go()
+        await host.wait_for_state("t-1", "ended")
+        await host.clock.advance(7 * 60)
+        host.orchestrator.is_down = False
+        await host.pass_time_until_closed("t-1")
+        await host.clock.advance(90)
+    lines = logged(log, seen)
+    assert [message.partition(":")[0] for level, message in lines if level == "WARNING"] == [
+        "cannot send a heartbeat"
+    ]
+    assert lines.count(BACK) == 1
+    assert lines[-1] in {BACK, ("INFO", "report delivered")}
 
 
 async def test_keys_that_are_revoked_at_once_make_no_flood_beside_a_task(host: Host) -> None:

@@ -182,7 +182,7 @@ def test_troubleshooting_explains_the_sentences_that_people_will_search_for() ->
     refused = "Error polling for tasks: Connection refused"
     for sentence in (f"RuntimeError: {NO_RUNTIME}", node.INVALID_TOKEN, node.DISABLED, refused):
         assert f"```\n{sentence}\n```" in text
-    for source, literal in ((cli, "RuntimeError: "), (poll, "Error polling for tasks: %s")):
+    for source, literal in ((cli, "RuntimeError: "), (poll, "Error polling for tasks: {")):
         assert f'"{literal}' in Path(str(source.__file__)).read_text(encoding="utf-8")
 
 
