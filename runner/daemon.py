@@ -18,6 +18,7 @@ import anyio
 import anyio.to_thread
 from anyio.abc import TaskGroup
 
+from runner import __version__
 from runner.api.client import OrchestratorClient
 from runner.engine.base import Engine, container_name
 from runner.engine.processes import kill_leftover_starts
@@ -48,6 +49,13 @@ from runner.timing import (
 )
 
 log = logging.getLogger(__name__)
+_REASONS = {
+    PollResult.TASK: "the task of --once has ended",
+    PollResult.HELD: "--once, and the orchestrator has no task for this node",
+    PollResult.NOTHING: "--once, and the orchestrator has no task for this node",
+    PollResult.FAILED: "--once, and no task could be requested",
+}
+"""Why `--once` exits."""
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
@@ -126,6 +134,8 @@ class Daemon:
         self._notifier = notifier
         self._polling = anyio.CancelScope()
         self._exit_code: int | None = None
+        self._exit_reason = "the tasks of this orchestrator and engine have ended"
+        self._began_s = runner.clock.awake_s()
         self._interrupts = 0
         self._reads = runner.failure_log("read the unfinished tasks")
 
@@ -162,7 +172,12 @@ class Daemon:
         with anyio.CancelScope(shield=True):
             self._notifier.notify("STOPPING=1")
             await send_offline(self._runner)
-        return EXIT_OK if self._exit_code is None else self._exit_code
+        exit_code = EXIT_OK if self._exit_code is None else self._exit_code
+        ran_s = round(self._runner.clock.awake_s() - self._began_s)
+        level = logging.INFO if exit_code == EXIT_OK else logging.ERROR
+        facts = fields(exit_code=exit_code, ran_s=ran_s)
+        log.log(level, "exiting: %s", self._exit_reason, extra=facts)
+        return exit_code
 
     def _is_own(self, task: Task) -> bool:
         """Check the orchestrator and the engine; only an older version's journal holds others."""
@@ -181,10 +196,13 @@ class Daemon:
     def _begin(self, group: TaskGroup, tasks: list[Task]) -> None:
         """Recover the tasks, then start what needs neither the engine nor the orchestrator."""
         runner = self._runner
+        identity = runner.node.known_identity
         log.info(
             "starting",
             extra=fields(
+                version=__version__,
                 name=runner.settings.name,
+                node_id="none yet" if identity is None else identity.node_id,
                 orchestrator=runner.settings.orchestrator_url,
                 engine=runner.engine.kind,
                 tasks_in_journal=len(tasks),
@@ -214,8 +232,13 @@ class Daemon:
         if not await self._runner.node.is_registered():
             # The journal may have been lost; then a container has the identity.
             await orphans_adopted.wait()
-        group.start_soon(heartbeat, self._runner)
+        group.start_soon(self._beat)
         group.start_soon(deliver, self._runner)
+
+    async def _beat(self) -> None:
+        await heartbeat(self._runner)
+        # The registration is refused: an image that is being fetched is of no use.
+        self._polling.cancel()
 
     async def _poll(self, begin: Callable[[Task], None], orphans_adopted: anyio.Event) -> None:
         """Ask for work until draining begins, the registration is refused, or once is enough."""
@@ -229,8 +252,12 @@ class Daemon:
         refusal = self._runner.node.refusal
         if refusal is not None:
             self._exit_code = refusal.exit_code
-        elif result is PollResult.FAILED:
+            self._exit_reason = f"the registration was refused: {refusal}"
+            return
+        if result is PollResult.FAILED:
             self._exit_code = EXIT_TRY_AGAIN
+        if result is not None:
+            self._exit_reason = _REASONS[result]
 
     async def drain(self) -> None:
         """Wait for the running tasks, then for a while for their reports to be delivered."""
@@ -287,7 +314,9 @@ class Daemon:
         """Act on signals, as the head of this file says."""
         async for number in signals:  # type: ignore[attr-defined]
             task_ids = self._runner.slots.task_ids
+            name = signal.Signals(number).name
             if number == signal.SIGTERM or self._interrupts > 1:
+                self._exit_reason = name
                 log.info(
                     "stopping; containers keep running for the next runner",
                     extra=fields(tasks_left_running=len(task_ids)),
@@ -298,14 +327,20 @@ class Daemon:
                 self._interrupts += 1
             # Not STOPPING=1: systemd would give a drain no longer than TimeoutStopSec.
             if self._interrupts > 1:
-                log.info("stopping the running tasks", extra=fields(tasks=len(task_ids)))
+                log.info(
+                    "stopping the running tasks; a third Ctrl-C leaves them to the next runner",
+                    extra=fields(tasks=len(task_ids)),
+                )
                 for task_id in task_ids:
                     self._runner.slots.cancel(task_id, "the operator")
             else:
+                advice = "; a second Ctrl-C stops them" if self._interrupts else ""
                 log.info(
-                    "draining: no new task is taken; exiting when the running ones have ended",
+                    "draining: no new task is taken; exiting when the running ones have ended%s",
+                    advice,
                     extra=fields(tasks=len(task_ids)),
                 )
+            self._exit_reason = f"drained after {name}"
             self._polling.cancel()
 
     async def _show_status(self) -> None:

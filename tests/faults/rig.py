@@ -29,6 +29,7 @@ SHORT_PAUSES = {
     "start_retry_first_s": 0.2,
     "start_retry_ceiling_s": 0.5,
     "engine_retry_s": 0.2,
+    "outage_reminder_s": 0.01,  # each failure is logged
 }
 """Pauses between attempts, so short that tests do not wait for them. No deadline is among them."""
 

@@ -1,9 +1,12 @@
 """The runner from READY to its exit code, and the watchdog beside it."""
 
 import logging
+import os
 import resource
+import signal
 import socket
 import uuid
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -109,6 +112,28 @@ async def test_drain_outlives_a_journal_that_is_long_unreadable(host: Host, log:
         assert await life.end() == 0
     assert "cannot use the journal" in log.text
     assert len(host.orchestrator.ends("t-1")) == 1
+
+
+async def test_log_names_the_node_at_the_start_and_the_reason_at_the_end(
+    host: Host, log: Log
+) -> None:
+    for node_id in ("none yet", "node-1"):
+        log.clear()
+        async with host.runner(once=True) as life:
+            assert await life.end() == 0
+        first, last = log.records[0], log.records[-1]
+        assert (first.message, vars(first)["fields"]["node_id"]) == ("starting", node_id)
+        assert last.message == "exiting: --once, and the orchestrator has no task for this node"
+        assert vars(last)["fields"] == {"exit_code": 0, "ran_s": 0}
+
+
+async def test_each_interrupt_says_what_the_next_one_does(host: Host, log: Log) -> None:
+    async with host.running_task("[hang]") as life:
+        for words in ("; a second Ctrl-C stops them", "; a third Ctrl-C leaves them"):
+            os.kill(os.getpid(), signal.SIGINT)
+            await until(partial(lambda words: words in log.text, words))
+        assert await life.end() == 0
+    assert log.records[-1].message == "exiting: drained after SIGINT"
 
 
 # The watchdog

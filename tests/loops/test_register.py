@@ -40,8 +40,14 @@ async def test_refused_registration_ends_an_idle_runner_with_its_own_exit_code(
     host: Host, log: Log, status: int, sentence: str
 ) -> None:
     host.orchestrator.always(REGISTER, refusal(status))
+    host.engine.shut("fetch_image")  # which could take an hour
     async with host.runner(registration_token=Secret("wrong-token")) as life:
         assert await life.end() == 77
+    last = log.records[-1]
+    assert (last.levelname, last.message.partition("HTTP ")[0]) == (
+        "ERROR",
+        "exiting: the registration was refused: ",
+    )
     assert sentence in log.text
     assert "wrong-token" not in log.text
     assert host.orchestrator.count(REGISTER) == 1
