@@ -192,6 +192,8 @@ class Timings:
     """After the first failure of a file."""
     download_timeout_s: float = _DAY_S
     """For all files of a task."""
+    download_report_interval_s: float = 30.0
+    """How much of a task's files has come is logged so often."""
     inspect_interval_s: float = 30.0
     """A container is inspected at least so often, even if `wait` does not return."""
     engine_timeout_grace_s: float = 60.0

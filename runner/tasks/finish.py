@@ -27,7 +27,7 @@ from runner.model import EndReason, Outcome, Report, Task, TaskStatus, log_body
 from runner.redaction import Secret, encoded_forms, known_secrets, redact, redact_output
 from runner.state_dir import cid_file
 from runner.tasks.context import RunnerContext, TaskContext
-from runner.tasks.outcome import LAST_LINES, decide_outcome, final_report
+from runner.tasks.outcome import LAST_LINES, decide_outcome, duration_of, final_report
 from runner.timing import Retry, retry
 from runner.workspace.handover import FinalStatus, ReporterState, read_reporter_state
 from runner.workspace.home import home_of_task
@@ -72,14 +72,23 @@ async def write_end(task: TaskContext, end: Outcome, container: Container | None
         lambda: task.runner.journal.end(task.task_id, end, reports, now, is_log_pending=has_run)
     )
     task.runner.outbox.notify()
-    log.info(
-        "task has ended",
-        extra=fields(task_id=task.task_id, reason=end.reason.value, exit_code=end.exit_code),
-    )
+    _log_end(task.task_id, end, duration_of(container))
     if has_run:
         await task.reload()
         until = anyio.current_time() + task.runner.timings.final_log_timeout_s
         await _report(task, container, await _reporter_state(task, until), until)
+
+
+def _log_end(task_id: str, end: Outcome, duration_s: float | None) -> None:
+    ids: dict[str, object] = {"task_id": task_id, "reason": end.reason.value}
+    if end.exit_code is not None:
+        ids["exit_code"] = end.exit_code
+    if duration_s is not None:
+        ids["duration_s"] = round(duration_s)
+    if end.reason is not EndReason.COMPLETED:
+        # The first line is the runner's own; the container's output follows it.
+        ids["outcome"] = end.message.partition("\n")[0]
+    log.info("task has ended", extra=fields(**ids))
 
 
 async def recover_report(task: TaskContext) -> None:

@@ -33,7 +33,7 @@ def decide_outcome(
     if reason is EndReason.FAILED and was_daemon_away and code in SIGNALLED:
         why = f"the engine's daemon was away as it ended by a signal (exit code {code})"
         return Outcome(EndReason.LOST, _sentence(EndReason.LOST, why, output), code)
-    duration_s = _duration_s(container)
+    duration_s = duration_of(container)
     after = f" after {duration_s:.0f} s" if duration_s is not None else ""
     limit = f" of {task.assignment.timeout_s:g} s" if task.assignment is not None else ""
     text = {
@@ -58,7 +58,7 @@ def _reason(task: Task, container: Container) -> EndReason:
     # 137 is KILL: the engine notes whether the kernel sent it because memory ran out.
     if container.out_of_memory:
         return EndReason.OUT_OF_MEMORY
-    duration_s = _duration_s(container)
+    duration_s = duration_of(container)
     limit_s = task.assignment.timeout_s if task.assignment is not None else None
     is_overtime = duration_s is not None and limit_s is not None and duration_s >= limit_s
     # While no runner watched, the engine itself may have stopped it (`run --timeout`).
@@ -67,8 +67,9 @@ def _reason(task: Task, container: Container) -> EndReason:
     return EndReason.LOST if container.exit_code == _UNRECORDED else EndReason.FAILED
 
 
-def _duration_s(container: Container) -> float | None:
-    if container.started_at is None or container.finished_at is None:
+def duration_of(container: Container | None) -> float | None:
+    """Return for how many seconds a container ran; None if that is not recorded."""
+    if container is None or container.started_at is None or container.finished_at is None:
         return None
     return max(0.0, container.finished_at - container.started_at)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from runner.errors import (
 from runner.log import fields
 from runner.model import Assignment, Identity, TaskFile
 from runner.outage import FailureLog, Outage
-from runner.timing import DEFAULT_TIMINGS, Clock, Retry, Timings
+from runner.timing import DEFAULT_TIMINGS, Clock, Retry, RetryPolicy, Timings
 from runner.workspace.folders import Folder, PartialFile
 from runner.workspace.home import TASKS, task_folder
 
@@ -70,19 +70,62 @@ async def fetch_files(  # noqa: PLR0913 - what to fetch, from whom, to where, in
     if not assignment.files:
         return
     policy = timings.backoff(gives_up_after_s=timings.download_gives_up_s)
+    progress = _Progress(assignment, clock, timings.download_report_interval_s)
     async with _open_folder(home, assignment.task_id, min_free_disk) as folder:
         with anyio.move_on_after(timings.download_timeout_s) as timeout:
             for file in assignment.files:
                 ids = {"task_id": folder.task_id, "file": file.name}
                 failures = FailureLog("fetch a file", clock, timings, ids, outage)
-                attempts = Retry(clock, policy, failures.note)
+                attempts = _Attempts(clock, policy, failures.note, progress)
                 with _as_unusable(f"write the file {file.name!r}"):
                     await _fetch(orchestrator, identity, file, folder, attempts)
                 failures.end()
+            progress.end()
         if timeout.cancelled_caught:
             raise Unstartable(
                 f"cannot fetch the task's files: not done in {timings.download_timeout_s:g} s"
             )
+
+
+class _Progress:
+    """How much of a task's files has come, in the log."""
+
+    def __init__(self, assignment: Assignment, clock: Clock, interval_s: float) -> None:
+        self._ids = {"task_id": assignment.task_id, "files": len(assignment.files)}
+        self._clock = clock
+        self._interval_s = interval_s
+        self._began_s = self._logged_at_s = clock.awake_s()
+        self._bytes = 0
+        log.info("fetching files", extra=fields(**self._ids))
+
+    def add(self, size: int) -> None:
+        """Note that so many bytes have come."""
+        self._bytes += size
+        if self._clock.awake_s() - self._logged_at_s >= self._interval_s:
+            self._log("fetching files")
+
+    def end(self) -> None:
+        """Note that all is there, of which some may have been there before."""
+        self._log("files fetched")
+
+    def _log(self, event: str) -> None:
+        now_s = self._logged_at_s = self._clock.awake_s()
+        mib, duration_s = f"{self._bytes / (1 << 20):.1f}", round(now_s - self._began_s)
+        log.info(event, extra=fields(**self._ids, fetched_mib=mib, duration_s=duration_s))
+
+
+class _Attempts(Retry):
+    """The attempts at one file."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        policy: RetryPolicy,
+        on_failure: Callable[[Exception, float], None],
+        progress: _Progress,
+    ) -> None:
+        super().__init__(clock, policy, on_failure)
+        self.progress = progress
 
 
 async def _fetch(
@@ -90,7 +133,7 @@ async def _fetch(
     identity: Identity,
     file: TaskFile,
     folder: Folder,
-    attempts: Retry,
+    attempts: _Attempts,
 ) -> None:
     """Download a file, once more if its checksum is wrong."""
     if file.sha256 and await _in_thread(folder.sha256_of, file.name) == file.sha256:
@@ -113,13 +156,13 @@ async def _download(
     identity: Identity,
     file: TaskFile,
     folder: Folder,
-    attempts: Retry,
+    attempts: _Attempts,
 ) -> str:
     """Download a file, retried through an outage; return its checksum."""
     while True:
         try:
             async with orchestrator.download(identity, file.name) as download:
-                return await _write(download, file, folder)
+                return await _write(download, file, folder, attempts.progress)
         except Unauthorised:
             raise
         except Refused as error:
@@ -135,7 +178,7 @@ async def _download(
                 ) from error
 
 
-async def _write(download: Download, file: TaskFile, folder: Folder) -> str:
+async def _write(download: Download, file: TaskFile, folder: Folder, progress: _Progress) -> str:
     """Write a file as it arrives, keep it if its checksum is right, and return its checksum.
 
     Raises:
@@ -147,6 +190,7 @@ async def _write(download: Download, file: TaskFile, folder: Folder) -> str:
     try:
         async for chunk in download.chunks:
             await _in_thread(part.write, chunk)
+            progress.add(len(chunk))
         if file.sha256 in {None, part.sha256}:
             await _in_thread(part.keep)
         return part.sha256

@@ -21,6 +21,29 @@ NO_START = "unstartable: cannot start the container: "
 
 
 @pytest.mark.parametrize(
+    ("end", "facts"),
+    [
+        ("", {"reason": "completed", "exit_code": 0}),
+        (
+            "[print-line a-secret][fail 3]",
+            {"reason": "failed", "exit_code": 3, "outcome": "failed: exit code 3 after 125 s"},
+        ),
+    ],
+    ids=["completed", "failed"],
+)
+async def test_log_has_the_duration_of_a_task_and_what_ended_it(
+    host: Host, log: Log, end: str, facts: dict[str, object]
+) -> None:
+    async with host.running_task(f"[wait-for go]{end}"):
+        await host.clock.advance(125)
+        host.let_go()
+        await host.wait_for_end()
+    (event,) = [record for record in log.records if record.message == "task has ended"]
+    assert vars(event)["fields"] == {"task_id": "t-1", "duration_s": 125, **facts}
+    assert "a-secret" not in log.text
+
+
+@pytest.mark.parametrize(
     ("prompt", "options", "message"),
     [
         ("[print-line well]", {}, "completed: exit code 0 after 0 s\nwell"),

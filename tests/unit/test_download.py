@@ -106,6 +106,31 @@ def content_of(path: Path) -> bytes:
     return path.read_bytes()
 
 
+class SlowClock(PassingClock):
+    """A clock by which half a minute passes between two looks at it."""
+
+    def awake_s(self) -> float:
+        self.move(31)
+        return super().awake_s()
+
+
+async def test_log_has_how_much_of_the_files_has_come_and_how_long_it_took(
+    fetch: Fetch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "runner")
+    fetch.clock = SlowClock()
+    fetch.server.answer(zeros(3 * MIB), http(200, CONTENT))
+    await fetch(TaskFile("big.bin", None), TaskFile("small.csv", None))
+    events = [(record.message, vars(record)["fields"]) for record in caplog.records]
+    ids = {"task_id": TASK_ID, "files": 2}
+    assert events[0] == ("fetching files", ids)
+    assert events[1][0] == "fetching files"
+    assert 0 < float(events[1][1]["fetched_mib"]) <= 3
+    last, facts = events[-1]
+    assert (last, facts["fetched_mib"]) == ("files fetched", "3.0")
+    assert facts["duration_s"] > 0
+
+
 async def test_files_land_in_the_folder_of_their_task(fetch: Fetch) -> None:
     contents = {"a": b"first", "b": b"", "c": b"third"}
     fetch.server.answer(*(http(200, content) for content in contents.values()))
