@@ -11,7 +11,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -51,6 +51,8 @@ from orchestrator.settings import (
 from orchestrator.workers import Workers
 
 _OBJECTS_UNTIL_COLLECTION = 100_000
+_MIN_HELP_WIDTH = 78
+"""So the longest word fits into its column: click cuts a longer one."""
 _COUNT = click.IntRange(min=1)
 _SECONDS = click.FloatRange(min=0, min_open=True)
 
@@ -367,6 +369,36 @@ def _print_start(secrets: Sequence[Secret], url: str) -> None:
 
 
 main.add_command(check)
+
+
+class _HelpFormatter(click.HelpFormatter):
+    """Wraps at spaces only: a name cut at a hyphen can be neither found nor copied."""
+
+    def __init__(
+        self, indent_increment: int = 2, width: int | None = None, max_width: int | None = None
+    ) -> None:
+        super().__init__(indent_increment, width, max_width)
+        self.width = max(self.width, _MIN_HELP_WIDTH)
+
+    def write_dl(
+        self, rows: Iterable[tuple[str, str]], col_max: int = 30, col_spacing: int = 2
+    ) -> None:
+        unbreakable = [(term, text.replace("-", "\u2011")) for term, text in rows]
+        super().write_dl(unbreakable, col_max, col_spacing)
+
+    def write_text(self, text: str) -> None:
+        super().write_text(text.replace("-", "\u2011"))
+
+    def getvalue(self) -> str:
+        return super().getvalue().replace("\u2011", "-")
+
+
+class _Context(click.Context):
+    formatter_class = _HelpFormatter
+
+
+for _command in (main, *main.commands.values()):
+    _command.context_class = _Context
 
 
 def _run() -> NoReturn:

@@ -48,6 +48,22 @@ async def clean_up(settings: Settings, scope: Scope, echo: Callable[[str], None]
         ConfigurationError: no runner has used this state folder, so what is in use is unknown.
         JournalError: the journal cannot be read.
     """
+    lines: list[str] = []
+
+    def print_line(line: str) -> None:
+        lines.append(line)
+        echo(line)
+
+    exit_code = await _clean_up(settings, scope, print_line)
+    if not lines:
+        echo(
+            "nothing to remove: no container of a finished task, and no folder of one that "
+            f"finished more than {scope.older_than_days:g} days ago"
+        )
+    return exit_code
+
+
+async def _clean_up(settings: Settings, scope: Scope, echo: Callable[[str], None]) -> int:
     _check_state_dir(settings.state_dir)
     runner_id = known_runner_id(settings.state_dir)
     if runner_id is None:

@@ -312,12 +312,23 @@ def _victoria_home(ctx: click.Context) -> Path:
 # Commands
 
 
+_MIN_HELP_WIDTH = 78
+"""So the longest word fits into its column: click cuts a longer one."""
+
+
 class _HelpFormatter(click.HelpFormatter):
-    """Wraps at spaces only: an image name cut at a hyphen can be neither found nor copied."""
+    """Wraps at spaces only: a name cut at a hyphen can be neither found nor copied."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.width = max(self.width, _MIN_HELP_WIDTH)
 
     def write_dl(self, rows: Iterable[tuple[str, str]], *args: Any, **kwargs: Any) -> None:
         unbreakable = [(term, text.replace("-", "\u2011")) for term, text in rows]
         super().write_dl(unbreakable, *args, **kwargs)
+
+    def write_text(self, text: str) -> None:
+        super().write_text(text.replace("-", "\u2011"))
 
     def getvalue(self) -> str:
         return super().getvalue().replace("\u2011", "-")
@@ -351,9 +362,6 @@ def command(ctx: click.Context, /, *, log_format: str, verbose: int, **_: Any) -
     set_up_logging(log_format, verbose)
     if ctx.invoked_subcommand is None:
         ctx.exit(_run(ctx))
-
-
-command.context_class = _Context
 
 
 @command.command()
@@ -395,6 +403,10 @@ def cleanup(ctx: click.Context, /, *, older_than: float, dry_run: bool) -> None:
 
     checked = _settings(ctx, to_run=False)
     ctx.exit(anyio.run(clean_up, checked, Scope(older_than, dry_run), click.echo))
+
+
+for _command in (command, *command.commands.values()):
+    _command.context_class = _Context
 
 
 def _run(ctx: click.Context) -> int:

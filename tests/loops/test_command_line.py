@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from runner.journal.journal import Journal
+from runner.state_dir import prepare_state_dir
 
 ROOT = Path(__file__).parents[2]
 URL = "--orchestrator-url=http://127.0.0.1:9"
@@ -106,6 +107,19 @@ def test_bad_command_line_ends_in_a_sentence(
     assert last.startswith("Error: " if exit_code == 2 else "victoria-runner: cannot ")
     made = {path.relative_to(folder).parts[0] for path in set(folder.rglob("*")) - before}
     assert made <= {"home", "state", "called"}
+
+
+def test_cleanup_with_nothing_to_remove_says_so(folder: Path) -> None:
+    (folder / "bin" / "podman").write_text("#!/bin/sh\n")
+    (folder / "state").mkdir()
+    prepare_state_dir(folder / "state")
+    Journal(folder / "state" / "journal.sqlite3").close_file()
+    done = run_in(folder, "PROGRAM cleanup --older-than=3")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == (
+        "nothing to remove: no container of a finished task, and no folder of one that finished "
+        "more than 3 days ago\n"
+    )
 
 
 def test_in_the_journal_what_ends_the_program_is_one_entry_and_an_error(folder: Path) -> None:

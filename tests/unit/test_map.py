@@ -11,6 +11,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from orchestrator.__main__ import main as orchestrator
 from runner import cli, errors, node
 from runner.api.client import OrchestratorClient
 from runner.engine.cli import NO_RUNTIME
@@ -104,6 +105,23 @@ def test_exit_codes_are_those_of_sysexits() -> None:
     assert errors.NoContainerRuntime.exit_code == 69
     assert errors.RegistrationRefused.exit_code == 77
     assert errors.ConfigurationError.exit_code == 78
+
+
+@pytest.mark.parametrize("width", [40, 78, 80, 97, 200])
+def test_help_cuts_no_word(width: int) -> None:
+    programs: tuple[click.Group, ...] = (cli.command, orchestrator)
+    for program in programs:
+        for arguments in ([], *([name] for name in program.commands)):
+            command = program.commands[arguments[0]] if arguments else program
+            shown = CliRunner().invoke(program, [*arguments, "--help"], env={"COLUMNS": str(width)})
+            assert not re.search(r"\w-$", shown.output, re.MULTILINE), shown.output
+            words = set(re.split(r"[\s\[\]()]+", shown.output))
+            texts = " ".join(
+                f"{option.help} {option.default if isinstance(option.default, str) else ''}"
+                for option in command.params
+                if isinstance(option, click.Option)
+            )
+            assert set(re.split(r"[\s\[\]()]+", texts)) - words <= {""}
 
 
 @pytest.mark.parametrize("width", [80, 200])
