@@ -46,7 +46,7 @@ from orchestrator.schemas.problems import invalid_sentence
 from orchestrator.security import DenialSampler, NodeCache, ProxyWatch, Throttle
 from orchestrator.services import Services, services_of
 from orchestrator.settings import Settings
-from orchestrator.sweeper import sweep
+from orchestrator.sweeper import SWEEP, sweep
 from orchestrator.uploads import prepare_folder
 from orchestrator.web import dashboard
 
@@ -267,9 +267,13 @@ def _log_refusal(services: Services, request: Request, error: Refused) -> None:
 
 
 async def _answer_no_database(request: Request, error: Exception) -> JSONResponse:
-    # Every node calls every few seconds: one line a minute is enough.
-    if services_of(request.app).refusals.take(("no database",), utc_now()) is not None:
-        log.error("the database does not answer: %s", str(getattr(error, "orig", error)).strip())
+    services = services_of(request.app)
+    outage = services.database.outage
+    # The next sweep shows whether it is an outage; broken connections are one line a minute.
+    if outage.is_open or services.refusals.take(("no database",), utc_now()) is not None:
+        reason = str(getattr(error, "orig", error)).strip()
+        event = f"the database does not answer: {reason}"
+        outage.note(SWEEP, event, services.settings.sweep_every_s)
     detail = "the database does not answer: try again"
     return JSONResponse({"detail": detail}, 503, headers={"Retry-After": "1"})
 

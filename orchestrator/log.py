@@ -11,7 +11,8 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta, timezone
 from typing import Any, TextIO
 
@@ -20,6 +21,7 @@ from sqlalchemy.orm import Session
 
 _LOGGED_EVERY = timedelta(minutes=1)
 _KINDS_A_MINUTE = 100
+_REMINDED_EVERY_S = 600.0
 _JOURNAL_VARIABLE = "JOURNAL_STREAM"
 _MAX_LINE_BYTES = 40_000
 """journald splits a line of more than 48 KiB into several entries (LineMax=, journald.conf(5))."""
@@ -143,6 +145,56 @@ def set_up_logging(log_format: str, level: str) -> None:
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("orchestrator").setLevel(level.upper())
+
+
+class Outage:
+    """What fails for a while: logged as it begins, every ten minutes, and when it is over."""
+
+    def __init__(
+        self, log: logging.Logger, over: str, now_s: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Log to `log`; `over` is the event at the end."""
+        self._log = log
+        self._over = over
+        self._now_s = now_s
+        self._failing: set[str] = set()
+        self._began_s: float | None = None
+        self._began_at = ""
+        self._logged_at_s = 0.0
+        self._failures = 0
+
+    @property
+    def is_open(self) -> bool:
+        """Whether something fails now."""
+        return self._began_s is not None
+
+    def note(
+        self, call: str, event: str, next_attempt_s: float, *, error: Exception | None = None
+    ) -> None:
+        """Log that a call failed, with the traceback of `error`; most of many at DEBUG."""
+        now_s = self._now_s()
+        if self._began_s is None:
+            self._began_s, self._failures = now_s, 0
+            self._began_at = f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ}"
+        is_due = not self._failures or now_s - self._logged_at_s >= _REMINDED_EVERY_S
+        self._failing.add(call)
+        self._failures += 1
+        if is_due:
+            self._logged_at_s = now_s
+        level = logging.ERROR if is_due else logging.DEBUG
+        facts = fields(**self._facts(self._began_s), next_attempt_s=next_attempt_s)
+        self._log.log(level, "%s", event, exc_info=error if is_due else None, extra=facts)
+
+    def end(self, call: str) -> None:
+        """Note that a call succeeds; if none fails any more, log the end."""
+        self._failing.discard(call)
+        if self._began_s is not None and not self._failing:
+            self._log.info(self._over, extra=fields(**self._facts(self._began_s)))
+            self._began_s = None
+
+    def _facts(self, began_s: float) -> dict[str, object]:
+        lasted_s = round(self._now_s() - began_s)
+        return {"since": self._began_at, "lasted_s": lasted_s, "failures": self._failures}
 
 
 class Sampler:

@@ -19,7 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from orchestrator.db.audit import prune
 from orchestrator.db.database import Database
 from orchestrator.db.tables import Node, Task
-from orchestrator.log import fields
+from orchestrator.log import Outage, fields
 from orchestrator.model import NodeStatus, Target, TaskStatus, utc_now
 from orchestrator.scheduling.leases import end_leases, has_ended
 from orchestrator.scheduling.waiting import WorkAvailable
@@ -32,6 +32,7 @@ _LOOK_AT_ALL_EVERY = timedelta(seconds=30)
 """Should an announcement be lost, its task is found by this."""
 _WAKE_AT_ONCE_S = 0.01
 
+SWEEP = "sweep"
 log = logging.getLogger(__name__)
 
 
@@ -41,6 +42,7 @@ async def sweep(services: Services) -> None:
     forgotten_at = all_seen_at = seen_until
     nodes = NodeWatch(services.database, services.settings, seen_until)
     full = FullNodes(services.settings.max_unreported)
+    defects = Outage(log, "sweeps succeed again")
     while True:
         await anyio.sleep(services.settings.sweep_every_s)
         now = utc_now()
@@ -60,10 +62,15 @@ async def sweep(services: Services) -> None:
                 await to_thread.run_sync(_forget_old, services, now)
                 forgotten_at = now
         except SQLAlchemyError as error:
-            log.warning("cannot sweep, trying again: %s", getattr(error, "orig", error))
-        except Exception:
+            event = f"cannot sweep, trying again: {str(getattr(error, 'orig', error)).strip()}"
+            services.database.outage.note(SWEEP, event, services.settings.sweep_every_s)
+        except Exception as error:  # noqa: BLE001 - logged with its traceback
             # One whole sweep: a defect in it, or a row that makes no sense, must not be the last.
-            log.exception("a sweep failed, trying again")
+            event = "a sweep failed, trying again"
+            defects.note(SWEEP, event, services.settings.sweep_every_s, error=error)
+        else:
+            services.database.outage.end(SWEEP)
+            defects.end(SWEEP)
 
 
 async def _wake(services: Services, due: list[tuple[WorkAvailable, int]]) -> None:

@@ -9,6 +9,7 @@ row `with_for_update()`, which SQLite ignores. Rows are locked in one order: key
 files.
 """
 
+import logging
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -22,6 +23,9 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from orchestrator.db.migrate import migrate
 from orchestrator.errors import ConfigurationError, DatabaseUnreachable
+from orchestrator.log import Outage
+
+log = logging.getLogger(__name__)
 
 DATABASE_NAME = "orchestrator.db"
 CONNECTIONS = 10
@@ -73,6 +77,8 @@ class Database:
             self._write_lock = nullcontext()
         self._writes = sessionmaker(self._writing_engine, expire_on_commit=False)
         self._notes = sessionmaker(self._relaxed_engine, expire_on_commit=False)
+        self.outage = Outage(log, "the database answers again")
+        """As requests, sweeps and announcements see it."""
         try:
             migrate(self._writing_engine)
         except SQLAlchemyError as error:

@@ -28,6 +28,7 @@ _LONGEST_PAYLOAD = 7900
 """PostgreSQL takes less than 8000 bytes."""
 _CONNECT_WITHIN_S = 5
 _CONNECT_AGAIN_S = 1.0
+_LISTEN = "listen"
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +129,8 @@ class ThroughPostgresql:
             try:
                 await self._listen_once()
             except psycopg.OperationalError as error:
-                log.warning("cannot listen for new work, retrying: %s", str(error).strip())
+                event = f"cannot listen for new work, retrying: {str(error).strip()}"
+                self._database.outage.note(_LISTEN, event, _CONNECT_AGAIN_S)
             except Exception:
                 # A defect here must not leave the long polls asleep for good.
                 log.exception("listening for new work failed, retrying")
@@ -148,6 +150,7 @@ class ThroughPostgresql:
             await connection.execute("LISTEN victoria_work")
             # What was announced while nobody listened is found by looking.
             self._listener.start_over()
+            self._database.outage.end(_LISTEN)
             async for notice in connection.notifies():
                 await self._pass_on(json.loads(notice.payload))
         finally:

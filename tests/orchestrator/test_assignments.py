@@ -152,7 +152,10 @@ def test_sweep_that_fails_is_logged_and_the_next_does_its_work(
     # The orchestrator writes nothing like this, and cannot read it. The task is due after that.
     due = datetime.now(timezone.utc) + timedelta(seconds=2)
     _change(orchestrator, task_id, target_tags=["no", "pairs"], scheduled_for=due)
+    caplog.set_level("INFO", "orchestrator")
     wait_for(lambda: "a sweep failed" in caplog.text)
     assert "AttributeError" in caplog.text
     _change(orchestrator, task_id, target_tags={})
+    wait_for(lambda: "sweeps succeed again" in caplog.text)
+    assert caplog.text.count("a sweep failed") == 1, "however many did"
     assert poller.task_id() == task_id

@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 
-from orchestrator.log import JsonFormatter, Sampler, TextFormatter, fields
+from orchestrator.log import JsonFormatter, Outage, Sampler, TextFormatter, fields
 from orchestrator.sweeper import NodeWatch
 from tests.orchestrator.serving import Json, RegisteredNode, RunningOrchestrator, ok, wait_for
 
@@ -176,6 +176,24 @@ def test_sampler_takes_one_of_a_kind_a_minute_and_a_hundred_of_all() -> None:
     assert sampler.take(("b",), now) == 2
     assert sum(sampler.take((number,), now) is not None for number in range(1000)) == 98
     assert sampler.take(("a",), now + timedelta(minutes=1)) == 902
+
+
+def test_outage_is_a_line_then_one_every_ten_minutes_then_one(log: Log) -> None:
+    now_s = 0.0
+    outage = Outage(logging.getLogger("orchestrator.x"), "it is over", lambda: now_s)
+    for _ in range(25):
+        outage.note("sweep", "the database is away", 1.0)
+        outage.note("listen", "the database is away", 1.0)
+        now_s += 60
+    outage.end("listen")
+    assert log("it is over") == [], "the sweep fails"
+    outage.end("sweep")
+    lines = log("the database is away")
+    assert [facts["lasted_s"] for _, _, facts in lines] == [0, 600, 1200]
+    assert {level for level, _, _ in lines} == {"ERROR"}
+    ((level, _, facts),) = log("it is over")
+    assert (level, facts["lasted_s"], facts["failures"]) == ("INFO", 1500, 50)
+    assert not outage.is_open
 
 
 def test_event_is_one_line_of_text_or_json_whatever_is_in_it() -> None:
