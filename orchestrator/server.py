@@ -3,8 +3,11 @@
 import logging
 import os
 import resource
+import signal
 import socket
+import time
 from collections.abc import Callable
+from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
@@ -55,6 +58,13 @@ class Server(uvicorn.Server):
         self._waiters = services.waiters
         self._listener = listener
         self._on_listening = on_listening
+        self._stop_reason = "the program that started it"
+        self._began_s = time.monotonic()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Note which signal ends the server."""
+        self._stop_reason = signal.Signals(sig).name
+        super().handle_exit(sig, frame)
 
     def serve_until_stopped(self) -> None:
         """Serve until a signal, or `should_exit` set by another thread."""
@@ -75,10 +85,12 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Answer the long polls first: uvicorn would wait for them."""
-        log.info("server stopping", extra=fields(long_polls=len(self._waiters)))
+        event = {"reason": self._stop_reason, "long_polls": len(self._waiters)}
+        log.info("server stopping", extra=fields(**event))
         self._waiters.close()
         await super().shutdown(sockets)
-        log.info("server stopped")
+        ran_s = round(time.monotonic() - self._began_s)
+        log.info("server stopped", extra=fields(reason=self._stop_reason, ran_s=ran_s))
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -51,6 +51,7 @@ class Workers:
         self._reserved = _reserve(host, port)
         self._workers = [_Worker(number) for number in range(count)]
         self._is_stopping = False
+        self._stop_reason = "a worker did not start"
         # Its writing end closes with this process, however it ends.
         self._alive, self._alive_here = os.pipe()
 
@@ -81,6 +82,7 @@ class Workers:
                     self._plan_restart(worker, code)
             time.sleep(_LOOK_EVERY_S)
         self._end_all()
+        log.info("workers stopped", extra=fields(reason=self._stop_reason))
         return exit_code
 
     def _start(self, worker: _Worker, serve: ServeWorker) -> None:
@@ -133,7 +135,8 @@ class Workers:
         event = {"worker": worker.number, "exit_code": code, "restart_in_s": pause_s}
         log.error("worker died", extra=fields(**event))
 
-    def _stop(self, _number: int, _frame: FrameType | None) -> None:
+    def _stop(self, number: int, _frame: FrameType | None) -> None:
+        self._stop_reason = signal.Signals(number).name
         self._is_stopping = True
 
     def _end_all(self) -> None:

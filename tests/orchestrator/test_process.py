@@ -160,6 +160,7 @@ def test_signal_ends_held_polls_and_server(data_dir: Path, number: signal.Signal
         rows(program.client().get("/nodes"))
         code, log = program.end(number)
         assert (code, "Traceback" in log) == (0, False)
+        assert f"server stopped reason={number.name} ran_s=" in log
         assert all(future.exception(DEADLINE_S) or future.result() is None for future in polls)
 
 
