@@ -171,8 +171,12 @@ class Program:
         """
         what = f"cannot do {self._name} {arguments[0]}"
         self._check(arguments, what)
+        try:
+            ends = os.openpty()
+        except OSError:  # without /dev/pts; then no progress is shown
+            return await self.call(arguments, timeout_s)
         failure: Exception | None = None
-        with _terminal(what) as (ours, theirs):
+        with _terminal(*ends) as (ours, theirs):
             async with anyio.create_task_group() as group:
                 group.start_soon(_read_terminal, ours, progress)
                 try:
@@ -252,12 +256,8 @@ class Program:
 
 
 @contextmanager
-def _terminal(what: str) -> Iterator[tuple[int, int]]:
-    """Yield both ends of a terminal, on whose lines the engines' bars have room."""
-    try:
-        ours, theirs = os.openpty()
-    except OSError as error:
-        raise EngineSilent(f"{what}: {error.strerror}") from error
+def _terminal(ours: int, theirs: int) -> Iterator[tuple[int, int]]:
+    """Yield both ends of a terminal, on whose lines the engines' bars have room; close them."""
     try:
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", *_TERMINAL_SIZE, 0, 0))
         os.set_blocking(ours, False)

@@ -29,7 +29,7 @@ from runner.timing import (
 )
 
 log = logging.getLogger(__name__)
-_PULL, _LOGIN = "pull", "registry login"
+_PULL, _LOGIN = "pull", "registry-login"
 
 
 class ImageFetcher:
