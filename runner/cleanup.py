@@ -226,27 +226,12 @@ async def _remove_by_engine(
     batch: Sequence[_OldFolder],
     echo: Callable[[str], None],
 ) -> bool:
-    """Remove folders with what belongs to another user, by a container as root of the engine.
-
-    It sees nothing but the folder of tasks and the image, so links lead nowhere else; and it
-    removes nothing unless that folder is the one that is open here.
-    """
+    """Remove folders with what belongs to another user, by a container as root of the engine."""
     reason = "it has files of another user, and no engine answers; remove it as root"
     if engine is not None:
         paths = [path for folder in batch for path in folders.paths_of(folder.task_id)]
-        spec = ContainerSpec(
-            name="victoria-cleanup",
-            image=settings.container_image,
-            arguments=(),
-            volumes={folders.path.parent.resolve() / TASKS: _TASKS_INSIDE},
-            run_args=("--network", "none", "--user", "0:0"),
-        )
         try:
-            with folders.marked() as mark:
-                arguments = (_TASKS_INSIDE, mark, *paths)
-                result = await run_script(engine, spec, _SCRIPT, arguments, _REMOVAL_TIMEOUT_S)
-            lines = result.output.strip().splitlines() or [f"exit code {result.exit_code}"]
-            reason = f"by {engine.kind}: {lines[-1]}"
+            reason = await _run_removal(engine, settings, folders, paths)
         except EngineError as error:
             reason = str(error)
         except OSError as error:
@@ -259,3 +244,28 @@ async def _remove_by_engine(
         else:
             echo(f"removed {folder.path} ({folder.size})")
     return succeeded
+
+
+async def _run_removal(
+    engine: Engine, settings: Settings, folders: TaskFolders, paths: Sequence[str]
+) -> str:
+    """Remove paths in a container that sees only the folder of tasks, so links lead nowhere else.
+
+    It removes nothing unless that folder is the one that is open here. Return its last line.
+
+    Raises:
+        EngineError: the container cannot be started, or does not end.
+        OSError: the mark of the folder cannot be made.
+    """
+    spec = ContainerSpec(
+        name="victoria-cleanup",
+        image=settings.container_image,
+        arguments=(),
+        volumes={folders.path.parent.resolve() / TASKS: _TASKS_INSIDE},
+        run_args=("--network", "none", "--user", "0:0"),
+    )
+    with folders.marked() as mark:
+        arguments = (_TASKS_INSIDE, mark, *paths)
+        result = await run_script(engine, spec, _SCRIPT, arguments, _REMOVAL_TIMEOUT_S)
+    lines = result.output.strip().splitlines() or [f"exit code {result.exit_code}"]
+    return f"by {engine.kind}: {lines[-1]}"

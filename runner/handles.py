@@ -31,24 +31,36 @@ def free_disk(place: Path | int) -> int:
 def open_below(home: Path, names: Iterable[str], *, make: bool) -> int:
     """Open a folder below the Victoria home and return its handle; only the home may be a link.
 
-    With `make`, folders that are missing are created.
+    With `make`, folders that are missing are created. They belong to the home's owner where this
+    process may give them away, as root in a container may.
 
     Raises:
         OSError: a name on the way is a link, not a folder, or missing.
     """
     handle = os.open(home, os.O_RDONLY | os.O_DIRECTORY)
+    owner = os.fstat(handle)
     try:
         for name in names:
-            if make:
-                with suppress(FileExistsError):
-                    os.mkdir(name, 0o755, dir_fd=handle)
+            is_new = make and _make_folder(handle, name)
             below = os.open(name, FOLDER, dir_fd=handle)
+            if is_new and os.geteuid() != owner.st_uid:
+                with suppress(PermissionError):
+                    os.fchown(below, owner.st_uid, owner.st_gid)
             os.close(handle)
             handle = below
     except OSError:
         os.close(handle)
         raise
     return handle
+
+
+def _make_folder(parent: int, name: str) -> bool:
+    """Make a folder; return False if there was something of that name."""
+    try:
+        os.mkdir(name, 0o755, dir_fd=parent)
+    except FileExistsError:
+        return False
+    return True
 
 
 def open_file(folder: int, name: str) -> int:

@@ -185,7 +185,7 @@ def test_docker_as_root_beside_another_user_is_told_and_so_is_an_image_whose_use
         assert any(line.startswith(f"FAIL image user: {sentence}") for line in lines)
         overridden = ("--user=0:0",)
         _, lines = doctor(container_runtime="docker", victoria_home=home, run_args=overridden)
-        assert not any(" user: " in line for line in lines)
+        assert not any(" image user: " in line for line in lines)
 
 
 def test_text_of_an_orchestrator_controls_no_terminal_and_forges_no_line() -> None:

@@ -51,7 +51,8 @@ def test_state_is_read_as_it_was_written(tmp_path: Path, message: str) -> None:
 def test_state_that_a_root_writes_belongs_to_the_homes_owner(tmp_path: Path) -> None:
     os.chown(tmp_path, 12345, 12345)
     write_reporter_state(tmp_path, "t-1", ReporterState())
-    assert (tmp_path / "tasks" / "t-1" / "reporter.json").stat().st_uid == 12345
+    for path in ("tasks", "tasks/t-1", "tasks/t-1/reporter.json"):
+        assert (tmp_path / path).stat().st_uid == 12345
 
 
 def test_reporters_that_change_the_state_at_once_lose_no_change(tmp_path: Path) -> None:

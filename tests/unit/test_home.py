@@ -3,6 +3,7 @@
 import errno
 import os
 import stat
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from runner.workspace.home import (
     make_task_folder,
     task_folder,
 )
+from tests.unit.another_user import as_another_user
 
 STAMP = "20261129T080000Z"
 ASIDE = f".{STAMP}.unusable"
@@ -172,6 +174,18 @@ def test_own_home_is_made_anew_for_a_new_task_and_kept_for_one_that_was_prepared
     assert not left.exists()
     make(home, HomeMode.SHARED)
     assert home_of_task(home, "t-1") == home
+
+
+def test_own_home_that_its_task_has_closed_is_still_that_tasks() -> None:
+    with tempfile.TemporaryDirectory() as made:
+        home = Path(made)
+        home.chmod(0o755)
+        make(home, HomeMode.TASK)
+        own = home_of_task(home, "t-1")
+        own.chmod(0)
+        with as_another_user():
+            assert home_of_task(home, "t-1") == own
+        own.chmod(0o700)
 
 
 def test_home_that_is_too_large_is_a_sentence_and_leaves_no_copy(home: Path) -> None:
