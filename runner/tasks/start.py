@@ -213,7 +213,7 @@ def _container_was_created(task: TaskContext) -> bool:
         return False
 
 
-def spec_of_any(settings: Settings, task_id: str, *, with_files: bool) -> ContainerSpec:
+def common_spec(settings: Settings, task_id: str, *, with_files: bool) -> ContainerSpec:
     """Return what the container of any task has, and that of `doctor --run`: mounts and rights."""
     own = task_folder(settings.victoria_home, task_id)
     own_inside = folder_in_container(task_id)
@@ -240,7 +240,7 @@ def _spec(task: TaskContext, identity: Identity) -> ContainerSpec:
     is_argument = settings.prompt_as is PromptAs.ARGUMENT
     prompt = ("--task", assignment.prompt) if is_argument else ()
     return replace(
-        spec_of_any(settings, task.task_id, with_files=bool(assignment.files)),
+        common_spec(settings, task.task_id, with_files=bool(assignment.files)),
         name=task.container_name,
         arguments=("--accept-license", *prompt),
         labels={
