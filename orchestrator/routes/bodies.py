@@ -26,8 +26,8 @@ Body = TypeVar("Body", bound=BaseModel)
 
 PARSED_AT_ONCE_BYTES = 64 * 1024
 """A longer body is parsed in a thread. A shorter one has fewer values than are allowed."""
-MAX_VALUES = 100_000
-"""In one body, for which Python's lock is held some 30 ms at a time. A log cut to 1 MB, as runners
+MAX_VALUES = 70_000
+"""In one body, for which Python's lock is held some 20 ms at a time. A log cut to 1 MB, as runners
 send it after a 413, has fewer: a message is six values and more than 100 bytes.
 """
 

@@ -153,6 +153,7 @@ def test_runner_with_one_loop_that_is_stuck_is_restarted(service: Service, podma
     podman_rig.orchestrator.wait_for_call("GET", "/tasks/pending", since=seen)
 
 
+@pytest.mark.long
 def test_orchestrator_that_is_away_trips_no_watchdog(service: Service, podman_rig: Rig) -> None:
     rig = podman_rig
     rig.runner.set_timings(call_timeout_s=4.0, connect_timeout_s=4.0, long_poll_s=1)

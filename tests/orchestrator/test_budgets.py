@@ -109,7 +109,7 @@ def test_log_of_very_many_values_is_413_and_one_of_much_text_is_stored(
     node = shared.register()
     task_id = shared.assign(node)
     body = b'{"task_id": "%s", "session": {"a": [%s{}]}}' % (task_id.encode(), b"{}," * 50_000)
-    sentence = "body has more than 100000 values"
+    sentence = "body has more than 70000 values"
     response = node.http.post("/logs", content=body, headers=JSON_TYPE)
     assert refusal(response) == (413, sentence)
     session = {"title": '[{,"' * 300_000}

@@ -270,6 +270,7 @@ def test_wrong_usage_is_a_usage_error(key: str, options: list[str], word: str) -
     assert (code, word in errors, "Traceback" in errors) == (2, True, False)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_leaves_nothing(orchestrator: RunningOrchestrator, number: signal.Signals) -> None:
     process = subprocess.Popen(

@@ -49,6 +49,7 @@ def _received(connection: Connection) -> Iterator[str]:
         return
 
 
+@pytest.mark.long
 def test_each_task_is_claimed_once(tmp_path: Path, postgresql_url: str, database: Database) -> None:
     processes, connections = [], []
     for number in range(PROCESSES):

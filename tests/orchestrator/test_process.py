@@ -60,6 +60,7 @@ def test_secrets_are_generated_on_the_first_start_and_kept(data_dir: Path) -> No
         ok(second.register(token))
 
 
+@pytest.mark.long
 def test_terminal_shows_secrets_at_the_first_start_that_succeeds(data_dir: Path) -> None:
     with Program(data_dir, {DATABASE_URL: UNREACHABLE}, has_terminal=True) as failed:
         assert (failed.wait()[0], failed.lines) == (75, [])

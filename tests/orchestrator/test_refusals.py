@@ -85,7 +85,7 @@ def test_unknown_path_method_or_id_is_one_sentence(
     assert refusal(shared.admin.request(method, path))[0] == code
 
 
-@pytest.mark.parametrize("body", [b"{bad", b"", b"[]", b'"text"', b"\xff", b"[" * 100_000])
+@pytest.mark.parametrize("body", [b"{bad", b"", b"[]", b'"text"', b"\xff", b"[" * 69_000])
 def test_broken_body_is_one_sentence(shared: RunningOrchestrator, body: bytes) -> None:
     code, sentence = refusal(shared.admin.post("/tasks", content=body, headers=JSON_TYPE))
     assert code in {400, 422}

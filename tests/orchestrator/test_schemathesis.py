@@ -42,6 +42,7 @@ checks.negative_data_rejection.enabled = false
 """
 
 
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 @pytest.mark.both_databases
 @pytest.mark.settings(failures_per_minute=10**6)

@@ -78,6 +78,7 @@ async def _claim_while_one_is_killed(servers: Servers) -> list[Json]:
     return tasks
 
 
+@pytest.mark.long
 def test_killed_worker_loses_and_doubles_no_task(tmp_path: Path, postgresql_server: str) -> None:
     with served(tmp_path, postgresql_server, "--workers=2") as servers:
         tasks = asyncio.run(_claim_while_one_is_killed(servers))

@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 import pytest
 import yaml
-from jinja2.nativetypes import NativeTemplate
+from jinja2.nativetypes import NativeEnvironment, NativeTemplate
 
 from runner import cli
 from runner.journal.journal import JOURNAL_NAME
@@ -181,6 +181,11 @@ def test_apt_removes_no_package_to_install_another() -> None:
     assert [arguments["fail_on_autoremove"] for arguments in installing] == [True, True]
 
 
+def run(command: list[str], programs: Path) -> str:
+    path = {"PATH": f"{programs}:/usr/bin:/bin"}
+    return subprocess.run(command, env=path, check=True, capture_output=True, text=True).stdout
+
+
 @pytest.mark.parametrize(
     ("program", "answers"),
     [
@@ -194,14 +199,34 @@ def test_a_docker_is_one_whose_daemon_answers(tmp_path: Path, program: str, answ
     docker.write_text(f"#!/bin/sh\n{program}\n")
     docker.chmod(0o755)
     arguments = ["nobody", *[str(tmp_path / "none")] * 8, "apt"]
-    result = subprocess.run(
-        ["sh", str(ROLE / "files" / "look.sh"), *arguments],
-        env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    assert f"docker_answers={answers}" in result.stdout.splitlines()
+    stdout = run(["sh", str(ROLE / "files" / "look.sh"), *arguments], tmp_path)
+    assert f"docker_answers={answers}" in stdout.splitlines()
+
+
+def test_health_shows_the_last_line_of_the_log_as_it_is(tmp_path: Path) -> None:
+    """The shell of Ubuntu expands a backslash in the argument of echo, and a traceback has many."""
+    last = r'2026-11-29 ERROR a defect traceback="Traceback:\n  File x\r\n=" ==doctor=='
+    (tmp_path / "line").write_text(last + "\n")
+    for name, program in {
+        "systemctl": "echo ActiveState=active",
+        "journalctl": f"cat {tmp_path}/line",
+        "doctor": "echo '{\"ok\": true}'",
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{program}\n")
+        (tmp_path / name).chmod(0o755)
+    check = yaml.safe_load(text_of("tasks/health.yml"))[0]["ansible.builtin.command"]["argv"]
+    stdout = run([*check[:4], "unit", str(tmp_path), str(tmp_path / "doctor"), "True"], tmp_path)
+    jinja = NativeEnvironment()
+    jinja.filters["split"] = str.split
+    jinja.tests["search"] = lambda text, pattern: re.search(pattern, text) is not None
+    expressions = read("vars/main.yml")
+    values: dict[str, Any] = {"__victoria_runner_health": {"stdout": stdout.strip()}}
+    for name in ("unit_says", "doctor_raw"):
+        expression = expressions[f"__victoria_runner_{name}"].strip()
+        values[name] = jinja.from_string(expression).render(**values)
+    assert values["unit_says"]["LastLine"] == last
+    assert values["unit_says"]["ActiveState"] == "active"
+    assert values["doctor_raw"] == '{"ok": true}'
 
 
 NETWORKS = {

@@ -3,8 +3,9 @@
 ./dev demo [--keep]       run one task in a real container and show each step; with --keep,
                           the orchestrator and the runner keep running until Ctrl-C
 ./dev check               check lint, format, types and import rules, and lint the Ansible role
-./dev test                ./dev check, then all tests on podman and docker, on SQLite and
-                          PostgreSQL; at most ten minutes on two cores
+./dev test                ./dev check, then all tests but the long ones, on podman and docker, on
+                          SQLite and PostgreSQL; at most ten minutes on two cores
+./dev test --long         the long tests
 ./dev test ARGUMENTS      some tests only; the arguments are pytest's, as in tests/unit -k map
 ./dev test --python 3.10 [ARGUMENTS]
                           tests/unit, tests/contract and tests/reporter on another Python
@@ -17,7 +18,7 @@
 ./dev lock                write requirements-runner.txt, which has the hashes of what hosts install
 ./dev contract            lint the contract, and generate clients that call the orchestrator
 ./dev bench [OPTIONS]     measure the runner, the status reporter or the orchestrator
-./dev ci                  run what CI runs: test, soak, test --python 3.10, rollout
+./dev ci                  run what CI runs: test, test --long, soak, test --python 3.10, rollout
 ./dev help                show this text
 
 demo, soak and bench list their options with --help. ./dev first installs what is missing, and
@@ -143,7 +144,9 @@ def test(arguments: list[str]) -> int:
                 ensure_browser()
             ensure_program("systemctl", "a watchdog is tested with a real systemd")
         if not chosen:
-            chosen = [*WORKERS, *(ON_EVERY_PYTHON if version else [])]
+            chosen = [*WORKERS, "-m", "not long", *(ON_EVERY_PYTHON if version else [])]
+        elif chosen == ["--long"]:
+            chosen = [*WORKERS, "-m", "long"]
         codes.append(run_in_foreground([str(python), "-m", "pytest", *chosen], env))
     return max(codes)
 

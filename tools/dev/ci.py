@@ -7,6 +7,7 @@ from tools.dev.shell import INTERRUPTED, SKIPPED, run_in_foreground, say
 
 STEPS = (
     ("test",),
+    ("test", "--long"),
     ("soak", "--tasks=300", "--seed=1"),
     ("test", "--python", "3.10"),
     ("rollout",),

@@ -16,7 +16,7 @@ folder() {
 }
 # The same, and the hash, of a file that anyone may read.
 file() {
-    [ ! -f "$1" ] || echo "$(stat --format='%U:%G %a' "$1") $(sha256sum < "$1" | cut -d ' ' -f 1)"
+    [ ! -f "$1" ] || printf '%s\n' "$(stat --format='%U:%G %a' "$1") $(sha256sum < "$1" | cut -d ' ' -f 1)"
 }
 # Whether another package pulled it in. apt would remove it together with that one; installing it by
 # name prevents this. A stanza has three lines.
@@ -52,47 +52,47 @@ subordinate_ids() {
 say_if() {
     name=$1
     shift
-    if "$@" >/dev/null 2>&1; then echo "$name=yes"; else echo "$name="; fi
+    if "$@" >/dev/null 2>&1; then printf '%s\n' "$name=yes"; else printf '%s\n' "$name="; fi
 }
 
-echo "cgroup=$(stat --file-system --format=%T /sys/fs/cgroup)"
-echo "free=$(free_mib "$prefix") $(free_mib "$state") $(free_mib "$home")"
+printf '%s\n' "cgroup=$(stat --file-system --format=%T /sys/fs/cgroup)"
+printf '%s\n' "free=$(free_mib "$prefix") $(free_mib "$state") $(free_mib "$home")"
 
 account=$(getent passwd "$user")
-uid=$(echo "$account" | cut -d : -f 3)
-echo "account=$account"
-echo "groups=$(id --groups --name "$user" 2>/dev/null)"
+uid=$(printf '%s\n' "$account" | cut -d : -f 3)
+printf '%s\n' "account=$account"
+printf '%s\n' "groups=$(id --groups --name "$user" 2>/dev/null)"
 say_if has_subids sh -c 'grep "^$1:" /etc/subuid && grep "^$1:" /etc/subgid' sh "$user"
-echo "subordinate_ids=$(subordinate_ids "$user")"
+printf '%s\n' "subordinate_ids=$(subordinate_ids "$user")"
 say_if lingers test -e "/var/lib/systemd/linger/$user"
 say_if has_systemd test -S "/run/user/${uid:-none}/bus"
 
-echo "home=$(folder "$home")"
-echo "state_dir=$(folder "$state")"
-echo "config_dir=$(folder "$config")"
-echo "orchestrator_url=$(variable ORCHESTRATOR_URL)"
-echo "container_runtime=$(variable CONTAINER_RUNTIME)"
+printf '%s\n' "home=$(folder "$home")"
+printf '%s\n' "state_dir=$(folder "$state")"
+printf '%s\n' "config_dir=$(folder "$config")"
+printf '%s\n' "orchestrator_url=$(variable ORCHESTRATOR_URL)"
+printf '%s\n' "container_runtime=$(variable CONTAINER_RUNTIME)"
 say_if has_journal test -e "$state/journal.sqlite3"
-echo "command=$(file "$command")"
-echo "unit=$(file "$unit")"
+printf '%s\n' "command=$(file "$command")"
+printf '%s\n' "unit=$(file "$unit")"
 say_if has_unit test -e "$unit"
-echo "runs=$(systemctl show "$(basename "$unit")" --property=MainPID --value 2>/dev/null | grep -vx 0)"
+printf '%s\n' "runs=$(systemctl show "$(basename "$unit")" --property=MainPID --value 2>/dev/null | grep -vx 0)"
 say_if has_drain test -e "$drop_in/drain.conf"
 say_if has_networks test -e "$networks"
 say_if docker_answers docker_answers
 say_if has_docker has_docker
-echo "current=$(readlink "$prefix/current")"
-echo "previous=$(readlink "$prefix/previous")"
-echo "releases=$(cd "$prefix/releases" 2>/dev/null && for mark in */.complete; do dirname "$mark"; done | tr '\n' ' ')"
+printf '%s\n' "current=$(readlink "$prefix/current")"
+printf '%s\n' "previous=$(readlink "$prefix/previous")"
+printf '%s\n' "releases=$(cd "$prefix/releases" 2>/dev/null && for mark in */.complete; do dirname "$mark"; done | tr '\n' ' ')"
 
 ours=
 for path in "$unit" "$drop_in" "$networks" "$state" "$command" "$config" "$prefix"; do
     [ ! -e "$path" ] && [ ! -L "$path" ] || ours="$ours $path"
 done
-echo "ours=${ours# }"
+printf '%s\n' "ours=${ours# }"
 
 missing=
 for package in "$@"; do
     is_installed "$package" || missing="$missing $package"
 done
-echo "missing=$missing"
+printf '%s\n' "missing=$missing"
