@@ -55,7 +55,7 @@ from runner.settings import Settings
 from runner.state_dir import known_runner_id
 from runner.systemd import LINGER, UNIT, UNIT_FOLDERS, service_user
 from runner.tasks.image import fetch_image_once
-from runner.tasks.start import spec_of_any
+from runner.tasks.start import common_spec
 from runner.timing import file_stamp
 from runner.workspace.download import CONTAINER_HOME, TASKS_IN_CONTAINER, folder_in_container
 from runner.workspace.folders import TaskFolders
@@ -233,7 +233,7 @@ async def _check_container(settings: Settings, engine: Engine) -> AsyncIterator[
         if has_home:
             await anyio.to_thread.run_sync(_make_folder, settings, task_id)
         spec = replace(
-            spec_of_any(settings, task_id, with_files=True),
+            common_spec(settings, task_id, with_files=True),
             # What a killed doctor leaves is an orphan, which the runner removes.
             labels={} if runner_id is None else {LABEL_RUNNER: runner_id},
         )

@@ -230,7 +230,7 @@ def _container_was_created(task: TaskContext) -> bool:
         return False
 
 
-def spec_of_any(settings: Settings, task_id: str, *, with_files: bool) -> ContainerSpec:
+def common_spec(settings: Settings, task_id: str, *, with_files: bool) -> ContainerSpec:
     """Return what the container of any task has, and that of `doctor --run`: mounts and rights."""
     own = task_folder(settings.victoria_home, task_id)
     own_inside = folder_in_container(task_id)
@@ -260,7 +260,7 @@ def _spec(task: TaskContext, identity: Identity) -> ContainerSpec:
         task_option = f"--task={assignment.prompt}"
         prompt = (task_option,) if is_like_option else ("--task", assignment.prompt)
     return replace(
-        spec_of_any(settings, task.task_id, with_files=bool(assignment.files)),
+        common_spec(settings, task.task_id, with_files=bool(assignment.files)),
         name=task.container_name,
         arguments=("--accept-license", *prompt),
         labels={
