@@ -182,7 +182,7 @@ async def remove_old_images(runner: RunnerContext) -> None:
             runner.watchdog.expect("poll", next_within_s=runner.timings.host_check_timeout_s)
             if await runner.engine.remove_image(image_id):
                 log.info("old image removed", extra=fields(image=name, image_id=image_id[:12]))
-    except (EngineError, JournalError, OSError) as error:
+    except (EngineError, JournalError) as error:
         log.warning("cannot remove old images: %s", error)
 
 
@@ -194,7 +194,10 @@ async def _is_near_reserve(runner: RunnerContext) -> bool:
         check.knows_storage = True
     if check.storage is None:
         return False
-    free = await anyio.to_thread.run_sync(free_disk, check.storage)
+    try:
+        free = await anyio.to_thread.run_sync(free_disk, check.storage)
+    except OSError:  # it is closed to this user, or in another mount namespace
+        return False
     return free < runner.settings.min_free_disk + _IMAGE_BYTES
 
 

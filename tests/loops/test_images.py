@@ -29,9 +29,10 @@ async def run_each(host: Host, *image_ids: str) -> list[str]:
 async def test_near_the_reserve_old_images_that_were_run_are_removed_but_not_those_of_others(
     host: Host, log: Log
 ) -> None:
+    host.engine.storage = host.folder / "of-another-host"
     images = ["image-1", "tagged", "used", "old", "5"]
     assert await run_each(host, *images[1:]) == images
-    assert not host.engine.called["images"], "it is not this host's disk"
+    assert not host.engine.called["images"], "it is not a disk of this host"
     rows = host.rows("SELECT name, image_id, engine FROM images ORDER BY id")
     assert [tuple(row.values()) for row in rows] == [(IMAGE, i, "podman") for i in images[1:]]
 
