@@ -18,10 +18,10 @@ from runner.api.client import Offer
 from runner.engine.base import ROOTFUL
 from runner.errors import (
     BadAssignment,
-    Disconnected,
     EngineError,
     HomeUnusable,
     JournalError,
+    NoResponse,
     RegistrationRefused,
     Unauthorised,
     Unavailable,
@@ -187,12 +187,13 @@ class Hold:
 
     def was_cut(self, error: WireError | JournalError, waited_s: float) -> bool:
         """Note a poll that failed; return whether only its length may be to blame."""
-        grace_s = self._timings.shortest_long_poll_s
-        if not _may_be_cut(error) or not grace_s <= waited_s < self.seconds + grace_s:
+        grace_s, usual_s = self._timings.shortest_long_poll_s, self._timings.long_poll_s
+        is_hung = waited_s >= self.seconds + grace_s and self.seconds <= usual_s
+        if not _may_be_cut(error) or waited_s < grace_s or is_hung:
             self._cuts = 0
             return False
         self._cuts += 1
-        was_long = waited_s >= self._timings.long_poll_s
+        was_long = waited_s >= usual_s
         # A connection that breaks soon, and once, may be a restart of the orchestrator.
         if was_long or self._cuts > 1 or getattr(error, "status", None) in _TIMEOUTS:
             self._shorten(error, waited_s)
@@ -297,7 +298,7 @@ def _may_be_cut(error: WireError | JournalError) -> bool:
     if not isinstance(error, Unavailable) or error.retry_after_s:
         return False
     is_status_of_one = error.status in _TIMEOUTS | _LOST_BEHIND_A_PROXY
-    return is_status_of_one or isinstance(error, Disconnected)
+    return is_status_of_one or isinstance(error, NoResponse)
 
 
 async def _take(

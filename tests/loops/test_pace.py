@@ -7,6 +7,10 @@ from itertools import pairwise
 import pytest
 from anyio.abc import ByteStream
 
+from runner.errors import NoResponse
+from runner.loops.poll import Hold
+from runner.timing import DEFAULT_TIMINGS
+from tests.harness.clock import VirtualClock
 from tests.harness.host import Host
 from tests.harness.orchestrator import BEAT, POLL, SILENCE
 from tests.harness.server import Answer, http, json_response
@@ -147,6 +151,17 @@ async def test_proxy_that_cuts_off_polls_is_asked_again_at_once_for_shorter_ones
     (event,) = [one for one in log.records if "poll" in one.getMessage()]
     assert event.getMessage().startswith(f"a proxy cuts off long polls after {longest_s} s (")
     assert event.getMessage().endswith(f"; {sentence} from now on")
+
+
+def test_poll_without_any_response_is_an_outage_unless_it_was_a_long_one() -> None:
+    hold = Hold(VirtualClock(), DEFAULT_TIMINGS)
+    silence = NoResponse("no response in time")
+    assert not hold.was_cut(silence, 55)
+    hold.note_response(25)
+    assert hold.seconds == 55
+    assert hold.was_cut(silence, 85), "a firewall may have dropped the silent connection"
+    assert hold.seconds == 25
+    assert not hold.was_cut(silence, 55)
 
 
 async def test_orchestrator_that_restarts_is_asked_for_as_long_as_before(
