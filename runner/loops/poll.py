@@ -210,8 +210,10 @@ class Hold:
             length = (
                 f"holding them for {self.seconds:.0f} s" if self.seconds else "not holding them"
             )
-            log.warning(
-                "a proxy cuts off long polls after %.0f s (%s); %s from now on",
+            log.log(
+                # A long one may also have met a restart of the orchestrator, and costs nothing.
+                logging.WARNING if self.seconds < timings.long_poll_s else logging.INFO,
+                "long polls are cut off after %.0f s, probably by a proxy (%s); %s from now on",
                 *(waited_s, error, length),
             )
 
