@@ -13,7 +13,7 @@
     │   │   └── Unauthorised        401: it does not know the key or token
     │   └── Unavailable             it did not respond, or not intelligibly: retry later
     │       ├── Unexplained         401, 403 or the like without a reason: maybe a proxy's
-    │       └── Disconnected        the connection ended before the response
+    │       └── NoResponse          the request was sent, and no response came
     ├── EngineError                 a call of the container engine failed
     │   ├── EngineSilent            it timed out: what is true there is unknown
     │   ├── NoSuchContainer         there is no such container
@@ -148,8 +148,8 @@ class Unexplained(Unavailable):
         self.is_first = is_first
 
 
-class Disconnected(Unavailable):
-    """The connection was made, and ended before the response."""
+class NoResponse(Unavailable):
+    """The request was sent; the connection ended before the response, or it took too long."""
 
 
 class EngineError(RunnerError):

@@ -29,7 +29,7 @@ from runner import __version__
 from runner.api.address import proxy_to, unusable_proxy
 from runner.errors import (
     ConfigurationError,
-    Disconnected,
+    NoResponse,
     Refused,
     Unauthorised,
     Unavailable,
@@ -178,8 +178,8 @@ class HttpClient:
         Raises:
             Refused: the response is 4xx; Unauthorised for a 401.
             Unavailable: no response in time, one that cannot be understood, or another status;
-                Unexplained for a refusal that is not believed yet, Disconnected for a connection
-                that ended before the response.
+                Unexplained for a refusal that is not believed yet, NoResponse for a request that
+                was sent and not answered.
         """
         timings = self._timings
         content, sent_headers = None, dict(headers)
@@ -304,9 +304,9 @@ def _classify_errors(timeout_s: float, connect_timeout_s: float) -> Iterator[Non
     except httpx.ConnectTimeout as error:
         raise Unavailable(f"no connection within {connect_timeout_s:g} s") from error
     except (TimeoutError, httpx.TimeoutException) as error:
-        raise Unavailable(f"no response within {timeout_s:.0f} s") from error
+        raise NoResponse(f"no response within {timeout_s:.0f} s") from error
     except (httpx.ReadError, httpx.RemoteProtocolError) as error:
-        raise Disconnected(_describe_cause(error)) from error
+        raise NoResponse(_describe_cause(error)) from error
     except httpx.HTTPError as error:
         raise Unavailable(_describe_cause(error)) from error
     except httpx.InvalidURL as error:

@@ -18,10 +18,10 @@ from runner.api.client import Offer
 from runner.engine.base import ROOTFUL
 from runner.errors import (
     BadAssignment,
-    Disconnected,
     EngineError,
     HomeUnusable,
     JournalError,
+    NoResponse,
     RegistrationRefused,
     RunnerError,
     Unauthorised,
@@ -196,12 +196,13 @@ class Hold:
 
     def was_cut(self, error: WireError | JournalError, waited_s: float) -> bool:
         """Note a poll that failed; return whether only its length may be to blame."""
-        grace_s = self._timings.shortest_long_poll_s
-        if not _may_be_cut(error) or not grace_s <= waited_s < self.seconds + grace_s:
+        grace_s, usual_s = self._timings.shortest_long_poll_s, self._timings.long_poll_s
+        is_hung = waited_s >= self.seconds + grace_s and self.seconds <= usual_s
+        if not _may_be_cut(error) or waited_s < grace_s or is_hung:
             self._cuts = 0
             return False
         self._cuts += 1
-        was_long = waited_s >= self._timings.long_poll_s
+        was_long = waited_s >= usual_s
         # A connection that breaks soon, and once, may be a restart of the orchestrator.
         if was_long or self._cuts > 1 or getattr(error, "status", None) in _TIMEOUTS:
             self._shorten(error, waited_s)
@@ -218,8 +219,10 @@ class Hold:
             length = (
                 f"holding them for {self.seconds:.0f} s" if self.seconds else "not holding them"
             )
-            log.warning(
-                "a proxy cuts off long polls after %.0f s (%s); %s from now on",
+            log.log(
+                # A long one may also have met a restart of the orchestrator, and costs nothing.
+                logging.WARNING if self.seconds < timings.long_poll_s else logging.INFO,
+                "long polls are cut off after %.0f s, probably by a proxy (%s); %s from now on",
                 *(waited_s, error, length),
             )
 
@@ -314,7 +317,7 @@ def _may_be_cut(error: WireError | JournalError) -> bool:
     if not isinstance(error, Unavailable) or error.retry_after_s:
         return False
     is_status_of_one = error.status in _TIMEOUTS | _LOST_BEHIND_A_PROXY
-    return is_status_of_one or isinstance(error, Disconnected)
+    return is_status_of_one or isinstance(error, NoResponse)
 
 
 async def _take(

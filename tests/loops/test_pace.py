@@ -7,6 +7,10 @@ from itertools import pairwise
 import pytest
 from anyio.abc import ByteStream
 
+from runner.errors import NoResponse
+from runner.loops.poll import Hold
+from runner.timing import DEFAULT_TIMINGS
+from tests.harness.clock import VirtualClock
 from tests.harness.host import Host
 from tests.harness.orchestrator import BEAT, POLL, SILENCE
 from tests.harness.server import Answer, http, json_response
@@ -145,8 +149,21 @@ async def test_proxy_that_cuts_off_polls_is_asked_again_at_once_for_shorter_ones
     assert max(after.at_s - before.at_s for before, after in pairwise(polls)) <= gap_s
     assert {call.request.headers["prefer"] for call in polls[2:]} == {f"wait={asked_s}"}
     (event,) = [one for one in log.records if "poll" in one.getMessage()]
-    assert event.getMessage().startswith(f"a proxy cuts off long polls after {longest_s} s (")
+    beginning = f"long polls are cut off after {longest_s} s, probably by a proxy ("
+    assert event.getMessage().startswith(beginning)
+    assert event.levelname == "WARNING"
     assert event.getMessage().endswith(f"; {sentence} from now on")
+
+
+def test_poll_without_any_response_is_an_outage_unless_it_was_a_long_one() -> None:
+    hold = Hold(VirtualClock(), DEFAULT_TIMINGS)
+    silence = NoResponse("no response in time")
+    assert not hold.was_cut(silence, 55)
+    hold.note_response(25)
+    assert hold.seconds == 55
+    assert hold.was_cut(silence, 85), "a firewall may have dropped the silent connection"
+    assert hold.seconds == 25
+    assert not hold.was_cut(silence, 55)
 
 
 async def test_orchestrator_that_restarts_is_asked_for_as_long_as_before(
@@ -160,7 +177,7 @@ async def test_orchestrator_that_restarts_is_asked_for_as_long_as_before(
 
     asked = [call.request.headers["prefer"] for call in host.orchestrator.called(POLL)]
     assert asked[:6] == ["wait=25", *["wait=55"] * 5]
-    assert "cuts off" not in log.text
+    assert "cut off" not in log.text
 
 
 async def test_polls_are_long_again_an_hour_after_one_was_cut_off(host: Host) -> None:

@@ -24,7 +24,7 @@ from runner.api.client import MAX_ASSIGNMENT_BYTES, HeartbeatResponse, Orchestra
 from runner.api.http import MAX_RESPONSE_BYTES, SLOWEST_UPLOAD_BYTES_PER_S, HttpClient
 from runner.errors import (
     ConfigurationError,
-    Disconnected,
+    NoResponse,
     Refused,
     Unauthorised,
     Unavailable,
@@ -556,7 +556,7 @@ HALF = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 10
 async def test_lost_connection_shows_no_key(api: Api, names: tuple[str, ...], sent: bytes) -> None:
     for name in names:
         link: BaseException | None = await api.error(name, raw(sent))
-        assert isinstance(link, Disconnected)
+        assert isinstance(link, NoResponse)
         while link is not None:
             assert KEY not in repr(link)
             link = link.__cause__
@@ -568,7 +568,7 @@ async def test_refused_connection_is_called_by_its_name(identity: Identity, host
         async with OrchestratorClient(f"http://{host}:{port}") as client:
             with pytest.raises(Unavailable, match=r"^Connection refused$") as caught:
                 await client.next_task(identity, 25)
-            assert not isinstance(caught.value, Disconnected)
+            assert not isinstance(caught.value, NoResponse)
 
 
 @pytest.mark.parametrize("response", [stalled(b""), trickle()], ids=["nothing", "a byte at a time"])
