@@ -167,7 +167,7 @@ esac
 """
 
 
-def test_docker_as_root_beside_another_user_is_told_and_so_is_an_image_whose_user_cannot_write(
+def test_owner_of_what_tasks_leave_and_a_user_of_the_image_who_cannot_write_are_shown(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with tempfile.TemporaryDirectory() as made:
