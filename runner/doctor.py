@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tempfile
@@ -16,6 +17,7 @@ from urllib.parse import urlsplit
 from runner import __version__
 from runner.api.address import proxy_to, without_password
 from runner.api.client import TASK_KEY, OrchestratorClient
+from runner.engine.architecture import check_architecture
 from runner.engine.base import LABEL_RUNNER, ROOTFUL, ContainerSpec, Engine
 from runner.engine.cli import find_engine
 from runner.engine.probe import METADATA_ADDRESS, NoShell, describe, probe_rights
@@ -32,7 +34,7 @@ from runner.errors import (
     NoContainerRuntime,
     WireError,
 )
-from runner.handles import free_disk
+from runner.handles import check_free, free_disk
 from runner.identity import IdentityFile
 from runner.journal.journal import JOURNAL_NAME, Journal
 from runner.log import printable
@@ -109,6 +111,8 @@ async def _check_engine(settings: Settings, *, runs: bool) -> AsyncIterator[Chec
     mode = "rootless" if facts.is_rootless else "as root"
     yield Check("engine", f"{engine.kind} {facts.version} answers, {mode}")
     yield await _check_image(settings, engine)
+    if facts.storage is not None and _is_folder(facts.storage):
+        yield _check_free("engine's storage", facts.storage, settings.min_free_disk)
     if not facts.is_rootless:
         yield Check("root", ROOTFUL % engine.kind, is_warning=True)
     if not facts.can_limit_processes:
@@ -208,6 +212,7 @@ async def _check_image(settings: Settings, engine: Engine) -> Check:
     image = settings.container_image
     try:
         await engine.fetch_image(image, PullPolicy.NEVER)
+        await check_architecture(engine, image)
     except ImageMissing as error:
         if settings.pull is PullPolicy.NEVER:
             return Check("image", str(error), error.exit_code)
@@ -250,12 +255,21 @@ def _check_folder(option: str, folder: Path, min_free: int) -> Check:
         return Check(option, sentence, EXIT_CONFIGURATION)
     if existing != folder:
         return Check(option, f"{folder} will be made at the start")
-    free = free_disk(folder)
+    return _check_free(option, folder, min_free)
+
+
+def _check_free(what: str, folder: Path, min_free: int) -> Check:
+    try:
+        check_free(folder, min_free)
+        free = free_disk(folder)
+    except OSError as error:
+        sentence = f"cannot use {folder}: {error.strerror}"
+        if error.errno == errno.ENOSPC:
+            advice = "free some space there or lower --min-free-disk"
+            sentence = f"{folder} has {error.strerror}; {advice}"
+        return Check(what, sentence, EXIT_TRY_AGAIN)
     sentence = f"{folder} has {free >> 20} MiB free, {min_free >> 20} MiB must stay free"
-    if free >= min_free:
-        return Check(option, sentence)
-    advice = "free some space there or lower --min-free-disk"
-    return Check(option, f"{sentence}; {advice}", EXIT_TRY_AGAIN)
+    return Check(what, sentence)
 
 
 async def _check_orchestrator(settings: Settings) -> AsyncIterator[Check]:

@@ -63,6 +63,11 @@ class CliEngine:
         self._images_present: set[str] = set()
         self._has_migrated = False
 
+    @property
+    def known_facts(self) -> EngineFacts | None:
+        """What `facts` returned last; None before its first answer."""
+        return self._facts
+
     async def facts(self) -> EngineFacts:
         """Return what the engine says of itself."""
         result = await self._check_call("info", "--format", "{{json .}}")
@@ -100,6 +105,11 @@ class CliEngine:
             )
             return
         raise ImageMissing(f"cannot fetch the image {image}: {result.error_text}")
+
+    async def architecture(self, image: str) -> str:
+        """Return the processor architecture that an image is for."""
+        result = await self._check_call("image", "inspect", "--format", "{{.Architecture}}", image)
+        return result.output.strip()
 
     async def run(self, spec: ContainerSpec) -> str:
         """Start a container that outlives the runner and return its id."""

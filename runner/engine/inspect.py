@@ -13,11 +13,14 @@ from runner.engine.base import SIGNALLED, Container, EngineFacts, Phase
 def read_podman_facts(about: Mapping[str, Any]) -> EngineFacts:
     """Parse the output of `podman info`."""
     host = about["host"]
+    is_remote = bool(host.get("serviceIsRemote"))
     return EngineFacts(
         version=about["version"]["Version"],
         is_rootless=bool(host["security"]["rootless"]),
         cgroup_manager=host["cgroupManager"],
-        is_remote=bool(host.get("serviceIsRemote")),
+        is_remote=is_remote,
+        storage=None if is_remote else _folder(about.get("store", {}).get("graphRoot")),
+        architecture=str(host.get("arch") or ""),
         has_user_ids=_has_user_ids(host),
         can_limit_processes="pids" in (host.get("cgroupControllers") or ())
         or not host["security"]["rootless"],
@@ -34,12 +37,19 @@ def _has_user_ids(host: Mapping[str, Any]) -> bool:
 
 def read_docker_facts(about: Mapping[str, Any], socket: str) -> EngineFacts:
     """Parse the output of `docker info` of the daemon behind the socket."""
+    is_remote = not socket.startswith("unix:")
     return EngineFacts(
         version=about["ServerVersion"],
         is_rootless=any("rootless" in option for option in about["SecurityOptions"] or ()),
         cgroup_manager=about["CgroupDriver"],
-        is_remote=not socket.startswith("unix:"),
+        is_remote=is_remote,
+        storage=None if is_remote else _folder(about.get("DockerRootDir")),
+        architecture=str(about.get("Architecture") or ""),
     )
+
+
+def _folder(path: str | None) -> Path | None:
+    return Path(path) if path else None
 
 
 def says_running(inspected: Mapping[str, Any]) -> bool:

@@ -20,7 +20,7 @@ METADATA_ADDRESS = "169.254.169.254"
 _TIMEOUT_S = 60.0
 _LOOK_AGAIN_S = 0.2
 _LINES = 200
-_NO_SHELL = re.compile(r"\bsh\W.*not found|no such file or directory", re.IGNORECASE)
+_NO_SHELL = re.compile(r"\bsh\W.*not found|executable file.*not found", re.IGNORECASE)
 _UNLIMITED_BYTES = 1 << 60
 """cgroup v1 shows a number near 2**63 where there is no limit."""
 _SCRIPT = f"""\
@@ -91,20 +91,46 @@ async def probe_rights(engine: Engine, spec: ContainerSpec, home: str, file_name
         NoShell: the image has no shell.
         EngineError: the container cannot be started, or does not end.
     """
-    name = f"victoria-doctor-{secrets.token_hex(8)}"
+    spec = replace(spec, name=f"victoria-doctor-{secrets.token_hex(8)}")
+    _, output = await _run_shell(engine, spec, ("-c", _SCRIPT, "sh", home, file_name))
+    return parse_rights(output)
+
+
+async def try_start(engine: Engine, spec: ContainerSpec) -> None:
+    """Start a container that ends at once, and remove it; first one that an earlier call left.
+
+    `spec` needs no arguments.
+
+    Raises:
+        EngineError: it cannot be started, or this host cannot run its program.
+    """
+    await _remove(engine, spec.name)
+    try:
+        exit_code, output = await _run_shell(engine, spec, ("-c", ":"))
+    except NoShell:
+        return  # the engine came as far as to look for it
+    if exit_code != 0:
+        raise EngineError(
+            f"cannot run anything in a container: exit code {exit_code} {output.strip()}".strip()
+        )
+
+
+async def _run_shell(
+    engine: Engine, spec: ContainerSpec, arguments: tuple[str, ...]
+) -> tuple[int, str]:
+    """Run the image's shell in a container; return its exit code and output."""
     spec = replace(
         spec,
-        name=name,
-        arguments=("-c", _SCRIPT, "sh", home, file_name),
-        labels={**spec.labels, LABEL_PROBE: name},
+        arguments=arguments,
+        labels={**spec.labels, LABEL_PROBE: spec.name},
         timeout_s=_TIMEOUT_S,
         run_args=(*spec.run_args, "--entrypoint", "sh"),
     )
     try:
         container_id = await engine.run(spec)
         with anyio.fail_after(_TIMEOUT_S):
-            await _wait_for_end(engine, container_id)
-        output = await engine.last_output(container_id, _LINES)
+            exit_code = await _wait_for_end(engine, container_id)
+        return exit_code, await engine.last_output(container_id, _LINES)
     except TimeoutError:
         raise EngineError(f"the container did not end within {_TIMEOUT_S:g} s") from None
     except EngineError as error:
@@ -113,16 +139,17 @@ async def probe_rights(engine: Engine, spec: ContainerSpec, home: str, file_name
         raise
     finally:
         with anyio.CancelScope(shield=True):
-            await _remove(engine, name)
-    return parse_rights(output)
+            await _remove(engine, spec.name)
 
 
-async def _wait_for_end(engine: Engine, container_id: str) -> None:
+async def _wait_for_end(engine: Engine, container_id: str) -> int:
     while True:
         await engine.wait(container_id)
         container = await engine.inspect(container_id)
-        if container is None or container.phase is not Phase.RUNNING:
-            return
+        if container is None:
+            raise EngineError("the container was removed by somebody else")
+        if container.phase is not Phase.RUNNING:
+            return container.exit_code
         await anyio.sleep(_LOOK_AGAIN_S)
 
 
