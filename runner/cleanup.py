@@ -14,7 +14,7 @@ from pathlib import Path
 from runner.engine.base import LABEL_RUNNER, ContainerSpec, Engine, container_name
 from runner.engine.cli import find_engine
 from runner.engine.images import old_images
-from runner.engine.script import run_script
+from runner.engine.script import run_script, unique_name
 from runner.errors import (
     EXIT_OK,
     EXIT_TRY_AGAIN,
@@ -258,7 +258,7 @@ async def _run_removal(
         OSError: the mark of the folder cannot be made.
     """
     spec = ContainerSpec(
-        name="victoria-cleanup",
+        name=unique_name("victoria-cleanup"),
         image=settings.container_image,
         arguments=(),
         volumes={folders.path.parent.resolve() / TASKS: _TASKS_INSIDE},

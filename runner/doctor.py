@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pwd
@@ -24,6 +25,7 @@ from runner import __version__
 from runner.api.address import proxy_to, without_password
 from runner.api.client import TASK_KEY, OrchestratorClient
 from runner.api.http import root_cause
+from runner.engine.architecture import check_architecture
 from runner.engine.base import LABEL_RUNNER, ROOTFUL, Engine, EngineFacts
 from runner.engine.cli import CliEngine, find_engine
 from runner.engine.probe import METADATA_ADDRESS, Rights, describe, probe_rights
@@ -45,7 +47,7 @@ from runner.errors import (
     Unavailable,
     WireError,
 )
-from runner.handles import free_disk
+from runner.handles import check_free, free_disk
 from runner.identity import IdentityFile
 from runner.journal.journal import JOURNAL_NAME, Journal
 from runner.log import printable, readable_size
@@ -177,6 +179,8 @@ async def _check_engine(settings: Settings, *, runs: bool) -> AsyncIterator[Chec
     mode = "rootless" if facts.is_rootless else "as root"
     yield Check("engine", f"{engine.kind} {facts.version} answers, {mode}")
     yield await _check_image(settings, engine)
+    if facts.storage is not None and _is_folder(facts.storage):
+        yield _check_free("engine's storage", facts.storage, settings.min_free_disk)
     if not facts.is_rootless:
         yield Check("root", ROOTFUL % engine.kind, is_warning=True)
     async for check in _check_image_user(settings, engine, facts, runs=runs):
@@ -186,8 +190,13 @@ async def _check_engine(settings: Settings, *, runs: bool) -> AsyncIterator[Chec
     if runs:
         async for check in _check_container(settings, engine):
             yield check
-    if engine.kind != "podman" or not facts.is_rootless:
-        return
+    if engine.kind == "podman" and facts.is_rootless:
+        for check in _check_rootless(facts):
+            yield check
+
+
+def _check_rootless(facts: EngineFacts) -> Iterator[Check]:
+    """Check what rootless podman needs from the host."""
     if not facts.has_user_ids:
         yield Check(
             "user ids",
@@ -349,6 +358,9 @@ async def _check_image(settings: Settings, engine: CliEngine) -> Check:
                 raise
             place = "not here yet"
         else:
+            mismatch = await _architecture_problem(engine, image)
+            if mismatch is not None:
+                return mismatch
             if settings.pull is not PullPolicy.ALWAYS:
                 return Check("image", f"{image} is here")
             place = "here"
@@ -362,6 +374,14 @@ async def _check_image(settings: Settings, engine: CliEngine) -> Check:
         return Check("image", sentence, error.exit_code)
     sentence = f"{image} is {place}; whether its registry has it is known when it is fetched"
     return Check("image", sentence, is_warning=True)
+
+
+async def _architecture_problem(engine: CliEngine, image: str) -> Check | None:
+    try:
+        await check_architecture(engine, image)
+    except EngineError as error:
+        return Check("image", str(error), error.exit_code)
+    return None
 
 
 def _check_env_file(settings: Settings) -> Iterator[Check]:
@@ -424,12 +444,21 @@ def _check_folder(option: str, folder: Path, min_free: int) -> Check:
         return Check(option, sentence, EXIT_CONFIGURATION)
     if existing != folder:
         return Check(option, f"{folder} will be made at the start")
-    free = free_disk(folder)
+    return _check_free(option, folder, min_free)
+
+
+def _check_free(what: str, folder: Path, min_free: int) -> Check:
+    try:
+        check_free(folder, min_free)
+        free = free_disk(folder)
+    except OSError as error:
+        sentence = f"cannot use {folder}: {error.strerror}"
+        if error.errno == errno.ENOSPC:
+            advice = "free some space there or lower --min-free-disk"
+            sentence = f"{folder} has {error.strerror}; {advice}"
+        return Check(what, sentence, EXIT_TRY_AGAIN)
     sentence = f"{folder} has {readable_size(free)} free, {readable_size(min_free)} must stay free"
-    if free >= min_free:
-        return Check(option, sentence)
-    advice = "free some space there or lower --min-free-disk"
-    return Check(option, f"{sentence}; {advice}", EXIT_TRY_AGAIN)
+    return Check(what, sentence)
 
 
 async def _check_orchestrator(

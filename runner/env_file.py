@@ -106,6 +106,10 @@ def _text(path: Path | None) -> str:
     if path is None:
         return ""
     try:
+        if path.is_fifo():
+            raise ConfigurationError(
+                f"cannot read --env-file {path}: it is a pipe, and each task reads it; give a file"
+            )
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         reason = (error.strerror or str(error)).lower()

@@ -27,7 +27,8 @@
         ├── BadAssignment           the assignment is invalid
         └── Unstartable             its files, image or container cannot be provided
             ├── FileRefused         the orchestrator refuses a file to this node
-            └── HomeUnusable        the Victoria home is in no state for any task
+            └── HostUnusable        this host is in no state for any task
+                └── HomeUnusable    its Victoria home is not
 
 Messages read `cannot <verb> <thing>: <reason>; <what to do>`, in lower case, without a full stop.
 """
@@ -218,5 +219,9 @@ class FileRefused(Unstartable):
     """The orchestrator refuses a file of the task to this node."""
 
 
-class HomeUnusable(Unstartable):
-    """The Victoria home is in no state for any task: a problem of the host."""
+class HostUnusable(Unstartable):
+    """The next task would meet the same: no new one is taken for a while."""
+
+
+class HomeUnusable(HostUnusable):
+    """The Victoria home is in no state for any task."""

@@ -16,6 +16,8 @@ from pathlib import Path
 BLOCK_BYTES = 1 << 20
 PART_PREFIX = ".victoria-part-"
 """Of a file that is being written; it is renamed when it is whole."""
+_LEAST_FREE = 1 << 20
+"""With less than this nothing can be written."""
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 PLACE = os.O_PATH | os.O_NOFOLLOW
 """Opens nothing: the handle names whatever is there, a link included."""
@@ -26,6 +28,24 @@ def free_disk(place: Path | int) -> int:
     """Return the bytes that an unprivileged user can still write at a path or handle."""
     filesystem = os.statvfs(place)
     return filesystem.f_bavail * filesystem.f_frsize
+
+
+def check_free(folder: Path, min_free: int) -> None:
+    """Check that `min_free` bytes of a folder's disk are free, and that it can take new files.
+
+    Raises:
+        OSError: that is not so (ENOSPC; its `strerror` says what the folder has), or unknown.
+    """
+    filesystem = os.statvfs(folder)
+    free = filesystem.f_bavail * filesystem.f_frsize
+    min_free = max(min_free, _LEAST_FREE)
+    if free < min_free:
+        raise OSError(
+            errno.ENOSPC, f"{free >> 20} MiB free and {min_free >> 20} MiB must stay free"
+        )
+    # Some file systems have no fixed number of files, and say that it is 0.
+    if filesystem.f_files and not filesystem.f_favail:
+        raise OSError(errno.ENOSPC, "no inodes free, and each file needs one")
 
 
 def open_below(home: Path, names: Iterable[str], *, make: bool) -> int:

@@ -568,6 +568,8 @@ class Problems:
 
     START = "start"
     """The name of the problem that containers cannot be started here."""
+    ENV_FILE = "env file"
+    """The name of the problem that the operator's env file cannot be used."""
     HOME = "home"
     """The name of the problem that no folder of a task can be made in the Victoria home."""
 
@@ -633,10 +635,13 @@ class Problems:
         self.set(self.START, f"slowing down until a container starts: {sentence}")
 
     def note_start(self) -> None:
-        """Note that containers do start here."""
-        self._refused_starts = 0
+        """Note that a container has started; the wait after the next failure stays as long."""
         self.next_start_at_s = 0.0
         self.clear(self.START)
+
+    def note_run(self) -> None:
+        """Note that a task's container has run: this host is well."""
+        self._refused_starts = 0
 
 
 class Cancellable(Protocol):

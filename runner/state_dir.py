@@ -98,6 +98,19 @@ def run_folder(state_dir: Path) -> Path:
     return state_dir / "run"
 
 
+def check_writable(state_dir: Path) -> None:
+    """Check that a file can be made where a container's start needs it.
+
+    Raises:
+        OSError: it cannot.
+    """
+    folder = run_folder(state_dir)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    probe = folder / ".probe"
+    probe.touch()
+    probe.unlink(missing_ok=True)
+
+
 def env_file(state_dir: Path, task_id: str) -> Path:
     """Return the path of the container's variables, its key included; removed once it runs."""
     return run_folder(state_dir) / f"{task_id}.env"

@@ -40,8 +40,15 @@ class Engine(Protocol):
     def kind(self) -> str:
         """Podman or docker."""
 
+    @property
+    def known_facts(self) -> EngineFacts | None:
+        """What `facts` returned last; None before its first answer."""
+
     async def facts(self) -> EngineFacts:
         """Return what the engine says of itself."""
+
+    async def architecture(self, image: str) -> str:
+        """Return the processor architecture that an image is for; raise ImageMissing."""
 
     async def fetch_image(
         self, image: str, policy: PullPolicy, progress: PullProgress | None = None
@@ -164,6 +171,8 @@ class EngineFacts:
     """Whether a rootless engine has subordinate user ids to give to containers."""
     storage: Path | None = None
     """The folder in which it keeps images; None if that is not this host's."""
+    architecture: str = ""
+    """The processor architecture of its host, if it names one."""
     can_limit_processes: bool = True
     """False where systemd does not delegate the cgroup controller `pids` to a rootless podman,
     which then starts no container with such a limit."""

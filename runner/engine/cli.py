@@ -78,6 +78,11 @@ class CliEngine:
         self._images_present: set[str] = set()
         self._has_migrated = False
 
+    @property
+    def known_facts(self) -> EngineFacts | None:
+        """What `facts` returned last; None before its first answer."""
+        return self._facts
+
     async def facts(self) -> EngineFacts:
         """Return what the engine says of itself."""
         result = await self._check_call("info", "--format", "{{json .}}")
@@ -138,6 +143,11 @@ class CliEngine:
     async def image_user(self, image: str) -> str:
         """Return the USER of an image that is here, empty for root."""
         result = await self._check_call("image", "inspect", "--format", "{{.Config.User}}", image)
+        return result.output.strip()
+
+    async def architecture(self, image: str) -> str:
+        """Return the processor architecture that an image is for."""
+        result = await self._check_call("image", "inspect", "--format", "{{.Architecture}}", image)
         return result.output.strip()
 
     async def run(self, spec: ContainerSpec) -> str:

@@ -20,6 +20,7 @@ def read_podman_facts(about: Mapping[str, Any]) -> EngineFacts:
         cgroup_manager=host["cgroupManager"],
         is_remote=is_remote,
         storage=None if is_remote else _folder(about.get("store", {}).get("graphRoot")),
+        architecture=str(host.get("arch") or ""),
         has_user_ids=_has_user_ids(host),
         can_limit_processes="pids" in (host.get("cgroupControllers") or ())
         or not host["security"]["rootless"],
@@ -43,6 +44,7 @@ def read_docker_facts(about: Mapping[str, Any], socket: str) -> EngineFacts:
         cgroup_manager=about["CgroupDriver"],
         is_remote=is_remote,
         storage=None if is_remote else _folder(about.get("DockerRootDir")),
+        architecture=str(about.get("Architecture") or ""),
     )
 
 

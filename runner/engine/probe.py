@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
 from runner.engine.base import ContainerSpec, Engine
-from runner.engine.script import run_script
+from runner.engine.script import NoShell, remove_probe, run_script, unique_name
 from runner.errors import EngineError
 from runner.log import readable_size
 
@@ -110,11 +110,29 @@ async def probe_rights(  # noqa: PLR0913 - the container, and what it tries
         NoShell: the image has no shell.
         EngineError: the container cannot be started, or does not end.
     """
+    spec = replace(spec, name=unique_name("victoria-doctor"))
     arguments = (home, file_name, folder, *_address(url))
-    result = await run_script(
-        engine, replace(spec, name="victoria-doctor"), _SCRIPT, arguments, _TIMEOUT_S
-    )
+    result = await run_script(engine, spec, _SCRIPT, arguments, _TIMEOUT_S)
     return parse_rights(result.output)
+
+
+async def try_start(engine: Engine, spec: ContainerSpec) -> None:
+    """Start a container that ends at once, and remove it; first one that an earlier call left.
+
+    `spec` needs no arguments.
+
+    Raises:
+        EngineError: it cannot be started, or this host cannot run its program.
+    """
+    await remove_probe(engine, spec.name)
+    try:
+        exit_code, output = await run_script(engine, spec, ":", (), _TIMEOUT_S)
+    except NoShell:
+        return  # the engine came as far as to look for it
+    if exit_code != 0:
+        raise EngineError(
+            f"cannot run anything in a container: exit code {exit_code} {output.strip()}".strip()
+        )
 
 
 def _address(url: str) -> tuple[str, ...]:

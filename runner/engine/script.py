@@ -15,7 +15,7 @@ from runner.errors import EngineError
 
 _LOOK_AGAIN_S = 0.2
 _LINES = 200
-_NO_SHELL = re.compile(r"\bsh\W.*not found|no such file or directory", re.IGNORECASE)
+_NO_SHELL = re.compile(r"\bsh\W.*not found|executable file.*not found", re.IGNORECASE)
 
 
 class NoShell(EngineError):
@@ -34,18 +34,16 @@ async def run_script(
 ) -> ScriptResult:
     """Start a container with a script, and remove it when it has ended.
 
-    `spec.name` is a prefix; `spec` needs no arguments.
+    `spec` needs no arguments.
 
     Raises:
         NoShell: the image has no shell.
         EngineError: the container cannot be started, or does not end.
     """
-    name = f"{spec.name}-{secrets.token_hex(8)}"
     spec = replace(
         spec,
-        name=name,
         arguments=("-c", script, "sh", *arguments),
-        labels={**spec.labels, LABEL_PROBE: name},
+        labels={**spec.labels, LABEL_PROBE: spec.name},
         timeout_s=timeout_s,
         run_args=(*spec.run_args, "--entrypoint", "sh"),
     )
@@ -62,19 +60,27 @@ async def run_script(
         raise
     finally:
         with anyio.CancelScope(shield=True):
-            await _remove(engine, name)
+            await remove_probe(engine, spec.name)
 
 
 async def _wait_for_end(engine: Engine, container_id: str) -> int:
     while True:
         await engine.wait(container_id)
         container = await engine.inspect(container_id)
-        if container is None or container.phase is not Phase.RUNNING:
-            return -1 if container is None else container.exit_code
+        if container is None:
+            raise EngineError("the container was removed by somebody else")
+        if container.phase is not Phase.RUNNING:
+            return container.exit_code
         await anyio.sleep(_LOOK_AGAIN_S)
 
 
-async def _remove(engine: Engine, name: str) -> None:
+def unique_name(prefix: str) -> str:
+    """Return a name for a script's container that no other one has."""
+    return f"{prefix}-{secrets.token_hex(8)}"
+
+
+async def remove_probe(engine: Engine, name: str) -> None:
+    """Remove a script's container that is still there."""
     container = await engine.inspect(name)
     if container is not None and container.labels.get(LABEL_PROBE) == name:
         await engine.remove(container.container_id)

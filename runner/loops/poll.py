@@ -5,19 +5,26 @@ Ends when the registration is refused, when it is cancelled, or after one reques
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from enum import Enum
 from functools import partial
+from pathlib import Path
 
 import anyio
 import anyio.to_thread
 
 from runner.api.assignment import parse_assignment
 from runner.api.client import Offer
+from runner.engine.architecture import check_architecture
 from runner.engine.base import ROOTFUL
+from runner.engine.probe import try_start
+from runner.env_file import read_env_file
 from runner.errors import (
     BadAssignment,
+    ConfigurationError,
     EngineError,
     HomeUnusable,
     JournalError,
@@ -28,14 +35,16 @@ from runner.errors import (
     Unavailable,
     WireError,
 )
-from runner.handles import free_disk
+from runner.handles import check_free
 from runner.log import fields
 from runner.loops.housekeeping import remove_old_images
 from runner.model import Identity, Task, TaskState
 from runner.outage import FailureLog
+from runner.state_dir import check_writable
 from runner.tasks.context import RunnerContext
 from runner.tasks.outcome import final_report, outcome_without_container
 from runner.tasks.prepare import check_task_key
+from runner.tasks.start import trial_spec
 from runner.timing import Clock, Timings, file_stamp, jittered_s
 from runner.workspace.home import Tidying, check_home
 
@@ -54,7 +63,11 @@ async def can_take_work(runner: RunnerContext) -> bool:
     if _ENGINE not in runner.problems.sentences:
         # Before the disks are looked at: it may be images that have filled one.
         await remove_old_images(runner)
-    if not await _has_room(runner) or not await _has_usable_home(runner):
+    if not (
+        await _has_room(runner)
+        and await _has_usable_env_file(runner)
+        and await _has_usable_home(runner)
+    ):
         return False
     problems = runner.problems.sentences
     if any(name.startswith(f"{_ENGINE}/") for name in problems):
@@ -66,29 +79,56 @@ async def can_take_work(runner: RunnerContext) -> bool:
 
 async def check_host(runner: RunnerContext) -> None:
     """Check home and engine and fetch the image, before the first task; log what will fail."""
+    path = runner.settings.env_file
+    with suppress(ConfigurationError):  # a problem, once work is asked for
+        for warning in read_env_file(path).warnings:
+            log.warning("--env-file %s: %s", path, warning)
     await _has_usable_home(runner, thorough=True)
     if await _engine_answers(runner):
         await _may_start(runner)
 
 
 async def _has_room(runner: RunnerContext) -> bool:
-    settings = runner.settings
-    for folder in (settings.victoria_home, settings.state_dir):
-        name = f"disk/{folder}"
-        try:
-            free = await anyio.to_thread.run_sync(free_disk, folder)
-        except OSError as error:
-            runner.problems.set(name, f"cannot use {folder}: {error.strerror}")
-            return False
-        if free < settings.min_free_disk:
-            runner.problems.set(
-                name,
-                f"no new task is taken: {folder} has {free >> 20} MiB free and "
-                f"{settings.min_free_disk >> 20} MiB must stay free; free some space there or "
-                "lower --min-free-disk",
-            )
+    """Check the disks of the Victoria home, of the state folder and of the engine's images."""
+    settings, facts = runner.settings, runner.engine.known_facts
+    folders = {
+        "disk/home": settings.victoria_home,
+        "disk/state": settings.state_dir,
+        "disk/engine": None if facts is None else facts.storage,
+    }
+    for name, folder in folders.items():
+        reason = None if folder is None else await _why_not(runner, name, folder)
+        if reason is not None:
+            runner.problems.set(name, f"no new task is taken: {reason}")
             return False
         runner.problems.clear(name)
+    return True
+
+
+async def _why_not(runner: RunnerContext, name: str, folder: Path) -> str | None:
+    """Return why a folder cannot take what the next task writes; None if it can."""
+    try:
+        await anyio.to_thread.run_sync(check_free, folder, runner.settings.min_free_disk)
+        if name == "disk/state":
+            await anyio.to_thread.run_sync(check_writable, folder)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            return f"{folder} has {error.strerror}; free some space there or lower --min-free-disk"
+        if name != "disk/engine":
+            return f"cannot use {folder}: {error.strerror}"
+        # The engine's own folder may be closed to this user, or in another machine.
+    return None
+
+
+async def _has_usable_env_file(runner: RunnerContext) -> bool:
+    """Check the operator's env file, which may have been changed since the last task."""
+    problems = runner.problems
+    try:
+        await anyio.to_thread.run_sync(read_env_file, runner.settings.env_file)
+    except ConfigurationError as error:
+        problems.set(problems.ENV_FILE, f"no new task is taken: {error}")
+        return False
+    problems.clear(problems.ENV_FILE)
     return True
 
 
@@ -140,8 +180,11 @@ async def _engine_answers(runner: RunnerContext) -> bool:
 
 
 async def _may_start(runner: RunnerContext) -> bool:
-    """Fetch the image again, and after the wait allow one more start, whatever was refused."""
-    problems = runner.problems
+    """Fetch the image, and after a failed start try a container of no task.
+
+    So a host on which none starts costs one task, however long it stays so.
+    """
+    problems, settings = runner.problems, runner.settings
     if runner.clock.uptime_s() < problems.next_start_at_s:
         return False
     await remove_old_images(runner)
@@ -149,6 +192,10 @@ async def _may_start(runner: RunnerContext) -> bool:
     runner.watchdog.suspend("poll")
     try:
         await runner.image.fetch()
+        await check_architecture(runner.engine, settings.container_image)
+        if problems.START in problems.sentences:
+            await try_start(runner.engine, trial_spec(runner))
+            problems.note_start()
     except EngineError as error:
         problems.start_failed(str(error), runner.clock.uptime_s())
         return False

@@ -39,7 +39,14 @@ from runner.redaction import (
 )
 from runner.state_dir import cid_file
 from runner.tasks.context import RunnerContext, TaskContext
-from runner.tasks.outcome import LAST_LINES, decide_outcome, duration_of, final_report
+from runner.tasks.outcome import (
+    LAST_LINES,
+    cannot_execute,
+    decide_outcome,
+    duration_of,
+    final_report,
+    outcome_without_container,
+)
 from runner.timing import Retry, retry
 from runner.workspace.download import CONTAINER_HOME
 from runner.workspace.handover import FinalStatus, ReporterState, read_reporter_state
@@ -56,6 +63,16 @@ async def finish(task: TaskContext, container: Container | None) -> None:
         await task.runner.clock.sleep(task.runner.timings.removal_grace_s)
         container = await task.inspect()
     outcome = decide_outcome(task.record, container, output, was_daemon_away=_was_daemon_away(task))
+    if cannot_execute(container, output):
+        # The next task's would end like that too.
+        sentence = (
+            f"cannot run the image {task.runner.settings.container_image} here: {output}; use an "
+            "image for the architecture of this host"
+        )
+        task.runner.problems.start_failed(sentence, task.runner.clock.uptime_s())
+        outcome = outcome_without_container(EndReason.UNSTARTABLE, sentence)
+    elif container is not None:
+        task.runner.problems.note_run()
     await write_end(task, outcome, container)
 
 

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import re
+
 from runner.engine.base import SIGNALLED, Container, Phase
 from runner.model import EndReason, Outcome, Report, Task, status_body
 
 LAST_LINES = 20
+_SOON_S = 10.0
+# As runc, its predecessor and crun put it, in the container's own output.
+_CANNOT_EXECUTE = re.compile(
+    r"(?:exec[ :]|standard_init_linux\.go:\d+: exec |\{\"msg\":\"exec ).*exec format error.*",
+    re.IGNORECASE,
+)
 _UNRECORDED = -1
 """podman's exit code when nobody saw one: after its own `--timeout`, and after an accident."""
 _EXIT_BY_SIGNAL = frozenset({_UNRECORDED, 137, 143, 255})
@@ -45,6 +53,17 @@ def decide_outcome(
         EndReason.OUT_OF_MEMORY: f"the kernel killed it because it was out of memory{after}",
     }.get(reason, f"stopped{after}")
     return Outcome(reason, _sentence(reason, text, output), None if code == _UNRECORDED else code)
+
+
+def cannot_execute(container: Container | None, output: str) -> bool:
+    """Return whether a container ended because this host cannot execute the image's program.
+
+    Then the engine's runtime printed that, and nothing else was printed.
+    """
+    if container is None or container.phase is not Phase.EXITED or not container.exit_code:
+        return False
+    is_soon = (duration_of(container) or 0.0) < _SOON_S
+    return is_soon and _CANNOT_EXECUTE.fullmatch(output.strip()) is not None
 
 
 def _reason(task: Task, container: Container) -> EndReason:

@@ -16,7 +16,7 @@ from runner.errors import (
     EngineError,
     EngineSilent,
     FileRefused,
-    HomeUnusable,
+    HostUnusable,
     Refused,
     Unauthorised,
     Unavailable,
@@ -44,14 +44,9 @@ async def prepare(task: TaskContext) -> None:
         Unstartable: its files or image cannot be fetched.
         BadAssignment: it has no key, and this host requires one.
     """
-    try:
-        await _make_folder(task)
-        if task.assignment.files:
-            await _download(task)
-    except HomeUnusable as error:
-        # The next task would meet it as well.
-        task.runner.problems.start_failed(str(error), task.runner.clock.uptime_s())
-        raise
+    await _make_folder(task)
+    if task.assignment.files:
+        await _download(task)
     await fetch_image(task)
     await _claim(task, "container is starting")
     if task.record.state is TaskState.ACCEPTED:
@@ -129,19 +124,18 @@ async def _download(task: TaskContext) -> None:
 
 
 async def fetch_image(task: TaskContext) -> None:
-    """Have the image on this host; a failure would meet the next task too: a problem of the host.
+    """Have the image on this host.
 
     An engine that does not answer is retried for `pull_timeout_s`.
 
     Raises:
-        Unstartable: it cannot be fetched.
+        HostUnusable: it cannot be fetched.
     """
     attempts = task.engine_retry(gives_up_after_s=task.runner.timings.pull_timeout_s)
     try:
         await retry(task.runner.image.fetch, EngineSilent, attempts)
     except EngineError as error:
-        task.runner.problems.start_failed(str(error), task.runner.clock.uptime_s())
-        raise Unstartable(str(error)) from error
+        raise HostUnusable(str(error)) from error
     task.engine_answers()
 
 

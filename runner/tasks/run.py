@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 
 from runner.engine.base import Container
-from runner.errors import RegistrationRefused, TaskError
+from runner.errors import HostUnusable, RegistrationRefused, TaskError
 from runner.log import fields
 from runner.model import EndReason, Task, TaskState
 from runner.tasks.context import RunnerContext, TaskContext, TaskReassigned
@@ -84,6 +84,8 @@ class TaskRun:
             if container is not None:
                 container = await watch(task, container)
         except TaskError as error:
+            if isinstance(error, HostUnusable):
+                task.runner.problems.start_failed(str(error), task.runner.clock.uptime_s())
             await write_end(task, outcome_without_container(error.reason, error))
             return
         # The rest needs no slot: the next task may come.

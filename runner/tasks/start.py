@@ -31,6 +31,8 @@ from runner.errors import (
     ConfigurationError,
     EngineError,
     EngineSilent,
+    HomeUnusable,
+    HostUnusable,
     ImageMissing,
     NameInUse,
     TaskError,
@@ -42,7 +44,7 @@ from runner.model import EndReason, Identity, PromptAs, TaskState
 from runner.redaction import SECRETS_VARIABLE, is_redactable
 from runner.settings import Settings
 from runner.state_dir import cid_file, env_file
-from runner.tasks.context import TaskContext
+from runner.tasks.context import RunnerContext, TaskContext
 from runner.tasks.prepare import fetch_image
 from runner.timing import retry, watch_call
 from runner.workspace.download import CONTAINER_HOME, TASKS_IN_CONTAINER, folder_in_container
@@ -132,9 +134,7 @@ async def start(task: TaskContext, *, may_be_half_made: bool) -> Container:
         may_be_half_made |= isinstance(result, EngineSilent)
         may_pass = isinstance(result, EngineSilent | NameInUse)
         if not may_pass or task.runner.clock.uptime_s() >= gives_up_at_s:
-            # The next task would meet it as well.
-            task.runner.problems.start_failed(str(result), task.runner.clock.uptime_s())
-            raise Unstartable(str(result)) from result
+            raise HostUnusable(str(result)) from result
         if isinstance(result, NameInUse) and name_was_in_use:
             if not may_be_half_made:
                 raise Unstartable(
@@ -149,7 +149,6 @@ async def start(task: TaskContext, *, may_be_half_made: bool) -> Container:
 async def _run(task: TaskContext, identity: Identity) -> Container | EngineError:
     """Call `run` once and return the container, or the engine's error."""
     state_dir = task.runner.settings.state_dir
-    cid_file(state_dir, task.task_id).unlink(missing_ok=True)
     _write_env_file(task, identity)
     try:
         spec, timings = _spec(task, identity), task.runner.timings
@@ -279,6 +278,23 @@ def _spec(task: TaskContext, identity: Identity) -> ContainerSpec:
     )
 
 
+def trial_spec(runner: RunnerContext) -> ContainerSpec:
+    """Return how to start a container of no task, with all that a task's has on this host."""
+    settings = runner.settings
+    return ContainerSpec(
+        name=f"victoria-trial-{runner.runner_id}",
+        image=settings.container_image,
+        arguments=(),
+        # What a killed runner leaves of it is an orphan, and is removed.
+        labels={LABEL_RUNNER: runner.runner_id},
+        volumes={settings.victoria_home: CONTAINER_HOME},
+        covered=(TASKS_IN_CONTAINER,),
+        limits=settings.limits,
+        hardening=settings.hardening,
+        run_args=settings.run_args,
+    )
+
+
 def _url_for_reports(task: TaskContext) -> str:
     """Return the orchestrator's URL for the container, which sends its key there."""
     settings, named = task.runner.settings, task.assignment.orchestrator_url
@@ -300,7 +316,7 @@ def _write_prompt(task: TaskContext) -> None:
     """Write the prompt to a file in the task's folder.
 
     Raises:
-        Unstartable: it cannot be written.
+        HomeUnusable: it cannot be written.
     """
     home = task.runner.settings.victoria_home
     try:
@@ -311,11 +327,15 @@ def _write_prompt(task: TaskContext) -> None:
         finally:
             os.close(folder)
     except OSError as error:
-        raise Unstartable(f"cannot write the prompt's file: {error.strerror}") from error
+        raise HomeUnusable(f"cannot write the prompt's file: {error.strerror}") from error
 
 
 def _write_env_file(task: TaskContext, identity: Identity) -> None:
-    """Write the container's variables to a file that exists only while the engine starts it."""
+    """Write the container's variables to a file that exists only while the engine starts it.
+
+    Raises:
+        HostUnusable: it cannot be written, or the operator's own env file not be used.
+    """
     settings = task.runner.settings
     key = task.assignment.task_key
     if key is None:
@@ -344,9 +364,10 @@ def _write_env_file(task: TaskContext, identity: Identity) -> None:
         if secrets:
             variables[SECRETS_VARIABLE] = " ".join(secrets)
         text = engine_format({**operators, **variables})
-        path.unlink(missing_ok=True)
+        for leftover in (path, cid_file(settings.state_dir, task.task_id)):
+            leftover.unlink(missing_ok=True)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         with os.fdopen(os.open(path, flags, mode=0o600), "w", encoding="utf-8") as file:
             file.write(text)
     except (OSError, ConfigurationError) as error:
-        raise Unstartable(f"cannot prepare the container's variables: {error}") from error
+        raise HostUnusable(f"cannot prepare the container's variables: {error}") from error

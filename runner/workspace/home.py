@@ -7,6 +7,7 @@ way of one of these folders is moved aside under a dated name. Everything here b
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
@@ -212,6 +213,8 @@ def _obstacle(place: int, tidying: Tidying) -> str | None:
         return f"it belongs to the user id {status.st_uid}"
     _mend_mode(place, tidying)
     path = f"/proc/self/fd/{place}"
+    if os.statvfs(path).f_flag & os.ST_RDONLY:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
     is_usable = os.access(path, os.R_OK | os.W_OK | os.X_OK, effective_ids=True)
     return None if is_usable else "this user may not write in it"
 

@@ -9,6 +9,7 @@ from typing import Any
 import anyio
 import pytest
 
+from runner.engine.architecture import can_run
 from runner.engine.base import Phase
 from runner.errors import EngineError, ImageMissing, ImageUnchecked, NameInUse, NoSuchContainer
 from runner.model import UNLIMITED, Limits, PullPolicy
@@ -28,6 +29,8 @@ async def test_engine_reports_its_version(subject: Subject) -> None:
     assert facts.version[0].isdigit()
     assert facts.cgroup_manager in {"systemd", "cgroupfs"}
     assert not facts.is_remote
+    assert facts.storage is None or facts.storage.is_dir()
+    assert can_run(await subject.engine.architecture(subject.image), facts.architecture)
 
 
 @pytest.mark.parametrize(

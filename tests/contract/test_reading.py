@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from runner.engine.architecture import can_run
 from runner.engine.arguments import run_arguments
 from runner.engine.base import ContainerSpec, Phase
 from runner.engine.call import CommandResult
@@ -175,6 +176,26 @@ def test_docker_gets_the_name_of_the_host_unless_the_network_forbids_it_or_it_is
 ) -> None:
     arguments = run_arguments(kind, replace(SPEC, run_args=run_args))
     assert (HOST_NAME in arguments) == is_set
+
+
+def test_image_of_another_architecture_can_be_run_where_the_kernel_has_an_emulator_for_it(
+    tmp_path: Path,
+) -> None:
+    def runs(image: str, host: str) -> bool:
+        return can_run(image, host, tmp_path)
+
+    assert runs("amd64", "x86_64")
+    assert runs("arm64", "aarch64")
+    assert runs("386", "amd64")
+    assert runs("an-unknown-one", "amd64")
+    assert not runs("arm64", "amd64")
+    magic = "7f454c460201010000000000000000000200b700"
+    entry = tmp_path / "qemu-aarch64"
+    entry.write_text(f"enabled\ninterpreter /usr/bin/q\nflags: F\noffset 0\nmagic {magic}\n")
+    assert runs("arm64", "x86_64")
+    assert not runs("riscv64", "x86_64")
+    entry.write_text(entry.read_text().replace("enabled", "disabled"))
+    assert not runs("arm64", "x86_64")
 
 
 def test_log_of_podman_is_read_from_its_end_and_parts_of_lines_are_joined(tmp_path: Path) -> None:

@@ -2,37 +2,14 @@
 
 import signal
 import sqlite3
-import subprocess
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
-from pathlib import Path
+from contextlib import closing
 
 import pytest
 
 from tests.faults.rig import Rig
-from tools.dev.shell import as_root
+from tests.harness.disk import fill, small_disk
 
 FULL = "database or disk is full; free some space there"
-
-
-@contextmanager
-def small_disk(folder: Path) -> Iterator[None]:
-    """Make a folder a disk of its own, of 8 MiB."""
-    folder.mkdir(mode=0o700, parents=True)
-    options = ["-t", "tmpfs", "-o", "size=8m,mode=777", "tmpfs"]
-    subprocess.run(as_root(["mount", *options, str(folder)]), check=True)
-    try:
-        yield
-    finally:  # lazily: a container may hold it for a moment yet
-        subprocess.run(as_root(["umount", "--lazy", str(folder)]), check=True)
-
-
-def fill(folder: Path) -> Path:
-    filler = folder / "filler"
-    with suppress(OSError), filler.open("wb", buffering=0) as file:
-        while True:
-            file.write(bytes(4096))
-    return filler
 
 
 @pytest.mark.parametrize("which", ["state", "home"])

@@ -30,6 +30,7 @@ from tests.image.victoria_stand_in import (
 LOG_BYTES = 10 << 20
 MAX_ARGUMENT_BYTES = (128 << 10) - 1
 CONTAINER_HOME = "/workspace/Victoria"
+SHELL = "sh"
 KNOWN_FLAGS = frozenset({"--network", "--entrypoint"})
 USAGE_ERROR, KILLED, TERMINATED, ENDED_BY_ENGINE = 2, 137, 143, -1
 LOOK_AGAIN_S = 0.01
@@ -42,6 +43,7 @@ class _Container:
     spec: ContainerSpec
     state: Container
     now: Callable[[], float]
+    executes: bool = True
     ignores_term: bool = False
     is_stopping: bool = False
     awaits: Path | None = None  # the file that its program waits for
@@ -105,6 +107,12 @@ class _Container:
             self.end(ENDED_BY_ENGINE)
 
     async def _obey(self) -> None:
+        if not self.executes:
+            self._print("exec /usr/bin/agent: exec format error")
+            self.end(1)
+            return
+        if self.spec.run_args[-2:] == ("--entrypoint", SHELL):
+            return  # no directive is for it
         folder = self.folder
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
@@ -185,6 +193,8 @@ class FakeEngine:
         self.image_id = "image-1"  # of the next containers
         self.image_tags = {self.image_id: True}  # by id, whether an image has a tag
         self.storage: Path | None = None
+        self.image_architecture = "arm64"
+        self.executes = True  # whether programs of the image run here, whatever it says
         self._stop_grace_s = stop_grace_s
         self._now = now
         self._containers: dict[str, _Container] = {}
@@ -233,10 +243,25 @@ class FakeEngine:
         """Whether a container goes on by itself, without the test or the runner, in a moment."""
         return any(container.is_at_work for container in self._containers.values())
 
+    @property
+    def known_facts(self) -> EngineFacts:
+        return EngineFacts(
+            version="5.0.0",
+            is_rootless=True,
+            cgroup_manager="systemd",
+            storage=self.storage,
+            architecture="arm64",
+        )
+
     async def facts(self) -> EngineFacts:
         await self._answer("facts")
-        storage = self.storage
-        return EngineFacts("5.0.0", is_rootless=True, cgroup_manager="systemd", storage=storage)
+        return self.known_facts
+
+    async def architecture(self, image: str) -> str:
+        await self._answer("architecture")
+        if image != self.image:
+            raise ImageMissing(f"cannot find the image {image} on this host")
+        return self.image_architecture
 
     async def fetch_image(
         self, image: str, policy: PullPolicy, progress: PullProgress | None = None
@@ -275,11 +300,11 @@ class FakeEngine:
             labels=spec.labels,
             variables=variables,
         )
-        container = self._containers[spec.name] = _Container(spec, state, self._now)
+        container = self._containers[spec.name] = _Container(spec, state, self._now, self.executes)
         if spec.cid_file is not None:
             with spec.cid_file.open("x") as file:
                 file.write(container_id)
-        if "--entrypoint" in flags:
+        if "--entrypoint" in flags and spec.run_args[-1] != SHELL:
             raise EngineError("cannot start the container: no such file or directory")
         container.change(phase=Phase.RUNNING, started_at=self._now())
         self.starts[spec.name] += 1

@@ -14,7 +14,7 @@ from runner.state_dir import known_runner_id, prepare_state_dir
 from runner.tasks.outcome import final_report
 from runner.workspace.download import CONTAINER_HOME
 from tests.harness.host import IMAGE, Host, container_of
-from tests.harness.orchestrator import LOGS, POLL, STATUS
+from tests.harness.orchestrator import FINAL, LOGS, POLL, STATUS
 
 Log: TypeAlias = pytest.LogCaptureFixture
 FAILED = Outcome(EndReason.FAILED, "failed: exit code 9", 9)
@@ -102,3 +102,8 @@ async def leave_task(
             await journal.end("t-1", FAILED, [*reports, final_report("t-1", FAILED, now)], now)
     finally:
         journal.close_file()
+
+
+def outcomes(host: Host) -> dict[str, str]:
+    reports = [report for report in host.orchestrator.taken if report["status"] in FINAL]
+    return {report["task_id"]: report["status"] for report in reports}

@@ -1,17 +1,26 @@
 """A host that cannot run tasks reports that and takes none, so the queue is not used up."""
 
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias
+
 import pytest
 
 from runner.engine.base import LABEL_RUNNER, LABEL_TASK, Phase
 from runner.errors import EngineError, EngineSilent, NameInUse
 from runner.model import TaskState
+from tests.harness.disk import mount, small_disk, use_up_inodes
 from tests.harness.host import IMAGE, Host
 from tests.harness.orchestrator import POLL
 from tests.harness.until import until
-from tests.loops.steps import Log, leave_task, start_container
+from tests.loops.steps import Log, leave_task, outcomes, start_container
 
 pytestmark = pytest.mark.anyio
 
+Heal: TypeAlias = Callable[[], object]
+
+QUEUE = tuple(f"t-{number}" for number in range(5))
 OTHER_IMAGE = "localhost/other:1"
 
 
@@ -20,8 +29,9 @@ OTHER_IMAGE = "localhost/other:1"
     [
         ("image", OTHER_IMAGE, IMAGE, f"until a container starts: cannot fetch the image {IMAGE}"),
         ("silent", True, False, "no new task is taken: cannot reach the fake engine"),
+        ("image_architecture", "amd64", "arm64", "it is for amd64, and this host is arm64; use an"),
     ],
-    ids=["image", "engine"],
+    ids=["image", "engine", "architecture"],
 )
 async def test_no_task_is_taken_before_image_and_engine_are_there(  # noqa: PLR0913, PLR0917 - a table
     host: Host, log: Log, name: str, away: object, there: object, sentence: str
@@ -66,20 +76,90 @@ async def test_image_that_went_between_two_looks_is_fetched_again(host: Host) ->
     assert host.engine.called["fetch_image"] == 3
 
 
-async def test_engine_that_refuses_every_start_is_given_fewer_and_fewer_tasks(host: Host) -> None:
+def refuse_starts(host: Host) -> Heal:
     host.engine.break_("run", EngineError("cannot start the container: unknown flag: --x"))
-    for number in range(50):
-        host.orchestrator.offer(f"t-{number}")
-    async with host.runner():
-        await host.wait_for_end("t-0")
-        await host.clock.advance(600)
-        ended = host.rows("SELECT task_id FROM tasks")
-        assert 3 <= len(ended) <= 9
-        assert host.orchestrator.beats()[-1] == "error"
-        host.engine.mend()
-        await host.clock.advance(400)
-        assert (await host.wait_for_end("t-49"))["status"] == "success"
-        await host.pass_time_until(lambda: host.orchestrator.beats()[-1] == "idle", 1.0)
+    return host.engine.mend
+
+
+def take_away(program: str) -> Callable[[Host], Heal]:
+    def plant(host: Host) -> Heal:
+        setattr(host.engine, program, not getattr(host.engine, program))
+        return lambda: setattr(host.engine, program, True)
+
+    return plant
+
+
+def fill_storage(host: Host) -> Heal:
+    host.engine.storage = Path("/proc")  # a file system without any space
+    return lambda: setattr(host.engine, "storage", None)
+
+
+def change_env_file(change: Callable[[Path], object]) -> Callable[[Host], Heal]:
+    def plant(host: Host) -> Heal:
+        path = host.folder / "env"
+        change(path)
+        return lambda: path.write_text("A=2\n")
+
+    return plant
+
+
+def block_run_folder(host: Host) -> Heal:
+    folder = host.state_dir / "run"
+    folder.rmdir()
+    folder.touch()
+    return folder.unlink
+
+
+def make_read_only(host: Host) -> Heal:
+    mount(host.home, "-o", "remount,ro")
+    return lambda: mount(host.home, "-o", "remount,rw")
+
+
+def use_up_home(host: Host) -> Heal:
+    crowd = use_up_inodes(host.home)
+    return lambda: shutil.rmtree(crowd)
+
+
+TROUBLES: dict[str, tuple[Callable[[Host], Heal], str]] = {
+    "engine": (refuse_starts, "slowing down until a container starts: cannot start the contain"),
+    "architecture": (take_away("executes"), "here: exec /usr/bin/agent: exec format error; use"),
+    "storage": (fill_storage, "/proc has 0 MiB free and 1 MiB must stay free; free some space"),
+    "env file": (change_env_file(lambda path: path.write_text("A\n")), "line 1 is not NAME=VALUE"),
+    "no env file": (change_env_file(Path.unlink), "no such file or directory; put the file there"),
+    "state folder": (block_run_folder, "state: File exists"),
+    "read-only": (make_read_only, "home: read-only file system; check its owner, mode and disk"),
+    "inodes": (use_up_home, "home has no inodes free, and each file needs one; free some space"),
+}
+
+
+@pytest.mark.parametrize(("plant", "sentence"), TROUBLES.values(), ids=TROUBLES)
+async def test_trouble_of_the_host_costs_one_task_at_most_and_is_over_by_itself(
+    host: Host, log: Log, plant: Callable[[Host], Heal], sentence: str
+) -> None:
+    (host.folder / "env").write_text("A=1\n")
+    with small_disk(host.home, "nr_inodes=100"):
+        async with host.runner(env_file=host.folder / "env"):
+            await host.wait_for_calls(POLL)
+            await host.clock.settle()
+            heal = plant(host)
+            for task_id in QUEUE:
+                host.orchestrator.offer(task_id)
+            await host.clock.advance(300)
+            assert len(outcomes(host)) <= 1
+            assert host.orchestrator.beats()[-1] == "error"
+            assert any(sentence in line for line in log.messages)
+            heal()
+            await host.pass_time_until(lambda: outcomes(host).keys() == set(QUEUE))
+            await host.pass_time_until(lambda: host.orchestrator.beats()[-1] == "idle", 1.0)
+    assert sum(status == "error" for status in outcomes(host).values()) <= 1
+    assert all(host.starts_of(task_id) <= 1 for task_id in QUEUE)
+
+
+async def test_program_that_cannot_be_executed_is_no_failure_of_its_task(host: Host) -> None:
+    host.engine.executes = False
+    end = await host.finish_task()
+    sentence = f"unstartable: cannot run the image {IMAGE} here: exec /usr/bin/agent: exec format"
+    assert end["message"].startswith(sentence)
 
 
 async def test_slow_start_is_logged_every_minute_and_begun_once(host: Host, log: Log) -> None:

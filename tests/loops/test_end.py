@@ -109,12 +109,24 @@ async def test_unstartable_after_an_hour_with_a_silent_engine(host: Host, call: 
     assert host.starts_of("t-1") == 0
 
 
-async def test_env_file_that_has_become_unusable_is_named(host: Host) -> None:
+async def test_env_file_that_becomes_unusable_before_a_start_is_named(host: Host) -> None:
     env_file = host.folder / "env"
-    env_file.write_text("no pair\n")
-    end = await host.finish_task(env_file=env_file)
-    assert end["message"].startswith("unstartable: cannot prepare the container's variables: ")
-    assert "line 1 is not NAME=VALUE" in end["message"]
+    env_file.write_text("A=1\n")
+    host.orchestrator.holds = True
+    async with host.runner(env_file=env_file):
+        await host.wait_for_calls(POLL)
+        host.engine.shut("fetch_image")
+        for task_id in ("t-1", "t-2"):
+            host.orchestrator.offer(task_id)
+        await until(lambda: host.engine.waiting["fetch_image"] == 1)
+        env_file.write_text("no pair\n")
+        host.engine.open("fetch_image")
+        end = await host.wait_for_end()
+        assert end["message"].startswith("unstartable: cannot prepare the container's variables: ")
+        assert "line 1 is not NAME=VALUE" in end["message"]
+        env_file.write_text("A=1\n")
+        await host.pass_time_until_closed("t-2")
+        assert (await host.wait_for_end("t-2"))["status"] == "success"
 
 
 async def test_known_secrets_are_redacted_in_the_last_lines(

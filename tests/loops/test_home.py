@@ -12,8 +12,8 @@ from runner.timing import file_stamp
 from runner.workspace.home import home_of_task
 from tests.fakes.crush import Crush
 from tests.harness.host import Host, container_of
-from tests.harness.orchestrator import FINAL, LOGS, POLL
-from tests.loops.steps import Log
+from tests.harness.orchestrator import LOGS, POLL
+from tests.loops.steps import Log, outcomes
 
 pytestmark = pytest.mark.anyio
 
@@ -26,11 +26,6 @@ def too_large(home: Path) -> Path:
     with (home / "large").open("wb") as file:
         file.truncate(100_000_001)
     return home / "large"
-
-
-def outcomes(host: Host) -> dict[str, str]:
-    reports = [report for report in host.orchestrator.taken if report["status"] in FINAL]
-    return {report["task_id"]: report["status"] for report in reports}
 
 
 @pytest.mark.parametrize("mode", HomeMode)

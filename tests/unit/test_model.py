@@ -7,7 +7,7 @@ import pytest
 from runner.engine.base import Container, Phase
 from runner.model import EndReason, Task, TaskState, TaskStatus, check_transition, status_body
 from runner.redaction import proxy_secrets, redact_output
-from runner.tasks.outcome import decide_outcome
+from runner.tasks.outcome import cannot_execute, decide_outcome
 
 TASK = Task("t-1", TaskState.RUNNING, "https://orchestrator.example.com", None, accepted_at=1.0)
 ALLOWED = {
@@ -96,3 +96,23 @@ def test_only_an_end_by_a_signal_while_the_daemon_was_away_is_lost(
     ended = Container("c", "victoria-t-1", Phase.EXITED, code, started_at=1.0, finished_at=5.0)
     assert decide_outcome(TASK, ended).reason is reason
     assert decide_outcome(TASK, ended, was_daemon_away=True).reason is while_away
+
+
+@pytest.mark.parametrize(
+    ("output", "exit_code", "ended_at", "expected"),
+    [
+        ("exec /usr/bin/agent: exec format error", 1, 1.1, True),
+        ("exec /usr/bin/agent: exec format error\n", 255, 1.1, True),
+        ('standard_init_linux.go:228: exec user process caused "exec format error"', 1, 1.1, True),
+        ('{"msg":"exec container process `/a`: Exec format error","level":"error"}', 1, 1.1, True),
+        ("working\nexec /usr/bin/agent: exec format error", 1, 1.1, False),
+        ("exec /usr/bin/agent: exec format error", 0, 1.1, False),
+        ("exec /usr/bin/agent: exec format error", 1, 60.0, False),
+        ("it says: exec format error", 1, 1.1, False),
+    ],
+)
+def test_program_for_another_architecture_is_recognised_by_what_the_runtime_printed_alone(
+    output: str, exit_code: int, ended_at: float, *, expected: bool
+) -> None:
+    ended = Container("c", "n", Phase.EXITED, exit_code, started_at=1.0, finished_at=ended_at)
+    assert cannot_execute(ended, output) is expected
