@@ -188,14 +188,11 @@ async def remove_old_images(runner: RunnerContext) -> None:
 
 async def _is_near_reserve(runner: RunnerContext) -> bool:
     """Return whether a new image may not fit on the disk of the engine's images."""
-    check = runner.image_check
-    if not check.knows_storage:
-        check.storage = (await runner.engine.facts()).storage
-        check.knows_storage = True
-    if check.storage is None:
+    facts = runner.engine.known_facts
+    if facts is None or facts.storage is None:
         return False
     try:
-        free = await anyio.to_thread.run_sync(free_disk, check.storage)
+        free = await anyio.to_thread.run_sync(free_disk, facts.storage)
     except OSError:  # it is closed to this user, or in another mount namespace
         return False
     return free < runner.settings.min_free_disk + _IMAGE_BYTES

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TypeVar
 
 import anyio
@@ -37,11 +36,8 @@ T = TypeVar("T")
 
 @dataclass
 class ImageCheck:
-    """Where the engine keeps images, and the last search for old ones."""
+    """The last search for old images."""
 
-    knows_storage: bool = False
-    storage: Path | None = None
-    """The engine's folder, once that is known; None if it is not this host's."""
     ran: tuple[str, ...] = ()
     """The ids of the images that had been run then."""
     next_at_s: float = 0.0
