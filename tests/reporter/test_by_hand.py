@@ -11,8 +11,11 @@ from typing import Any
 import pytest
 
 from runner.errors import ConfigurationError
+from runner.model import TaskStatus
 from runner.reporter.job import job_in, missing_in
-from tests.reporter.conftest import COMMAND, ROOT, Held, Json
+from runner.workspace.handover import FinalStatus
+from tests.harness.until import until
+from tests.reporter.conftest import COMMAND, ROOT, Agent, Held, Json
 
 DEADLINE_S = 90
 UNREACHABLE = "http://127.0.0.1:1"
@@ -125,6 +128,21 @@ def test_report_is_sent_though_the_agent_goes_away_at_once(held: Held) -> None:
         typist.hello()
         typist.type(COMPLETE)
     assert (held.task["status"], held.task["result"]) == ("success", "12")
+
+
+@pytest.mark.anyio
+async def test_end_that_a_killed_reporter_has_kept_is_the_tasks_end(
+    held: Held, agent: Agent
+) -> None:
+    with started({**held.variables, "ORCHESTRATOR_URL": UNREACHABLE}) as killed:
+        typist = Typist(killed)
+        typist.hello()
+        typist.type(COMPLETE)
+        await until(lambda: held.state.final is not None)
+        killed.kill()
+    await agent.call("report_complete", message="13", submit_logs=False)
+    assert (held.task["status"], held.task["result"]) == ("success", "12")
+    assert held.state.final == FinalStatus(TaskStatus.SUCCESS, "12", None, is_sent=True)
 
 
 STATUSES = "status must be one of running, analyzing, success, error, and is "

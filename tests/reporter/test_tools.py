@@ -7,9 +7,7 @@ import pytest
 from runner.model import TaskStatus
 from runner.workspace.handover import FinalStatus
 from tests.fakes.crush import Crush, text
-from tests.harness.until import until
 from tests.reporter.conftest import Agent, Held, connected
-from tests.reporter.test_by_hand import COMPLETE, UNREACHABLE, Typist, started
 
 pytestmark = pytest.mark.anyio
 
@@ -97,17 +95,3 @@ async def test_secrets_are_redacted_in_messages_and_in_the_log(held: Held, crush
     assert held.task["result"] == "It is ***, and ***."
     shown = "[tool result: bash]\nNODE_API_KEY=***\nAPI_PASSWORD='***'\nLANG=a-language"
     assert held.log["messages"][-1]["content"] == shown
-
-
-async def test_end_that_a_killed_reporter_has_kept_is_the_tasks_end(
-    held: Held, agent: Agent
-) -> None:
-    with started({**held.variables, "ORCHESTRATOR_URL": UNREACHABLE}) as killed:
-        typist = Typist(killed)
-        typist.hello()
-        typist.type(COMPLETE)
-        await until(lambda: held.state.final is not None)
-        killed.kill()
-    await agent.call("report_complete", message="13", submit_logs=False)
-    assert (held.task["status"], held.task["result"]) == ("success", "12")
-    assert held.state.final == FinalStatus(TaskStatus.SUCCESS, "12", None, is_sent=True)
