@@ -50,13 +50,16 @@ class Presence:
         gap_s = min(max(settings.heartbeat_timeout_s / 3, _SHORTEST_GAP_S), _LONGEST_GAP_S)
         self._longest_gap = timedelta(seconds=settings.sweep_every_s + gap_s)
 
-    def note_sweep(self, now: datetime) -> bool:
-        """Note that the server is there; return whether it was away since the last sweep."""
-        was_away = abs(now - self._swept_at) > self._longest_gap
-        if was_away:
-            self.since = now
-        self._swept_at = now
-        return was_away
+    def note_sweep(self, now: datetime) -> timedelta | None:
+        """Note that the server is there; return for how long it was away, if it was.
+
+        That is negative if its clock was set back.
+        """
+        gap, self._swept_at = now - self._swept_at, now
+        if abs(gap) <= self._longest_gap:
+            return None
+        self.since = now
+        return gap
 
     def has_heard_nodes(self, now: datetime) -> bool:
         """Return whether every node has had the time for a heartbeat."""

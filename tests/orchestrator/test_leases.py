@@ -124,12 +124,14 @@ GIVEN_UP = {
 
 @pytest.mark.anyio
 async def test_server_that_was_suspended_or_whose_clock_was_set_first_hears_its_nodes(
-    tmp_path: Path, postgresql_url: str
+    tmp_path: Path, postgresql_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with sweeping(tmp_path, postgresql_url, workers=2) as (database, clock):
         add_tasks(database)
         for step in (A_DAY, -A_DAY / 2, A_DAY):
+            caplog.clear()
             await clock.advance(step)
+            assert caplog.messages == ["server was away, or its clock set"] * 2
             assert statuses(database) == AS_BEFORE
         await clock.pass_time(HEARTBEAT_TIMEOUT)
         assert statuses(database) == AS_BEFORE | {UNSTARTED: TaskStatus.PENDING}
