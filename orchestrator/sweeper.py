@@ -48,9 +48,12 @@ async def sweep(services: Services, clock: Callable[[], datetime] = utc_now) -> 
         now = clock()
         try:
             unreported = await _refresh(services, now)
-            was_away = presence.note_sweep(now)
+            gap = presence.note_sweep(now)
+            if gap is not None:
+                event = {"for_s": round(gap.total_seconds())}
+                log.warning("server was away, or its clock set", extra=fields(**event))
             await to_thread.run_sync(_end_leases, services, presence, now)
-            looks_at_all = was_away or now - all_seen_at > _LOOK_AT_ALL_EVERY
+            looks_at_all = gap is not None or now - all_seen_at > _LOOK_AT_ALL_EVERY
             # Some are written a moment after their time.
             since = None if looks_at_all else seen_until - _OVERLAP
             due = await to_thread.run_sync(_due, services, since, now)

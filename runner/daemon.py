@@ -390,8 +390,8 @@ class Daemon:
         if node.is_refused:
             reasons.append(f"the registration is refused: {node.refusal}")
         elif node.known_identity is None:
-            why = "" if node.outage.sentence else node.registration_error
-            reasons.append(f"waiting to be registered{why and f': {why}'}")
+            why = None if node.outage.sentence else node.registration_error
+            reasons.append("waiting to be registered" + ("" if why is None else f": {why}"))
         if node.outage.sentence is not None:
             reasons.append(node.outage.sentence)
         if runner.problems.parked_reports:

@@ -23,7 +23,8 @@ from orchestrator.settings import Settings
 _RUNNING = (TaskStatus.RUNNING, TaskStatus.ANALYZING)
 _AT_ONCE = 500
 """Tasks in one transaction; the rest waits for the next sweep."""
-_SHORTEST_GAP_S, _LONGEST_GAP_S = 5.0, 15.0
+_SHORTEST_GAP_S, _LONGEST_GAP_S = 2.0, 15.0
+"""A gap is longer than the interval of heartbeats, a third of their timeout, within these."""
 
 RUNNER_BACKOFF_S = 90
 """How long our runner may take to deliver an outcome after an outage: an attempt that hangs for
@@ -46,19 +47,19 @@ class Presence:
             timedelta(seconds=settings.lost_after_s),
             self._heartbeat_timeout + timedelta(seconds=RUNNER_BACKOFF_S),
         )
-        # A gap between two heartbeats hides none. On a busy machine a sweep takes some seconds.
-        allowed_s = min(_LONGEST_GAP_S, settings.heartbeat_timeout_s / 3, settings.lost_after_s)
-        self._longest_gap = timedelta(
-            seconds=settings.sweep_every_s + max(_SHORTEST_GAP_S, allowed_s)
-        )
+        gap_s = min(max(settings.heartbeat_timeout_s / 3, _SHORTEST_GAP_S), _LONGEST_GAP_S)
+        self._longest_gap = timedelta(seconds=settings.sweep_every_s + gap_s)
 
-    def note_sweep(self, now: datetime) -> bool:
-        """Note that the server is there; return whether it was away since the last sweep."""
-        was_away = abs(now - self._swept_at) > self._longest_gap
-        if was_away:
-            self.since = now
-        self._swept_at = now
-        return was_away
+    def note_sweep(self, now: datetime) -> timedelta | None:
+        """Note that the server is there; return for how long it was away, if it was.
+
+        That is negative if its clock was set back.
+        """
+        gap, self._swept_at = now - self._swept_at, now
+        if abs(gap) <= self._longest_gap:
+            return None
+        self.since = now
+        return gap
 
     def has_heard_nodes(self, now: datetime) -> bool:
         """Return whether every node has had the time for a heartbeat."""

@@ -117,8 +117,8 @@ def test_cleanup_with_nothing_to_remove_says_so(folder: Path) -> None:
     done = run_in(folder, "PROGRAM cleanup --older-than=3")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == (
-        "nothing to remove: no container of a finished task, and no folder of one that finished "
-        "more than 3 days ago\n"
+        "nothing to remove: no container of a finished task, no old image, and no folder of a "
+        "task that finished more than 3 days ago\n"
     )
 
 

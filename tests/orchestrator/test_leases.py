@@ -15,6 +15,7 @@ from orchestrator.db.database import Database
 from orchestrator.db.tables import Node, Task
 from orchestrator.model import NodeStatus, TaskStatus
 from orchestrator.scheduling.leases import RUNNER_BACKOFF_S, Presence, end_leases
+from orchestrator.scheduling.lifecycle import begin
 from orchestrator.services import services_of
 from orchestrator.settings import DEFAULT_HEARTBEAT_TIMEOUT_S, Settings
 from orchestrator.sweeper import sweep
@@ -27,7 +28,7 @@ STARTED_AT = datetime(2026, 1, 1, tzinfo=timezone.utc)
 LONG_AGO = STARTED_AT - A_DAY
 HEARTBEAT_TIMEOUT = timedelta(seconds=DEFAULT_HEARTBEAT_TIMEOUT_S)
 PATIENCE = HEARTBEAT_TIMEOUT + timedelta(seconds=RUNNER_BACKOFF_S)
-RUNNING, UNSTARTED = "running", "unstarted"
+RUNNING, UNLIMITED, UNSTARTED = "running", "unlimited", "unstarted"
 
 
 class SteppedClock:
@@ -82,36 +83,40 @@ def short(data_dir: Path, url: str | None) -> Settings:
 
 
 def add_tasks(database: Database) -> None:
-    """Add a node with a repeated task that it runs, and with one that it has not started."""
+    """Add a node with a repeated task, one without a time limit, and one that has not started."""
     node = Node(id="node", api_key_hash="hash", hostname="host", name="node", os_type="linux")
     node.capabilities, node.tags, node.held_task_ids = [], {}, []
     node.status, node.registered_at = NodeStatus.BUSY, STARTED_AT
     node.last_heartbeat = STARTED_AT
     node.offline_at = STARTED_AT + HEARTBEAT_TIMEOUT
-    running = Task(id=RUNNING, status=TaskStatus.RUNNING, recurrence="@hourly")
-    running.started_at, running.overdue_at = STARTED_AT, STARTED_AT + timedelta(seconds=60)
-    unstarted = Task(id=UNSTARTED, status=TaskStatus.ASSIGNED)
+    running = Task(id=RUNNING, status=TaskStatus.RUNNING, timeout_seconds=60, recurrence="@hourly")
+    unlimited = Task(id=UNLIMITED, status=TaskStatus.RUNNING, timeout_seconds=0)
+    unstarted = Task(id=UNSTARTED, status=TaskStatus.ASSIGNED, timeout_seconds=60)
+    begin(running, STARTED_AT)
+    begin(unlimited, STARTED_AT)
     with database.writing() as session:
-        for task in (running, unstarted):
-            task.prompt, task.priority, task.timeout_seconds = "p", 0, 60
+        for task in (running, unlimited, unstarted):
+            task.prompt, task.priority = "p", 0
             task.created_by, task.assigned_node_id = "admin", node.id
             task.created_at = task.assigned_at = task.offered_at = STARTED_AT
-        session.add_all([node, running, unstarted])
+        session.add_all([node, running, unlimited, unstarted])
 
 
 def statuses(database: Database) -> dict[str, TaskStatus]:
     """Return the status of each task; a successor's id is replaced."""
     with database.reading() as session:
         rows = session.execute(select(Task.id, Task.status)).all()
-    return {
-        task_id if task_id in {RUNNING, UNSTARTED} else "successor": status
-        for task_id, status in rows
-    }
+    return {task_id if task_id in AS_BEFORE else "successor": status for task_id, status in rows}
 
 
-AS_BEFORE = {RUNNING: TaskStatus.RUNNING, UNSTARTED: TaskStatus.ASSIGNED}
+AS_BEFORE = {
+    RUNNING: TaskStatus.RUNNING,
+    UNLIMITED: TaskStatus.RUNNING,
+    UNSTARTED: TaskStatus.ASSIGNED,
+}
 GIVEN_UP = {
     RUNNING: TaskStatus.ERROR,
+    UNLIMITED: TaskStatus.RUNNING,
     UNSTARTED: TaskStatus.PENDING,
     "successor": TaskStatus.PENDING,
 }
@@ -119,12 +124,14 @@ GIVEN_UP = {
 
 @pytest.mark.anyio
 async def test_server_that_was_suspended_or_whose_clock_was_set_first_hears_its_nodes(
-    tmp_path: Path, database_url: str | None
+    tmp_path: Path, postgresql_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with sweeping(tmp_path, database_url, workers=2) as (database, clock):
+    async with sweeping(tmp_path, postgresql_url, workers=2) as (database, clock):
         add_tasks(database)
         for step in (A_DAY, -A_DAY / 2, A_DAY):
+            caplog.clear()
             await clock.advance(step)
+            assert caplog.messages == ["server was away, or its clock set"] * 2
             assert statuses(database) == AS_BEFORE
         await clock.pass_time(HEARTBEAT_TIMEOUT)
         assert statuses(database) == AS_BEFORE | {UNSTARTED: TaskStatus.PENDING}

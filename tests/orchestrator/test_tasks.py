@@ -19,20 +19,6 @@ def _pending(orchestrator: RunningOrchestrator) -> list[Json]:
     return [task for task in orchestrator.tasks() if task["status"] == "pending"]
 
 
-@pytest.mark.settings(sweep_every_s=0.1, lost_after_s=0)
-def test_task_without_a_time_limit_is_lost_only_with_its_node(
-    orchestrator: RunningOrchestrator, node: RegisteredNode
-) -> None:
-    task_id = orchestrator.assign(node, "running", timeout_seconds=0)
-    limited = orchestrator.assign(node, "running", timeout_seconds=1)
-    orchestrator.silence(node)
-    orchestrator.wait_for_task(limited, "error")
-    assert orchestrator.task(task_id)["timeout_seconds"] == 0
-    assert orchestrator.task(task_id)["status"] == "running"
-    ok(orchestrator.admin.delete(f"/nodes/{node.id}"))
-    assert orchestrator.task(task_id)["error_message"].startswith("lost: its node was removed")
-
-
 def test_task_has_defaults_and_undeclared_fields_are_ignored(shared: RunningOrchestrator) -> None:
     body = {**dict.fromkeys(NewTask.model_fields), "prompt": "do it", "further": 1}
     task = ok(shared.admin.post("/tasks", json=body))
@@ -43,6 +29,7 @@ def test_task_has_defaults_and_undeclared_fields_are_ignored(shared: RunningOrch
     assert uuid.UUID(task.pop("id"))
     defaults = {"priority": 0, "timeout_seconds": 3600, "files": [], "created_by": ADMIN_CREATOR}
     assert task == {"prompt": "do it", "status": "pending", **defaults}
+    assert shared.create_task(timeout_seconds=0)["timeout_seconds"] == 0
 
 
 @pytest.mark.both_databases

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
+from runner.errors import ConfigurationError
 from runner.model import TaskStatus
+from runner.reporter.job import job_in, missing_in
 from runner.workspace.handover import FinalStatus
-from tests.orchestrator.serving import wait_for
-from tests.reporter.conftest import COMMAND, ROOT, Held, Json
+from tests.harness.until import until
+from tests.reporter.conftest import COMMAND, ROOT, Agent, Held, Json
 
 DEADLINE_S = 90
 UNREACHABLE = "http://127.0.0.1:1"
@@ -128,17 +130,17 @@ def test_report_is_sent_though_the_agent_goes_away_at_once(held: Held) -> None:
     assert (held.task["status"], held.task["result"]) == ("success", "12")
 
 
-def test_end_that_a_killed_reporter_has_kept_is_the_tasks_end(held: Held) -> None:
-    variables = {**held.variables, "ORCHESTRATOR_URL": UNREACHABLE}
-    with typing(held.variables) as other:
-        other.hello()
-        with started(variables) as killed:
-            typist = Typist(killed)
-            typist.hello()
-            typist.type(COMPLETE)
-            wait_for(lambda: held.state.final)
-            killed.kill()
-        other.call("report_complete", message="13", submit_logs=False)
+@pytest.mark.anyio
+async def test_end_that_a_killed_reporter_has_kept_is_the_tasks_end(
+    held: Held, agent: Agent
+) -> None:
+    with started({**held.variables, "ORCHESTRATOR_URL": UNREACHABLE}) as killed:
+        typist = Typist(killed)
+        typist.hello()
+        typist.type(COMPLETE)
+        await until(lambda: held.state.final is not None)
+        killed.kill()
+    await agent.call("report_complete", message="13", submit_logs=False)
     assert (held.task["status"], held.task["result"]) == ("success", "12")
     assert held.state.final == FinalStatus(TaskStatus.SUCCESS, "12", None, is_sent=True)
 
@@ -201,12 +203,9 @@ def test_line_that_is_not_a_request_does_no_harm(typist: Typist, line: str) -> N
     ("changed", "exit_code", "sentence"),
     [
         ({"ORCHESTRATOR_URL": ""}, 0, "ORCHESTRATOR_URL is not set: there is nobody to report to"),
-        ({"JOB_ID": ""}, 0, "JOB_ID is not set: there is nobody to report to"),
-        ({"JOB_ID": "../../etc"}, 78, "cannot use JOB_ID"),
-        ({"ORCHESTRATOR_URL": "ftp://x"}, 78, "cannot use ORCHESTRATOR_URL"),
         ({"NODE_API_KEY": "a\nb"}, 78, "cannot use NODE_API_KEY"),
     ],
-    ids=["no URL", "no task", "id", "URL", "key"],
+    ids=["no URL", "key"],
 )
 def test_variable_that_cannot_be_used_is_reported_in_one_line(
     nobody: dict[str, str], changed: dict[str, str], exit_code: int, sentence: str
@@ -215,6 +214,17 @@ def test_variable_that_cannot_be_used_is_reported_in_one_line(
     assert (done.returncode, done.stdout) == (exit_code, "")
     assert done.stderr.startswith(f"victoria-status-reporter: {sentence}")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("JOB_ID", "../../etc"), ("ORCHESTRATOR_URL", "ftp://x")]
+)
+def test_variable_of_a_wrong_form_cannot_be_used(
+    nobody: dict[str, str], name: str, value: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=f"^cannot use {name} '{value}'"):
+        job_in({**nobody, name: value})
+    assert missing_in({**nobody, name: ""}) == name
 
 
 def test_environment_without_the_sdk_is_reported_in_one_line(nobody: dict[str, str]) -> None:
