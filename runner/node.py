@@ -599,23 +599,25 @@ class Problems:
         """Note a problem and log it: once, and every ten minutes in which it is noted again."""
         now_s = self._clock.awake_s()
         is_new = name not in self._sentences
-        if is_new:
-            self._spans[name] = Span(now_s, self._clock.wall_s())
         self._sentences[name] = sentence
-        span = self._spans[name]
+        span = self._spans.setdefault(_outage_of(name), Span(now_s, self._clock.wall_s()))
         span.failures += 1
         if now_s - span.logged_at_s >= self._timings.outage_reminder_s:
             span.logged_at_s = now_s
-            log.error("%s", sentence, extra={} if is_new else fields(**span.facts(now_s)))
+            facts = {} if span.failures == 1 else fields(**span.facts(now_s))
+            log.error("%s", sentence, extra=facts)
         if is_new:
             self._changes.notify()
 
     def clear(self, name: str) -> None:
         """Note that a problem is over."""
-        if self._sentences.pop(name, None) is not None:
-            facts = self._spans.pop(name).facts(self._clock.awake_s())
-            log.info("problem is over", extra=fields(problem=name, **facts))
-            self._changes.notify()
+        if self._sentences.pop(name, None) is None:
+            return
+        outage = _outage_of(name)
+        if outage not in map(_outage_of, self._sentences):
+            facts = self._spans.pop(outage).facts(self._clock.awake_s())
+            log.info("problem is over", extra=fields(problem=outage, **facts))
+        self._changes.notify()
 
     def note_parked(self, count: int) -> None:
         """Note how many reports are parked, which keeps no task away."""
@@ -642,6 +644,11 @@ class Problems:
     def note_run(self) -> None:
         """Note that a task's container has run: this host is well."""
         self._refused_starts = 0
+
+
+def _outage_of(name: str) -> str:
+    """Return by what name a problem is logged: an engine that does not answer is one for all."""
+    return "engine" if name.startswith("engine/") else name
 
 
 class Cancellable(Protocol):

@@ -88,10 +88,14 @@ async def feed_watchdog(
     """
     watchdog_s = notifier.watchdog_s
     interval_s = watchdog_s / 3 if watchdog_s else timings.watchdog_check_interval_s
+    logged: list[str] = []
+    logged_at_s = 0.0
     while True:
-        overdue = watchdog.overdue()
-        if overdue:
-            log.error("a loop is stuck", extra=fields(loops=",".join(overdue)))
-        elif watchdog_s:
+        overdue, now_s = watchdog.overdue(), clock.awake_s()
+        if overdue != logged or now_s - logged_at_s >= timings.outage_reminder_s:
+            logged, logged_at_s = overdue, now_s
+            if overdue:
+                log.error("a loop is stuck", extra=fields(loops=",".join(overdue)))
+        if watchdog_s and not overdue:
             notifier.notify("WATCHDOG=1")
         await clock.sleep(interval_s)

@@ -9,7 +9,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
+import click
 import httpx
+from click.testing import CliRunner
 from typing_extensions import Self
 
 from tests.orchestrator.serving import DEADLINE_S
@@ -83,6 +85,19 @@ class Program:
         headers, body = {"X-Registration-Token": token}, {"hostname": "h", "os_type": "linux"}
         url = f"{self.url}/register"
         return httpx.post(url, headers=headers, json=body, timeout=DEADLINE_S, trust_env=False)
+
+
+def cut_words(program: click.Group, width: int) -> list[str]:
+    """Return the words of its options' help that --help cuts on a terminal of this width."""
+    cut: list[str] = []
+    for command, arguments in ((program, []), *((c, [n]) for n, c in program.commands.items())):
+        shown = CliRunner().invoke(program, [*arguments, "--help"], env={"COLUMNS": str(width)})
+        assert shown.exit_code == 0
+        options = [option for option in command.params if isinstance(option, click.Option)]
+        texts = [text for option in options for text in (option.help, option.default)]
+        words = " ".join(text for text in texts if isinstance(text, str)).split()
+        cut += [word for word in words if word not in shown.output]
+    return cut
 
 
 def refused_start(data_dir: Path, environment: Mapping[str, str], *options: str) -> tuple[int, str]:

@@ -21,6 +21,7 @@ from tests.orchestrator.program import (
     TOKEN,
     UNREACHABLE,
     Program,
+    cut_words,
     refused_start,
 )
 from tests.orchestrator.serving import DEADLINE_S, Json, ok, rows
@@ -217,6 +218,11 @@ def test_refusal_makes_no_secrets(data_dir: Path, url: str, workers: int, senten
     assert code == 78
     assert message.startswith("Error: " + sentence.replace("PORT", port))
     assert {path.name for path in data_dir.glob("*")} <= {"lock"}
+
+
+@pytest.mark.parametrize("width", [40, 80, 97])
+def test_help_cuts_no_word(width: int) -> None:
+    assert cut_words(main, width) == []
 
 
 def test_in_the_journal_a_mistake_on_the_command_line_is_one_entry_and_an_error(

@@ -120,6 +120,23 @@ def test_error_is_logged_at_once_and_once_within_an_outage(
     assert [record.levelname for record in caplog.records] == ["WARNING", "ERROR"]
 
 
+def test_engine_that_does_not_answer_for_several_tasks_is_one_problem_of_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "runner")
+    problems = Problems(ChangeSignal(), clock=VirtualClock())
+    names = ("engine/t-1/", "engine", "engine/t-2/run")
+    for name in (*names, *names):
+        problems.set(name, f"{name} is unknown")
+    assert set(problems.sentences) == set(names), "heartbeats and the status line have them all"
+    for name in names:
+        problems.clear(name)
+    assert [record.getMessage() for record in caplog.records] == [
+        "engine/t-1/ is unknown",
+        "problem is over",
+    ]
+
+
 def test_problem_that_lasts_is_logged_every_ten_minutes(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "runner")
     clock = VirtualClock()
