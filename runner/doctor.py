@@ -221,7 +221,7 @@ def _check_rootless(facts: EngineFacts) -> Iterator[Check]:
 def check_linger(folder: Path = LINGER) -> Check:
     """Check that this user's systemd, under which rootless containers run, outlives the logins."""
     user = _user_name(os.geteuid())
-    if (folder / user).exists():
+    if os.path.lexists(folder / user):
         return Check("cgroups", "containers outlive the service")
     sentence = (
         f"containers end when {user} logs out, and with them their tasks: lingering is off; run "
