@@ -50,8 +50,8 @@ async def sweep(services: Services, clock: Callable[[], datetime] = utc_now) -> 
             unreported = await _refresh(services, now)
             gap = presence.note_sweep(now)
             if gap is not None:
-                event = {"for_s": round(gap.total_seconds())}
-                log.warning("server was away, or its clock set", extra=fields(**event))
+                for_s = round(gap.total_seconds())
+                log.warning("server was away, or its clock set", extra=fields(for_s=for_s))
             await to_thread.run_sync(_end_leases, services, presence, now)
             looks_at_all = gap is not None or now - all_seen_at > _LOOK_AT_ALL_EVERY
             # Some are written a moment after their time.
