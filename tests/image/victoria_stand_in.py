@@ -102,7 +102,7 @@ def read_arguments(arguments: list[str]) -> str:
     *options, prompt = arguments or [""]
     if prompt.startswith("--task="):
         options, prompt = [*options, "--task"], prompt.removeprefix("--task=")
-    elif prompt.startswith("-"):
+    elif prompt.startswith("-") and " " not in prompt:
         options = []  # to argparse it is an option
     if options != ["--accept-license", "--task"] or not prompt.strip():
         raise Refused(f"cannot start: --accept-license --task PROMPT is wanted, not {arguments!r}")
