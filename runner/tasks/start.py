@@ -41,7 +41,7 @@ from runner.log import fields
 from runner.model import EndReason, Identity, PromptAs, TaskState
 from runner.redaction import SECRETS_VARIABLE, is_redactable
 from runner.state_dir import cid_file, env_file
-from runner.tasks.context import RunnerContext, TaskContext
+from runner.tasks.context import TaskContext
 from runner.tasks.prepare import fetch_image
 from runner.timing import retry
 from runner.workspace.download import CONTAINER_HOME, TASKS_IN_CONTAINER, folder_in_container
@@ -240,23 +240,6 @@ def _spec(task: TaskContext, identity: Identity) -> ContainerSpec:
         hardening=settings.hardening,
         run_args=settings.run_args,
         cid_file=cid_file(settings.state_dir, task.task_id),
-    )
-
-
-def trial_spec(runner: RunnerContext) -> ContainerSpec:
-    """Return how to start a container of no task, with all that a task's has on this host."""
-    settings = runner.settings
-    return ContainerSpec(
-        name=f"victoria-trial-{runner.runner_id}",
-        image=settings.container_image,
-        arguments=(),
-        # What a killed runner leaves of it is an orphan, and is removed.
-        labels={LABEL_RUNNER: runner.runner_id},
-        volumes={settings.victoria_home: CONTAINER_HOME},
-        covered=(TASKS_IN_CONTAINER,),
-        limits=settings.limits,
-        hardening=settings.hardening,
-        run_args=settings.run_args,
     )
 
 
