@@ -587,6 +587,9 @@ class Problems:
         self._refused_starts = 0
         self.parked_reports = 0
         """How many reports wait for an operator, as heartbeats and the status line have it."""
+        self._failed_image = ("", 0.0)
+        self.is_proven = False
+        """Whether a task's container has run since the last failure."""
         self.next_start_at_s = 0.0
         """The uptime in seconds before which no container is started after refusals."""
 
@@ -632,9 +635,20 @@ class Problems:
         the queue.
         """
         self._refused_starts += 1
+        self.is_proven = False
         doubled_s = self._timings.start_retry_first_s * 2.0 ** min(self._refused_starts - 1, 30)
         self.next_start_at_s = uptime_s + min(doubled_s, self._timings.start_retry_ceiling_s)
         self.set(self.START, f"slowing down until a container starts: {sentence}")
+
+    def image_failed(self, sentence: str, image_id: str, uptime_s: float) -> None:
+        """Note that the program of an image cannot be executed, whatever else of it can be."""
+        self._failed_image = image_id, uptime_s + self._timings.image_retry_s
+        self.start_failed(sentence, uptime_s)
+
+    def has_failed(self, image_id: str, uptime_s: float) -> bool:
+        """Check whether an image failed so, not too long ago."""
+        failed_id, until_s = self._failed_image
+        return image_id == failed_id and uptime_s < until_s
 
     def note_start(self) -> None:
         """Note that a container has started; the wait after the next failure stays as long."""
@@ -644,6 +658,7 @@ class Problems:
     def note_run(self) -> None:
         """Note that a task's container has run: this host is well."""
         self._refused_starts = 0
+        self.is_proven = True
 
 
 def _outage_of(name: str) -> str:
@@ -709,6 +724,11 @@ class Slots:
     async def wait_for_room(self) -> None:
         """Wait until there is room for one more task."""
         while not self.has_room:
+            await self._slots.after(self._slots.count)
+
+    async def wait_for_confirmation(self, task_id: str) -> None:
+        """Wait until it is known how all other containers ended that have exited."""
+        while self._exited - {task_id}:
             await self._slots.after(self._slots.count)
 
     def note_dropped(self, task_id: str, uptime_s: float) -> None:

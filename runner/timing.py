@@ -170,6 +170,8 @@ class Timings:
     start_retry_first_s: float = 5.0
     start_retry_ceiling_s: float = 300.0
     """A host where containers do not start takes one task, then waits, twice as long each time."""
+    image_retry_s: float = 3600.0
+    """Before an image whose program could not be executed is tried with another task."""
     debounce_s: float = 1.0
     """Tasks that follow one another change a heartbeat once a second at most."""
     offline_timeout_s: float = 1.0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from runner.engine.base import Engine
+from runner.engine.base import Engine, ImageFacts
 from runner.errors import EngineError
 
 _BINFMT = Path("/proc/sys/fs/binfmt_misc")
@@ -32,24 +32,23 @@ _ELF_MACHINES = {
 }
 
 
-async def check_architecture(engine: Engine, image: str) -> None:
-    """Check that this host can run the programs of an image that it has.
+async def check_architecture(engine: Engine, image: str) -> ImageFacts:
+    """Check that this host can run the programs of an image that it has; return the image's facts.
 
     An image does not always tell the truth: see also `outcome.cannot_execute`.
 
     Raises:
         EngineError: it cannot, or the engine does not answer.
     """
-    facts = engine.known_facts or await engine.facts()
-    if facts.is_remote or not facts.architecture:
-        return
-    architecture = await engine.architecture(image)
-    if not can_run(architecture, facts.architecture):
+    facts, inspected = engine.known_facts or await engine.facts(), await engine.inspect_image(image)
+    is_known = facts.architecture and not facts.is_remote  # the kernel of another host is not
+    if is_known and not can_run(inspected.architecture, facts.architecture):
+        host = go_name(facts.architecture)
         raise EngineError(
-            f"cannot run the image {image}: it is for {architecture}, and this host is "
-            f"{go_name(facts.architecture)}; use an image for {go_name(facts.architecture)}, or "
-            f"install an emulator (qemu-user-static)"
+            f"cannot run the image {image}: it is for {inspected.architecture}, and this host is "
+            f"{host}; use an image for {host}, or install an emulator (qemu-user-static)"
         )
+    return inspected
 
 
 def can_run(image: str, host: str, binfmt: Path = _BINFMT) -> bool:

@@ -47,8 +47,8 @@ class Engine(Protocol):
     async def facts(self) -> EngineFacts:
         """Return what the engine says of itself."""
 
-    async def architecture(self, image: str) -> str:
-        """Return the processor architecture that an image is for; raise ImageMissing."""
+    async def inspect_image(self, image: str) -> ImageFacts:
+        """Return what the engine says of an image on this host; raise ImageMissing."""
 
     async def fetch_image(
         self, image: str, policy: PullPolicy, progress: PullProgress | None = None
@@ -176,6 +176,15 @@ class EngineFacts:
     can_limit_processes: bool = True
     """False where systemd does not delegate the cgroup controller `pids` to a rootless podman,
     which then starts no container with such a limit."""
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """What the engine says of an image."""
+
+    image_id: str
+    architecture: str
+    """The processor architecture that it is for."""
 
 
 ROOTFUL = (

@@ -18,7 +18,7 @@ import anyio.to_thread
 
 from runner.engine import processes
 from runner.engine.arguments import has_memory_limit, run_arguments
-from runner.engine.base import Container, ContainerSpec, EngineFacts, Phase
+from runner.engine.base import Container, ContainerSpec, EngineFacts, ImageFacts, Phase
 from runner.engine.call import CommandResult, OutputFile, Program, engine_environment
 from runner.engine.inspect import (
     is_podman,
@@ -145,10 +145,12 @@ class CliEngine:
         result = await self._check_call("image", "inspect", "--format", "{{.Config.User}}", image)
         return result.output.strip()
 
-    async def architecture(self, image: str) -> str:
-        """Return the processor architecture that an image is for."""
-        result = await self._check_call("image", "inspect", "--format", "{{.Architecture}}", image)
-        return result.output.strip()
+    async def inspect_image(self, image: str) -> ImageFacts:
+        """Return what the engine says of an image on this host."""
+        columns = "{{.Id}} {{.Architecture}}"
+        result = await self._check_call("image", "inspect", "--format", columns, image)
+        image_id, _, architecture = result.output.strip().partition(" ")
+        return ImageFacts(image_id.removeprefix("sha256:"), architecture)
 
     async def run(self, spec: ContainerSpec) -> str:
         """Start a container that outlives the runner and return its id."""

@@ -18,9 +18,7 @@ import anyio.to_thread
 
 from runner.api.assignment import parse_assignment
 from runner.api.client import Offer
-from runner.engine.architecture import check_architecture
 from runner.engine.base import ROOTFUL
-from runner.engine.probe import try_start
 from runner.env_file import read_env_file
 from runner.errors import (
     BadAssignment,
@@ -44,7 +42,7 @@ from runner.state_dir import check_writable
 from runner.tasks.context import RunnerContext
 from runner.tasks.outcome import final_report, outcome_without_container
 from runner.tasks.prepare import check_task_key
-from runner.tasks.start import trial_spec
+from runner.tasks.trial import may_start
 from runner.timing import Clock, Timings, file_stamp, jittered_s
 from runner.workspace.home import Tidying, check_home
 
@@ -180,26 +178,11 @@ async def _engine_answers(runner: RunnerContext) -> bool:
 
 
 async def _may_start(runner: RunnerContext) -> bool:
-    """Fetch the image, and after a failed start try a container of no task.
-
-    So a host on which none starts costs one task, however long it stays so.
-    """
-    problems, settings = runner.problems, runner.settings
-    if runner.clock.uptime_s() < problems.next_start_at_s:
-        return False
-    await remove_old_images(runner)
+    if runner.clock.uptime_s() >= runner.problems.next_start_at_s:
+        await remove_old_images(runner)
     # An image may be large, and fetching it has a deadline of its own.
     runner.watchdog.suspend("poll")
-    try:
-        await runner.image.fetch()
-        await check_architecture(runner.engine, settings.container_image)
-        if problems.START in problems.sentences:
-            await try_start(runner.engine, trial_spec(runner))
-            problems.note_start()
-    except EngineError as error:
-        problems.start_failed(str(error), runner.clock.uptime_s())
-        return False
-    return True
+    return await may_start(runner)
 
 
 class PollResult(Enum):

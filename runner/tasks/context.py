@@ -66,6 +66,8 @@ class RunnerContext:
     runner_id: str
     """The label that distinguishes this runner's containers from another's on the same engine."""
     image_check: ImageCheck = field(default_factory=ImageCheck)
+    trial: anyio.Lock = field(default_factory=anyio.Lock)
+    """Held while it is tried whether containers start here."""
     refused_urls: set[str] = field(default_factory=set)
     """What assignments named as orchestrator_url and no container was given; logged once each."""
     leftover_starts_ended: anyio.Event = field(default_factory=anyio.Event)

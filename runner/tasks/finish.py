@@ -12,6 +12,7 @@ import logging
 import math
 import os
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -69,11 +70,21 @@ async def finish(task: TaskContext, container: Container | None) -> None:
             f"cannot run the image {task.runner.settings.container_image} here: {output}; use an "
             "image for the architecture of this host"
         )
-        task.runner.problems.start_failed(sentence, task.runner.clock.uptime_s())
+        await _note_failed_image(task, sentence)
         outcome = outcome_without_container(EndReason.UNSTARTABLE, sentence)
     elif container is not None:
         task.runner.problems.note_run()
+    # The rest needs no slot: the next task may come.
+    task.runner.slots.release(task.task_id)
     await write_end(task, outcome, container)
+
+
+async def _note_failed_image(task: TaskContext, sentence: str) -> None:
+    image_id = ""
+    with suppress(EngineError):
+        image = await task.engine.inspect_image(task.runner.settings.container_image)
+        image_id = image.image_id
+    task.runner.problems.image_failed(sentence, image_id, task.runner.clock.uptime_s())
 
 
 def _was_daemon_away(task: TaskContext) -> bool:

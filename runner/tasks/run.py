@@ -18,6 +18,7 @@ from runner.tasks.finish import close, finish, recover_report, release_without_l
 from runner.tasks.outcome import outcome_without_container
 from runner.tasks.prepare import prepare
 from runner.tasks.start import recover_cancelled, recover_container, start
+from runner.tasks.trial import wait_for_host
 from runner.tasks.watch import watch
 from runner.timing import Retry
 
@@ -80,19 +81,34 @@ class TaskRun:
     async def _run_to_end(self) -> None:
         task = self._task
         try:
-            container = await self._have_container()
+            container = await self._have_container_in_time()
             if container is not None:
                 container = await watch(task, container)
         except TaskError as error:
-            if isinstance(error, HostUnusable):
-                task.runner.problems.start_failed(str(error), task.runner.clock.uptime_s())
             await write_end(task, outcome_without_container(error.reason, error))
             return
-        # The rest needs no slot: the next task may come.
-        task.runner.slots.release(task.task_id)
         await finish(task, container)
 
-    async def _have_container(self) -> Container | None:
+    async def _have_container_in_time(self) -> Container | None:
+        """Return the task's container as `_have_container` does, on a host that may be broken.
+
+        The first task that meets a problem of the host ends of it; the others wait for an hour.
+        """
+        runner = self._task.runner
+        problems, clock = runner.problems, runner.clock
+        gives_up_at_s = clock.uptime_s() + runner.timings.pull_timeout_s
+        while True:
+            try:
+                return await self._have_container(gives_up_at_s)
+            except HostUnusable as error:
+                if problems.START not in problems.sentences:
+                    problems.start_failed(str(error), clock.uptime_s())
+                    raise
+                if clock.uptime_s() >= gives_up_at_s or runner.settings.once:
+                    raise
+            await self._task.reload()
+
+    async def _have_container(self, gives_up_at_s: float) -> Container | None:
         """Return the task's container, recovered or started; None when it is gone."""
         task, container = self._task, None
         if task.record.state is not TaskState.RUNNING:
@@ -103,6 +119,7 @@ class TaskRun:
             return container
         may_be_half_made = task.record.state is TaskState.STARTING
         with task.preparation:
+            await wait_for_host(task, gives_up_at_s)
             await prepare(task)
             return await start(task, may_be_half_made=may_be_half_made)
         return await recover_cancelled(task)

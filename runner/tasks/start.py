@@ -44,7 +44,7 @@ from runner.model import EndReason, Identity, PromptAs, TaskState
 from runner.redaction import SECRETS_VARIABLE, is_redactable
 from runner.settings import Settings
 from runner.state_dir import cid_file, env_file
-from runner.tasks.context import RunnerContext, TaskContext
+from runner.tasks.context import TaskContext
 from runner.tasks.prepare import fetch_image
 from runner.timing import retry, watch_call
 from runner.workspace.download import CONTAINER_HOME, TASKS_IN_CONTAINER, folder_in_container
@@ -275,23 +275,6 @@ def _spec(task: TaskContext, identity: Identity) -> ContainerSpec:
         env_files=(env_file(settings.state_dir, task.task_id),),
         timeout_s=assignment.timeout_s + task.runner.timings.engine_timeout_grace_s,
         cid_file=cid_file(settings.state_dir, task.task_id),
-    )
-
-
-def trial_spec(runner: RunnerContext) -> ContainerSpec:
-    """Return how to start a container of no task, with all that a task's has on this host."""
-    settings = runner.settings
-    return ContainerSpec(
-        name=f"victoria-trial-{runner.runner_id}",
-        image=settings.container_image,
-        arguments=(),
-        # What a killed runner leaves of it is an orphan, and is removed.
-        labels={LABEL_RUNNER: runner.runner_id},
-        volumes={settings.victoria_home: CONTAINER_HOME},
-        covered=(TASKS_IN_CONTAINER,),
-        limits=settings.limits,
-        hardening=settings.hardening,
-        run_args=settings.run_args,
     )
 
 

@@ -30,7 +30,8 @@ async def test_engine_reports_its_version(subject: Subject) -> None:
     assert facts.cgroup_manager in {"systemd", "cgroupfs"}
     assert not facts.is_remote
     assert facts.storage is None or facts.storage.is_dir()
-    assert can_run(await subject.engine.architecture(subject.image), facts.architecture)
+    image = await subject.engine.inspect_image(subject.image)
+    assert can_run(image.architecture, facts.architecture)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from typing import Any
 import anyio
 from typing_extensions import Self
 
-from runner.engine.base import Container, ContainerSpec, EngineFacts, Phase
+from runner.engine.base import Container, ContainerSpec, EngineFacts, ImageFacts, Phase
 from runner.engine.output import last_lines
 from runner.engine.progress import PullProgress
 from runner.errors import EngineError, EngineSilent, ImageMissing, NameInUse, NoSuchContainer
@@ -194,6 +194,7 @@ class FakeEngine:
         self.image_tags = {self.image_id: True}  # by id, whether an image has a tag
         self.storage: Path | None = None
         self.image_architecture = "arm64"
+        self.executes_shell = False  # also if the image's own program is not executed
         self.executes = True  # whether programs of the image run here, whatever it says
         self._stop_grace_s = stop_grace_s
         self._now = now
@@ -257,11 +258,11 @@ class FakeEngine:
         await self._answer("facts")
         return self.known_facts
 
-    async def architecture(self, image: str) -> str:
-        await self._answer("architecture")
+    async def inspect_image(self, image: str) -> ImageFacts:
+        await self._answer("inspect_image")
         if image != self.image:
             raise ImageMissing(f"cannot find the image {image} on this host")
-        return self.image_architecture
+        return ImageFacts(self.image_id, self.image_architecture)
 
     async def fetch_image(
         self, image: str, policy: PullPolicy, progress: PullProgress | None = None
@@ -300,7 +301,9 @@ class FakeEngine:
             labels=spec.labels,
             variables=variables,
         )
-        container = self._containers[spec.name] = _Container(spec, state, self._now, self.executes)
+        container = self._containers[spec.name] = _Container(
+            spec, state, self._now, self.executes or (self.executes_shell and bool(flags))
+        )
         if spec.cid_file is not None:
             with spec.cid_file.open("x") as file:
                 file.write(container_id)

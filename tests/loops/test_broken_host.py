@@ -155,6 +155,35 @@ async def test_trouble_of_the_host_costs_one_task_at_most_and_is_over_by_itself(
     assert all(host.starts_of(task_id) <= 1 for task_id in QUEUE)
 
 
+async def test_tasks_that_were_accepted_together_wait_for_the_host_that_fails_the_first(
+    host: Host,
+) -> None:
+    heal = refuse_starts(host)
+    for task_id in QUEUE:
+        host.orchestrator.offer(task_id)
+    async with host.runner(max_tasks=3):
+        await host.clock.advance(300)
+        assert list(outcomes(host).values()) == ["error"]
+        heal()
+        await host.pass_time_until(lambda: outcomes(host).keys() == set(QUEUE))
+    assert list(outcomes(host).values()).count("success") == len(QUEUE) - 1
+
+
+async def test_image_whose_program_alone_cannot_be_executed_costs_one_task_until_it_is_replaced(
+    host: Host,
+) -> None:
+    host.engine.executes, host.engine.executes_shell = False, True
+    for task_id in QUEUE:
+        host.orchestrator.offer(task_id)
+    async with host.runner():
+        await host.wait_for_end("t-0")
+        await host.clock.advance(600)
+        assert outcomes(host) == {"t-0": "error"}
+        host.engine.executes, host.engine.image_id = True, "image-2"
+        await host.pass_time_until(lambda: outcomes(host).keys() == set(QUEUE))
+    assert list(outcomes(host).values()).count("success") == len(QUEUE) - 1
+
+
 async def test_program_that_cannot_be_executed_is_no_failure_of_its_task(host: Host) -> None:
     host.engine.executes = False
     end = await host.finish_task()

@@ -76,6 +76,7 @@ async def test_nothing_is_requested_while_all_slots_are_taken(host: Host) -> Non
 
 
 async def test_next_task_is_taken_while_the_end_of_the_last_is_inspected(host: Host) -> None:
+    host.orchestrator.offer("t-0")  # with its end it is known that containers run here
     async with host.running_task():
         host.orchestrator.offer("t-2")
         host.orchestrator.offer("t-3")

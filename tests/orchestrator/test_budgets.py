@@ -273,8 +273,8 @@ def test_unused_pages_of_the_database_count_as_free(tmp_path: Path) -> None:
 
 
 def test_database_knows_its_unused_pages(orchestrator: RunningOrchestrator) -> None:
-    for _ in range(5):
-        orchestrator.cancel(orchestrator.create_task("p" * 500_000)["id"])
+    for _ in range(20):
+        orchestrator.cancel(orchestrator.create_task("p" * 125_000)["id"])
     with orchestrator.database() as database:
         assert database.unused_bytes() < MIB
         ok(orchestrator.admin.post("/tasks/cleanup?days=0"))
