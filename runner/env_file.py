@@ -64,8 +64,8 @@ def read_env_file(path: Path | None) -> EnvFile:
             raise _unusable(path, line, _TOO_LONG)
         variables[name] = value
         warnings += [
-            f"line {line}: ${{{one}}} is not set above it and is passed on as it is; set it in "
-            "this file, or write its value"
+            f"line {line}: ${{{one}}} is not set above this line and is passed on unchanged; set "
+            "it in this file, or write its value"
             for one in unset
         ]
     return EnvFile(variables, tuple(warnings))

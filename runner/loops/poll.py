@@ -95,7 +95,7 @@ async def _has_room(runner: RunnerContext) -> bool:
         "disk/engine": None if facts is None else facts.storage,
     }
     for name, folder in folders.items():
-        reason = None if folder is None else await _why_not(runner, name, folder)
+        reason = None if folder is None else await _disk_problem(runner, name, folder)
         if reason is not None:
             runner.problems.set(name, f"no new task is taken: {reason}")
             return False
@@ -103,7 +103,7 @@ async def _has_room(runner: RunnerContext) -> bool:
     return True
 
 
-async def _why_not(runner: RunnerContext, name: str, folder: Path) -> str | None:
+async def _disk_problem(runner: RunnerContext, name: str, folder: Path) -> str | None:
     """Return why a folder cannot take what the next task writes; None if it can."""
     try:
         await anyio.to_thread.run_sync(check_free, folder, runner.settings.min_free_disk)

@@ -92,7 +92,7 @@ class TaskRun:
     async def _have_container_in_time(self) -> Container | None:
         """Return the task's container as `_have_container` does, on a host that may be broken.
 
-        The first task that meets a problem of the host ends of it; the others wait for an hour.
+        The first task that meets a problem of the host ends with it; others wait, up to an hour.
         """
         runner = self._task.runner
         problems, clock = runner.problems, runner.clock

@@ -87,7 +87,7 @@ def test_env_file_is_checked(tmp_path: Path) -> None:
     env_file.write_text("A=1\nB='${HOME}' # so\n")
     _, lines = doctor(env_file=env_file)
     assert f"ok   --env-file: {env_file} sets 2 variables" in lines
-    warning = f"warn --env-file: {env_file}: line 2: ${{HOME}} is not set above it and"
+    warning = f"warn --env-file: {env_file}: line 2: ${{HOME}} is not set above this line and"
     assert any(line.startswith(warning) for line in lines)
     env_file.write_text("A\n")
     code, lines = doctor(env_file=env_file)

@@ -63,7 +63,9 @@ def test_variable_of_this_host_is_never_used(
     env_file = read_env_file(path)
     assert env_file.variables == dict.fromkeys("AB", "${ELSEWHERE}/a$ELSEWHERE")
     (warning,) = env_file.warnings
-    assert warning.startswith("line 2: ${ELSEWHERE} is not set above it and is passed on as it is")
+    assert warning.startswith(
+        "line 2: ${ELSEWHERE} is not set above this line and is passed on unchanged"
+    )
     for line in ("ELSEWHERE", "export ELSEWHERE"):
         with pytest.raises(ConfigurationError, match="line 1 is not NAME=VALUE"):
             read(tmp_path, line)
