@@ -121,7 +121,7 @@ def test_key_of_a_task_does_nothing_else(shared: RunningOrchestrator) -> None:
 
 
 @pytest.mark.both_databases
-@pytest.mark.settings(redelivery_after_s=0, sweep_every_s=0.1)
+@pytest.mark.settings(heartbeat_timeout_s=2, redelivery_after_s=0, sweep_every_s=0.1)
 def test_key_is_the_same_by_redelivery_and_another_for_another_node(
     orchestrator: RunningOrchestrator, node: RegisteredNode
 ) -> None:
