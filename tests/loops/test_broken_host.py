@@ -123,7 +123,7 @@ def use_up_home(host: Host) -> Heal:
 TROUBLES: dict[str, tuple[Callable[[Host], Heal], str]] = {
     "engine": (refuse_starts, "slowing down until a container starts: cannot start the contain"),
     "architecture": (take_away("executes"), "here: exec /usr/bin/agent: exec format error; use"),
-    "storage": (fill_storage, "/proc has 0 MiB free and 1 MiB must stay free; free some space"),
+    "storage": (fill_storage, "/proc has 0 B free and 1 MiB must stay free; free some space"),
     "env file": (change_env_file(lambda path: path.write_text("A\n")), "line 1 is not NAME=VALUE"),
     "no env file": (change_env_file(Path.unlink), "no such file or directory; put the file there"),
     "state folder": (block_run_folder, "state: File exists"),
