@@ -569,7 +569,10 @@ def os_type(os_release: Path = Path("/etc/os-release")) -> str:
 
 
 class Problems:
-    """What keeps new tasks away from this host: a sentence by the name of each problem."""
+    """What is wrong with this host: a sentence by the name of each problem.
+
+    Most keep new tasks away; a refused login or a pull that stalls does not.
+    """
 
     START = "start"
     """The name of the problem that containers cannot be started here."""
