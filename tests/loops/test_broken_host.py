@@ -155,6 +155,19 @@ async def test_trouble_of_the_host_costs_one_task_at_most_and_is_over_by_itself(
     assert all(host.starts_of(task_id) <= 1 for task_id in QUEUE)
 
 
+async def test_outage_ends_though_a_problem_of_the_host_keeps_it_from_polling(
+    host: Host, log: Log
+) -> None:
+    async with host.runner():
+        await host.wait_for_calls(POLL)
+        host.orchestrator.is_down = True
+        await host.pass_time_until(lambda: "Error polling for tasks: " in log.text)
+        fill_storage(host)
+        host.orchestrator.is_down = False
+        await host.clock.advance(200)
+    assert "the orchestrator responds again" in log.messages
+
+
 @pytest.mark.parametrize("trouble", ["engine", "env file", "state folder"])
 async def test_tasks_that_were_accepted_together_wait_for_the_host_that_fails_the_first(
     host: Host, log: Log, trouble: str
