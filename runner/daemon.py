@@ -258,7 +258,7 @@ class Daemon:
             # An orphan may need the slot that a new task would be given.
             await orphans_adopted.wait()
             result = await poll(self._runner, begin)
-        self._runner.node.outage.end_for(POLLING)
+        self._runner.node.outage.drop(POLLING)
         refusal = self._runner.node.refusal
         if refusal is not None:
             self._exit_code = refusal.exit_code

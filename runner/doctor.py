@@ -522,7 +522,7 @@ async def _check_token(
             what,
             f"{sentence}: {error}{later or f'; {advice}'}",
             exit_code if is_needed else EXIT_OK,
-            is_warning=True,
+            is_warning=not is_needed,
         )
     return Check(what, f"the orchestrator does not refuse it{later}")
 
