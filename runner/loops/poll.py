@@ -179,6 +179,7 @@ async def _engine_answers(runner: RunnerContext) -> bool:
 
 async def _may_start(runner: RunnerContext) -> bool:
     if runner.clock.uptime_s() >= runner.problems.next_start_at_s:
+        runner.watchdog.expect("poll", next_within_s=runner.timings.host_check_timeout_s)
         await remove_old_images(runner)
     # An image may be large, and fetching it has a deadline of its own.
     runner.watchdog.suspend("poll")
