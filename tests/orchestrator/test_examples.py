@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from orchestrator.__main__ import main
 from orchestrator.routes.assignments import preferred_wait_s
 from orchestrator.routes.files import MULTIPART_OVERHEAD_BYTES
+from orchestrator.serve import main
 from orchestrator.settings import DEFAULT_MAX_UPLOAD_BYTES
 
 REPOSITORY = Path(__file__).parents[2]

@@ -11,7 +11,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from orchestrator.__main__ import main as orchestrator
+from orchestrator.serve import main as orchestrator
 from runner import cli, errors, node
 from runner.api.client import OrchestratorClient
 from runner.engine.cli import NO_RUNTIME
