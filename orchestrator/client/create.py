@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import sys
 from contextlib import ExitStack
 from datetime import datetime
@@ -89,7 +90,9 @@ def create(  # noqa: PLR0913 - click passes every option as an argument
     body["files"] = [_upload(api, path) for path in files] or None
     present = {field: value for field, value in body.items() if value is not None}
     created = api.json("create the task", "POST", "/tasks", json=present)
-    if not (is_watched and as_json):
+    if is_watched and as_json:
+        click.echo(json.dumps({"event": "created", "task": created}))
+    else:
         print_created(created, as_json=as_json)
     if is_watched:
         from orchestrator.client.watch import watch_task  # noqa: PLC0415 - see connect

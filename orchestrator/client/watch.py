@@ -26,6 +26,8 @@ POLL_S = 2.0
 """Between two looks at a task whose output cannot be watched."""
 MAX_SILENCE_S = 30.0
 """Without a byte for so long, the connection is made anew: it may be dead."""
+LOOK_EVERY_S = 10.0
+"""Between two looks at the steps of a task whose output is being watched."""
 RECONNECT_S = 0.5
 """Until a stream that has ended without the task is asked for again."""
 MAX_BACKOFF_S = 15.0
@@ -69,6 +71,7 @@ class _Watch:
         self._waiting = ""
         self._failures = 0
         self._has_output = True
+        self._looked_at = 0.0
 
     def run(self) -> int:
         """Return the exit code of the task's outcome."""
@@ -100,6 +103,7 @@ class _Watch:
         """Return the task, after its new steps were shown. Raises ClientError."""
         task = self._api.json(self._what, "GET", task_path(self._task_id))
         self._failures = 0
+        self._looked_at = time.monotonic()
         history = task.get("history")
         steps = history if isinstance(history, list) else []
         if not steps and task.get("status") != self._status:
@@ -154,7 +158,9 @@ class _Watch:
     def _take(self, event: Event) -> bool:
         """Show an event; return whether it is the end."""
         if not event.name:
-            self._look()
+            # Comments come often, and each look is an entry of the audit.
+            if time.monotonic() - self._looked_at >= LOOK_EVERY_S:
+                self._look()
             return False
         if event.name == "end":
             return True

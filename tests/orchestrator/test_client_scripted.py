@@ -62,7 +62,7 @@ def output(*chunks: tuple[int, str], ends: bool = False) -> Reply:
 
 
 def test_watch_streams_the_output_to_the_end(server: Scripted, person: Person) -> None:
-    server.on(f"GET {TASK}", task(), task(), task("success", result="all done"))
+    server.on(f"GET {TASK}", task(), task("success", result="all done"))
     server.on(f"GET {TASK}/output", output((0, "one\n"), (4, "zwei ü\u2028\n"), ends=True))
     watched = person.tries("task", "watch", "t")
     assert watched.exit_code == 0
@@ -99,7 +99,7 @@ def test_a_gap_in_the_output_is_shown(server: Scripted, person: Person) -> None:
 def test_watch_prints_events_as_lines_of_json(server: Scripted, person: Person) -> None:
     ended = task("error", error_message="no")
     server.on(f"GET {TASK}", task("pending", waiting="all are busy"), task(), ended)
-    server.on(f"GET {TASK}/output", output((0, f"{RED}a"), ends=True))
+    server.on(f"GET {TASK}/output", output(), output((0, f"{RED}a"), ends=True))
     watched = person.tries("task", "watch", "t", "--json")
     events = [json.loads(line) for line in watched.stdout.splitlines()]
     assert watched.exit_code == 1
