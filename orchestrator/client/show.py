@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
@@ -31,6 +32,8 @@ _STYLES = {
     "paused": "yellow",
     "cancelled": "magenta",
 }
+_GAP = 2
+_MIN_LAST_WIDTH = 20
 _NO_WIDTH = 1 << 16
 """A file or a pipe has no width: nothing is cut there."""
 
@@ -67,20 +70,27 @@ def note(sentence: str) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], none: str) -> None:
-    """Print rows in columns, or the remark `none`; a terminal's width cuts the last column."""
-    rows = list(rows)
-    if not rows:
+    """Print rows in columns, or the remark `none`; a terminal's width cuts only the last column."""
+    cells = [[_text(one_line(cell)) for cell in row] for row in rows]
+    if not cells:
         note(none)
         return
     console = _console()
     from rich.table import Table  # noqa: PLC0415 - see _console
 
+    widths = [
+        max(len(name), *(row[number].cell_len for row in cells))
+        for number, name in enumerate(columns)
+    ]
+    # rich would cut ids to make room; on a terminal that is too narrow, lines wrap instead.
+    fixed = sum(widths[:-1]) + _GAP * len(widths[:-1])
+    widths[-1] = min(widths[-1], max(console.width - fixed, _MIN_LAST_WIDTH))
+    console.width = max(console.width, fixed + widths[-1])
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in columns[:-1]:
-        table.add_column(name, no_wrap=True, overflow="fold")
-    table.add_column(columns[-1], no_wrap=True, overflow="ellipsis")
-    for row in rows:
-        table.add_row(*(_text(one_line(cell)) for cell in row))
+    for name, width in zip(columns, widths, strict=True):
+        table.add_column(name, no_wrap=True, overflow="ellipsis", width=width)
+    for row in cells:
+        table.add_row(*row)
     console.print(table, crop=False)
 
 
@@ -98,7 +108,8 @@ def print_fields(fields: Mapping[str, str | None]) -> None:
 
 def has_colours() -> bool:
     """Return whether standard output is a terminal that shows colours."""
-    return _console().color_system is not None and sys.stdout.isatty()
+    is_plain = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") in {"dumb", "unknown"}
+    return sys.stdout.isatty() and not is_plain
 
 
 def shown_time(value: object) -> str | None:

@@ -191,7 +191,8 @@ def test_it_does_not_matter_where_chunks_end(text: str, data: st.DataObject) -> 
 
 @pytest.mark.parametrize("has_terminal", [True, False])
 def test_colours_are_for_terminals_only(server: Scripted, *, has_terminal: bool) -> None:
-    server.on("GET /tasks", Reply([{"id": "t", "status": "error", "prompt": "[red]x[/red]"}]))
+    task_id, prompt = "9f2efda5-581e-4284-8ed7-afde2dbc8e32", f"[red]x[/red]{'y' * 99}"
+    server.on("GET /tasks", Reply([{"id": task_id, "status": "error", "prompt": prompt}]))
     reading, writing = pty.openpty() if has_terminal else os.pipe()
     variables = {
         "VICTORIA_ORCHESTRATOR_URL": server.url,
@@ -210,7 +211,9 @@ def test_colours_are_for_terminals_only(server: Scripted, *, has_terminal: bool)
     os.close(reading)
     assert (b"\x1b[31merror" in shown) == has_terminal
     assert (b"\x1b" in shown) == has_terminal
+    assert f"{task_id}  ".encode() in shown
     assert b"[red]x[/red]" in shown
+    assert (prompt.encode() in shown) != has_terminal  # cut to the width
 
 
 # Lists
