@@ -9,11 +9,11 @@ import pytest
 from click.testing import CliRunner, Result
 from sqlalchemy import select
 
-from orchestrator.__main__ import main
 from orchestrator.db.copy import COPIED_NAME, move_to_postgresql
 from orchestrator.db.database import DATABASE_NAME, Database
 from orchestrator.db.tables import Base
 from orchestrator.errors import ConfigurationError
+from orchestrator.serve import main
 from orchestrator.settings import hold_alone
 from tests.orchestrator.serving import RunningOrchestrator, serve
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from orchestrator.__main__ import main
+from orchestrator.client.access import HTTP_VARIABLE, KEY_VARIABLE, URL_VARIABLE
 from orchestrator.routes.assignments import preferred_wait_s
 from orchestrator.routes.files import MULTIPART_OVERHEAD_BYTES
+from orchestrator.serve import main
 from orchestrator.settings import DEFAULT_MAX_UPLOAD_BYTES
 
 REPOSITORY = Path(__file__).parents[2]
@@ -23,6 +24,7 @@ SERVICE = yaml.safe_load((EXAMPLES / "compose.yaml").read_text())["services"]["o
 OPTIONS = {option for parameter in main.params for option in parameter.opts}
 VARIABLES = {f"VICTORIA_ORCHESTRATOR_{str(parameter.name).upper()}" for parameter in main.params}
 VARIABLES |= {"REGISTRATION_TOKEN", "ADMIN_API_KEY", "FORWARDED_ALLOW_IPS"}
+VARIABLES |= {URL_VARIABLE, KEY_VARIABLE, HTTP_VARIABLE}
 
 
 def test_options_and_variables_in_the_examples_and_their_document_exist() -> None:

@@ -14,12 +14,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from orchestrator.__main__ import main
 from orchestrator.model import NodeStatus
 from orchestrator.routes.reports import MAX_LOG_BYTES
 from orchestrator.schemas import bodies, types
 from orchestrator.schemas.bodies import NewTask
 from orchestrator.security import task_key
+from orchestrator.serve import main
 from orchestrator.uploads import plain_name, stored_name
 from runner.api import assignment
 from runner.crush.sessions import LOG_LIMIT_BYTES

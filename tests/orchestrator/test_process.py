@@ -11,8 +11,8 @@ import httpx
 import pytest
 from click.testing import CliRunner
 
-from orchestrator.__main__ import main
 from orchestrator.errors import ConfigurationError
+from orchestrator.serve import main
 from orchestrator.settings import load_secrets
 from tests.orchestrator.program import (
     ADMIN_KEY,

@@ -84,7 +84,7 @@ def project_table() -> str:
 
 def project() -> Environment:
     """Return the environment with the project, its extras and the developers' tools."""
-    packages = ("-e", f"{ROOT}[orchestrator,reporter,test,dev]")
+    packages = ("-e", f"{ROOT}[orchestrator,client,reporter,test,dev]")
     return Environment(
         ROOT / ".venv", "the project and its tools: 430 MB, a minute or two", packages
     )
@@ -98,7 +98,7 @@ def ensure_tests(version: str) -> Path:
             f"cannot test on Python {version}: none was found on PATH or under pyenv; "
             f"install one, for example with 'uv python install {version}' or pyenv"
         )
-    packages = ("-e", f"{ROOT}[orchestrator,reporter,test]")
+    packages = ("-e", f"{ROOT}[orchestrator,client,reporter,test]")
     return Environment(
         ROOT / f".venv-{version}", "the project and pytest: 130 MB, a minute", packages
     ).ensure(python)
