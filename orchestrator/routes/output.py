@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import anyio
 from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.responses import PlainTextResponse
-from sqlalchemy import Row, bindparam, select
+from sqlalchemy import Row, Select, bindparam, select
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
@@ -142,7 +142,7 @@ async def read_output(  # noqa: PLR0913 - the parameters of one request
     return StreamingResponse(body, media_type="text/plain; charset=utf-8", headers=headers)
 
 
-_STATE = select(
+_STATE: Select[Any] = select(
     Task.status,
     Task.started_at,
     Task.completed_at,
