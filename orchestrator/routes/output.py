@@ -7,6 +7,7 @@ so that an expired key shows no more than that; clients go on with `Last-Event-I
 import json
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Annotated, Any
@@ -14,7 +15,8 @@ from typing import Annotated, Any
 import anyio
 from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.responses import PlainTextResponse
-from sqlalchemy import Row, Select, bindparam, select
+from sqlalchemy import RowMapping, bindparam, select
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
@@ -142,7 +144,7 @@ async def read_output(  # noqa: PLR0913 - the parameters of one request
     return StreamingResponse(body, media_type="text/plain; charset=utf-8", headers=headers)
 
 
-_STATE: Select[Any] = select(
+_STATE = select(
     Task.status,
     Task.started_at,
     Task.completed_at,
@@ -184,7 +186,9 @@ class _View:
                 self.offset = pieces[-1].end
             end = None
             if self.offset == length:
-                task = session.execute(_STATE, {"number": self.task_number}).one_or_none()
+                task = (
+                    session.execute(_STATE, {"number": self.task_number}).mappings().one_or_none()
+                )
                 end = {} if task is None else _end_of(task, now, is_done=is_done)
         return _Look(pieces, length, is_done, end)
 
@@ -199,18 +203,18 @@ def _open(services: Services, caller: Caller, task_id: str) -> _View:
         return _View(services, require_task_within(session, caller, task_id).number)
 
 
-def _end_of(task: Row[Any], now: datetime, *, is_done: bool) -> dict[str, str] | None:
-    if task.completed_at is None:
+def _end_of(task: RowMapping, now: datetime, *, is_done: bool) -> dict[str, str] | None:
+    if task["completed_at"] is None:
         return None
     # A node without the extension sends no output, and one that is lost no rest of it.
     awaited_until = (
-        task.completed_at + _NODE_ENDS_WITHIN
-        if task.node_ended_at is None
-        else task.node_ended_at + _REST_WITHIN
+        task["completed_at"] + _NODE_ENDS_WITHIN
+        if task["node_ended_at"] is None
+        else task["node_ended_at"] + _REST_WITHIN
     )
-    if not is_done and task.started_at is not None and now < awaited_until:
+    if not is_done and task["started_at"] is not None and now < awaited_until:
         return None
-    end = {"status": task.status.value, "message": task.result or task.error_message}
+    end = {"status": task["status"].value, "message": task["result"] or task["error_message"]}
     return {name: value for name, value in end.items() if value is not None}
 
 
@@ -227,7 +231,8 @@ async def _text(view: _View, look: _Look) -> AsyncIterator[bytes]:
 async def _events(services: Services, caller: Caller, view: _View) -> AsyncIterator[str]:
     ends_at = time.monotonic() + _STREAM_S
     note_at = 0.0
-    with services.output_streams.hold(caller.key_id):
+    # After an outage of the database, which the sweeper logs, clients go on where they were.
+    with services.output_streams.hold(caller.key_id), suppress(SQLAlchemyError):
         while time.monotonic() < ends_at and not services.waiters.closed:
             look = await run_in_threadpool(view.look)
             for piece in look.pieces:
