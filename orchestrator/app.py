@@ -21,7 +21,15 @@ from starlette.routing import compile_path
 
 from orchestrator import __version__
 from orchestrator.auth import address_of, check_key, check_token
-from orchestrator.budgets import Allowance, BodiesInFlight, DiskReserve, HistoryBudget, NodeCalls
+from orchestrator.budgets import (
+    Allowance,
+    BodiesInFlight,
+    DiskReserve,
+    HistoryBudget,
+    NodeCalls,
+    OpenStreams,
+    OutputPace,
+)
 from orchestrator.db.database import CONNECTIONS, Database
 from orchestrator.db.signing import SigningSecret
 from orchestrator.errors import ConfigurationError, Conflict, Invalid, NotFound, Refused
@@ -34,7 +42,17 @@ from orchestrator.middleware import (
     RequireKeyBeforeBody,
 )
 from orchestrator.model import utc_now
-from orchestrator.routes import assignments, files, keys, nodes, reports, stats, tasks, tokens
+from orchestrator.routes import (
+    assignments,
+    files,
+    keys,
+    nodes,
+    output,
+    reports,
+    stats,
+    tasks,
+    tokens,
+)
 from orchestrator.scheduling.announcing import Announcer, ThroughPostgresql, WithinProcess
 from orchestrator.scheduling.batch import Batch
 from orchestrator.scheduling.breaks import Breaks
@@ -58,7 +76,7 @@ _SENTENCES = {404: "there is no such path", 405: "the path does not take this me
 # assignments come before tasks: /tasks/pending is not the task named "pending".
 _LOGS = "/logs"
 _PLAIN = frozenset({nodes.HEARTBEAT.path, assignments.PENDING.path})
-_ROUTES = (stats, nodes, assignments, tasks, files, reports, keys, tokens, dashboard)
+_ROUTES = (stats, nodes, assignments, tasks, files, reports, output, keys, tokens, dashboard)
 
 log = logging.getLogger(__name__)
 
@@ -163,6 +181,13 @@ def _services(settings: Settings) -> Services:
             3600,
             f"a task's logs are limited to {settings.task_log_bytes} bytes an hour",
         ),
+        output_bytes=Allowance(
+            settings.task_output_bytes,
+            3600,
+            f"a task's output is limited to {settings.task_output_bytes} bytes an hour",
+        ),
+        output_pace=OutputPace(),
+        output_streams=OpenStreams(),
         reserve=DiskReserve(
             settings.data_dir if database.url is None else None,
             settings.min_free_bytes,
@@ -243,7 +268,8 @@ async def _answer_refusal(request: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, Refused):
         raise error
     _log_refusal(services_of(request.app), request, error)
-    return JSONResponse({"detail": str(error)}, error.status_code, headers=error.headers)
+    content = {"detail": str(error), **error.fields}
+    return JSONResponse(content, error.status_code, headers=error.headers)
 
 
 def _log_refusal(services: Services, request: Request, error: Refused) -> None:

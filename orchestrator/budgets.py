@@ -4,11 +4,12 @@ An honest fleet never meets one with the defaults. Everything is counted in memo
 itself; what is counted for too many keys is dropped, and those start again at nothing.
 """
 
+import math
 import shutil
 import threading
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from orchestrator.errors import OutOfSpace, TooMany
 DEFAULT_NODE_CALLS_PER_MINUTE = 3000
 DEFAULT_TASK_STEPS = 1000
 DEFAULT_TASK_LOG_BYTES = 100 * 1024**2
+DEFAULT_TASK_OUTPUT_BYTES = 1024**3
 DEFAULT_KEY_PENDING_TASKS = 2000
 DEFAULT_KEY_UPLOAD_BYTES = 50 * 1024**3
 
@@ -24,6 +26,9 @@ MAX_HELD_POLLS = 4
 """Of one node. A runner holds one; those that a proxy keeps open after a restart are the oldest."""
 MAX_HISTORY_CHARS = 10_000_000
 """In the messages of one task, not counting its final report."""
+
+MAX_STREAMS = 100
+"""Of the output of tasks, open with one key. Each looks at the database once a second."""
 
 MAX_BYTES_IN_FLIGHT = 64 * 1024**2
 """Six logs, or a thousand reports."""
@@ -139,6 +144,84 @@ class HistoryBudget:
         """Drop a task that has ended."""
         with self._lock:
             self._used.pop(task_id, None)
+
+
+OUTPUT_INTERVAL_S, LONGEST_OUTPUT_INTERVAL_S = 5, 30
+WATCHED_OUTPUT_INTERVAL_S = 2
+OUTPUTS_PER_S = 40
+"""Chunks of output that one process takes without asking nodes to send fewer. Each is one
+transaction that waits for the disk.
+"""
+_OUTPUT_IS_SENT_FOR_S = 60.0
+"""A task without a chunk for so long counts for nothing. More than the longest interval."""
+
+
+class OutputPace:
+    """How often nodes send new output, so that a process gets `OUTPUTS_PER_S` at most.
+
+    The interval of a task that somebody watches is shorter by a fixed factor, also under load.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._last: dict[str, float] = {}
+        """By task, when its last chunk came; the oldest first."""
+        self._lock = threading.Lock()
+
+    def note(self, task_id: str, *, is_done: bool) -> None:
+        """Count a chunk of a task."""
+        now = self._clock()
+        with self._lock:
+            self._last.pop(task_id, None)
+            if not is_done:
+                self._last[task_id] = now
+            while self._last:
+                oldest = next(iter(self._last))
+                if now - self._last[oldest] <= _OUTPUT_IS_SENT_FOR_S:
+                    break
+                del self._last[oldest]
+
+    def interval_s(self, *, is_watched: bool) -> int:
+        """Return how long a node waits before it sends more, in whole seconds."""
+        stretched_s = len(self._last) / OUTPUTS_PER_S
+        interval_s = min(max(OUTPUT_INTERVAL_S, stretched_s), LONGEST_OUTPUT_INTERVAL_S)
+        if is_watched:
+            interval_s *= WATCHED_OUTPUT_INTERVAL_S / OUTPUT_INTERVAL_S
+        return math.ceil(interval_s)
+
+
+class OpenStreams:
+    """How many streams of output each key has open.
+
+    Used in the event loop's thread only.
+    """
+
+    def __init__(self, limit: int = MAX_STREAMS) -> None:
+        self._limit = limit
+        self._open: dict[str, int] = {}
+
+    def check(self, key_id: str) -> None:
+        """Raise TooMany if a key may open no further one."""
+        if self._open.get(key_id, 0) >= self._limit:
+            raise TooMany(
+                f"the key has {self._limit} streams of output open, as many as it may: close some",
+                timedelta(seconds=5),
+            )
+
+    @contextmanager
+    def hold(self, key_id: str) -> Iterator[None]:
+        """Count a stream while the block lasts."""
+        self._open[key_id] = self._open.get(key_id, 0) + 1
+        try:
+            yield
+        finally:
+            left = self._open.pop(key_id) - 1
+            if left:
+                self._open[key_id] = left
+
+    def __len__(self) -> int:
+        """Return the number of keys with an open stream."""
+        return len(self._open)
 
 
 _FREE_IS_KNOWN_FOR_S = 1.0

@@ -38,6 +38,11 @@ class Refused(OrchestratorError):
         """Headers of the response beside the status."""
         return {}
 
+    @property
+    def fields(self) -> dict[str, int]:
+        """Fields of the response beside `detail`."""
+        return {}
+
 
 class Unauthenticated(Refused, status_code=401):
     """The credential is missing or invalid."""
@@ -53,6 +58,19 @@ class NotFound(Refused, status_code=404):
 
 class Conflict(Refused, status_code=409):
     """The current state does not allow this."""
+
+
+class WrongOffset(Conflict, status_code=409):
+    """Output does not continue what is held, which has `length` bytes."""
+
+    def __init__(self, sentence: str, length: int) -> None:
+        super().__init__(sentence)
+        self.length = length
+
+    @property
+    def fields(self) -> dict[str, int]:
+        """The length, at which the next chunk has to begin."""
+        return {"length": self.length}
 
 
 class Gone(Refused, status_code=410):

@@ -28,6 +28,7 @@ from orchestrator.budgets import (
     DEFAULT_KEY_UPLOAD_BYTES,
     DEFAULT_NODE_CALLS_PER_MINUTE,
     DEFAULT_TASK_LOG_BYTES,
+    DEFAULT_TASK_OUTPUT_BYTES,
     DEFAULT_TASK_STEPS,
 )
 from orchestrator.client.help import use_help
@@ -36,6 +37,7 @@ from orchestrator.db.copy import COPIED_NAME, move_to_postgresql
 from orchestrator.db.database import postgresql_url
 from orchestrator.errors import ConfigurationError
 from orchestrator.log import is_journal, print_error, set_up_logging
+from orchestrator.middleware import DEFAULT_LIMIT_BYTES
 from orchestrator.routes.reports import MAX_LOG_BYTES
 from orchestrator.security import UNGUESSABLE_LENGTH
 from orchestrator.server import Server, bind, open_as_many_as_allowed
@@ -174,6 +176,13 @@ def _web_address(_context: click.Context, _option: click.Parameter, url: str | N
     help="Most bytes of logs that are taken for one task in an hour; the last log is kept.",
 )
 @click.option(
+    "--task-output-bytes",
+    # Never too few for one chunk: it would never be taken.
+    type=click.IntRange(min=DEFAULT_LIMIT_BYTES),
+    default=DEFAULT_TASK_OUTPUT_BYTES,
+    help="Most bytes of output that are taken for one task in an hour; 10 MiB of it are stored.",
+)
+@click.option(
     "--key-pending-tasks",
     type=_COUNT,
     default=DEFAULT_KEY_PENDING_TASKS,
@@ -215,6 +224,7 @@ def main(  # noqa: PLR0913 - click hands every option over as an argument
     node_calls_per_minute: int,
     task_steps: int,
     task_log_bytes: int,
+    task_output_bytes: int,
     key_pending_tasks: int,
     key_upload_bytes: int,
     log_level: str,
@@ -263,6 +273,7 @@ def main(  # noqa: PLR0913 - click hands every option over as an argument
             node_calls_per_minute=node_calls_per_minute,
             task_steps=task_steps,
             task_log_bytes=task_log_bytes,
+            task_output_bytes=task_output_bytes,
             key_pending_tasks=key_pending_tasks,
             key_upload_bytes=key_upload_bytes,
             public_url=public_url,

@@ -6,7 +6,15 @@ from typing import Annotated
 from anyio import CapacityLimiter
 from fastapi import Depends, FastAPI, Request
 
-from orchestrator.budgets import Allowance, BodiesInFlight, DiskReserve, HistoryBudget, NodeCalls
+from orchestrator.budgets import (
+    Allowance,
+    BodiesInFlight,
+    DiskReserve,
+    HistoryBudget,
+    NodeCalls,
+    OpenStreams,
+    OutputPace,
+)
 from orchestrator.db.database import Database
 from orchestrator.db.signing import SigningSecret
 from orchestrator.log import Sampler
@@ -49,6 +57,10 @@ class Services:
     history: HistoryBudget
     log_bytes: Allowance
     """By task."""
+    output_bytes: Allowance
+    """By task."""
+    output_pace: OutputPace
+    output_streams: OpenStreams
     reserve: DiskReserve
     large_bodies: CapacityLimiter
     """Of those, as many are parsed at once."""

@@ -12,6 +12,7 @@ from orchestrator.budgets import (
     DEFAULT_KEY_UPLOAD_BYTES,
     DEFAULT_NODE_CALLS_PER_MINUTE,
     DEFAULT_TASK_LOG_BYTES,
+    DEFAULT_TASK_OUTPUT_BYTES,
     DEFAULT_TASK_STEPS,
 )
 from orchestrator.errors import ConfigurationError
@@ -61,6 +62,8 @@ class Settings:
     """Steps of one task that are stored before its end."""
     task_log_bytes: int = DEFAULT_TASK_LOG_BYTES
     """Of the logs that come in for one task within an hour; the last one is stored."""
+    task_output_bytes: int = DEFAULT_TASK_OUTPUT_BYTES
+    """Of the output that comes in for one task within an hour; its head and tail are stored."""
     key_pending_tasks: int = DEFAULT_KEY_PENDING_TASKS
     """Pending tasks of one scoped key."""
     key_upload_bytes: int = DEFAULT_KEY_UPLOAD_BYTES

@@ -9,15 +9,15 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from orchestrator.db.database import DATABASE_NAME, Database
-from orchestrator.db.tables import Base, Log
+from orchestrator.db.tables import Base, Log, OutputPart
 from orchestrator.errors import ConfigurationError
 
 COPIED_NAME = f"{DATABASE_NAME}.copied"
 """The name of the SQLite database after the copy."""
 
 _ROWS_AT_ONCE = 1000
-_LOGS_AT_ONCE = 10
-"""Each may have 10 MB."""
+_ROWS_AT_ONCE_OF = {Log.__tablename__: 10, OutputPart.__tablename__: 100}
+"""A log may have 10 MB, a part of an output 32 kB."""
 
 
 def move_to_postgresql(data_dir: Path, database_url: str) -> Mapping[str, int]:
@@ -81,6 +81,6 @@ def _copy(table: Table, source: Session, target: Session) -> int:
 
 def _pages(table: Table, source: Session) -> Iterator[list[dict[str, object]]]:
     rows = source.execute(select(table).order_by(*table.primary_key))
-    size = _LOGS_AT_ONCE if table.name == Log.__tablename__ else _ROWS_AT_ONCE
+    size = _ROWS_AT_ONCE_OF.get(table.name, _ROWS_AT_ONCE)
     for page in rows.mappings().partitions(size):
         yield [dict(row) for row in page]

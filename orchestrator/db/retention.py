@@ -7,7 +7,15 @@ from typing import TypeVar
 from sqlalchemy import ColumnElement, delete, exists, select
 from sqlalchemy.orm import Session
 
-from orchestrator.db.tables import File, Log, StatusEntry, Task, TaskFile
+from orchestrator.db.tables import (
+    File,
+    Log,
+    OutputPart,
+    StatusEntry,
+    Task,
+    TaskFile,
+    TaskOutput,
+)
 from orchestrator.model import TaskStatus
 
 T = TypeVar("T")
@@ -24,7 +32,7 @@ def delete_old_tasks(session: Session, before: datetime, condition: ColumnElemen
     # Locked, and by number from here on: a report may come in for one of them meanwhile.
     numbers = session.scalars(ended.order_by(Task.number).with_for_update()).all()
     for some in _parts(numbers):
-        for table in (Log, StatusEntry, TaskFile):
+        for table in (Log, OutputPart, StatusEntry, TaskFile, TaskOutput):
             session.execute(delete(table).where(table.task_number.in_(some)))
         session.execute(delete(Task).where(Task.number.in_(some)))
     return len(numbers)

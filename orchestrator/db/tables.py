@@ -18,6 +18,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     String,
     Text,
 )
@@ -215,6 +216,31 @@ class Log(Base):
     task_number: Mapped[int] = mapped_column(ForeignKey("tasks.number"), primary_key=True)
     session: Mapped[str] = mapped_column(Text)
     received_at: Mapped[datetime]
+
+
+class TaskOutput(Base):
+    """How much output of a task has come in, and who waits for more."""
+
+    __tablename__ = "task_output"
+
+    task_number: Mapped[int] = mapped_column(ForeignKey("tasks.number"), primary_key=True)
+    length: Mapped[int] = mapped_column(BigInteger, default=0)
+    """Bytes of the whole stream, including those that are no longer stored."""
+    is_done: Mapped[bool] = mapped_column(default=False)
+    """Whether no more will come."""
+    watched_until: Mapped[datetime | None]
+    """Until when its node is asked to send often."""
+
+
+class OutputPart(Base):
+    """A piece of a task's output: whole characters in UTF-8, which may include NUL."""
+
+    __tablename__ = "task_output_parts"
+
+    task_number: Mapped[int] = mapped_column(ForeignKey("tasks.number"), primary_key=True)
+    start: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    """The offset of its first byte in the whole stream."""
+    data: Mapped[bytes] = mapped_column(LargeBinary)
 
 
 class ApiKey(Base):

@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import select
 from sqlalchemy.orm import Session, selectinload
 
+from orchestrator.db import output
 from orchestrator.db.tables import ApiKey, StatusEntry, Task, TaskFile
 from orchestrator.errors import Conflict, NotAllowed, NotFound, Unauthenticated
 from orchestrator.log import log_on_commit
@@ -81,6 +82,7 @@ def put_back(session: Session, task: Task, now: datetime, reason: str) -> None:
     log_on_commit(session, log, "task put back", ids, logging.WARNING)
     task.assigned_node_id = None
     task.offered_at = None
+    output.discard(session, task.number)
 
 
 def give_up(session: Session, task: Task, now: datetime, reason: str) -> None:

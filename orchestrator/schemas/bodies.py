@@ -47,11 +47,12 @@ from orchestrator.schemas.types import (
     is_uuid,
 )
 
-EXTENSIONS = ("reregister", "pace", "task-key", "parked-reports")
+EXTENSIONS = ("reregister", "pace", "task-key", "parked-reports", "output")
 """`reregister`: a node that registers with its key beside the token stays the same node.
 `pace`: the server decides how often a node without a task sends heartbeats.
 `task-key`: an assignment has a key with which the task can be reported on, and nothing else done.
 `parked-reports`: a heartbeat has the number of reports that were refused and are kept on the host.
+`output`: the node sends what a task prints, while it runs and at its end.
 """
 
 DEFAULT_TIMEOUT_S = 3600
@@ -381,6 +382,45 @@ class LogSubmission(_AboutTask):
         # Python's parser lets NaN and half characters in that nothing could send out again.
         json.dumps(session.fields(), allow_nan=False, ensure_ascii=False).encode()
         return session
+
+
+MAX_OFFSET = 2**53 - 1
+"""The largest integer that every reader of JSON reads exactly."""
+_Offset = Annotated[int, Field(ge=0, le=MAX_OFFSET)]
+
+
+class OutputChunk(RequestBody):
+    """More of a task's output: whole characters, from an offset in bytes."""
+
+    offset: Annotated[
+        _Offset, NUMBER, Field(description="Bytes in UTF-8 of all the text before this one.")
+    ]
+    text: Annotated[str, Field(description="May have any character, also NUL and escapes.")]
+    done: Annotated[
+        Annotated[bool, Field(strict=True)] | None, Field(description="Whether no more will come.")
+    ] = False
+
+    @field_validator("text")
+    @classmethod
+    def _refuse_half_characters(cls, text: str) -> str:
+        text.encode()
+        return text
+
+
+class OutputResponse(BaseModel):
+    """How much of the output is held."""
+
+    length: Annotated[_Offset, Field(description="The offset of the next chunk.")]
+    interval_seconds: Annotated[
+        int, Field(ge=1, le=30, description="Seconds until the node sends more, unless it is done.")
+    ]
+
+
+class OutputConflict(BaseModel):
+    """The output does not continue what is held."""
+
+    detail: str
+    length: Annotated[_Offset, Field(description="The offset at which to go on.")]
 
 
 class UploadedFile(View):

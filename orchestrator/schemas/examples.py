@@ -88,7 +88,7 @@ _SESSION: Fields = {
     "updated_at": 1772439150,
     "messages": [_MESSAGE],
 }
-_EXTENSIONS = ["reregister", "pace", "task-key", "parked-reports"]
+_EXTENSIONS = ["reregister", "pace", "task-key", "parked-reports", "output"]
 _SECRET = "vk_Zt3qW-shown-this-once"  # noqa: S105 - opens nothing
 
 EXAMPLES: dict[str, Fields] = {
@@ -154,6 +154,12 @@ EXAMPLES: dict[str, Fields] = {
     "LogMessage": _MESSAGE,
     "LogSession": _SESSION,
     "LogSubmission": {"task_id": _TASK_ID, "job_id": _TASK_ID, "session": _SESSION},
+    "OutputChunk": {"offset": 0, "text": "reading sales.csv\n", "done": False},
+    "OutputResponse": {"length": 18, "interval_seconds": 5},
+    "OutputConflict": {
+        "detail": "cannot add to the output at offset 40: 18 bytes are held",
+        "length": 18,
+    },
     "UploadedFile": {
         "filename": _FILE,
         "original_name": "sales.csv",

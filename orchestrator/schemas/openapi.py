@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from orchestrator.schemas.examples import EXAMPLES
-from orchestrator.schemas.problems import SENTENCES, described_problem
+from orchestrator.schemas.problems import SENTENCES, Problem, described_problem
 
 DESCRIPTION = """\
 Nodes are hosts that run tasks. All connections are outbound: a node registers once, then polls for
@@ -58,6 +58,12 @@ shows the same key. A task that is assigned again has another key, and the old o
 `parked-reports`: a heartbeat may have `parked_reports`, the number of reports that were refused and
 that the node keeps for its operator.
 
+`output`: a node sends what a task prints to `POST /tasks/{task_id}/output`, with the offset of the
+text in bytes of UTF-8, and repeats a chunk unchanged if its response is lost. After 409 it goes on
+at the `length` in the response. It waits `interval_seconds` before it sends more, unless the task
+has ended; the last chunk has `done`. A chunk is at most 1 MiB of JSON. The key of a task cannot
+send output.
+
 **New keys of nodes.** The response to a heartbeat may have `new_api_key`. The node stores it, and
 uses it from then on; it is shown until it is used. Its first use ends the old key, except for
 `POST /status` and `POST /logs` of tasks that were assigned before, until they end.
@@ -82,6 +88,7 @@ TAGS = [
     {"name": "files", "description": "Files that tasks need: uploaded by administrators."},
     {"name": "status", "description": "What nodes report about their tasks."},
     {"name": "logs", "description": "The sessions of the agents that worked on tasks."},
+    {"name": "output", "description": "What tasks print."},
     {"name": "keys", "description": "Scoped keys, and the audit log of all keys."},
     {"name": "tokens", "description": "Registration tokens for some names of nodes."},
     {"name": "system", "description": "Health, dashboard and statistics."},
@@ -106,6 +113,8 @@ _SUMMARIES = {
     "report_status": ("Report a task's status", "The task's status now."),
     "store_log": ("Store a task's log", "The stored session."),
     "get_log": ("Get a task's log", "The session that was stored last."),
+    "send_output": ("Send a task's output", "How much is held, and when to send more."),
+    "read_output": ("Read a task's output", "The text, or the stream of events."),
     "create_key": ("Create a scoped key", "The new key and its secret."),
     "list_keys": ("List scoped keys", "All scoped keys, the oldest first."),
     "list_uses": ("Read the audit log", "The entries, the newest first."),
@@ -123,6 +132,8 @@ _SUMMARIES = {
 """For each operation, its summary and the description of its response 200."""
 
 _OPERATIONS = ("get", "post", "delete")
+_FORMS_OF_FASTAPI = ("HTTPValidationError", "ValidationError")
+"""FastAPI's own form of errors, which no response has."""
 
 Json = dict[str, Any]
 
@@ -146,8 +157,7 @@ def schema_of(app: FastAPI) -> Json:
             if method in path:
                 _complete(path[method])
     models = schema["components"]["schemas"]
-    # FastAPI's own form of errors, which no response has.
-    for name in ("HTTPValidationError", "ValidationError"):
+    for name in _FORMS_OF_FASTAPI:
         models.pop(name, None)
     requests = _request_models(schema)
     # Any JSON, which needs no name.
@@ -188,10 +198,18 @@ def _complete(operation: Json) -> None:
         codes |= {422}
     if "requestBody" in operation:
         codes |= {400, 422}
-    responses.update(
-        {str(code): {"$ref": f"#/components/responses/{code}"} for code in sorted(codes)}
-    )
+    for code in map(str, codes):
+        if _has_own_body(responses.get(code)):
+            responses[code]["description"] = SENTENCES[int(code)][0]
+        else:
+            responses[code] = {"$ref": f"#/components/responses/{code}"}
     operation["responses"] = dict(sorted(responses.items()))
+
+
+def _has_own_body(response: Json | None) -> bool:
+    """Return whether an error's response has other fields than every error has."""
+    models = {reference.rpartition("/")[2] for reference in _references(response)}
+    return bool(models - {Problem.__name__, *_FORMS_OF_FASTAPI})
 
 
 def _move_roles(operation: Json, roles: list[str]) -> list[str]:

@@ -169,7 +169,8 @@ def _refuses_longer(field: str, length: int) -> Callable[[Json], Json]:
 NO_DELETION = Fault("DELETE /keys/", "key_deletion", always(405, {"detail": "no"}))
 _REREGISTRATION = "reregistration reregistration_of_nobody"
 _TASK_KEYS = "task_key task_key_does_no_more task_key_ends"
-_EXTENSIONS = f"{_REREGISTRATION} pace {_TASK_KEYS}"
+_EXTENSIONS = f"{_REREGISTRATION} pace {_TASK_KEYS} output output_of_others output_events"
+_OUTPUT = "/tasks/.+/output"
 FAULTS = {
     "any key is known": Fault("GET /keys/", "unknown_is_404 key_deletion", accepts(404)),
     "any node may report": Fault("POST /status", "tasks_of_others", accepts(403)),
@@ -227,6 +228,17 @@ FAULTS = {
     "node key is an admin's": Fault("GET /nodes", "node_is_not_admin", accepts(403)),
     "node key is ignored": Fault("POST /register", _REREGISTRATION, ignored_header="x-api-key"),
     "node lacks its hostname": Fault("POST /register", "registered_fields", lacks("hostname")),
+    "output has no length": Fault(f"GET {_OUTPUT}", "output", lost_header="x-output-length"),
+    "output is shown from the beginning": Fault(
+        f"GET {_OUTPUT}", "output_events", ignored_header="last-event-id"
+    ),
+    "output is taken at any offset": Fault(f"POST {_OUTPUT}", "output", accepts(409)),
+    "output is taken from any node": Fault(f"POST {_OUTPUT}", "output_of_others", accepts(403)),
+    "output loses its escapes": Fault(
+        f"POST {_OUTPUT}",
+        "output output_events",
+        request=lambda body: {**body, "text": body["text"].replace("\x1b", "")},
+    ),
     "priority is ignored": Fault("POST /tasks", "order task_fields", request=ignores("priority")),
     "rate is ignored": Fault("POST /keys", "key_fields rate_limit", request=ignores("rate_limit")),
     "recurrence is ignored": Fault("POST /tasks", "recurrence", request=ignores("recurrence")),

@@ -167,6 +167,19 @@ def test_logs_of_a_task_are_limited_and_later_ones_are_taken(
     assert orchestrator.log_of(task_id) == session
 
 
+@pytest.mark.settings(task_output_bytes=100)
+def test_output_of_a_task_is_limited_and_what_is_held_stays(
+    orchestrator: RunningOrchestrator, node: RegisteredNode
+) -> None:
+    path = f"/tasks/{orchestrator.assign(node)}/output"
+    ok(node.http.post(path, json={"offset": 0, "text": "x" * 60}))
+    response = node.http.post(path, json={"offset": 60, "text": "y" * 60})
+    assert refusal(response) == (429, "a task's output is limited to 100 bytes an hour")
+    assert int(response.headers["Retry-After"]) > 60
+    assert ok(node.http.post(path, json={"offset": 60, "text": "", "done": True}))["length"] == 60
+    assert orchestrator.admin.get(path).text == "x" * 60
+
+
 @pytest.mark.settings(node_calls_per_minute=3)
 def test_flood_of_reports_is_429_and_heartbeats_and_polls_go_on(
     orchestrator: RunningOrchestrator, node: RegisteredNode
@@ -251,15 +264,17 @@ def test_disk_at_its_reserve_takes_what_must_not_be_lost(
     refused = [
         node.http.post("/status", json={**status, "message": "m"}),
         node.http.post("/logs", json=log),
+        node.http.post(f"/tasks/{task_id}/output", json={"offset": 0, "text": "x"}),
         orchestrator.admin.post("/tasks", json={"prompt": "p"}),
         orchestrator.admin.post("/keys", json={"name": "n", "description": "d"}),
         orchestrator.admin.post("/upload", files={"file": b"x"}),
         orchestrator.client().post("/register", json=registration, headers=token),
     ]
-    assert [refusal(response)[0] for response in refused] == [507] * 6
+    assert [refusal(response)[0] for response in refused] == [507] * 7
     assert node.beat("busy", current_task_id=task_id)["status"] == "busy"
     assert node.report(other, "running", message="the claim")["status"] == "running"
     assert node.report(task_id, "analyzing")["status"] == "analyzing"
+    ok(node.http.post(f"/tasks/{task_id}/output", json={"offset": 0, "text": "", "done": True}))
     assert node.report(task_id, "success", message="m")["status"] == "success"
     assert orchestrator.cancel(other)["status"] == "cancelled"
 

@@ -62,5 +62,5 @@ def test_responses_have_no_null_but_in_assignments_and_sent_logs(schema: dict[st
         if '"null"' in json.dumps(model.get("properties"))
     }
     requests = {"Registration", "Heartbeat", "NewTask", "NewKey", "Report", "LogSubmission"}
-    requests |= {"NewToken"}
+    requests |= {"NewToken", "OutputChunk"}
     assert nullable == requests | {"LogSession", "LogMessage"}

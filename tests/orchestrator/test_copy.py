@@ -37,6 +37,8 @@ def source(orchestrator: RunningOrchestrator) -> Path:
     file = orchestrator.upload("name.txt", b"abc")
     task_id = orchestrator.assign(node, files=[file["filename"]])
     node.report(task_id, "success", message="done", progress=100)
+    chunk = {"offset": 0, "text": "printed\0"}
+    node.http.post(f"/tasks/{task_id}/output", json=chunk).raise_for_status()
     node.send_log(task_id, {"id": "s", "messages": [{"text": "\0"}]})
     orchestrator.create_key()
     orchestrator.create_token()

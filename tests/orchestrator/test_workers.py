@@ -1,5 +1,6 @@
 """`--workers N`: several processes on one address, watched by one."""
 
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -58,6 +59,24 @@ def test_what_one_worker_knows_the_others_know_within_a_second(group: Program) -
     wait_for(lambda: all(ok(one)["cancelled_task_ids"] == [task_id] for one in beats()))
     ok(admin.delete(f"/nodes/{node['id']}"))
     wait_for(lambda: all(one.status_code == 401 for one in beats()))
+
+
+def test_output_is_watched_at_one_worker_and_sent_to_any(group: Program) -> None:
+    node = ok(group.register())
+    own, admin = _client(group, node["api_key"]), _client(group, ADMIN_KEY)
+    path = f"/tasks/{ok(admin.post('/tasks', json={'prompt': 'p'}))['id']}/output"
+    ok(own.get("/tasks/pending", headers={"Prefer": "wait=30"}))
+
+    def send(offset: int) -> dict[str, int]:
+        return ok(own.post(path, json={"offset": offset, "text": "x"}))
+
+    with admin.stream("GET", path, headers={"Accept": "text/event-stream"}) as response:
+        lines = (line for line in response.iter_lines() if line.startswith("data: "))
+        for offset in range(6):  # with a connection each, so to both
+            assert send(offset)["length"] == offset + 1
+            assert json.loads(next(lines)[6:]) == {"offset": offset, "text": "x"}
+        wait_for(lambda: send(0)["interval_seconds"] == 2)
+        assert {send(0)["interval_seconds"] for _ in range(6)} == {2}
 
 
 def test_worker_that_dies_is_started_again_and_all_end_with_the_first(group: Program) -> None:
