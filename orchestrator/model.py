@@ -76,6 +76,7 @@ class Permission(str, Enum):
     READ_TASKS = "tasks:read"
     CANCEL_TASKS = "tasks:cancel"
     READ_LOGS = "logs:read"
+    READ_ARTIFACTS = "artifacts:read"
     CLEAN_UP_TASKS = "tasks:cleanup"
     READ_NODES = "nodes:read"
     REMOVE_NODES = "nodes:remove"
@@ -98,7 +99,12 @@ _SUBMITTING = frozenset({Permission.CREATE_TASKS, Permission.UPLOAD_FILES})
 PERMISSIONS: dict[Role, frozenset[Permission]] = {
     Role.SUBMITTER: _SUBMITTING,
     Role.OPERATOR: _SUBMITTING
-    | {Permission.READ_TASKS, Permission.CANCEL_TASKS, Permission.READ_LOGS},
+    | {
+        Permission.READ_TASKS,
+        Permission.CANCEL_TASKS,
+        Permission.READ_LOGS,
+        Permission.READ_ARTIFACTS,
+    },
     Role.ADMIN: frozenset(Permission),
 }
 

@@ -14,6 +14,7 @@ import click
 import httpx
 
 from orchestrator.conformance.admin_rules import ADMIN_RULES
+from orchestrator.conformance.artifact_rules import ARTIFACT_RULES
 from orchestrator.conformance.expect import Absent, Broken, Skipped, Stopped
 from orchestrator.conformance.key_rules import KEY_RULES
 from orchestrator.conformance.node_rules import NODE_RULES
@@ -23,7 +24,14 @@ from orchestrator.conformance.task_key_rules import TASK_KEY_RULES
 from orchestrator.conformance.task_rules import TASK_RULES
 
 PROFILES: dict[str, dict[str, tuple[Rule, ...]]] = {
-    "full": {**NODE_RULES, **TASK_KEY_RULES, **TASK_RULES, **ADMIN_RULES, **KEY_RULES},
+    "full": {
+        **NODE_RULES,
+        **TASK_KEY_RULES,
+        **ARTIFACT_RULES,
+        **TASK_RULES,
+        **ADMIN_RULES,
+        **KEY_RULES,
+    },
     "runner": RUNNER_RULES,
 }
 """The rules of each profile, by what they are about."""

@@ -47,10 +47,11 @@ from orchestrator.schemas.types import (
     is_uuid,
 )
 
-EXTENSIONS = ("reregister", "pace", "task-key")
+EXTENSIONS = ("reregister", "pace", "task-key", "artifacts")
 """`reregister`: a node that registers with its key beside the token stays the same node.
 `pace`: the server decides how often a node without a task sends heartbeats.
 `task-key`: an assignment has a key with which the task can be reported on, and nothing else done.
+`artifacts`: a node sends the files that a task has made.
 """
 
 DEFAULT_TIMEOUT_S = 3600
@@ -395,6 +396,22 @@ class CleanedUp(BaseModel):
     """The number of deleted tasks."""
 
     deleted_count: int
+
+
+class StoredArtifact(View):
+    """An artifact, as it is stored."""
+
+    path: str
+    """Below the task's folder of artifacts, with `/` between its segments."""
+    size: int
+    checksum: str
+    """Lower-case hexadecimal SHA-256."""
+
+
+class ArtifactView(StoredArtifact):
+    """An artifact of a task."""
+
+    created_at: datetime
 
 
 class Statistics(BaseModel):

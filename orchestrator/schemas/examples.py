@@ -88,7 +88,8 @@ _SESSION: Fields = {
     "updated_at": 1772439150,
     "messages": [_MESSAGE],
 }
-_EXTENSIONS = ["reregister", "pace", "task-key"]
+_EXTENSIONS = ["reregister", "pace", "task-key", "artifacts"]
+_ARTIFACT: Fields = {"path": "reports/sales.csv", "size": 3, "checksum": _CHECKSUM}
 _SECRET = "vk_Zt3qW-shown-this-once"  # noqa: S105 - opens nothing
 
 EXAMPLES: dict[str, Fields] = {
@@ -160,6 +161,8 @@ EXAMPLES: dict[str, Fields] = {
         "checksum": _CHECKSUM,
         "size": 3,
     },
+    "StoredArtifact": _ARTIFACT,
+    "ArtifactView": {**_ARTIFACT, "created_at": _LATER},
     "NewKey": {
         "name": "acme-ci",
         "description": "Nightly reports of Acme's build",

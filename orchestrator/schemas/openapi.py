@@ -56,6 +56,14 @@ own key. With it, `POST /status` and `POST /logs` for that task are accepted, un
 the task's end; every other call is refused with 403, and after that minute with 401. A redelivery
 shows the same key. A task that is assigned again has another key, and the old one is refused.
 
+`artifacts`: a node sends each file that a task has made with
+`PUT /tasks/{task_id}/artifacts/{path}`, before it reports the task's end. Each segment of the path
+is URL-encoded UTF-8, and the header `X-Checksum-SHA256` has the file's SHA-256 in lower-case
+hexadecimal. A node repeats a call whose response is lost: the same bytes change nothing. Other
+bytes replace an artifact until the task has ended, and are refused with 409 after that. New ones
+are accepted after the end too, as the node of a cancelled task sends them. The key of a task cannot
+send any.
+
 **New keys of nodes.** The response to a heartbeat may have `new_api_key`. The node stores it, and
 uses it from then on; it is shown until it is used. Its first use ends the old key, except for
 `POST /status` and `POST /logs` of tasks that were assigned before, until they end.
@@ -80,6 +88,7 @@ TAGS = [
     {"name": "files", "description": "Files that tasks need: uploaded by administrators."},
     {"name": "status", "description": "What nodes report about their tasks."},
     {"name": "logs", "description": "The sessions of the agents that worked on tasks."},
+    {"name": "artifacts", "description": "The files that tasks have made."},
     {"name": "keys", "description": "Scoped keys, and the audit log of all keys."},
     {"name": "tokens", "description": "Registration tokens for some names of nodes."},
     {"name": "system", "description": "Health, dashboard and statistics."},
@@ -104,6 +113,10 @@ _SUMMARIES = {
     "report_status": ("Report a task's status", "The task's status now."),
     "store_log": ("Store a task's log", "The stored session."),
     "get_log": ("Get a task's log", "The session that was stored last."),
+    "put_artifact": ("Store a file that a task has made", "The artifact, as it is stored."),
+    "list_artifacts": ("List a task's artifacts", "The artifacts, by path."),
+    "get_artifacts": ("Download all artifacts of a task", "A ZIP archive."),
+    "get_artifact": ("Download an artifact", "The artifact's bytes."),
     "create_key": ("Create a scoped key", "The new key and its secret."),
     "list_keys": ("List scoped keys", "All scoped keys, the oldest first."),
     "list_uses": ("Read the audit log", "The entries, the newest first."),
@@ -120,7 +133,7 @@ _SUMMARIES = {
 }
 """For each operation, its summary and the description of its response 200."""
 
-_OPERATIONS = ("get", "post", "delete")
+_OPERATIONS = ("get", "post", "put", "delete")
 
 Json = dict[str, Any]
 
