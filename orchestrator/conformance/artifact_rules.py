@@ -47,7 +47,7 @@ def artifacts_refused(target: Target) -> None:
     """An artifact with another checksum or a path that leaves its folder is refused."""
     held = _run(target)
     expect_refusal("another checksum", _put(held, checksum="0" * 64), 400, 422)
-    for path in ("%2e%2e/a", "a//b", "a%0ab"):
+    for path in ("%2e%2e/a", "a//b"):
         # Encoded already, since clients take dots out of a path.
         expect_refusal(f"the path {path}", _put(held, encoded=path), 400, 404, 422)
     other = Held(target.register(), held.assignment)
