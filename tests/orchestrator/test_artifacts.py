@@ -361,10 +361,9 @@ def test_archive_has_files_of_more_than_4_gib(tmp_path: Path) -> None:
     size = 4 * 1024**3 + 1
     with (tmp_path / "sparse").open("wb") as sparse:
         sparse.truncate(size)
-    entries = [Entry(name, size, NOW, tmp_path / "sparse") for name in ("first", "second")]
     with (tmp_path / "archive.zip").open("wb") as target:
-        for piece in zip_pieces(entries[:1]):
+        for piece in zip_pieces([Entry("sparse", size, NOW, tmp_path / "sparse")]):
             target.write(piece)
     with zipfile.ZipFile(tmp_path / "archive.zip") as archive:
-        assert archive.getinfo("first").file_size == size
+        assert archive.getinfo("sparse").file_size == size
         assert archive.testzip() is None
