@@ -17,7 +17,7 @@ from sqlalchemy.exc import TimeoutError as DatabaseTimeout
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, RedirectResponse, Response
-from starlette.routing import compile_path
+from starlette.routing import Route
 
 from orchestrator import __version__
 from orchestrator.auth import address_of, check_key, check_token
@@ -43,6 +43,7 @@ from orchestrator.middleware import (
 )
 from orchestrator.model import utc_now
 from orchestrator.routes import (
+    artifacts,
     assignments,
     files,
     keys,
@@ -76,7 +77,7 @@ _SENTENCES = {404: "there is no such path", 405: "the path does not take this me
 # assignments come before tasks: /tasks/pending is not the task named "pending".
 _LOGS = "/logs"
 _PLAIN = frozenset({nodes.HEARTBEAT.path, assignments.PENDING.path})
-_ROUTES = (stats, nodes, assignments, tasks, files, reports, output, keys, tokens, dashboard)
+_ROUTES = (stats, nodes, assignments, tasks, files, reports, output, artifacts, keys, tokens, dashboard)
 
 log = logging.getLogger(__name__)
 
@@ -131,6 +132,7 @@ def create_app(settings: Settings) -> FastAPI:
             "/nodes/heartbeat": nodes.MAX_HEARTBEAT_BYTES,
             "/upload": settings.max_upload_bytes + files.MULTIPART_OVERHEAD_BYTES,
         },
+        put_limit=settings.max_artifact_bytes,
     )
     app.add_middleware(PlainRequests)
     # First: what they answer is asked for all the time.
@@ -316,10 +318,13 @@ async def _answer_http_error(request: Request, error: Exception) -> JSONResponse
 
 def _methods_of(request: Request) -> list[str]:
     # Starlette names those of one handler only. A path belongs to the first template that fits it.
-    for template, operations in request.app.openapi()["paths"].items():
-        if compile_path(template)[0].match(request.url.path):
-            return sorted(method.upper() for method in operations)
-    return ["GET"]
+    fitting = [
+        route
+        for route in request.app.routes
+        if isinstance(route, Route) and route.path_regex.match(request.url.path)
+    ]
+    same = [route for route in fitting if route.path == fitting[0].path]
+    return sorted({method for route in same for method in route.methods or ()})
 
 
 async def _answer_invalid(_: Request, error: Exception) -> JSONResponse:

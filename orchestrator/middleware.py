@@ -19,9 +19,11 @@ _WITHOUT_BODY = frozenset({"GET", "HEAD"})
 class BodyLimit:
     """Refuses a body over the limit of its path, before it is read to its end."""
 
-    def __init__(self, app: ASGIApp, limits: Mapping[str, int]) -> None:
+    def __init__(self, app: ASGIApp, limits: Mapping[str, int], put_limit: int) -> None:
+        """Limit bodies by their path, and all that are sent by PUT to `put_limit` bytes."""
         self._app = app
         self._limits = limits
+        self._put_limit = put_limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse by Content-Length at once, otherwise as the bytes come in."""
@@ -29,6 +31,8 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         limit = self._limits.get(scope["path"], DEFAULT_LIMIT_BYTES)
+        if scope["method"] == "PUT":
+            limit = self._put_limit
         declared = Headers(scope=scope).get("content-length", "0")
         if declared.isdecimal() and int(declared) > limit:
             await _refuse_large(limit)(scope, receive, send)

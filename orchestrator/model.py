@@ -77,6 +77,7 @@ class Permission(str, Enum):
     CANCEL_TASKS = "tasks:cancel"
     READ_LOGS = "logs:read"
     READ_OUTPUT = "output:read"
+    READ_ARTIFACTS = "artifacts:read"
     CLEAN_UP_TASKS = "tasks:cleanup"
     READ_NODES = "nodes:read"
     REMOVE_NODES = "nodes:remove"
@@ -104,6 +105,7 @@ PERMISSIONS: dict[Role, frozenset[Permission]] = {
         Permission.CANCEL_TASKS,
         Permission.READ_LOGS,
         Permission.READ_OUTPUT,
+        Permission.READ_ARTIFACTS,
     },
     Role.ADMIN: frozenset(Permission),
 }

@@ -44,6 +44,9 @@ from orchestrator.server import Server, bind, open_as_many_as_allowed
 from orchestrator.settings import (
     DEFAULT_HEARTBEAT_TIMEOUT_S,
     DEFAULT_LOST_AFTER_S,
+    DEFAULT_MAX_ARTIFACT_BYTES,
+    DEFAULT_MAX_TASK_ARTIFACT_BYTES,
+    DEFAULT_MAX_TASK_ARTIFACTS,
     DEFAULT_MAX_UNREPORTED,
     DEFAULT_MAX_UPLOAD_BYTES,
     DEFAULT_MIN_FREE_BYTES,
@@ -151,10 +154,29 @@ def _web_address(_context: click.Context, _option: click.Parameter, url: str | N
     help="Largest file that can be uploaded.",
 )
 @click.option(
+    "--max-artifact-bytes",
+    type=_COUNT,
+    default=DEFAULT_MAX_ARTIFACT_BYTES,
+    help="Largest file that a task may have as an artifact.",
+)
+@click.option(
+    "--max-task-artifact-bytes",
+    type=_COUNT,
+    default=DEFAULT_MAX_TASK_ARTIFACT_BYTES,
+    help="Most bytes of all artifacts of one task.",
+)
+@click.option(
+    "--max-task-artifacts",
+    type=_COUNT,
+    default=DEFAULT_MAX_TASK_ARTIFACTS,
+    help="Most artifacts of one task.",
+)
+@click.option(
     "--min-free-bytes",
     type=click.IntRange(min=0),
     default=DEFAULT_MIN_FREE_BYTES,
-    help="Refuse what would leave less free disk space than this: uploads, logs, messages, tasks.",
+    help="Refuse what would leave less free disk space than this: uploads, artifacts, logs,"
+    " messages, tasks.",
 )
 @click.option(
     "--node-calls-per-minute",
@@ -220,6 +242,9 @@ def main(  # noqa: PLR0913 - click hands every option over as an argument
     redelivery_after: float,
     max_unreported: int,
     max_upload_bytes: int,
+    max_artifact_bytes: int,
+    max_task_artifact_bytes: int,
+    max_task_artifacts: int,
     min_free_bytes: int,
     node_calls_per_minute: int,
     task_steps: int,
@@ -269,6 +294,9 @@ def main(  # noqa: PLR0913 - click hands every option over as an argument
             redelivery_after_s=redelivery_after,
             max_unreported=max_unreported,
             max_upload_bytes=max_upload_bytes,
+            max_artifact_bytes=max_artifact_bytes,
+            max_task_artifact_bytes=max_task_artifact_bytes,
+            max_task_artifacts=max_task_artifacts,
             min_free_bytes=min_free_bytes,
             node_calls_per_minute=node_calls_per_minute,
             task_steps=task_steps,

@@ -20,6 +20,9 @@ from orchestrator.security import ADMIN_KEY_MARK, TOKEN_MARK, new_secret
 
 DEFAULT_MAX_UPLOAD_BYTES = 4 * 1024**3
 DEFAULT_MIN_FREE_BYTES = 1024**3
+DEFAULT_MAX_ARTIFACT_BYTES = 1024**3
+DEFAULT_MAX_TASK_ARTIFACT_BYTES = 4 * 1024**3
+DEFAULT_MAX_TASK_ARTIFACTS = 1000
 DEFAULT_HEARTBEAT_TIMEOUT_S = 45
 DEFAULT_LOST_AFTER_S = 600
 DEFAULT_MAX_UNREPORTED = 64
@@ -55,7 +58,13 @@ class Settings:
     """Seconds between two looks for expired leases and scheduled tasks."""
     max_upload_bytes: int = DEFAULT_MAX_UPLOAD_BYTES
     min_free_bytes: int = DEFAULT_MIN_FREE_BYTES
-    """What would leave less of the disk is refused: uploads, logs, messages, new tasks."""
+    """What would leave less of the disk is refused: uploads, artifacts, logs, messages, tasks."""
+    max_artifact_bytes: int = DEFAULT_MAX_ARTIFACT_BYTES
+    """Of one artifact."""
+    max_task_artifact_bytes: int = DEFAULT_MAX_TASK_ARTIFACT_BYTES
+    """Of all artifacts of one task together."""
+    max_task_artifacts: int = DEFAULT_MAX_TASK_ARTIFACTS
+    """Artifacts of one task."""
     node_calls_per_minute: int = DEFAULT_NODE_CALLS_PER_MINUTE
     """Heartbeats of one node, its polls, and its other calls: of each so many."""
     task_steps: int = DEFAULT_TASK_STEPS

@@ -1,7 +1,9 @@
-"""Uploads: parsed out of a multipart body, stored in `DATA_DIR/files` under random ids.
+"""Uploads: bytes in `DATA_DIR/files` and `DATA_DIR/artifacts`, under random ids.
 
-The name of a file in tasks is its id and its plain original name: unique, and without a path. Nodes
-store it under the original name. Several server processes may share the folder.
+Files for tasks are parsed out of a multipart body. The name of a file in tasks is its id and its
+plain original name: unique, and without a path. Nodes store it under the original name. Artifacts
+are what tasks have made; their paths are in the database only. Several server processes may share
+the folders.
 """
 
 import errno
@@ -11,7 +13,7 @@ import os
 import re
 import shutil
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from email.errors import HeaderParseError
@@ -118,7 +120,8 @@ class FilePart:
         self._at_end = True
 
 
-_FOLDER = "files"
+FILES, ARTIFACTS = "files", "artifacts"
+"""The folders of stored bytes."""
 _PARTIAL = ".partial"
 _WRITE_BYTES = 1024**2
 _MAX_NAME_BYTES = 180
@@ -134,21 +137,28 @@ _NO_ROOM = "the server's disk has no room for the file"
 
 
 def prepare_folder(data_dir: Path) -> None:
-    """Create the folder for files and remove uploads that a crash has interrupted."""
-    folder = data_dir / _FOLDER
-    folder.mkdir(mode=0o700, exist_ok=True)
-    for partial in folder.glob(f"*{_PARTIAL}"):
-        _remove_if_abandoned(partial)
+    """Create the folders for bytes and remove uploads that a crash has interrupted."""
+    for name in (FILES, ARTIFACTS):
+        folder = data_dir / name
+        folder.mkdir(mode=0o700, exist_ok=True)
+        for partial in folder.glob(f"*{_PARTIAL}"):
+            _remove_if_abandoned(partial)
 
 
-def stored_file(data_dir: Path, file_id: str) -> Path:
-    """Return the path of a file's bytes."""
-    return data_dir / _FOLDER / file_id
+def stored_file(data_dir: Path, file_id: str, folder: str = FILES) -> Path:
+    """Return the path of the bytes with this id."""
+    return data_dir / folder / file_id
 
 
-def stored_before(data_dir: Path, moment: datetime) -> list[str]:
+def remove_stored(data_dir: Path, ids: Iterable[str], folder: str = FILES) -> None:
+    """Remove bytes, those that are gone already as well."""
+    for one in ids:
+        stored_file(data_dir, one, folder).unlink(missing_ok=True)
+
+
+def stored_before(data_dir: Path, moment: datetime, folder: str = FILES) -> list[str]:
     """Return the ids of stored bytes that are older than that moment."""
-    paths = (data_dir / _FOLDER).iterdir()
+    paths = (data_dir / folder).iterdir()
     return [
         path.name
         for path in paths
@@ -203,13 +213,25 @@ def _decode_words(name: str) -> str:
         return name
 
 
+def require_room(folder: Path, size: int, min_free_bytes: int) -> None:
+    """Raise OutOfSpace if so many bytes would take the disk below its reserve."""
+    if shutil.disk_usage(folder).free - size < min_free_bytes:
+        raise OutOfSpace(_NO_ROOM)
+
+
 class Upload:
     """A file that is being uploaded; nothing of it stays unless `keep` is called."""
 
     def __init__(
-        self, data_dir: Path, file_id: str, *, limit_bytes: int, min_free_bytes: int
+        self,
+        data_dir: Path,
+        file_id: str,
+        *,
+        limit_bytes: int,
+        min_free_bytes: int,
+        folder: str = FILES,
     ) -> None:
-        self._final = stored_file(data_dir, file_id)
+        self._final = stored_file(data_dir, file_id, folder)
         self._partial = self._final.with_name(file_id + _PARTIAL)
         self._limit_bytes = limit_bytes
         self._min_free_bytes = min_free_bytes
@@ -246,9 +268,7 @@ class Upload:
 
     def write(self) -> None:
         """Write the bytes that have arrived. Raises OutOfSpace."""
-        free = shutil.disk_usage(self._partial.parent).free
-        if free - len(self._buffer) < self._min_free_bytes:
-            raise OutOfSpace(_NO_ROOM)
+        require_room(self._partial.parent, len(self._buffer), self._min_free_bytes)
         try:
             self._append()
         except OSError as error:

@@ -14,6 +14,7 @@ import click
 import httpx
 
 from orchestrator.conformance.admin_rules import ADMIN_RULES
+from orchestrator.conformance.artifact_rules import ARTIFACT_RULES
 from orchestrator.conformance.expect import Absent, Broken, Skipped, Stopped
 from orchestrator.conformance.key_rules import KEY_RULES
 from orchestrator.conformance.node_rules import NODE_RULES
@@ -28,6 +29,7 @@ PROFILES: dict[str, dict[str, tuple[Rule, ...]]] = {
         **NODE_RULES,
         **TASK_KEY_RULES,
         **OUTPUT_RULES,
+        **ARTIFACT_RULES,
         **TASK_RULES,
         **ADMIN_RULES,
         **KEY_RULES,

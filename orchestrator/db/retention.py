@@ -8,6 +8,7 @@ from sqlalchemy import ColumnElement, delete, exists, select
 from sqlalchemy.orm import Session
 
 from orchestrator.db.tables import (
+    Artifact,
     File,
     Log,
     OutputPart,
@@ -25,17 +26,33 @@ _AT_ONCE = 500
 _ENDED = [status for status in TaskStatus if status.is_final]
 
 
-def delete_old_tasks(session: Session, before: datetime, condition: ColumnElement[bool]) -> int:
-    """Delete tasks on this condition that ended before that moment; return their number."""
+def delete_old_tasks(
+    session: Session, before: datetime, condition: ColumnElement[bool]
+) -> tuple[int, list[str]]:
+    """Delete tasks on this condition that ended before that moment.
+
+    Return their number, and the ids of their artifacts, whose bytes go once this is committed.
+    """
     is_old = (Task.status.in_(_ENDED), Task.completed_at < before)
     ended = select(Task.number).where(*is_old, condition)
     # Locked, and by number from here on: a report may come in for one of them meanwhile.
     numbers = session.scalars(ended.order_by(Task.number).with_for_update()).all()
+    return len(numbers), delete_tasks(session, numbers)
+
+
+def delete_tasks(session: Session, numbers: Sequence[int]) -> list[str]:
+    """Delete tasks, whose rows are locked, with all that belongs to them.
+
+    Return the ids of their artifacts, whose bytes go once this is committed.
+    """
+    artifacts: list[str] = []
     for some in _parts(numbers):
+        deletion = delete(Artifact).where(Artifact.task_number.in_(some)).returning(Artifact.id)
+        artifacts += session.scalars(deletion)
         for table in (Log, OutputPart, StatusEntry, TaskFile, TaskOutput):
             session.execute(delete(table).where(table.task_number.in_(some)))
         session.execute(delete(Task).where(Task.number.in_(some)))
-    return len(numbers)
+    return artifacts
 
 
 def delete_unused_files(
@@ -58,11 +75,13 @@ def delete_unused_files(
     return deleted
 
 
-def unknown_files(session: Session, ids: Sequence[str]) -> set[str]:
-    """Return those of the ids that no file has."""
+def unknown_ids(
+    session: Session, table: type[File] | type[Artifact], ids: Sequence[str]
+) -> set[str]:
+    """Return those of the ids that no file, or no artifact, has."""
     known: set[str] = set()
     for some in _parts(ids):
-        known.update(session.scalars(select(File.id).where(File.id.in_(some))))
+        known.update(session.scalars(select(table.id).where(table.id.in_(some))))
     return set(ids) - known
 
 

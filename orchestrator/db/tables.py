@@ -243,6 +243,21 @@ class OutputPart(Base):
     data: Mapped[bytes] = mapped_column(LargeBinary)
 
 
+class Artifact(Base):
+    """A file that a task has made; its bytes lie under its id."""
+
+    __tablename__ = "artifacts"
+    __table_args__ = (Index("ix_artifacts_task", "task_number", "path", unique=True),)
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    task_number: Mapped[int] = mapped_column(ForeignKey("tasks.number"))
+    path: Mapped[str] = mapped_column(Text)
+    """Below the task's folder of artifacts, with `/` between its segments."""
+    size: Mapped[int] = mapped_column(BigInteger)
+    checksum: Mapped[str] = mapped_column(String(64))
+    created_at: Mapped[datetime]
+
+
 class ApiKey(Base):
     """A scoped key. Of the key itself only the hash is kept, and its first characters."""
 

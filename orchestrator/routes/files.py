@@ -124,7 +124,7 @@ def _check_stored(session: Session, services: Services, caller: Caller, size: in
         )
 
 
-class _WholeFile(FileResponse):
+class WholeFile(FileResponse):
     """Answers with all of the file, whatever part is asked for.
 
     The contract knows no parts, RFC 9110 lets a server pass over Range, and Starlette answers one
@@ -137,7 +137,7 @@ class _WholeFile(FileResponse):
         await super().__call__({**scope, "headers": headers}, receive, send)
 
 
-_BYTES: dict[int | str, dict[str, Any]] = {
+BYTES: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The file's bytes.",
         "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
@@ -147,10 +147,10 @@ _BYTES: dict[int | str, dict[str, Any]] = {
 
 @router.get(
     "/files/{filename}",
-    responses={**_BYTES, **problems(401, 403, 404, 429)},
+    responses={**BYTES, **problems(401, 403, 404, 429)},
     response_class=FileResponse,
 )
-def download_file(services: ServicesParam, node: NodeParam, filename: _Filename) -> _WholeFile:
+def download_file(services: ServicesParam, node: NodeParam, filename: _Filename) -> WholeFile:
     """Return a file to the node that holds a task with it; all others get 404."""
     services.node_calls.others.charge(node.id)
     with services.database.reading() as session:
@@ -169,7 +169,7 @@ def download_file(services: ServicesParam, node: NodeParam, filename: _Filename)
     path = stored_file(services.settings.data_dir, file_id)
     if not path.is_file():
         raise NotFound("the file's bytes are gone from the server")
-    return _WholeFile(
+    return WholeFile(
         path,
         media_type="application/octet-stream",
         filename=filename,

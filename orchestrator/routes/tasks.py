@@ -12,8 +12,8 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from orchestrator.auth import Caller, allowed_to
-from orchestrator.db.retention import delete_old_tasks, delete_unused_files, unknown_files
-from orchestrator.db.tables import Node, Task, TaskFile
+from orchestrator.db.retention import delete_old_tasks, delete_unused_files, unknown_ids
+from orchestrator.db.tables import Artifact, File, Node, Task, TaskFile
 from orchestrator.errors import NotAllowed, TooMany
 from orchestrator.log import fields, log_on_commit
 from orchestrator.model import (
@@ -31,7 +31,7 @@ from orchestrator.schemas.bodies import DEFAULT_TIMEOUT_S, CleanedUp, NewTask, T
 from orchestrator.schemas.problems import problems
 from orchestrator.scope import require_task_within, tasks_of
 from orchestrator.services import ServicesParam
-from orchestrator.uploads import stored_before, stored_file
+from orchestrator.uploads import ARTIFACTS, FILES, remove_stored, stored_before
 
 router = APIRouter(prefix="/tasks", tags=["tasks"], route_class=Route)
 
@@ -122,22 +122,28 @@ def clean_up(
     caller: Annotated[Caller, Depends(allowed_to(Permission.CLEAN_UP_TASKS))],
     days: Annotated[int, Query(ge=0, le=36_500, description="How many days ago.")] = 7,
 ) -> CleanedUp:
-    """Delete tasks that ended at least this long ago, with logs, and files that no task needs.
+    """Delete tasks that ended at least this long ago, and files that no task needs.
+
+    With a task go its log and its artifacts.
 
     A key that is limited to patterns deletes the tasks that it sees, and files uploaded with it.
     """
     now = utc_now()
     before = now - timedelta(days=days)
     with services.database.writing() as session:
-        deleted_count = delete_old_tasks(session, before, tasks_of(session, caller))
+        deleted_count, artifact_ids = delete_old_tasks(session, before, tasks_of(session, caller))
         uploader = caller.key_id if caller.is_limited else None
-        deleted_ids = delete_unused_files(session, before, uploader)
+        file_ids = delete_unused_files(session, before, uploader)
     data_dir = services.settings.data_dir
-    with services.database.reading() as session:
-        unknown_ids = unknown_files(session, stored_before(data_dir, min(before, now - _A_DAY)))
-    for file_id in {*deleted_ids, *unknown_ids}:
-        stored_file(data_dir, file_id).unlink(missing_ok=True)
-    log.info("old tasks deleted", extra=fields(tasks=deleted_count, files=len(deleted_ids)))
+    remove_stored(data_dir, file_ids)
+    remove_stored(data_dir, artifact_ids, ARTIFACTS)
+    for folder, table in ((FILES, File), (ARTIFACTS, Artifact)):
+        stored = stored_before(data_dir, min(before, now - _A_DAY), folder)
+        with services.database.reading() as session:
+            orphans = unknown_ids(session, table, stored)
+        remove_stored(data_dir, orphans, folder)
+    counts = {"tasks": deleted_count, "files": len(file_ids), "artifacts": len(artifact_ids)}
+    log.info("old tasks deleted", extra=fields(**counts))
     return CleanedUp(deleted_count=deleted_count)
 
 

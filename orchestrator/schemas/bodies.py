@@ -47,12 +47,13 @@ from orchestrator.schemas.types import (
     is_uuid,
 )
 
-EXTENSIONS = ("reregister", "pace", "task-key", "parked-reports", "output")
+EXTENSIONS = ("reregister", "pace", "task-key", "parked-reports", "output", "artifacts")
 """`reregister`: a node that registers with its key beside the token stays the same node.
 `pace`: the server decides how often a node without a task sends heartbeats.
 `task-key`: an assignment has a key with which the task can be reported on, and nothing else done.
 `parked-reports`: a heartbeat has the number of reports that were refused and are kept on the host.
 `output`: the node sends what a task prints, while it runs and at its end.
+`artifacts`: a node sends the files that a task has made.
 """
 
 DEFAULT_TIMEOUT_S = 3600
@@ -436,6 +437,22 @@ class CleanedUp(BaseModel):
     """The number of deleted tasks."""
 
     deleted_count: int
+
+
+class StoredArtifact(View):
+    """An artifact, as it is stored."""
+
+    path: str
+    """Below the task's folder of artifacts, with `/` between its segments."""
+    size: int
+    checksum: str
+    """Lower-case hexadecimal SHA-256."""
+
+
+class ArtifactView(StoredArtifact):
+    """An artifact of a task."""
+
+    created_at: datetime
 
 
 class Statistics(BaseModel):

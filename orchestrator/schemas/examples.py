@@ -88,7 +88,8 @@ _SESSION: Fields = {
     "updated_at": 1772439150,
     "messages": [_MESSAGE],
 }
-_EXTENSIONS = ["reregister", "pace", "task-key", "parked-reports", "output"]
+_EXTENSIONS = ["reregister", "pace", "task-key", "parked-reports", "output", "artifacts"]
+_ARTIFACT: Fields = {"path": "reports/sales.csv", "size": 3, "checksum": _CHECKSUM}
 _SECRET = "vk_Zt3qW-shown-this-once"  # noqa: S105 - opens nothing
 
 EXAMPLES: dict[str, Fields] = {
@@ -166,6 +167,8 @@ EXAMPLES: dict[str, Fields] = {
         "checksum": _CHECKSUM,
         "size": 3,
     },
+    "StoredArtifact": _ARTIFACT,
+    "ArtifactView": {**_ARTIFACT, "created_at": _LATER},
     "NewKey": {
         "name": "acme-ci",
         "description": "Nightly reports of Acme's build",

@@ -64,6 +64,14 @@ at the `length` in the response. It waits `interval_seconds` before it sends mor
 has ended; the last chunk has `done`. A chunk is at most 1 MiB of JSON. The key of a task cannot
 send output.
 
+`artifacts`: a node sends each file that a task has made with
+`PUT /tasks/{task_id}/artifacts/{path}`, before it reports the task's end. Each segment of the path
+is URL-encoded UTF-8, and the header `X-Checksum-SHA256` has the file's SHA-256 in lower-case
+hexadecimal. A node repeats a call whose response is lost: the same bytes change nothing. Other
+bytes replace an artifact until the task has ended, and are refused with 409 after that. New ones
+are accepted after the end too, as the node of a cancelled task sends them. The key of a task cannot
+send any.
+
 **New keys of nodes.** The response to a heartbeat may have `new_api_key`. The node stores it, and
 uses it from then on; it is shown until it is used. Its first use ends the old key, except for
 `POST /status` and `POST /logs` of tasks that were assigned before, until they end.
@@ -89,6 +97,7 @@ TAGS = [
     {"name": "status", "description": "What nodes report about their tasks."},
     {"name": "logs", "description": "The sessions of the agents that worked on tasks."},
     {"name": "output", "description": "What tasks print."},
+    {"name": "artifacts", "description": "The files that tasks have made."},
     {"name": "keys", "description": "Scoped keys, and the audit log of all keys."},
     {"name": "tokens", "description": "Registration tokens for some names of nodes."},
     {"name": "system", "description": "Health, dashboard and statistics."},
@@ -115,6 +124,10 @@ _SUMMARIES = {
     "get_log": ("Get a task's log", "The session that was stored last."),
     "send_output": ("Send a task's output", "How much is held, and when to send more."),
     "read_output": ("Read a task's output", "The text, or the stream of events."),
+    "put_artifact": ("Store a file that a task has made", "The artifact, as it is stored."),
+    "list_artifacts": ("List a task's artifacts", "The artifacts, by path."),
+    "get_artifacts": ("Download all artifacts of a task", "A ZIP archive."),
+    "get_artifact": ("Download an artifact", "The artifact's bytes."),
     "create_key": ("Create a scoped key", "The new key and its secret."),
     "list_keys": ("List scoped keys", "All scoped keys, the oldest first."),
     "list_uses": ("Read the audit log", "The entries, the newest first."),
@@ -131,7 +144,7 @@ _SUMMARIES = {
 }
 """For each operation, its summary and the description of its response 200."""
 
-_OPERATIONS = ("get", "post", "delete")
+_OPERATIONS = ("get", "post", "put", "delete")
 _FORMS_OF_FASTAPI = ("HTTPValidationError", "ValidationError")
 """FastAPI's own form of errors, which no response has."""
 

@@ -169,7 +169,8 @@ def _refuses_longer(field: str, length: int) -> Callable[[Json], Json]:
 NO_DELETION = Fault("DELETE /keys/", "key_deletion", always(405, {"detail": "no"}))
 _REREGISTRATION = "reregistration reregistration_of_nobody"
 _TASK_KEYS = "task_key task_key_does_no_more task_key_ends"
-_EXTENSIONS = f"{_REREGISTRATION} pace {_TASK_KEYS} output output_of_others output_events"
+_ARTIFACTS = "artifacts artifacts_refused artifacts_archive"
+_EXTENSIONS = f"{_REREGISTRATION} pace {_TASK_KEYS} {_ARTIFACTS} output output_of_others output_events"
 _OUTPUT = "/tasks/.+/output"
 FAULTS = {
     "any key is known": Fault("GET /keys/", "unknown_is_404 key_deletion", accepts(404)),
@@ -177,6 +178,16 @@ FAULTS = {
     "any progress is taken": Fault("POST /status", "bad_progress", request=ignores("progress")),
     "any status is accepted": Fault("POST /status", "unknown_status bad_progress", accepts(422)),
     "any task is accepted": Fault("POST /tasks", "bad_task recurrence", accepts(422)),
+    "any artifact is taken": Fault("PUT /tasks/", "artifacts_refused", accepts(422)),
+    "any node stores artifacts": Fault("PUT /tasks/", "artifacts_refused", accepts(403)),
+    "artifacts are not listed": Fault("GET /tasks/.+/artifacts$", "artifacts", lists_nothing),
+    "artifacts are shown in the browser": Fault(
+        "GET /tasks/.+/artifacts/", "artifacts", lost_header="content-disposition"
+    ),
+    "artifacts are refused": Fault("PUT /tasks/", "artifacts artifacts_archive", recoded(200, 409)),
+    "an archive is another kind of file": Fault(
+        "GET /tasks/.+/artifacts.zip", "artifacts_archive", lost_header="content-type"
+    ),
     "assigned only once": Fault("GET /tasks/pending", "redelivery", _Again(None, 200, None)),
     "audit is empty": Fault("GET /keys/audit", "audit", has(entries=[], total=0)),
     "cleanup returns nothing": Fault("POST /tasks/cleanup", "cleanup", always(200, {})),

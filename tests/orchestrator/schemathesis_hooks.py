@@ -17,7 +17,7 @@ SERVER = httpx.Client(base_url=os.environ["VICTORIA_CHECKED_URL"], timeout=60, t
 MAX_LENGTH = 255
 LATER = "2999-12-31T00:00:00Z"
 FOR_NODES = {"record_heartbeat", "next_task", "download_file", "report_status", "store_log"}
-FOR_NODES |= {"send_output"}
+FOR_NODES |= {"put_artifact", "send_output"}
 
 
 @schemathesis.auth(refresh_interval=None)

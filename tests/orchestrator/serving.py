@@ -18,6 +18,7 @@ from datetime import datetime, timedelta, timezone
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar, cast
+from urllib.parse import quote
 
 import httpx
 import psycopg
@@ -77,6 +78,11 @@ class RegisteredNode:
 
     def send_log(self, task_id: str, session: Json) -> Json:
         return ok(self.http.post("/logs", json={"task_id": task_id, "session": session}))
+
+    def put_artifact(self, task_id: str, path: str, content: bytes) -> Json:
+        headers = {"X-Checksum-SHA256": sha256(content)}
+        url = f"/tasks/{task_id}/artifacts/{quote(path)}"
+        return ok(self.http.put(url, content=content, headers=headers))
 
 
 class RunningOrchestrator:

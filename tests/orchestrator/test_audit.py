@@ -11,7 +11,7 @@ from tests.orchestrator.serving import RunningOrchestrator, ok
 
 NOW = datetime(2026, 1, 1, tzinfo=timezone.utc)
 OF_NODES = {"record_heartbeat", "next_task", "download_file", "report_status", "store_log"}
-OF_NODES |= {"send_output"}
+OF_NODES |= {"put_artifact", "send_output"}
 """The ids of the operations that only nodes call, once they are registered."""
 
 

@@ -145,9 +145,10 @@ def test_fault_is_found_by_its_rules_alone(name: str, faulty: FaultyOrchestrator
 def test_rules_of_a_missing_extension_are_absent(faulty: FaultyOrchestrator) -> None:
     with faulty.planted(Fault("POST /(register|nodes/heartbeat)", response=lacks("extensions"))):
         findings = _try(faulty, "reregistration", "reregistration_of_nobody", "task_key", "output")
+        findings += _try(faulty, "artifacts", "artifacts_refused", "artifacts_archive")
     with faulty.planted(Fault("POST /nodes/.+/rotate-key", response=always(404, {"detail": ""}))):
         findings += _try(faulty, "rotated_node_key")
-    assert [finding.verdict for finding in findings] == [Verdict.ABSENT] * 5
+    assert [finding.verdict for finding in findings] == [Verdict.ABSENT] * 8
 
 
 def test_check_goes_on_though_keys_cannot_be_sent(faulty: FaultyOrchestrator) -> None:

@@ -36,6 +36,8 @@ def source(orchestrator: RunningOrchestrator) -> Path:
     node = orchestrator.register("worker", tags={"a": "ö"})
     file = orchestrator.upload("name.txt", b"abc")
     task_id = orchestrator.assign(node, files=[file["filename"]])
+    node.report(task_id, "running")
+    node.put_artifact(task_id, "a/ö.txt", b"made")
     node.report(task_id, "success", message="done", progress=100)
     chunk = {"offset": 0, "text": "printed\0"}
     node.http.post(f"/tasks/{task_id}/output", json=chunk).raise_for_status()
@@ -67,6 +69,8 @@ def test_server_goes_on_with_everything_that_it_had(source: Path, postgresql_url
     assert _rows(source, postgresql_url) == before
     with serve(source, database_url=postgresql_url) as moved:
         moved.create_task("third")
+        [ended] = [task["id"] for task in moved.tasks() if task["status"] == "success"]
+        assert moved.admin.get(f"/tasks/{ended}/artifacts/a/ö.txt").content == b"made"
         node = moved.register()
         prompts = [(node.poll() or {})["prompt"] for _ in range(3)]
     assert prompts == ["first", "second", "third"]

@@ -22,7 +22,7 @@ OPTIONS = (
 )
 # DELETE cancels a task, which can be read afterwards.
 # "cleanup" and "audit" are ids of nothing.
-# In a multipart body any value is a file.
+# In a multipart body any value is a file, and so is any body of a PUT.
 EXCEPTIONS = """
 [[operations]]
 include-path = "/tasks/{task_id}"
@@ -38,6 +38,10 @@ checks.unsupported_method.enabled = false
 
 [[operations]]
 include-path = "/upload"
+checks.negative_data_rejection.enabled = false
+
+[[operations]]
+include-path = "/tasks/{task_id}/artifacts/{path}"
 checks.negative_data_rejection.enabled = false
 """
 

@@ -61,10 +61,12 @@ def _client(orchestrator: RunningOrchestrator, name: str) -> Client:
     node.report(ended, "success", message=name)
     task_id = orchestrator.assign(node, "running", prompt=name, files=[file])
     node.send_log(task_id, {"title": name})
+    node.put_artifact(task_id, f"{name}.txt", name.encode())
     key = orchestrator.create_key(name=name, role="admin", allowed_node_patterns=[f"{name}-*"])
     token = orchestrator.create_token(f"{name}-*", name=name)
     ids = {"task_id": task_id, "node_id": node.id, "key_id": key["key_id"], "filename": file}
-    return Client(node, task_id, key, {**ids, "token_id": token["token_id"]})
+    ids |= {"token_id": token["token_id"], "path": f"{name}.txt"}
+    return Client(node, task_id, key, ids)
 
 
 def _calls() -> list[tuple[str, str]]:
@@ -76,7 +78,7 @@ def _calls() -> list[tuple[str, str]]:
     ]
     routers = [module.router for module in modules if hasattr(module, "router")]
     found = [route for router in routers for route in router.routes if isinstance(route, Route)]
-    calls = {(method, route.path) for route in found for method in route.methods or ()}
+    calls = {(method, route.path_format) for route in found for method in route.methods or ()}
     # The others name what is not theirs, which the audit then has.
     return sorted(calls - OPEN, key=lambda call: call not in BOUNDED)
 
@@ -138,6 +140,8 @@ def test_limited_admin_key_does_what_it_may_within_its_patterns(
     seen = [task["id"] for task in rows(holder.get("/tasks"))]
     assert (len(seen), mine in seen, untargeted in seen) == (3, True, False)
     assert ok(holder.get(f"/logs/{own.task_id}"))["title"] == "client-acme"
+    artifact = holder.get(f"/tasks/{own.task_id}/artifacts/client-acme.txt")
+    assert artifact.content == b"client-acme"
     assert ok(holder.delete(f"/tasks/{own.task_id}"))["status"] == "cancelled"
     assert ok(holder.post("/tasks/cleanup?days=0")) == {"deleted_count": 2}
     actions = {entry["action"] for entry in ok(holder.get("/keys/audit"))["entries"]}

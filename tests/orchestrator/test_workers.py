@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from tests.orchestrator.program import ADMIN_KEY, DATABASE_URL, SECRETS, UNREACHABLE, Program
-from tests.orchestrator.serving import ok, wait_for
+from tests.orchestrator.serving import ok, sha256, wait_for
 
 WORKERS = 2
 
@@ -77,6 +77,21 @@ def test_output_is_watched_at_one_worker_and_sent_to_any(group: Program) -> None
             assert json.loads(next(lines)[6:]) == {"offset": offset, "text": "x"}
         wait_for(lambda: send(0)["interval_seconds"] == 2)
         assert {send(0)["interval_seconds"] for _ in range(6)} == {2}
+
+
+def test_artifact_is_put_at_one_worker_and_got_at_any(group: Program, tmp_path: Path) -> None:
+    node = ok(group.register())
+    own, admin = _client(group, node["api_key"]), _client(group, ADMIN_KEY)
+    task_id = ok(admin.post("/tasks", json={"prompt": "p"}))["id"]
+    ok(own.get("/tasks/pending", headers={"Prefer": "wait=30"}))
+    ok(own.post("/status", json={"task_id": task_id, "status": "running"}))
+    headers = {"X-Checksum-SHA256": sha256(b"content")}
+    for _ in range(6):
+        path = f"/tasks/{task_id}/artifacts/a.txt"
+        ok(own.put(path, content=b"content", headers=headers))
+        assert admin.get(path).content == b"content"
+    stored = (tmp_path / "data" / "artifacts").iterdir()
+    assert [file.read_bytes() for file in stored] == [b"content"]
 
 
 def test_worker_that_dies_is_started_again_and_all_end_with_the_first(group: Program) -> None:
