@@ -23,11 +23,16 @@ def delete_old_tasks(session: Session, before: datetime, condition: ColumnElemen
     ended = select(Task.number).where(*is_old, condition)
     # Locked, and by number from here on: a report may come in for one of them meanwhile.
     numbers = session.scalars(ended.order_by(Task.number).with_for_update()).all()
+    delete_tasks(session, numbers)
+    return len(numbers)
+
+
+def delete_tasks(session: Session, numbers: Sequence[int]) -> None:
+    """Delete tasks, whose rows are locked, with all that belongs to them."""
     for some in _parts(numbers):
         for table in (Log, StatusEntry, TaskFile):
             session.execute(delete(table).where(table.task_number.in_(some)))
         session.execute(delete(Task).where(Task.number.in_(some)))
-    return len(numbers)
 
 
 def delete_unused_files(
