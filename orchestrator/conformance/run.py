@@ -17,13 +17,21 @@ from orchestrator.conformance.admin_rules import ADMIN_RULES
 from orchestrator.conformance.expect import Absent, Broken, Skipped, Stopped
 from orchestrator.conformance.key_rules import KEY_RULES
 from orchestrator.conformance.node_rules import NODE_RULES
+from orchestrator.conformance.people_rules import PEOPLE_RULES
 from orchestrator.conformance.runner_rules import RUNNER_RULES
 from orchestrator.conformance.target import Rule, RunnerTarget, Target, is_sendable
 from orchestrator.conformance.task_key_rules import TASK_KEY_RULES
 from orchestrator.conformance.task_rules import TASK_RULES
 
 PROFILES: dict[str, dict[str, tuple[Rule, ...]]] = {
-    "full": {**NODE_RULES, **TASK_KEY_RULES, **TASK_RULES, **ADMIN_RULES, **KEY_RULES},
+    "full": {
+        **NODE_RULES,
+        **TASK_KEY_RULES,
+        **TASK_RULES,
+        **ADMIN_RULES,
+        **KEY_RULES,
+        **PEOPLE_RULES,
+    },
     "runner": RUNNER_RULES,
 }
 """The rules of each profile, by what they are about."""

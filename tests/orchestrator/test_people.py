@@ -1,5 +1,7 @@
 """What people ask of tasks and nodes: why one waits, pause, rerun, purge, and when it is over."""
 
+from typing import Any
+
 import pytest
 from sqlalchemy import update
 
@@ -18,7 +20,7 @@ from tests.orchestrator.serving import (
 )
 
 
-def _waiting(orchestrator: RunningOrchestrator, **fields: object) -> str:
+def _waiting(orchestrator: RunningOrchestrator, **fields: Any) -> str:  # noqa: ANN401 - any JSON
     """Create a task; return why it waits, which its own page says as well."""
     task = orchestrator.create_task(**fields)
     assert orchestrator.task(task["id"])["waiting"] == task["waiting"]
