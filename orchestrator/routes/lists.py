@@ -21,10 +21,11 @@ from pydantic import (
     TypeAdapter,
     WithJsonSchema,
 )
-from sqlalchemy import ColumnElement, Select, and_, exists, false, func, or_, select
+from sqlalchemy import ColumnElement, Select, and_, false, func, or_, select
 from sqlalchemy.orm import Session, selectinload
 
 from orchestrator.auth import Caller
+from orchestrator.db.conditions import has_tag
 from orchestrator.db.tables import Node, Task, TaskFile
 from orchestrator.errors import Invalid
 from orchestrator.model import ADMIN_ID, TaskStatus
@@ -129,7 +130,7 @@ def task_list(session: Session, caller: Caller, query: TaskQuery) -> Select[Any]
         conditions.append(Task.status == query.status_filter)
     if query.node:
         conditions.append(_was_assigned(session, caller, query.node))
-    conditions += [_has_tag(session, *tag.split("=", 1)) for tag in query.tag]
+    conditions += [has_tag(session, Task.target_tags, *tag.split("=", 1)) for tag in query.tag]
     if query.created_by:
         key_id = ADMIN_ID if query.created_by == ADMIN_CREATOR else query.created_by
         conditions.append(Task.created_by == key_id)
@@ -198,14 +199,6 @@ def _within(
     # Of a plain number the databases would look for the bound in the table, row by row.
     bound = select(utmost(Task.number + 0)).where(is_within).scalar_subquery()
     return [is_within, compare(Task.number, bound)]
-
-
-def _has_tag(session: Session, key: str, value: str) -> ColumnElement[bool]:
-    is_sqlite = session.get_bind().dialect.name == "sqlite"
-    # As rows, since a path to a key would have to be quoted.
-    each = func.json_each if is_sqlite else func.json_each_text
-    pairs = each(Task.target_tags).table_valued("key", "value")
-    return exists().select_from(pairs).where(pairs.c.key == key, pairs.c.value == value)
 
 
 def _cursor_after(row: object) -> str:

@@ -95,7 +95,8 @@ def create_task(services: ServicesParam, caller: _Creator, new: NewTask) -> Task
             TaskFile(position=position, filename=require_file(session, filename, caller).filename)
             for position, filename in enumerate(new.files or [])
         ]
-        return _queue(services, session, caller, task, now)
+        _queue(services, session, caller, task, now)
+    return _queued(services, caller, task, now)
 
 
 @router.get("", responses={**LINK, **problems(401, 403, 422, 429)})
@@ -186,7 +187,8 @@ def rerun_task(services: ServicesParam, caller: _Creator, task_id: TaskId) -> Ta
         _check_may_create(services, session, caller, task.target)
         copy = copy_of(task, now, caller.key_id)
         copy.rerun_of = task.id
-        return _queue(services, session, caller, copy, now)
+        _queue(services, session, caller, copy, now)
+    return _queued(services, caller, copy, now)
 
 
 @router.post("/{task_id}/purge", responses=problems(401, 403, 404, 409, 429))
@@ -225,9 +227,7 @@ def _may_run_on(session: Session, task: Task, now: datetime) -> bool:
     return session.get(Node, task.assigned_node_id) is not None
 
 
-def _queue(
-    services: Services, session: Session, caller: Caller, task: Task, now: datetime
-) -> TaskView:
+def _queue(services: Services, session: Session, caller: Caller, task: Task, now: datetime) -> None:
     move(task, TaskStatus.PENDING, now)
     session.add(task)
     ids = {"task_id": task.id, "created_by": caller.key_id}
@@ -235,7 +235,12 @@ def _queue(
         ids["rerun_of"] = task.rerun_of
     log_on_commit(session, log, "task created", ids)
     services.announcer.announce(session, WorkAvailable(task.id, task.target))
-    reason = waiting_reason(session, task, nodes_of(session, caller), now)
+
+
+def _queued(services: Services, caller: Caller, task: Task, now: datetime) -> TaskView:
+    """Return a new task and why it waits, for which nobody else has to wait."""
+    with services.database.reading() as session:
+        reason = waiting_reason(session, task, nodes_of(session, caller), now)
     return TaskView.model_validate(task).model_copy(update={"waiting": reason})
 
 

@@ -1,17 +1,21 @@
-"""Why a pending task waits, in one sentence for the person who created it."""
+"""Why a pending task waits, in one sentence for the person who created it.
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+The database counts, since there may be thousands of nodes.
+"""
+
+from collections.abc import Mapping
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, select
+from sqlalchemy import ColumnElement, case, func, literal, not_, or_, select
 from sqlalchemy.orm import Session
 
+from orchestrator.db.conditions import has_tag, matches_pattern
 from orchestrator.db.tables import Node, Task
-from orchestrator.model import NodeIdentity, NodeStatus, Target, matches
+from orchestrator.model import NodeStatus, Target
 
 _LISTED = 5
 """Conditions that the sentence names."""
+_FREE = "free"
 
 
 def waiting_reason(
@@ -20,63 +24,62 @@ def waiting_reason(
     """Return why a pending task has no node yet, by those of the nodes that the reader may know."""
     if task.scheduled_for is not None and task.scheduled_for > now:
         return f"it is due at {task.scheduled_for:%Y-%m-%dT%H:%M:%SZ}"
-    columns = select(Node.id, Node.name, Node.tags, Node.status, Node.offline_at, Node.paused)
-    rows = session.execute(columns.where(is_visible)).all()
-    if not rows:
-        return "no node is registered"
-    nodes = [NodeIdentity(row.id, row.name, row.tags) for row in rows]
-    states = Counter(
-        _state(row.status, row.offline_at, now, is_paused=row.paused)
-        for node, row in zip(nodes, rows, strict=True)
-        if matches(task.target, node)
-    )
+    conditions = _conditions(session, task.target)
+    state = _state(now).label("state")
+    counted = select(state, func.count()).where(is_visible, *conditions.values()).group_by("state")
+    states = {row[0]: row[1] for row in session.execute(counted)}
     if not states:
-        return _mismatch(task.target, nodes)
-    free = states.pop("free", 0)
-    total = free + states.total()
+        return _mismatch(session, conditions, is_visible)
+    total = sum(states.values())
+    free = states.pop(_FREE, 0)
     if free:
-        return f"it waits for its turn: of {_nodes(total)} matching, {free} {_are(free)} free"
-    counted = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
-    return f"none of {_nodes(total)} matching is free: {counted}"
+        are = "is" if free == 1 else "are"
+        return f"it waits for its turn: of {_nodes(total)} matching, {free} {are} free"
+    listed = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+    return f"none of {_nodes(total)} matching is free: {listed}"
 
 
-def _state(status: NodeStatus, offline_at: datetime, now: datetime, *, is_paused: bool) -> str:
-    if offline_at < now or status is NodeStatus.OFFLINE:
-        return "offline"
-    if is_paused:
-        return "paused"
-    if status is NodeStatus.ERROR:
-        return "with a problem"
-    return "busy" if status is NodeStatus.BUSY else "free"
+def _state(now: datetime) -> ColumnElement[str]:
+    return case(
+        (or_(Node.offline_at < now, Node.status == NodeStatus.OFFLINE), literal("offline")),
+        (Node.paused, literal("paused")),
+        (Node.status == NodeStatus.ERROR, literal("with a problem")),
+        (Node.status == NodeStatus.BUSY, literal("busy")),
+        else_=literal(_FREE),
+    )
 
 
-def _mismatch(target: Target, nodes: Sequence[NodeIdentity]) -> str:
+def _mismatch(
+    session: Session,
+    conditions: Mapping[str, ColumnElement[bool]],
+    is_visible: ColumnElement[bool],
+) -> str:
     """Return the conditions that no node meets all of, each with the nodes that fail it."""
-    failures = {
-        condition: sum(not matches(part, node) for node in nodes)
-        for condition, part in _conditions(target).items()
-    }
-    worst = sorted((item for item in failures.items() if item[1]), key=lambda item: -item[1])
-    listed = [f"{condition} fails for {count}" for condition, count in worst[:_LISTED]]
-    if len(worst) > _LISTED:
-        listed.append(f"and {len(worst) - _LISTED} more conditions")
-    return f"none of {_nodes(len(nodes))} matches: {', '.join(listed)}"
+    failing = [func.count().filter(not_(condition)) for condition in conditions.values()]
+    counted = select(func.count(), *failing).select_from(Node).where(is_visible)
+    total, *counts = session.execute(counted).one()
+    if not total:
+        return "no node is registered"
+    failures = [pair for pair in zip(conditions, counts, strict=True) if pair[1]]
+    failures.sort(key=lambda pair: -pair[1])
+    listed = [f"{condition} fails for {count}" for condition, count in failures[:_LISTED]]
+    if len(failures) > _LISTED:
+        listed.append(f"and {len(failures) - _LISTED} more conditions")
+    return f"none of {_nodes(total)} matches: {', '.join(listed)}"
 
 
-def _conditions(target: Target) -> Mapping[str, Target]:
-    parts = {}
+def _conditions(session: Session, target: Target) -> dict[str, ColumnElement[bool]]:
+    """Return what `model.matches` compares, each condition by its name."""
+    conditions: dict[str, ColumnElement[bool]] = {}
     if target.node_id is not None:
-        parts[f"target_node_id {target.node_id}"] = Target(node_id=target.node_id)
+        conditions[f"target_node_id {target.node_id}"] = Node.id == target.node_id
     if target.node_name is not None:
-        parts[f"target_node_name {target.node_name!r}"] = Target(node_name=target.node_name)
+        matching = matches_pattern(session, Node.name, target.node_name)
+        conditions[f"target_node_name {target.node_name!r}"] = matching
     for key, value in (target.tags or {}).items():
-        parts[f"tag {key}={value}"] = Target(tags={key: value})
-    return parts
+        conditions[f"tag {key}={value}"] = has_tag(session, Node.tags, key, value)
+    return conditions
 
 
 def _nodes(count: int) -> str:
     return "1 node" if count == 1 else f"{count} nodes"
-
-
-def _are(count: int) -> str:
-    return "is" if count == 1 else "are"
