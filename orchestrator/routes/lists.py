@@ -25,7 +25,7 @@ from sqlalchemy import ColumnElement, Select, and_, false, func, or_, select
 from sqlalchemy.orm import Session, selectinload
 
 from orchestrator.auth import Caller
-from orchestrator.db.conditions import has_tag
+from orchestrator.db.conditions import contains_text, has_tag
 from orchestrator.db.tables import Node, Task, TaskFile
 from orchestrator.errors import Invalid
 from orchestrator.model import ADMIN_ID, TaskStatus
@@ -139,7 +139,7 @@ def task_list(session: Session, caller: Caller, query: TaskQuery) -> Select[Any]
     if query.created_before is not None:
         conditions += _within(Task.created_at < query.created_before, func.max, operator.le)
     if query.text:
-        conditions.append(Task.prompt.icontains(query.text, autoescape=True))
+        conditions.append(contains_text(session, Task.prompt, query.text))
     if query.cursor:
         (number,) = _place_of(query.cursor, _TASK_PLACE)
         conditions.append(Task.number < number)
