@@ -65,7 +65,7 @@ def _require_pair(tag: str) -> str:
 
 
 class _Page(BaseModel):
-    """What every list takes; other parameters are refused, since a filter may be meant."""
+    """What every list takes. Others are refused: somebody may rely on a misspelled filter."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

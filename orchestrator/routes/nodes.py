@@ -261,13 +261,13 @@ def remove_node(
 
 @router.post("/nodes/{node_id}/pause", responses=problems(401, 403, 404, 429))
 def pause_node(services: ServicesParam, caller: _Pauser, node_id: NodeId) -> NodeView:
-    """Give a node no new tasks until it is resumed; those that it has go on."""
+    """Pause a node: it gets no new tasks until it is resumed; those that it has go on."""
     return _set_paused(services, caller, node_id, paused=True)
 
 
 @router.post("/nodes/{node_id}/resume", responses=problems(401, 403, 404, 429))
 def resume_node(services: ServicesParam, caller: _Pauser, node_id: NodeId) -> NodeView:
-    """Give a paused node new tasks again."""
+    """Resume a paused node: it gets new tasks again."""
     return _set_paused(services, caller, node_id, paused=False)
 
 

@@ -126,7 +126,6 @@ def test_paused_node_is_offered_again_what_it_was_assigned(
     assert node.poll_id() == task_id
 
 
-@pytest.mark.both_databases
 def test_rerun_is_a_new_task_of_the_same_content(
     orchestrator: RunningOrchestrator, node: RegisteredNode
 ) -> None:
@@ -194,7 +193,6 @@ def test_purged_task_is_gone_with_its_log_and_history(
     assert [task["id"] for task in orchestrator.tasks()] == [copy["id"]]
 
 
-@pytest.mark.both_databases
 def test_cancelled_task_shows_when_its_container_is_gone_and_is_purged_only_then(
     orchestrator: RunningOrchestrator, node: RegisteredNode
 ) -> None:
