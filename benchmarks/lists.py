@@ -13,6 +13,7 @@ import httpx
 from sqlalchemy import insert
 
 from benchmarks.servers import served
+from benchmarks.system import spent
 from orchestrator.db.database import Database
 from orchestrator.db.tables import Task
 from orchestrator.model import TaskStatus, utc_now
@@ -24,7 +25,7 @@ _NODES = 50
 
 
 def lists(rounds: int) -> None:
-    """Print the median time of a page, by filter."""
+    """Print the median time of a page, and the server's CPU time, by filter."""
     now = utc_now()
     with tempfile.TemporaryDirectory(prefix="victoria-bench-") as name:
         folder = Path(name)
@@ -35,7 +36,7 @@ def lists(rounds: int) -> None:
                 base_url=servers.urls[0], headers={"X-API-Key": servers.admin_key}, timeout=60
             ) as client,
         ):
-            print(f"lists: {_TASKS} tasks on SQLite, a page of {_PAGE}, medians of {rounds}")
+            print(f"lists: {_TASKS} tasks on SQLite, a page of {_PAGE}, {rounds} rounds")
             for what, filters in {
                 "all": {},
                 "the last page": {"cursor": "WzEwMV0"},  # [101]
@@ -51,7 +52,10 @@ def lists(rounds: int) -> None:
                 "a common text": {"text": "Sales"},
                 "a text of no task": {"text": "no task has this"},
             }.items():
-                print(f"  {what:<24} {_median_ms(client, filters, rounds):6.1f} ms", flush=True)
+                before = spent(servers.pids[0]).cpu_s
+                median_ms = _median_ms(client, filters, rounds)
+                cpu_ms = (spent(servers.pids[0]).cpu_s - before) * 1000 / rounds
+                print(f"  {what:<24} {median_ms:6.1f} ms   CPU {cpu_ms:4.0f} ms", flush=True)
 
 
 def _median_ms(client: httpx.Client, filters: dict[str, str], rounds: int) -> float:

@@ -58,6 +58,15 @@ LINK: dict[int | str, dict[str, Any]] = {
 }
 
 
+_PAIR = {"type": "string", "maxLength": 255, "pattern": r"^[^\x00=]*=[^\x00]*$"}
+
+
+def _require_uuid(text: str) -> str:
+    if not is_uuid(text.lower()):
+        raise ValueError("must be the id of a key, a UUID")
+    return text.lower()
+
+
 def _require_pair(tag: str) -> str:
     if "=" not in tag:
         raise ValueError("must be key=value")
@@ -96,15 +105,14 @@ class TaskQuery(_Page):
         Field(description="Only tasks that this node was assigned, by its id or its name."),
     ] = None
     tag: Annotated[
-        list[Annotated[ShortText, AfterValidator(_require_pair)]],
+        list[Annotated[ShortText, AfterValidator(_require_pair), WithJsonSchema(_PAIR)]],
         Field(
             max_length=MAX_TARGET_TAGS,
             description="Only tasks with this target tag, as `key=value`; may be repeated.",
         ),
     ] = []
     created_by: Annotated[
-        ShortText | None,
-        WithJsonSchema(UUID_SCHEMA),
+        Annotated[ShortText, AfterValidator(_require_uuid), WithJsonSchema(UUID_SCHEMA)] | None,
         Field(description="Only tasks that were created with the key that has this id."),
     ] = None
     created_after: Annotated[

@@ -102,6 +102,7 @@ def test_task_is_listed_if_it_meets_every_filter(orchestrator: RunningOrchestrat
         ("/tasks?status=pending", "status is not a parameter of this list"),
         ("/nodes?name=a", "name is not a parameter of this list"),
         ("/tasks?tag=env", "tag.0 must be key=value"),
+        ("/tasks?created_by=admin", "created_by must be the id of a key, a UUID"),
         ("/tasks?limit=0", "limit must be at least 1"),
         ("/tasks?created_after=monday", "created_after must be a date and time"),
         ("/tasks?cursor=WzFd&limit=x", "limit must be a whole number"),
