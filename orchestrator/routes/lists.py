@@ -58,6 +58,17 @@ LINK: dict[int | str, dict[str, Any]] = {
 }
 
 
+def _refuse_number(text: str) -> str:
+    # Pydantic would take it for seconds since 1970.
+    try:
+        float(text)
+    except ValueError:
+        return text
+    raise ValueError("must be a date and time in ISO 8601")
+
+
+_Time = Annotated[Moment, BeforeValidator(_refuse_number)]
+
 _PAIR = {"type": "string", "maxLength": 255, "pattern": r"^[^\x00=]*=[^\x00]*$"}
 
 
@@ -116,10 +127,10 @@ class TaskQuery(_Page):
         Field(description="Only tasks that were created with the key that has this id."),
     ] = None
     created_after: Annotated[
-        Moment | None, Field(description="Only tasks that were created at this time or later.")
+        _Time | None, Field(description="Only tasks that were created at this time or later.")
     ] = None
     created_before: Annotated[
-        Moment | None, Field(description="Only tasks that were created before this time.")
+        _Time | None, Field(description="Only tasks that were created before this time.")
     ] = None
     text: Annotated[
         ShortText | None,

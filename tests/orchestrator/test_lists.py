@@ -105,6 +105,7 @@ def test_task_is_listed_if_it_meets_every_filter(orchestrator: RunningOrchestrat
         ("/tasks?created_by=admin", "created_by must be the id of a key, a UUID"),
         ("/tasks?limit=0", "limit must be at least 1"),
         ("/tasks?created_after=monday", "created_after must be a date and time"),
+        ("/tasks?created_before=0.5", "created_before must be a date and time"),
         ("/tasks?cursor=WzFd&limit=x", "limit must be a whole number"),
         ("/tasks?cursor=nonsense", "cursor is not of this list"),
         ("/tasks?cursor=ü", "cursor is not of this list"),
