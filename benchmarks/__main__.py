@@ -24,6 +24,7 @@ from benchmarks.abuse import abuse
 from benchmarks.calls import calls
 from benchmarks.claims import claims
 from benchmarks.fleet import fleet
+from benchmarks.lists import lists
 from benchmarks.peers import peers
 from benchmarks.reporter import reporter
 from benchmarks.system import System, engine_seconds, spent, started
@@ -42,6 +43,8 @@ def main() -> int:
         claims()
     if "calls" in what:
         calls(arguments.rounds)
+    if "lists" in what:
+        lists(arguments.rounds)
     if "abuse" in what:
         abuse()
     if "fleet" in what:

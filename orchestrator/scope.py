@@ -12,15 +12,13 @@ from sqlalchemy import ColumnElement, false, or_, select, true
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from orchestrator.auth import Caller
+from orchestrator.db.conditions import matches_pattern
 from orchestrator.db.tables import ApiKey, AuditEntry, Node, RegistrationToken, Task
 from orchestrator.errors import NotFound
 from orchestrator.model import Role
 from orchestrator.scheduling.lifecycle import require_task
 
 Row = TypeVar("Row", ApiKey, RegistrationToken)
-
-_LIKE = str.maketrans({"\\": r"\\", "%": r"\%", "_": r"\_", "*": "%"})
-_GLOB = str.maketrans({"[": "[[]", "?": "[?]"})
 
 
 def nodes_of(session: Session, caller: Caller) -> ColumnElement[bool]:
@@ -92,11 +90,5 @@ def _lies_within(
     """Return the condition that a pattern of the key matches a column, as `lies_within` does."""
     if not caller.is_limited:
         return true()
-    # Of both databases' patterns only these are case-sensitive.
-    if session.get_bind().dialect.name == "sqlite":
-        likes = [column.op("GLOB")(one.translate(_GLOB)) for one in caller.allowed_node_patterns]
-    else:
-        likes = [
-            column.like(one.translate(_LIKE), escape="\\") for one in caller.allowed_node_patterns
-        ]
-    return or_(false(), *likes)
+    patterns = caller.allowed_node_patterns
+    return or_(false(), *(matches_pattern(session, column, one) for one in patterns))

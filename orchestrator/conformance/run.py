@@ -19,6 +19,7 @@ from orchestrator.conformance.expect import Absent, Broken, Skipped, Stopped
 from orchestrator.conformance.key_rules import KEY_RULES
 from orchestrator.conformance.node_rules import NODE_RULES
 from orchestrator.conformance.output_rules import OUTPUT_RULES
+from orchestrator.conformance.people_rules import PEOPLE_RULES
 from orchestrator.conformance.runner_rules import RUNNER_RULES
 from orchestrator.conformance.target import Rule, RunnerTarget, Target, is_sendable
 from orchestrator.conformance.task_key_rules import TASK_KEY_RULES
@@ -33,6 +34,7 @@ PROFILES: dict[str, dict[str, tuple[Rule, ...]]] = {
         **TASK_RULES,
         **ADMIN_RULES,
         **KEY_RULES,
+        **PEOPLE_RULES,
     },
     "runner": RUNNER_RULES,
 }

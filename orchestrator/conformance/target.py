@@ -134,6 +134,8 @@ class Target:
         """A registration that no rule has used yet: the node's name, and the response."""
         self._foreign_was_assigned = False
         self._has_purge = True
+        self._unpurged: list[str] = []
+        """Paths of ended tasks that still had a node."""
 
     def __enter__(self) -> Self:
         return self
@@ -328,6 +330,12 @@ class Target:
         self._note_made(response, "/tasks", "id")
         return response
 
+    def rerun(self, task_id: str) -> Json:
+        """Run a task again; return the new one."""
+        response = self.admin.post(f"/tasks/{task_id}/rerun")
+        self._note_made(response, "/tasks", "id")
+        return fields_of(response, "id", "status")
+
     def create_key(self, **fields: object) -> Json:
         """Create a scoped key; return it with its secret, which is shown this once."""
         body = {"name": self.unique("key"), "description": PROMPT, **fields}
@@ -371,6 +379,8 @@ class Target:
             self._remove_named("/nodes", "id", "name")
             self._remove_named("/keys", "key_id", "name")
             self._remove_named("/registration-tokens", "token_id", "name")
+            for path in self._unpurged:
+                self.admin.post(f"{path}/purge")
         except (httpx.HTTPError, httpx.InvalidURL, Stopped):
             pass
         finally:
@@ -390,10 +400,12 @@ class Target:
             {400, 404, 409} if is_task else {404}
         ):
             self.left_behind.append(path)
-        if is_task and self._has_purge:
+        if is_task and self._has_purge and response.status_code != httpx.codes.NOT_FOUND:
             # Not every orchestrator can remove a task; some can.
             purged = self.admin.post(f"{path}/purge")
             self._has_purge = purged.status_code not in {404, 405}
+            if purged.status_code == httpx.codes.CONFLICT:
+                self._unpurged.append(path)
 
 
 class RunnerTarget(Target):

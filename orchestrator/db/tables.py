@@ -67,6 +67,7 @@ class Node(Base):
     """A registered runner. Of its key only the hash is kept."""
 
     __tablename__ = "nodes"
+    __table_args__ = (Index("ix_nodes_listed", "registered_at", "id"),)
 
     id: Mapped[str] = mapped_column(String(36), primary_key=True)
     api_key_hash: Mapped[str] = mapped_column(String(64), unique=True)
@@ -90,6 +91,8 @@ class Node(Base):
     previous_key_hash: Mapped[str | None] = mapped_column(String(64), index=True, unique=True)
     key_replaced_at: Mapped[datetime | None]
     """When the previous key was replaced; it still reports on tasks that were assigned before."""
+    paused: Mapped[bool] = mapped_column(default=False)
+    """Whether it gets no new tasks."""
 
     @property
     def identity(self) -> NodeIdentity:
@@ -133,6 +136,8 @@ class Task(Base):
     scheduled_for: Mapped[datetime | None]
     recurrence: Mapped[str | None] = mapped_column(Text)
     created_by: Mapped[str] = mapped_column(Text)
+    rerun_of: Mapped[str | None] = mapped_column(String(36))
+    """The id of the task of which this one is a copy; that one may be deleted since."""
 
     file_links: Mapped[list["TaskFile"]] = relationship(
         order_by="TaskFile.position", lazy="selectin", cascade="all, delete-orphan"
@@ -153,6 +158,11 @@ class Task(Base):
         # Pending ones of a key are counted with each that it creates.
         Index("ix_tasks_creator", "created_by", "status"),
         Index("ix_tasks_unconfirmed", "status", "node_ended_at", "completed_at"),
+        # Lists are in the order of numbers: a page is read from the index, without a sort.
+        Index("ix_tasks_listed_status", "status", "number"),
+        Index("ix_tasks_listed_node", "assigned_node_id", "number"),
+        Index("ix_tasks_listed_creator", "created_by", "number"),
+        Index("ix_tasks_listed_time", "created_at", "number"),
     )
 
     @property

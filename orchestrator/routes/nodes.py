@@ -7,7 +7,6 @@ from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
-from sqlalchemy import select
 from starlette.responses import Response
 
 from orchestrator.auth import (
@@ -30,6 +29,7 @@ from orchestrator.log import fields, log_on_commit
 from orchestrator.model import NodeStatus, Permission, utc_now
 from orchestrator.routes import NO_STORE, NodeId, Route, plain_route
 from orchestrator.routes.bodies import read_body
+from orchestrator.routes.lists import LINK, NodeQueryParam, node_list, page
 from orchestrator.scheduling.heartbeats import Beat
 from orchestrator.scheduling.lifecycle import take_from
 from orchestrator.scheduling.waiting import WorkAvailable
@@ -44,11 +44,12 @@ from orchestrator.schemas.bodies import (
 )
 from orchestrator.schemas.problems import problems
 from orchestrator.schemas.types import is_uuid, shown_time
-from orchestrator.scope import nodes_of, require_node_within
+from orchestrator.scope import require_node_within
 from orchestrator.security import NODE_KEY_MARK, key_hash, new_secret, rotated_node_key
 from orchestrator.services import Services, ServicesParam, services_of
 
 _Reader = Annotated[Caller, Depends(allowed_to(Permission.READ_NODES))]
+_Pauser = Annotated[Caller, Depends(allowed_to(Permission.PAUSE_NODES))]
 
 router = APIRouter(tags=["nodes"], route_class=Route)
 
@@ -213,15 +214,20 @@ _NOT_STORED = {"Cache-Control": "no-store"}
 HEARTBEAT = plain_route("/nodes/heartbeat", "POST", _answer_heartbeat)
 
 
-@router.get("/nodes", responses=problems(401, 403, 429))
-def list_nodes(services: ServicesParam, caller: _Reader) -> list[NodeView]:
-    """List every registered node within the key's patterns, the oldest first."""
+@router.get("/nodes", responses={**LINK, **problems(401, 403, 422, 429)})
+def list_nodes(
+    services: ServicesParam,
+    request: Request,
+    response: Response,
+    caller: _Reader,
+    query: NodeQueryParam,
+) -> list[NodeView]:
+    """List the registered nodes within the key's patterns, the oldest first."""
     now = utc_now()
     services.heartbeats.write()
     with services.database.reading() as session:
-        wanted = select(Node).where(nodes_of(session, caller))
-        nodes = session.scalars(wanted.order_by(Node.registered_at, Node.id)).all()
-        return [_view(node, now) for node in nodes]
+        nodes = list(session.scalars(node_list(session, caller, query)))
+        return [_view(node, now) for node in page(request, response, query, nodes)]
 
 
 @router.get("/nodes/{node_id}", responses=problems(401, 403, 404, 429))
@@ -251,6 +257,32 @@ def remove_node(
         # Its held request has to end, and its key to be looked up.
         services.announcer.announce_node(session, node.id)
     return NodeRemoved(node_id=node_id)
+
+
+@router.post("/nodes/{node_id}/pause", responses=problems(401, 403, 404, 429))
+def pause_node(services: ServicesParam, caller: _Pauser, node_id: NodeId) -> NodeView:
+    """Pause a node: it gets no new tasks until it is resumed; those that it has go on."""
+    return _set_paused(services, caller, node_id, paused=True)
+
+
+@router.post("/nodes/{node_id}/resume", responses=problems(401, 403, 404, 429))
+def resume_node(services: ServicesParam, caller: _Pauser, node_id: NodeId) -> NodeView:
+    """Resume a paused node: it gets new tasks again."""
+    return _set_paused(services, caller, node_id, paused=False)
+
+
+def _set_paused(services: Services, caller: Caller, node_id: str, *, paused: bool) -> NodeView:
+    services.heartbeats.write()
+    with services.database.writing() as session:
+        # Its row is locked: a task that it is being assigned this moment comes before the response.
+        node = require_node_within(session, caller, node_id, to_change=True)
+        if node.paused is not paused:
+            node.paused = paused
+            ids = {"node_id": node.id, "name": node.name, "by": caller.key_id}
+            log_on_commit(session, log, "node paused" if paused else "node resumed", ids)
+            # A request for work that it holds has to look again, in every process.
+            services.announcer.announce_node(session, node.id)
+        return _view(node, utc_now())
 
 
 @router.post("/nodes/{node_id}/rotate-key", responses=problems(401, 403, 404, 429))

@@ -103,7 +103,13 @@ REMOVED = "the node is no longer registered"
 
 # Statements are made once: to make one costs more than to run it.
 _POLLS = select(
-    Node.id, Node.name, Node.tags, Node.last_heartbeat, Node.held_task_ids, Node.api_key_hash
+    Node.id,
+    Node.name,
+    Node.tags,
+    Node.last_heartbeat,
+    Node.held_task_ids,
+    Node.api_key_hash,
+    Node.paused,
 ).where(Node.id.in_(bindparam("node_ids", expanding=True)))
 _OLDEST = (
     select(
@@ -158,7 +164,9 @@ class _Poll:
 
     identity: NodeIdentity
     key_hash: str
+    is_paused: bool
     is_full: bool
+    """Whether it gets no new work: it is paused, or has too many unreported assignments."""
     last_heartbeat: datetime
     held_task_ids: list[str]
     due: _Offer | None
@@ -218,11 +226,13 @@ def look_for(
             _Poll(
                 NodeIdentity(node_id, name, tags),
                 key_hash,
-                node_id in offers and offers[node_id].unreported >= settings.max_unreported,
+                is_paused,
+                is_paused
+                or (node_id in offers and offers[node_id].unreported >= settings.max_unreported),
                 *_newest(heartbeats, node_id, last_heartbeat, held),
                 offers[node_id] if node_id in offers and offers[node_id].at <= due_before else None,
             )
-            for node_id, name, tags, last_heartbeat, held, key_hash in session.execute(
+            for node_id, name, tags, last_heartbeat, held, key_hash, is_paused in session.execute(
                 _POLLS, asked
             )
         ]
@@ -233,7 +243,8 @@ def look_for(
             seen.get(one.identity.id, []),
             min(
                 _until_redelivery(settings, offers.get(one.identity.id), now),
-                _FULL_LOOK_AGAIN_S if one.is_full else _LOOK_AGAIN_S,
+                # The end of a pause is announced.
+                _FULL_LOOK_AGAIN_S if one.is_full and not one.is_paused else _LOOK_AGAIN_S,
             ),
         )
         for one in asking
@@ -266,7 +277,8 @@ def take(database: Database, settings: Settings, look: Look) -> Claim:
         if held[:2] != (asking.identity, asking.key_hash):
             # It has registered again since the look: what was seen may not be for it any more.
             return Claim(look_again_s=_LOOK_AGAIN_AT_LEAST_S)
-        if held[2] >= settings.max_unreported and not look.is_full:
+        _, _, is_paused, unreported = held
+        if (is_paused or unreported >= settings.max_unreported) and not look.is_full:
             # It polls several times at once; on PostgreSQL each of these may get one too many.
             return Claim(look_again_s=_FULL_LOOK_AGAIN_S, is_full=True)
         # Usually one of those that were seen is still free. If not, the whole queue is searched.
@@ -298,19 +310,19 @@ _UNREPORTED = (
     .scalar_subquery()
 )
 _HELD_NODE = (
-    select(Node.name, Node.tags, Node.api_key_hash, _UNREPORTED)
+    select(Node.name, Node.tags, Node.api_key_hash, Node.paused, _UNREPORTED)
     .where(Node.id == bindparam("node_id"))
-    # So that it cannot be removed before its task is assigned.
+    # So that it cannot be removed or paused before its task is assigned.
     .with_for_update(read=True, key_share=True, of=Node)
 )
 
 
-def _hold(session: Session, node_id: str) -> tuple[NodeIdentity, str, int]:
+def _hold(session: Session, node_id: str) -> tuple[NodeIdentity, str, bool, int]:
     row = session.execute(_HELD_NODE, {"node_id": node_id}).one_or_none()
     if row is None:
         raise Unauthenticated(REMOVED)
-    name, tags, key_hash, unreported = row
-    return NodeIdentity(node_id, name, tags), key_hash, unreported
+    name, tags, key_hash, is_paused, unreported = row
+    return NodeIdentity(node_id, name, tags), key_hash, is_paused, unreported
 
 
 def _candidates(session: Session, asking: _Poll, now: datetime) -> Iterator[list[int]]:

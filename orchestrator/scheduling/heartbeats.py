@@ -30,7 +30,7 @@ _SHORTEST_S, _LONGEST_S = 5, 300
 _LEAST_PER_S = 10
 """Left for nodes without a task, however many have one."""
 
-_UNCONFIRMED_CANCEL_FOR = timedelta(days=1)
+UNCONFIRMED_CANCEL_FOR = timedelta(days=1)
 """How long a cancellation is repeated to a node that neither holds nor confirms the task."""
 _CLOCKS_AGREE_WITHIN = timedelta(minutes=1)
 _KEPT_FOR = timedelta(hours=1)
@@ -247,7 +247,7 @@ class Heartbeats:
             }
         ids = sorted({task_id for _, task_id in held})
         pieces = [ids[start : start + _HELD_AT_ONCE] for start in range(0, len(ids), _HELD_AT_ONCE)]
-        since = now - _UNCONFIRMED_CANCEL_FOR
+        since = now - UNCONFIRMED_CANCEL_FOR
         with self._database.reading() as session:
             rows = list(session.execute(_UNCONFIRMED, {"unconfirmed_since": since}))
             for piece in pieces:

@@ -163,6 +163,13 @@ def successor(task: Task, now: datetime) -> Task | None:
     due = next_time(task.recurrence, now) if task.recurrence else None
     if due is None:
         return None
+    following = copy_of(task, now, task.created_by)
+    following.scheduled_for, following.recurrence = due, task.recurrence
+    return following
+
+
+def copy_of(task: Task, now: datetime, key_id: str) -> Task:
+    """Return a new task of the same content, created by this key: to run once, and not queued."""
     return Task(
         id=str(uuid.uuid4()),
         prompt=task.prompt,
@@ -171,10 +178,8 @@ def successor(task: Task, now: datetime) -> Task | None:
         target_tags=task.target_tags,
         priority=task.priority,
         timeout_seconds=task.timeout_seconds,
-        scheduled_for=due,
-        recurrence=task.recurrence,
         created_at=now,
-        created_by=task.created_by,
+        created_by=key_id,
         file_links=[
             TaskFile(position=link.position, filename=link.filename) for link in task.file_links
         ],

@@ -30,9 +30,11 @@ from orchestrator.schemas.types import (
     NUMBER,
     UUID_SCHEMA,
     GivenId,
+    HostName,
     Id,
     Message,
     Moment,
+    NodeName,
     NodeTags,
     NonBlank,
     Pattern,
@@ -90,9 +92,9 @@ class _AboutTask(RequestBody):
 class Registration(RequestBody):
     """A node's description, which targets are compared with. The name defaults to the host name."""
 
-    hostname: NonBlank
+    hostname: HostName
     os_type: NonBlank
-    name: ShortText | None = None
+    name: NodeName | None = None
     capabilities: Annotated[list[ShortText], Field(max_length=MAX_NODE_TAGS)] | None = None
     tags: NodeTags | None = None
 
@@ -142,6 +144,7 @@ class NodeView(View):
     registered_at: datetime
     capabilities: list[str]
     tags: dict[str, str]
+    paused: Annotated[bool, Field(description="Whether the node gets no new tasks.")] = False
 
 
 class RegisteredNode(NodeView):
@@ -276,6 +279,20 @@ class TaskView(View):
         Field(description=f"The id of the key; for the admin key it is `{ADMIN_CREATOR}`."),
     ]
     files: list[str]
+    node_ended_at: Annotated[
+        datetime | None,
+        Field(
+            description="When the node reported the end of the task's container. The container of a"
+            " cancelled task may run until then."
+        ),
+    ] = None
+    rerun_of: Annotated[
+        Id | None, Field(description="The id of the task of which this one is a copy.")
+    ] = None
+    waiting: Annotated[
+        str | None,
+        Field(description="Why a pending task waits, in one sentence; left out in lists."),
+    ] = None
 
 
 class TaskDetail(TaskView):
@@ -422,6 +439,13 @@ class OutputConflict(BaseModel):
 
     detail: str
     length: Annotated[_Offset, Field(description="The offset at which to go on.")]
+
+
+class TaskPurged(BaseModel):
+    """The purged task."""
+
+    status: Literal["deleted"] = "deleted"
+    task_id: Id
 
 
 class UploadedFile(View):

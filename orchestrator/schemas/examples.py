@@ -21,6 +21,7 @@ _NODE: Fields = {
     "registered_at": _MORNING,
     "capabilities": ["cuda"],
     "tags": {"env": "production"},
+    "paused": False,
 }
 _TASK: Fields = {
     "id": _TASK_ID,
@@ -37,6 +38,7 @@ _TASK: Fields = {
     "result": "Sales rose by 4 percent",
     "created_by": _KEY_ID,
     "files": [_FILE],
+    "node_ended_at": _LATER,
 }
 _KEY: Fields = {
     "key_id": _KEY_ID,
@@ -143,6 +145,7 @@ EXAMPLES: dict[str, Fields] = {
         "task_api_key": "vt_b1f2a0c43d5e4f678a9b0c1d2e3f4a5b_of-this-task-alone",
     },
     "CleanedUp": {"deleted_count": 12},
+    "TaskPurged": {"status": "deleted", "task_id": _TASK_ID},
     "Report": {
         "task_id": _TASK_ID,
         "job_id": _TASK_ID,

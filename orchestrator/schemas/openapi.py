@@ -86,6 +86,16 @@ the calls of a node, and how many reports and logs of a task it stores, but it t
 and the heartbeats that it has asked for. To a log that is too large it answers 413; the node then
 sends a shorter one, once.
 
+**Lists.** `GET /tasks` and `GET /nodes` return everything unless there is a `limit`. With it, the
+`Link` header of the response has the URL of the next page, as a path on this server; the last page
+has no such header. A parameter that a list does not know is refused with 422. Another server may
+answer a list as a whole, whatever the parameters.
+
+**For people.** These calls and fields are extensions, which another server may lack: `waiting` of a
+pending task, `node_ended_at` and `rerun_of` of a task, `paused` of a node; `POST /tasks/ID/rerun`,
+`POST /tasks/ID/purge`, `POST /nodes/ID/pause` and `POST /nodes/ID/resume`. A node that is paused
+gets no new tasks; those that it has go on.
+
 **Errors** have the body `{"detail": "one sentence"}`. After 429, 503 and 507, retry; wait for
 `Retry-After` seconds if the response has that header.
 """
@@ -107,16 +117,20 @@ _SUMMARIES = {
     "get_health": ("Check the server's health", "The server and its database respond."),
     "register": ("Register a node", "The node and its key."),
     "record_heartbeat": ("Record a heartbeat", "The node and the tasks that it must stop."),
-    "list_nodes": ("List nodes", "All nodes, the oldest first."),
+    "list_nodes": ("List nodes", "The nodes, the oldest first."),
     "get_node": ("Get a node", "The node."),
     "remove_node": ("Remove a node", "The node is removed."),
     "rotate_node_key": ("Rotate a node's key", "The node, without its keys."),
+    "pause_node": ("Pause a node", "The node, which gets no new tasks."),
+    "resume_node": ("Resume a node", "The node, which gets tasks again."),
     "next_task": ("Get the next assignment", "An assignment, or null if there is none."),
     "create_task": ("Create a task", "The new task."),
     "list_tasks": ("List tasks", "The tasks, the newest first."),
     "clean_up": ("Delete old tasks", "The number of deleted tasks."),
     "get_task": ("Get a task", "The task and its history."),
     "cancel_task": ("Cancel a task", "The cancelled task."),
+    "rerun_task": ("Run a task again", "The new task."),
+    "purge_task": ("Delete a task", "The task is deleted."),
     "upload_file": ("Upload a file", "The stored file."),
     "download_file": ("Download a file", "The file's bytes."),
     "report_status": ("Report a task's status", "The task's status now."),

@@ -6,7 +6,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from orchestrator.schemas.types import WITH_SOMETHING_IN_IT
+from orchestrator.schemas.types import (
+    PLAIN,
+    PLAIN_WITH_SOMETHING_IN_IT,
+    WITH_SOMETHING_IN_IT,
+)
 
 SENTENCES = {
     400: ("The body cannot be read.", "there was an error parsing the body"),
@@ -51,6 +55,7 @@ _MESSAGES = {
     "less_than_equal": "must be at most {le}",
     "string_too_short": "must have at least {min_length} characters",
     "string_too_long": "must have at most {max_length} characters",
+    "extra_forbidden": "is not a parameter of this list",
     "too_short": "must have at least {min_length} items",
 }
 """By pydantic's type of the error, what to say after the field's name."""
@@ -117,6 +122,8 @@ def _message(kind: str, message: str, context: Mapping[str, Any]) -> str:
         values = re.findall(r"'([^']*)'", str(context["expected"]))
         return f"must be one of {', '.join(values)}"
     if kind == "string_pattern_mismatch":
+        if context["pattern"] in {PLAIN, PLAIN_WITH_SOMETHING_IN_IT}:
+            return "must not contain control characters or ones that change the text's direction"
         is_blank_refused = context["pattern"] == WITH_SOMETHING_IN_IT
         return f"must not {'be blank or ' if is_blank_refused else ''}contain the character NUL"
     if kind.startswith("datetime_"):

@@ -100,6 +100,15 @@ NodeTags = Annotated[
 # Python, and so our runner, also takes the separators 1C to 1F for blanks.
 WITH_SOMETHING_IN_IT = r"^[^\x00]*[^\s\x00\x1c-\x1f][^\x00]*$"
 
+# Control characters, line separators, and those that change the direction of text: a name with one
+# of them looks like another in a terminal or on a page.
+_UNSEEN = r"\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
+PLAIN = rf"^[^{_UNSEEN}]*$"
+PLAIN_WITH_SOMETHING_IN_IT = rf"^[^{_UNSEEN}]*[^\s{_UNSEEN}][^{_UNSEEN}]*$"
+
+NodeName = Annotated[str, StringConstraints(pattern=PLAIN, max_length=255)]
+"""A node's name; a blank one is replaced by the host name."""
+
 MAX_PROMPT_BYTES = 131_071
 """In UTF-8: Linux takes no longer single argument (MAX_ARG_STRLEN), less the final NUL."""
 _WITH_OPTION_BYTES = len("--task=")
@@ -135,6 +144,14 @@ NonBlank = Annotated[
 """A short text with something in it."""
 
 
+HostName = Annotated[
+    str,
+    StringConstraints(
+        pattern=PLAIN_WITH_SOMETHING_IN_IT, strip_whitespace=True, min_length=1, max_length=255
+    ),
+]
+"""A host's name, which is its node's unless it has another."""
+
 UUID_SCHEMA = {"type": "string", "format": "uuid"}
 
 Id = Annotated[str, WithJsonSchema(UUID_SCHEMA)]
@@ -143,7 +160,8 @@ Id = Annotated[str, WithJsonSchema(UUID_SCHEMA)]
 GivenId = Annotated[NonBlank, WithJsonSchema(UUID_SCHEMA)]
 """An id in a request; one that no node and no task has is for the handler to refuse."""
 
-_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+UUID_PATTERN = r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"
+_UUID = re.compile(UUID_PATTERN)
 
 
 def is_uuid(text: str) -> bool:

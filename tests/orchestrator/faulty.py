@@ -192,6 +192,13 @@ FAULTS = {
     "audit is empty": Fault("GET /keys/audit", "audit", has(entries=[], total=0)),
     "cleanup returns nothing": Fault("POST /tasks/cleanup", "cleanup", always(200, {})),
     "ended tasks can be cancelled": Fault("DELETE /tasks/", "cancel_pending", accepts(409)),
+    "a cancelled task has ended before its node": Fault(
+        "GET /tasks/(?!pending)", "cancelled_end", has(node_ended_at="2026-01-01T00:00:00Z")
+    ),
+    "a purge deletes what runs": Fault("POST /tasks/.+/purge", "purge", accepts(409)),
+    "a rerun does not wait for the end": Fault("POST /tasks/.+/rerun", "rerun", accepts(409)),
+    "a resumed node is paused": Fault("POST /nodes/.+/resume", "pause", has(paused=True)),
+    "a task does not say why it waits": Fault("GET /tasks/", "waiting", lacks("waiting")),
     "files are there for all": Fault("GET /files/", "files_of_others", accepts(404)),
     "health has no version": Fault("GET /health", "health", always(200, {})),
     "heartbeats are not answered with 200": Fault(
@@ -212,6 +219,11 @@ FAULTS = {
         "POST /tasks", "scoped_key rotation key_deletion key_needed", accepts(401)
     ),
     "last end counts": Fault("GET /tasks/", "first_end_wins", _last_end_counts),
+    "lists are empty": Fault("GET /tasks$", "task_fields list_filter pages filters", lists_nothing),
+    "lists fail by unknown parameters": Fault(
+        "GET /(tasks|nodes)$", "unknown_parameter", recoded(422, 500)
+    ),
+    "names with control characters fail": Fault("POST /register", "names", recoded(422, 500)),
     "logs lose their title": Fault("GET /logs/", "stored_log", lacks("title")),
     "logs are replaced after the end": Fault("GET /logs/", "task_key", has(title="second")),
     "logs may have any size": Fault("POST /logs", "large_log", accepts(413)),

@@ -148,7 +148,13 @@ def test_rules_of_a_missing_extension_are_absent(faulty: FaultyOrchestrator) -> 
         findings += _try(faulty, "artifacts", "artifacts_refused", "artifacts_archive")
     with faulty.planted(Fault("POST /nodes/.+/rotate-key", response=always(404, {"detail": ""}))):
         findings += _try(faulty, "rotated_node_key")
-    assert [finding.verdict for finding in findings] == [Verdict.ABSENT] * 8
+    with faulty.planted(Fault("POST /.+/(pause|rerun|purge)", response=always(404, {}))):
+        findings += _try(faulty, "pause", "rerun", "purge")
+    with faulty.planted(Fault("(GET|POST) /tasks", response=lacks("waiting", "node_ended_at"))):
+        findings += _try(faulty, "waiting", "cancelled_end")
+    with faulty.planted(Fault("GET /tasks$", lost_header="link")):
+        findings += _try(faulty, "pages")
+    assert [finding.verdict for finding in findings] == [Verdict.ABSENT] * 14
 
 
 def test_check_goes_on_though_keys_cannot_be_sent(faulty: FaultyOrchestrator) -> None:
@@ -215,7 +221,8 @@ def test_command_prints_the_rules_by_call(orchestrator: RunningOrchestrator) -> 
     assert output.startswith("POST /register\n  holds    A registration is answered with the node")
     assert output.endswith(f"\n\n{len(RULES)} holds, 0 broken, 0 absent, 0 skipped\n")
     _assert_nothing_is_left(orchestrator)
-    assert all(task["prompt"].startswith(PROMPT) for task in orchestrator.tasks())
+    # The tasks that had ended were purged.
+    assert orchestrator.tasks() == []
 
 
 def test_broken_rule_in_json_is_exit_code_1(small: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,6 +106,20 @@ def test_rotated_key_and_the_key_of_a_task_are_the_same_at_every_server(pair: Pa
     assert other.client(key).get("/tasks/pending").status_code == 200
 
 
+def test_node_paused_at_one_server_gets_nothing_from_the_other(pair: Pair) -> None:
+    one, other = pair
+    node = other.register()
+    node.beat()
+    poller = Poller(other, node)
+    ok(one.admin.post(f"/nodes/{node.id}/pause"))
+    task_id = other.create_task()["id"]
+    wait_for(lambda: node.beat()["paused"])
+    assert node.poll() is None
+    assert one.task(task_id)["waiting"] == "none of 1 node matching is free: 1 paused"
+    ok(one.admin.post(f"/nodes/{node.id}/resume"))
+    assert poller.task_id(within_s=PROMPTLY_S) == task_id
+
+
 def test_key_and_rate_are_the_same_at_every_server(pair: Pair) -> None:
     one, other = pair
     secret = one.create_key(rate_limit=2)["api_key"]

@@ -153,7 +153,7 @@ def test_limited_admin_key_does_what_it_may_within_its_patterns(
 
 @pytest.mark.both_databases
 def test_database_compares_patterns_as_the_model_does(orchestrator: RunningOrchestrator) -> None:
-    names = ["a-1", "A-1", "a_1", "a%1", "a?1", "a[1]", "a\\1", "a*", "*", "ä-1", "b", "a\n1", "a"]
+    names = ["a-1", "A-1", "a_1", "a%1", "a?1", "a[1]", "a\\1", "a*", "*", "ä-1", "b", "a"]
     for name in names:
         orchestrator.register(name)
         orchestrator.create_task(target_node_name=name)

@@ -25,6 +25,7 @@ def test_task_has_defaults_and_undeclared_fields_are_ignored(shared: RunningOrch
     shown = shared.task(task["id"])
     assert [entry["status"] for entry in shown.pop("history")] == ["pending"]
     assert shown == task
+    assert task.pop("waiting")
     assert task.pop("created_at")
     assert uuid.UUID(task.pop("id"))
     defaults = {"priority": 0, "timeout_seconds": 3600, "files": [], "created_by": ADMIN_CREATOR}
