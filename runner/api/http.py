@@ -17,6 +17,7 @@ import ssl
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -55,6 +56,14 @@ _ZLIB_OR_GZIP = 32 + zlib.MAX_WBITS
 Subject: TypeAlias = tuple[str | None, ...]
 """What a refusal is about: the method, the path, the task and the credentials of a request."""
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A file to send as it is; `size` is in bytes, and all that `blocks` yields."""
+
+    size: int
+    blocks: AsyncIterator[bytes]
 
 
 @final
@@ -169,8 +178,8 @@ class HttpClient:
     ) -> AsyncIterator[Response]:
         """Send a request and open its response if that is 2xx.
 
-        `body` is sent as JSON, without the fields that are None. `task_id` is the task that it is
-        about: a refusal of one task is not one of another.
+        `body` is sent as JSON, without the fields that are None, or is an `Upload`. `task_id` is
+        the task that it is about: a refusal of one task is not one of another.
 
         The deadline is that of a call, plus `hold_s` seconds for a long poll, plus the time that
         sending the body takes. A download has no deadline, but may not stall.
@@ -182,9 +191,15 @@ class HttpClient:
                 was sent and not answered.
         """
         timings = self._timings
-        content, sent_headers = None, dict(headers)
+        content: AsyncIterator[bytes] | None = None
+        sent_headers = dict(headers)
         timeout_s = hold_s + (timings.stall_timeout_s if is_download else timings.call_timeout_s)
-        if body is not None:
+        if isinstance(body, Upload):
+            content = body.blocks
+            sent_headers["Content-Type"] = "application/octet-stream"
+            sent_headers["Content-Length"] = str(body.size)
+            timeout_s += body.size / SLOWEST_UPLOAD_BYTES_PER_S
+        elif body is not None:
             encoded = _encode(body)
             content = _chunks_of(encoded)
             sent_headers["Content-Type"] = "application/json"
