@@ -4,8 +4,10 @@ import io
 import os
 import tarfile
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -265,7 +267,8 @@ class ArchivingEngine(FakeEngine):
     """One whose containers have one file each, and that is root's."""
 
     async def copy_out(self, name: str, path: str, archive: Path, max_bytes: int) -> bool:
-        self.called[f"copy {name} {path} {max_bytes}"] += 1
+        self.called[f"copy {name} {path}"] += 1
+        assert max_bytes > 0
         with tarfile.open(archive, "x") as tar:
             member = tarfile.TarInfo("a.txt")
             member.size = 3
@@ -277,32 +280,42 @@ class ArchivingEngine(FakeEngine):
 async def test_what_this_user_may_not_read_is_copied_by_the_engine_and_uploaded(
     host: Host,
 ) -> None:
+    # Not in pytest's own folder, which other users may not enter.
+    with TemporaryDirectory() as made:
+        elsewhere = replace(host, folder=Path(made))
+        elsewhere.home.mkdir()
+        elsewhere.state_dir.mkdir()
+        engine = await _leave_with_a_copy(elsewhere)
+        assert [call for call in engine.called if call.startswith("copy c0ffee")] == [
+            "copy c0ffee /workspace/Victoria/tasks/t-1/artifacts/a.txt"
+        ]
+        (folder(elsewhere) / "a.txt").unlink()  # it is the copy that is uploaded
+        async with elsewhere.runner():
+            await elsewhere.pass_time_until_closed("t-1")
+            await elsewhere.wait_for_end()
+    assert taken(host) == {"a.txt": b"one"}
+
+
+async def _leave_with_a_copy(host: Host) -> ArchivingEngine:
+    """Write what a runner of another user has written when t-1 has left a file of root's."""
     await leave_task(host, TaskState.RUNNING)
     leave(host, {"a.txt": b"one"})
     (folder(host) / "a.txt").chmod(0o600)
-    places = [folder(host), *folder(host).parents]
-    for place in places[: places.index(host.folder) + 3]:
-        place.chmod(0o755)
+    host.folder.chmod(0o755)
+    host.state_dir.chmod(0o755)
     for place in (folder(host).parent, run_folder(host.state_dir)):
         place.chmod(0o777)
-    journal, _ = open_journal(host.state_dir, "now")
-    identity = Identity("node-1", Secret("node-key-1"))
-    await journal.store_extensions(identity, ["artifacts"])
     engine = ArchivingEngine("image")
-    async with host.parts(journal) as parts:
-        runner = replace(parts, engine=engine)
-        record = await journal.task("t-1")
-        assert record is not None
-        task = TaskContext(record, runner)
-        with as_another_user():
-            reports = await find_artifacts(task, Container("c0ffee", "victoria-t-1", Phase.EXITED))
-            assert not list(run_folder(host.state_dir).iterdir())
+    journal, _ = open_journal(host.state_dir, "now")
+    with closing(journal.connection):
+        await journal.store_extensions(Identity("node-1", Secret("node-key-1")), ["artifacts"])
+        async with host.parts(journal) as parts:
+            record = await journal.task("t-1")
+            assert record is not None
+            task = TaskContext(record, replace(parts, engine=engine))
+            with as_another_user():
+                container = Container("c0ffee", "victoria-t-1", Phase.EXITED)
+                reports = await find_artifacts(task, container)
         await journal.end("t-1", FAILED, [*reports, final_report("t-1", FAILED, 0)], 0)
-    journal.close_file()
-    copied = "copy c0ffee /workspace/Victoria/tasks/t-1/artifacts/a.txt "
-    assert [call for call in engine.called if call.startswith(copied)]
-    (folder(host) / "a.txt").unlink()  # it is the copy that is uploaded
-    async with host.runner():
-        await host.pass_time_until_closed("t-1")
-        await host.wait_for_end()
-    assert taken(host) == {"a.txt": b"one"}
+    assert not list(run_folder(host.state_dir).iterdir())
+    return engine

@@ -5,6 +5,7 @@ import os
 import tarfile
 from contextlib import closing
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -73,18 +74,20 @@ def test_folders_too_deep_and_paths_too_long_are_named(tmp_path: Path, folder: P
     ]
 
 
-def test_what_another_user_has_closed_is_listed_as_forbidden(tmp_path: Path, folder: Path) -> None:
-    (folder / "closed").mkdir()
-    (folder / "closed" / "a").touch()
-    (folder / "own").write_text("x")
-    (folder / "open").write_text("x")
-    (folder / "closed").chmod(0o700 if os.geteuid() == 0 else 0)
-    (folder / "own").chmod(0o600 if os.geteuid() == 0 else 0)
-    for path in (*tmp_path.parents, tmp_path):
-        if path.stat().st_uid == os.geteuid() and path != Path("/"):
-            path.chmod(path.stat().st_mode | 0o055)
-    with as_another_user():
-        listing = list_artifacts(tmp_path, "t-1", None, MANY)
+def test_what_another_user_has_closed_is_listed_as_forbidden() -> None:
+    # Not in pytest's own folder, which other users may not enter.
+    with TemporaryDirectory() as made:
+        home = Path(made)
+        folder = home / "tasks" / "t-1" / "artifacts"
+        (folder / "closed").mkdir(parents=True)
+        for name in ("closed/a", "own", "open"):
+            (folder / name).touch()
+        home.chmod(0o755)
+        (folder / "closed").chmod(0)
+        (folder / "own").chmod(0)
+        with as_another_user():
+            listing = list_artifacts(home, "t-1", None, MANY)
+        (folder / "closed").chmod(0o700)
     assert listing.forbidden == [("closed",), ("own",)]
     assert [artifact.path for artifact in listing.artifacts] == ["open"]
 
