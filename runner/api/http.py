@@ -43,6 +43,8 @@ MAX_RESPONSE_BYTES = 1 << 20
 and JSON that is all brackets takes thirty times its length once it is parsed."""
 SLOWEST_UPLOAD_BYTES_PER_S = 50_000
 """The deadline of a request grows with its body: by the time that it takes at this speed."""
+_BUFFERED_BYTES = 16 << 20
+"""What sockets and proxies may still hold of an upload once it is sent."""
 _CHUNK_BYTES = 1 << 16
 _MAX_DETAIL_CHARS = 300
 _JSON_TYPE = re.compile(r"(?:application|text)/json|[\w.-]+/[\w.-]+\+json", re.IGNORECASE)
@@ -207,8 +209,14 @@ class HttpClient:
             timeout_s += len(encoded) / SLOWEST_UPLOAD_BYTES_PER_S
         request = self._client.build_request(method, path, headers=sent_headers, content=content)
         # The last of a body is sent from the socket's buffer while httpx reads.
+        read_s, write_s = timeout_s, timeout_s
+        if isinstance(body, Upload):
+            # The deadline may be hours away, and the task's status waits.
+            buffered = min(body.size, _BUFFERED_BYTES)
+            read_s = timings.call_timeout_s + buffered / SLOWEST_UPLOAD_BYTES_PER_S
+            write_s = timings.stall_timeout_s
         request.extensions["timeout"] = httpx.Timeout(
-            timeout_s, connect=timings.connect_timeout_s
+            timeout_s, connect=timings.connect_timeout_s, read=read_s, write=write_s
         ).as_dict()
         subject = (method, path, task_id, *(headers.get(name) for name in _CREDENTIALS))
         with (
