@@ -80,7 +80,7 @@ _SECONDS = _Value("seconds", settings.parse_positive)
 _OPTIONS = [
     _option(
         "--name",
-        _Value("name", lambda name: settings.check_name(name or socket.gethostname())),
+        _Value("name", lambda name: settings.check_name(_as_unicode(name or socket.gethostname()))),
         "Name of this node, for task targeting.",
         default=socket.gethostname,
         show_default="host name",

@@ -25,7 +25,7 @@ from runner.errors import EXIT_OK, EXIT_TRY_AGAIN, ConfigurationError, JournalEr
 from runner.journal.journal import open_journal, read_unfinished_tasks
 from runner.log import fields
 from runner.loops.deliver import deliver
-from runner.loops.heartbeat import heartbeat, send_offline
+from runner.loops.heartbeat import BEATING, heartbeat, send_offline
 from runner.loops.housekeeping import adopt_or_remove_orphans, prune_closed_tasks
 from runner.loops.poll import POLLING, PollResult, check_host, poll
 from runner.model import Task, TaskState
@@ -247,6 +247,7 @@ class Daemon:
 
     async def _beat(self) -> None:
         await heartbeat(self._runner)
+        self._runner.node.outage.drop(BEATING)
         # The registration is refused: an image that is being fetched is of no use.
         self._polling.cancel()
 
@@ -258,7 +259,7 @@ class Daemon:
             # An orphan may need the slot that a new task would be given.
             await orphans_adopted.wait()
             result = await poll(self._runner, begin)
-        self._runner.node.outage.end_for(POLLING)
+        self._runner.node.outage.drop(POLLING)
         refusal = self._runner.node.refusal
         if refusal is not None:
             self._exit_code = refusal.exit_code

@@ -47,10 +47,10 @@ from runner.errors import (
     Unavailable,
     WireError,
 )
-from runner.handles import check_free, free_disk
+from runner.handles import check_free, free_disk, readable_size
 from runner.identity import IdentityFile
 from runner.journal.journal import JOURNAL_NAME, Journal
-from runner.log import printable, readable_size
+from runner.log import printable
 from runner.model import OutboxEntry, PullPolicy, Registration, Task
 from runner.node import find_conflict, is_same_node, node_description, runtime_to_use
 from runner.settings import Settings
@@ -522,7 +522,7 @@ async def _check_token(
             what,
             f"{sentence}: {error}{later or f'; {advice}'}",
             exit_code if is_needed else EXIT_OK,
-            is_warning=True,
+            is_warning=not is_needed,
         )
     return Check(what, f"the orchestrator does not refuse it{later}")
 

@@ -30,6 +30,15 @@ def free_disk(place: Path | int) -> int:
     return filesystem.f_bavail * filesystem.f_frsize
 
 
+def readable_size(size: int) -> str:
+    """Return a number of bytes for people: 512 MiB, 68.7 GiB."""
+    value, units = float(size), ["B", "KiB", "MiB", "GiB", "TiB", "PiB"]
+    while value >= 1024 and len(units) > 1:  # noqa: PLR2004 - a unit is so many of the one before
+        value /= 1024
+        units.pop(0)
+    return f"{value:.1f}".removesuffix(".0") + f" {units[0]}"
+
+
 def check_free(folder: Path, min_free: int) -> None:
     """Check that `min_free` bytes of a folder's disk are free, and that it can take new files.
 
@@ -40,9 +49,8 @@ def check_free(folder: Path, min_free: int) -> None:
     free = filesystem.f_bavail * filesystem.f_frsize
     min_free = max(min_free, _LEAST_FREE)
     if free < min_free:
-        raise OSError(
-            errno.ENOSPC, f"{free >> 20} MiB free and {min_free >> 20} MiB must stay free"
-        )
+        sizes = f"{readable_size(free)} free and {readable_size(min_free)} must stay free"
+        raise OSError(errno.ENOSPC, sizes)
     # Some file systems have no fixed number of files, and say that it is 0.
     if filesystem.f_files and not filesystem.f_favail:
         raise OSError(errno.ENOSPC, "no inodes free, and each file needs one")

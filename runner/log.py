@@ -32,15 +32,6 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else " " for c in text)
 
 
-def readable_size(size: int) -> str:
-    """Return a number of bytes for people: 512 MiB, 68.7 GiB."""
-    value, units = float(size), ["B", "KiB", "MiB", "GiB", "TiB", "PiB"]
-    while value >= 1024 and len(units) > 1:  # noqa: PLR2004 - a unit is so many of the one before
-        value /= 1024
-        units.pop(0)
-    return f"{value:.1f}".removesuffix(".0") + f" {units[0]}"
-
-
 class TextFormatter(logging.Formatter):
     """`2026-01-31T09:26:53.589Z INFO task accepted task_id=…`."""
 

@@ -50,6 +50,8 @@ _UNAUTHORISED = 401
 _NOT_ALLOWED = frozenset({_UNAUTHORISED, 403})
 _CHECK_ADDRESS, _CHECK_NODE = "check --orchestrator-url", "check --name, --tag and --capability"
 _ADVICE = {404: _CHECK_ADDRESS, 405: _CHECK_ADDRESS, 400: _CHECK_NODE, 422: _CHECK_NODE}
+_REGISTER = "register"
+"""What the outage's log calls it."""
 _ASK = "ask the orchestrator's administrator"
 T = TypeVar("T")
 
@@ -91,7 +93,7 @@ class Node:
         self._timings = timings
         self.outage = Outage(clock)
         """Whether the orchestrator is away, as all calls to it see it."""
-        self._failure_log = self.failure_log("register", is_vital=True)
+        self._failure_log = self.failure_log(_REGISTER, is_vital=True)
         self._description = node_description(settings)
         self._file = IdentityFile(settings.state_dir)
         self._registration: Registration | None = None
@@ -256,6 +258,10 @@ class Node:
         async with self._lock:
             await self._forget(refused)
 
+    def has_extension(self, name: str) -> bool:
+        """Return whether the orchestrator named an extension of the API last time."""
+        return self._registration is not None and name in self._registration.extensions
+
     async def note_extensions(self, identity: Identity, extensions: frozenset[str]) -> bool:
         """Note which extensions the orchestrator names; return whether they changed."""
         current = self._registration
@@ -376,6 +382,7 @@ class Node:
         try:
             registration = await self._request(known)
         except RegistrationRefused as refusal:
+            self.outage.drop(_REGISTER)
             if not is_needed:
                 return
             self.refusal = refusal
@@ -383,6 +390,8 @@ class Node:
         finally:
             self._watchdog.suspend("register")
         if registration is None:
+            if not is_needed:
+                self.outage.drop(_REGISTER)
             return
         self._failure_log.end()
         now = self._clock.wall_s()
@@ -564,7 +573,10 @@ def os_type(os_release: Path = Path("/etc/os-release")) -> str:
 
 
 class Problems:
-    """What keeps new tasks away from this host: a sentence by the name of each problem."""
+    """What is wrong with this host: a sentence by the name of each problem.
+
+    Most keep new tasks away; a refused login or a pull that stalls does not.
+    """
 
     START = "start"
     """The name of the problem that containers cannot be started here."""

@@ -71,8 +71,12 @@ class Outage:
             self._failing.add(call)
         return self._span
 
+    def drop(self, call: str) -> None:
+        """Note that a vital call is not made for now: the outage is over when another succeeds."""
+        self._failing.discard(call)
+
     def end_for(self, call: str) -> None:
-        """Note that a call succeeded, or is not made any more."""
+        """Note that a call succeeded."""
         self._failing.discard(call)
         if self._span is None or self._failing:
             return

@@ -43,10 +43,10 @@ async def retry_reports(
     entries = await parked_and_waiting(settings)
     chosen = _choose(entries, ids)
     url = settings.orchestrator_url
-    foreign = [entry for entry in chosen if url not in {"", entry.orchestrator_url}]
-    if foreign:
+    others = [entry for entry in chosen if url not in {"", entry.orchestrator_url}]
+    if others:
         raise ConfigurationError(
-            f"cannot retry report {foreign[0].row}: it is for {foreign[0].orchestrator_url}, and "
+            f"cannot retry report {others[0].row}: it is for {others[0].orchestrator_url}, and "
             f"no report goes to another orchestrator; drop it, or name the reports for {url}"
         )
     with _opened_to_write(settings) as journal:

@@ -47,10 +47,11 @@ from orchestrator.schemas.types import (
     is_uuid,
 )
 
-EXTENSIONS = ("reregister", "pace", "task-key")
+EXTENSIONS = ("reregister", "pace", "task-key", "parked-reports")
 """`reregister`: a node that registers with its key beside the token stays the same node.
 `pace`: the server decides how often a node without a task sends heartbeats.
 `task-key`: an assignment has a key with which the task can be reported on, and nothing else done.
+`parked-reports`: a heartbeat has the number of reports that were refused and are kept on the host.
 """
 
 DEFAULT_TIMEOUT_S = 3600

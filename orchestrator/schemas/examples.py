@@ -88,7 +88,7 @@ _SESSION: Fields = {
     "updated_at": 1772439150,
     "messages": [_MESSAGE],
 }
-_EXTENSIONS = ["reregister", "pace", "task-key"]
+_EXTENSIONS = ["reregister", "pace", "task-key", "parked-reports"]
 _SECRET = "vk_Zt3qW-shown-this-once"  # noqa: S105 - opens nothing
 
 EXAMPLES: dict[str, Fields] = {

@@ -55,6 +55,8 @@ next one is expected; a node that sends none for three of these intervals is off
 own key. With it, `POST /status` and `POST /logs` for that task are accepted, until a minute after
 the task's end; every other call is refused with 403, and after that minute with 401. A redelivery
 shows the same key. A task that is assigned again has another key, and the old one is refused.
+`parked-reports`: a heartbeat may have `parked_reports`, the number of reports that were refused and
+that the node keeps for its operator.
 
 **New keys of nodes.** The response to a heartbeat may have `new_api_key`. The node stores it, and
 uses it from then on; it is shown until it is used. Its first use ends the old key, except for

@@ -32,6 +32,8 @@ TASK_KEY = "task-key"
 """The extension by which each task has a key of its own, for its container."""
 ARTIFACTS = "artifacts"
 """The extension by which the orchestrator takes the files that a task makes."""
+PARKED_REPORTS = "parked-reports"
+"""The extension by which heartbeats have the number of reports that wait for an operator."""
 MAX_ASSIGNMENT_BYTES = 4 << 20
 """The longest valid assignment has 2.4 MB: 128 KiB of prompt and two names of 1000 files, each
 character escaped. Above that, what an orchestrator takes in a body of 1 MiB, which escapes make

@@ -148,7 +148,11 @@ class CliEngine:
     async def inspect_image(self, image: str) -> ImageFacts:
         """Return what the engine says of an image on this host."""
         columns = "{{.Id}} {{.Architecture}}"
-        result = await self._check_call("image", "inspect", "--format", columns, image)
+        try:
+            result = await self._check_call("image", "inspect", "--format", columns, image)
+        except ImageMissing:
+            self._images_present.discard(image)
+            raise
         image_id, _, architecture = result.output.strip().partition(" ")
         return ImageFacts(image_id.removeprefix("sha256:"), architecture)
 
@@ -276,7 +280,7 @@ class CliEngine:
     # Checks of what the engine says
 
     async def _is_image_present(self, image: str) -> bool:
-        """Return whether the image is on this host; cached until a `run` misses it."""
+        """Return whether the image is on this host; cached until another call misses it."""
         if image not in self._images_present and await self._has_image(image):
             self._images_present.add(image)
         return image in self._images_present

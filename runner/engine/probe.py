@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from runner.engine.base import ContainerSpec, Engine
 from runner.engine.script import NoShell, remove_probe, run_script, unique_name
 from runner.errors import EngineError
-from runner.log import readable_size
+from runner.handles import readable_size
 
 METADATA_ADDRESS = "169.254.169.254"
 _TIMEOUT_S = 60.0

@@ -11,6 +11,7 @@ import logging
 
 import anyio
 
+from runner.api.client import PARKED_REPORTS
 from runner.errors import RegistrationRefused, Unauthorised, WireError
 from runner.model import Identity
 from runner.settings import DEFAULT_HEARTBEAT_INTERVAL_S
@@ -18,6 +19,8 @@ from runner.tasks.context import RunnerContext
 from runner.timing import jittered_s
 
 log = logging.getLogger(__name__)
+BEATING = "send a heartbeat"
+"""What the outage's log calls it."""
 
 SHORTEST_PACE_S, LONGEST_PACE_S = 5.0, 300.0
 """Within these the orchestrator is obeyed."""
@@ -25,7 +28,7 @@ SHORTEST_PACE_S, LONGEST_PACE_S = 5.0, 300.0
 
 async def heartbeat(runner: RunnerContext) -> None:
     """Send heartbeats and obey the cancellations that come back."""
-    failure_log, failures = runner.node.failure_log("send a heartbeat", is_vital=True), 0
+    failure_log, failures = runner.node.failure_log(BEATING, is_vital=True), 0
     log_from_s = 0.0
     paced_s: float | None = None
     while True:
@@ -132,7 +135,7 @@ def _body(runner: RunnerContext, task_ids: list[str]) -> dict[str, object]:
         "status": runner.status,
         "current_task_id": task_ids[0] if task_ids else None,
     }
-    if runner.problems.parked_reports:
+    if runner.problems.parked_reports and runner.node.has_extension(PARKED_REPORTS):
         body["parked_reports"] = runner.problems.parked_reports
     if runner.settings.max_tasks > 1 or len(task_ids) > 1:
         body["task_ids"] = task_ids

@@ -179,6 +179,7 @@ async def _engine_answers(runner: RunnerContext) -> bool:
 
 async def _may_start(runner: RunnerContext) -> bool:
     if runner.clock.uptime_s() >= runner.problems.next_start_at_s:
+        runner.watchdog.expect("poll", next_within_s=runner.timings.host_check_timeout_s)
         await remove_old_images(runner)
     # An image may be large, and fetching it has a deadline of its own.
     runner.watchdog.suspend("poll")
@@ -289,7 +290,7 @@ async def poll(runner: RunnerContext, begin: Callable[[Task], None]) -> PollResu
         wait_s = jittered_s(runner.settings.poll_interval_s)
         if failures:
             wait_s = backoff.wait_s(failures, getattr(error, "retry_after_s", None))
-        _log_result(failure_log, result, error, wait_s)
+        _log_result(runner, failure_log, result, error, wait_s)
         if runner.settings.once:
             return result
         if result in {PollResult.TASK, PollResult.HELD}:
@@ -299,11 +300,18 @@ async def poll(runner: RunnerContext, begin: Callable[[Task], None]) -> PollResu
 
 
 def _log_result(
-    failure_log: FailureLog, result: PollResult, error: RunnerError | None, wait_s: float
+    runner: RunnerContext,
+    failure_log: FailureLog,
+    result: PollResult,
+    error: RunnerError | None,
+    wait_s: float,
 ) -> None:
     if error is not None:
         failure_log.note(error, wait_s, f"Error polling for tasks: {error}")
-    elif result is not PollResult.FAILED:
+    elif result is PollResult.FAILED:
+        # A problem of the host, or a refused key, keeps it from polling.
+        runner.node.outage.drop(POLLING)
+    else:
         failure_log.end()
 
 

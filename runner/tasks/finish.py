@@ -161,7 +161,9 @@ async def release_without_log(task: TaskContext) -> None:
 async def close(task: TaskContext) -> None:
     """Remove the container, and close the task when every report is delivered or parked."""
     await _remove(task)
-    cid_file(task.runner.settings.state_dir, task.task_id).unlink(missing_ok=True)
+    # What cannot be removed is in nobody's way: the next start of this task would remove it.
+    with suppress(OSError):
+        cid_file(task.runner.settings.state_dir, task.task_id).unlink()
     prompt = _prompt(task.record)
     digest = None if prompt is None else prompt_digest(prompt)
     while True:

@@ -1,8 +1,9 @@
-"""The image that tasks run in: fetched for whichever task needs it, and by one pull at a time.
+"""The image that tasks run in: fetched for whichever task needs it.
 
 With `newer` and an image on this host, a registry that hangs or limits its rate does not hold up
-tasks: one waits for `newer_image_timeout_s` and starts with the image on this host, while the pull
-goes on. After a failure the registry is asked again with backoff, and no task waits for that.
+tasks: there is one pull for all of them, and a task waits for it for `newer_image_timeout_s`, then
+starts with the image on this host while the pull goes on. After a failure the registry is asked
+again with backoff, and no task waits for that.
 """
 
 from __future__ import annotations

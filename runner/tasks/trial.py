@@ -5,18 +5,31 @@ So a host on which none starts costs one task, however long it stays so.
 
 from __future__ import annotations
 
+import logging
+
+import anyio.to_thread
+
 from runner.engine.architecture import check_architecture
 from runner.engine.base import LABEL_RUNNER, ContainerSpec
 from runner.engine.probe import try_start
-from runner.errors import EngineError
+from runner.env_file import read_env_file
+from runner.errors import ConfigurationError, EngineError, HostUnusable
+from runner.handles import check_free
+from runner.settings import Settings
+from runner.state_dir import check_writable
 from runner.tasks.context import RunnerContext, TaskContext
+from runner.timing import file_stamp
 from runner.workspace.download import CONTAINER_HOME, TASKS_IN_CONTAINER
+from runner.workspace.home import Tidying, check_home
+
+log = logging.getLogger(__name__)
 
 
 async def may_start(runner: RunnerContext) -> bool:
     """Fetch the image and, after a failed start and a wait, start a container of no task.
 
-    Return whether a task's may be started; if not, that is a problem of the host.
+    Before that, check the files that a start reads and writes. Return whether a task's container
+    may be started; if not, that is a problem of the host.
     """
     problems, clock = runner.problems, runner.clock
     async with runner.trial:
@@ -24,7 +37,7 @@ async def may_start(runner: RunnerContext) -> bool:
             return False
         try:
             await _try(runner)
-        except EngineError as error:
+        except (EngineError, ConfigurationError, HostUnusable) as error:
             problems.start_failed(str(error), clock.uptime_s())
             return False
     return True
@@ -36,6 +49,12 @@ async def _try(runner: RunnerContext) -> None:
     image = await check_architecture(runner.engine, settings.container_image)
     if problems.START not in problems.sentences:
         return
+    tidying = Tidying(file_stamp(runner.clock.wall_s()))
+    try:
+        await anyio.to_thread.run_sync(_check_files, settings, tidying)
+    finally:
+        for sentence in tidying.sentences:
+            log.error(sentence)
     await try_start(runner.engine, _spec(runner))
     if problems.has_failed(image.image_id, runner.clock.uptime_s()):
         # Its shell can be executed and its own program cannot: only a task can show that.
@@ -44,6 +63,25 @@ async def _try(runner: RunnerContext) -> None:
             "image, for the architecture of this host"
         )
     problems.note_start()
+
+
+def _check_files(settings: Settings, tidying: Tidying) -> None:
+    """Check what is read and written before a task's container is started.
+
+    Raises:
+        ConfigurationError: the operator's env file cannot be used.
+        HostUnusable: the Victoria home or the state folder cannot be written, or is full.
+    """
+    read_env_file(settings.env_file)
+    check_home(settings.victoria_home, settings.home, tidying, thorough=True)
+    folder = settings.victoria_home
+    try:
+        check_free(folder, settings.min_free_disk)
+        folder = settings.state_dir
+        check_free(folder, settings.min_free_disk)
+        check_writable(folder)
+    except OSError as error:
+        raise HostUnusable(f"cannot use {folder}: {error.strerror}") from error
 
 
 async def wait_for_host(task: TaskContext, gives_up_at_s: float) -> None:

@@ -17,8 +17,15 @@ from itertools import islice
 from pathlib import Path
 
 from runner.errors import RunnerError
-from runner.handles import BLOCK_BYTES, FOLDER, NEW_FILE, free_disk, open_below, open_file
-from runner.log import readable_size
+from runner.handles import (
+    BLOCK_BYTES,
+    FOLDER,
+    NEW_FILE,
+    free_disk,
+    open_below,
+    open_file,
+    readable_size,
+)
 from runner.workspace.home import ARTIFACTS, TASKS
 
 COPY_PREFIX = ".victoria-artifacts-"

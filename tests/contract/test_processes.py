@@ -67,6 +67,12 @@ NAMES_ITS_PROXY = """\
 echo "Error: invalid proxy address \\"$HTTPS_PROXY\\"" >&2
 exit 1
 """
+LOSES_ITS_IMAGE = """\
+#!/bin/sh
+[ -e "$HOME/gone" ] || exec echo c0ffee amd64
+echo "Error: i: image not known" >&2
+exit 125
+"""
 PRINTS_BINARY = """\
 #!/bin/sh
 printf 'Error: caf\\351\\n' >&2
@@ -169,6 +175,16 @@ async def test_failure_of_the_engine_is_not_reported_as_a_missing_image(
     with pytest.raises(EngineError, match="look for the image i: write /tmp/x: no space") as raised:
         await engine_of(script, FULL).fetch_image("i", policy)
     assert not isinstance(raised.value, ImageMissing)
+
+
+async def test_image_that_was_removed_meanwhile_is_not_taken_for_present(script: Path) -> None:
+    engine = engine_of(script, LOSES_ITS_IMAGE)
+    await engine.fetch_image("i", PullPolicy.MISSING)
+    script.with_name("gone").touch()
+    with pytest.raises(ImageMissing):
+        await engine.inspect_image("i")
+    with pytest.raises(ImageMissing, match="cannot find the image i on this host"):
+        await engine.fetch_image("i", PullPolicy.NEVER)
 
 
 async def test_error_of_the_engine_is_read_where_no_file_can_be_written(

@@ -107,7 +107,6 @@ AT_THE_ENGINE = [
     *(at_call("run", when) for when in When),
     while_it_runs("while-it-runs", ends_meanwhile=False),
     while_it_runs("while-it-runs-and-it-ends-meanwhile", ends_meanwhile=True),
-    at_call("logs", When.BEFORE),
     *(at_call("rm", when) for when in (When.BEFORE, When.AFTER)),
 ]
 BESIDE_DOCKER = AT_COMMITS[4:10]

@@ -140,6 +140,19 @@ async def test_status_line_has_an_outage_with_its_begin_and_the_drain(host: Host
         await until(lambda: status_line(life) == draining)
 
 
+async def test_drain_during_an_outage_does_not_end_it(host: Host, log: Log) -> None:
+    async with host.running_task(max_tasks=2) as life:
+        await host.clock.settle()
+        host.orchestrator.is_down = True
+        await host.pass_time_until(lambda: "outage of the orch" in status_line(life))
+        os.kill(os.getpid(), signal.SIGUSR1)
+        await until(lambda: "draining: " in status_line(life))
+        assert "outage of the orch" in status_line(life)
+        assert "the orchestrator responds again" not in log.messages
+        host.orchestrator.is_down = False
+        await host.pass_time_until(lambda: "outage" not in status_line(life))
+
+
 def status_line(life: Run) -> str:
     """Return the line that `systemctl status` shows."""
     lines = [text for text in life.notifier.messages if text.startswith("STATUS=")]

@@ -123,7 +123,7 @@ def use_up_home(host: Host) -> Heal:
 TROUBLES: dict[str, tuple[Callable[[Host], Heal], str]] = {
     "engine": (refuse_starts, "slowing down until a container starts: cannot start the contain"),
     "architecture": (take_away("executes"), "here: exec /usr/bin/agent: exec format error; use"),
-    "storage": (fill_storage, "/proc has 0 MiB free and 1 MiB must stay free; free some space"),
+    "storage": (fill_storage, "/proc has 0 B free and 1 MiB must stay free; free some space"),
     "env file": (change_env_file(lambda path: path.write_text("A\n")), "line 1 is not NAME=VALUE"),
     "no env file": (change_env_file(Path.unlink), "no such file or directory; put the file there"),
     "state folder": (block_run_folder, "state: File exists"),
@@ -155,18 +155,38 @@ async def test_trouble_of_the_host_costs_one_task_at_most_and_is_over_by_itself(
     assert all(host.starts_of(task_id) <= 1 for task_id in QUEUE)
 
 
-async def test_tasks_that_were_accepted_together_wait_for_the_host_that_fails_the_first(
-    host: Host,
+async def test_outage_ends_though_a_problem_of_the_host_keeps_it_from_polling(
+    host: Host, log: Log
 ) -> None:
-    heal = refuse_starts(host)
-    for task_id in QUEUE:
-        host.orchestrator.offer(task_id)
-    async with host.runner(max_tasks=3):
+    async with host.runner():
+        await host.wait_for_calls(POLL)
+        host.orchestrator.is_down = True
+        await host.pass_time_until(lambda: "Error polling for tasks: " in log.text)
+        fill_storage(host)
+        host.orchestrator.is_down = False
+        await host.clock.advance(200)
+    assert "the orchestrator responds again" in log.messages
+
+
+@pytest.mark.parametrize("trouble", ["engine", "env file", "state folder"])
+async def test_tasks_that_were_accepted_together_wait_for_the_host_that_fails_the_first(
+    host: Host, log: Log, trouble: str
+) -> None:
+    (host.folder / "env").write_text("A=1\n")
+    async with host.runner(env_file=host.folder / "env", max_tasks=3):
+        await host.wait_for_calls(POLL)
+        host.engine.shut("fetch_image")
+        for task_id in QUEUE:
+            host.orchestrator.offer(task_id)
+        await host.pass_time_until(lambda: host.engine.waiting["fetch_image"] == 3)
+        heal = TROUBLES[trouble][0](host)
+        host.engine.open("fetch_image")
         await host.clock.advance(300)
         assert list(outcomes(host).values()) == ["error"]
         heal()
         await host.pass_time_until(lambda: outcomes(host).keys() == set(QUEUE))
     assert list(outcomes(host).values()).count("success") == len(QUEUE) - 1
+    assert "a defect of the runner" not in log.text
 
 
 async def test_image_whose_program_alone_cannot_be_executed_costs_one_task_until_it_is_replaced(

@@ -61,6 +61,9 @@ async def test_parked_report_is_shown_and_sent_again_when_an_operator_asks(host:
     async with host.runner() as life:
         await host.wait_for_state("t-1", "closed")
         await host.clock.advance(16)
+        assert "parked_reports" not in host.orchestrator.called(BEAT)[-1].body
+        host.orchestrator.extensions = ["parked-reports"]
+        await host.clock.advance(31)
         assert host.orchestrator.called(BEAT)[-1].body["parked_reports"] == 1
         shown = "STATUS=parked reports: 1, see `victoria-runner outbox list`; 0 of 1 tasks"
         assert any(text.startswith(shown) for text in life.notifier.messages)

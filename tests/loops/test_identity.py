@@ -264,6 +264,20 @@ async def test_host_name_alone_makes_no_new_node_and_stops_no_work(
     assert keys_of(host.orchestrator, POLL) == {"node-key-1"}
 
 
+async def test_host_name_that_could_not_be_sent_leaves_no_outage_behind(
+    host: Host, log: Log
+) -> None:
+    await register(host)
+    host.change("UPDATE identities SET node = json_set(node, '$.hostname', 'before')")
+    host.orchestrator.extensions = ["reregister"]
+    host.orchestrator.then(REGISTER, http(503))
+    async with host.runner():
+        await host.wait_for_calls(REGISTER, 2)
+        await host.clock.advance(120)
+    assert host.orchestrator.count(REGISTER) == 2
+    assert "the orchestrator responds again" in log.messages
+
+
 async def test_node_that_is_new_in_spite_of_its_key_leaves_old_reports_alone(host: Host) -> None:
     host.orchestrator.extensions = ["reregister"]
     await begin_and_leave(host)

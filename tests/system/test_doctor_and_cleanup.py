@@ -70,7 +70,7 @@ def test_doctor_reports_that_all_is_well_and_shows_the_running_task(
             75,
             [
                 f"FAIL orchestrator: {NOWHERE} does not answer: Connection refused",
-                " free, 1000 TiB must stay free; free some space there or lower --min-free-disk",
+                " free and 1000 TiB must stay free; free some space there or lower --min-free-disk",
                 f"FAIL image: cannot find the image {IMAGE} on",
             ],
         ),

@@ -25,10 +25,10 @@ class Calls:
     def __init__(self, log: pytest.LogCaptureFixture) -> None:
         log.set_level(logging.INFO, "runner")
         self.clock = VirtualClock()
-        outage = Outage(self.clock)
+        self.outage = Outage(self.clock)
         vital = {"poll": True, "beat": True, "report": False, "claim": False}
         self._calls = {
-            name: FailureLog(name, self.clock, Timings(), {"id": 1}, outage, is_vital=is_vital)
+            name: FailureLog(name, self.clock, Timings(), {"id": 1}, self.outage, is_vital=is_vital)
             for name, is_vital in vital.items()
         }
         self._log = log
@@ -72,6 +72,16 @@ def test_calls_that_fail_together_are_one_outage(calls: Calls) -> None:
     calls.succeed("report")
     calls.fail("poll")
     assert calls.lines[3:] == ["poll: Connection refused"], "another outage"
+
+
+def test_call_that_is_not_made_any_more_neither_ends_an_outage_nor_prolongs_it(
+    calls: Calls,
+) -> None:
+    calls.fail("poll")
+    calls.outage.drop("poll")
+    assert calls.lines == ["poll: Connection refused"]
+    calls.succeed("report")
+    assert calls.lines[1:] == [BACK]
 
 
 def test_call_that_fails_alone_is_logged_by_itself_and_hides_no_outage(calls: Calls) -> None:
