@@ -203,6 +203,19 @@ _OPTIONS = [
         default="1G",
     ),
     _option(
+        "--max-artifacts",
+        click.IntRange(0, 100_000),
+        "How many artifacts of a task are uploaded; 0 leaves them on this host.",
+        default=settings.DEFAULT_MAX_ARTIFACTS,
+        metavar="NUMBER",
+    ),
+    _option(
+        "--max-artifact-size",
+        _Value("size", settings.parse_size),
+        "Do not upload artifacts that are larger.",
+        default="1G",
+    ),
+    _option(
         "--allow-image",
         str,
         "Refuse images that match none of these patterns; repeatable.",

@@ -315,7 +315,10 @@ class Task:
 
 @dataclass(frozen=True)
 class Report:
-    """A report for the outbox: `body` is posted to `path`, which is `status` or `logs`."""
+    """A report for the outbox: `body` is posted to `path`, which is `status` or `logs`.
+
+    With the path `artifacts` it is the progress of an upload, and not sent itself.
+    """
 
     path: str
     body: Mapping[str, object]
@@ -338,6 +341,11 @@ class OutboxEntry:
     def is_log(self) -> bool:
         """Whether it is a task's log, which may be long and may be given up, or its status."""
         return self.path == "logs"
+
+    @property
+    def is_artifacts(self) -> bool:
+        """Whether it stands for a task's artifacts, which are uploaded before its status."""
+        return self.path == "artifacts"
 
 
 @dataclass(frozen=True)

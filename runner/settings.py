@@ -24,6 +24,8 @@ DEFAULT_VICTORIA_HOME = "~/Victoria"
 DEFAULT_POLL_INTERVAL_S: float = 30
 DEFAULT_HEARTBEAT_INTERVAL_S: float = 15
 DEFAULT_MIN_FREE_DISK = 1 << 30
+DEFAULT_MAX_ARTIFACTS = 1000
+DEFAULT_MAX_ARTIFACT_SIZE = 1 << 30
 NO_TOKEN = Secret("")
 MAX_NAME_CHARS = 255
 """Of a name, a capability, a tag's key and its value: as the reference orchestrator takes them."""
@@ -72,6 +74,8 @@ class Settings:
     engine_env: tuple[str, ...] = ()
     ca_file: Path | None = None
     min_free_disk: int = DEFAULT_MIN_FREE_DISK
+    max_artifacts: int = DEFAULT_MAX_ARTIFACTS
+    max_artifact_size: int = DEFAULT_MAX_ARTIFACT_SIZE
     home: HomeMode = HomeMode.SHARED
     allow_images: tuple[str, ...] = ()
     require_task_key: bool = False

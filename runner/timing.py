@@ -216,6 +216,8 @@ class Timings:
     """A container killed so shortly after docker's daemon came back went down with the daemon."""
     final_log_timeout_s: float = 60.0
     """For what the agent left: the final status waits for it."""
+    artifact_copy_timeout_s: float = 600.0
+    """For the engine to copy artifacts that belong to another user: the final status waits."""
     session_read_timeout_s: float = 30.0
     """A copy of a Crush database of 1 GiB takes some ten seconds, a busy host as long again."""
 

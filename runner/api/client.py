@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard, final
 from urllib.parse import quote
 
-from runner.api.http import HttpClient
+from runner.api.http import HttpClient, Upload
 from runner.errors import Refused, Unavailable
 from runner.model import Identity, Registration, TaskStatus, status_body
 from runner.redaction import Secret
@@ -30,6 +30,8 @@ PACE = "pace"
 """The extension by which the orchestrator sets the interval of heartbeats."""
 TASK_KEY = "task-key"
 """The extension by which each task has a key of its own, for its container."""
+ARTIFACTS = "artifacts"
+"""The extension by which the orchestrator takes the files that a task makes."""
 PARKED_REPORTS = "parked-reports"
 """The extension by which heartbeats have the number of reports that wait for an operator."""
 MAX_ASSIGNMENT_BYTES = 4 << 20
@@ -189,6 +191,25 @@ class OrchestratorClient:
         """Send a task's log. The response may repeat all of it, and is not read."""
         headers, task_id = _key_header(identity), _task_id(body)
         async with self._http.request("POST", "logs", headers, body, task_id=task_id) as response:
+            await response.check_json()
+
+    async def send_artifact(
+        self,
+        identity: Identity,
+        task_id: str,
+        segments: Iterable[str],
+        upload: Upload,
+        sha256: str,
+    ) -> None:
+        """Send an artifact of a task that this node has run; the same again changes nothing there.
+
+        `segments` are its path, `sha256` its checksum in lower-case hex.
+        """
+        path = "/".join(quote(segment, safe="") for segment in (task_id, "artifacts", *segments))
+        headers = {**_key_header(identity), "X-Checksum-SHA256": sha256}
+        async with self._http.request(
+            "PUT", f"tasks/{path}", headers, upload, task_id=task_id
+        ) as response:
             await response.check_json()
 
     @asynccontextmanager

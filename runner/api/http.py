@@ -17,6 +17,7 @@ import ssl
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -42,6 +43,8 @@ MAX_RESPONSE_BYTES = 1 << 20
 and JSON that is all brackets takes thirty times its length once it is parsed."""
 SLOWEST_UPLOAD_BYTES_PER_S = 50_000
 """The deadline of a request grows with its body: by the time that it takes at this speed."""
+_BUFFERED_BYTES = 16 << 20
+"""What sockets and proxies may still hold of an upload once it is sent."""
 _CHUNK_BYTES = 1 << 16
 _MAX_DETAIL_CHARS = 300
 _JSON_TYPE = re.compile(r"(?:application|text)/json|[\w.-]+/[\w.-]+\+json", re.IGNORECASE)
@@ -55,6 +58,14 @@ _ZLIB_OR_GZIP = 32 + zlib.MAX_WBITS
 Subject: TypeAlias = tuple[str | None, ...]
 """What a refusal is about: the method, the path, the task and the credentials of a request."""
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A file to send as it is; `size` is in bytes, and all that `blocks` yields."""
+
+    size: int
+    blocks: AsyncIterator[bytes]
 
 
 @final
@@ -169,8 +180,8 @@ class HttpClient:
     ) -> AsyncIterator[Response]:
         """Send a request and open its response if that is 2xx.
 
-        `body` is sent as JSON, without the fields that are None. `task_id` is the task that it is
-        about: a refusal of one task is not one of another.
+        `body` is sent as JSON, without the fields that are None, or is an `Upload`. `task_id` is
+        the task that it is about: a refusal of one task is not one of another.
 
         The deadline is that of a call, plus `hold_s` seconds for a long poll, plus the time that
         sending the body takes. A download has no deadline, but may not stall.
@@ -182,9 +193,15 @@ class HttpClient:
                 was sent and not answered.
         """
         timings = self._timings
-        content, sent_headers = None, dict(headers)
+        content: AsyncIterator[bytes] | None = None
+        sent_headers = dict(headers)
         timeout_s = hold_s + (timings.stall_timeout_s if is_download else timings.call_timeout_s)
-        if body is not None:
+        if isinstance(body, Upload):
+            content = body.blocks
+            sent_headers["Content-Type"] = "application/octet-stream"
+            sent_headers["Content-Length"] = str(body.size)
+            timeout_s += body.size / SLOWEST_UPLOAD_BYTES_PER_S
+        elif body is not None:
             encoded = _encode(body)
             content = _chunks_of(encoded)
             sent_headers["Content-Type"] = "application/json"
@@ -192,8 +209,14 @@ class HttpClient:
             timeout_s += len(encoded) / SLOWEST_UPLOAD_BYTES_PER_S
         request = self._client.build_request(method, path, headers=sent_headers, content=content)
         # The last of a body is sent from the socket's buffer while httpx reads.
+        read_s, write_s = timeout_s, timeout_s
+        if isinstance(body, Upload):
+            # The deadline may be hours away, and the task's status waits.
+            buffered = min(body.size, _BUFFERED_BYTES)
+            read_s = timings.call_timeout_s + buffered / SLOWEST_UPLOAD_BYTES_PER_S
+            write_s = timings.stall_timeout_s
         request.extensions["timeout"] = httpx.Timeout(
-            timeout_s, connect=timings.connect_timeout_s
+            timeout_s, connect=timings.connect_timeout_s, read=read_s, write=write_s
         ).as_dict()
         subject = (method, path, task_id, *(headers.get(name) for name in _CREDENTIALS))
         with (

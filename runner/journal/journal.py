@@ -492,6 +492,49 @@ class Journal(Database):
         self.connection.execute("DELETE FROM outbox WHERE id = ?", (row,))
 
     @transaction
+    def note_progress(self, row: int, body: Mapping[str, object]) -> None:
+        """Write how far the upload of a task's artifacts has come; failures count from 0 again."""
+        self.connection.execute(
+            "UPDATE outbox SET body = ?, attempts = 0, next_attempt_at = 0 WHERE id = ?",
+            (json.dumps(body), row),
+        )
+
+    @transaction
+    def end_upload(self, row: int, sentence: str | None, *, parked: str | None = None) -> None:
+        """Delete, or park with a reason, the entry of a task's artifacts.
+
+        The sentence, about what is not uploaded, is added to the message of the final status.
+        """
+        entry = self.connection.execute(
+            "SELECT task_id FROM outbox WHERE id = ?", (row,)
+        ).fetchone()
+        if entry is None:
+            return
+        if sentence is not None:
+            self._add_to_message(entry["task_id"], sentence)
+        if parked is None:
+            self.connection.execute("DELETE FROM outbox WHERE id = ?", (row,))
+        else:
+            self.connection.execute("UPDATE outbox SET parked = ? WHERE id = ?", (parked, row))
+
+    def _add_to_message(self, task_id: str, sentence: str) -> None:
+        addition = f"\n\n{sentence}"
+        rows = self.connection.execute(
+            "SELECT id, body FROM outbox WHERE task_id = ? AND path = 'status'", (task_id,)
+        )
+        for status in rows.fetchall():
+            body = object_from_text(status["body"])
+            if body is not None:
+                changed = {**body, "message": f"{body.get('message') or ''}{addition}"}
+                self.connection.execute(
+                    "UPDATE outbox SET body = ? WHERE id = ?", (json.dumps(changed), status["id"])
+                )
+        self.connection.execute(
+            "UPDATE tasks SET message = coalesce(message, '') || ? WHERE task_id = ?",
+            (addition, task_id),
+        )
+
+    @transaction
     def postpone(self, row: int, next_attempt_at: float) -> None:
         """Count a failed attempt and write when the next is due."""
         self.connection.execute(

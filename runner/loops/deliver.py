@@ -1,12 +1,15 @@
 """Deliver the outbox: every report until the orchestrator has it, or has refused it for good.
 
-A task's log goes first, but one that keeps failing, or takes long, does not delay the status; in
+A task's log goes first, but one that keeps failing, or takes long, does not delay the status. Its
+artifacts are uploaded before the status, or given up while the orchestrator responds to others. In
 the end a log is given up, a status never. Ends by being cancelled; what is left is in the journal.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 
 import anyio
@@ -16,13 +19,18 @@ from runner.api.http import SLOWEST_UPLOAD_BYTES_PER_S
 from runner.crush.log import hand_in_log
 from runner.errors import JournalError, Refused, Unauthorised, Unavailable
 from runner.log import fields
-from runner.model import OutboxEntry
+from runner.model import Identity, OutboxEntry
 from runner.outage import FailureLog
+from runner.tasks.artifacts import ArtifactUpload
 from runner.tasks.context import RunnerContext
 
 log = logging.getLogger(__name__)
 _LOG_GOES_FIRST_ATTEMPTS = 2
 _LOG_ATTEMPTS = 16
+_ARTIFACT_ATTEMPTS = 16
+"""While the orchestrator takes other calls: some ten minutes. An outage may last."""
+_BESIDE = {"logs": "deliver a log", "artifacts": "deliver artifacts"}
+"""What may take minutes is sent beside the statuses, one of each kind at a time."""
 _UNEXPLAINED_ATTEMPTS = 120
 """A 4xx without our JSON body probably comes from a reverse proxy during a deployment: retry it
 this often, which takes about an hour. A 403 has been retried for `unexplained_refusal_s`."""
@@ -49,12 +57,12 @@ async def deliver(runner: RunnerContext) -> None:
 
 
 class _Delivery:
-    """Sends statuses one by one, and one log at a time beside them, which may take minutes."""
+    """Sends statuses one by one, and beside them what may take minutes."""
 
     def __init__(self, runner: RunnerContext, group: TaskGroup) -> None:
         self._runner = runner
         self._group = group
-        self._is_log_under_way = False
+        self._under_way: set[str] = set()
         self.journal_failures = runner.failure_log("use the outbox")
         self._failures: dict[int, FailureLog] = {}
         """By row, of what is in the outbox."""
@@ -76,23 +84,24 @@ class _Delivery:
             due_in_s = _due_in_s(self._runner, entry)
             if due_in_s > 0:
                 wait_s = min(wait_s, due_in_s)
-            elif not entry.is_log:
+            elif entry.path not in _BESIDE:
                 again_s = await self._attempt("deliver", entry, is_last=is_last)
                 wait_s = min(wait_s, again_s)
-            elif not self._is_log_under_way:
-                self._is_log_under_way = True
-                self._group.start_soon(partial(self._deliver_log, entry, is_last=is_last))
+            elif entry.path not in self._under_way:
+                self._under_way.add(entry.path)
+                self._group.start_soon(partial(self._deliver_beside, entry, is_last=is_last))
         return wait_s
 
-    async def _deliver_log(self, entry: OutboxEntry, *, is_last: bool) -> None:
+    async def _deliver_beside(self, entry: OutboxEntry, *, is_last: bool) -> None:
+        loop = _BESIDE[entry.path]
         try:
-            await self._attempt("deliver a log", entry, is_last=is_last)
+            await self._attempt(loop, entry, is_last=is_last)
         except JournalError as error:
             pause_s = self._runner.timings.outbox_interval_s
             self.journal_failures.note(error, pause_s, str(error), logging.ERROR)
             await self._runner.clock.sleep(pause_s)
-        self._runner.watchdog.suspend("deliver a log")
-        self._is_log_under_way = False
+        self._runner.watchdog.suspend(loop)
+        self._under_way.discard(entry.path)
         self._runner.outbox.notify()
 
     async def _attempt(self, loop: str, entry: OutboxEntry, *, is_last: bool) -> float:
@@ -162,19 +171,30 @@ async def _attempt(
     runner.watchdog.expect(
         loop, next_within_s=runner.timings.outbox_interval_s + _longest_call_s(runner)
     )
+    if entry.is_artifacts:
+        return await _upload(runner, loop, entry, failures, identity, body)
+    return await _send(runner, loop, entry, failures, identity, body, is_last=is_last)
+
+
+async def _send(  # noqa: PLR0913, PLR0917 - what is known of the attempt
+    runner: RunnerContext,
+    loop: str,
+    entry: OutboxEntry,
+    failures: FailureLog,
+    identity: Identity,
+    body: Mapping[str, object],
+    *,
+    is_last: bool,
+) -> float:
+    """Try to send a report; return the seconds until there is more to do."""
+    ids = fields(task_id=entry.task_id, report=entry.path)
     try:
         if entry.is_log:
             await hand_in_log(runner.orchestrator, identity, body)
         else:
             await runner.orchestrator.send_status(identity, body)
     except Unauthorised as error:
-        runner.watchdog.suspend(loop)
-        has_other_key = await runner.node.replace_identity(identity)
-        # After a first failure the other key is tried at once.
-        is_at_once = has_other_key and entry.attempts == 0
-        wait_s = await _postpone(runner, entry, failures, error, is_at_once=is_at_once)
-        runner.outbox.notify()  # a drain may wait for this report, which may now be undeliverable
-        return wait_s
+        return await _replace_identity(runner, loop, entry, failures, identity, error)
     except Unavailable as error:
         if not entry.is_log or entry.attempts + 1 < _LOG_ATTEMPTS or not is_last:
             return await _postpone(runner, entry, failures, error)
@@ -190,6 +210,80 @@ async def _attempt(
         await runner.journal.delivered(entry.row)
     runner.outbox.notify()
     return 0
+
+
+async def _replace_identity(  # noqa: PLR0913, PLR0917 - as above
+    runner: RunnerContext,
+    loop: str,
+    entry: OutboxEntry,
+    failures: FailureLog,
+    identity: Identity,
+    error: Unauthorised,
+) -> float:
+    runner.watchdog.suspend(loop)
+    has_other_key = await runner.node.replace_identity(identity)
+    # After a first failure the other key is tried at once.
+    is_at_once = has_other_key and entry.attempts == 0
+    wait_s = await _postpone(runner, entry, failures, error, is_at_once=is_at_once)
+    runner.outbox.notify()  # a drain may wait for this report, which may now be undeliverable
+    return wait_s
+
+
+async def _upload(  # noqa: PLR0913, PLR0917 - as above
+    runner: RunnerContext,
+    loop: str,
+    entry: OutboxEntry,
+    failures: FailureLog,
+    identity: Identity,
+    body: Mapping[str, object],
+) -> float:
+    """Try to upload what is left of a task's artifacts; return the seconds until there is more."""
+
+    def expect_within(seconds: float) -> None:
+        within_s = runner.timings.outbox_interval_s + _longest_call_s(runner) + seconds
+        runner.watchdog.expect(loop, next_within_s=within_s)
+
+    parked = None
+    try:
+        upload = ArtifactUpload(runner, entry, body, expect_within)
+        try:
+            await upload.run(identity)
+        except (Refused, Unavailable) as error:
+            if upload.has_progressed:
+                entry = replace(entry, attempts=0)
+                runner.failed_uploads.pop(entry.row, None)
+            if isinstance(error, Unauthorised):
+                return await _replace_identity(runner, loop, entry, failures, identity, error)
+            parked = _reason_to_give_up(runner, entry, error)
+            if parked is None:
+                return await _postpone(runner, entry, failures, error)
+            await upload.end(parked)
+    except JournalError:
+        raise
+    except Exception:
+        # The status waits for this entry, and must not wait for ever.
+        log.exception("a defect of the runner keeps artifacts", extra=fields(task_id=entry.task_id))
+        parked = "a defect of the runner, see its log"
+        await runner.journal.end_upload(entry.row, f"artifacts: {parked}", parked=parked)
+    if parked is None:
+        failures.end()
+    runner.failed_uploads.pop(entry.row, None)
+    runner.outbox.notify()
+    return 0
+
+
+def _reason_to_give_up(
+    runner: RunnerContext, entry: OutboxEntry, error: Refused | Unavailable
+) -> str | None:
+    """Return why a task's artifacts are not tried again; None if they are."""
+    if isinstance(error, Refused) and error.detail is not None:
+        return f"the orchestrator refuses them: {error}"
+    if runner.node.outage.sentence is not None:
+        return None
+    attempts = runner.failed_uploads[entry.row] = runner.failed_uploads.get(entry.row, 0) + 1
+    return (
+        f"given up after {attempts} attempts: {error}" if attempts >= _ARTIFACT_ATTEMPTS else None
+    )
 
 
 async def _handle_refusal(
@@ -230,6 +324,8 @@ async def _postpone(
     if entry.is_log:
         ceiling_s = max(ceiling_s, runner.timings.log_retry_ceiling_s)
     retry_after_s = error.retry_after_s if isinstance(error, Unavailable) else None
+    if entry.is_artifacts and retry_after_s is not None:
+        retry_after_s = min(retry_after_s, runner.timings.outbox_interval_s)  # the status waits
     wait_s = runner.timings.backoff(ceiling_s=ceiling_s).wait_s(attempts, retry_after_s)
     if is_at_once:
         wait_s = 0.0

@@ -45,6 +45,8 @@ class Job:
     """When the container started, in seconds since the epoch."""
     prompt: str | None
     """What the agent was asked, where it can still be seen."""
+    artifacts_dir: str | None = None
+    """The folder for the files that the task makes; None where the runner names none."""
     named_secrets: tuple[Secret, ...] = ()
     """The values of those variables that the runner's operator gave to the container, and the
     passwords of its proxies."""
@@ -91,6 +93,7 @@ def job_in(variables: Mapping[str, str], processes: Path = _PROCESSES) -> Job:
         home=Path(variables.get("VICTORIA_HOME") or DEFAULT_HOME),
         started_at=_started_at(processes),
         prompt=_prompt(processes),
+        artifacts_dir=variables.get("TASK_ARTIFACTS_DIR") or None,
         named_secrets=(*secrets_in(variables), *proxy_secrets(variables)),
     )
 

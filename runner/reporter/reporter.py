@@ -106,6 +106,7 @@ class Reporter:
             "job_id": self._job.task_id,
             "orchestrator_url": self._job.orchestrator_url,
             "has_api_key": bool(self._job.identity.api_key),
+            "artifacts_dir": self._job.artifacts_dir,
             "crush_database": str(self._job.database),
             "logs_submitted": self._state.log_digest is not None,
             "final_status": self._state.final and self._state.final.status,

@@ -70,6 +70,8 @@ class RunnerContext:
     """Held while it is tried whether containers start here."""
     refused_urls: set[str] = field(default_factory=set)
     """What assignments named as orchestrator_url and no container was given; logged once each."""
+    failed_uploads: dict[int, int] = field(default_factory=dict)
+    """By row of the outbox, how often artifacts failed while the orchestrator took other calls."""
     leftover_starts_ended: anyio.Event = field(default_factory=anyio.Event)
     """Set once no call of an earlier runner can start a container any more."""
 

@@ -39,6 +39,7 @@ from runner.redaction import (
     secrets_in,
 )
 from runner.state_dir import cid_file
+from runner.tasks.artifacts import find_artifacts, unread_artifacts
 from runner.tasks.context import RunnerContext, TaskContext
 from runner.tasks.outcome import (
     LAST_LINES,
@@ -219,10 +220,11 @@ async def _report(
     report = final_report(task.task_id, outcome, task.runner.clock.wall_s(), session_id)
     if final is not None:
         report = _repeat_agent_status(report, outcome, final, secrets)
-    await _release(
-        task,
-        [report] if session is None else [Report("logs", log_body(task.task_id, session)), report],
-    )
+    reports = [] if session is None else [Report("logs", log_body(task.task_id, session))]
+    until = anyio.current_time() + task.runner.timings.artifact_copy_timeout_s
+    artifacts = await _read(task.task_id, lambda: find_artifacts(task, container), until)
+    reports += [unread_artifacts(task.task_id)] if artifacts is None else artifacts
+    await _release(task, [*reports, report])
 
 
 async def _release(task: TaskContext, reports: list[Report]) -> None:

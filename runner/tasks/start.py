@@ -48,7 +48,7 @@ from runner.tasks.context import TaskContext
 from runner.tasks.prepare import fetch_image
 from runner.timing import retry, watch_call
 from runner.workspace.download import CONTAINER_HOME, TASKS_IN_CONTAINER, folder_in_container
-from runner.workspace.home import home_of_task, task_folder
+from runner.workspace.home import ARTIFACTS, home_of_task, task_folder
 
 log = logging.getLogger(__name__)
 _PROMPT_NAME = "prompt.txt"
@@ -330,6 +330,7 @@ def _write_env_file(task: TaskContext, identity: Identity) -> None:
         "TASK_ID": task.task_id,
         KEY_VARIABLE: key.reveal(),
     }
+    variables["TASK_ARTIFACTS_DIR"] = f"{folder_in_container(task.task_id)}/{ARTIFACTS}"
     if task.assignment.files:
         variables["TASK_FILES_DIR"] = f"{folder_in_container(task.task_id)}/files"
     if settings.prompt_as is PromptAs.FILE:

@@ -21,6 +21,8 @@ from runner.handles import BLOCK_BYTES, FOLDER, NEW_FILE, PART_PREFIX, PLACE, op
 from runner.model import HomeMode
 
 TASKS = "tasks"
+ARTIFACTS = "artifacts"
+"""In a task's folder, for the files that it makes."""
 HOMES = ".homes"
 """No task has this id: an id begins with a letter or a digit."""
 MAX_HOME_BYTES = 100_000_000
@@ -109,6 +111,8 @@ def make_task_folder(  # noqa: PLR0913 - what to make, where, and how
     with _opened(home, mode, tidying) as root, _folder(root, TASKS, home / TASKS, tidying) as tasks:
         with _folder(tasks, task_id, path, tidying) as own:
             _match_home(own, os.fstat(root))
+            with _folder(own, ARTIFACTS, path / ARTIFACTS, tidying) as artifacts:
+                _match_home(artifacts, os.fstat(root))
             if with_files:
                 with _folder(own, "files", path / "files", tidying):
                     pass

@@ -20,6 +20,7 @@ POLL, BEAT, REGISTER = "/tasks/pending", "/nodes/heartbeat", "/register"
 STATUS, LOGS = "/status", "/logs"
 FINAL = frozenset({"success", "error"})
 
+ARTIFACT = re.compile(r"/tasks/([^/]+)/artifacts/(.+)")
 TEST_ID = re.compile(r'"((?:node|t)-[^"]+)"')
 """The ids of nodes and tasks in tests, also in journals that tests have written."""
 
@@ -67,6 +68,7 @@ class ScriptedOrchestrator:
         self.holds = False  # whether a request for work is held until there is some
         self.is_down = False
         self.extensions: list[str] = []  # what the responses to registrations and heartbeats name
+        self.artifacts: dict[tuple[str, str], bytes] = {}  # by task id and path
         self._server = server
         self._now = now
         self._registered = 0
@@ -149,8 +151,21 @@ class ScriptedOrchestrator:
             task_id = report["task_id"]
             standing = self.standing.get(task_id, "running")
             return json_response({"task_id": task_id, "status": standing})
-        file_name = unquote(path.removeprefix("/files/"))
-        return json_response({}) if path == LOGS else self._file(file_name)
+        return json_response({}) if path == LOGS else self._file(request)
+
+    def uploads(self, task_id: str = "t-1") -> list[str]:
+        """Return the paths of a task's artifacts as they were sent, in their order."""
+        matches = [ARTIFACT.fullmatch(call.request.target) for call in self.calls]
+        return [unquote(match[2]) for match in matches if match and match[1] == task_id]
+
+    def _artifact(self, request: Request, task_id: str, path: str) -> Answer:
+        if request.headers["x-checksum-sha256"] != sha256(request.body):
+            return json_response({"detail": "the checksum is another one"}, 422)
+        place = (task_id, "/".join(map(unquote, path.split("/"))))
+        if self.artifacts.setdefault(place, request.body) != request.body:
+            return json_response({"detail": "there is another artifact of this path"}, 409)
+        size, checksum = len(request.body), sha256(request.body)
+        return json_response({"path": place[1], "size": size, "checksum": checksum})
 
     def _is_of_task(self, key: str | None, request: Request) -> bool:
         """Return whether it is the key of the task that this report is about."""
@@ -181,8 +196,10 @@ class ScriptedOrchestrator:
         headers = {"Preference-Applied": "wait=25"} if is_held else {}
         return json_response(self.queue.pop(0) if self.queue else None, headers=headers)
 
-    def _file(self, name: str) -> Answer:
-        file = self.files.get(name)
+    def _file(self, request: Request) -> Answer:
+        if match := ARTIFACT.fullmatch(request.target):
+            return self._artifact(request, unquote(match[1]), match[2])
+        file = self.files.get(unquote(request.target.removeprefix("/files/")))
         if file is None:
             return json_response({"detail": "no such file"}, 404)
         return http(200, file) if isinstance(file, bytes) else file

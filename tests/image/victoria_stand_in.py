@@ -8,6 +8,7 @@ The last is ``tasks/$JOB_ID/result.txt``. In between it carries out the directiv
 in their order; all else is plain text:
 
     [print BYTES]  [print-line TEXT]  [stderr TEXT]  [env NAME]   output
+    [artifact NAME TEXT]                     a file in the folder of artifacts
     [write NAME TEXT]  [wait-for NAME]       a file in the Victoria home: make it, wait for it;
                                              [wait-for OWN/NAME] is in the task's own folder
     [run NAME ARGUMENTS]  run a Python program that is one of the task's files
@@ -38,7 +39,7 @@ BLOCK = LINE * 10_000
 MIB = 1 << 20
 CHECK_INTERVAL_S = 0.02
 NUMBER = {"print", "sleep", "eat-memory", "fail"}
-TEXT = {"print-line", "stderr", "env", "wait-for", "write", "run"}
+TEXT = {"print-line", "stderr", "env", "wait-for", "write", "artifact", "run"}
 BARE = {"hang", "ignore-term", "rights"}
 
 
@@ -139,6 +140,7 @@ def obey(name: str, value: str, home: str, held: list[bytearray]) -> None:
             f"{value}={os.environ[value]}" if value in os.environ else f"{value} is not set"
         ),
         "write": lambda: write_whole(below(home, first), rest),
+        "artifact": lambda: write_whole(below(os.environ["TASK_ARTIFACTS_DIR"], first), rest),
         "wait-for": lambda: wait_for(below(home, value.replace("OWN", f"tasks/{task_id()}"))),
         "run": lambda: run_program(first, rest.split()),
         "sleep": lambda: time.sleep(float(value)),

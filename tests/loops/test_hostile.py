@@ -107,7 +107,7 @@ async def test_assignment_that_cannot_be_carried_out_is_reported_with_the_senten
     assert host.starts_of("t-1") == 0
     assert elsewhere(host) == before
     written = {path.relative_to(host.home).as_posix() for path in host.home.rglob("*")}
-    ours = {"tasks", "tasks/t-1", "tasks/t-1/files"}
+    ours = {"tasks", *(f"tasks/t-1{below}" for below in ("", "/files", "/artifacts"))}
     assert all(path in ours or f"tasks/{GOOD}" in path for path in written)
 
 
@@ -131,7 +131,8 @@ async def test_key_is_not_sent_to_the_address_of_an_assignment(host: Host) -> No
 
 # By chance: most are good but for one or two fields, so that they come past the first check
 
-VARIABLES = {"ORCHESTRATOR_URL", "JOB_ID", "TASK_ID", "NODE_API_KEY", "TASK_FILES_DIR"}
+FOLDERS = {"TASK_FILES_DIR", "TASK_ARTIFACTS_DIR"}
+VARIABLES = {"ORCHESTRATOR_URL", "JOB_ID", "TASK_ID", "NODE_API_KEY", *FOLDERS}
 STATE = {
     "identity.json",
     "lock",
@@ -224,7 +225,7 @@ def check_what_is_left(host: Host, assigned: list[object]) -> None:
         place = path.relative_to(host.home).parts
         assert place[0] == "tasks"
         assert place[1:2] == () or place[1] in {*usable, GOOD}
-        assert place[2:3] in {(), ("files",), ("starts.log",), ("result.txt",)}
+        assert place[2:3] in {(), ("files",), ("artifacts",), ("starts.log",), ("result.txt",)}
         assert not path.is_symlink()
     for task_id in usable:
         # One that is assigned twice is reported twice, with the same message.

@@ -43,6 +43,7 @@ class Held:
             "TASK_ID": self.task_id,
             "NODE_API_KEY": self.api_key,
             "VICTORIA_HOME": str(self.home),
+            "TASK_ARTIFACTS_DIR": str(self.home / "tasks" / self.task_id / "artifacts"),
         }
 
     @property

@@ -110,6 +110,7 @@ def test_session_typed_by_hand_calls_every_tool_and_the_first_end_stands(held: H
     info = answers.pop("get_job_info")
     assert (info["job_id"], info["orchestrator_url"]) == (held.task_id, held.orchestrator.url)
     assert (info["has_api_key"], info["final_status"]) == (True, None)
+    assert info["artifacts_dir"] == held.variables["TASK_ARTIFACTS_DIR"]
     assert all(answer["sent"] for answer in answers.values())
     history = held.task["history"]
     steps = [(step["status"], step.get("message"), step.get("progress")) for step in history]

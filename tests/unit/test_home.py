@@ -53,7 +53,7 @@ OBSTACLES: dict[str, Callable[[Path], object]] = {
     "link": lambda path: path.symlink_to("/"),
     "pipe": os.mkfifo,
 }
-PLACES = ("tasks", "tasks/t-1", "tasks/t-1/files", ".crush")
+PLACES = ("tasks", "tasks/t-1", "tasks/t-1/files", "tasks/t-1/artifacts", ".crush")
 
 
 @pytest.mark.parametrize("name", PLACES)
