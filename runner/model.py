@@ -313,9 +313,13 @@ class Task:
         return Outcome(self.end_reason, self.message or "", self.exit_code)
 
 
+OUTPUT = "output"
+"""The extension by which a node sends what its tasks print, and the path of these reports."""
+
+
 @dataclass(frozen=True)
 class Report:
-    """A report for the outbox: `body` is posted to `path`, which is `status` or `logs`."""
+    """A report for the outbox: `path` is `status`, `logs` or, of a chunk of output, `output`."""
 
     path: str
     body: Mapping[str, object]
@@ -338,6 +342,24 @@ class OutboxEntry:
     def is_log(self) -> bool:
         """Whether it is a task's log, which may be long and may be given up, or its status."""
         return self.path == "logs"
+
+    @property
+    def is_output(self) -> bool:
+        """Whether it is a chunk of a task's output."""
+        return self.path == OUTPUT
+
+
+@dataclass(frozen=True)
+class OutputProgress:
+    """How far a task's output is in the outbox, or delivered."""
+
+    anchor: str = ""
+    skip: int = 0
+    """The next place in the engine's log, see `engine.base.OutputPosition`."""
+    length: int = 0
+    """The bytes of the redacted text so far: the offset of the next chunk."""
+    is_done: bool = False
+    """Whether its last chunk is there, or it was given up."""
 
 
 @dataclass(frozen=True)
@@ -365,3 +387,9 @@ def status_body(
 def log_body(task_id: str, session: Mapping[str, object]) -> dict[str, object]:
     """Return a body for `POST /logs`."""
     return {"job_id": task_id, "task_id": task_id, "session": session}
+
+
+def output_chunk(offset: int, text: str, *, is_done: bool = False) -> Report:
+    """Return a chunk of a task's output; `offset` counts UTF-8 bytes."""
+    done = {"done": True} if is_done else {}
+    return Report(OUTPUT, {"offset": offset, "text": text, **done})
