@@ -151,7 +151,7 @@ def _pieces(
             anchor, text = AFTER_GAP + anchor, GAP_MARK + text
         if len(text) > skip:
             pieces.append((OutputPosition(anchor, skip), text[skip:]))
-            size += len(text)
+            size += len(text) - skip
         offset += len(line)
         skip, is_after_gap = 0, False
     return pieces
@@ -206,7 +206,7 @@ def _part_of(
         key, text = (AFTER_GAP + key, GAP_MARK + entry) if is_after_gap else (key, entry)  # noqa: PLW2901 - the anchor of it
         if len(text) > skip:
             pieces.append((OutputPosition(key, skip), text[skip:]))
-            size += len(text)
+            size += len(text) - skip
         skip, is_after_gap = 0, False
         if size >= max_bytes:
             break

@@ -62,12 +62,15 @@ class Follower:
 
     async def rest(self) -> bytes:
         output = b""
-        while (part := await self._reader.read(self.position, self._max_bytes)).pieces:
-            data = b"".join(piece for _, piece in part.pieces)
-            # As if all but one byte were held back, as the beginning of a secret is.
-            used = max(1, len(data) - 1)
+        has_more = True
+        while has_more:
+            part = await self._reader.read(self.position, self._max_bytes)
+            data, has_more = b"".join(piece for _, piece in part.pieces), part.has_more
+            # Where more follows, a byte is held back, as the beginning of a secret is.
+            used = max(1, len(data) - 1) if has_more else len(data)
             output += data[:used]
-            self.position = part.position_of(used)
+            if data:
+                self.position = part.position_of(used)
         return output
 
 
