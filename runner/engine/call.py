@@ -127,10 +127,8 @@ class Program:
         try:
             # In memory: where no file can be written, the engine's reason must still be read.
             with memory_file() as output, memory_file() as errors:
-                outputs = (
-                    output if target is None else target.file,
-                    output if is_one_stream else errors,
-                )
+                shown = output if target is None else target.file
+                outputs = (shown, shown if is_one_stream else errors)
                 limit = None if target is None else target.limit
                 process = await self._start(arguments, outputs, folder, limit)
                 await self._wait_for(process, timeout_s, grace_s, what)
