@@ -101,13 +101,17 @@ class WireError(RunnerError):
 class Refused(WireError):
     """The response is 4xx: the same request would be refused again.
 
-    `status` is the HTTP status code, `detail` the orchestrator's JSON explanation if it has one.
+    `status` is the HTTP status code, `detail` the orchestrator's JSON explanation if it has one,
+    and `length` how much it holds of what was refused because it begins elsewhere.
     """
 
-    def __init__(self, message: str, status: int, detail: str | None = None) -> None:
+    def __init__(
+        self, message: str, status: int, detail: str | None = None, length: int | None = None
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.detail = detail
+        self.length = length
 
 
 class Unauthorised(Refused):

@@ -313,11 +313,16 @@ class Task:
         return Outcome(self.end_reason, self.message or "", self.exit_code)
 
 
+OUTPUT = "output"
+"""The extension by which a node sends what its tasks print, and the path of these reports."""
+
+
 @dataclass(frozen=True)
 class Report:
-    """A report for the outbox: `body` is posted to `path`, which is `status` or `logs`.
+    """A report for the outbox: `body` is posted to `path`.
 
-    With the path `artifacts` it is the progress of an upload, and not sent itself.
+    That is `status`, `logs` or, of a chunk of output, `output`. With the path `artifacts` it is the
+    progress of an upload, and not sent itself.
     """
 
     path: str
@@ -347,6 +352,24 @@ class OutboxEntry:
         """Whether it stands for a task's artifacts, which are uploaded before its status."""
         return self.path == "artifacts"
 
+    @property
+    def is_output(self) -> bool:
+        """Whether it is a chunk of a task's output."""
+        return self.path == OUTPUT
+
+
+@dataclass(frozen=True)
+class OutputProgress:
+    """How far a task's output is in the outbox, or delivered."""
+
+    anchor: str = ""
+    skip: int = 0
+    """The next place in the engine's log, see `engine.base.OutputPosition`."""
+    length: int = 0
+    """The bytes of the redacted text so far: the offset of the next chunk."""
+    is_done: bool = False
+    """Whether its last chunk is there, or it was given up."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -373,3 +396,9 @@ def status_body(
 def log_body(task_id: str, session: Mapping[str, object]) -> dict[str, object]:
     """Return a body for `POST /logs`."""
     return {"job_id": task_id, "task_id": task_id, "session": session}
+
+
+def output_chunk(offset: int, text: str, *, is_done: bool = False) -> Report:
+    """Return a chunk of a task's output; `offset` counts UTF-8 bytes."""
+    done = {"done": True} if is_done else {}
+    return Report(OUTPUT, {"offset": offset, "text": text, **done})

@@ -258,9 +258,9 @@ class Node:
         async with self._lock:
             await self._forget(refused)
 
-    def has_extension(self, name: str) -> bool:
-        """Return whether the orchestrator named an extension of the API last time."""
-        return self._registration is not None and name in self._registration.extensions
+    def offers(self, extension: str) -> bool:
+        """Return whether the orchestrator named an extension, at registration or since."""
+        return self._registration is not None and extension in self._registration.extensions
 
     async def note_extensions(self, identity: Identity, extensions: frozenset[str]) -> bool:
         """Note which extensions the orchestrator names; return whether they changed."""

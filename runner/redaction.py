@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from urllib.parse import unquote
 
@@ -23,6 +24,14 @@ _ESCAPE_SEQUENCE = re.compile(
     r"|\x1b[ -/]*[0-~]"
 )
 _CONTROL_CHARACTER = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_UNSEEN = re.compile(rf"{_ESCAPE_SEQUENCE.pattern}|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+_COLOUR = re.compile(r"\x1b\[[0-9;:]{0,40}m")
+_UNFINISHED_ESCAPE = re.compile(
+    r"(?:\x1b(?:\[[0-?]*)?[ -/]*|\x9b[0-?]*[ -/]*"
+    r"|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c\n]*\x1b?)\Z"
+)
+_MAX_ESCAPE_CHARS = 256
+"""A longer escape sequence may be taken for text where it crosses the border of two chunks."""
 
 
 def redact(text: str, forms: Sequence[str]) -> str:
@@ -89,6 +98,81 @@ def redact_output(text: str, secrets: list[str]) -> str:
     """
     text = redact(plain_text(text), encoded_forms(secrets)).strip()
     return text if len(text) <= _MAX_OUTPUT_CHARS else "…" + text[-_MAX_OUTPUT_CHARS:]
+
+
+def redact_stream(text: str, forms: Sequence[str], *, is_end: bool) -> tuple[str, int]:
+    """Return the redacted text of a part of a stream, and how many of its characters are in it.
+
+    The rest may be the beginning of a secret or of an escape sequence: it is to be passed again,
+    with what follows. Of what a terminal obeys, only colours, tabs and the ends of lines are left:
+    so no secret hides behind it.
+    """
+    shown = text if is_end else text[: _start_of_unfinished_escape(text)]
+    plain: list[str] = []
+    colours: list[tuple[int, str]] = []  # each with the length of the plain text before it
+    plain_ends, ends, size, end = [0], [0], 0, 0  # of the plain text, and the same place in `text`
+    for match in _UNSEEN.finditer(shown):
+        plain.append(shown[end : match.start()])
+        size, end = size + match.start() - end, match.end()
+        plain_ends.append(size)
+        ends.append(end)
+        if _COLOUR.fullmatch(match[0]):
+            colours.append((size, match[0]))
+    plain.append(shown[end:])
+    whole = "".join(plain)
+    secrets = _find(whole, forms)
+    stop = len(whole) if is_end else _start_of_unfinished_form(whole, forms, secrets)
+    used = len(shown)
+    if stop < len(whole):
+        index = bisect_right(plain_ends, stop) - 1
+        used = ends[index] + stop - plain_ends[index]
+        colours = [colour for colour in colours if colour[0] <= stop]
+    return _masked(whole[:stop], secrets, colours), used
+
+
+def _find(text: str, forms: Sequence[str]) -> list[tuple[int, int]]:
+    """Return where secrets begin and end in a text; of those that overlap, the first."""
+    present = [form for form in forms if form in text]
+    if not present:
+        return []
+    pattern = re.compile("|".join(map(re.escape, present)))
+    return [match.span() for match in pattern.finditer(text)]
+
+
+def _masked(text: str, secrets: list[tuple[int, int]], colours: list[tuple[int, str]]) -> str:
+    """Return the text with its secrets masked, and its colours; those in a secret follow it."""
+    output: list[str] = []
+    position = 0
+    cuts = [(start, stop, MASK) for start, stop in secrets if stop <= len(text)]
+    for start, stop, inserted in sorted([*cuts, *((at, at, code) for at, code in colours)]):
+        output.append(text[position:start])
+        output.append(inserted)
+        position = max(position, stop)
+    output.append(text[position:])
+    return "".join(output)
+
+
+def _start_of_unfinished_form(
+    text: str, forms: Sequence[str], secrets: list[tuple[int, int]]
+) -> int:
+    """Return from where the end of a text may be the beginning of a secret; else its length."""
+    start = len(text)
+    for form in forms:
+        tail = text[-(len(form) - 1) :]
+        # The first character rules out almost every place.
+        at = tail.find(form[0])
+        while at >= 0 and len(text) - len(tail) + at < start:
+            if form.startswith(tail[at:]):
+                start = len(text) - len(tail) + at
+            at = tail.find(form[0], at + 1)
+    # What begins within a secret may be a longer one, which begins with it.
+    return next((first for first, stop in secrets if first < start < stop), start)
+
+
+def _start_of_unfinished_escape(text: str) -> int:
+    """Return where an escape sequence begins that the text may cut off; else its length."""
+    unfinished = _UNFINISHED_ESCAPE.search(text, max(0, len(text) - _MAX_ESCAPE_CHARS))
+    return len(text) if unfinished is None else unfinished.start()
 
 
 def plain_text(text: str) -> str:

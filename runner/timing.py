@@ -184,6 +184,11 @@ class Timings:
     """After which a task's status overtakes its log."""
     log_retry_ceiling_s: float = 3600.0
     """A log has megabytes: it is not sent every minute."""
+    output_interval_s: float = 5.0
+    """Between two chunks of a task's output, until the orchestrator asks for another interval."""
+    shortest_output_interval_s: float = 1.0
+    longest_output_interval_s: float = 60.0
+    """Within these it is obeyed."""
     drain_check_interval_s: float = 1.0
     """A drain reads the unfinished tasks at least so often: not every change notifies it."""
     last_delivery_s: float = 30.0

@@ -212,6 +212,20 @@ class OrchestratorClient:
         ) as response:
             await response.check_json()
 
+    async def send_output(
+        self, identity: Identity, task_id: str, chunk: Mapping[str, object]
+    ) -> float | None:
+        """Send a chunk of a task's output; return after how many seconds the next one is wanted.
+
+        Raises:
+            Refused: `status` is 409 when the chunk begins elsewhere than at the `length` held.
+        """
+        path = f"tasks/{quote(task_id, safe='')}/output"
+        response = await self._call("POST", path, _key_header(identity), chunk, task_id)
+        if not isinstance(response, Mapping):
+            return None
+        return _finite(response.get("interval_seconds"))
+
     @asynccontextmanager
     async def download(self, identity: Identity, name: str) -> AsyncIterator[Download]:
         """Open a file of a task that this node holds."""

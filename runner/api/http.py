@@ -412,8 +412,8 @@ def _decode(body: bytes) -> object:
 
 async def _failure(response: httpx.Response) -> Refused | Unavailable:
     """Return the error for a response that is not 2xx, with the orchestrator's own explanation."""
-    detail = await _read_detail(response)
-    status = response.status_code
+    problem = await _read_problem(response)
+    detail, status = _detail_of(problem), response.status_code
     message = f"HTTP {status}" + (f": {detail}" if detail else "")
     is_refusal = response.is_client_error and status not in _RETRYABLE_4XX
     if is_refusal and _media_type(response) in _PAGE_TYPES:
@@ -421,7 +421,8 @@ async def _failure(response: httpx.Response) -> Refused | Unavailable:
     elif status == httpx.codes.UNAUTHORIZED:
         return Unauthorised(message, detail)
     elif is_refusal:
-        return Refused(message, status, detail)
+        length = problem.get("length")
+        return Refused(message, status, detail, length if type(length) is int else None)
     elif response.has_redirect_location:
         message += f", a redirect to {_redirect_target(response)}, which is not followed; "
         message += "give the orchestrator's final address as --orchestrator-url"
@@ -442,15 +443,20 @@ def _redirect_target(response: httpx.Response) -> str:
     return _printable(target, _MAX_DETAIL_CHARS)
 
 
-async def _read_detail(response: httpx.Response) -> str | None:
+async def _read_problem(response: httpx.Response) -> Mapping[str, object]:
+    """Return the JSON object that explains a failure; an empty one if there is none."""
     if not _is_json(response):
-        return None
+        return {}
     body = await _read_body(response, MAX_RESPONSE_BYTES)
     try:
         problem = _decode(body)
     except Unavailable:
-        return None
-    detail = problem.get("detail") if isinstance(problem, Mapping) else None
+        return {}
+    return problem if isinstance(problem, Mapping) else {}
+
+
+def _detail_of(problem: Mapping[str, object]) -> str | None:
+    detail = problem.get("detail")
     if detail is None:
         return None
     text = detail if isinstance(detail, str) else json.dumps(detail)

@@ -10,7 +10,7 @@ from runner.engine.hardening import flag_values, hardening_arguments
 from runner.model import Limits
 
 LOG_SIZE = "10m"
-"""How much of a container's output the engine keeps: the newest."""
+"""How much of a container's output the engine keeps: the newest; docker up to twice as much."""
 
 _HOST_NAME = "host.containers.internal"
 """The name by which a container reaches the host; podman sets it by itself."""
@@ -32,7 +32,8 @@ def run_arguments(kind: str, spec: ContainerSpec, *, can_limit_processes: bool =
         if spec.timeout_s is not None and math.isfinite(spec.timeout_s):
             arguments += ["--timeout", str(max(1, round(spec.timeout_s)))]
     else:
-        arguments += ["--log-driver", "json-file", "--log-opt", "max-file=1"]
+        # With a second file a reader has time for the end of the first: docker leaves no other.
+        arguments += ["--log-driver", "json-file", "--log-opt", "max-file=2"]
         if not _sets_host_name(spec.run_args):
             arguments += ["--add-host", f"{_HOST_NAME}:host-gateway"]
     arguments += _limit_arguments(kind, spec.limits)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from runner.engine.progress import PullProgress
 from runner.model import UNLIMITED, Hardening, Limits, PullPolicy
@@ -95,12 +95,70 @@ class Engine(Protocol):
     async def last_output(self, name: str, lines: int) -> str:
         """Return the last lines of the container's standard output and error, as one text."""
 
+    def output_reader(self, name: str) -> OutputReader:
+        """Return what reads the container's output on from where a runner has come to."""
+
     async def copy_out(self, name: str, path: str, archive: Path, max_bytes: int) -> bool:
         """Write what is at a path in the container to a tar file, which must not exist.
 
         Return False if there is nothing. Links in the path lead nowhere outside of the container,
         and one at its end is not followed. Raise EngineError if it has more than `max_bytes`.
         """
+
+
+GAP_MARK = "\n[… output is missing here: the engine had removed it from its log …]\n".encode()
+AFTER_GAP = "!"
+"""Begins the anchor of an entry of a log that follows a gap: its text begins with GAP_MARK."""
+
+
+class OutputPosition(NamedTuple):
+    """A place in a container's output: so many bytes after an entry of the engine's log begins.
+
+    What `anchor` means is the engine's: it is stored, and passed to a reader of the same engine.
+    """
+
+    anchor: str = ""
+    """Empty: the beginning of the output."""
+    skip: int = 0
+
+
+@dataclass(frozen=True)
+class OutputPart:
+    """What follows a position in a container's output; empty if there is no more yet."""
+
+    pieces: tuple[tuple[OutputPosition, bytes], ...] = ()
+    """Standard output and error in the engine's order, each piece with the place where it begins;
+    no piece is empty. What the engine has removed since is replaced by GAP_MARK."""
+    has_more: bool = False
+    """Whether more may follow at once."""
+
+    def position_of(self, index: int) -> OutputPosition:
+        """Return the place of a byte in all pieces, or of the end of the last."""
+        for position, piece in self.pieces:
+            if index <= len(piece):
+                return OutputPosition(position.anchor, position.skip + index)
+            index -= len(piece)
+        raise IndexError("a part has no such byte")
+
+
+class OutputReader(Protocol):
+    """Reads the output of one container."""
+
+    async def read(self, position: OutputPosition, max_bytes: int) -> OutputPart:
+        """Return up to about `max_bytes` that follow the position.
+
+        Raises:
+            EngineError: the engine does not answer.
+        """
+
+    async def look(self) -> None:
+        """Note whether the engine begins another log, so that the rest of the last is not lost.
+
+        To be called while nothing is read for a longer time.
+        """
+
+    def close(self) -> None:
+        """Close what is open."""
 
 
 class Phase(str, Enum):

@@ -126,11 +126,9 @@ class Program:
         self._check(arguments, what)
         try:
             # In memory: where no file can be written, the engine's reason must still be read.
-            with _memory_file() as output, _memory_file() as errors:
-                outputs = (
-                    output if target is None else target.file,
-                    output if is_one_stream else errors,
-                )
+            with memory_file() as output, memory_file() as errors:
+                shown = output if target is None else target.file
+                outputs = (shown, shown if is_one_stream else errors)
                 limit = None if target is None else target.limit
                 process = await self._start(arguments, outputs, folder, limit)
                 await self._wait_for(process, timeout_s, grace_s, what)
@@ -281,7 +279,8 @@ def _take(descriptor: int, progress: PullProgress) -> None:
             progress.feed(content.decode("utf-8", errors="replace"))
 
 
-def _memory_file() -> IO[bytes]:
+def memory_file() -> IO[bytes]:
+    """Open a file in memory, for the output of a program."""
     return os.fdopen(os.memfd_create("engine-output"), "w+b")
 
 

@@ -8,8 +8,10 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Collection, Mapping
+import time
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
+from datetime import datetime, timedelta, timezone
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,22 @@ import anyio.to_thread
 
 from runner.engine import processes
 from runner.engine.arguments import has_memory_limit, run_arguments
-from runner.engine.base import Container, ContainerSpec, EngineFacts, ImageFacts, Phase
-from runner.engine.call import CommandResult, OutputFile, Program, engine_environment
+from runner.engine.base import (
+    Container,
+    ContainerSpec,
+    EngineFacts,
+    ImageFacts,
+    OutputPart,
+    OutputPosition,
+    Phase,
+)
+from runner.engine.call import (
+    CommandResult,
+    OutputFile,
+    Program,
+    engine_environment,
+    memory_file,
+)
 from runner.engine.inspect import (
     is_podman,
     log_file,
@@ -29,7 +45,7 @@ from runner.engine.inspect import (
     read_podman_facts,
     says_running,
 )
-from runner.engine.output import last_lines, read_log_end
+from runner.engine.output import LogCommandReader, LogFileReader, last_lines, read_log_end
 from runner.engine.progress import PullProgress
 from runner.errors import (
     EngineError,
@@ -261,6 +277,36 @@ class CliEngine:
         result = await self._check_call("logs", *tail, name, is_one_stream=True)
         return last_lines(result.output, lines)
 
+    def output_reader(self, name: str) -> CliOutputReader:
+        """Return what reads the container's output on from where a runner has come to."""
+        return CliOutputReader(partial(self._output_reader, name))
+
+    async def _output_reader(self, name: str) -> LogFileReader | LogCommandReader:
+        if self.kind == "podman" and not await self._is_remote():
+            inspected = await self._inspect(name)
+            if inspected is None:
+                raise NoSuchContainer(f"cannot read the output of {name}: no such container")
+            path = log_file(inspected)
+            if path is not None and os.access(path, os.R_OK):
+                return LogFileReader(path)
+        return LogCommandReader(partial(self._fetch_log, name))
+
+    async def _fetch_log(self, name: str, moment: str, max_bytes: int) -> tuple[bytes, bool]:
+        """Return the log from a moment on, and whether it is cut at `max_bytes`."""
+        since = ("--since", _before(moment, time.time())) if moment else ()
+        with memory_file() as file:
+            target = OutputFile(file, max_bytes)
+            arguments = ("logs", "--timestamps", *since, name)
+            result = await self._call(*arguments, is_one_stream=True, target=target)
+            file.seek(0)
+            printed = file.read(max_bytes)
+        is_cut = len(printed) >= max_bytes
+        if not result.ok and not is_cut:
+            reason = printed.decode("utf-8", "replace").strip().rpartition("\n")[2]
+            failed = CommandResult(result.exit_code, "", reason)
+            raise failed.error_type(f"cannot do {self.kind} logs: {failed.error_text}")
+        return printed[: printed.rfind(b"\n") + 1] if is_cut else printed, is_cut
+
     async def copy_out(self, name: str, path: str, archive: Path, max_bytes: int) -> bool:
         """Write what is at a path in the container to a tar file; False if there is nothing."""
         with archive.open("xb") as file:
@@ -433,6 +479,45 @@ class CliEngine:
         if not result.ok and result.error_type is not NoSuchContainer:
             with suppress(NoSuchContainer):
                 await self._check_call(*arguments, timeout_s=timeout_s)
+
+
+class CliOutputReader:
+    """Reads the output of a container in the way that its log allows, once that is known."""
+
+    def __init__(self, open_log: Callable[[], Awaitable[LogFileReader | LogCommandReader]]) -> None:
+        self._open_log = open_log
+        self._reader: LogFileReader | LogCommandReader | None = None
+
+    async def read(self, position: OutputPosition, max_bytes: int) -> OutputPart:
+        """Return up to about `max_bytes` that follow the position."""
+        if self._reader is None:
+            self._reader = await self._open_log()
+        return await self._reader.read(position, max_bytes)
+
+    async def look(self) -> None:
+        """Note whether the engine begins another log."""
+        if self._reader is not None:
+            await self._reader.look()
+
+    def close(self) -> None:
+        """Close what is open."""
+        if self._reader is not None:
+            self._reader.close()
+
+
+def _before(moment: str, now: float) -> str:
+    """Return a moment a little earlier: podman prints what is later than it, docker what is not.
+
+    If the host's clock was set back, what follows may have an earlier one: the beginning then.
+    """
+    parsed = datetime.fromisoformat(moment[:19] + "+00:00")
+    zone = moment[29:]
+    if zone not in {"", "Z"}:
+        parsed = datetime.fromisoformat(moment[:19] + zone)
+    if parsed.timestamp() > now + 1:
+        return "1970-01-01T00:00:00Z"
+    earlier = parsed.astimezone(timezone.utc) - timedelta(seconds=1)
+    return earlier.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def find_engine(

@@ -33,11 +33,13 @@ from runner.journal.schema import (
     transaction,
 )
 from runner.model import (
+    OUTPUT,
     Assignment,
     EndReason,
     Identity,
     OutboxEntry,
     Outcome,
+    OutputProgress,
     Registration,
     Report,
     Task,
@@ -379,13 +381,24 @@ class Journal(Database):
         return [row["image_id"] for row in rows]
 
     @transaction
-    def release(self, task_id: str, reports: Iterable[Report], now: float) -> None:
-        """Post the final reports of a task whose log was pending; nothing if that was done."""
+    def release(
+        self,
+        task_id: str,
+        reports: Iterable[Report],
+        now: float,
+        output: OutputProgress | None = None,
+    ) -> None:
+        """Post the final reports of a task whose log was pending; nothing if that was done.
+
+        `output` is the progress after the chunk of output that is one of them.
+        """
         released = self.connection.execute(
             "UPDATE tasks SET log_pending = 0 WHERE task_id = ? AND log_pending", (task_id,)
         )
         if released.rowcount:
             self._post(task_id, reports, now)
+            if output is not None:
+                self._note_output(task_id, output)
 
     @transaction
     def report_again(self, task_id: str, report: Report, now: float) -> bool:
@@ -569,6 +582,88 @@ class Journal(Database):
         self.connection.executemany(
             "DELETE FROM outbox WHERE id = ? AND parked IS NOT NULL", [(row,) for row in rows]
         )
+
+    # The output of tasks: the place after a chunk is one transaction with the chunk's report
+
+    @transaction
+    def output(self, task_id: str) -> OutputProgress:
+        """Return how far a task's output was posted."""
+        row = self.connection.execute(
+            "SELECT anchor, skip, length, done FROM outputs WHERE task_id = ?", (task_id,)
+        ).fetchone()
+        if row is None:
+            return OutputProgress()
+        return OutputProgress(row["anchor"], row["skip"], row["length"], bool(row["done"]))
+
+    @transaction
+    def has_output_waiting(self, task_id: str) -> bool:
+        """Return whether a chunk of the task's output is not delivered yet."""
+        row = self.connection.execute(
+            "SELECT 1 FROM outbox WHERE task_id = ? AND path = ? AND parked IS NULL",
+            (task_id, OUTPUT),
+        )
+        return row.fetchone() is not None
+
+    @transaction
+    def post_output(
+        self, task_id: str, chunk: Report | None, progress: OutputProgress, now: float
+    ) -> None:
+        """Post a chunk of output, if there is any text, and write how far this is."""
+        if chunk is not None:
+            self._post(task_id, [chunk], now)
+        self._note_output(task_id, progress)
+
+    @transaction
+    def move_output(self, row: int, length: int, mark: str) -> bool:
+        """Have a waiting chunk begin at the length that the orchestrator holds.
+
+        What it holds of the chunk is cut off. If it holds less than what was delivered, `mark`
+        comes in place of what it lacks, and the chunks that follow move too. Return False if the
+        chunk begins there already, or is no longer there.
+        """
+        entry = self.connection.execute(
+            "SELECT task_id, body FROM outbox WHERE id = ?", (row,)
+        ).fetchone()
+        body = object_from_text(entry["body"]) if entry is not None else None
+        if body is None or body.get("offset") == length:
+            return False
+        task_id = entry["task_id"]
+        offset, text = int(str(body["offset"])), str(body["text"])
+        if length > offset:
+            moved = text.encode()[length - offset :].decode(errors="ignore")
+            self._replace_body(row, {**body, "offset": length, "text": moved})
+            return True
+        self._replace_body(row, {**body, "offset": length, "text": mark + text})
+        by = length + len(mark.encode()) - offset
+        rows = self.connection.execute(
+            "SELECT id, body FROM outbox WHERE task_id = ? AND path = ? AND id > ?",
+            (task_id, OUTPUT, row),
+        ).fetchall()
+        for later in rows:
+            chunk = object_from_text(later["body"]) or {}
+            self._replace_body(later["id"], {**chunk, "offset": int(str(chunk["offset"])) + by})
+        self.connection.execute(
+            "UPDATE outputs SET length = length + ? WHERE task_id = ?", (by, task_id)
+        )
+        return True
+
+    @transaction
+    def drop_output(self, task_id: str) -> None:
+        """Delete the chunks of a task's output that are not delivered; no more is posted."""
+        self.connection.execute(
+            "DELETE FROM outbox WHERE task_id = ? AND path = ?", (task_id, OUTPUT)
+        )
+        self.connection.execute("UPDATE outputs SET done = 1 WHERE task_id = ?", (task_id,))
+
+    def _note_output(self, task_id: str, progress: OutputProgress) -> None:
+        self.connection.execute(
+            "INSERT OR REPLACE INTO outputs (task_id, anchor, skip, length, done)"
+            " VALUES (?, ?, ?, ?, ?)",
+            (task_id, progress.anchor, progress.skip, progress.length, progress.is_done),
+        )
+
+    def _replace_body(self, row: int, body: Mapping[str, object]) -> None:
+        self.connection.execute("UPDATE outbox SET body = ? WHERE id = ?", (json.dumps(body), row))
 
     def _has_waiting(self, task_id: str) -> bool:
         waiting = self.connection.execute(

@@ -91,9 +91,17 @@ CREATE TABLE IF NOT EXISTS images (
     engine TEXT NOT NULL,
     UNIQUE (name, image_id, engine)
 );
+CREATE TABLE IF NOT EXISTS outputs (
+    task_id TEXT PRIMARY KEY REFERENCES tasks (task_id) ON DELETE CASCADE,
+    anchor TEXT NOT NULL,
+    skip INTEGER NOT NULL,
+    length INTEGER NOT NULL,
+    done INTEGER NOT NULL
+);
 """
 """An index of all columns of an outbox entry but its body: a query over entries reads no body of
-10 MB. And the images that tasks have run, by which old ones are removed.
+10 MB. The images that tasks have run, by which old ones are removed. And how far the output of each
+task was read: its chunks are in the outbox.
 
 Not a migration: an earlier version works with an index or a table that it does not know.
 """

@@ -19,6 +19,7 @@ from runner.api.http import SLOWEST_UPLOAD_BYTES_PER_S
 from runner.crush.log import hand_in_log
 from runner.errors import JournalError, Refused, Unauthorised, Unavailable
 from runner.log import fields
+from runner.loops.output import send_chunk
 from runner.model import Identity, OutboxEntry
 from runner.outage import FailureLog
 from runner.tasks.artifacts import ArtifactUpload
@@ -57,12 +58,18 @@ async def deliver(runner: RunnerContext) -> None:
 
 
 class _Delivery:
-    """Sends statuses one by one, and beside them what may take minutes."""
+    """Sends statuses one by one.
+
+    Beside them, which may take minutes: one log, the artifacts of one task, and one chunk of each
+    task's output.
+    """
 
     def __init__(self, runner: RunnerContext, group: TaskGroup) -> None:
         self._runner = runner
         self._group = group
         self._under_way: set[str] = set()
+        self._output_under_way: set[str] = set()
+        """The ids of tasks of whose output a chunk is being sent."""
         self.journal_failures = runner.failure_log("use the outbox")
         self._failures: dict[int, FailureLog] = {}
         """By row, of what is in the outbox."""
@@ -84,6 +91,10 @@ class _Delivery:
             due_in_s = _due_in_s(self._runner, entry)
             if due_in_s > 0:
                 wait_s = min(wait_s, due_in_s)
+            elif entry.is_output:
+                if entry.task_id not in self._output_under_way:
+                    self._output_under_way.add(entry.task_id)
+                    self._group.start_soon(self._deliver_output, entry)
             elif entry.path not in _BESIDE:
                 again_s = await self._attempt("deliver", entry, is_last=is_last)
                 wait_s = min(wait_s, again_s)
@@ -102,6 +113,18 @@ class _Delivery:
             await self._runner.clock.sleep(pause_s)
         self._runner.watchdog.suspend(loop)
         self._under_way.discard(entry.path)
+        self._runner.outbox.notify()
+
+    async def _deliver_output(self, entry: OutboxEntry) -> None:
+        loop = f"deliver the output of {entry.task_id}"
+        try:
+            await self._attempt(loop, entry, is_last=False)
+        except JournalError as error:
+            pause_s = self._runner.timings.outbox_interval_s
+            self.journal_failures.note(error, pause_s, str(error), logging.ERROR)
+            await self._runner.clock.sleep(pause_s)
+        self._runner.watchdog.suspend(loop)
+        self._output_under_way.discard(entry.task_id)
         self._runner.outbox.notify()
 
     async def _attempt(self, loop: str, entry: OutboxEntry, *, is_last: bool) -> float:
@@ -129,10 +152,15 @@ def _next_of_each_task(runner: RunnerContext, waiting: list[OutboxEntry]) -> lis
     """Return what may go now: a task's reports keep their order, and delay no other task."""
     chosen: list[OutboxEntry] = []
     waiting_tasks: set[str] = set()
+    waiting_outputs: set[str] = set()
     for entry in waiting:
         if entry.task_id in waiting_tasks:
             continue
+        if entry.is_output and entry.task_id in waiting_outputs:
+            continue  # chunks keep their order, whatever overtakes them
         chosen.append(entry)
+        if entry.is_output:
+            waiting_outputs.add(entry.task_id)
         if not _can_be_overtaken(runner, entry):
             waiting_tasks.add(entry.task_id)
     return chosen
@@ -141,7 +169,7 @@ def _next_of_each_task(runner: RunnerContext, waiting: list[OutboxEntry]) -> lis
 def _can_be_overtaken(runner: RunnerContext, entry: OutboxEntry) -> bool:
     age_s = abs(runner.clock.wall_s() - entry.created_at)
     is_tried = entry.attempts >= _LOG_GOES_FIRST_ATTEMPTS or age_s >= runner.timings.log_first_s
-    return entry.is_log and is_tried
+    return (entry.is_log or entry.is_output) and is_tried
 
 
 def _due_in_s(runner: RunnerContext, entry: OutboxEntry) -> float:
@@ -189,7 +217,9 @@ async def _send(  # noqa: PLR0913, PLR0917 - what is known of the attempt
     """Try to send a report; return the seconds until there is more to do."""
     ids = fields(task_id=entry.task_id, report=entry.path)
     try:
-        if entry.is_log:
+        if entry.is_output:
+            await send_chunk(runner, identity, entry, body)
+        elif entry.is_log:
             await hand_in_log(runner.orchestrator, identity, body)
         else:
             await runner.orchestrator.send_status(identity, body)
@@ -206,7 +236,7 @@ async def _send(  # noqa: PLR0913, PLR0917 - what is known of the attempt
         return await _handle_refusal(runner, entry, failures, error)
     else:
         failures.end()
-        log.info("report delivered", extra=ids)
+        log.log(logging.DEBUG if entry.is_output else logging.INFO, "report delivered", extra=ids)
         await runner.journal.delivered(entry.row)
     runner.outbox.notify()
     return 0

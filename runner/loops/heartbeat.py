@@ -135,7 +135,7 @@ def _body(runner: RunnerContext, task_ids: list[str]) -> dict[str, object]:
         "status": runner.status,
         "current_task_id": task_ids[0] if task_ids else None,
     }
-    if runner.problems.parked_reports and runner.node.has_extension(PARKED_REPORTS):
+    if runner.problems.parked_reports and runner.node.offers(PARKED_REPORTS):
         body["parked_reports"] = runner.problems.parked_reports
     if runner.settings.max_tasks > 1 or len(task_ids) > 1:
         body["task_ids"] = task_ids

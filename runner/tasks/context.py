@@ -75,6 +75,9 @@ class RunnerContext:
     leftover_starts_ended: anyio.Event = field(default_factory=anyio.Event)
     """Set once no call of an earlier runner can start a container any more."""
 
+    output_intervals_s: dict[str, float] = field(default_factory=dict)
+    """By the id of a running task, how often the orchestrator wants its output."""
+
     def failure_log(self, what: str, ids: Mapping[str, object] | None = None) -> FailureLog:
         """Return the log of a call that is retried and does not go to the orchestrator."""
         return FailureLog(what, self.clock, self.timings, ids)

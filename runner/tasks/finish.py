@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -23,21 +22,19 @@ import anyio.to_thread
 
 from runner.crush.log import digest_of
 from runner.crush.sessions import SessionQuery, prompt_digest, session_mark, session_of_task
-from runner.engine.base import KEY_VARIABLE, LABEL_IMAGE, SIGNALLED, Container, Engine, Phase
-from runner.env_file import readable_values
+from runner.engine.base import LABEL_IMAGE, SIGNALLED, Container, Engine, Phase
 from runner.errors import EngineError, RunnerError
 from runner.log import fields
-from runner.model import EndReason, Outcome, Report, Task, TaskStatus, log_body
-from runner.redaction import (
-    Secret,
-    encoded_forms,
-    known_secrets,
-    plain_text,
-    proxy_secrets,
-    redact,
-    redact_output,
-    secrets_in,
+from runner.model import (
+    EndReason,
+    Outcome,
+    OutputProgress,
+    Report,
+    Task,
+    TaskStatus,
+    log_body,
 )
+from runner.redaction import encoded_forms, plain_text, redact, redact_output
 from runner.state_dir import cid_file
 from runner.tasks.artifacts import find_artifacts, unread_artifacts
 from runner.tasks.context import RunnerContext, TaskContext
@@ -49,6 +46,7 @@ from runner.tasks.outcome import (
     final_report,
     outcome_without_container,
 )
+from runner.tasks.output import rest_of_output, secrets_of
 from runner.timing import Retry, retry
 from runner.workspace.download import CONTAINER_HOME
 from runner.workspace.handover import FinalStatus, ReporterState, read_reporter_state
@@ -183,7 +181,7 @@ async def _last_output(task: TaskContext, container: Container | None) -> str:
         output = await task.engine.last_output(container.container_id, LAST_LINES)
     except EngineError as error:
         return f"(its output cannot be read: {error})"
-    return redact_output(output, await _secrets_of(task, container))
+    return redact_output(output, await secrets_of(task, container))
 
 
 async def _remove(task: TaskContext) -> None:
@@ -206,7 +204,7 @@ async def _report(
     task: TaskContext, container: Container | None, state: ReporterState, until: float
 ) -> None:
     """Look for the agent's log until that moment on the event loop's clock, then report."""
-    secrets = await _secrets_of(task, container)
+    secrets = await secrets_of(task, container)
     session = await _read(
         task.task_id,
         lambda: _find_log(task.record, task.runner, container, state, secrets),
@@ -220,16 +218,23 @@ async def _report(
     report = final_report(task.task_id, outcome, task.runner.clock.wall_s(), session_id)
     if final is not None:
         report = _repeat_agent_status(report, outcome, final, secrets)
-    reports = [] if session is None else [Report("logs", log_body(task.task_id, session))]
-    until = anyio.current_time() + task.runner.timings.artifact_copy_timeout_s
-    artifacts = await _read(task.task_id, lambda: find_artifacts(task, container), until)
-    reports += [unread_artifacts(task.task_id)] if artifacts is None else artifacts
-    await _release(task, [*reports, report])
+    logs = [] if session is None else [Report("logs", log_body(task.task_id, session))]
+    output = await rest_of_output(task, container, until)
+    copied_by = anyio.current_time() + task.runner.timings.artifact_copy_timeout_s
+    artifacts = await _read(task.task_id, lambda: find_artifacts(task, container), copied_by)
+    logs += [unread_artifacts(task.task_id)] if artifacts is None else artifacts
+    if output is None:
+        await _release(task, [*logs, report])
+    else:
+        chunk, progress = output
+        await _release(task, [chunk, *logs, report], progress)
 
 
-async def _release(task: TaskContext, reports: list[Report]) -> None:
+async def _release(
+    task: TaskContext, reports: list[Report], output: OutputProgress | None = None
+) -> None:
     now = task.runner.clock.wall_s()
-    await task.persist(lambda: task.runner.journal.release(task.task_id, reports, now))
+    await task.persist(lambda: task.runner.journal.release(task.task_id, reports, now, output))
     task.runner.outbox.notify()
 
 
@@ -245,20 +250,6 @@ async def _reporter_state(task: TaskContext, until: float) -> ReporterState:
         task.task_id, lambda: anyio.to_thread.run_sync(read, abandon_on_cancel=True), until
     )
     return state or ReporterState()
-
-
-async def _secrets_of(task: TaskContext, container: Container | None) -> list[str]:
-    """Return the texts that are redacted from everything that is reported of a task."""
-    settings, assignment = task.runner.settings, task.record.assignment
-    keys = await task.persist(lambda: task.runner.journal.keys_of_node_with(task.task_id))
-    if assignment is not None and assignment.task_key is not None:
-        keys.append(assignment.task_key)
-    variables = {} if container is None else container.variables
-    # The task, or the node, may have another key by now, and so may the env file.
-    keys += [Secret(variables.get(KEY_VARIABLE, "")), *secrets_in(variables)]
-    keys += proxy_secrets(os.environ, variables)
-    keys += map(Secret, readable_values(settings.env_file))
-    return known_secrets(settings.registration_token, *keys)
 
 
 def _may_have_run(task: Task, outcome: Outcome, container: Container | None) -> bool:

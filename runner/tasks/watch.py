@@ -12,6 +12,7 @@ from runner.log import fields
 from runner.model import EndReason, TaskState
 from runner.outage import FailureLog
 from runner.tasks.context import TaskContext
+from runner.tasks.output import follow_output
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ async def watch(task: TaskContext, container: Container) -> Container | None:
         return container
     async with anyio.create_task_group() as group:
         group.start_soon(_wait_for_exit, task, container.container_id)
+        group.start_soon(follow_output, task, container)
         inspected: Container | None = container
         stops, failures = 0, task.runner.failure_log("stop a container", {"task_id": task.task_id})
         while inspected is not None and inspected.phase is Phase.RUNNING:

@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from runner.engine.architecture import can_run
-from runner.engine.base import Phase
+from runner.engine.base import OutputPosition, Phase
 from runner.errors import EngineError, ImageMissing, ImageUnchecked, NameInUse, NoSuchContainer
 from runner.model import UNLIMITED, Limits, PullPolicy
 from tests.contract.conftest import Subject
@@ -280,7 +280,7 @@ async def test_output_of_50_mb_is_bounded_and_its_end_is_kept(subject: Subject) 
     output = await subject.engine.last_output(subject.name, 20)
     assert output.endswith("the-end\n")
     assert len(output) < 10_000
-    assert len(await subject.engine.last_output(subject.name, 10_000_000)) <= 21 << 20
+    assert len(await subject.engine.last_output(subject.name, 10_000_000)) <= 42 << 20
 
 
 async def test_prompt_arrives_as_it_is(subject: Subject) -> None:
@@ -373,3 +373,41 @@ async def test_end_for_want_of_memory_is_marked(subject: Subject) -> None:
     container = await subject.finish("[eat-memory 200]", limits=Limits(memory="32m"))
     assert (container.phase, container.exit_code) == (Phase.EXITED, 137)
     assert container.out_of_memory
+
+
+async def test_output_is_read_on_from_any_place_in_the_order_in_which_it_came(
+    subject: Subject, tmp_path: Path
+) -> None:
+    long = "x" * 40_000
+    await subject.start(
+        "[print-line one][sleep 0.5][stderr two][wait-for go]"
+        f"[print-line {long}][sleep 0.5][stderr four]",
+        volumes={tmp_path: HOME},
+    )
+    reader = subject.engine.output_reader(subject.name)
+    position, output = OutputPosition(), b""
+
+    async def read_until(end: bytes) -> None:
+        nonlocal position, output
+        with anyio.fail_after(DEADLINE_S):
+            while not output.endswith(end):
+                part = await reader.read(position, 1000)
+                data = b"".join(piece for _, piece in part.pieces)
+                used = max(min(1, len(data)), len(data) - 1)
+                output += data[:used]
+                if data:
+                    position = part.position_of(used)
+                else:
+                    await anyio.sleep(0.05)
+
+    await read_until(b"two\n")
+    reader.close()
+    (tmp_path / "go").touch()
+    await subject.engine.wait(subject.name)
+    reader = subject.engine.output_reader(subject.name)
+    await read_until(b"four\n")
+    assert output.decode() == f"one\ntwo\n{long}\nfour\n"
+    assert not (await reader.read(position, 1000)).pieces
+    reader.close()
+    with pytest.raises(NoSuchContainer):
+        await subject.engine.output_reader("victoria-none").read(OutputPosition(), 1000)

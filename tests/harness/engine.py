@@ -14,7 +14,18 @@ from typing import Any
 import anyio
 from typing_extensions import Self
 
-from runner.engine.base import Container, ContainerSpec, EngineFacts, ImageFacts, Phase
+from runner.engine.base import (
+    AFTER_GAP,
+    GAP_MARK,
+    Container,
+    ContainerSpec,
+    EngineFacts,
+    ImageFacts,
+    OutputPart,
+    OutputPosition,
+    OutputReader,
+    Phase,
+)
 from runner.engine.output import last_lines
 from runner.engine.progress import PullProgress
 from runner.errors import EngineError, EngineSilent, ImageMissing, NameInUse, NoSuchContainer
@@ -48,6 +59,7 @@ class _Container:
     is_stopping: bool = False
     awaits: Path | None = None  # the file that its program waits for
     output: bytearray = field(default_factory=bytearray)
+    removed_bytes: int = 0  # of its output, from the beginning
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     over: anyio.Event = field(default_factory=anyio.Event)
 
@@ -165,8 +177,16 @@ class _Container:
             self.end(int(value))
 
     def _print(self, text: str) -> None:
-        self.output += text.encode()
-        del self.output[:-LOG_BYTES]
+        self.print(text.encode())
+
+    def print(self, data: bytes) -> None:
+        self.output += data
+        self.rotate(LOG_BYTES)
+
+    def rotate(self, kept_bytes: int = 0) -> None:
+        removed = max(0, len(self.output) - kept_bytes)
+        del self.output[:removed]
+        self.removed_bytes += removed
 
 
 class FakeEngine:
@@ -382,6 +402,34 @@ class FakeEngine:
         container = await self._named("last_output", name)
         return last_lines(container.output.decode(), lines)
 
+    def output_reader(self, name: str) -> OutputReader:
+        return _FakeReader(self, name)
+
+    async def read_output(self, name: str, position: OutputPosition, max_bytes: int) -> OutputPart:
+        """Read on; an anchor is the number of bytes before it."""
+        container = await self._named("read_output", name)
+        start = int(position.anchor.removeprefix(AFTER_GAP) or 0)
+        is_after_gap = position.anchor.startswith(AFTER_GAP)
+        skip = position.skip
+        if start < container.removed_bytes and start + skip <= container.removed_bytes:
+            is_after_gap = start + skip < container.removed_bytes or is_after_gap
+            start, skip = container.removed_bytes, 0
+        text = bytes(container.output[start - container.removed_bytes :])
+        if is_after_gap:
+            text = GAP_MARK + text
+        text = text[skip : skip + max_bytes]
+        anchor = f"{AFTER_GAP if is_after_gap else ''}{start}"
+        pieces = ((OutputPosition(anchor, skip), text),) if text else ()
+        return OutputPart(pieces, has_more=len(text) >= max_bytes)
+
+    def print(self, name: str, data: bytes) -> None:
+        """Have a container print something now."""
+        self._containers[name].print(data)
+
+    def rotate(self, name: str) -> None:
+        """Remove what a container has printed so far from its log."""
+        self._containers[name].rotate()
+
     async def copy_out(self, name: str, path: str, archive: Path, max_bytes: int) -> bool:
         container = await self._named("copy_out", name)
         source = container.on_host(path)
@@ -427,6 +475,23 @@ class FakeEngine:
                 await self._doors[door].wait()
             finally:
                 self.waiting[door] -= 1
+
+
+@dataclass
+class _FakeReader:
+    """Reads the output of a container."""
+
+    engine: FakeEngine
+    name: str
+
+    async def read(self, position: OutputPosition, max_bytes: int) -> OutputPart:
+        return await self.engine.read_output(self.name, position, max_bytes)
+
+    async def look(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 def _check_arguments(spec: ContainerSpec) -> set[str]:

@@ -18,6 +18,7 @@ from tests.harness.server import Answer, Request, ScriptedServer, http, json_res
 TOKEN = "the-registration-token"  # noqa: S105 - opens nothing but test servers
 POLL, BEAT, REGISTER = "/tasks/pending", "/nodes/heartbeat", "/register"
 STATUS, LOGS = "/status", "/logs"
+OUTPUT = re.compile(r"/tasks/([^/]+)/output")
 FINAL = frozenset({"success", "error"})
 
 ARTIFACT = re.compile(r"/tasks/([^/]+)/artifacts/(.+)")
@@ -67,6 +68,9 @@ class ScriptedOrchestrator:
         self.standing: dict[str, str] = {}  # what reports on a task are answered with, by its id
         self.holds = False  # whether a request for work is held until there is some
         self.is_down = False
+        self.outputs: dict[str, bytes] = {}  # by task id, what came to /tasks/ID/output
+        self.whole_outputs: list[str] = []  # the ids of the tasks whose output is done
+        self.output_interval_s = 5.0
         self.extensions: list[str] = []  # what the responses to registrations and heartbeats name
         self.artifacts: dict[tuple[str, str], bytes] = {}  # by task id and path
         self._server = server
@@ -145,13 +149,36 @@ class ScriptedOrchestrator:
             new = {"new_api_key": self.new_keys[str(key)]} if str(key) in self.new_keys else {}
             cancelled = self.cancelled + own
             return json_response({"cancelled_task_ids": cancelled, **new, **self._named()})
-        if path == STATUS:
-            report = cast("dict[str, Any]", request.json())
-            self.taken.append(report)
-            task_id = report["task_id"]
-            standing = self.standing.get(task_id, "running")
-            return json_response({"task_id": task_id, "status": standing})
-        return json_response({}) if path == LOGS else self._file(request)
+        if path in {STATUS, LOGS} or OUTPUT.fullmatch(path):
+            return self._report(request)
+        return self._file(request)
+
+    def _report(self, request: Request) -> Answer:
+        if request.target == LOGS:
+            return json_response({})
+        if request.target != STATUS:
+            return self._output(request)
+        report = cast("dict[str, Any]", request.json())
+        self.taken.append(report)
+        task_id = report["task_id"]
+        return json_response({"task_id": task_id, "status": self.standing.get(task_id, "running")})
+
+    def _output(self, request: Request) -> Answer:
+        task_id = unquote(request.target.split("/")[2])
+        chunk = cast("dict[str, Any]", request.json())
+        held, data = self.outputs.get(task_id, b""), chunk["text"].encode()
+        is_repeat = chunk["offset"] + len(data) <= len(held)
+        if not is_repeat and (chunk["offset"] != len(held) or task_id in self.whole_outputs):
+            return json_response({"detail": "it is elsewhere", "length": len(held)}, 409)
+        self.outputs[task_id] = held if is_repeat else held + data
+        if chunk.get("done") and task_id not in self.whole_outputs:
+            self.whole_outputs.append(task_id)
+        length = len(self.outputs[task_id])
+        return json_response({"length": length, "interval_seconds": self.output_interval_s})
+
+    def chunks(self, task_id: str = "t-1") -> list[dict[str, Any]]:
+        """Return the chunks of a task's output that were sent, taken or not."""
+        return [call.body for call in self.called(f"/tasks/{task_id}/output")]
 
     def uploads(self, task_id: str = "t-1") -> list[str]:
         """Return the paths of a task's artifacts as they were sent, in their order."""

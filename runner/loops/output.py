@@ -1,0 +1,89 @@
+"""Send a chunk of a task's output, which is in the outbox; `deliver` calls it.
+
+An orchestrator that holds another length than the chunk's offset is believed: the chunk is moved
+there. One that does not take a task's output, although all else was delivered, gets no more of it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from runner.errors import Refused, Unauthorised, Unavailable
+from runner.log import fields
+from runner.model import OUTPUT, Identity, OutboxEntry, TaskState
+from runner.tasks.context import RunnerContext
+
+log = logging.getLogger(__name__)
+_CONFLICT, _FORBIDDEN = 409, 403
+_MOST_ATTEMPTS = 16
+MISSING = "\n[… output is missing here: the orchestrator has lost it …]\n"
+
+
+async def send_chunk(
+    runner: RunnerContext, identity: Identity, entry: OutboxEntry, body: Mapping[str, object]
+) -> None:
+    """Send a chunk, or give up the output of its task.
+
+    Raises:
+        Refused: maybe by a proxy: to be tried again.
+        Unavailable: the orchestrator did not respond, or the chunk was moved: likewise.
+    """
+    if runner.node.known_identity is not None and not runner.node.offers(OUTPUT):
+        await _give_up(runner, entry, "the orchestrator does not take output any more")
+        return
+    try:
+        interval_s = await runner.orchestrator.send_output(identity, entry.task_id, body)
+    except Unauthorised:
+        raise
+    except Refused as error:
+        await _move(runner, entry, body, error)
+        may_be_a_proxy = error.detail is None and error.status != _FORBIDDEN
+        if may_be_a_proxy and entry.attempts + 1 < _MOST_ATTEMPTS:
+            raise
+        await _give_up(runner, entry, str(error))
+    except Unavailable as error:
+        if entry.attempts + 1 < _MOST_ATTEMPTS or not await _is_all_that_is_left(runner, entry):
+            raise
+        # The status was taken: it is the output that this orchestrator cannot take.
+        await _give_up(runner, entry, f"after {entry.attempts + 1} attempts: {error}")
+    else:
+        _note_interval(runner, entry.task_id, interval_s)
+
+
+def _note_interval(runner: RunnerContext, task_id: str, interval_s: float | None) -> None:
+    if interval_s is not None and task_id in runner.slots.task_ids:
+        timings = runner.timings
+        runner.output_intervals_s[task_id] = min(
+            max(interval_s, timings.shortest_output_interval_s), timings.longest_output_interval_s
+        )
+
+
+async def _move(
+    runner: RunnerContext, entry: OutboxEntry, body: Mapping[str, object], error: Refused
+) -> None:
+    """Have a chunk begin at the length that the orchestrator holds, if that is why it is refused.
+
+    Raises:
+        Unavailable: it was moved, and is to be sent again.
+    """
+    if error.status != _CONFLICT or error.length is None:
+        return
+    if await runner.journal.move_output(entry.row, error.length, MISSING):
+        ids = fields(task_id=entry.task_id, offset=body.get("offset"), length=error.length)
+        log.warning("the orchestrator holds another length of a task's output", extra=ids)
+        raise Unavailable("it holds another length of the output") from error
+
+
+async def _give_up(runner: RunnerContext, entry: OutboxEntry, why: str) -> None:
+    ids = fields(task_id=entry.task_id)
+    log.warning("no more of a task's output is sent: %s", why, extra=ids)
+    await runner.journal.drop_output(entry.task_id)
+
+
+async def _is_all_that_is_left(runner: RunnerContext, entry: OutboxEntry) -> bool:
+    """Return whether a task has ended, and all its other reports are delivered or parked."""
+    task = await runner.journal.task(entry.task_id)
+    entries = [other for other in await runner.journal.entries() if other.task_id == entry.task_id]
+    has_ended = task is None or (task.state is TaskState.ENDED and not task.is_log_pending)
+    return has_ended and all(other.is_output or other.parked is not None for other in entries)
