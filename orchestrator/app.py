@@ -77,7 +77,19 @@ _SENTENCES = {404: "there is no such path", 405: "the path does not take this me
 # assignments come before tasks: /tasks/pending is not the task named "pending".
 _LOGS = "/logs"
 _PLAIN = frozenset({nodes.HEARTBEAT.path, assignments.PENDING.path})
-_ROUTES = (stats, nodes, assignments, tasks, files, reports, output, artifacts, keys, tokens, dashboard)
+_ROUTES = (
+    stats,
+    nodes,
+    assignments,
+    tasks,
+    files,
+    reports,
+    output,
+    artifacts,
+    keys,
+    tokens,
+    dashboard,
+)
 
 log = logging.getLogger(__name__)
 

@@ -170,7 +170,9 @@ NO_DELETION = Fault("DELETE /keys/", "key_deletion", always(405, {"detail": "no"
 _REREGISTRATION = "reregistration reregistration_of_nobody"
 _TASK_KEYS = "task_key task_key_does_no_more task_key_ends"
 _ARTIFACTS = "artifacts artifacts_refused artifacts_archive"
-_EXTENSIONS = f"{_REREGISTRATION} pace {_TASK_KEYS} {_ARTIFACTS} output output_of_others output_events"
+_EXTENSIONS = (
+    f"{_REREGISTRATION} pace {_TASK_KEYS} {_ARTIFACTS} output output_of_others output_events"
+)
 _OUTPUT = "/tasks/.+/output"
 FAULTS = {
     "any key is known": Fault("GET /keys/", "unknown_is_404 key_deletion", accepts(404)),
