@@ -1,4 +1,4 @@
-"""The stream that the dashboard shows: only what has changed, of limited size, for admins alone."""
+"""The streams that the pages show: only what has changed, of limited size, for who may read it."""
 
 import json
 import time
@@ -11,7 +11,7 @@ from sqlalchemy import insert, select, update
 
 from orchestrator.db.tables import ApiKey, StatusEntry, Task
 from orchestrator.model import TaskStatus, utc_now
-from orchestrator.web.live import shown_log
+from orchestrator.web.task import duration_text, shown_log, size_text
 from tests.orchestrator.serving import Json, RegisteredNode, RunningOrchestrator, ok, refusal
 
 Events = Iterator[tuple[str, str]]
@@ -19,7 +19,7 @@ Events = Iterator[tuple[str, str]]
 
 @contextmanager
 def _live(orchestrator: RunningOrchestrator, task_id: str = "") -> Iterator[Events]:
-    path = f"/dashboard/live?task_id={task_id}"
+    path = f"/dashboard/tasks/{task_id}/live" if task_id else "/dashboard/live"
     with orchestrator.admin.stream("GET", path) as response:
         assert response.headers["Content-Type"].startswith("text/event-stream")
         lines = (line for line in response.iter_lines() if line.startswith("data: "))
@@ -29,7 +29,7 @@ def _live(orchestrator: RunningOrchestrator, task_id: str = "") -> Iterator[Even
 
 def _first_parts(events: Events) -> dict[str, str]:
     parts: dict[str, str] = {}
-    while "token-list" not in parts:
+    while not {"token-list", "log"} & set(parts):
         part, html = next(events)
         parts[part] = html
     return parts
@@ -46,49 +46,52 @@ def _send_log(node: RegisteredNode, task_id: str, *contents: object) -> None:
 
 
 @pytest.mark.both_databases
-def test_stream_has_nodes_tasks_keys_and_the_chosen_task(orchestrator: RunningOrchestrator) -> None:
+def test_streams_have_nodes_tasks_keys_and_the_facts_of_a_task(
+    orchestrator: RunningOrchestrator,
+) -> None:
     node = orchestrator.register()
     key = orchestrator.create_key(name="the-key")
     times = {"recurrence": "0 8 * * mon", "scheduled_for": "2099-01-02T03:04:05Z"}
     body = {"prompt": "the-prompt", "target_node_id": node.id, "target_tags": {"a": "b"}, **times}
     task_id = ok(orchestrator.client(key["api_key"]).post("/tasks", json=body))["id"]
-    parts = _first_look(orchestrator, task_id)
-    assert node.name in parts["nodes"]
-    assert "the-key" in parts["key-list"]
-    for part in ("chosen", "tasks"):
+    fleet, task = _first_look(orchestrator), _first_look(orchestrator, task_id)
+    assert node.name in fleet["nodes"]
+    assert "the-key" in fleet["key-list"]
+    for html in (task["facts"], fleet["tasks"]):
         for text in ("the-prompt", "a=b", "2099-01-02 03:04:05 UTC", "0 8 * * mon", node.name):
-            assert text in parts[part], (part, text)
-        assert node.id not in parts[part]
-    assert ">Cancel<" in parts["chosen"]
-    assert "the-key" in parts["chosen"]
+            assert text in html, text
+    assert node.id not in task["facts"]
+    for text in (">Cancel<", "the-key", "it is due at 2099-01-02T03:04:05Z"):
+        assert text in task["facts"]
     by_admin = orchestrator.create_task()["id"]
-    assert "the admin key" in _first_look(orchestrator, by_admin)["chosen"]
-    assert ">Cancel<" not in "".join(_first_look(orchestrator, "unknown").values())
+    assert "the admin key" in _first_look(orchestrator, by_admin)["facts"]
+    assert refusal(orchestrator.admin.get("/dashboard/tasks/unknown/live"))[0] == 404
 
 
 def test_only_what_has_changed_is_sent_again(orchestrator: RunningOrchestrator) -> None:
     node = orchestrator.register()
-    task_id = orchestrator.assign(node)
+    task_id = orchestrator.assign(node, "running")
     _send_log(node, task_id, "first log")
     with _live(orchestrator, task_id) as events:
         parts = _first_parts(events)
-        assert list(parts) == [
-            "numbers",
-            "chosen",
-            "log",
-            "tasks",
-            "nodes",
-            "key-list",
-            "token-list",
-        ]
+        assert list(parts) == ["facts", "history", "artifacts", "log"]
         assert "first log" in parts["log"]
         assert "GET /logs/" not in parts["log"]
-        orchestrator.register("another")
-        # In one look, or in two: the numbers are read before the rest.
-        assert {next(events)[0] for _ in range(2)} == {"numbers", "nodes"}
         _send_log(node, task_id, "x" * 1_000_000 + "second log")
         part, html = next(events)
         assert (part, "second log" in html, f"GET /logs/{task_id}" in html) == ("log", True, True)
+        node.put_artifact(task_id, "a.txt", b"a")
+        assert next(events)[0] == "artifacts"
+        node.report(task_id, "success")
+        ok(orchestrator.admin.post(f"/tasks/{task_id}/purge"))
+        # Then the stream ends, and the page's next request is answered with 404.
+        assert {part for part, _ in events} <= {"facts", "history"}
+    with _live(orchestrator) as events:
+        parts = _first_parts(events)
+        assert list(parts) == ["numbers", "tasks", "nodes", "key-list", "token-list"]
+        orchestrator.register("another")
+        # In one look, or in two: the numbers are read before the rest.
+        assert {next(events)[0] for _ in range(2)} == {"numbers", "nodes"}
 
 
 @pytest.mark.both_databases
@@ -108,10 +111,10 @@ def test_look_is_cheap_though_tasks_have_many_reports(
             began = time.process_time()
             parts = _first_parts(events)
             assert time.process_time() - began < 0.5
-        assert "33&nbsp;%" in parts["tasks"]
-    chosen = parts["chosen"]
-    assert ("the last of many" in chosen, "the first of many" in chosen) == (True, False)
-    assert (chosen.count("<li>"), chosen.count(f"GET /tasks/{task_id}")) == (200, 1)
+        assert "33&nbsp;%" in parts["history" if task else "tasks"]
+    history = parts["history"]
+    assert ("the last of many" in history, "the first of many" in history) == (True, False)
+    assert (history.count("<li>"), history.count(f"GET /tasks/{task_id}")) == (200, 1)
     # A task that has ended shows no progress.
     node.report(task_id, "success")
     assert "33&nbsp;%" not in _first_look(orchestrator)["tasks"]
@@ -134,13 +137,49 @@ def test_log_of_few_fields_is_shown() -> None:
     assert contents == ["alone", "", "null"]
 
 
+def test_times_of_a_log_are_shown_whatever_their_unit_and_only_times() -> None:
+    for value, shown in (
+        (1_790_000_000, "2026-09-21 14:13:20 UTC"),
+        (1_790_000_000_000, "2026-09-21 14:13:20 UTC"),
+        (1e300, None),
+        (0, None),
+        ("1790000000", None),
+    ):
+        log = shown_log(json.dumps({"messages": [{"content": "c", "created_at": value}]}))
+        assert log["messages"][0]["at"] == shown, value
+
+
+def test_durations_and_sizes_are_texts_for_people() -> None:
+    durations = [-1, 2.34, 59.99, 61, 3599.7, 7384]
+    texts = [duration_text(timedelta(seconds=seconds)) for seconds in durations]
+    assert texts == ["0.0 s", "2.3 s", "1 min 0 s", "1 min 1 s", "1 h 0 min", "2 h 3 min"]
+    sizes = [0, 999, 1000, 15_000, 999_960, 2_500_000, 4_000_000_000_000]
+    shown = ["0 B", "999 B", "1.0 kB", "15.0 kB", "1.0 MB", "2.5 MB", "4000.0 GB"]
+    assert [size_text(size) for size in sizes] == shown
+
+
+def test_cancelled_task_shows_when_its_container_is_gone(orchestrator: RunningOrchestrator) -> None:
+    node = orchestrator.register()
+    waiting = orchestrator.create_task(target_node_name="another")["id"]
+    running = orchestrator.assign(node, "running")
+    for task_id in (waiting, running):
+        orchestrator.cancel(task_id)
+    assert "no node had the task" in _first_look(orchestrator, waiting)["facts"]
+    assert "may still run" in _first_look(orchestrator, running)["facts"]
+    node.report(running, "error", message="was cancelled")
+    ended_at = orchestrator.task(running)["node_ended_at"][:19].replace("T", " ")
+    assert (
+        f"gone: its node reported this at {ended_at}" in _first_look(orchestrator, running)["facts"]
+    )
+
+
 def test_long_texts_of_a_task_are_truncated(orchestrator: RunningOrchestrator) -> None:
     node = orchestrator.register()
     task_id = orchestrator.assign(node, prompt="p" * 131_000)
     node.report(task_id, "success", message="m" * 100_000)
-    chosen = _first_look(orchestrator, task_id)["chosen"]
-    assert len(chosen) < 50_000
-    assert f"GET /tasks/{task_id}" in chosen
+    facts = _first_look(orchestrator, task_id)["facts"]
+    assert len(facts) < 50_000
+    assert f"GET /tasks/{task_id}" in facts
 
 
 def test_list_of_tasks_is_limited_and_shows_it(orchestrator: RunningOrchestrator) -> None:
@@ -150,7 +189,7 @@ def test_list_of_tasks_is_limited_and_shows_it(orchestrator: RunningOrchestrator
     orchestrator.create_task("the newest")
     shown = _first_look(orchestrator)["tasks"]
     assert ("GET /tasks" in shown, "the newest" in shown) == (True, True)
-    assert shown.count("data-select") == 100
+    assert shown.count("<a ") == 100
 
 
 def test_expired_key_is_shown_as_expired(orchestrator: RunningOrchestrator) -> None:
@@ -169,16 +208,25 @@ def test_stream_ends_when_the_server_stops(orchestrator: RunningOrchestrator) ->
         list(lines)
 
 
-def test_stream_and_preview_are_for_admins_alone(shared: RunningOrchestrator) -> None:
-    scoped = shared.create_key(role="operator")["api_key"]
-    for client in (shared.client(scoped), shared.register().http):
+def test_streams_are_for_who_may_read_what_they_show(shared: RunningOrchestrator) -> None:
+    operator, submitter = (shared.create_key(role=role) for role in ("operator", "submitter"))
+    clients = [shared.client(key["api_key"]) for key in (operator, submitter)]
+    clients.append(shared.register().http)
+    for client in clients:
         assert refusal(client.get("/dashboard/live"))[0] == 403
         assert refusal(client.post("/dashboard/matches", json={}))[0] == 403
-    assert refusal(shared.client().get("/dashboard/live"))[0] == 401
+    own = ok(clients[1].post("/tasks", json={"prompt": "p"}))["id"]
+    codes = [refusal(client.get(f"/dashboard/tasks/{own}/live"))[0] for client in clients]
+    assert codes == [404, 403, 403]
+    for path in ("/dashboard/live", f"/dashboard/tasks/{own}/live"):
+        assert refusal(shared.client().get(path))[0] == 401
 
 
-def test_page_allows_only_its_own_scripts_by_a_new_nonce(shared: RunningOrchestrator) -> None:
-    first, second = (shared.client().get("/dashboard") for _ in range(2))
+@pytest.mark.parametrize("path", ["/dashboard", "/dashboard/tasks/some-id"])
+def test_page_allows_only_its_own_scripts_by_a_new_nonce(
+    shared: RunningOrchestrator, path: str
+) -> None:
+    first, second = (shared.client().get(path) for _ in range(2))
     policies = [page.headers["Content-Security-Policy"] for page in (first, second)]
     assert policies[0].startswith("default-src 'none'")
     assert policies[0] != policies[1]

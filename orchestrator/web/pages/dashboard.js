@@ -1,153 +1,3 @@
-"use strict";
-const by = (id) => document.getElementById(id);
-let key = sessionStorage.getItem("key");
-let selected = "";
-let watching = null;
-
-// The state of the connection clears by itself; a refusal stays until it is dismissed or retried.
-const messages = { connection: "", refusal: "" };
-let refusedAt = null;
-
-function say(about, text) {
-  if (messages[about] === text) return;
-  messages[about] = text;
-  const sentence = [messages.connection, messages.refusal].filter(Boolean).join(" ");
-  by("state").textContent = sentence;
-  by("notice").classList.toggle("tells", sentence !== "");
-  by("dismiss").hidden = !messages.refusal;
-}
-
-function refuse(text) {
-  refusedAt = document.activeElement;
-  say("refusal", text);
-}
-
-by("dismiss").addEventListener("click", () => {
-  say("refusal", "");
-  // A live update may have replaced the element.
-  const place = refusedAt.isConnected ? refusedAt : by(refusedAt.id) || by("tasks");
-  place.focus({ preventScroll: true });
-});
-
-async function call(method, path, body) {
-  const headers = { "X-API-Key": key };
-  const isForm = body instanceof FormData;
-  if (body && !isForm) headers["Content-Type"] = "application/json";
-  const sent = { method, headers, body: body && !isForm ? JSON.stringify(body) : body };
-  const answer = await fetch(path, sent).catch(() => { throw new Error("The server does not answer."); });
-  if (!answer.ok) throw new Error(await reason(answer));
-  return answer.json();
-}
-
-async function reason(answer) {
-  const text = await answer.text();
-  // A proxy may respond in its own way.
-  try { return JSON.parse(text).detail || text; } catch { return `HTTP status ${answer.status}`; }
-}
-
-const shown = new Map();
-
-function show(part, html) {
-  if (shown.get(part) === html) return;
-  shown.set(part, html);
-  const focused = document.activeElement && document.activeElement.id;
-  const parsed = document.createElement("template");
-  parsed.innerHTML = html;
-  by(part).replaceChildren(parsed.content);
-  if (focused && document.activeElement === document.body && by(focused)) by(focused).focus({ preventScroll: true });
-}
-
-function take(event) {
-  say("connection", "");
-  if (by("fleet").hidden) {
-    by("fleet").hidden = false;
-    preview();
-  }
-  show(event.part, event.html);
-  if (event.part === "chosen" && left !== null) reveal();
-}
-
-// The task that was selected before, until the new one is shown.
-let left = null;
-
-function choose(id) {
-  left = selected;
-  selected = id;
-  watch();
-}
-
-function reveal() {
-  const title = by("task-title");
-  if (title) {
-    by("task").scrollIntoView();
-    title.focus({ preventScroll: true });
-  } else (by(`show-${left}`) || by("tasks")).focus();
-  left = null;
-}
-
-async function read(answer) {
-  const lines = answer.body.pipeThrough(new TextDecoderStream()).getReader();
-  let rest = "";
-  for (;;) {
-    const { done, value } = await lines.read();
-    if (done) return;
-    const events = (rest + value).split("\n\n");
-    rest = events.pop();
-    for (const event of events) if (event.startsWith("data: ")) take(JSON.parse(event.slice(6)));
-  }
-}
-
-async function watch() {
-  const mine = new AbortController();
-  if (watching) watching.abort();
-  watching = mine;
-  while (!mine.signal.aborted) {
-    let wait_s = 1;
-    try {
-      const query = new URLSearchParams({ task_id: selected });
-      const answer = await fetch(`dashboard/live?${query}`, { headers: { "X-API-Key": key }, signal: mine.signal });
-      if (answer.ok) await read(answer);
-      else {
-        const why = await reason(answer);
-        if (answer.status === 401 || answer.status === 403) return signOut(why);
-        wait_s = Math.min(Math.max(Number(answer.headers.get("Retry-After")) || 1, 1), 60);
-        say("connection", `${why}; retrying in ${wait_s} s.`);
-      }
-    } catch (error) {
-      if (!mine.signal.aborted) say("connection", "The server does not answer; retrying.");
-    }
-    await new Promise((resume) => setTimeout(resume, wait_s * 1000));
-  }
-}
-
-function canBeSent(text) {
-  try { return Boolean(new Headers({ "X-API-Key": text })); } catch { return false; }
-}
-
-function signIn() {
-  by("sign-in").hidden = true;
-  by("sign-out").hidden = false;
-  say("refusal", "");
-  say("connection", "Connecting.");
-  watch();
-}
-
-function signOut(why) {
-  if (watching) watching.abort();
-  sessionStorage.removeItem("key");
-  key = left = null;
-  selected = "";
-  for (const part of shown.keys()) by(part).replaceChildren();
-  shown.clear();
-  by("new-key").textContent = by("new-token").textContent = "";
-  by("sign-in").hidden = false;
-  by("fleet").hidden = by("sign-out").hidden = true;
-  say("connection", "");
-  say("refusal", "");
-  by("key").focus();
-  if (why) refuse(why);
-}
-
 function tags() {
   const pairs = by("tags").value.split(",").map((pair) => pair.trim()).filter(Boolean);
   return Object.fromEntries(pairs.map((pair) => [pair.split("=")[0].trim(), pair.split("=").slice(1).join("=").trim()]));
@@ -163,21 +13,6 @@ async function preview() {
     if (mine === asking) by("matches").textContent = `matches ${count.matching} of ${count.total} nodes`;
   } catch (error) { if (key) by("matches").textContent = error.message; }
 }
-
-async function trying(work) {
-  say("refusal", "");
-  try { await work(); } catch (error) { refuse(error.message); }
-}
-
-by("sign-in").addEventListener("submit", (event) => {
-  event.preventDefault();
-  key = by("key").value;
-  by("key").value = "";
-  if (!canBeSent(key)) return signOut("This cannot be a key: it contains a character that no key has. Copy it again.");
-  sessionStorage.setItem("key", key);
-  signIn();
-});
-by("sign-out").addEventListener("click", () => signOut());
 
 let soon = 0;
 for (const id of ["target", "tags"]) by(id).addEventListener("input", () => { clearTimeout(soon); soon = setTimeout(preview, 300); });
@@ -198,7 +33,7 @@ by("create").addEventListener("submit", (event) => {
     });
     by("create").reset();
     by("new-task").open = false;
-    choose(task.id);
+    location.assign(`dashboard/tasks/${encodeURIComponent(task.id)}`);
   });
 });
 
@@ -233,9 +68,9 @@ by("create-token").addEventListener("submit", (event) => {
 document.addEventListener("click", (event) => {
   const button = event.target.closest("button");
   if (!button) return;
-  const { select, cancel, rotate, revoke, revokeToken, delete: remove } = button.dataset;
-  if (select !== undefined) choose(select);
-  if (cancel && confirm("Cancel this task?")) trying(() => call("DELETE", `tasks/${cancel}`));
+  const { pause, resume, rotate, revoke, revokeToken, delete: remove } = button.dataset;
+  if (pause) trying(() => call("POST", `nodes/${pause}/pause`));
+  if (resume) trying(() => call("POST", `nodes/${resume}/resume`));
   if (revoke && confirm("Revoke this key?")) trying(() => call("POST", `keys/${revoke}/revoke`));
   if (revokeToken && confirm("Revoke this registration token? Its nodes stay registered.")) trying(() => call("DELETE", `registration-tokens/${revokeToken}`));
   if (remove && confirm("Delete this key?")) trying(() => call("DELETE", `keys/${remove}`));
@@ -245,4 +80,7 @@ document.addEventListener("click", (event) => {
   });
 });
 
-if (key) signIn(); else by("key").focus();
+page.live = "dashboard/live";
+page.opened = preview;
+page.closed = () => { by("new-key").textContent = by("new-token").textContent = ""; };
+start();
