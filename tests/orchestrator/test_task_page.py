@@ -147,6 +147,7 @@ def test_output_is_followed_until_the_reader_scrolls_up(
     assert output.evaluate(at_end)
 
 
+@pytest.mark.long
 def test_long_output_is_shown_from_a_line_near_its_end(
     show: Callable[[str], Page], orchestrator: RunningOrchestrator, node: RegisteredNode
 ) -> None:
@@ -162,6 +163,7 @@ def test_long_output_is_shown_from_a_line_near_its_end(
     assert (len(text) < 1_000_000, {len(line) for line in text.splitlines()}) == (True, {255})
 
 
+@pytest.mark.long
 def test_output_starts_over_when_the_task_runs_at_another_node(
     show: Callable[[str], Page], orchestrator: RunningOrchestrator, node: RegisteredNode
 ) -> None:
@@ -175,6 +177,48 @@ def test_output_starts_over_when_the_task_runs_at_another_node(
     assert other.poll_id() == task_id
     _print(other, task_id, 0, "second\n", done=False)
     expect(page.locator("#output")).to_have_text("second")
+
+
+@pytest.mark.long
+def test_page_that_nobody_sees_holds_no_connection_and_goes_on_where_it_was(
+    show: Callable[[str], Page], orchestrator: RunningOrchestrator, node: RegisteredNode
+) -> None:
+    task_id = orchestrator.assign(node, "running")
+    length = _print(node, task_id, 0, "first\n", done=False)
+    page = show(task_id)
+    expect(page.locator("#output")).to_have_text("first")
+    ended: list[str] = []
+    page.on("requestfailed", lambda request: ended.append(request.url.rpartition("/")[2]))
+    change = """is_hidden => { Object.defineProperty(document, "hidden",
+        { value: is_hidden, configurable: true });
+        document.dispatchEvent(new Event("visibilitychange")); }"""
+    page.evaluate(change, arg=True)
+    while len(ended) < 2:
+        page.wait_for_timeout(20)
+    assert sorted(ended) == ["live", "output"]
+    _print(node, task_id, length, "second\n", done=True)
+    node.report(task_id, "success")
+    page.evaluate(change, arg=False)
+    expect(page.locator("#output")).to_have_text("first\nsecond\n")
+    expect_text(page, "facts", "success")
+
+
+@pytest.mark.long
+def test_output_goes_on_after_an_outage_without_a_line_twice(
+    show: Callable[[str], Page], orchestrator: RunningOrchestrator, node: RegisteredNode
+) -> None:
+    task_id = orchestrator.assign(node, "running")
+    length = _print(node, task_id, 0, "first\n", done=False)
+    page = show(task_id)
+    expect(page.locator("#output")).to_have_text("first")
+    orchestrator.stop()
+    expect_text(page, "state", "does not answer")
+    expect_text(page, "output-state", "Retrying")
+    orchestrator.start()
+    _print(node, task_id, length, "second\n", done=True)
+    expect(page.locator("#output")).to_have_text("first\nsecond\n")
+    expect(page.locator("#state")).to_have_text("")
+    expect(page.locator("#output-state")).not_to_contain_text("Retrying")
 
 
 def test_task_is_cancelled_run_again_and_deleted(

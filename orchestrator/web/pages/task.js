@@ -36,7 +36,6 @@ by("follow").addEventListener("change", () => { if (by("follow").checked) box.sc
 
 function takeOutput({ event, id: place, data }) {
   const value = JSON.parse(data);
-  by("output-state").textContent = "";
   if (event === "end") {
     output.done = true;
     by("output-state").textContent = output.next ? "Complete." : "The task has printed nothing, or its node does not send it.";
@@ -66,8 +65,10 @@ async function watchOutput() {
       if (!output.next) await skipBeginning(signal);
       const headers = { "X-API-Key": key, Accept: "text/event-stream", "Last-Event-ID": String(output.next) };
       const response = await fetch(`${root}${path}/output`, { headers, signal });
-      if (response.ok) await read(response, takeOutput);
-      else {
+      if (response.ok) {
+        by("output-state").textContent = "";
+        await read(response, takeOutput);
+      } else {
         by("output-state").textContent = await reason(response);
         wait_ms = pause_ms(response);
       }
