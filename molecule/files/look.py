@@ -17,7 +17,8 @@ def main() -> None:
     secrets = [line.encode() for line in sys.stdin.read().split()]
     unit = properties()
     uid = pwd.getpwnam(unit["User"]).pw_uid
-    tasks = [pid for pid in pids() if b"victoria-stand-in" in read(pid, "cmdline")]
+    # By its program: a pull has the image's name in its command line.
+    tasks = [pid for pid in pids() if b"/bin/victoria-stand-in" in read(pid, "cmdline")]
     monitors = [pid for pid in pids() if read(pid, "comm").strip() == b"conmon"]
     env_file = Path("/etc/victoria-runner/runner.env").stat()
     shown = {

@@ -70,6 +70,8 @@ PODMAN_AS_DOCKER = (
     "cannot use docker: podman answers in its place (podman-docker, or its socket in DOCKER_HOST); "
     "use --container-runtime podman"
 )
+_SHOWS_MANIFEST = re.compile(r"parsing manifest blob|single images as manifest lists")
+"""What podman 5 says of an image for one architecture: only a list is shown by `inspect`."""
 _TRUST = re.compile(r"\btls\b|x509|HTTPS client|experimental", re.IGNORECASE)
 NO_RUNTIME = "No container runtime found. Install podman or docker."
 _ARCHIVE_BYTES = 64 << 10  # of a tar file beside the file in it
@@ -150,7 +152,7 @@ class CliEngine:
             ImageMissing: the registry cannot be reached, does not have it, or refuses it.
         """
         result = await self._call("manifest", "inspect", image)
-        if result.ok:
+        if result.ok or _SHOWS_MANIFEST.search(result.errors):
             return True
         if self.kind == "docker" and await self._fetches_otherwise(result.error_text):
             return False

@@ -245,6 +245,17 @@ def test_docker_is_believed_where_its_client_asks_as_its_daemon_does(
         anyio.run(engine.can_fetch, "registry.example/x:1")
 
 
+def test_image_for_one_architecture_is_in_its_registry_though_podman_shows_only_lists(
+    tmp_path: Path,
+) -> None:
+    program = tmp_path / "podman"
+    error = 'parsing manifest blob "{}" as a "t": Treating single images as manifest lists is not'
+    program.write_text(f"#!/bin/sh\necho 'Error: {error} implemented' >&2; exit 125\n")
+    program.chmod(0o755)
+    engine = CliEngine("podman", str(program), {"PATH": "/nowhere"})
+    assert anyio.run(engine.can_fetch, "registry.example/x:1")
+
+
 def test_rootless_containers_need_lingering(tmp_path: Path) -> None:
     own = pwd.getpwuid(os.geteuid()).pw_name
     missing = check_linger(tmp_path)
