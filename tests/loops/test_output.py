@@ -201,7 +201,8 @@ async def test_status_overtakes_output_that_cannot_be_stored_which_is_given_up_i
     host: Host, log: Log
 ) -> None:
     host.orchestrator.always(PATH, http(507))
-    async with host.running_task("[print-line one]"):
+    async with host.running_task("[wait-for go][print-line one]"):
+        host.let_go()
         await host.pass_time_until(lambda: bool(host.orchestrator.ends("t-1")))
         await host.pass_time_until_closed("t-1", 60)
     assert "no more of a task's output is sent: after 16 attempts" in log.text
