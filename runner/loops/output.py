@@ -29,7 +29,7 @@ async def send_chunk(
         Refused: maybe by a proxy: to be tried again.
         Unavailable: the orchestrator did not respond, or the chunk was moved: likewise.
     """
-    if runner.node.known_identity is not None and not runner.node.offers(OUTPUT):
+    if runner.node.lacks(OUTPUT):
         await _give_up(runner, entry, "the orchestrator does not take output any more")
         return
     try:

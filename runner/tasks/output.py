@@ -103,7 +103,7 @@ async def rest_of_output(
     """
     journal = task.runner.journal
     progress = await task.persist(lambda: journal.output(task.task_id))
-    if not task.runner.node.offers(OUTPUT) or progress.is_done:
+    if task.runner.node.lacks(OUTPUT) or progress.is_done:
         return None
     text = ""
     if container is not None:
