@@ -188,9 +188,7 @@ async def _attempt(
     identity = await runner.node.identity_to_deliver(entry.task_id)
     if identity is None:
         return runner.timings.outbox_interval_s
-    runner.watchdog.expect(
-        loop, next_within_s=runner.timings.outbox_interval_s + _longest_call_s(runner)
-    )
+    _expect_call(runner, loop)
     if entry.is_artifacts:
         return await _upload(runner, loop, entry, failures, identity, body)
     return await _send(runner, loop, entry, failures, identity, body, is_last=is_last)
@@ -210,7 +208,7 @@ async def _send(  # noqa: PLR0913, PLR0917 - what is known of the attempt
     ids = fields(task_id=entry.task_id, report=entry.path)
     try:
         if entry.is_output:
-            await send_chunk(runner, identity, entry, body)
+            await send_chunk(runner, identity, entry, body, partial(_expect_call, runner, loop))
         elif entry.is_log:
             await hand_in_log(runner.orchestrator, identity, body)
         else:
@@ -260,14 +258,9 @@ async def _upload(  # noqa: PLR0913, PLR0917 - as above
     body: Mapping[str, object],
 ) -> float:
     """Try to upload what is left of a task's artifacts; return the seconds until there is more."""
-
-    def expect_within(seconds: float) -> None:
-        within_s = runner.timings.outbox_interval_s + _longest_call_s(runner) + seconds
-        runner.watchdog.expect(loop, next_within_s=within_s)
-
     parked = None
     try:
-        upload = ArtifactUpload(runner, entry, body, expect_within)
+        upload = ArtifactUpload(runner, entry, body, partial(_expect_call, runner, loop))
         try:
             await upload.run(identity)
         except (Refused, Unavailable) as error:
@@ -325,6 +318,12 @@ async def _handle_refusal(
         await runner.journal.park(entry.row, str(error))
     runner.outbox.notify()
     return 0
+
+
+def _expect_call(runner: RunnerContext, loop: str, more_s: float = 0.0) -> None:
+    """Have the watchdog expect the end of a request, which may take so much longer than others."""
+    within_s = runner.timings.outbox_interval_s + _longest_call_s(runner) + more_s
+    runner.watchdog.expect(loop, next_within_s=within_s)
 
 
 def _longest_call_s(runner: RunnerContext) -> float:

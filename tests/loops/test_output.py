@@ -6,8 +6,8 @@ from runner.engine.base import GAP_MARK
 from runner.errors import EngineError
 from runner.loops.output import MISSING
 from tests.harness.host import Host, container_of
-from tests.harness.orchestrator import STATUS
-from tests.harness.server import http, json_response, stalled
+from tests.harness.orchestrator import REGISTER, SILENCE, STATUS
+from tests.harness.server import Answer, http, json_response, stalled
 from tests.harness.until import until
 from tests.loops.steps import Log
 
@@ -195,6 +195,37 @@ async def test_refused_output_is_given_up_and_the_task_goes_on(
     assert host.orchestrator.count(PATH) == 1
     assert "no more of a task's output is sent: HTTP 4" in log.text
     assert host.rows("SELECT * FROM outbox") == []
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [json_response({"detail": "too much"}, 413), http(413, b"no", {"Content-Type": "text/html"})],
+    ids=["orchestrator", "proxy"],
+)
+async def test_chunk_that_is_too_long_is_sent_in_halves(host: Host, refusal: Answer) -> None:
+    host.orchestrator.longest_chunk, host.orchestrator.too_long = 5_000, refusal
+    snow = "\N{SNOWMAN}" * 5_000 + "end\n"
+    async with host.running_task():
+        await printed(host, "first\n")
+        host.engine.print(NAME, snow.encode())
+        host.let_go()
+        await host.wait_for_end()
+    assert output(host) == f"first\n{snow}"
+    assert host.orchestrator.whole_outputs == ["t-1"]
+
+
+async def test_output_at_the_end_is_not_lost_while_the_node_is_not_registered(host: Host) -> None:
+    async with host.running_task():
+        await printed(host, "one ")
+        host.orchestrator.always(REGISTER, SILENCE)
+        host.orchestrator.keys.clear()
+        await host.clock.advance(60)
+        host.engine.print(NAME, b"two")
+        host.let_go()
+        await until(lambda: NAME not in host.engine.names)
+        host.orchestrator.always(REGISTER, None)
+        await host.pass_time_until_closed("t-1")
+    assert output(host) == "one two"
 
 
 async def test_status_overtakes_output_that_cannot_be_stored_which_is_given_up_in_the_end(
