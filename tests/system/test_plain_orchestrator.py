@@ -59,7 +59,7 @@ def test_task_without_extensions_is_reported_cancelled_and_its_artifacts_stay(
     each_runner: RunnerProcess, orchestrator: RecordingOrchestrator
 ) -> None:
     runner = each_runner
-    prompt = "[print-line one][artifact result.csv 1,2][env VICTORIA_API_KEY][fail 3]"
+    prompt = "[print-line one][artifact result.csv 1,2][fail 3]"
     task_id = orchestrator.create_task(prompt)["id"]
     runner.start()
     message = orchestrator.end_of(task_id)["error_message"]
