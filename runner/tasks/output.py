@@ -105,7 +105,7 @@ async def rest_of_output(
     progress = await task.persist(lambda: journal.output(task.task_id))
     if task.runner.node.lacks(OUTPUT) or progress.is_done:
         return None
-    text = ""
+    text = UNREADABLE if container is None else ""
     if container is not None:
         reader = task.engine.output_reader(container.container_id)
         try:

@@ -1,10 +1,14 @@
 """What a task prints comes to the orchestrator once, in order, redacted, and holds nothing up."""
 
+from dataclasses import replace
+
 import pytest
 
 from runner.engine.base import GAP_MARK
 from runner.errors import EngineError
 from runner.loops.output import MISSING
+from runner.tasks.output import UNREADABLE
+from runner.timing import DEFAULT_TIMINGS
 from tests.harness.host import Host, container_of
 from tests.harness.orchestrator import REGISTER, SILENCE, STATUS
 from tests.harness.server import Answer, http, json_response, stalled
@@ -237,6 +241,25 @@ async def test_status_overtakes_output_that_cannot_be_stored_which_is_given_up_i
         await host.pass_time_until(lambda: bool(host.orchestrator.ends("t-1")))
         await host.pass_time_until_closed("t-1", 60)
     assert "no more of a task's output is sent: after 16 attempts" in log.text
+
+
+async def test_output_of_a_container_that_is_gone_ends_with_a_mark(host: Host) -> None:
+    async with host.running_task():
+        await printed(host, "one")
+    host.engine.remove_behind(NAME)
+    async with host.runner():
+        await host.wait_for_end()
+    assert output(host) == f"one{UNREADABLE}"
+
+
+async def test_output_is_read_though_the_time_for_the_log_of_the_agent_is_over(host: Host) -> None:
+    timings = replace(DEFAULT_TIMINGS, final_log_timeout_s=0.0)
+    async with host.running_task("[print-line one][wait-for go]"):
+        pass
+    host.let_go()
+    async with host.runner(timings=timings):
+        await host.wait_for_end()
+    assert output(host) == "one\n"
 
 
 async def test_log_that_cannot_be_read_ends_the_output_with_a_mark(host: Host) -> None:
