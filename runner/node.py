@@ -262,6 +262,10 @@ class Node:
         """Return whether the orchestrator named an extension, at registration or since."""
         return self._registration is not None and extension in self._registration.extensions
 
+    def lacks(self, extension: str) -> bool:
+        """Return whether the orchestrator did not name an extension; False while not registered."""
+        return self._registration is not None and not self.offers(extension)
+
     async def note_extensions(self, identity: Identity, extensions: frozenset[str]) -> bool:
         """Note which extensions the orchestrator names; return whether they changed."""
         current = self._registration

@@ -219,6 +219,9 @@ class Timings:
     """`rm --force` of somebody else kills a container first and removes it within this."""
     daemon_return_s: float = 30.0
     """A container killed so shortly after docker's daemon came back went down with the daemon."""
+    final_output_timeout_s: float = 60.0
+    """How long a final status waits for an engine that is asked for the container's output, beside
+    the time for the agent's log: a log that takes long must not cost the output."""
     final_log_timeout_s: float = 60.0
     """For what the agent left: the final status waits for it."""
     artifact_copy_timeout_s: float = 600.0

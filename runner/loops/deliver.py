@@ -30,8 +30,10 @@ _LOG_GOES_FIRST_ATTEMPTS = 2
 _LOG_ATTEMPTS = 16
 _ARTIFACT_ATTEMPTS = 16
 """While the orchestrator takes other calls: some ten minutes. An outage may last."""
+_MAIN_LOOP = "deliver"
 _BESIDE = {"logs": "deliver a log", "artifacts": "deliver artifacts"}
-"""What may take minutes is sent beside the statuses, one of each kind at a time."""
+"""What may take minutes is sent beside the statuses, one of each kind at a time; of output one
+chunk of each task."""
 _UNEXPLAINED_ATTEMPTS = 120
 """A 4xx without our JSON body probably comes from a reverse proxy during a deployment: retry it
 this often, which takes about an hour. A 403 has been retried for `unexplained_refusal_s`."""
@@ -52,7 +54,7 @@ async def deliver(runner: RunnerContext) -> None:
             except JournalError as error:
                 delivery.journal_failures.note(error, wait_s, str(error), logging.ERROR)
             runner.watchdog.expect(
-                "deliver", next_within_s=runner.timings.outbox_interval_s + wait_s
+                _MAIN_LOOP, next_within_s=runner.timings.outbox_interval_s + wait_s
             )
             await runner.outbox.after_or(seen, wait_s, runner.clock)
 
@@ -68,8 +70,7 @@ class _Delivery:
         self._runner = runner
         self._group = group
         self._under_way: set[str] = set()
-        self._output_under_way: set[str] = set()
-        """The ids of tasks of whose output a chunk is being sent."""
+        """The loops of `_loop_of`, as the watchdog knows them, that are sending something."""
         self.journal_failures = runner.failure_log("use the outbox")
         self._failures: dict[int, FailureLog] = {}
         """By row, of what is in the outbox."""
@@ -89,22 +90,18 @@ class _Delivery:
         for entry in _next_of_each_task(self._runner, waiting):
             is_last = sum(other.task_id == entry.task_id for other in waiting) == 1
             due_in_s = _due_in_s(self._runner, entry)
+            loop = _loop_of(entry)
             if due_in_s > 0:
                 wait_s = min(wait_s, due_in_s)
-            elif entry.is_output:
-                if entry.task_id not in self._output_under_way:
-                    self._output_under_way.add(entry.task_id)
-                    self._group.start_soon(self._deliver_output, entry)
-            elif entry.path not in _BESIDE:
-                again_s = await self._attempt("deliver", entry, is_last=is_last)
+            elif loop == _MAIN_LOOP:
+                again_s = await self._attempt(loop, entry, is_last=is_last)
                 wait_s = min(wait_s, again_s)
-            elif entry.path not in self._under_way:
-                self._under_way.add(entry.path)
-                self._group.start_soon(partial(self._deliver_beside, entry, is_last=is_last))
+            elif loop not in self._under_way:
+                self._under_way.add(loop)
+                self._group.start_soon(partial(self._deliver_beside, loop, entry, is_last=is_last))
         return wait_s
 
-    async def _deliver_beside(self, entry: OutboxEntry, *, is_last: bool) -> None:
-        loop = _BESIDE[entry.path]
+    async def _deliver_beside(self, loop: str, entry: OutboxEntry, *, is_last: bool) -> None:
         try:
             await self._attempt(loop, entry, is_last=is_last)
         except JournalError as error:
@@ -112,19 +109,7 @@ class _Delivery:
             self.journal_failures.note(error, pause_s, str(error), logging.ERROR)
             await self._runner.clock.sleep(pause_s)
         self._runner.watchdog.suspend(loop)
-        self._under_way.discard(entry.path)
-        self._runner.outbox.notify()
-
-    async def _deliver_output(self, entry: OutboxEntry) -> None:
-        loop = f"deliver the output of {entry.task_id}"
-        try:
-            await self._attempt(loop, entry, is_last=False)
-        except JournalError as error:
-            pause_s = self._runner.timings.outbox_interval_s
-            self.journal_failures.note(error, pause_s, str(error), logging.ERROR)
-            await self._runner.clock.sleep(pause_s)
-        self._runner.watchdog.suspend(loop)
-        self._output_under_way.discard(entry.task_id)
+        self._under_way.discard(loop)
         self._runner.outbox.notify()
 
     async def _attempt(self, loop: str, entry: OutboxEntry, *, is_last: bool) -> float:
@@ -135,6 +120,13 @@ class _Delivery:
         ids = {"task_id": entry.task_id, "report": entry.path}
         new = self._runner.node.failure_log("deliver a report", ids)
         return self._failures.get(entry.row, new)
+
+
+def _loop_of(entry: OutboxEntry) -> str:
+    """Return the name, for the watchdog, of the loop that delivers an entry."""
+    if entry.is_output:
+        return f"deliver the output of {entry.task_id}"
+    return _BESIDE.get(entry.path, _MAIN_LOOP)
 
 
 def _waiting(runner: RunnerContext, entries: list[OutboxEntry]) -> list[OutboxEntry]:
@@ -196,9 +188,7 @@ async def _attempt(
     identity = await runner.node.identity_to_deliver(entry.task_id)
     if identity is None:
         return runner.timings.outbox_interval_s
-    runner.watchdog.expect(
-        loop, next_within_s=runner.timings.outbox_interval_s + _longest_call_s(runner)
-    )
+    _expect_call(runner, loop)
     if entry.is_artifacts:
         return await _upload(runner, loop, entry, failures, identity, body)
     return await _send(runner, loop, entry, failures, identity, body, is_last=is_last)
@@ -218,7 +208,7 @@ async def _send(  # noqa: PLR0913, PLR0917 - what is known of the attempt
     ids = fields(task_id=entry.task_id, report=entry.path)
     try:
         if entry.is_output:
-            await send_chunk(runner, identity, entry, body)
+            await send_chunk(runner, identity, entry, body, partial(_expect_call, runner, loop))
         elif entry.is_log:
             await hand_in_log(runner.orchestrator, identity, body)
         else:
@@ -268,14 +258,9 @@ async def _upload(  # noqa: PLR0913, PLR0917 - as above
     body: Mapping[str, object],
 ) -> float:
     """Try to upload what is left of a task's artifacts; return the seconds until there is more."""
-
-    def expect_within(seconds: float) -> None:
-        within_s = runner.timings.outbox_interval_s + _longest_call_s(runner) + seconds
-        runner.watchdog.expect(loop, next_within_s=within_s)
-
     parked = None
     try:
-        upload = ArtifactUpload(runner, entry, body, expect_within)
+        upload = ArtifactUpload(runner, entry, body, partial(_expect_call, runner, loop))
         try:
             await upload.run(identity)
         except (Refused, Unavailable) as error:
@@ -333,6 +318,12 @@ async def _handle_refusal(
         await runner.journal.park(entry.row, str(error))
     runner.outbox.notify()
     return 0
+
+
+def _expect_call(runner: RunnerContext, loop: str, more_s: float = 0.0) -> None:
+    """Have the watchdog expect the end of a request, which may take so much longer than others."""
+    within_s = runner.timings.outbox_interval_s + _longest_call_s(runner) + more_s
+    runner.watchdog.expect(loop, next_within_s=within_s)
 
 
 def _longest_call_s(runner: RunnerContext) -> float:

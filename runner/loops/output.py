@@ -2,12 +2,14 @@
 
 An orchestrator that holds another length than the chunk's offset is believed: the chunk is moved
 there. One that does not take a task's output, although all else was delivered, gets no more of it.
+A chunk that is too long for it, or for a proxy, is sent in halves, which may be halved again. If
+one of them fails, the chunk is repeated from its beginning: what is held of it changes nothing.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from runner.errors import Refused, Unauthorised, Unavailable
 from runner.log import fields
@@ -15,25 +17,31 @@ from runner.model import OUTPUT, Identity, OutboxEntry, TaskState
 from runner.tasks.context import RunnerContext
 
 log = logging.getLogger(__name__)
-_CONFLICT, _FORBIDDEN = 409, 403
+_CONFLICT, _FORBIDDEN, _TOO_LARGE = 409, 403, 413
 _MOST_ATTEMPTS = 16
+_SHORTEST_CHUNK = 1024
+"""In characters: shorter ones are not halved."""
 MISSING = "\n[… output is missing here: the orchestrator has lost it …]\n"
 
 
 async def send_chunk(
-    runner: RunnerContext, identity: Identity, entry: OutboxEntry, body: Mapping[str, object]
+    runner: RunnerContext,
+    identity: Identity,
+    entry: OutboxEntry,
+    body: Mapping[str, object],
+    expect_call: Callable[[], None],
 ) -> None:
-    """Send a chunk, or give up the output of its task.
+    """Send a chunk, or give up the output of its task; `expect_call` is called before each request.
 
     Raises:
         Refused: maybe by a proxy: to be tried again.
         Unavailable: the orchestrator did not respond, or the chunk was moved: likewise.
     """
-    if runner.node.known_identity is not None and not runner.node.offers(OUTPUT):
+    if runner.node.lacks(OUTPUT):
         await _give_up(runner, entry, "the orchestrator does not take output any more")
         return
     try:
-        interval_s = await runner.orchestrator.send_output(identity, entry.task_id, body)
+        interval_s = await _send(runner, identity, entry.task_id, body, expect_call)
     except Unauthorised:
         raise
     except Refused as error:
@@ -49,6 +57,39 @@ async def send_chunk(
         await _give_up(runner, entry, f"after {entry.attempts + 1} attempts: {error}")
     else:
         _note_interval(runner, entry.task_id, interval_s)
+
+
+async def _send(
+    runner: RunnerContext,
+    identity: Identity,
+    task_id: str,
+    body: Mapping[str, object],
+    expect_call: Callable[[], None],
+) -> float | None:
+    """Send a chunk, in halves if it is too long; return the interval that is asked for.
+
+    Raises:
+        Refused: the chunk, or a part of it.
+        Unavailable: the orchestrator did not respond to all of it.
+    """
+    expect_call()
+    try:
+        return await runner.orchestrator.send_output(identity, task_id, body)
+    except (Refused, Unavailable) as error:
+        if error.status != _TOO_LARGE or len(str(body["text"])) < 2 * _SHORTEST_CHUNK:
+            raise
+    first, second = _halves(body)
+    await _send(runner, identity, task_id, first, expect_call)
+    return await _send(runner, identity, task_id, second, expect_call)
+
+
+def _halves(body: Mapping[str, object]) -> tuple[Mapping[str, object], Mapping[str, object]]:
+    """Return the two chunks that are a chunk; only the second may end the output."""
+    offset, text = int(str(body["offset"])), str(body["text"])
+    middle = len(text) // 2
+    first = {"offset": offset, "text": text[:middle]}
+    second = {**body, "offset": offset + len(text[:middle].encode()), "text": text[middle:]}
+    return first, second
 
 
 def _note_interval(runner: RunnerContext, task_id: str, interval_s: float | None) -> None:

@@ -104,7 +104,7 @@ async def find_artifacts(task: TaskContext, container: Container | None) -> list
     if not (listing.artifacts or listing.omitted or listing.forbidden):
         return []
     forbidden, copies, omitted = listing.forbidden, None, _Omitted()
-    if forbidden and container is not None and await _may_upload(runner):
+    if forbidden and container is not None and not runner.node.lacks(EXTENSION):
         copies = f"{COPY_PREFIX}{token_hex(8)}"
         listed = {path for path, _ in listing.omitted}
         # Each copy is a call of the engine; the whole folder is one.
@@ -154,12 +154,6 @@ def _limits(runner: RunnerContext) -> Limits:
     return Limits(runner.settings.max_artifacts, runner.settings.max_artifact_size)
 
 
-async def _may_upload(runner: RunnerContext) -> bool:
-    """Return whether the orchestrator takes artifacts; without a registration it may."""
-    registration = await runner.journal.registration(runner.orchestrator.url)
-    return registration is None or EXTENSION in registration.extensions
-
-
 class ArtifactUpload:
     """One attempt to upload what is left of a task's artifacts."""
 
@@ -188,7 +182,7 @@ class ArtifactUpload:
             JournalError: the progress cannot be written.
         """
         runner, task_id = self._runner, self._entry.task_id
-        if not await _may_upload(runner):
+        if runner.node.lacks(EXTENSION):
             await self._end_without_extension()
             return
         listing = await _list(runner, task_id, self._progress.copies)

@@ -146,8 +146,9 @@ async def recover_report(task: TaskContext) -> None:
     # First, so that a silent engine does not cost the agent's final status.
     state = await _reporter_state(task, until)
     container = None
-    with anyio.CancelScope(deadline=until):
+    with anyio.move_on_after(task.runner.timings.final_output_timeout_s):
         container = await task.inspect()
+    until = anyio.current_time() + task.runner.timings.final_log_timeout_s
     await _report(task, container, state, until)
 
 
@@ -219,7 +220,8 @@ async def _report(
     if final is not None:
         report = _repeat_agent_status(report, outcome, final, secrets)
     logs = [] if session is None else [Report("logs", log_body(task.task_id, session))]
-    output = await rest_of_output(task, container, until)
+    output_by = anyio.current_time() + task.runner.timings.final_output_timeout_s
+    output = await rest_of_output(task, container, output_by)
     copied_by = anyio.current_time() + task.runner.timings.artifact_copy_timeout_s
     artifacts = await _read(task.task_id, lambda: find_artifacts(task, container), copied_by)
     logs += [unread_artifacts(task.task_id)] if artifacts is None else artifacts

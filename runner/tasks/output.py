@@ -103,9 +103,9 @@ async def rest_of_output(
     """
     journal = task.runner.journal
     progress = await task.persist(lambda: journal.output(task.task_id))
-    if not task.runner.node.offers(OUTPUT) or progress.is_done:
+    if task.runner.node.lacks(OUTPUT) or progress.is_done:
         return None
-    text = ""
+    text = UNREADABLE if container is None else ""
     if container is not None:
         reader = task.engine.output_reader(container.container_id)
         try:

@@ -13,7 +13,7 @@ from tests.harness.proxy import Fault, Kind
 from tests.harness.runner_process import DEADLINE_S, container_of
 from tests.orchestrator.serving import wait_for
 
-COMMITS_OF_A_LIFE = 8
+COMMITS_OF_A_LIFE = 9
 REGISTERED_TWICE = {"registration-unanswered", "before-commit-1"}
 """The key was not stored: the node registers once more."""
 
@@ -31,6 +31,7 @@ class KillPoint:
     arm: Callable[[Rig], object]  # before the start
     kill: Callable[[Rig], None] = check_killed  # after the start, until the runner is dead
     prompt: str = "[print-line done]"
+    output: str = "done\n"
 
 
 def at_commit(commit: int, when: str) -> KillPoint:
@@ -38,10 +39,10 @@ def at_commit(commit: int, when: str) -> KillPoint:
     return KillPoint(f"{when}-commit-{commit}", lambda rig: rig.journal.kill(when, commit))
 
 
-def at_call(call: str, when: When, **options: str) -> KillPoint:
+def at_call(call: str, when: When, needs: str = "", **options: str) -> KillPoint:
     def arm(rig: Rig) -> None:
         rig.runner.set_options(**options)
-        rig.engine.plan(call, Act.KILL, when)
+        rig.engine.plan(call, Act.KILL, when, needs=needs)
 
     return KillPoint(f"{when.value}-{call}", arm)
 
@@ -66,11 +67,14 @@ def while_it_runs(name: str, *, ends_meanwhile: bool) -> KillPoint:
             rig.runner.let_go("go")
             rig.runner.engine.run("wait", container_of(task_id))
 
-    return KillPoint(name, lambda _: None, kill, "[wait-for go][print-line x]")
+    return KillPoint(name, lambda _: None, kill, "[wait-for go][print-line x]", "x\n")
 
 
-def kill_and_finish(point: KillPoint, rig: Rig) -> None:
-    """Kill the runner there, start it again, and check that nothing is lost and nothing doubled."""
+def kill_and_finish(point: KillPoint, rig: Rig) -> str:
+    """Kill the runner there, start it again, and check that nothing is lost and nothing doubled.
+
+    Return the task's id.
+    """
     name = rig.orchestrator.upload("note.txt", b"note")["filename"]
     task_id = rig.orchestrator.create_task(point.prompt, files=[name])["id"]
     point.arm(rig)
@@ -81,8 +85,10 @@ def kill_and_finish(point: KillPoint, rig: Rig) -> None:
     rig.runner.let_go("go")
     rig.runner.start()
     rig.check_ended_once(task_id)
+    assert rig.orchestrator.output_of(task_id) == (point.output, True)
     assert all(row["node_id"] == rig.runner.node_id for row in stored)
     assert len(rig.orchestrator.nodes()) == (2 if point.name in REGISTERED_TWICE else 1)
+    return str(task_id)
 
 
 ASSIGNED = Fault(Kind.HOLD_ANSWER, answer_has=b"task_id")

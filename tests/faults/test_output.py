@@ -1,28 +1,97 @@
-"""The runner is killed while it sends a task's output, which is there once all the same."""
+"""The runner is killed while it sends what a task prints and makes, which is there once anyway."""
 
+from dataclasses import replace
 from operator import attrgetter
 
 import pytest
 
+from tests.faults.engine import When
 from tests.faults.rig import Rig
-from tests.faults.test_kill_points import KillPoint, at_request, kill_and_finish
+from tests.faults.test_kill_points import KillPoint, at_call, at_commit, at_request, kill_and_finish
 from tests.harness.proxy import Fault, Kind
 
-pytest.importorskip("orchestrator.routes.output")  # can go once the reference orchestrator has it
-
-POINTS = [
+HELD = {"unasked": Kind.HOLD_REQUEST, "unanswered": Kind.HOLD_ANSWER}
+WHOLE = [
     at_request(f"output-{step}", "POST", "/tasks/*/output", Fault(kind))
-    for step, kind in (("unasked", Kind.HOLD_REQUEST), ("unanswered", Kind.HOLD_ANSWER))
+    for step, kind in HELD.items()
+]
+FIRST_LIVE_COMMIT = 5
+"""After the identity is stored and the task accepted, about to start and running."""
+LIVE = [
+    replace(
+        at_commit(commit, when), prompt="[print-line one][wait-for go][print-line two]", output=text
+    )
+    for text in ["one\ntwo\n"]
+    for commit, when in (
+        (FIRST_LIVE_COMMIT, "before"),
+        (FIRST_LIVE_COMMIT, "after"),
+        (FIRST_LIVE_COMMIT + 1, "before"),
+        (FIRST_LIVE_COMMIT + 1, "after"),
+    )
+]
+"""The chunk is written with the place in the log after it; then it is delivered."""
+AT_THE_END = [at_call("logs", when, needs="--timestamps") for when in When]
+"""Podman's log is a file that no call reads: there the commits before and after are the points."""
+MADE = {"a.txt": b"one", "b.txt": b"two"}
+ARTIFACTS = [
+    replace(point, prompt="[artifact a.txt one][artifact b.txt two][print-line done]")
+    for point in (
+        *(
+            at_request(f"artifact-{step}", "PUT", "/tasks/*/artifacts/*", Fault(kind))
+            for step, kind in HELD.items()
+        ),
+        at_commit(8, "after"),  # the first one is done
+        at_commit(10, "before"),  # all of them are
+    )
 ]
 
 
-@pytest.mark.parametrize("point", POINTS, ids=attrgetter("name"))
+def follow_closely(rig: Rig) -> None:
+    """Have live output sent at once, whatever interval the orchestrator asks for."""
+    rig.runner.set_timings(
+        output_interval_s=0.2, shortest_output_interval_s=0.2, longest_output_interval_s=0.2
+    )
+
+
+@pytest.mark.parametrize("point", WHOLE, ids=attrgetter("name"))
 def test_chunk_is_repeated_to_the_byte_when_the_runner_is_killed_as_it_sends_it(
     point: KillPoint, rig: Rig
 ) -> None:
-    kill_and_finish(point, rig)
-    (task_id,) = rig.orchestrator.task_ids
+    task_id = kill_and_finish(point, rig)
     path = f"/tasks/{task_id}/output"
-    chunks = [call.json() for call in rig.orchestrator.calls if call.path == path]
+    chunks = [call.json() for call in rig.orchestrator.calls_of("POST", path)]
     assert chunks
     assert all(chunk == {"offset": 0, "text": "done\n", "done": True} for chunk in chunks)
+
+
+@pytest.mark.parametrize("point", LIVE, ids=attrgetter("name"))
+def test_output_is_whole_when_the_runner_is_killed_at_a_commit_of_live_output(
+    point: KillPoint, rig: Rig
+) -> None:
+    follow_closely(rig)
+    kill_and_finish(point, rig)
+
+
+@pytest.mark.parametrize("point", [*LIVE[1:2], *AT_THE_END], ids=attrgetter("name"))
+def test_output_is_whole_when_the_runner_is_killed_as_it_reads_the_log_of_docker(
+    point: KillPoint, docker_rig: Rig
+) -> None:
+    if point in LIVE:
+        follow_closely(docker_rig)
+    kill_and_finish(point, docker_rig)
+
+
+@pytest.mark.parametrize("point", ARTIFACTS, ids=attrgetter("name"))
+def test_artifacts_are_there_once_when_the_runner_is_killed_as_it_uploads_them(
+    point: KillPoint, rig: Rig
+) -> None:
+    task_id = kill_and_finish(point, rig)
+    assert rig.orchestrator.artifacts_of(task_id) == MADE
+
+
+@pytest.mark.parametrize("point", ARTIFACTS[1:2], ids=attrgetter("name"))
+def test_artifacts_are_there_once_when_the_runner_is_killed_beside_docker(
+    point: KillPoint, docker_rig: Rig
+) -> None:
+    task_id = kill_and_finish(point, docker_rig)
+    assert docker_rig.orchestrator.artifacts_of(task_id) == MADE

@@ -71,6 +71,9 @@ class ScriptedOrchestrator:
         self.outputs: dict[str, bytes] = {}  # by task id, what came to /tasks/ID/output
         self.whole_outputs: list[str] = []  # the ids of the tasks whose output is done
         self.output_interval_s = 5.0
+        self.longest_chunk = 1 << 20
+        """In bytes of text; a longer one is answered with `too_long`."""
+        self.too_long = json_response({"detail": "the chunk is too long"}, 413)
         self.extensions: list[str] = []  # what the responses to registrations and heartbeats name
         self.artifacts: dict[tuple[str, str], bytes] = {}  # by task id and path
         self._server = server
@@ -167,6 +170,8 @@ class ScriptedOrchestrator:
         task_id = unquote(request.target.split("/")[2])
         chunk = cast("dict[str, Any]", request.json())
         held, data = self.outputs.get(task_id, b""), chunk["text"].encode()
+        if len(data) > self.longest_chunk:
+            return self.too_long
         is_repeat = chunk["offset"] + len(data) <= len(held)
         if not is_repeat and (chunk["offset"] != len(held) or task_id in self.whole_outputs):
             return json_response({"detail": "it is elsewhere", "length": len(held)}, 409)

@@ -278,6 +278,7 @@ async def test_final_report_of_the_agent_stands_though_its_engine_is_silent_afte
         await wait_until_log_is_pending(host)
     end_transaction()
     host.engine.break_("inspect", EngineSilent("no answer"))
-    async with host.runner(timings=replace(DEFAULT_TIMINGS, final_log_timeout_s=0.3)):
+    timings = replace(DEFAULT_TIMINGS, final_log_timeout_s=0.3, final_output_timeout_s=0.3)
+    async with host.runner(timings=timings):
         await until(lambda: host.orchestrator.taken[-1]["status"] == "error")
     assert host.orchestrator.taken[-1]["message"].startswith("by the agent")

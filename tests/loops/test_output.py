@@ -1,13 +1,17 @@
 """What a task prints comes to the orchestrator once, in order, redacted, and holds nothing up."""
 
+from dataclasses import replace
+
 import pytest
 
 from runner.engine.base import GAP_MARK
 from runner.errors import EngineError
 from runner.loops.output import MISSING
+from runner.tasks.output import UNREADABLE
+from runner.timing import DEFAULT_TIMINGS
 from tests.harness.host import Host, container_of
-from tests.harness.orchestrator import STATUS
-from tests.harness.server import http, json_response, stalled
+from tests.harness.orchestrator import REGISTER, SILENCE, STATUS
+from tests.harness.server import Answer, http, json_response, stalled
 from tests.harness.until import until
 from tests.loops.steps import Log
 
@@ -197,14 +201,65 @@ async def test_refused_output_is_given_up_and_the_task_goes_on(
     assert host.rows("SELECT * FROM outbox") == []
 
 
+@pytest.mark.parametrize(
+    "refusal",
+    [json_response({"detail": "too much"}, 413), http(413, b"no", {"Content-Type": "text/html"})],
+    ids=["orchestrator", "proxy"],
+)
+async def test_chunk_that_is_too_long_is_sent_in_halves(host: Host, refusal: Answer) -> None:
+    host.orchestrator.longest_chunk, host.orchestrator.too_long = 5_000, refusal
+    snow = "\N{SNOWMAN}" * 5_000 + "end\n"
+    async with host.running_task():
+        await printed(host, "first\n")
+        host.engine.print(NAME, snow.encode())
+        host.let_go()
+        await host.wait_for_end()
+    assert output(host) == f"first\n{snow}"
+    assert host.orchestrator.whole_outputs == ["t-1"]
+
+
+async def test_output_at_the_end_is_not_lost_while_the_node_is_not_registered(host: Host) -> None:
+    async with host.running_task():
+        await printed(host, "one ")
+        host.orchestrator.always(REGISTER, SILENCE)
+        host.orchestrator.keys.clear()
+        await host.clock.advance(60)
+        host.engine.print(NAME, b"two")
+        host.let_go()
+        await until(lambda: NAME not in host.engine.names)
+        host.orchestrator.always(REGISTER, None)
+        await host.pass_time_until_closed("t-1")
+    assert output(host) == "one two"
+
+
 async def test_status_overtakes_output_that_cannot_be_stored_which_is_given_up_in_the_end(
     host: Host, log: Log
 ) -> None:
     host.orchestrator.always(PATH, http(507))
-    async with host.running_task("[print-line one]"):
+    async with host.running_task("[wait-for go][print-line one]"):
+        host.let_go()
         await host.pass_time_until(lambda: bool(host.orchestrator.ends("t-1")))
         await host.pass_time_until_closed("t-1", 60)
     assert "no more of a task's output is sent: after 16 attempts" in log.text
+
+
+async def test_output_of_a_container_that_is_gone_ends_with_a_mark(host: Host) -> None:
+    async with host.running_task():
+        await printed(host, "one")
+    host.engine.remove_behind(NAME)
+    async with host.runner():
+        await host.wait_for_end()
+    assert output(host) == f"one{UNREADABLE}"
+
+
+async def test_output_is_read_though_the_time_for_the_log_of_the_agent_is_over(host: Host) -> None:
+    timings = replace(DEFAULT_TIMINGS, final_log_timeout_s=0.0)
+    async with host.running_task("[print-line one][wait-for go]"):
+        pass
+    host.let_go()
+    async with host.runner(timings=timings):
+        await host.wait_for_end()
+    assert output(host) == "one\n"
 
 
 async def test_log_that_cannot_be_read_ends_the_output_with_a_mark(host: Host) -> None:

@@ -252,6 +252,14 @@ class RunningOrchestrator:
     def log_of(self, task_id: str) -> Json:
         return ok(self.admin.get(f"/logs/{task_id}"))
 
+    def output_of(self, task_id: str) -> tuple[str, bool]:
+        """Return what is stored of a task's output, and whether that is all of it."""
+        return stored_output(self.admin, task_id)
+
+    def artifacts_of(self, task_id: str) -> dict[str, bytes]:
+        """Return a task's artifacts by their paths."""
+        return stored_artifacts(self.admin, task_id)
+
     def upload(self, name: str, content: bytes) -> Json:
         return ok(self.admin.post("/upload", files={"file": (name, content)}))
 
@@ -305,6 +313,19 @@ def refusal(response: httpx.Response) -> tuple[int, str]:
     assert list(body) == ["detail"]
     assert isinstance(body["detail"], str)
     return response.status_code, body["detail"]
+
+
+def stored_output(admin: httpx.Client, task_id: str) -> tuple[str, bool]:
+    """Return what is stored of a task's output, and whether that is all of it."""
+    response = admin.get(f"/tasks/{task_id}/output").raise_for_status()
+    return response.text, response.headers["X-Output-Done"] == "true"
+
+
+def stored_artifacts(admin: httpx.Client, task_id: str) -> dict[str, bytes]:
+    """Return a task's artifacts by their paths."""
+    paths = [one["path"] for one in rows(admin.get(f"/tasks/{task_id}/artifacts"))]
+    urls = {path: f"/tasks/{task_id}/artifacts/{quote(path)}" for path in paths}
+    return {path: admin.get(url).raise_for_status().content for path, url in urls.items()}
 
 
 def sha256(content: bytes) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
+from runner.tasks.output import UNREADABLE
 from tests.soak.schedule import Kind, TaskPlan
 
 _FINAL = frozenset({"success", "error", "cancelled"})
@@ -22,6 +23,8 @@ class Fault(str, Enum):
     DOUBLED = "final reports doubled"  # more than one final step in the orchestrator's history
     CONTAINER_LEFT = "containers left"
     STRANGER_HARMED = "strangers harmed"  # a container of a task's name that somebody else made
+    WRONG_OUTPUT = "wrong output"  # not, byte by byte, what the task printed
+    WRONG_ARTIFACTS = "wrong artifacts"  # not those that the task made
     WRONG_END = "wrong end reasons"  # another than what the task was to come to: `allowed_ends`
     RUNNER_ENDED = "runner ended by itself"
     NOT_QUIET = "not quiet at the end"  # it has a task or a report long after the last fault
@@ -46,12 +49,37 @@ class Account:
     final_steps: int = 1  # how many final ones its history has
     starts: int = 1  # its start marks
     wrong_files: tuple[str, ...] = ()  # that it carried, or its container saw, but not both
+    output: str | None = None  # at the orchestrator; None stands for all that it was to print
+    is_output_whole: bool = True  # the orchestrator was told that this is all of it
+    is_log_broken: bool = False  # the engine failed as its log was read
+    artifacts: dict[str, bytes] | None = None  # at the orchestrator; None likewise
     has_container: bool = False
     is_cancelled: bool = False  # the orchestrator took a cancellation for it before its end
     is_removed: bool = False  # its container was removed behind the runner's back
     is_refused: bool = False  # the engine refused to make or to start its container
     has_stranger: bool = False  # its container's name was taken by somebody else's
     is_stranger_harmed: bool = False  # which does not run any more, or not as it was
+
+    @property
+    def ran_to_its_end(self) -> bool:
+        return self.status == "success" or self.end == f"failed: exit code {self.plan.exit_code}"
+
+    @property
+    def has_wrong_output(self) -> bool:
+        """Whether there is anything but what it printed, or too little where it ran to its end."""
+        if self.output is None:
+            return False
+        printed, output = self.plan.output, self.output
+        if self.ran_to_its_end and not self.is_log_broken:
+            return output != printed or not self.is_output_whole
+        return not printed.startswith(output.removesuffix(UNREADABLE))
+
+    @property
+    def has_wrong_artifacts(self) -> bool:
+        if self.artifacts is None:
+            return False
+        made, artifacts = self.plan.artifacts, self.artifacts
+        return not artifacts.items() <= made.items() or (self.ran_to_its_end and artifacts != made)
 
     @property
     def end(self) -> str:
@@ -108,6 +136,7 @@ def _wrong(account: Account) -> Iterator[tuple[Fault, str]]:
         yield Fault.RUN_TWICE, f"it has {account.starts} start marks"
     if account.final_steps > 1:
         yield Fault.DOUBLED, f"its history has {account.final_steps} final steps"
+    yield from _wrong_results(account)
     if account.has_container:
         yield Fault.CONTAINER_LEFT, "its container is there"
     if account.is_stranger_harmed:
@@ -117,3 +146,14 @@ def _wrong(account: Account) -> Iterator[tuple[Fault, str]]:
         yield Fault.WRONG_END, f"it is to end as {wanted}, and did so as: {message!r}"
     if account.wrong_files and account.status == "success":
         yield Fault.WRONG_END, f"it succeeded with other files: {', '.join(account.wrong_files)}"
+
+
+def _wrong_results(account: Account) -> Iterator[tuple[Fault, str]]:
+    plan, message = account.plan, account.message[-300:]
+    if account.has_wrong_output:
+        output = account.output or ""
+        shown = f"{len(output)} of {len(plan.output)} characters, the last of them {output[-80:]!r}"
+        yield Fault.WRONG_OUTPUT, f"{shown}; its message: {message!r}"
+    if account.has_wrong_artifacts:
+        shown = f"{sorted(account.artifacts or {})} of {sorted(plan.artifacts)}"
+        yield Fault.WRONG_ARTIFACTS, f"{shown}; its message: {message!r}"

@@ -36,6 +36,7 @@ IMPATIENT = {
     "orphan_grace_s": 8.0,
     "inspect_interval_s": 5.0,
     "engine_retry_s": 0.5,
+    "final_output_timeout_s": 30.0,
     "final_log_timeout_s": 4.0,  # hostile tasks leave databases that cannot be read
 }
 """The runner's deadlines and pauses, shortened so that thousands of tasks fit into an hour."""

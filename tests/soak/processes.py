@@ -17,7 +17,7 @@ from orchestrator.db.database import DATABASE_NAME
 from tests.harness.journal import read_rows
 from tests.harness.ports import kept_port
 from tests.harness.runner_process import ROOT, RunnerProcess
-from tests.orchestrator.serving import wait_for
+from tests.orchestrator.serving import stored_artifacts, stored_output, wait_for
 
 DEADLINE_S = 60.0
 TERM_DEADLINE_S = 60.0
@@ -94,6 +94,13 @@ class OrchestratorProcess:
         response = self._http.delete(f"/tasks/{task_id}")
         had_ended = response.status_code == httpx.codes.CONFLICT
         return not had_ended and response.raise_for_status().is_success
+
+    def output_of(self, task_id: str) -> tuple[str, bool]:
+        """Return what is stored of a task's output, and whether that is all of it."""
+        return stored_output(self._http, task_id)
+
+    def artifacts_of(self, task_id: str) -> dict[str, bytes]:
+        return stored_artifacts(self._http, task_id)
 
     def rows(self, query: str) -> list[dict[str, Any]]:
         return read_rows(self._data_dir / DATABASE_NAME, query)

@@ -15,6 +15,7 @@ from tests.faults.engine import Act, When
 from tests.harness.proxy import Fault
 from tests.harness.proxy import Kind as Network
 from tests.image import poison
+from tests.image.victoria_stand_in import find_directives
 
 LONG_TIMEOUT_S = 900  # a time limit that no task of a soak reaches
 SHORT_TIMEOUT_S = 5  # long enough for a container to leave its start mark, on a busy machine
@@ -90,6 +91,25 @@ class TaskPlan:
     strikes_after_s: float | None = None  # when it is cancelled, or its container removed
     faults: tuple[EngineFault, ...] = ()
 
+    @property
+    def output(self) -> str:
+        """What it prints if nothing ends it early."""
+        printed = {
+            "print": lambda value: ("x" * 99 + "\n") * (int(value) // 100),
+            "print-line": lambda value: f"{value}\n",
+        }
+        return "".join(printed[name](value) for name, value in self._directives if name in printed)
+
+    @property
+    def artifacts(self) -> dict[str, bytes]:
+        """What it leaves if nothing ends it early."""
+        named = [value.partition(" ") for name, value in self._directives if name == "artifact"]
+        return {path: text.encode() for path, _, text in named}
+
+    @property
+    def _directives(self) -> list[tuple[str, str]]:
+        return find_directives(self.prompt)
+
 
 @dataclass(frozen=True)
 class UpsetPlan:
@@ -130,10 +150,12 @@ class _Shape:
 
 
 _WORK = "[sleep {seconds}][print-line task {number}]"
+_MAKE = "[artifact {number}.txt of task {number}][artifact more/{number}.txt more of it]" + _WORK
+"""Not where the home is poisoned: there the task itself may be unable to make them."""
 _SHAPES = {
-    Kind.SUCCEED: _Shape(30, _WORK),
-    Kind.FAIL: _Shape(12, _WORK + "[fail {exit_code}]"),
-    Kind.PRINT: _Shape(8, "[print 3000000]" + _WORK),
+    Kind.SUCCEED: _Shape(30, _MAKE),
+    Kind.FAIL: _Shape(12, _MAKE + "[fail {exit_code}]"),
+    Kind.PRINT: _Shape(8, "[print 3000000]" + _MAKE),
     Kind.CARRY_FILES: _Shape(16, _WORK),
     Kind.TIME_OUT: _Shape(6, "[hang]", SHORT_TIMEOUT_S),
     Kind.TIME_OUT_STUBBORN: _Shape(3, "[ignore-term][hang]", SHORT_TIMEOUT_S),

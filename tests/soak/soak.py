@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from functools import partial
 from subprocess import CalledProcessError
+from typing import Any
 
 from tests.faults.engine import Planned
 from tests.harness.proxy import Chance
@@ -70,6 +71,11 @@ class Record:
         if self.is_struck or after_s is None or since is None:
             return False
         return time.monotonic() >= since + after_s
+
+    @property
+    def is_log_broken(self) -> bool:
+        """Whether the engine failed as its log was read."""
+        return any(fault.call == "logs" and planned.has_happened for fault, planned in self.planned)
 
     @property
     def is_refused(self) -> bool:
@@ -244,6 +250,9 @@ class Soak:
             Account(
                 plan=record.plan,
                 task_id=record.task_id,
+                is_log_broken=record.is_log_broken,
+                artifacts=self._host.orchestrator.artifacts_of(record.task_id),
+                **self._output_of(record),
                 starts=self._host.runner.starts_of(record.task_id),
                 wrong_files=self._wrong_files(record),
                 has_container=container_of(record.task_id) in containers,
@@ -256,6 +265,10 @@ class Soak:
             )
             for record in self.records
         ]
+
+    def _output_of(self, record: Record) -> dict[str, Any]:
+        output, is_whole = self._host.orchestrator.output_of(record.task_id)
+        return {"output": output, "is_output_whole": is_whole}
 
     def _is_stranger_harmed(self, record: Record) -> bool:
         name = container_of(record.task_id)

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from runner.tasks.output import UNREADABLE
 from tests.soak.audit import Account, Fault, audit
 from tests.soak.schedule import Kind, TaskPlan
 
@@ -40,6 +41,12 @@ EARLY = replace(_of_kind(Kind.CANCEL_EARLY), status="cancelled", is_cancelled=Tr
 STRANGER = replace(
     _ended(_of_kind(Kind.FOREIGN_NAME), "unstartable: taken"), has_stranger=True, starts=0
 )
+MADE = replace(
+    RIGHT,
+    plan=replace(RIGHT.plan, prompt="[artifact a b][print-line 12]"),
+    output="12\n",
+    artifacts={"a": b"b"},
+)
 CANCELLED = replace(_of_kind(Kind.CANCEL_RUNNING), status="cancelled", is_cancelled=True)
 
 
@@ -59,6 +66,9 @@ CANCELLED = replace(_of_kind(Kind.CANCEL_RUNNING), status="cancelled", is_cancel
         replace(_ended(RIGHT, "unstartable: cannot start"), starts=0, is_refused=True),
         STRANGER,
         _of_kind(Kind.FOREIGN_NAME),  # its container was quicker
+        MADE,
+        replace(MADE, output="12" + UNREADABLE, is_log_broken=True),
+        replace(MADE, status="cancelled", is_cancelled=True, output="", artifacts={}),
     ],
     ids=_name,
 )
@@ -90,6 +100,13 @@ def test_account_that_is_right_has_no_finding(account: Account) -> None:
         (replace(RIGHT, wrong_files=("file: 1 abc one.bin",)), Fault.WRONG_END),
         (replace(STRANGER, is_stranger_harmed=True), Fault.STRANGER_HARMED),
         (replace(_of_kind(Kind.FOREIGN_NAME), has_stranger=True), Fault.WRONG_END),
+        (replace(MADE, output="1"), Fault.WRONG_OUTPUT),
+        (replace(MADE, output="12\n12\n"), Fault.WRONG_OUTPUT),
+        (replace(MADE, is_output_whole=False), Fault.WRONG_OUTPUT),
+        (replace(TIMED_OUT, output="what it did not print"), Fault.WRONG_OUTPUT),
+        (replace(MADE, artifacts={}), Fault.WRONG_ARTIFACTS),
+        (replace(MADE, artifacts={"a": b"other"}), Fault.WRONG_ARTIFACTS),
+        (replace(TIMED_OUT, artifacts={"a": b"b"}), Fault.WRONG_ARTIFACTS),
     ],
     ids=_name,
 )

@@ -6,6 +6,7 @@ What came of each attack, and what is not covered: docs/security.md.
 import hashlib
 import json
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import suppress
@@ -159,7 +160,8 @@ def routes() -> list[tuple[str, str]]:
     for entry in app.routes:
         # FastAPI keeps each router as one entry; old versions copy its routes.
         for route in getattr(getattr(entry, "original_router", None), "routes", [entry]):
-            found |= {(method, str(getattr(route, "path", ""))) for method in methods_of(route)}
+            path = re.sub(r":\w+}", "}", str(getattr(route, "path", "")))  # as it is declared
+            found |= {(method, path) for method in methods_of(route)}
     declared = {
         (name.upper(), path) for path, one in app.openapi()["paths"].items() for name in one
     }
