@@ -69,7 +69,7 @@ class Announcer(Protocol):
 
 
 class WithinProcess:
-    """Tells the listener of this process."""
+    """Calls the listener of this process."""
 
     is_shared = False
 
@@ -78,11 +78,11 @@ class WithinProcess:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def announce(self, session: Session, work: WorkAvailable) -> None:
-        """Tell it in the event loop's thread."""
+        """Call it in the event loop's thread."""
         self._on_commit(session, partial(self._listener.work_available, work))
 
     def announce_node(self, session: Session, node_id: str) -> None:
-        """Tell it in the event loop's thread."""
+        """Call it in the event loop's thread."""
         self._on_commit(session, partial(self._listener.node_changed, node_id))
 
     async def listen(self) -> None:
@@ -98,7 +98,7 @@ class WithinProcess:
 
 
 class ThroughPostgresql:
-    """Tells the listener of every process that is connected to the database."""
+    """Calls the listener of every process that is connected to the database."""
 
     is_shared = True
 

@@ -70,7 +70,7 @@ PODMAN_AS_DOCKER = (
     "cannot use docker: podman answers in its place (podman-docker, or its socket in DOCKER_HOST); "
     "use --container-runtime podman"
 )
-_SHOWS_MANIFEST = re.compile(r"parsing manifest blob|single images as manifest lists")
+_SHOWS_MANIFEST = re.compile(r'parsing manifest blob "\{|single images as manifest lists')
 """What podman 5 says of an image for one architecture: only a list is shown by `inspect`."""
 _TRUST = re.compile(r"\btls\b|x509|HTTPS client|experimental", re.IGNORECASE)
 NO_RUNTIME = "No container runtime found. Install podman or docker."
