@@ -94,6 +94,10 @@ class CliEngine:
         self._program = Program(path, environment, timings.kill_grace_s)
         self._facts: EngineFacts | None = None
         self._images_present: set[str] = set()
+        self._pids: dict[str, list[int]] = {}
+        """Of containers that ran when they were inspected, by id, until they are waited for."""
+        self._log_files: dict[str, Path] = {}
+        """Of containers that were inspected, by id."""
         self._has_migrated = False
 
     @property
@@ -211,12 +215,15 @@ class CliEngine:
         container's processes are this host's, the kernel is asked instead.
         """
         if not await self._is_remote():
-            inspected = await self._inspect(name)
-            if inspected is None:
-                raise NoSuchContainer(f"cannot wait for {name}: no such container")
-            if not says_running(inspected):
-                return read_container(inspected, has_processes=False).phase is Phase.EXITED
-            if await processes.wait_for_all(process_ids(inspected), inspected["Id"]):
+            container_id, pids = name, self._pids.pop(name, None)
+            if pids is None:
+                inspected = await self._inspect(name)
+                if inspected is None:
+                    raise NoSuchContainer(f"cannot wait for {name}: no such container")
+                if not says_running(inspected):
+                    return read_container(inspected, has_processes=False).phase is Phase.EXITED
+                container_id, pids = inspected["Id"], process_ids(inspected)
+            if await processes.wait_for_all(pids, container_id):
                 return True
         await self._check_call("wait", name, timeout_s=math.inf)
         return self.kind == "docker"  # its daemon watches the container itself
@@ -228,6 +235,8 @@ class CliEngine:
     async def remove(self, name: str) -> None:
         """Remove the container, running or not."""
         await self._call_twice("rm", "--force", "--volumes", name)
+        self._pids.pop(name, None)
+        self._log_files.pop(name, None)
 
     async def remove_stopped(self, name: str) -> None:
         """Remove the container unless it runs."""
@@ -269,8 +278,7 @@ class CliEngine:
         if self.kind == "podman":
             # With --tail podman loses a last line without a newline, before 4.2 in any case
             # (podman#14458, podman#19545). It keeps no more than LOG_SIZE of this file.
-            inspected = await self._inspect(name)
-            path = None if inspected is None else log_file(inspected)
+            path = await self._log_file(name)
             if path is not None:
                 tail = ()
                 if not await self._is_remote():
@@ -285,10 +293,7 @@ class CliEngine:
 
     async def _output_reader(self, name: str) -> LogFileReader | LogCommandReader:
         if self.kind == "podman" and not await self._is_remote():
-            inspected = await self._inspect(name)
-            if inspected is None:
-                raise NoSuchContainer(f"cannot read the output of {name}: no such container")
-            path = log_file(inspected)
+            path = await self._log_file(name)
             if path is not None and os.access(path, os.R_OK):
                 return LogFileReader(path)
         return LogCommandReader(partial(self._fetch_log, name))
@@ -394,9 +399,20 @@ class CliEngine:
         try:
             inspected: dict[str, Any] = json.loads(result.output)[0]
             read_container(inspected, has_processes=True)
+            self._note(inspected)
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise EngineError(f"cannot understand what {self.kind} says of {name}") from error
         return inspected
+
+    async def _log_file(self, name: str) -> Path | None:
+        """Return the path of podman's log of a container; None if it cannot be read as a file.
+
+        A call of podman takes as much CPU time as half a short task: the path is asked for once.
+        """
+        if name not in self._log_files:
+            inspected = await self._inspect(name)
+            return None if inspected is None else log_file(inspected)
+        return self._log_files[name]
 
     async def _half_removed(self, name: str) -> Container | None:
         """Return what podman's list has of a container that it cannot inspect any more."""
@@ -409,6 +425,16 @@ class CliEngine:
         except (ValueError, LookupError, TypeError) as error:
             raise EngineError(f"cannot understand the output of `{self.kind} ps`") from error
         return None
+
+    def _note(self, inspected: Mapping[str, Any]) -> None:
+        if self.kind == "podman":
+            path = log_file(inspected)
+            if path is not None:
+                self._log_files[inspected["Id"]] = path
+            if says_running(inspected):
+                self._pids[inspected["Id"]] = process_ids(inspected)
+            else:
+                self._pids.pop(inspected["Id"], None)
 
     async def _has_processes(self, inspected: Mapping[str, Any]) -> bool:
         """Return whether the processes that podman names exist; docker's daemon watches its own."""

@@ -18,7 +18,7 @@ import anyio
 import pytest
 
 from runner.engine import processes
-from runner.engine.base import LABEL_ORCHESTRATOR, ContainerSpec, Phase
+from runner.engine.base import LABEL_ORCHESTRATOR, ContainerSpec, OutputPosition, Phase
 from runner.engine.cli import CliEngine, find_engine
 from runner.engine.probe import probe_rights
 from runner.engine.progress import PullProgress
@@ -293,6 +293,29 @@ async def test_calls_leave_no_descriptor_and_no_thread(real: Subject) -> None:
     await until(lambda: open_descriptors() <= descriptors)
     # Idle threads are to be used again.
     await until(lambda: threading.active_count() <= threads + 2)
+
+
+async def test_container_that_was_inspected_is_waited_for_and_read_without_another_call(
+    podman: Subject, tmp_path: Path
+) -> None:
+    assert isinstance(podman.engine, CliEngine)
+    script, book = tmp_path / "podman", tmp_path / "book"
+    program = shutil.which("podman")
+    script.write_text(f'#!/bin/sh\necho "$1" >> {book}\nexec {program} "$@"\n')
+    script.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    engine = find_engine("podman", environment)
+    await engine.facts()
+    container_id = await engine.run(podman.spec("[print-line the end][sleep 2]"))
+    container = await engine.inspect(container_id)
+    assert container is not None and container.phase is Phase.RUNNING  # noqa: PT018 - for the type
+    assert await engine.wait(container_id)
+    assert await engine.last_output(container_id, 1) == "the end\n"
+    reader = engine.output_reader(container_id)
+    part = await reader.read(OutputPosition(), 1000)
+    reader.close()
+    assert b"".join(text for _, text in part.pieces).endswith(b"the end\n")
+    assert book.read_text().split() == ["info", "run", "container"]
 
 
 async def test_waiting_costs_no_time_of_the_processor(real: Subject) -> None:
