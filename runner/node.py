@@ -97,6 +97,8 @@ class Node:
         self._description = node_description(settings)
         self._file = IdentityFile(settings.state_dir)
         self._registration: Registration | None = None
+        self._last_extensions: frozenset[str] | None = None
+        """Those that the orchestrator named before it refused this node."""
         self._owners: dict[str, Identity] = {}
         """By task id, the identities that accepted the tasks of an earlier runner."""
         self._refused_key, self._refused_at_s = Secret(""), 0.0
@@ -263,8 +265,10 @@ class Node:
         return self._registration is not None and extension in self._registration.extensions
 
     def lacks(self, extension: str) -> bool:
-        """Return whether the orchestrator did not name an extension; False while not registered."""
-        return self._registration is not None and not self.offers(extension)
+        """Return whether the orchestrator did not name an extension when this node last knew."""
+        current = self._registration
+        known = self._last_extensions if current is None else current.extensions
+        return known is not None and extension not in known
 
     async def note_extensions(self, identity: Identity, extensions: frozenset[str]) -> bool:
         """Note which extensions the orchestrator names; return whether they changed."""
@@ -366,6 +370,8 @@ class Node:
         self._owners = {task_id: owner for task_id, owner in owners if owner != refused}
         if self.known_identity != refused:
             return
+        if self._registration is not None:
+            self._last_extensions = self._registration.extensions
         self._registration, self._last_identity = None, refused
         self._refused_key, self._refused_at_s = refused.api_key, self._clock.uptime_s()
         former = await self._load()
