@@ -20,17 +20,20 @@ def main() -> None:
     # By its program: a pull has the image's name in its command line.
     tasks = [pid for pid in pids() if b"/bin/victoria-stand-in" in read(pid, "cmdline")]
     monitors = [pid for pid in pids() if read(pid, "comm").strip() == b"conmon"]
-    env_file = Path("/etc/victoria-runner/runner.env").stat()
+    files = [Path("/etc/victoria-runner", name) for name in ("runner.env", "registration-token")]
     shown = {
         "systemctl show": run("systemctl", "show", UNIT, "--no-pager"),
         "the journal": run("journalctl", "--quiet", "--output=json"),
         "ps": b"\n".join(read(pid, "cmdline") for pid in pids()),
+        "runner.env": files[0].read_bytes(),
         "the task's environment": b"\n".join(read(pid, "environ") for pid in [*tasks, *monitors]),
     }
     found = {
         "unit": unit,
         "uid": uid,
-        "env_file": [env_file.st_uid, oct(env_file.st_mode & 0o777)],
+        "files": [rights(path) for path in files],
+        "release": release(int(unit["MainPID"])),
+        "variables": variables(int(unit["MainPID"])),
         "tasks": tasks,
         "cgroups": [cgroup(pid) for pid in [*tasks, *monitors]],
         "monitors": len(monitors),
@@ -59,6 +62,24 @@ def read(pid: int, name: str) -> bytes:
         return Path(f"/proc/{pid}/{name}").read_bytes()
     except OSError:
         return b""
+
+
+def rights(path: Path) -> list[str]:
+    """Return owner and mode of a file."""
+    status = path.stat()
+    return [pwd.getpwuid(status.st_uid).pw_name, oct(status.st_mode & 0o777)]
+
+
+def release(pid: int) -> str:
+    """Return the release that a process runs, by its Python's folder."""
+    python = Path(read(pid, "cmdline").decode().partition("\0")[0])
+    return next((path.name for path in python.parents if path.parent.name == "releases"), "")
+
+
+def variables(pid: int) -> dict[str, str]:
+    """Return the options with which a runner was started."""
+    pairs = (pair.partition("=") for pair in read(pid, "environ").decode().split("\0"))
+    return {name: value for name, _, value in pairs if name.startswith("VICTORIA_RUNNER_")}
 
 
 def cgroup(pid: int) -> str:

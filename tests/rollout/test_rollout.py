@@ -11,6 +11,7 @@ LONG = pytest.mark.long
 TABLE = [
     ("install", [], "bare-hosts-become-verified-runners"),
     ("upgrade", [], "restart-change-upgrade-and-going-back-interrupt-no-task"),
+    ("interrupted", [LONG], "a-play-that-is-cut-off-anywhere-is-finished-by-the-next"),
     ("proxy", [LONG], "a-proxy-is-the-only-way-out-and-a-wrong-one-changes-nothing"),
     ("failures", [], "each-failure-shows-its-cause-and-leaves-what-worked"),
     ("networks", [LONG], "a-blocked-network-is-refused-to-containers-across-reload-and-reboot"),
