@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+import textwrap
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,12 +46,14 @@ def variables() -> set[str]:
 
 
 def table() -> str:
-    rows = ["| Variable | Default | Meaning |", "| --- | --- | --- |"]
+    rows = ["| Variable | Type | Default | Meaning |", "| --- | --- | --- | --- |"]
     for name, spec in specs().items():
         default = spec.get("default")
         shown = default if isinstance(default, str) else json.dumps(default)
-        shown = "" if default is None or default == "" else f"`{shown}`"
-        rows.append(f"| `{name}` | {shown} | {' '.join(spec['description'].split())} |")
+        shown = "" if default is None or default == "" else f"`{shown}`".replace("|", "\\|")
+        kind = spec.get("type", "str")
+        kind = {"raw": "list", "list": f"list of {spec.get('elements')}"}.get(kind, kind)
+        rows.append(f"| `{name}` | {kind} | {shown} | {' '.join(spec['description'].split())} |")
     return "\n".join(rows)
 
 
@@ -77,6 +80,34 @@ def test_role_knows_the_refusal_of_another_orchestrator_or_engine_by_its_beginni
         conflict = find_conflict([task], replace(settings, orchestrator_url=url), engine)
         assert conflict is not None
         assert conflict.startswith(beginning)
+
+
+def defaults() -> str:
+    """Return the defaults as they are, each with its description above it."""
+    sections, text = re.split(r"(?m)^(?=## )", text_of("defaults/main.yml")), ""
+    for section in sections[1:]:
+        heading, *lines = section.splitlines()
+        text += f"\n{heading}\n"
+        for line in lines:
+            name = line.partition(":")[0]
+            if name in specs():
+                meaning = " ".join(specs()[name]["description"].split())
+                comment = textwrap.fill(
+                    meaning,
+                    110,
+                    initial_indent="# ",
+                    subsequent_indent="# ",
+                    break_on_hyphens=False,
+                )
+                text += f"\n{comment}\n"
+            if not line.startswith("#") and line:
+                text += f"{line}\n"
+    return sections[0].rstrip() + "\n" + text
+
+
+def test_defaults_say_what_each_variable_means() -> None:
+    text = defaults()
+    assert text_of("defaults/main.yml") == text, f"it should be:\n{text}"
 
 
 def test_specs_have_the_defaults_and_a_name_for_each_option() -> None:
@@ -153,7 +184,7 @@ def test_nothing_is_installed_over_a_docker_that_is_there(
         "__victoria_runner_is_rootless": runtime == "podman",
         "__victoria_runner_seen": {"has_docker": has_docker, "missing": [missing]},
         "victoria_runner_container_runtime": runtime,
-        "victoria_runner_blocked_networks": [],
+        "__victoria_runner_blocked": [],
     }
     for name in ("wanted", "not_wanted", "to_install", "is_package_missing"):
         template = NativeTemplate(expressions[f"__victoria_runner_{name}"].strip())
@@ -172,8 +203,8 @@ def test_apt_removes_no_package_to_install_another() -> None:
 
 
 NETWORKS = {
-    "victoria_runner_blocked_networks": ["169.254.0.0/16", "fd00:ec2::254"],
-    "victoria_runner_reachable_networks": ["169.254.7.1"],
+    "__victoria_runner_blocked": ["169.254.0.0/16", "fd00:ec2::254"],
+    "__victoria_runner_reachable": ["169.254.7.1"],
     "__victoria_runner_uid": "1001",
     "__victoria_runner_seen": {"subordinate_ids": ["524288-589823"]},
 }
@@ -202,7 +233,7 @@ def test_service_starts_with_the_rules_of_blocked_networks_or_not_at_all(
 ) -> None:
     unit = rendered(
         "templates/victoria-runner.service.j2",
-        victoria_runner_blocked_networks=networks,
+        __victoria_runner_blocked=networks,
         __victoria_runner_networks_file="/etc/networks.nft",
         __victoria_runner_networks_unit="networks.service",
     )
