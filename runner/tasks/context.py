@@ -74,6 +74,12 @@ class RunnerContext:
     """By row of the outbox, how often artifacts failed while the orchestrator took other calls."""
     leftover_starts_ended: anyio.Event = field(default_factory=anyio.Event)
     """Set once no call of an earlier runner can start a container any more."""
+    moved_outputs: dict[str, int] = field(default_factory=dict)
+    """By task, how often its output was moved and not taken then."""
+    finishing: set[str] = field(default_factory=set)
+    """The ids of the tasks that have ended, while what they left is read."""
+    uploading: set[str] = field(default_factory=set)
+    """The ids of the tasks whose final status waits for the upload of their artifacts."""
 
     output_intervals_s: dict[str, float] = field(default_factory=dict)
     """By the id of a running task, how often the orchestrator wants its output."""
@@ -83,6 +89,15 @@ class RunnerContext:
         return FailureLog(what, self.clock, self.timings, ids)
 
     async def persist(self, write: Callable[[], Awaitable[T]]) -> T:
+    @property
+    def held_task_ids(self) -> tuple[str, ...]:
+        """The ids of the running tasks, and then of those whose final status takes its time.
+
+        An orchestrator takes a task for lost that its node does not name, once its time is over.
+        """
+        ended = sorted(self.finishing | self.uploading)
+        return tuple(dict.fromkeys([*self.slots.task_ids, *ended]))[:_MOST_HELD]
+
         """Return what a write to the journal returns; retried without end."""
         return await persist(write, self.problems, self.clock, self.timings)
 
