@@ -93,7 +93,7 @@ def _halves(body: Mapping[str, object]) -> tuple[Mapping[str, object], Mapping[s
 
 
 def _note_interval(runner: RunnerContext, task_id: str, interval_s: float | None) -> None:
-    if interval_s is not None and task_id in runner.slots.task_ids:
+    if interval_s is not None and task_id in runner.output_intervals_s:
         timings = runner.timings
         runner.output_intervals_s[task_id] = min(
             max(interval_s, timings.shortest_output_interval_s), timings.longest_output_interval_s

@@ -82,7 +82,7 @@ class RunnerContext:
     """The ids of the tasks whose final status waits for the upload of their artifacts."""
 
     output_intervals_s: dict[str, float] = field(default_factory=dict)
-    """By the id of a running task, how often the orchestrator wants its output."""
+    """By the id of a task whose output is followed, how often the orchestrator wants its output."""
 
     def failure_log(self, what: str, ids: Mapping[str, object] | None = None) -> FailureLog:
         """Return the log of a call that is retried and does not go to the orchestrator."""

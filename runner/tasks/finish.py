@@ -182,7 +182,7 @@ async def _last_output(task: TaskContext, container: Container | None) -> str:
         output = await task.engine.last_output(container.container_id, LAST_LINES)
     except EngineError as error:
         return f"(its output cannot be read: {error})"
-    return redact_output(output, await secrets_of(task, container))
+    return redact_output(output, await secrets_of(task.runner, task.record, container))
 
 
 async def _remove(task: TaskContext) -> None:
@@ -221,7 +221,7 @@ async def _final_reports(
 
     The agent's log is looked for until that moment.
     """
-    secrets = await secrets_of(task, container)
+    secrets = await secrets_of(task.runner, task.record, container)
     session = await _read(
         task.task_id,
         lambda: _find_log(task.record, task.runner, container, state, secrets),
