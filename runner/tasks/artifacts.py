@@ -186,8 +186,6 @@ class ArtifactUpload:
             return
         listing = await _list(runner, task_id, self._progress.copies)
         self._listed = listing.omitted
-        if identity.is_task_key:  # it reports its task, and nothing else
-            identity = runner.node.known_identity or identity
         left = [
             artifact for artifact in listing.artifacts if artifact.segments > self._progress.after
         ]
@@ -206,9 +204,9 @@ class ArtifactUpload:
             JournalError: that cannot be written.
         """
         omitted = self._progress.omitted
-        forms = await self._secret_forms()
         for path, reason in self._listed:
             omitted.add(path, reason)
+        forms = await self._secret_forms()
         sentences = []
         if parked is not None:
             what = "the other artifacts" if self._progress.after else "the artifacts"
