@@ -23,7 +23,7 @@ from runner.tasks.context import TaskContext
 from runner.tasks.outcome import final_report
 from tests.harness.engine import FakeEngine
 from tests.harness.host import Host, container_of
-from tests.harness.orchestrator import ARTIFACT, STATUS
+from tests.harness.orchestrator import ARTIFACT, BEAT, STATUS
 from tests.harness.server import Answer, http, json_response, stalled
 from tests.harness.until import until
 from tests.loops.steps import FAILED, Log, leave_task
