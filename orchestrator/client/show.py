@@ -69,6 +69,11 @@ def note(sentence: str) -> None:
     click.echo(printable(sentence), err=True)
 
 
+def waiting_text(reason: str) -> str:
+    """Return a sentence with the reason for which an orchestrator says that a task waits."""
+    return reason if reason.startswith("it ") else f"it waits: {reason}"
+
+
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], none: str) -> None:
     """Print rows in columns, or the remark `none`; a terminal's width cuts only the last column."""
     cells = [[_text(one_line(cell)) for cell in row] for row in rows]

@@ -155,7 +155,7 @@ def print_task(found: Json, names: dict[str, str]) -> None:
         "target": ", ".join(f"{name} {value}" for name, value in target.items() if value) or "any",
         "node": names.get(str(found.get("assigned_node_id")), found.get("assigned_node_id")),
         "priority": found.get("priority"),
-        "time limit": "none" if seconds == 0 else f"{seconds} s",
+        "time limit": "none" if seconds == 0 else seconds and f"{seconds} s",
         "created": show.shown_time(found.get("created_at")),
         "created by": found.get("created_by"),
         "due": show.shown_time(found.get("scheduled_for")),
@@ -211,7 +211,7 @@ def print_created(created: Json, *, as_json: bool) -> None:
         return
     click.echo(created.get("id"))
     if created.get("waiting"):
-        show.note(f"it waits: {created['waiting']}")
+        show.note(show.waiting_text(str(created["waiting"])))
 
 
 @click.command()
