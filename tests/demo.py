@@ -35,7 +35,8 @@ Add up the units in the file that came with this task.
 """
 RESULT = ("total.txt", "52 units in 4 regions")
 OWN_PROMPT = (
-    "Say hello. [print-line hello] [sleep 8] [print-line bye] [artifact hello.txt I was here]"
+    "Count to three. [print-line one] [sleep 5] [print-line two] [sleep 5] [print-line three]"
+    " [artifact count.txt one, two, three]"
 )
 DEADLINE_S = 180.0
 END_S = 90.0
@@ -145,7 +146,9 @@ def show_task(demo: Demo) -> str:
     name, content = FILE
     (demo.folder / name).write_text(content)
     (demo.folder / "prompt.txt").write_text(PROMPT)
-    print(f"\nThe container runs a stand-in for Victoria: {STAND_IN}\n\n$ cat prompt.txt\n{PROMPT}")
+    print(
+        f"\nThe container runs a stand-in for Victoria Terminal: {STAND_IN}\n\n$ cat prompt.txt\n{PROMPT}"
+    )
     arguments = ["--prompt-file", "prompt.txt", "--file", name, "--node-name", TARGET]
     task_id = demo.call("task", "create", *arguments, is_captured=True).strip()
     demo.call("task", "watch", task_id)

@@ -106,8 +106,7 @@ def print_fields(fields: Mapping[str, str | None]) -> None:
     width = max(map(len, present), default=0)
     for name, value in present.items():
         shown = printable(str(value)).replace("\n", "\n" + " " * (width + 2))
-        line = _text(f"{name:{width}}  ", "bold")
-        line.append_text(_text(shown))
+        line = _text("").append(f"{name:{width}}  ", "bold").append_text(_text(shown))
         console.print(line, soft_wrap=True)
 
 

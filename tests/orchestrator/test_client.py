@@ -91,6 +91,7 @@ def test_tasks_are_created_listed_shown_and_cancelled(
     assert task_id in person.does("task", "list", "--all", "--status", "pending")
     shown = person.does("task", "show", task_id)
     assert f"node {node.name}" in shown
+    assert "the admin key" in shown
     assert person.does("task", "cancel", task_id) == f"{task_id} cancelled\n"
     assert person.refused("task", "cancel", task_id)[0] == 4
     assert person.reads("task", "show", task_id)["status"] == "cancelled"

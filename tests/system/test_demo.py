@@ -82,8 +82,8 @@ def test_commands_that_the_demo_prints_can_be_pasted(
             check=False,
         )
         assert pasted.returncode == 0, pasted.stdout + pasted.stderr
-        assert "hello\nbye\n" in pasted.stdout
-        assert (home / "results" / "hello.txt").read_text() == "I was here"
+        assert "one\ntwo\nthree\n" in pasted.stdout
+        assert (home / "results" / "count.txt").read_text() == "one, two, three"
         assert [path.name for path in home.iterdir()] == ["results"]
         # The address of the task's page, and that of the dashboard.
         (task_id,) = TASK.findall("".join(lines))
