@@ -24,7 +24,7 @@ from tools.dev import options
 PROGRAM = Path(sys.executable).with_name("victoria-orchestrator")
 NODE = "demo-runner-1"
 TARGET = "demo-*"
-STAND_IN = "it carries out what is in square brackets."
+STAND_IN = "A stand-in for Victoria Terminal carries out what is in square brackets."
 FILE = ("sales figures.csv", "region,units\nnorth,12\neast,7\nsouth,30\nwest,3\n")
 PROMPT = """\
 Add up the units in the file that came with this task.
@@ -146,9 +146,7 @@ def show_task(demo: Demo) -> str:
     name, content = FILE
     (demo.folder / name).write_text(content)
     (demo.folder / "prompt.txt").write_text(PROMPT)
-    print(
-        f"\nThe container runs a stand-in for Victoria Terminal: {STAND_IN}\n\n$ cat prompt.txt\n{PROMPT}"
-    )
+    print(f"\n{STAND_IN}\n\n$ cat prompt.txt\n{PROMPT}")
     arguments = ["--prompt-file", "prompt.txt", "--file", name, "--node-name", TARGET]
     task_id = demo.call("task", "create", *arguments, is_captured=True).strip()
     demo.call("task", "watch", task_id)
