@@ -201,7 +201,8 @@ def _services(settings: Settings) -> Services:
             f"a task's output is limited to {settings.task_output_bytes} bytes an hour",
         ),
         output_pace=OutputPace(),
-        output_streams=OpenStreams(),
+        output_streams=OpenStreams("streams of output"),
+        page_streams=OpenStreams("pages"),
         reserve=DiskReserve(
             settings.data_dir if database.url is None else None,
             settings.min_free_bytes,

@@ -28,7 +28,7 @@ MAX_HISTORY_CHARS = 10_000_000
 """In the messages of one task, not counting its final report."""
 
 MAX_STREAMS = 100
-"""Of the output of tasks, open with one key. Each looks at the database once a second."""
+"""Of one kind, open with one key. Each looks at the database once a second."""
 
 MAX_BYTES_IN_FLIGHT = 64 * 1024**2
 """Six logs, or a thousand reports."""
@@ -191,12 +191,14 @@ class OutputPace:
 
 
 class OpenStreams:
-    """How many streams of output each key has open.
+    """How many streams of events each key has open.
 
     Used in the event loop's thread only.
     """
 
-    def __init__(self, limit: int = MAX_STREAMS) -> None:
+    def __init__(self, what: str, limit: int = MAX_STREAMS) -> None:
+        """Limit the streams of one kind; `what` names them in a refusal."""
+        self._what = what
         self._limit = limit
         self._open: dict[str, int] = {}
 
@@ -204,7 +206,7 @@ class OpenStreams:
         """Raise TooMany if a key may open no further one."""
         if self._open.get(key_id, 0) >= self._limit:
             raise TooMany(
-                f"the key has {self._limit} streams of output open, as many as it may: close some",
+                f"the key has {self._limit} {self._what} open, as many as it may: close some",
                 timedelta(seconds=5),
             )
 

@@ -61,6 +61,7 @@ class Services:
     """By task."""
     output_pace: OutputPace
     output_streams: OpenStreams
+    page_streams: OpenStreams
     reserve: DiskReserve
     large_bodies: CapacityLimiter
     """Of those, as many are parsed at once."""

@@ -300,9 +300,13 @@ def test_cleanup_removes_the_artifacts_of_old_tasks_and_orphaned_bytes(
     for path in (orphan, young):
         path.touch()
     os.utime(orphan, (0, 0))
+    # As when another call removes it while the folder is read.
+    gone = orphan.with_name("gone")
+    gone.symlink_to("nowhere")
     assert ok(orchestrator.admin.post("/tasks/cleanup")) == {"deleted_count": 1}
     assert not orphan.exists()
     young.unlink()
+    gone.unlink()
     assert [path.read_bytes() for path in _stored(orchestrator)] == [b"recent"]
     assert refusal(orchestrator.admin.get(running.path("a")))[0] == 404
     assert orchestrator.admin.get(recent.path("a")).content == b"recent"

@@ -16,7 +16,7 @@ from orchestrator.budgets import Allowance, BodiesInFlight, DiskReserve, History
 from orchestrator.db.tables import Task
 from orchestrator.errors import OutOfSpace, TooMany
 from orchestrator.routes.bodies import JsonRoute, has_more_values
-from runner.workspace.handover import MOST_MESSAGE_CHARS
+from runner.model import MOST_MESSAGE_CHARS
 from tests.orchestrator.contract_file import CONTRACT
 from tests.orchestrator.serving import (
     PROMPTLY_S,

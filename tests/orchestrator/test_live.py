@@ -3,16 +3,27 @@
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
+from fastapi import FastAPI
 from sqlalchemy import insert, select, update
 
+from orchestrator.budgets import MAX_STREAMS
 from orchestrator.db.tables import ApiKey, StatusEntry, Task
-from orchestrator.model import TaskStatus, utc_now
+from orchestrator.model import ADMIN_ID, TaskStatus, utc_now
+from orchestrator.services import services_of
 from orchestrator.web.task import duration_text, shown_log, size_text
-from tests.orchestrator.serving import Json, RegisteredNode, RunningOrchestrator, ok, refusal
+from tests.orchestrator.serving import (
+    Json,
+    RegisteredNode,
+    RunningOrchestrator,
+    ok,
+    refusal,
+    wait_for,
+)
 
 Events = Iterator[tuple[str, str]]
 
@@ -206,6 +217,29 @@ def test_stream_ends_when_the_server_stops(orchestrator: RunningOrchestrator) ->
         next(lines)
         orchestrator.stop()
         list(lines)
+
+
+class _Watched(RunningOrchestrator):
+    """One whose streams a test can count, and add to."""
+
+    def application(self) -> FastAPI:
+        self.app = super().application()
+        return self.app
+
+
+def test_open_pages_of_a_key_are_limited(tmp_path: Path) -> None:
+    with _Watched(tmp_path) as orchestrator, ExitStack() as others:
+        task_id = orchestrator.create_task()["id"]
+        streams = services_of(orchestrator.app).page_streams
+        with _live(orchestrator, task_id) as events:
+            next(events)
+            for _ in range(MAX_STREAMS - 1):
+                others.enter_context(streams.hold(ADMIN_ID))
+            sentence = f"the key has {MAX_STREAMS} pages open, as many as it may: close some"
+            for path in (f"/dashboard/tasks/{task_id}/live", "/dashboard/live"):
+                assert refusal(orchestrator.admin.get(path)) == (429, sentence)
+        others.close()
+        wait_for(lambda: len(streams) == 0)
 
 
 def test_streams_are_for_who_may_read_what_they_show(shared: RunningOrchestrator) -> None:

@@ -306,7 +306,7 @@ def test_interval_grows_with_the_number_of_tasks_and_is_shorter_for_those_watche
 
 
 def test_open_streams_of_a_key_are_limited() -> None:
-    streams = OpenStreams(limit=1)
+    streams = OpenStreams("streams of output", limit=1)
     streams.check("a")
     with streams.hold("a"):
         with pytest.raises(TooMany, match="1 streams of output open"):
