@@ -200,6 +200,18 @@ def _services(settings: Settings) -> Services:
             3600,
             f"a task's output is limited to {settings.task_output_bytes} bytes an hour",
         ),
+        node_output_bytes=Allowance(
+            settings.node_output_bytes,
+            3600,
+            f"a node's output is limited to {settings.node_output_bytes} bytes an hour"
+            " (--node-output-bytes)",
+        ),
+        node_artifact_bytes=Allowance(
+            settings.node_artifact_bytes,
+            24 * 3600,
+            f"a node's artifacts are limited to {settings.node_artifact_bytes} bytes a day"
+            " (--node-artifact-bytes)",
+        ),
         output_pace=OutputPace(),
         output_streams=OpenStreams(),
         reserve=DiskReserve(

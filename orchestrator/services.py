@@ -59,6 +59,10 @@ class Services:
     """By task."""
     output_bytes: Allowance
     """By task."""
+    node_output_bytes: Allowance
+    """By node."""
+    node_artifact_bytes: Allowance
+    """By node."""
     output_pace: OutputPace
     output_streams: OpenStreams
     reserve: DiskReserve

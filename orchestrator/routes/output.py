@@ -65,6 +65,7 @@ def send_output(
     with services.database.writing() as session:
         task = require_task_of(session, task_id, Reporter(node), now)
         services.output_bytes.charge(task_id, len(data))
+        services.node_output_bytes.charge(node.id, len(data))
         output = append(session, task.number, chunk.offset, data, is_done=bool(chunk.done))
         is_watched = output.watched_until is not None and output.watched_until > now
     services.output_pace.note(task_id, is_done=output.is_done)
