@@ -22,6 +22,7 @@ from starlette.routing import Route
 from orchestrator import __version__
 from orchestrator.auth import address_of, check_key, check_token
 from orchestrator.budgets import (
+    OUTPUT_WRITERS,
     Allowance,
     BodiesInFlight,
     DiskReserve,
@@ -214,6 +215,7 @@ def _services(settings: Settings) -> Services:
         ),
         output_pace=OutputPace(),
         output_streams=OpenStreams(),
+        output_writers=CapacityLimiter(OUTPUT_WRITERS),
         reserve=DiskReserve(
             settings.data_dir if database.url is None else None,
             settings.min_free_bytes,

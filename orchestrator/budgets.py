@@ -158,6 +158,8 @@ OUTPUTS_PER_S = 40
 """Chunks of output that one process takes without asking nodes to send fewer. Each is one
 transaction that waits for the disk.
 """
+OUTPUT_WRITERS = 3
+"""Chunks that one process stores at a time; the others wait without a thread."""
 _OUTPUT_IS_SENT_FOR_S = 60.0
 """A task without a chunk for so long counts for nothing. More than the longest interval."""
 

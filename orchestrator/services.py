@@ -65,6 +65,8 @@ class Services:
     """By node."""
     output_pace: OutputPace
     output_streams: OpenStreams
+    output_writers: CapacityLimiter
+    """Of those that store output, so that not every thread waits for the disk with it."""
     reserve: DiskReserve
     large_bodies: CapacityLimiter
     """Of those, as many are parsed at once."""
