@@ -87,10 +87,10 @@ def test_only_what_has_changed_is_sent_again(orchestrator: RunningOrchestrator) 
         parts = _first_parts(events)
         assert list(parts) == ["facts", "history", "artifacts", "log"]
         assert "first log" in parts["log"]
-        assert "GET /logs/" not in parts["log"]
+        assert "task logs" not in parts["log"]
         _send_log(node, task_id, "x" * 1_000_000 + "second log")
         part, html = next(events)
-        assert (part, "second log" in html, f"GET /logs/{task_id}" in html) == ("log", True, True)
+        assert (part, "second log" in html, f"task logs {task_id}" in html) == ("log", True, True)
         node.put_artifact(task_id, "a.txt", b"a")
         assert next(events)[0] == "artifacts"
         node.report(task_id, "success")
@@ -125,7 +125,7 @@ def test_look_is_cheap_though_tasks_have_many_reports(
         assert "33&nbsp;%" in parts["history" if task else "tasks"]
     history = parts["history"]
     assert ("the last of many" in history, "the first of many" in history) == (True, False)
-    assert (history.count("<li>"), history.count(f"GET /tasks/{task_id}")) == (200, 1)
+    assert (history.count("<li>"), history.count(f"task show {task_id}")) == (200, 1)
     # A task that has ended shows no progress.
     node.report(task_id, "success")
     assert "33&nbsp;%" not in _first_look(orchestrator)["tasks"]
@@ -190,16 +190,16 @@ def test_long_texts_of_a_task_are_truncated(orchestrator: RunningOrchestrator) -
     node.report(task_id, "success", message="m" * 100_000)
     facts = _first_look(orchestrator, task_id)["facts"]
     assert len(facts) < 50_000
-    assert f"GET /tasks/{task_id}" in facts
+    assert f"task show {task_id}" in facts
 
 
 def test_list_of_tasks_is_limited_and_shows_it(orchestrator: RunningOrchestrator) -> None:
     for _ in range(100):
         orchestrator.create_task()
-    assert "GET /tasks" not in _first_look(orchestrator)["tasks"]
+    assert "task list --all" not in _first_look(orchestrator)["tasks"]
     orchestrator.create_task("the newest")
     shown = _first_look(orchestrator)["tasks"]
-    assert ("GET /tasks" in shown, "the newest" in shown) == (True, True)
+    assert ("task list --all" in shown, "the newest" in shown) == (True, True)
     assert shown.count("<a ") == 100
 
 

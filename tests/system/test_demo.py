@@ -85,8 +85,25 @@ def test_commands_that_the_demo_prints_can_be_pasted(
         assert "one\ntwo\nthree\n" in pasted.stdout
         assert (home / "results" / "count.txt").read_text() == "one, two, three"
         assert [path.name for path in home.iterdir()] == ["results"]
-        # The address of the task's page, and that of the dashboard.
+        exports = [line for line in commands if line.startswith("  export ")]
+        assert _is_shown_before_the_end("".join(exports), folder)
         (task_id,) = TASK.findall("".join(lines))
         assert any(line.endswith(f"/dashboard/tasks/{task_id}\n") for line in lines)
     assert process.returncode == 0
     assert list(folder.iterdir()) == []
+
+
+def _is_shown_before_the_end(exports: str, folder: Path) -> bool:
+    """Return whether a task's output is shown while it waits for a file, which is made then."""
+    prompt = "[print-line live] [wait-for OWN/go] [print-line afterwards]"
+    command = f"victoria-orchestrator task create --watch '{prompt}'"
+    with subprocess.Popen(
+        ["bash", "-ec", exports + command], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        task_id = process.stdout.readline().strip()
+        is_live = process.stdout.readline() == "live\n"
+        (home,) = folder.glob("*/Victoria")
+        (home / "tasks" / task_id / "go").touch()
+        rest, _ = process.communicate(timeout=DEADLINE_S)
+    return is_live and (rest, process.returncode) == ("afterwards\n", 0)

@@ -109,7 +109,7 @@ def ensure_demo() -> Path:
     if project().is_current():
         return project().python
     packages = ("-e", f"{ROOT}[orchestrator,client]")
-    content = "runner, orchestrator and command line: 60 MB, half a minute"
+    content = "runner, orchestrator and command line: 75 MB, half a minute"
     return Environment(ROOT / ".venv-demo", content, packages, is_lean=True).ensure()
 
 
