@@ -25,6 +25,7 @@ from benchmarks.calls import calls
 from benchmarks.claims import claims
 from benchmarks.fleet import fleet
 from benchmarks.lists import lists
+from benchmarks.output import output
 from benchmarks.peers import peers
 from benchmarks.reporter import reporter
 from benchmarks.system import System, engine_seconds, spent, started
@@ -45,6 +46,8 @@ def main() -> int:
         calls(arguments.rounds)
     if "lists" in what:
         lists(arguments.rounds)
+    if "output" in what:
+        output(arguments.printing, arguments.seconds)
     if "abuse" in what:
         abuse()
     if "fleet" in what:

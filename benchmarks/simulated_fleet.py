@@ -84,6 +84,8 @@ class Node:
         self.group = f"node-{number % _GROUPS:02}-"
         self.name = f"{self.group}{number:05}"
         self.id = self.key = ""
+        self.held_task_id: str | None = None
+        """For its heartbeats: a task that lasts."""
         self._urls = urls
         self._first = number % len(urls)
         self._tally = tally
@@ -116,7 +118,10 @@ class Node:
         # Spread from the first on, as those of hosts are that were started at different times.
         await asyncio.sleep(random.uniform(0, HEARTBEAT_S))  # noqa: S311 - no secret hangs on it
         while True:
-            answer = await self._tell("/nodes/heartbeat", {"node_id": self.id, "status": "idle"})
+            body = {"node_id": self.id, "status": "idle"}
+            if self.held_task_id is not None:
+                body |= {"status": "busy", "current_task_id": self.held_task_id}
+            answer = await self._tell("/nodes/heartbeat", body)
             told_s = answer["heartbeat_interval_seconds"]
             # As the runner spreads them.
             spread = random.uniform(0.9, 1.1)  # noqa: S311 - as above
@@ -139,7 +144,8 @@ class Node:
         self._tally.note_ended(task["prompt"])
 
     async def _tell(self, path: str, body: object) -> dict[str, Any]:
-        connection = self.waiting if path == "/status" else self.telling
+        # What a task sends is sent while the node does not wait for another one.
+        connection = self.telling if path == "/nodes/heartbeat" else self.waiting
         while True:
             try:
                 answer = await connection.call("POST", path, body)

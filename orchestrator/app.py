@@ -22,6 +22,7 @@ from starlette.routing import Route
 from orchestrator import __version__
 from orchestrator.auth import address_of, check_key, check_token
 from orchestrator.budgets import (
+    OUTPUT_WRITERS,
     Allowance,
     BodiesInFlight,
     DiskReserve,
@@ -200,8 +201,22 @@ def _services(settings: Settings) -> Services:
             3600,
             f"a task's output is limited to {settings.task_output_bytes} bytes an hour",
         ),
+        node_output_bytes=Allowance(
+            settings.node_output_bytes,
+            3600,
+            f"a node's output is limited to {settings.node_output_bytes} bytes an hour"
+            " (--node-output-bytes)",
+        ),
+        node_artifact_bytes=Allowance(
+            settings.node_artifact_bytes,
+            24 * 3600,
+            f"a node's artifacts are limited to {settings.node_artifact_bytes} bytes a day"
+            " (--node-artifact-bytes)",
+        ),
         output_pace=OutputPace(),
-        output_streams=OpenStreams(),
+        output_streams=OpenStreams("streams of output"),
+        page_streams=OpenStreams("pages"),
+        output_writers=CapacityLimiter(OUTPUT_WRITERS),
         reserve=DiskReserve(
             settings.data_dir if database.url is None else None,
             settings.min_free_bytes,

@@ -19,6 +19,8 @@ DEFAULT_NODE_CALLS_PER_MINUTE = 3000
 DEFAULT_TASK_STEPS = 1000
 DEFAULT_TASK_LOG_BYTES = 100 * 1024**2
 DEFAULT_TASK_OUTPUT_BYTES = 1024**3
+DEFAULT_NODE_OUTPUT_BYTES = 10 * 1024**3
+DEFAULT_NODE_ARTIFACT_BYTES = 100 * 1024**3
 DEFAULT_KEY_PENDING_TASKS = 2000
 DEFAULT_KEY_UPLOAD_BYTES = 50 * 1024**3
 
@@ -28,7 +30,7 @@ MAX_HISTORY_CHARS = 10_000_000
 """In the messages of one task, not counting its final report."""
 
 MAX_STREAMS = 100
-"""Of the output of tasks, open with one key. Each looks at the database once a second."""
+"""Of one kind, open with one key. Each looks at the database once a second."""
 
 MAX_BYTES_IN_FLIGHT = 64 * 1024**2
 """Six logs, or a thousand reports."""
@@ -47,6 +49,7 @@ class Allowance:
 
     def __init__(self, amount: float, seconds: float, sentence: str) -> None:
         """Allow `amount` within `seconds`; a refusal has this sentence."""
+        self._amount = amount
         self._seconds = seconds
         self._share_s = seconds / amount
         self._sentence = sentence
@@ -54,10 +57,13 @@ class Allowance:
         """Up to when the use so far is paid for; at most `seconds` ahead."""
 
     def charge(self, key: str, amount: float = 1) -> None:
-        """Charge a use to a key. Raises TooMany if that is more than it has left."""
+        """Charge a use to a key. Raises TooMany if that is more than it has left.
+
+        One that is larger than the whole amount is charged as that: it is not refused forever.
+        """
         now = time.monotonic()
         paid_until = self._paid_until.get(key, now)
-        after = (max(now, paid_until)) + amount * self._share_s
+        after = max(now, paid_until) + min(amount, self._amount) * self._share_s
         excess_s = after - now - self._seconds
         # Sums of shares are not exact; that must not cost the last use.
         if excess_s > self._share_s / 2:
@@ -152,6 +158,8 @@ OUTPUTS_PER_S = 40
 """Chunks of output that one process takes without asking nodes to send fewer. Each is one
 transaction that waits for the disk.
 """
+OUTPUT_WRITERS = 3
+"""Chunks that one process stores at a time; the others wait without a thread."""
 _OUTPUT_IS_SENT_FOR_S = 60.0
 """A task without a chunk for so long counts for nothing. More than the longest interval."""
 
@@ -191,12 +199,14 @@ class OutputPace:
 
 
 class OpenStreams:
-    """How many streams of output each key has open.
+    """How many streams of events each key has open.
 
     Used in the event loop's thread only.
     """
 
-    def __init__(self, limit: int = MAX_STREAMS) -> None:
+    def __init__(self, what: str, limit: int = MAX_STREAMS) -> None:
+        """Limit the streams of one kind; `what` names them in a refusal."""
+        self._what = what
         self._limit = limit
         self._open: dict[str, int] = {}
 
@@ -204,7 +214,7 @@ class OpenStreams:
         """Raise TooMany if a key may open no further one."""
         if self._open.get(key_id, 0) >= self._limit:
             raise TooMany(
-                f"the key has {self._limit} streams of output open, as many as it may: close some",
+                f"the key has {self._limit} {self._what} open, as many as it may: close some",
                 timedelta(seconds=5),
             )
 

@@ -26,7 +26,9 @@ from orchestrator.app import create_app
 from orchestrator.budgets import (
     DEFAULT_KEY_PENDING_TASKS,
     DEFAULT_KEY_UPLOAD_BYTES,
+    DEFAULT_NODE_ARTIFACT_BYTES,
     DEFAULT_NODE_CALLS_PER_MINUTE,
+    DEFAULT_NODE_OUTPUT_BYTES,
     DEFAULT_TASK_LOG_BYTES,
     DEFAULT_TASK_OUTPUT_BYTES,
     DEFAULT_TASK_STEPS,
@@ -205,6 +207,18 @@ def _web_address(_context: click.Context, _option: click.Parameter, url: str | N
     help="Most bytes of output that are taken for one task in an hour; 10 MiB of it are stored.",
 )
 @click.option(
+    "--node-output-bytes",
+    type=click.IntRange(min=DEFAULT_LIMIT_BYTES),
+    default=DEFAULT_NODE_OUTPUT_BYTES,
+    help="Most bytes of output that are taken from one node in an hour.",
+)
+@click.option(
+    "--node-artifact-bytes",
+    type=_COUNT,
+    default=DEFAULT_NODE_ARTIFACT_BYTES,
+    help="Most bytes of artifacts that are taken from one node in a day.",
+)
+@click.option(
     "--key-pending-tasks",
     type=_COUNT,
     default=DEFAULT_KEY_PENDING_TASKS,
@@ -250,6 +264,8 @@ def main(  # noqa: PLR0913 - click hands every option over as an argument
     task_steps: int,
     task_log_bytes: int,
     task_output_bytes: int,
+    node_output_bytes: int,
+    node_artifact_bytes: int,
     key_pending_tasks: int,
     key_upload_bytes: int,
     log_level: str,
@@ -302,6 +318,8 @@ def main(  # noqa: PLR0913 - click hands every option over as an argument
             task_steps=task_steps,
             task_log_bytes=task_log_bytes,
             task_output_bytes=task_output_bytes,
+            node_output_bytes=node_output_bytes,
+            node_artifact_bytes=node_artifact_bytes,
             key_pending_tasks=key_pending_tasks,
             key_upload_bytes=key_upload_bytes,
             public_url=public_url,

@@ -59,8 +59,15 @@ class Services:
     """By task."""
     output_bytes: Allowance
     """By task."""
+    node_output_bytes: Allowance
+    """By node."""
+    node_artifact_bytes: Allowance
+    """By node."""
     output_pace: OutputPace
     output_streams: OpenStreams
+    page_streams: OpenStreams
+    output_writers: CapacityLimiter
+    """Of those that store output, so that not every thread waits for the disk with it."""
     reserve: DiskReserve
     large_bodies: CapacityLimiter
     """Of those, as many are parsed at once."""

@@ -10,7 +10,9 @@ from typing import IO
 from orchestrator.budgets import (
     DEFAULT_KEY_PENDING_TASKS,
     DEFAULT_KEY_UPLOAD_BYTES,
+    DEFAULT_NODE_ARTIFACT_BYTES,
     DEFAULT_NODE_CALLS_PER_MINUTE,
+    DEFAULT_NODE_OUTPUT_BYTES,
     DEFAULT_TASK_LOG_BYTES,
     DEFAULT_TASK_OUTPUT_BYTES,
     DEFAULT_TASK_STEPS,
@@ -73,6 +75,10 @@ class Settings:
     """Of the logs that come in for one task within an hour; the last one is stored."""
     task_output_bytes: int = DEFAULT_TASK_OUTPUT_BYTES
     """Of the output that comes in for one task within an hour; its head and tail are stored."""
+    node_output_bytes: int = DEFAULT_NODE_OUTPUT_BYTES
+    """Of the output that one node sends within an hour, of all its tasks."""
+    node_artifact_bytes: int = DEFAULT_NODE_ARTIFACT_BYTES
+    """Of the artifacts that one node sends within a day, of all its tasks."""
     key_pending_tasks: int = DEFAULT_KEY_PENDING_TASKS
     """Pending tasks of one scoped key."""
     key_upload_bytes: int = DEFAULT_KEY_UPLOAD_BYTES

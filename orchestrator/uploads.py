@@ -158,12 +158,14 @@ def remove_stored(data_dir: Path, ids: Iterable[str], folder: str = FILES) -> No
 
 def stored_before(data_dir: Path, moment: datetime, folder: str = FILES) -> list[str]:
     """Return the ids of stored bytes that are older than that moment."""
-    paths = (data_dir / folder).iterdir()
-    return [
-        path.name
-        for path in paths
-        if not path.name.endswith(_PARTIAL) and path.stat().st_mtime < moment.timestamp()
-    ]
+    ids: list[str] = []
+    for path in (data_dir / folder).iterdir():
+        # Another call may have removed it meanwhile.
+        with suppress(FileNotFoundError):
+            is_old = path.stat().st_mtime < moment.timestamp()
+            if is_old and not path.name.endswith(_PARTIAL):
+                ids.append(path.name)
+    return ids
 
 
 def plain_name(original: str) -> str:

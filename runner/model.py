@@ -19,6 +19,8 @@ from typing import NamedTuple
 from runner.redaction import Secret
 
 _TASK_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+MOST_MESSAGE_CHARS = 100_000
+"""Of a status, as the reference orchestrator takes them; a longer one would be refused."""
 
 
 class TaskState(str, Enum):

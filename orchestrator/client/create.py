@@ -138,7 +138,7 @@ def _matching(api: Api, body: Json) -> tuple[list[Json], list[Json]] | None:
 def preview(matching: list[Json], nodes: list[Json]) -> str:
     """Return which nodes match, and in which states they are."""
     if not matching:
-        return f"matches none of {len(nodes)} nodes: it waits until one that matches registers"
+        return f"matches none of {_counted(nodes)}: it waits until one that matches registers"
     names = ", ".join(str(row.get("name")) for row in matching[:_SHOWN_NAMES])
     more = len(matching) - _SHOWN_NAMES
     states: dict[str, int] = {}
@@ -146,7 +146,11 @@ def preview(matching: list[Json], nodes: list[Json]) -> str:
         states[status_of(row)] = states.get(status_of(row), 0) + 1
     counted = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
     rest = f" and {more} more" if more > 0 else ""
-    return f"matches {len(matching)} of {len(nodes)} nodes: {names}{rest} ({counted})"
+    return f"matches {len(matching)} of {_counted(nodes)}: {names}{rest} ({counted})"
+
+
+def _counted(nodes: list[Json]) -> str:
+    return "1 node" if len(nodes) == 1 else f"{len(nodes)} nodes"
 
 
 def _upload(api: Api, path: Path) -> str:

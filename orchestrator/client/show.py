@@ -69,6 +69,11 @@ def note(sentence: str) -> None:
     click.echo(printable(sentence), err=True)
 
 
+def waiting_text(reason: str) -> str:
+    """Return a sentence with the reason for which an orchestrator says that a task waits."""
+    return reason if reason.startswith("it ") else f"it waits: {reason}"
+
+
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], none: str) -> None:
     """Print rows in columns, or the remark `none`; a terminal's width cuts only the last column."""
     cells = [[_text(one_line(cell)) for cell in row] for row in rows]
@@ -101,8 +106,7 @@ def print_fields(fields: Mapping[str, str | None]) -> None:
     width = max(map(len, present), default=0)
     for name, value in present.items():
         shown = printable(str(value)).replace("\n", "\n" + " " * (width + 2))
-        line = _text(f"{name:{width}}  ", "bold")
-        line.append_text(_text(shown))
+        line = _text("").append(f"{name:{width}}  ", "bold").append_text(_text(shown))
         console.print(line, soft_wrap=True)
 
 

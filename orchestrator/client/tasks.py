@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 STATUSES = ("pending", "assigned", "running", "analyzing", "success", "error", "cancelled")
 DEFAULT_LIMIT = 50
+_ADMIN = "00000000-0000-4000-8000-000000000000"
+"""The reference orchestrator's id of the admin key, which is not in the list of keys."""
 
 _COMMANDS = {
     "create": ("orchestrator.client.create:create", "Create a task."),
@@ -147,7 +149,7 @@ def print_task(found: Json, names: dict[str, str]) -> None:
         "name": found.get("target_node_name"),
         "tags": show.shown_tags(found.get("target_tags")),
     }
-    seconds = found.get("timeout_seconds")
+    seconds, creator = found.get("timeout_seconds"), found.get("created_by")
     fields = {
         "id": found.get("id"),
         "status": found.get("status"),
@@ -155,9 +157,9 @@ def print_task(found: Json, names: dict[str, str]) -> None:
         "target": ", ".join(f"{name} {value}" for name, value in target.items() if value) or "any",
         "node": names.get(str(found.get("assigned_node_id")), found.get("assigned_node_id")),
         "priority": found.get("priority"),
-        "time limit": "none" if seconds == 0 else f"{seconds} s",
+        "time limit": "none" if seconds == 0 else seconds and f"{seconds} s",
         "created": show.shown_time(found.get("created_at")),
-        "created by": found.get("created_by"),
+        "created by": "the admin key" if creator == _ADMIN else creator,
         "due": show.shown_time(found.get("scheduled_for")),
         "repeat": found.get("recurrence"),
         "rerun of": found.get("rerun_of"),
@@ -211,7 +213,7 @@ def print_created(created: Json, *, as_json: bool) -> None:
         return
     click.echo(created.get("id"))
     if created.get("waiting"):
-        show.note(f"it waits: {created['waiting']}")
+        show.note(show.waiting_text(str(created["waiting"])))
 
 
 @click.command()

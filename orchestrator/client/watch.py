@@ -31,6 +31,9 @@ LOOK_EVERY_S = 10.0
 RECONNECT_S = 0.5
 """Until a stream that has ended without the task is asked for again."""
 MAX_BACKOFF_S = 15.0
+STARTS_OVER = "the task was assigned again: its output starts over"
+_TAIL_CHARS = 32_768
+"""The end of what was shown: a runner puts up to 4,000 characters of it into its message."""
 
 T = TypeVar("T")
 
@@ -66,6 +69,11 @@ class _Watch:
         self._filter = OutputFilter(has_colours=not as_json and show.has_colours())
         self._offset = 0
         """Bytes of the output that have been shown, as the orchestrator counts them."""
+        self._stream_offset = 0
+        """The same of what has come in with the stream that is open."""
+        self._is_stale = False
+        """Whether that stream is of an output that the orchestrator has discarded."""
+        self._tail = ""
         self._steps = 0
         self._status = ""
         self._waiting = ""
@@ -80,6 +88,7 @@ class _Watch:
             task = self._reached(self._look)
             if task is None:
                 continue
+            has_ended &= not self._is_stale
             if has_ended or (not self._has_output and task["status"] in EXIT_CODES):
                 return self._end(task)
             if self._has_output:
@@ -110,18 +119,21 @@ class _Watch:
             steps = [{"status": task.get("status")}]
             self._steps = 0
         for step in steps[self._steps :]:
+            if step.get("status") == "pending" and self._status:
+                self._start_over()
             self._show_step(step)
         self._steps = len(steps)
         self._status = str(task.get("status"))
         waiting = str(task.get("waiting") or "")
         if waiting and waiting != self._waiting:
-            self._print_note({"event": "waiting", "message": waiting}, f"it waits: {waiting}")
+            self._print_note({"event": "waiting", "message": waiting}, show.waiting_text(waiting))
         self._waiting = waiting
         return task
 
     def _stream(self) -> bool:
         """Show the output as it comes; return whether the task has ended. Raises ClientError."""
         path = task_path(self._task_id)
+        self._stream_offset, self._is_stale = 0, False
         headers = {"Accept": _KINDS}
         if self._offset:
             headers["Last-Event-ID"] = str(self._offset)
@@ -142,6 +154,8 @@ class _Watch:
                 for event in parse_events(split_lines(response.iter_text())):
                     if self._take(event):
                         return True
+                    if self._is_stale:
+                        return False
         finally:
             sys.stdout.flush()
         # A proxy ends streams that last, or that are silent.
@@ -164,8 +178,12 @@ class _Watch:
             return False
         if event.name == "end":
             return True
-        if event.name != "output":
-            return False
+        if event.name == "output":
+            self._take_chunk(event)
+        return False
+
+    def _take_chunk(self, event: Event) -> None:
+        """Show what is new in a chunk of output, unless it is found to be stale."""
         try:
             chunk = json.loads(event.data)
             begin, text = int(chunk["offset"]), str(chunk["text"])
@@ -173,8 +191,14 @@ class _Watch:
         except (ValueError, TypeError, KeyError) as error:
             raise Unavailable(f"cannot {self._what}: an event cannot be read: {error}") from error
         self._failures = 0
+        if not self._offset or begin < self._stream_offset:
+            # The task may have been assigned again since the last look.
+            self._look()
+            if self._is_stale:
+                return
+        self._stream_offset = end
         if end <= self._offset:
-            return False
+            return
         if begin < self._offset:
             # A repeat with more at its end: what is new is shown.
             raw = text.encode(errors="surrogatepass")[self._offset - begin :]
@@ -182,11 +206,22 @@ class _Watch:
         elif begin > self._offset:
             text = f"\n[{begin - self._offset} bytes are missing here]\n{text}"
         self._offset = end
+        self._tail = (self._tail + text)[-_TAIL_CHARS:]
         if self._as_json:
             _print_line({"event": "output", "offset": begin, "text": text})
         else:
             click.echo(self._filter.feed(text), nl=False)
-        return False
+
+    def _start_over(self) -> None:
+        """Show once that the output so far was of an assignment whose output is discarded."""
+        self._is_stale = True
+        if not self._offset:
+            return
+        self._offset = 0
+        if self._as_json:
+            _print_line({"event": "restart", "message": STARTS_OVER})
+        else:
+            click.echo(f"{self._filter.end()}\n[{STARTS_OVER}]")
 
     def _end(self, task: Json) -> int:
         status = str(task.get("status"))
@@ -194,11 +229,19 @@ class _Watch:
             _print_line({"event": "end", "task": task})
         else:
             click.echo(self._filter.end(), nl=False)
-            message = task.get("error_message") or task.get("result") or ""
+            message = str(task.get("error_message") or task.get("result") or "")
+            head, _, rest = message.partition("\n")
+            if rest and self._ends_with(rest):
+                message = head  # What follows are the last lines, which were just shown.
             took = show.between(task.get("started_at"), task.get("completed_at"))
             after = f" after {took}" if task.get("started_at") else ""
             show.note(f"{status}{after}{': ' if message else ''}{message}")
         return EXIT_CODES.get(status, 1)
+
+    def _ends_with(self, text: str) -> bool:
+        """Return whether what was shown ends with a text, which may be truncated at its start."""
+        shown = OutputFilter(has_colours=False).feed(self._tail)
+        return shown.rstrip().endswith(text.removeprefix("…").rstrip())
 
     def _show_step(self, step: Json) -> None:
         status, message = str(step.get("status")), one_line(str(step.get("message") or ""))

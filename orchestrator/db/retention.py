@@ -4,13 +4,14 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import TypeVar
 
-from sqlalchemy import ColumnElement, delete, exists, select
+from sqlalchemy import ColumnElement, and_, delete, exists, not_, select
 from sqlalchemy.orm import Session
 
 from orchestrator.db.tables import (
     Artifact,
     File,
     Log,
+    Node,
     OutputPart,
     StatusEntry,
     Task,
@@ -24,16 +25,22 @@ T = TypeVar("T")
 _AT_ONCE = 500
 """Rows in one statement."""
 _ENDED = [status for status in TaskStatus if status.is_final]
+_MAY_RUN = and_(
+    Task.status == TaskStatus.CANCELLED,
+    Task.node_ended_at.is_(None),
+    exists().where(Node.id == Task.assigned_node_id),
+)
+"""Cancelled, and its node has not reported the end: from the task's row it learns to stop it."""
 
 
 def delete_old_tasks(
     session: Session, before: datetime, condition: ColumnElement[bool]
 ) -> tuple[int, list[str]]:
-    """Delete tasks on this condition that ended before that moment.
+    """Delete tasks on this condition that ended before that moment, unless one may still run.
 
     Return their number, and the ids of their artifacts, whose bytes go once this is committed.
     """
-    is_old = (Task.status.in_(_ENDED), Task.completed_at < before)
+    is_old = (Task.status.in_(_ENDED), Task.completed_at < before, not_(_MAY_RUN))
     ended = select(Task.number).where(*is_old, condition)
     # Locked, and by number from here on: a report may come in for one of them meanwhile.
     numbers = session.scalars(ended.order_by(Task.number).with_for_update()).all()

@@ -7,6 +7,7 @@ import logging
 import unicodedata
 import uuid
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any
 from urllib.parse import unquote_to_bytes
 
@@ -114,7 +115,7 @@ async def put_artifact(  # noqa: PLR0913 - the parts of one request
         declared = request.headers.get("content-length", "")
         size = int(declared) if declared.isdecimal() else 0
         held = await run_in_threadpool(_check, services, sent, size)
-        return held or await _receive(services, request, sent)
+        return held or await _receive(services, request, sent, size)
 
 
 def _check(services: Services, sent: _Sent, size: int) -> StoredArtifact | None:
@@ -130,7 +131,11 @@ def _check(services: Services, sent: _Sent, size: int) -> StoredArtifact | None:
     return None
 
 
-async def _receive(services: Services, request: Request, sent: _Sent) -> StoredArtifact:
+async def _receive(
+    services: Services, request: Request, sent: _Sent, declared_size: int
+) -> StoredArtifact:
+    charge = partial(services.node_artifact_bytes.charge, sent.node.id)
+    charge(declared_size)
     artifact_id, data_dir = uuid.uuid4().hex, services.settings.data_dir
     upload = Upload(
         data_dir,
@@ -142,6 +147,8 @@ async def _receive(services: Services, request: Request, sent: _Sent) -> StoredA
     with upload:
         async for chunk in request.stream():
             upload.add(chunk)
+            if not declared_size:
+                charge(len(chunk))
             if upload.is_due:
                 await run_in_threadpool(upload.write)
         await run_in_threadpool(upload.write)

@@ -23,7 +23,7 @@ from starlette.responses import StreamingResponse
 from orchestrator.auth import Caller, NodeParam, allowed_to
 from orchestrator.db.output import Piece, append, note_watcher, read, text_of
 from orchestrator.db.tables import Task, TaskOutput
-from orchestrator.model import Permission, Reporter, utc_now
+from orchestrator.model import NodeIdentity, Permission, Reporter, utc_now
 from orchestrator.routes import TaskId
 from orchestrator.routes.bodies import JsonRoute
 from orchestrator.scheduling.lifecycle import require_task_of
@@ -51,7 +51,7 @@ router = APIRouter(route_class=JsonRoute, tags=["output"])
     "/tasks/{task_id}/output",
     responses={**problems(401, 403, 404, 413, 422, 429, 507), 409: {"model": OutputConflict}},
 )
-def send_output(
+async def send_output(
     services: ServicesParam, node: NodeParam, task_id: TaskId, chunk: OutputChunk
 ) -> OutputResponse:
     """Add to the output of a task that this node has been given, also after the task's end.
@@ -59,12 +59,20 @@ def send_output(
     A chunk that is held already changes nothing. One that begins elsewhere than at the length held,
     or adds to an output that was `done`, is refused with 409, which has the `length`.
     """
+    async with services.output_writers:
+        return await run_in_threadpool(_store, services, node, task_id, chunk)
+
+
+def _store(
+    services: Services, node: NodeIdentity, task_id: str, chunk: OutputChunk
+) -> OutputResponse:
     data, now = chunk.text.encode(), utc_now()
     if data:
         services.reserve.check()
     with services.database.writing() as session:
         task = require_task_of(session, task_id, Reporter(node), now)
         services.output_bytes.charge(task_id, len(data))
+        services.node_output_bytes.charge(node.id, len(data))
         output = append(session, task.number, chunk.offset, data, is_done=bool(chunk.done))
         is_watched = output.watched_until is not None and output.watched_until > now
     services.output_pace.note(task_id, is_done=output.is_done)

@@ -124,7 +124,8 @@ def clean_up(
 ) -> CleanedUp:
     """Delete tasks that ended at least this long ago, and files that no task needs.
 
-    With a task go its log and its artifacts.
+    With a task go its log and its artifacts. A cancelled task stays until its node has reported
+    the end of its container, or is removed.
 
     A key that is limited to patterns deletes the tasks that it sees, and files uploaded with it.
     """

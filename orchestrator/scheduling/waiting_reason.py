@@ -12,9 +12,13 @@ from sqlalchemy.orm import Session
 from orchestrator.db.conditions import has_tag, matches_pattern
 from orchestrator.db.tables import Node, Task
 from orchestrator.model import NodeStatus, Target
+from orchestrator.schemas.types import MAX_TARGET_TAGS
 
 _LISTED = 5
 """Conditions that the sentence names."""
+_MOST_COUNTED = MAX_TARGET_TAGS + 2
+"""With the node's id and name. Older versions have taken more, and SQLite takes no such statement.
+"""
 _FREE = "free"
 
 
@@ -25,6 +29,8 @@ def waiting_reason(
     if task.scheduled_for is not None and task.scheduled_for > now:
         return f"it is due at {task.scheduled_for:%Y-%m-%dT%H:%M:%SZ}"
     conditions = _conditions(session, task.target)
+    if len(conditions) > _MOST_COUNTED:
+        return f"its target has {len(conditions)} conditions, too many to count nodes by"
     state = _state(now).label("state")
     counted = select(state, func.count()).where(is_visible, *conditions.values()).group_by("state")
     states = {row[0]: row[1] for row in session.execute(counted)}

@@ -10,6 +10,7 @@ import json
 import secrets
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Annotated, Protocol
 
 import anyio
@@ -24,11 +25,10 @@ from orchestrator.errors import NotFound
 from orchestrator.model import Permission, Target, matches
 from orchestrator.routes import TaskId
 from orchestrator.routes.bodies import JsonRoute
-from orchestrator.scheduling.waiting import Waiters
 from orchestrator.schemas.problems import problems
 from orchestrator.schemas.types import Pattern, RequestBody, TargetTags
 from orchestrator.scope import nodes_of
-from orchestrator.services import ServicesParam
+from orchestrator.services import Services, ServicesParam
 from orchestrator.web.live import Viewer
 from orchestrator.web.render import pages
 from orchestrator.web.task import TaskViewer
@@ -71,7 +71,7 @@ def show_task(task_id: TaskId) -> HTMLResponse:
 @router.get("/dashboard/live", include_in_schema=False, responses=problems(401, 403, 429))
 async def stream_fleet(services: ServicesParam, caller: _Admin) -> StreamingResponse:
     """Stream the parts of the page as they change."""
-    return await _stream(Viewer(services, caller), services.waiters)
+    return await _stream(services, caller, Viewer(services, caller))
 
 
 @router.get(
@@ -83,7 +83,7 @@ async def stream_task(
     services: ServicesParam, caller: _Reader, task_id: TaskId
 ) -> StreamingResponse:
     """Stream the parts of a task's page as they change, except its output."""
-    return await _stream(TaskViewer(services, caller, task_id), services.waiters)
+    return await _stream(services, caller, TaskViewer(services, caller, task_id))
 
 
 @router.post("/dashboard/matches", include_in_schema=False)
@@ -111,27 +111,28 @@ def _page(template: str, **what: str) -> HTMLResponse:
     )
 
 
-async def _stream(viewer: _Viewer, waiters: Waiters) -> StreamingResponse:
+async def _stream(services: Services, caller: Caller, viewer: _Viewer) -> StreamingResponse:
+    services.page_streams.check(caller.key_id)
     # The first look decides whether there is anything to show.
     first = await run_in_threadpool(viewer.look)
     return StreamingResponse(
-        _events(viewer, first, waiters),
+        _events(services, caller, viewer, first),
         media_type="text/event-stream",
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )
 
 
-async def _events(viewer: _Viewer, changed: dict[str, str], waiters: Waiters) -> AsyncIterator[str]:
+async def _events(
+    services: Services, caller: Caller, viewer: _Viewer, changed: dict[str, str]
+) -> AsyncIterator[str]:
     ends_at = time.monotonic() + _STREAM_S
-    while time.monotonic() < ends_at and not waiters.closed:
-        for part, html in changed.items():
-            yield f"data: {json.dumps({'part': part, 'html': html})}\n\n"
-        if not changed:
-            # Writing something is how the server notices that the reader is gone.
-            yield ": still here\n\n"
-        await anyio.sleep(_LOOK_EVERY_S)
-        try:
+    # Purged meanwhile, as the response to the page's next request says.
+    with services.page_streams.hold(caller.key_id), suppress(NotFound):
+        while time.monotonic() < ends_at and not services.waiters.closed:
+            for part, html in changed.items():
+                yield f"data: {json.dumps({'part': part, 'html': html})}\n\n"
+            if not changed:
+                # Writing something is how the server notices that the reader is gone.
+                yield ": still here\n\n"
+            await anyio.sleep(_LOOK_EVERY_S)
             changed = await run_in_threadpool(viewer.look)
-        except NotFound:
-            # Purged meanwhile, as the response to the page's next request says.
-            return

@@ -152,8 +152,9 @@ def _history(session: Session, task: Task) -> Json:
     rows = session.execute(_newest_steps(task)).all()
     shown = rows[:_STEPS_SHOWN][::-1]
     ends = [*(row.timestamp for row in shown[1:]), None]
+    outcome = task.result or task.error_message
     return {
-        "steps": [_step(row, end) for row, end in zip(shown, ends, strict=True)],
+        "steps": [_step(row, end, outcome) for row, end in zip(shown, ends, strict=True)],
         "is_open": not task.status.is_final,
         "are_more": len(rows) > _STEPS_SHOWN,
         "task_id": task.id,
@@ -174,8 +175,10 @@ def _newest_steps(task: Task) -> Select[Any]:
     )
 
 
-def _step(step: Row[Any], end: datetime | None) -> Json:
+def _step(step: Row[Any], end: datetime | None, outcome: str | None) -> Json:
     message = step.message or ""
+    if step.status.is_final and outcome and outcome.startswith(message):
+        message = message.partition("\n")[0]  # The outcome is shown in full.
     is_long = len(message) > _SHOWN_OF_A_MESSAGE
     return {
         "status": step.status.value,

@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from runner.api.http import HttpClient, Upload
 from runner.errors import Refused, Unavailable
-from runner.model import Identity, Registration, TaskStatus, status_body
+from runner.model import MOST_MESSAGE_CHARS, Identity, Registration, TaskStatus, status_body
 from runner.redaction import Secret
 from runner.timing import DEFAULT_TIMINGS, Clock, Timings
 
@@ -34,6 +34,8 @@ ARTIFACTS = "artifacts"
 """The extension by which the orchestrator takes the files that a task makes."""
 PARKED_REPORTS = "parked-reports"
 """The extension by which heartbeats have the number of reports that wait for an operator."""
+_CUT = " [… cut …] "
+_MESSAGE_END_CHARS = 10_000
 MAX_ASSIGNMENT_BYTES = 4 << 20
 """The longest valid assignment has 2.4 MB: 128 KiB of prompt and two names of 1000 files, each
 character escaped. Above that, what an orchestrator takes in a body of 1 MiB, which escapes make
@@ -179,6 +181,7 @@ class OrchestratorClient:
     ) -> TaskStatus | None:
         """Send a status report; return the task's final status there if the response has one."""
         headers, task_id = _key_header(identity), _task_id(body)
+        body = _with_message_cut(body)
         async with self._http.request("POST", "status", headers, body, task_id=task_id) as response:
             await response.check_json()
             # The report was accepted, even if the body is too long or not valid JSON.
@@ -282,6 +285,16 @@ def _strings(value: object) -> frozenset[str]:
 
 def _key_header(identity: Identity) -> dict[str, str]:
     return {"X-API-Key": identity.api_key.reveal()}
+
+
+def _with_message_cut(body: Mapping[str, object]) -> Mapping[str, object]:
+    """Return a report without the middle of a message that would be refused for its length."""
+    message = body.get("message")
+    if not isinstance(message, str) or len(message) <= MOST_MESSAGE_CHARS:
+        return body
+    # Its end is what the container did, and what was not uploaded.
+    head = message[: MOST_MESSAGE_CHARS - len(_CUT) - _MESSAGE_END_CHARS]
+    return {**body, "message": f"{head}{_CUT}{message[-_MESSAGE_END_CHARS:]}"}
 
 
 def _check_object(body: object) -> Mapping[str, Any]:

@@ -47,6 +47,8 @@ _BUFFERED_BYTES = 16 << 20
 """What sockets and proxies may still hold of an upload once it is sent."""
 _CHUNK_BYTES = 1 << 16
 _MAX_DETAIL_CHARS = 300
+_MAX_LENGTH = 2**53 - 1
+"""The largest integer that JSON has exactly in every language; the journal holds it as well."""
 _JSON_TYPE = re.compile(r"(?:application|text)/json|[\w.-]+/[\w.-]+\+json", re.IGNORECASE)
 _PAGE_TYPES = frozenset({"text/html", "application/xhtml+xml"})
 _RETRYABLE_4XX = frozenset({407, 408, 425, 429})
@@ -421,8 +423,7 @@ async def _failure(response: httpx.Response) -> Refused | Unavailable:
     elif status == httpx.codes.UNAUTHORIZED:
         return Unauthorised(message, detail)
     elif is_refusal:
-        length = problem.get("length")
-        return Refused(message, status, detail, length if type(length) is int else None)
+        return Refused(message, status, detail, _length_of(problem))
     elif response.has_redirect_location:
         message += f", a redirect to {_redirect_target(response)}, which is not followed; "
         message += "give the orchestrator's final address as --orchestrator-url"
@@ -453,6 +454,11 @@ async def _read_problem(response: httpx.Response) -> Mapping[str, object]:
     except Unavailable:
         return {}
     return problem if isinstance(problem, Mapping) else {}
+
+
+def _length_of(problem: Mapping[str, object]) -> int | None:
+    length = problem.get("length")
+    return length if type(length) is int and 0 <= length <= _MAX_LENGTH else None
 
 
 def _detail_of(problem: Mapping[str, object]) -> str | None:

@@ -72,7 +72,7 @@ def _interval_s(runner: RunnerContext, paced_s: float | None) -> float:
         return runner.settings.heartbeat_interval_s
     if paced_s is None:
         return DEFAULT_HEARTBEAT_INTERVAL_S
-    longest_s = DEFAULT_HEARTBEAT_INTERVAL_S if runner.slots.task_ids else LONGEST_PACE_S
+    longest_s = DEFAULT_HEARTBEAT_INTERVAL_S if runner.held_task_ids else LONGEST_PACE_S
     return min(max(paced_s, SHORTEST_PACE_S), longest_s)
 
 
@@ -82,7 +82,7 @@ async def _send(runner: RunnerContext, current: Identity, interval_s: float) -> 
     Return the interval that the orchestrator asks for, in seconds.
     """
     paced_s = None
-    by_identity = runner.node.by_identity(current, runner.slots.task_ids)
+    by_identity = runner.node.by_identity(current, runner.held_task_ids)
     for identity, task_ids in by_identity.items():
         runner.watchdog.expect(
             "heartbeat", next_within_s=2 * runner.timings.call_timeout_s + interval_s
@@ -120,7 +120,7 @@ async def send_offline(runner: RunnerContext) -> None:
     current = runner.node.known_identity
     if current is None:
         return
-    by_identity = runner.node.by_identity(current, runner.slots.task_ids)
+    by_identity = runner.node.by_identity(current, runner.held_task_ids)
     with anyio.move_on_after(runner.timings.offline_timeout_s, shield=True):
         try:
             for identity, task_ids in by_identity.items():

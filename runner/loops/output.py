@@ -19,6 +19,7 @@ from runner.tasks.context import RunnerContext
 log = logging.getLogger(__name__)
 _CONFLICT, _FORBIDDEN, _TOO_LARGE = 409, 403, 413
 _MOST_ATTEMPTS = 16
+_MOST_MOVES = 5
 _SHORTEST_CHUNK = 1024
 """In characters: shorter ones are not halved."""
 MISSING = "\n[… output is missing here: the orchestrator has lost it …]\n"
@@ -56,6 +57,7 @@ async def send_chunk(
         # The status was taken: it is the output that this orchestrator cannot take.
         await _give_up(runner, entry, f"after {entry.attempts + 1} attempts: {error}")
     else:
+        runner.moved_outputs.pop(entry.task_id, None)
         _note_interval(runner, entry.task_id, interval_s)
 
 
@@ -93,7 +95,7 @@ def _halves(body: Mapping[str, object]) -> tuple[Mapping[str, object], Mapping[s
 
 
 def _note_interval(runner: RunnerContext, task_id: str, interval_s: float | None) -> None:
-    if interval_s is not None and task_id in runner.slots.task_ids:
+    if interval_s is not None and task_id in runner.output_intervals_s:
         timings = runner.timings
         runner.output_intervals_s[task_id] = min(
             max(interval_s, timings.shortest_output_interval_s), timings.longest_output_interval_s
@@ -105,11 +107,15 @@ async def _move(
 ) -> None:
     """Have a chunk begin at the length that the orchestrator holds, if that is why it is refused.
 
+    One that names other lengths without end is not believed for ever.
+
     Raises:
         Unavailable: it was moved, and is to be sent again.
     """
-    if error.status != _CONFLICT or error.length is None:
+    moves = runner.moved_outputs.get(entry.task_id, 0)
+    if error.status != _CONFLICT or error.length is None or moves >= _MOST_MOVES:
         return
+    runner.moved_outputs[entry.task_id] = moves + 1
     if await runner.journal.move_output(entry.row, error.length, MISSING):
         ids = fields(task_id=entry.task_id, offset=body.get("offset"), length=error.length)
         log.warning("the orchestrator holds another length of a task's output", extra=ids)
@@ -119,6 +125,7 @@ async def _move(
 async def _give_up(runner: RunnerContext, entry: OutboxEntry, why: str) -> None:
     ids = fields(task_id=entry.task_id)
     log.warning("no more of a task's output is sent: %s", why, extra=ids)
+    runner.moved_outputs.pop(entry.task_id, None)
     await runner.journal.drop_output(entry.task_id)
 
 

@@ -22,7 +22,7 @@ from runner.crush.log import digest_of, hand_in_log
 from runner.crush.messages import to_valid_unicode
 from runner.crush.sessions import session_mark
 from runner.errors import Refused, RunnerError, Unauthorised, Unavailable
-from runner.model import TaskStatus, log_body, status_body
+from runner.model import MOST_MESSAGE_CHARS, TaskStatus, log_body, status_body
 from runner.redaction import encoded_forms, plain_text, redact
 from runner.reporter.job import Job, JobSession
 from runner.timing import (
@@ -34,7 +34,6 @@ from runner.timing import (
     retry,
 )
 from runner.workspace.handover import (
-    MOST_MESSAGE_CHARS,
     FinalStatus,
     HandoverError,
     ReporterState,

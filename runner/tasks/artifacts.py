@@ -8,8 +8,7 @@ not uploaded stays on this host, and a sentence in the task's message says so.
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -22,13 +21,13 @@ import anyio.to_thread
 from runner.api.client import ARTIFACTS as EXTENSION
 from runner.api.http import SLOWEST_UPLOAD_BYTES_PER_S, Upload
 from runner.engine.base import Container
-from runner.env_file import readable_values
 from runner.errors import EngineError, Refused, Unavailable
 from runner.log import fields, printable
 from runner.model import Identity, OutboxEntry, Report
-from runner.redaction import Secret, encoded_forms, known_secrets, proxy_secrets, redact
+from runner.redaction import encoded_forms, redact
 from runner.state_dir import run_folder
 from runner.tasks.context import RunnerContext, TaskContext
+from runner.tasks.output import secrets_of
 from runner.workspace.artifacts import (
     COPY_PREFIX,
     Artifact,
@@ -187,8 +186,6 @@ class ArtifactUpload:
             return
         listing = await _list(runner, task_id, self._progress.copies)
         self._listed = listing.omitted
-        if identity.is_task_key:  # it reports its task, and nothing else
-            identity = runner.node.known_identity or identity
         left = [
             artifact for artifact in listing.artifacts if artifact.segments > self._progress.after
         ]
@@ -209,18 +206,19 @@ class ArtifactUpload:
         omitted = self._progress.omitted
         for path, reason in self._listed:
             omitted.add(path, reason)
+        forms = await self._secret_forms()
         sentences = []
         if parked is not None:
             what = "the other artifacts" if self._progress.after else "the artifacts"
             sentences.append(f"{what} are not uploaded and stay in {self._folder()}: {parked}")
         if omitted.count:
             what = "1 artifact is" if omitted.count == 1 else f"{omitted.count} artifacts are"
-            shown = [f"{_quoted(path)}: {reason}" for path, reason in omitted.shown]
+            shown = [f"{_quoted(path, forms)}: {reason}" for path, reason in omitted.shown]
             if omitted.count > len(shown):
                 shown.append(f"and {omitted.count - len(shown)} more")
             why = "; ".join(shown)
             sentences.append(f"{what} not uploaded; see {self._folder()} on the host: {why}")
-        await self._close(". ".join(sentences) or None, parked)
+        await self._close(redact(". ".join(sentences), forms) or None, parked)
 
     async def _end_without_extension(self) -> None:
         await self._close(
@@ -231,19 +229,16 @@ class ArtifactUpload:
 
     async def _close(self, sentence: str | None, parked: str | None) -> None:
         if sentence is not None:
-            sentence = printable(redact(sentence, encoded_forms(await self._secrets())))
+            sentence = printable(sentence)
             log.warning("%s", sentence, extra=fields(task_id=self._entry.task_id))
         await self._runner.journal.end_upload(self._entry.row, sentence, parked=parked)
 
-    async def _secrets(self) -> list[str]:
+    async def _secret_forms(self) -> tuple[str, ...]:
         """Return what must not be in a sentence, though an agent may name a file so."""
-        journal, settings = self._runner.journal, self._runner.settings
-        keys = await journal.keys_of_node_with(self._entry.task_id)
-        record = await journal.task(self._entry.task_id)
-        if record is not None and record.assignment is not None and record.assignment.task_key:
-            keys.append(record.assignment.task_key)
-        keys += [*proxy_secrets(os.environ), *map(Secret, readable_values(settings.env_file))]
-        return known_secrets(settings.registration_token, *keys)
+        record = await self._runner.journal.task(self._entry.task_id)
+        if record is None:
+            raise AssertionError("its entry goes with it")
+        return encoded_forms(await secrets_of(self._runner, record))
 
     def _folder(self) -> str:
         return str(
@@ -315,6 +310,7 @@ async def _blocks(file: OpenArtifact) -> AsyncGenerator[bytes, None]:
         yield block
 
 
-def _quoted(path: str) -> str:
+def _quoted(path: str, forms: Sequence[str]) -> str:
+    path = redact(path, forms)  # before it is cut: of a secret at its end the beginning would stay
     shown = path if len(path) <= _SHOWN_CHARS else f"{path[:_SHOWN_CHARS]}…"
     return repr(shown.encode(errors="replace").decode())

@@ -32,6 +32,8 @@ from runner.timing import ChangeSignal, Clock, Retry, RetryPolicy, Timings, retr
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+_MOST_HELD = 1000
+"""In a heartbeat, as the reference orchestrator takes them."""
 
 
 @dataclass
@@ -72,15 +74,29 @@ class RunnerContext:
     """What assignments named as orchestrator_url and no container was given; logged once each."""
     failed_uploads: dict[int, int] = field(default_factory=dict)
     """By row of the outbox, how often artifacts failed while the orchestrator took other calls."""
+    moved_outputs: dict[str, int] = field(default_factory=dict)
+    """By task, how often its output was moved and not taken then."""
+    finishing: set[str] = field(default_factory=set)
+    """The ids of the tasks that have ended, while what they left is read."""
+    uploading: set[str] = field(default_factory=set)
+    """The ids of the tasks whose final status waits for the upload of their artifacts."""
     leftover_starts_ended: anyio.Event = field(default_factory=anyio.Event)
     """Set once no call of an earlier runner can start a container any more."""
-
     output_intervals_s: dict[str, float] = field(default_factory=dict)
-    """By the id of a running task, how often the orchestrator wants its output."""
+    """By the id of a task whose output is followed, how often the orchestrator wants its output."""
 
     def failure_log(self, what: str, ids: Mapping[str, object] | None = None) -> FailureLog:
         """Return the log of a call that is retried and does not go to the orchestrator."""
         return FailureLog(what, self.clock, self.timings, ids)
+
+    @property
+    def held_task_ids(self) -> tuple[str, ...]:
+        """The ids of the running tasks, and then of those whose final status takes its time.
+
+        An orchestrator takes a task for lost that its node does not name, once its time is over.
+        """
+        ended = sorted(self.finishing | self.uploading)
+        return tuple(dict.fromkeys([*self.slots.task_ids, *ended]))[:_MOST_HELD]
 
     async def persist(self, write: Callable[[], Awaitable[T]]) -> T:
         """Return what a write to the journal returns; retried without end."""

@@ -182,7 +182,7 @@ async def _last_output(task: TaskContext, container: Container | None) -> str:
         output = await task.engine.last_output(container.container_id, LAST_LINES)
     except EngineError as error:
         return f"(its output cannot be read: {error})"
-    return redact_output(output, await secrets_of(task, container))
+    return redact_output(output, await secrets_of(task.runner, task.record, container))
 
 
 async def _remove(task: TaskContext) -> None:
@@ -205,7 +205,23 @@ async def _report(
     task: TaskContext, container: Container | None, state: ReporterState, until: float
 ) -> None:
     """Look for the agent's log until that moment on the event loop's clock, then report."""
-    secrets = await secrets_of(task, container)
+    finishing = task.runner.finishing
+    finishing.add(task.task_id)
+    try:
+        reports, output = await _final_reports(task, container, state, until)
+        await _release(task, reports, output)
+    finally:
+        finishing.discard(task.task_id)
+
+
+async def _final_reports(
+    task: TaskContext, container: Container | None, state: ReporterState, until: float
+) -> tuple[list[Report], OutputProgress | None]:
+    """Return the final reports in their order, and the progress after the chunk of output in them.
+
+    The agent's log is looked for until that moment.
+    """
+    secrets = await secrets_of(task.runner, task.record, container)
     session = await _read(
         task.task_id,
         lambda: _find_log(task.record, task.runner, container, state, secrets),
@@ -226,10 +242,9 @@ async def _report(
     artifacts = await _read(task.task_id, lambda: find_artifacts(task, container), copied_by)
     logs += [unread_artifacts(task.task_id)] if artifacts is None else artifacts
     if output is None:
-        await _release(task, [*logs, report])
-    else:
-        chunk, progress = output
-        await _release(task, [chunk, *logs, report], progress)
+        return [*logs, report], None
+    chunk, progress = output
+    return [chunk, *logs, report], progress
 
 
 async def _release(

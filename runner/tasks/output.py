@@ -19,7 +19,7 @@ from runner.engine.base import KEY_VARIABLE, Container, OutputPart, OutputPositi
 from runner.env_file import readable_values
 from runner.errors import EngineError
 from runner.log import fields
-from runner.model import OUTPUT, OutputProgress, Report, output_chunk
+from runner.model import OUTPUT, OutputProgress, Report, Task, output_chunk
 from runner.redaction import (
     Secret,
     encoded_forms,
@@ -28,7 +28,7 @@ from runner.redaction import (
     redact_stream,
     secrets_in,
 )
-from runner.tasks.context import TaskContext
+from runner.tasks.context import RunnerContext, TaskContext
 
 log = logging.getLogger(__name__)
 MAX_CHUNK_BYTES = 512 << 10
@@ -37,10 +37,12 @@ UNREADABLE = "\n[… the rest of the output cannot be read …]\n"
 _UNDECODABLE = re.compile("[\ud800-\udfff]")
 
 
-async def secrets_of(task: TaskContext, container: Container | None) -> list[str]:
+async def secrets_of(
+    runner: RunnerContext, record: Task, container: Container | None = None
+) -> list[str]:
     """Return the texts that are redacted from everything that is reported of a task."""
-    settings, assignment = task.runner.settings, task.record.assignment
-    keys = await task.persist(lambda: task.runner.journal.keys_of_node_with(task.task_id))
+    settings, assignment = runner.settings, record.assignment
+    keys = await runner.persist(lambda: runner.journal.keys_of_node_with(record.task_id))
     if assignment is not None and assignment.task_key is not None:
         keys.append(assignment.task_key)
     variables = {} if container is None else container.variables
@@ -56,11 +58,11 @@ async def follow_output(task: TaskContext, container: Container) -> None:
     runner = task.runner
     failures = runner.failure_log("read a container's output", {"task_id": task.task_id})
     reader = task.engine.output_reader(container.container_id)
+    intervals_s = runner.output_intervals_s
+    intervals_s[task.task_id] = runner.timings.output_interval_s
     try:
         while True:
-            interval_s = runner.output_intervals_s.get(
-                task.task_id, runner.timings.output_interval_s
-            )
+            interval_s = intervals_s[task.task_id]
             await runner.clock.sleep(interval_s)
             if not runner.node.offers(OUTPUT):
                 continue
@@ -75,7 +77,7 @@ async def follow_output(task: TaskContext, container: Container) -> None:
         log.exception("a defect of the runner meets a task's output", extra=ids)
     finally:
         reader.close()
-        runner.output_intervals_s.pop(task.task_id, None)
+        intervals_s.pop(task.task_id, None)
 
 
 async def _post_next(task: TaskContext, container: Container, reader: OutputReader) -> None:
@@ -88,9 +90,10 @@ async def _post_next(task: TaskContext, container: Container, reader: OutputRead
         return
     part = await reader.read(OutputPosition(progress.anchor, progress.skip), MAX_CHUNK_BYTES)
     if part.pieces:
-        forms = encoded_forms(await secrets_of(task, container))
+        forms = encoded_forms(await secrets_of(task.runner, task.record, container))
         chunk, after = await _redacted(part, progress, forms, is_end=False)
-        await _post(task, chunk, after)
+        if after != progress:
+            await _post(task, chunk, after)
 
 
 async def rest_of_output(
@@ -134,7 +137,7 @@ async def _post_rest(
     task: TaskContext, container: Container, reader: OutputReader, progress: OutputProgress
 ) -> tuple[OutputProgress, str]:
     """Post all but the last chunk; return the progress before that, and its text."""
-    forms = encoded_forms(await secrets_of(task, container))
+    forms = encoded_forms(await secrets_of(task.runner, task.record, container))
     while True:
         position = OutputPosition(progress.anchor, progress.skip)
         part = await reader.read(position, MAX_CHUNK_BYTES)

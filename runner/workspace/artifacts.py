@@ -34,7 +34,7 @@ MAX_DEPTH = 64
 MAX_PATH_BYTES = 1024
 """Each byte takes up to three in the URL, and servers take a few thousand."""
 MAX_ENTRIES = 100_000
-"""So many files and folders are looked at."""
+"""So many files and folders are looked at, or copied."""
 
 Segments = tuple[str, ...]
 
@@ -49,10 +49,11 @@ class ArtifactChanged(ArtifactError):
 
 @dataclass(frozen=True)
 class Limits:
-    """The most artifacts of a task, and the most bytes of each."""
+    """The most artifacts of a task, the most bytes of each, and how much is looked at."""
 
     count: int
     size: int
+    entries: int = MAX_ENTRIES
 
 
 @dataclass(frozen=True, order=True)
@@ -118,11 +119,15 @@ def _list_folder(
     handle: int, folder: str, above: Segments, listing: Listing, limits: Limits
 ) -> None:
     with os.scandir(handle) as entries:
-        names = sorted(entry.name for entry in islice(entries, MAX_ENTRIES + 1 - listing.entries))
+        most = limits.entries + 1 - listing.entries
+        names = sorted(entry.name for entry in islice(entries, most))
     for name in names:
+        if listing.entries > limits.entries:
+            return
         listing.entries += 1
-        if listing.entries > MAX_ENTRIES:
-            listing.omit(above, f"there are more than {MAX_ENTRIES} files and folders")
+        if listing.entries > limits.entries:
+            too_many = f"there are more than {limits.entries} files and folders"
+            listing.omit(above or (folder,), too_many)
             return
         segments = (*above, name)
         try:

@@ -19,10 +19,9 @@ from pathlib import Path
 
 from runner.errors import RunnerError
 from runner.handles import open_below, read_below, write_below
-from runner.model import TaskStatus
+from runner.model import MOST_MESSAGE_CHARS, TaskStatus
 from runner.timing import DEFAULT_REPORTER_TIMINGS, ReporterTimings
 
-MOST_MESSAGE_CHARS = 100_000
 _NAME = "reporter.json"
 _VERSION = 1
 _MAX_BYTES = 2 << 20  # more than the longest message takes, with every character escaped

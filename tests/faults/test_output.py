@@ -1,5 +1,9 @@
-"""The runner is killed while it sends what a task prints and makes, which is there once anyway."""
+"""The runner is killed while it sends what a task prints and makes, which is there once anyway.
 
+One point of each kind is in ./dev test; the others are long.
+"""
+
+from collections.abc import Sequence
 from dataclasses import replace
 from operator import attrgetter
 
@@ -46,6 +50,20 @@ ARTIFACTS = [
 ]
 
 
+def at_points(points: Sequence[KillPoint], short: str) -> pytest.MarkDecorator:
+    """Have a test run at each point; at all but the one of this name it is a long one."""
+    assert short in {point.name for point in points}
+    return pytest.mark.parametrize(
+        "point",
+        [
+            pytest.param(
+                point, id=point.name, marks=[] if point.name == short else pytest.mark.long
+            )
+            for point in points
+        ],
+    )
+
+
 def follow_closely(rig: Rig) -> None:
     """Have live output sent at once, whatever interval the orchestrator asks for."""
     rig.runner.set_timings(
@@ -53,7 +71,7 @@ def follow_closely(rig: Rig) -> None:
     )
 
 
-@pytest.mark.parametrize("point", WHOLE, ids=attrgetter("name"))
+@at_points(WHOLE, short="output-unanswered")
 def test_chunk_is_repeated_to_the_byte_when_the_runner_is_killed_as_it_sends_it(
     point: KillPoint, rig: Rig
 ) -> None:
@@ -64,7 +82,7 @@ def test_chunk_is_repeated_to_the_byte_when_the_runner_is_killed_as_it_sends_it(
     assert all(chunk == {"offset": 0, "text": "done\n", "done": True} for chunk in chunks)
 
 
-@pytest.mark.parametrize("point", LIVE, ids=attrgetter("name"))
+@at_points(LIVE, short="after-commit-5")
 def test_output_is_whole_when_the_runner_is_killed_at_a_commit_of_live_output(
     point: KillPoint, rig: Rig
 ) -> None:
@@ -72,7 +90,7 @@ def test_output_is_whole_when_the_runner_is_killed_at_a_commit_of_live_output(
     kill_and_finish(point, rig)
 
 
-@pytest.mark.parametrize("point", [*LIVE[1:2], *AT_THE_END], ids=attrgetter("name"))
+@at_points([*LIVE[1:2], *AT_THE_END], short="during-logs")
 def test_output_is_whole_when_the_runner_is_killed_as_it_reads_the_log_of_docker(
     point: KillPoint, docker_rig: Rig
 ) -> None:
@@ -81,7 +99,7 @@ def test_output_is_whole_when_the_runner_is_killed_as_it_reads_the_log_of_docker
     kill_and_finish(point, docker_rig)
 
 
-@pytest.mark.parametrize("point", ARTIFACTS, ids=attrgetter("name"))
+@at_points(ARTIFACTS, short="artifact-unanswered")
 def test_artifacts_are_there_once_when_the_runner_is_killed_as_it_uploads_them(
     point: KillPoint, rig: Rig
 ) -> None:
@@ -89,6 +107,7 @@ def test_artifacts_are_there_once_when_the_runner_is_killed_as_it_uploads_them(
     assert rig.orchestrator.artifacts_of(task_id) == MADE
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("point", ARTIFACTS[1:2], ids=attrgetter("name"))
 def test_artifacts_are_there_once_when_the_runner_is_killed_beside_docker(
     point: KillPoint, docker_rig: Rig

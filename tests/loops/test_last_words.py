@@ -10,7 +10,7 @@ import pytest
 from runner.crush.log import digest_of
 from runner.crush.sessions import read_session
 from runner.errors import EngineSilent
-from runner.model import TaskStatus, log_body
+from runner.model import MOST_MESSAGE_CHARS, TaskStatus, log_body
 from runner.timing import DEFAULT_TIMINGS
 from runner.workspace.handover import FinalStatus, ReporterState, update_reporter_state
 from tests.fakes.crush import Crush, text
@@ -83,6 +83,17 @@ async def test_final_report_of_the_agent_stands_with_what_its_container_did(
     assert (AFTER in end["message"]) == (AFTER in reported)
     reason = "failed" if directives else "completed"
     assert host.rows("SELECT end_reason FROM tasks") == [{"end_reason": reason}]
+
+
+async def test_longest_message_of_the_agent_leaves_room_for_what_its_container_did(
+    host: Host,
+) -> None:
+    # Longer ones are refused, and a status that is refused is lost.
+    final = replace(SUCCESS, message="ü" * MOST_MESSAGE_CHARS)
+    message = (await finish(host, "[fail 3]", lambda: leave(host, final)))["message"]
+    assert len(message) == MOST_MESSAGE_CHARS
+    assert message.startswith("üü")
+    assert f"üü{AFTER}failed: exit code 3" in message
 
 
 async def test_final_report_of_a_lost_container_stands(host: Host) -> None:

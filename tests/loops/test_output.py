@@ -164,6 +164,34 @@ async def test_orchestrator_that_holds_another_length_is_sent_what_it_lacks(
     assert output(host) == expected
 
 
+@pytest.mark.parametrize("length", [-(10**30), -1, 10**30, 2**53])
+async def test_length_that_no_output_has_is_not_believed(host: Host, length: int) -> None:
+    host.orchestrator.always(PATH, json_response({"detail": "no", "length": length}, 409))
+    async with host.running_task():
+        host.engine.print(NAME, b"one")
+        await host.clock.advance(30)
+        host.let_go()
+        assert (await host.wait_for_end())["status"] == "success"
+        await host.pass_time_until_closed("t-1")
+    assert host.orchestrator.count(PATH) == 1
+
+
+async def test_orchestrator_that_names_ever_other_lengths_is_sent_no_more(
+    host: Host, log: Log
+) -> None:
+    lengths = [json_response({"detail": "no", "length": length}, 409) for length in (0, 2)]
+    async with host.running_task():
+        await printed(host, "one ")
+        host.orchestrator.then(PATH, *lengths * 20)
+        host.engine.print(NAME, b"two")
+        await host.clock.advance(10)
+        host.let_go()
+        await host.pass_time_until_closed("t-1", 60)
+    assert (await host.wait_for_end())["status"] == "success"
+    assert host.orchestrator.count(PATH) < 10
+    assert "no more of a task's output is sent: HTTP 409" in log.text
+
+
 async def test_outage_holds_up_neither_the_task_nor_its_end_and_loses_nothing(host: Host) -> None:
     lines = "".join(f"line {number}\n" for number in range(150_000))
     async with host.running_task("[wait-for go][print-line last]"):

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Locator, Page, ViewportSize, expect, sync_playwright
 
 from tests.orchestrator.serving import DEADLINE_S, RunningOrchestrator
@@ -53,3 +54,14 @@ def button(page: Page, name: str) -> Locator:
 
 def expect_text(page: Page, part: str, text: str) -> None:
     expect(page.locator(f"#{part}")).to_contain_text(text)
+
+
+def accessibility_faults(page: Page) -> list[str]:
+    """Return what axe finds: WCAG 2 A and AA and its best practices, in light and in dark."""
+    faults = []
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
+        for violation in Axe().run(page).response["violations"]:
+            targets = [node["target"] for node in violation["nodes"]]
+            faults.append(f"{scheme}: {violation['id']}: {targets}")
+    return faults

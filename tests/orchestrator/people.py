@@ -34,6 +34,10 @@ class Person:
         """Return what a command prints with --json."""
         return json.loads(self.does(*arguments, "--json"))
 
+    def reads_lines(self, *arguments: str) -> list[Any]:
+        """Return the lines of JSON that a command prints with --json."""
+        return [json.loads(line) for line in self.does(*arguments, "--json").splitlines()]
+
     def refused(self, *arguments: str, stdin: str = "") -> tuple[int, str]:
         """Return the exit code and the sentence of a command that fails."""
         result = self.tries(*arguments, stdin=stdin)

@@ -253,6 +253,27 @@ def test_artifacts_of_a_task_are_limited_with_a_sentence(
     ok(_run(orchestrator).put("a", b"x" * 1000))
 
 
+@pytest.mark.settings(node_artifact_bytes=1000)
+def test_artifacts_of_a_node_are_limited_whatever_task_they_are_of(
+    orchestrator: RunningOrchestrator, running: Running
+) -> None:
+    other_task = Running(running.node, orchestrator.assign(running.node, "running"))
+    pieces = iter([b"y" * 300, b"y" * 300])
+    headers = {"X-Checksum-SHA256": sha256(b"y" * 600)}
+    for _ in range(3):  # what is stored is not sent again
+        ok(running.put("a", b"x" * 600))
+    for response in (
+        running.put("a", b"y" * 600),  # replaced without end, it would never be more than it may
+        other_task.put("b", b"y" * 600),
+        other_task.node.http.put(other_task.path("c"), content=pieces, headers=headers),
+    ):
+        sentence = "a node's artifacts are limited to 1000 bytes a day (--node-artifact-bytes)"
+        assert refusal(response) == (429, sentence)
+        assert int(response.headers["Retry-After"]) > 60
+    assert [path.read_bytes() for path in _stored(orchestrator)] == [b"x" * 600]
+    ok(_run(orchestrator).put("a", b"y" * 600))
+
+
 # No test fills a disk, so this one replaces what the system returns of one.
 @pytest.mark.settings(min_free_bytes=2_000_000)
 def test_artifact_that_would_fill_the_disk_is_507_and_leaves_nothing(
@@ -300,9 +321,13 @@ def test_cleanup_removes_the_artifacts_of_old_tasks_and_orphaned_bytes(
     for path in (orphan, young):
         path.touch()
     os.utime(orphan, (0, 0))
+    # As when another call removes it while the folder is read.
+    gone = orphan.with_name("gone")
+    gone.symlink_to("nowhere")
     assert ok(orchestrator.admin.post("/tasks/cleanup")) == {"deleted_count": 1}
     assert not orphan.exists()
     young.unlink()
+    gone.unlink()
     assert [path.read_bytes() for path in _stored(orchestrator)] == [b"recent"]
     assert refusal(orchestrator.admin.get(running.path("a")))[0] == 404
     assert orchestrator.admin.get(recent.path("a")).content == b"recent"

@@ -16,7 +16,7 @@ from orchestrator.budgets import Allowance, BodiesInFlight, DiskReserve, History
 from orchestrator.db.tables import Task
 from orchestrator.errors import OutOfSpace, TooMany
 from orchestrator.routes.bodies import JsonRoute, has_more_values
-from runner.workspace.handover import MOST_MESSAGE_CHARS
+from runner.model import MOST_MESSAGE_CHARS
 from tests.orchestrator.contract_file import CONTRACT
 from tests.orchestrator.serving import (
     PROMPTLY_S,
@@ -180,6 +180,22 @@ def test_output_of_a_task_is_limited_and_what_is_held_stays(
     assert orchestrator.admin.get(path).text == "x" * 60
 
 
+@pytest.mark.settings(node_output_bytes=100)
+def test_output_of_a_node_is_limited_whatever_task_it_is_of(
+    orchestrator: RunningOrchestrator, node: RegisteredNode
+) -> None:
+    first, second = (f"/tasks/{orchestrator.assign(node)}/output" for _ in range(2))
+    ok(node.http.post(first, json={"offset": 0, "text": "x" * 60}))
+    response = node.http.post(second, json={"offset": 0, "text": "y" * 60})
+    sentence = "a node's output is limited to 100 bytes an hour (--node-output-bytes)"
+    assert refusal(response) == (429, sentence)
+    assert int(response.headers["Retry-After"]) > 60
+    assert orchestrator.admin.get(second).text == ""
+    other = orchestrator.register("other")
+    third = f"/tasks/{orchestrator.assign(other)}/output"
+    ok(other.http.post(third, json={"offset": 0, "text": "z" * 60}))
+
+
 @pytest.mark.settings(node_calls_per_minute=3)
 def test_flood_of_reports_is_429_and_heartbeats_and_polls_go_on(
     orchestrator: RunningOrchestrator, node: RegisteredNode
@@ -205,6 +221,14 @@ def test_allowance_is_limited_and_so_is_the_number_of_its_keys() -> None:
     for number in range(100_010):
         allowance.charge(str(number))
     assert len(allowance) < 100_000
+
+
+def test_use_of_more_than_an_allowance_takes_all_of_it() -> None:
+    allowance = Allowance(100, 3600, "no more")
+    allowance.charge("a", 200)
+    with pytest.raises(TooMany) as refused:
+        allowance.charge("a", 200)
+    assert refused.value.retry_after.total_seconds() == pytest.approx(3600, abs=60)
 
 
 def test_allowance_comes_back() -> None:

@@ -96,6 +96,46 @@ def test_a_gap_in_the_output_is_shown(server: Scripted, person: Person) -> None:
     assert "[98 bytes are missing here]" in person.tries("task", "watch", "t").stdout
 
 
+@pytest.mark.parametrize("chunks", [[(0, "of the 1st\n")], [(0, "of the 1st\n"), (4, "nd\n")]])
+def test_output_of_a_task_that_is_assigned_again_is_shown_whole_after_a_line_that_says_so(
+    chunks: list[tuple[int, str]], server: Scripted, person: Person
+) -> None:
+    before = [{"status": "pending"}, {"status": "assigned"}]
+    after = [*before, {"status": "pending", "message": "its node was removed"}]
+    assigned = task("assigned", history=before)
+    server.on(f"GET {TASK}", assigned, assigned, task("success", history=after, result="done"))
+    # The server goes on where the new output is, or with what it has of it.
+    server.on(f"GET {TASK}/output", output(*chunks), output((0, "2nd\n"), (4, "nd\n"), ends=True))
+    watched = person.tries("task", "watch", "t")
+    mark = f"[{watch.STARTS_OVER}]"
+    assert watched.stdout == f"of the 1st\n\n{mark}\n2nd\nnd\n"
+    steps = ["pending", "assigned", "pending: its node was removed", "success: done"]
+    assert watched.stderr.splitlines() == steps
+    asked = [one.query for one in server.asked if one.call.endswith("/output")]
+    assert asked == ["offset=0", "offset=0"]
+
+
+def test_output_starts_over_at_an_orchestrator_without_history_too(
+    server: Scripted, person: Person
+) -> None:
+    server.on(f"GET {TASK}", task(), task(), task("pending"), task("success"))
+    again = output((0, "2nd\n"), ends=True)
+    server.on(f"GET {TASK}/output", output((0, "of the 1st\n"), (2, "d\n")), again)
+    watched = person.reads_lines("task", "watch", "t")
+    shown = [event.get("text", event["event"]) for event in watched]
+    assert shown == ["status", "of the 1st\n", "restart", "status", "2nd\n", "end"]
+
+
+def test_last_lines_in_the_message_are_not_shown_twice(server: Scripted, person: Person) -> None:
+    message = "completed: exit code 0\n…wo\nthree"
+    server.on(f"GET {TASK}", task(), task("success", result=message))
+    lines = f"one\n{RED}two{RESET}\nthree\n"
+    server.on(f"GET {TASK}/output", output((0, lines), ends=True))
+    assert person.tries("task", "watch", "t").stderr.endswith("success: completed: exit code 0\n")
+    server.on(f"GET {TASK}/output", output((0, f"{lines}four\n"), ends=True))
+    assert person.tries("task", "watch", "t").stderr.endswith(f"success: {message}\n")
+
+
 def test_watch_prints_events_as_lines_of_json(server: Scripted, person: Person) -> None:
     ended = task("error", error_message="no")
     server.on(f"GET {TASK}", task("pending", waiting="all are busy"), task(), ended)

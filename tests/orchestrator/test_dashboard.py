@@ -10,6 +10,7 @@ from playwright.sync_api import Browser, Page, expect
 from tests.orchestrator.browsing import (
     HOSTILE,
     PHONE,
+    accessibility_faults,
     button,
     expect_text,
     new_page,
@@ -239,6 +240,22 @@ def test_long_words_neither_widen_the_page_nor_wrap_the_cells_beside_them(
         for text in ("pending", "submitter", "Rotate", "Revoke") if width >= 800 else ():
             cell = fleet.locator("table *").get_by_text(text, exact=True).first
             assert cell.evaluate(COUNT_LINES) == 1, (width, text)
+
+
+def test_pages_have_no_barriers(page: Page, orchestrator: RunningOrchestrator) -> None:
+    assert accessibility_faults(page) == []
+    nodes = [orchestrator.register(f"node-{number}", tags={"env": "test"}) for number in range(4)]
+    for node, status in zip(nodes, ("running", "success", "error", "analyzing"), strict=True):
+        orchestrator.assign(node, status)
+    ok(orchestrator.admin.post(f"/nodes/{nodes[0].id}/pause"))
+    orchestrator.cancel(orchestrator.create_task(recurrence="@daily")["id"])
+    orchestrator.create_task(recurrence="@daily")
+    orchestrator.create_key()
+    orchestrator.create_token()
+    _sign_in(page, orchestrator.admin_key)
+    expect_text(page, "token-list", "acme")
+    page.get_by_text("New task").click()
+    assert accessibility_faults(page) == []
 
 
 @pytest.mark.parametrize(("scheme", "color"), [("light", "255, 255, 255"), ("dark", "20, 23, 26")])

@@ -24,9 +24,8 @@ from orchestrator.uploads import plain_name, stored_name
 from runner.api import assignment
 from runner.crush.sessions import LOG_LIMIT_BYTES
 from runner.errors import BadAssignment
-from runner.model import is_task_id
+from runner.model import MOST_MESSAGE_CHARS, is_task_id
 from runner.settings import MAX_NAME_CHARS, MAX_TAGS, check_capabilities, check_name, parse_tags
-from runner.workspace.handover import MOST_MESSAGE_CHARS
 from tests.orchestrator.serving import sha256
 
 TASK_ID = str(uuid.uuid4())

@@ -3,16 +3,27 @@
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
+from fastapi import FastAPI
 from sqlalchemy import insert, select, update
 
+from orchestrator.budgets import MAX_STREAMS
 from orchestrator.db.tables import ApiKey, StatusEntry, Task
-from orchestrator.model import TaskStatus, utc_now
+from orchestrator.model import ADMIN_ID, TaskStatus, utc_now
+from orchestrator.services import services_of
 from orchestrator.web.task import duration_text, shown_log, size_text
-from tests.orchestrator.serving import Json, RegisteredNode, RunningOrchestrator, ok, refusal
+from tests.orchestrator.serving import (
+    Json,
+    RegisteredNode,
+    RunningOrchestrator,
+    ok,
+    refusal,
+    wait_for,
+)
 
 Events = Iterator[tuple[str, str]]
 
@@ -76,10 +87,10 @@ def test_only_what_has_changed_is_sent_again(orchestrator: RunningOrchestrator) 
         parts = _first_parts(events)
         assert list(parts) == ["facts", "history", "artifacts", "log"]
         assert "first log" in parts["log"]
-        assert "GET /logs/" not in parts["log"]
+        assert "task logs" not in parts["log"]
         _send_log(node, task_id, "x" * 1_000_000 + "second log")
         part, html = next(events)
-        assert (part, "second log" in html, f"GET /logs/{task_id}" in html) == ("log", True, True)
+        assert (part, "second log" in html, f"task logs {task_id}" in html) == ("log", True, True)
         node.put_artifact(task_id, "a.txt", b"a")
         assert next(events)[0] == "artifacts"
         node.report(task_id, "success")
@@ -114,7 +125,7 @@ def test_look_is_cheap_though_tasks_have_many_reports(
         assert "33&nbsp;%" in parts["history" if task else "tasks"]
     history = parts["history"]
     assert ("the last of many" in history, "the first of many" in history) == (True, False)
-    assert (history.count("<li>"), history.count(f"GET /tasks/{task_id}")) == (200, 1)
+    assert (history.count("<li>"), history.count(f"task show {task_id}")) == (200, 1)
     # A task that has ended shows no progress.
     node.report(task_id, "success")
     assert "33&nbsp;%" not in _first_look(orchestrator)["tasks"]
@@ -179,16 +190,16 @@ def test_long_texts_of_a_task_are_truncated(orchestrator: RunningOrchestrator) -
     node.report(task_id, "success", message="m" * 100_000)
     facts = _first_look(orchestrator, task_id)["facts"]
     assert len(facts) < 50_000
-    assert f"GET /tasks/{task_id}" in facts
+    assert f"task show {task_id}" in facts
 
 
 def test_list_of_tasks_is_limited_and_shows_it(orchestrator: RunningOrchestrator) -> None:
     for _ in range(100):
         orchestrator.create_task()
-    assert "GET /tasks" not in _first_look(orchestrator)["tasks"]
+    assert "task list --all" not in _first_look(orchestrator)["tasks"]
     orchestrator.create_task("the newest")
     shown = _first_look(orchestrator)["tasks"]
-    assert ("GET /tasks" in shown, "the newest" in shown) == (True, True)
+    assert ("task list --all" in shown, "the newest" in shown) == (True, True)
     assert shown.count("<a ") == 100
 
 
@@ -206,6 +217,29 @@ def test_stream_ends_when_the_server_stops(orchestrator: RunningOrchestrator) ->
         next(lines)
         orchestrator.stop()
         list(lines)
+
+
+class _Watched(RunningOrchestrator):
+    """One whose streams a test can count, and add to."""
+
+    def application(self) -> FastAPI:
+        self.app = super().application()
+        return self.app
+
+
+def test_open_pages_of_a_key_are_limited(tmp_path: Path) -> None:
+    with _Watched(tmp_path) as orchestrator, ExitStack() as others:
+        task_id = orchestrator.create_task()["id"]
+        streams = services_of(orchestrator.app).page_streams
+        with _live(orchestrator, task_id) as events:
+            next(events)
+            for _ in range(MAX_STREAMS - 1):
+                others.enter_context(streams.hold(ADMIN_ID))
+            sentence = f"the key has {MAX_STREAMS} pages open, as many as it may: close some"
+            for path in (f"/dashboard/tasks/{task_id}/live", "/dashboard/live"):
+                assert refusal(orchestrator.admin.get(path)) == (429, sentence)
+        others.close()
+        wait_for(lambda: len(streams) == 0)
 
 
 def test_streams_are_for_who_may_read_what_they_show(shared: RunningOrchestrator) -> None:

@@ -1,7 +1,9 @@
 """The output of tasks: sent in chunks, each byte once, and read whole or as it comes."""
 
 import json
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -10,6 +12,7 @@ import pytest
 from sqlalchemy import Update, func, select, update
 
 from orchestrator.budgets import OpenStreams, OutputPace
+from orchestrator.db.database import CONNECTIONS
 from orchestrator.db.output import HEAD_BYTES, TAIL_BYTES
 from orchestrator.db.tables import OutputPart, Task, TaskOutput
 from orchestrator.errors import TooMany
@@ -174,7 +177,8 @@ def test_output_is_read_by_those_who_read_the_task(shared: RunningOrchestrator) 
     node = shared.register("client-acme-1")
     operator = shared.client(shared.create_key(role="operator")["api_key"])
     body = {"prompt": "p", "target_node_id": node.id}
-    own, others = ok(operator.post("/tasks", json=body))["id"], shared.create_task()["id"]
+    own = ok(operator.post("/tasks", json=body))["id"]
+    others = shared.create_task(target_node_name="nobody")["id"]
     limited = {"role": "admin", "allowed_node_patterns": ["client-acme-*"]}
     acme = shared.client(shared.create_key(**limited)["api_key"])
     submitter = shared.client(shared.create_key(role="submitter")["api_key"])
@@ -285,6 +289,21 @@ def test_stream_ends_when_the_server_stops(
         assert list(events) == []
 
 
+def test_output_that_waits_for_the_database_holds_up_no_other_call(
+    orchestrator: RunningOrchestrator, node: RegisteredNode
+) -> None:
+    task_ids = [orchestrator.assign(node) for _ in range(CONNECTIONS + 2)]
+    with ThreadPoolExecutor(len(task_ids)) as pool:
+        with orchestrator.database() as database, database.writing() as session:
+            session.execute(select(1))  # begins, and so locks the database
+            sent = [pool.submit(_send, node, task_id, 0, "x") for task_id in task_ids]
+            for _ in range(20):
+                ok(orchestrator.client().get("/health", timeout=10))
+                time.sleep(0.02)  # until the calls have come in
+            assert not any(one.done() for one in sent)
+        assert [one.result() for one in sent] == [1] * len(task_ids)
+
+
 def test_interval_grows_with_the_number_of_tasks_and_is_shorter_for_those_watched() -> None:
     now = 0.0
     pace = OutputPace(lambda: now)
@@ -306,7 +325,7 @@ def test_interval_grows_with_the_number_of_tasks_and_is_shorter_for_those_watche
 
 
 def test_open_streams_of_a_key_are_limited() -> None:
-    streams = OpenStreams(limit=1)
+    streams = OpenStreams("streams of output", limit=1)
     streams.check("a")
     with streams.hold("a"):
         with pytest.raises(TooMany, match="1 streams of output open"):

@@ -223,6 +223,26 @@ def test_task_whose_node_never_confirms_can_be_purged(
     assert rows(orchestrator.admin.get("/tasks")) == []
 
 
+@pytest.mark.both_databases
+@pytest.mark.parametrize("end", ["reported", "node removed"])
+def test_cleanup_keeps_a_cancelled_task_until_its_container_is_gone(
+    orchestrator: RunningOrchestrator, node: RegisteredNode, end: str
+) -> None:
+    task_id = orchestrator.assign(node, "running")
+    orchestrator.cancel(task_id)
+    # However long ago: the node may come back with the container.
+    long_ago = utc_now() - 2 * UNCONFIRMED_CANCEL_FOR
+    orchestrator.change(update(Task).values(completed_at=long_ago))
+    orchestrator.assign(node, "success")
+    assert ok(orchestrator.admin.post("/tasks/cleanup?days=0")) == {"deleted_count": 1}
+    assert [task["id"] for task in orchestrator.tasks()] == [task_id]
+    if end == "reported":
+        node.report(task_id, "error", message="cancelled")
+    else:
+        ok(orchestrator.admin.delete(f"/nodes/{node.id}"))
+    assert ok(orchestrator.admin.post("/tasks/cleanup?days=0")) == {"deleted_count": 1}
+
+
 def test_pause_rerun_and_purge_are_in_the_audit(
     orchestrator: RunningOrchestrator, node: RegisteredNode
 ) -> None:

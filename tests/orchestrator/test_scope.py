@@ -147,6 +147,7 @@ def test_limited_admin_key_does_what_it_may_within_its_patterns(
     artifact = holder.get(f"/tasks/{own.task_id}/artifacts/client-acme.txt")
     assert artifact.content == b"client-acme"
     assert ok(holder.delete(f"/tasks/{own.task_id}"))["status"] == "cancelled"
+    own.node.report(own.task_id, "error", message="cancelled")
     assert ok(holder.post("/tasks/cleanup?days=0")) == {"deleted_count": 2}
     actions = {entry["action"] for entry in ok(holder.get("/keys/audit"))["entries"]}
     assert {"key:created", "token:created", "tasks:cleanup"} <= actions

@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks.connection import Connection
 from benchmarks.fleet import Measured, measure
+from benchmarks.output import measure as measure_output
 from benchmarks.servers import Servers, allow_open_files, served
 from benchmarks.simulated_fleet import Fleet
 from benchmarks.system import children_of
@@ -34,6 +35,15 @@ def test_every_task_arrives_at_one_node_and_no_call_fails(tmp_path: Path) -> Non
         measured = asyncio.run(_measured(servers))
     tasks = (measured.lost, measured.twice, len(measured.latencies_s))
     assert (measured.failures, tasks) == ([], (0, 0, 30))
+
+
+@pytest.mark.long
+def test_output_of_every_task_is_stored_whole_and_seen_by_who_watches(tmp_path: Path) -> None:
+    with served(tmp_path, None) as servers:
+        measuring = measure_output(tmp_path, servers, size=10, watchers=2, seconds=6)
+        measured = asyncio.run(measuring)
+    assert (measured.failures, measured.not_whole) == ([], 0)
+    assert min(map(len, measured.times_ms.values())) > 0
 
 
 def test_too_few_open_files_are_one_sentence() -> None:

@@ -10,6 +10,7 @@ from playwright.sync_api import Browser, Page, expect
 from orchestrator.db.output import HEAD_BYTES
 from tests.orchestrator.browsing import (
     HOSTILE,
+    accessibility_faults,
     button,
     expect_text,
     new_page,
@@ -102,6 +103,23 @@ def test_task_is_followed_from_its_address_to_its_end(
     # The address is enough to see it again.
     page.reload()
     expect(page.locator("#output")).to_have_text("first\nsecond")
+
+
+def test_page_has_no_barriers(
+    show: Callable[[str], Page], orchestrator: RunningOrchestrator, node: RegisteredNode
+) -> None:
+    task_id = orchestrator.assign(node, "running")
+    page = show(task_id)
+    _print(node, task_id, 0, TERMINAL + "line\n" * 200, done=False)
+    expect_text(page, "output", "line")
+    assert accessibility_faults(page) == []
+    node.put_artifact(task_id, "report.txt", b"report")
+    node.send_log(task_id, {"title": "t", "messages": [{"role": "user", "content": "a", **TIMES}]})
+    orchestrator.cancel(task_id)
+    node.report(task_id, "error", message="was cancelled")
+    expect_text(page, "facts", "gone: its node reported this at")
+    expect_text(page, "log", "user")
+    assert accessibility_faults(page) == []
 
 
 def test_output_has_colours_and_nothing_else_of_a_terminal(

@@ -56,9 +56,8 @@ def orchestrator(tmp_path: Path) -> Iterator[RecordingOrchestrator]:
 
 
 def test_task_without_extensions_is_reported_cancelled_and_its_artifacts_stay(
-    each_runner: RunnerProcess, orchestrator: RecordingOrchestrator
+    runner: RunnerProcess, orchestrator: RecordingOrchestrator
 ) -> None:
-    runner = each_runner
     prompt = "[print-line one][artifact result.csv 1,2][fail 3]"
     task_id = orchestrator.create_task(prompt)["id"]
     runner.start()

@@ -54,6 +54,16 @@ def test_regular_files_are_listed_in_the_order_of_their_paths(tmp_path: Path, fo
     assert paths(tmp_path, Limits(2, 1)) == ["a", "b/0"]
 
 
+def test_only_so_many_files_and_folders_are_looked_at(tmp_path: Path, folder: Path) -> None:
+    (folder / "b" / "c").mkdir(parents=True)
+    (folder.parent / COPIES).mkdir()
+    for name in ("a", "b/c/1", "b/c/2", "b/d", "e", f"../{COPIES}/f"):
+        (folder / name).touch()
+    listing = list_artifacts(tmp_path, "t-1", COPIES, Limits(9, 1, entries=4))
+    assert [artifact.path for artifact in listing.artifacts] == ["a", "b/c/1"]
+    assert listing.omitted == [("b/c", "there are more than 4 files and folders")]
+
+
 def test_folder_that_is_missing_or_a_link_has_no_artifacts(tmp_path: Path, folder: Path) -> None:
     (folder / "a").touch()
     folder.rename(tmp_path / "elsewhere")

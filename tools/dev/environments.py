@@ -108,10 +108,9 @@ def ensure_demo() -> Path:
     """Return a Python for the demo: the project's if it is current, else one with less."""
     if project().is_current():
         return project().python
-    packages = ("-e", f"{ROOT}[orchestrator]")
-    return Environment(
-        ROOT / ".venv-demo", "runner and orchestrator: 50 MB, half a minute", packages, is_lean=True
-    ).ensure()
+    packages = ("-e", f"{ROOT}[orchestrator,client]")
+    content = "runner, orchestrator and command line: 75 MB, half a minute"
+    return Environment(ROOT / ".venv-demo", content, packages, is_lean=True).ensure()
 
 
 def ensure_ansible() -> Path | None:

@@ -26,6 +26,8 @@ benchmarks:
   claims       tasks assigned per second from a queue of 10,000, on SQLite and PostgreSQL
   calls        CPU time of a heartbeat and an empty poll, compared with a bare route of Starlette
   lists        time of a page of GET /tasks by filter, with 100,000 tasks on SQLite
+  output       CPU time, response times and database growth of the orchestrator while tasks print
+               1 kB per second each, also with people who watch them, on SQLite; takes 20 minutes
   abuse        response times of the orchestrator beside callers that send all they can, on SQLite
   fleet        latency and CPU time of the orchestrator under a simulated fleet, on SQLite and
                PostgreSQL; see docs/scaling.md
@@ -87,14 +89,23 @@ def bench() -> argparse.ArgumentParser:
     _option(engine, "--tasks", int, 10, "throughput, peers: tasks per round")
     _option(engine, "--rounds", int, 5, "all but idle: rounds; figures are medians")
     _option(engine, "--idle-seconds", float, 60.0, "idle, peers: how long to measure, in seconds")
-    fleet = parser.add_argument_group("fleet")
-    _option(fleet, "--nodes", int, [2000], "fleet sizes, measured one after another", nargs="+")
+    output = parser.add_argument_group("output")
+    _option(
+        output,
+        "--printing",
+        int,
+        [50, 100, 200, 400],
+        "tasks that print, measured one after another",
+        nargs="+",
+    )
+    fleet = parser.add_argument_group("fleet and output")
+    _option(fleet, "--nodes", int, [2000], "fleet: sizes, measured one after another", nargs="+")
     _option(
         fleet,
         "--rate",
         float,
         [10.0],
-        "tasks created per second, measured one after another",
+        "fleet: tasks created per second, measured one after another",
         nargs="+",
     )
     _option(fleet, "--seconds", float, 60.0, "length of each measurement in seconds")
@@ -102,13 +113,21 @@ def bench() -> argparse.ArgumentParser:
         "--heartbeat-seconds",
         type=float,
         metavar="N",
-        help="seconds between two heartbeats of a node (default: as the server says)",
+        help="fleet: seconds between two heartbeats of a node (default: as the server says)",
     )
     return parser
 
 
 def _benchmark(name: str) -> str:
-    names = (*DEFAULT_BENCHMARKS, "peers", "calls", "lists", "abuse", *DATABASE_BENCHMARKS)
+    names = (
+        *DEFAULT_BENCHMARKS,
+        "peers",
+        "calls",
+        "lists",
+        "output",
+        "abuse",
+        *DATABASE_BENCHMARKS,
+    )
     if name not in names:
         raise argparse.ArgumentTypeError(f"cannot run {name!r}: choose from {', '.join(names)}")
     return name
