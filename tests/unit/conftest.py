@@ -1,6 +1,7 @@
 """What the unit tests share."""
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -40,3 +41,12 @@ async def orchestrator(server: ScriptedServer) -> AsyncIterator[OrchestratorClie
 @pytest.fixture
 def identity() -> Identity:
     return Identity("6f1c2a34-0000-4000-8000-0123456789ab", Secret("node-key-1234"))
+
+
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a folder for programs that are found before the host's own."""
+    folder = tmp_path / "programs"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    return folder

@@ -1,17 +1,40 @@
 """The role's programs, which Ansible hands to a host's Python."""
 
 import importlib.util
+import sys
 from pathlib import Path
 from types import ModuleType
 
 ROLE = Path(__file__).resolve().parents[2] / "ansible" / "roles" / "victoria_runner"
+UNIT = "victoria-runner.service"
+OF_ANSIBLE = ("ansible", "ansible.module_utils")
+"""The packages in which Ansible puts what modules share; no tests have more of it."""
 
 
 def load(name: str) -> ModuleType:
     """Return a program of the role as a module."""
-    spec = importlib.util.spec_from_file_location(Path(name).stem, ROLE / name)
+    return _load(name, Path(name).stem)
+
+
+def _load(name: str, as_name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(as_name, ROLE / name)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def write_program(folder: Path, name: str, script: str) -> Path:
+    """Write a shell script that stands in for a program."""
+    program = folder / name
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    return program
+
+
+for package in OF_ANSIBLE:
+    sys.modules.setdefault(package, ModuleType(package))
+for path in sorted((ROLE / "module_utils").glob("*.py")):
+    full_name = f"{OF_ANSIBLE[-1]}.{path.stem}"
+    sys.modules[full_name] = _load(f"module_utils/{path.name}", full_name)

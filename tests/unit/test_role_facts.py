@@ -1,174 +1,17 @@
 """The role reads what a host and its service are: library/victoria_runner_facts.py."""
 
-import json
+import hashlib
 import os
+import pwd
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from runner.journal.journal import JOURNAL_NAME
-from tests.unit.role import load
+from tests.unit.role import UNIT, load, write_program
 
 facts = load("library/victoria_runner_facts.py")
-UNIT = "victoria-runner.service"
-NOW, BEFORE = "a" * 32, "b" * 32
-
-
-def entry(message: object, priority: int = 6, *, by: str = "stdout", of: str = NOW) -> str:
-    """Return a line of `journalctl --output=json`: of the program, or of systemd about its unit."""
-    field = "_SYSTEMD_INVOCATION_ID" if by == "stdout" else "INVOCATION_ID"
-    return json.dumps({"MESSAGE": message, "PRIORITY": str(priority), "_TRANSPORT": by, field: of})
-
-
-def shown(state: str, **more: object) -> str:
-    """Return what `systemctl show` prints."""
-    values = {"ActiveState": state, "Result": "exit-code", "InvocationID": NOW, **more}
-    return "".join(f"{name}={value}\n" for name, value in values.items())
-
-
-SYSTEMD_ONLY_SAYS = [
-    entry(f"{UNIT}: Main process exited, code=exited, status=203/EXEC", 5, by="journal"),
-    entry(f"{UNIT}: Failed with result 'exit-code'.", 4, by="journal"),
-    entry("Failed to start victoria-runner.service - Victoria Remote Runner.", 3, by="journal"),
-]
-CAUSES = {
-    "no-right-to-the-program": (
-        shown("activating", ExecMainStatus=203),
-        [
-            entry("INFO draining: no new task is taken", of=BEFORE),
-            entry(
-                f"{UNIT}: Failed at step EXEC spawning /opt/x/venv/bin/victoria-runner: "
-                "Permission denied",
-                3,
-                by="journal",
-            ),
-            *SYSTEMD_ONLY_SAYS,
-        ],
-        "systemd cannot start /opt/x/venv/bin/victoria-runner: Permission denied (203/EXEC)",
-    ),
-    "its-own-error": (
-        shown("failed", ExecMainStatus=78),
-        [
-            entry("INFO starting"),
-            entry("ERROR cannot use --memory 8 gig: it is not a size", 3),
-            entry("INFO exiting reason=configuration"),
-            *SYSTEMD_ONLY_SAYS,
-        ],
-        "cannot use --memory 8 gig: it is not a size",
-    ),
-    "a-full-disk": (
-        shown("failed", ExecMainStatus=75),
-        [entry("ERROR cannot write the journal: No space left on device; free some space", 3)],
-        "cannot write the journal: No space left on device; free some space",
-    ),
-    "a-traceback-in-one-line": (
-        shown("failed", ExecMainStatus=1),
-        [entry(r'ERROR a defect traceback="Traceback:\n  File x\nRuntimeError: broken"', 3)],
-        "RuntimeError: broken",
-    ),
-    "a-traceback-in-json": (
-        shown("failed", ExecMainStatus=1),
-        [entry(json.dumps({"message": "a defect", "traceback": "Traceback:\nKeyError: 'x'"}), 3)],
-        "KeyError: 'x'",
-    ),
-    "another-python": (
-        shown("activating", ExecMainStatus=1),
-        [entry("Traceback (most recent call last):"), entry("No module named 'runner'")],
-        "No module named 'runner'",
-    ),
-    "a-missing-file": (
-        shown("failed", Result="resources"),
-        [
-            entry(f"{UNIT}: Failed to load environment files: No such file", 4, by="journal"),
-            *SYSTEMD_ONLY_SAYS,
-        ],
-        "Failed to load environment files: No such file",
-    ),
-    "only-the-start-before-has-lines": (
-        shown("failed", Result="timeout"),
-        [entry("ERROR of the runner before", 3, of=BEFORE)],
-        "it has logged nothing since this start (failed, timeout)",
-    ),
-    "a-program-that-ended-at-once": (
-        shown("failed"),
-        [
-            entry("Starting dep.service...", by="journal"),
-            json.dumps({"MESSAGE": "no space", "_TRANSPORT": "stdout"}),
-            *SYSTEMD_ONLY_SAYS,
-        ],
-        "no space",
-    ),
-    "the-attempt-before-while-the-new-one-is-silent": (
-        shown("activating", NRestarts=1),
-        [entry("ERROR of the attempt before", 3, of=BEFORE)],
-        "of the attempt before",
-    ),
-    "the-last-warning-of-a-runner-that-is-up": (
-        shown("active"),
-        [
-            entry("WARNING cannot register: Connection refused", 4),
-            entry("INFO waiting"),
-            entry("an event\nof podman", by="journal"),
-            entry("container died", 3, by="journal"),
-        ],
-        "cannot register: Connection refused",
-    ),
-    "bytes-that-are-not-utf-8": (
-        shown("active"),
-        [entry(list(b"WARNING \xff"), 4), "{cut"],
-        "\N{REPLACEMENT CHARACTER}",
-    ),
-}
-
-
-@pytest.mark.parametrize(("properties", "lines", "cause"), list(CAUSES.values()), ids=list(CAUSES))
-def test_cause_is_that_of_this_start(properties: str, lines: list[str], cause: str) -> None:
-    values = facts.properties(properties)
-    entries = facts.entries_of(facts.parse_journal("\n".join(lines)), values)
-    assert facts.cause_of(values, entries, UNIT) == cause
-
-
-INVALID = "ERROR Registration failed - invalid registration token"
-FIELDS = "since=2026-01-31T09:26:53Z lasted_s=0 failures=1 next_attempt_s=0"
-
-
-@pytest.mark.parametrize(
-    ("line", "is_refusal"),
-    [
-        pytest.param(f"{INVALID} {FIELDS}", True, id="refused"),
-        pytest.param(f"ERROR Registration failed - HTTP 403: no {FIELDS}", True, id="forbidden"),
-        pytest.param(
-            json.dumps({"message": INVALID[6:], "since": "x", "failures": 1}), True, id="as-json"
-        ),
-        pytest.param(INVALID, False, id="a-first-one-without-a-reason"),
-        pytest.param(json.dumps({"message": INVALID[6:]}), False, id="a-first-one-as-json"),
-        pytest.param(
-            f"ERROR cannot register: HTTP 401 without a reason, maybe from a proxy {FIELDS}",
-            False,
-            id="a-bare-401-of-a-proxy",
-        ),
-    ],
-)
-def test_token_is_refused_only_with_a_reason(line: str, *, is_refusal: bool) -> None:
-    (parsed,) = facts.parse_journal(entry(line, 3))
-    assert facts.is_refusal(parsed) is is_refusal
-
-
-@pytest.fixture
-def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a folder for programs that are found before the host's own."""
-    folder = tmp_path / "programs"
-    folder.mkdir()
-    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
-    return folder
-
-
-def write_program(folder: Path, name: str, script: str) -> Path:
-    program = folder / name
-    program.write_text(f"#!/bin/sh\n{script}\n")
-    program.chmod(0o755)
-    return program
 
 
 def places(root: Path, **more: object) -> dict[str, Any]:
@@ -179,6 +22,7 @@ def places(root: Path, **more: object) -> dict[str, Any]:
         "user": "nobody-of-this-name",
         "unit_file": str(root / UNIT),
         "networks_unit_file": str(root / "networks.service"),
+        "expected": {},
         "packages": [],
         "package_manager": "apt",
         "doctor": False,
@@ -187,36 +31,42 @@ def places(root: Path, **more: object) -> dict[str, Any]:
     }
 
 
-def test_failed_dependency_is_the_cause_of_a_start_that_never_began(programs: Path) -> None:
-    """Systemd shows the state of the start before, whose lines are in the journal."""
-    write_program(
-        programs,
-        "systemctl",
-        'case $2 in user@*) echo "ActiveState=failed"; echo "Result=exit-code";\n'
-        f'echo "InvocationID={NOW}";; esac',
-    )
-    write_program(programs, "journalctl", f"echo '{entry('Failed to set up PAM', 3)}'")
-    values = facts.properties(
-        shown("inactive", Requires="sysinit.target user@1001.service system.slice")
-    )
-    assert facts.failed_dependency(values) == (
-        "user@1001.service, which the runner requires, does not run: Failed to set up PAM"
-    )
-
-
 @pytest.mark.parametrize(
-    ("program", "answers"),
+    ("program", "answers", "live_restore"),
     [
-        pytest.param("echo /var/lib/docker", True, id="daemon"),
-        pytest.param("exit 1", False, id="no-daemon"),
-        pytest.param("echo 'no field DockerRootDir' >&2; exit 125", False, id="podman-as-docker"),
+        pytest.param("echo /var/lib/docker true", True, "true", id="daemon"),
+        pytest.param("exit 1", False, "", id="no-daemon"),
+        pytest.param("echo 'no field DockerRootDir' >&2; exit 125", False, "", id="podman"),
     ],
 )
 def test_a_docker_is_one_whose_daemon_answers(
-    programs: Path, program: str, *, answers: bool
+    programs: Path, program: str, live_restore: str, *, answers: bool
 ) -> None:
     write_program(programs, "docker", program)
-    assert facts.does_docker_answer() is answers
+    engines = facts.engine_facts("apt")
+    assert (engines["docker_answers"], engines["live_restore"]) == (answers, live_restore)
+
+
+@pytest.mark.parametrize(
+    ("installed", "is_of_others"), [("installed", False), ("config-files", True)]
+)
+def test_podman_of_another_package_is_of_others(
+    programs: Path, installed: str, *, is_of_others: bool
+) -> None:
+    write_program(programs, "podman", "echo podman version 5.4.2")
+    write_program(programs, "docker", "exit 1")
+    write_program(programs, "dpkg-query", f"printf {installed}")
+    engines = facts.engine_facts("apt")
+    assert (engines["podman"], engines["has_podman_of_others"]) == ("5.4.2", is_of_others)
+
+
+def test_unit_of_a_person_is_told_by_its_user_program_and_state_folder(tmp_path: Path) -> None:
+    unit = tmp_path / UNIT
+    unit.write_text("[Service]\nUser=vic\nExecStart=/opt/x/bin/victoria-runner --verbose\n")
+    assert facts.unit_facts(unit)["unit_user"] == "vic"
+    assert facts.unit_facts(unit)["unit_program"] == "/opt/x/bin/victoria-runner"
+    (tmp_path / "runner.env").write_text("VICTORIA_RUNNER_STATE_DIR=/var/lib/one\n")
+    assert facts.configuration_facts(tmp_path)["unit_state_dir"] == "/var/lib/one"
 
 
 def test_host_without_anything_has_nothing(tmp_path: Path, programs: Path) -> None:
@@ -225,7 +75,7 @@ def test_host_without_anything_has_nothing(tmp_path: Path, programs: Path) -> No
     write_program(programs, "docker", "exit 1")
     result = facts.facts(places(tmp_path / "none"))
     host, service = result["host"], result["service"]
-    assert (host["account"], host["groups"], host["releases"], host["ours"]) == ("", [], [], [])
+    assert (host["account"], host["groups"], host["releases"], host["ours"]) == ("", "", [], [])
     assert (host["runner_env"], host["current"], host["has_journal"]) == ("", "", False)
     assert (service["MainPID"], service["Release"], service["Outdated"]) == (0, "", [])
 
@@ -264,6 +114,20 @@ def test_release_that_others_may_not_run_is_not_there(tmp_path: Path) -> None:
     assert not facts.is_usable(tmp_path)
 
 
+def test_file_is_as_expected_by_owner_mode_and_content(tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("secret\n")
+    token.chmod(0o400)
+    owner = pwd.getpwuid(os.getuid()).pw_name
+    expected = f"{owner} 400 {hashlib.sha256(b'secret' + bytes([10])).hexdigest()}"
+    assert facts.files_as({str(token): expected, "/none": expected}) == [str(token)]
+    assert facts.files_as({str(token): expected.replace("400", "600")}) == []
+    token.chmod(0o600)
+    token.write_text("another\n")
+    token.chmod(0o400)
+    assert facts.files_as({str(token): expected}) == []
+
+
 @pytest.mark.parametrize(
     ("line", "is_secret"),
     [
@@ -296,113 +160,3 @@ def test_package_that_came_with_another_is_missing_for_apt(programs: Path, tmp_p
         "Package: two\nArchitecture: amd64\nAuto-Installed: 0\n"
     )
     assert facts.automatic_packages(states) == {"one"}
-
-
-class Service:
-    """Files of a configuration, and the copies that systemd made at the start of the service."""
-
-    def __init__(self, root: Path) -> None:
-        self.config, self.copies = root / "config", root / "credentials" / UNIT
-        self.unit = root / UNIT
-        self.config.mkdir()
-        self.copies.mkdir(parents=True)
-        for name in ("runner.env", "registration-token"):
-            (self.config / name).write_text(f"{name} of before\n")
-        self.unit.write_text("[Service]\nSetCredential=unit:1\n")
-        self.start()
-
-    def start(self) -> None:
-        for file in self.config.iterdir():
-            (self.copies / file.name).write_bytes(file.read_bytes())
-        (self.copies / "unit").write_text(self.unit.read_text().strip().rpartition(":")[2])
-
-    def outdated(self) -> list[str]:
-        return list(facts.outdated_files(self.config, self.unit, self.copies.parent))
-
-
-@pytest.fixture
-def service(tmp_path: Path) -> Service:
-    return Service(tmp_path)
-
-
-def test_process_is_that_of_the_files_until_one_has_another_content(service: Service) -> None:
-    assert service.outdated() == []
-    for file in service.config.iterdir():
-        os.utime(file, (2**33, 2**33))
-    assert service.outdated() == []
-
-
-def test_process_is_outdated_whatever_time_the_changed_file_shows(service: Service) -> None:
-    token = service.config / "registration-token"
-    token.write_text("another\n")
-    os.utime(token, (0, 0))
-    assert service.outdated() == ["registration-token"]
-    service.start()
-    assert service.outdated() == []
-    (service.config / "runner.env").unlink()
-    assert service.outdated() == ["runner.env"]
-
-
-def test_process_is_outdated_by_another_unit(service: Service) -> None:
-    service.unit.write_text("[Service]\nSetCredential=unit:12\n")
-    assert service.outdated() == ["unit"]
-
-
-def test_process_of_an_earlier_role_is_outdated(tmp_path: Path) -> None:
-    assert facts.outdated_files(tmp_path, tmp_path / UNIT, tmp_path / "none") == ["unit"]
-
-
-def test_release_of_a_process_is_that_of_its_python(tmp_path: Path) -> None:
-    assert facts.release_of(0, tmp_path) == ""
-    assert facts.release_of(os.getpid(), tmp_path) == ""
-
-
-@pytest.mark.parametrize(
-    ("script", "problem"),
-    [
-        pytest.param("echo '{\"ok\": true}'", "", id="report"),
-        pytest.param(
-            "echo \"No module named 'runner'\" >&2; exit 1",
-            "doctor does not answer: No module named 'runner'",
-            id="another-python",
-        ),
-        pytest.param("exit 1", "doctor does not answer: it prints nothing", id="silent"),
-    ],
-)
-def test_doctor_that_does_not_answer_is_a_problem(
-    tmp_path: Path, script: str, problem: str
-) -> None:
-    command = write_program(tmp_path, "victoria-runner", script)
-    answer = facts.ask_doctor(str(command))
-    assert answer["problem"] == problem
-    assert answer["report"] == ({} if problem else {"ok": True})
-
-
-def test_runner_that_is_not_installed_is_a_problem(tmp_path: Path) -> None:
-    assert facts.ask_doctor(str(tmp_path / "none"))["problem"] == "the runner is not installed"
-
-
-@pytest.mark.parametrize(
-    ("state", "refusals", "report", "looks", "waits"),
-    [
-        pytest.param("active", 0, {"ok": True, "node_id": None}, 1, True, id="not-yet"),
-        pytest.param("active", 0, {}, 1, True, id="doctor-is-silent"),
-        pytest.param("active", 0, {"ok": True, "node_id": "n"}, 1, False, id="registered"),
-        pytest.param("active", 1, {"ok": True, "node_id": None}, 1, False, id="refused"),
-        pytest.param("failed", 0, {"ok": True, "node_id": None}, 1, False, id="failed"),
-        pytest.param("active", 0, {"ok": False, "node_id": None}, 1, False, id="problem"),
-        pytest.param(
-            "active", 0, {"ok": True, "node_id": "n", "x": "under another name"}, 9, True, id="name"
-        ),
-        pytest.param(
-            "active", 0, {"ok": True, "node_id": "n", "x": "under another name"}, 10, False,
-            id="name-for-long",
-        ),
-    ],
-)  # fmt: skip
-def test_registration_is_waited_for_while_it_is_open(
-    state: str, refusals: int, report: dict[str, Any], looks: int, *, waits: bool
-) -> None:
-    doctor = {"report": report, "text": json.dumps(report)}
-    service = {"ActiveState": state, "Refusals": refusals}
-    assert facts.is_registering(service, doctor, looks) is waits

@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ansible.module_utils.victoria_runner_files import is_usable, link, text_of
+
 DOCUMENTATION = r"""
 module: victoria_runner_release
 short_description: Manage the releases of the Victoria Remote Runner on a host
@@ -58,7 +60,7 @@ removed: {description: The releases that were pruned., type: list, returned: sav
 
 SAVED = (
     *("runner.env", "secrets.env", "registration-token", "container.env"),
-    *("ca.pem", "networks.nft"),
+    *("ca.pem", "networks.nft", "registry-logins.json"),
 )
 """What the role writes into the folder of the configuration, in this order."""
 LOCK_TIMEOUT_S = 300
@@ -93,11 +95,6 @@ def locked(prefix: Path, timeout_s: float = LOCK_TIMEOUT_S) -> Iterator[None]:
         yield
 
 
-def link(path: Path) -> str:
-    """Return where a symbolic link points to; nothing if it is none."""
-    return str(path.readlink()) if path.is_symlink() else ""
-
-
 def replace_link(path: Path, target: str) -> None:
     """Point a link to a target in one step; remove it if there is no target."""
     if not target:
@@ -110,19 +107,6 @@ def replace_link(path: Path, target: str) -> None:
 
 
 # Install
-
-
-def is_usable(release: Path) -> bool:
-    """Return whether a release is complete, and other accounts may run it."""
-    program = release / "venv" / "bin" / "victoria-runner"
-    others = stat.S_IROTH | stat.S_IXOTH
-    try:
-        return (release / ".complete").exists() and all(
-            path.stat().st_mode & others == others
-            for path in (release, release / "venv", program.parent, program)
-        )
-    except OSError:
-        return False
 
 
 def install(params: Mapping[str, Any], *, check: bool) -> dict[str, Any]:
@@ -262,7 +246,7 @@ def save(params: Mapping[str, Any], *, check: bool) -> dict[str, Any]:
 def changes_since(good: Path, sources: Mapping[str, Path], links: Mapping[str, str]) -> list[str]:
     """Return which of the saved files differ from those of now."""
     return [name for name, path in sources.items() if not is_same_file(path, good / name)] + [
-        name for name, target in links.items() if target != saved_text(good / name)
+        name for name, target in links.items() if target != text_of(good / name).strip()
     ]
 
 
@@ -273,11 +257,6 @@ def is_same_file(path: Path, other: Path) -> bool:
     one, two = path.stat(), other.stat()
     rights = [(status.st_uid, status.st_gid, status.st_mode) for status in (one, two)]
     return rights[0] == rights[1] and filecmp.cmp(path, other, shallow=False)
-
-
-def saved_text(path: Path) -> str:
-    """Return the line in a saved file; nothing if it does not exist."""
-    return path.read_text(encoding="utf-8").strip() if path.exists() else ""
 
 
 def replace_saved(good: Path, sources: Mapping[str, Path], links: Mapping[str, str]) -> None:
@@ -330,7 +309,7 @@ def restore(params: Mapping[str, Any], *, check: bool) -> dict[str, Any]:
     """Go back to the release and the configuration that worked, and restart the service."""
     prefix, config = Path(params["prefix"]), Path(params["config_dir"])
     good = next((path for path in (config / "good", config / "good.old") if path.exists()), None)
-    release = saved_text(good / "release") if good else ""
+    release = text_of(good / "release").strip() if good else ""
     if check or good is None or not is_usable(prefix / (release or "none")):
         return {"changed": False, "release": "", "is_running": False}
     before = link(prefix / "current")
@@ -342,7 +321,7 @@ def restore(params: Mapping[str, Any], *, check: bool) -> dict[str, Any]:
                 (config / name).unlink(missing_ok=True)
         copy_file(good / "unit", Path(params["unit_file"]))
         replace_link(prefix / "current", release)
-        replace_link(prefix / "previous", saved_text(good / "previous"))
+        replace_link(prefix / "previous", text_of(good / "previous").strip())
         restore_networks(params, is_blocking=(config / "networks.nft").exists())
         systemctl("daemon-reload")
         is_running = systemctl("restart", Path(params["unit_file"]).name)
