@@ -175,12 +175,11 @@ def play(name: str, inventory: Path, *options: str) -> subprocess.CompletedProce
 def test_batches_may_be_set_in_the_inventory_or_on_the_command_line(
     batches: object, options: list[str], size: int, local: Path
 ) -> None:
-    # The mistyped variable makes the first batch fail, and with it the play.
-    given = {} if batches is None else {"victoria_runner_batches": batches}
-    set_variables(local, victoria_runner_max_task=3, **given)
+    # Without an orchestrator the first batch fails, and with it the play.
+    set_variables(local, **({} if batches is None else {"victoria_runner_batches": batches}))
     result = play("upgrade", local, *options)
     assert len(re.findall(r"fatal: \[client-", result.stdout)) == size, result.stdout
-    assert "cannot use victoria_runner_max_task: the role has no such variable" in one_line(result)
+    assert "cannot configure the runner: set victoria_runner_orchestrator_url" in one_line(result)
 
 
 def test_batches_that_differ_between_the_hosts_are_refused(local: Path) -> None:
@@ -188,7 +187,7 @@ def test_batches_that_differ_between_the_hosts_are_refused(local: Path) -> None:
     (local / "host_vars" / f"{HOSTS[0]}.json").write_text('{"victoria_runner_batches": 2}')
     set_variables(local)
     result = play("upgrade", local)
-    sentence = "cannot upgrade these hosts together: victoria_runner_batches is different on them"
+    sentence = "cannot take these hosts together: victoria_runner_batches is different on them"
     assert sentence in one_line(result)
     assert result.returncode != 0
 

@@ -255,10 +255,3 @@ def test_debian_without_a_version_is_newer_than_every_one_with_it(
     that = jinja.from_string(f"{{{{ {check['ansible.builtin.assert']['that']} }}}}")
     is_supported = that.render(ansible_facts=facts, **check["vars"])
     assert outcome == ("installs" if is_supported else "refuses")
-
-
-def test_batches_are_the_same_in_the_playbook_and_the_role() -> None:
-    text = (PLAYBOOKS / "upgrade.yml").read_text(encoding="utf-8")
-    written = re.findall(r"default(?:=|\()(\[.+?\])", text)
-    default = specs()["victoria_runner_batches"]["default"]
-    assert [yaml.safe_load(batches) for batches in written] == [default] * 2
