@@ -22,6 +22,12 @@ else
 fi
 venv/bin/python -m pip install "$@"
 venv/bin/python -m pip check >&2
+# Python looks for its packages by its version, and an upgrade of the distribution brings another: so it finds
+# these, all of them pure Python, until the next play installs a release for it.
+packages=$(basename venv/lib/python3.*)
+for minor in $(seq 10 30); do
+    [ -e "venv/lib/python3.$minor" ] || ln -s "$packages" "venv/lib/python3.$minor"
+done
 venv/bin/victoria-runner --version
 rm -rf parcel
 : > .complete

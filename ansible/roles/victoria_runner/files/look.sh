@@ -73,6 +73,13 @@ printf '%s\n' "config_dir=$(folder "$config")"
 printf '%s\n' "orchestrator_url=$(variable ORCHESTRATOR_URL)"
 printf '%s\n' "container_runtime=$(variable CONTAINER_RUNTIME)"
 say_if has_journal test -e "$state/journal.sqlite3"
+# Whether a release has once worked here.
+say_if has_worked test -s "$config/good/release"
+say_if has_logins test -e "$config/registry-logins.json"
+# Logins of the account itself.
+account_home=$(printf '%s\n' "$account" | cut -d : -f 6)
+printf '%s\n' "own_logins=$(ls "$account_home/.config/containers/auth.json" "$account_home/.docker/config.json" \
+    "/run/user/$uid/containers/auth.json" 2>/dev/null | tr '\n' ' ')"
 printf '%s\n' "command=$(file "$command")"
 printf '%s\n' "unit=$(file "$unit")"
 say_if has_unit test -e "$unit"
@@ -81,12 +88,27 @@ say_if has_drain test -e "$drop_in/drain.conf"
 say_if has_networks test -e "$networks"
 say_if docker_answers docker_answers
 say_if has_docker has_docker
+say_if docker_is_ours test -e "$config/docker-is-ours"
+printf '%s\n' "live_restore=$(timeout 20 docker info --format '{{.LiveRestoreEnabled}}' 2>/dev/null)"
+say_if live_restore_is_ours test -e "$config/live-restore-is-ours"
 printf '%s\n' "current=$(readlink "$prefix/current")"
 printf '%s\n' "previous=$(readlink "$prefix/previous")"
 printf '%s\n' "releases=$(cd "$prefix/releases" 2>/dev/null && for mark in */.complete; do dirname "$mark"; done | tr '\n' ' ')"
 
+# The units beside the service, with owner, mode and hash, and their states.
+helpers=
+for name in victoria-runner-return.service victoria-runner-cleanup.service victoria-runner-cleanup.timer; do
+    path=$(dirname "$unit")/$name
+    [ ! -f "$path" ] || helpers="$helpers$name $(file "$path") "
+done
+enabled=$(systemctl is-enabled victoria-runner-return.service 2>/dev/null)
+active=$(systemctl is-active victoria-runner-cleanup.timer 2>/dev/null)
+printf '%s\n' "helpers=$helpers$enabled $active"
+
 ours=
-for path in "$unit" "$drop_in" "$networks" "$state" "$command" "$config" "$prefix"; do
+units=$(dirname "$unit")/victoria-runner
+for path in "$unit" "$units-return.service" "$units-cleanup.service" "$units-cleanup.timer" "$drop_in" "$networks" \
+    "$state" "$command" "$config" "$prefix"; do
     [ ! -e "$path" ] && [ ! -L "$path" ] || ours="$ours $path"
 done
 printf '%s\n' "ours=${ours# }"
