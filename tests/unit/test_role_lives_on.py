@@ -4,6 +4,7 @@ import base64
 import itertools
 import json
 import subprocess
+from collections import ChainMap
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ def rendered(name: str, **values: object) -> str:
     jinja = jinja2.Environment(trim_blocks=True, autoescape=False)  # noqa: S701 - not HTML
     jinja.filters["b64encode"] = lambda text: base64.b64encode(text.encode()).decode()
     jinja.filters["to_json"] = json.dumps
+    jinja.filters["combine"] = lambda *parts: dict(ChainMap(*reversed(parts)))
     text = (ROLE / "templates" / f"{name}.j2").read_text(encoding="utf-8")
     return jinja.from_string(text).render(**values)
 
@@ -120,3 +122,18 @@ def test_what_keeps_tasks_away_fails_a_play_also_as_an_older_doctor_reports_it()
     made = examined(check("image", ok=False, blocking=True), check("clock", ok=False))
     assert [one["what"] for one in made["blocking"]] == ["image", "clock"]
     assert made["hints"] == []
+
+
+def test_variables_of_the_service_are_written_beside_those_of_the_engine() -> None:
+    written = rendered(
+        "runner.env",
+        __victoria_runner_variables={"HTTPS_PROXY": "", "REGISTRY_AUTH_FILE": "/etc/logins"},
+        victoria_runner_environment={"PATH": '/opt/helpers:/usr/bin"'},
+        victoria_runner_engine_env={"AWS_PROFILE": "runner"},
+    )
+    lines = [line for line in written.splitlines() if "=" in line and not line.startswith("#")]
+    assert lines == [
+        'AWS_PROFILE="runner"',
+        'PATH="/opt/helpers:/usr/bin\\""',
+        'REGISTRY_AUTH_FILE="/etc/logins"',
+    ]
