@@ -418,13 +418,21 @@ def command(ctx: click.Context, /, *, log_format: str, verbose: int, **_: Any) -
     show_envvar=True,
     help="Start a container as for a task, and print what it may do.",
 )
+@click.option(
+    "--fetch",
+    "fetches",
+    is_flag=True,
+    show_envvar=True,
+    help="Fetch the image as for a task.",
+)
 @click.pass_context
-def doctor(ctx: click.Context, /, *, as_json: bool, runs: bool) -> None:
+def doctor(ctx: click.Context, /, *, as_json: bool, runs: bool, fetches: bool) -> None:
     """Check everything that a task needs. Exit code 0: tasks can run here."""
     from runner.doctor import examine  # noqa: PLC0415 - running need not load it
 
     checked = _settings(ctx, to_run=False)
-    ctx.exit(anyio.run(partial(examine, checked, click.echo, as_json=as_json, runs=runs)))
+    how = {"as_json": as_json, "runs": runs, "fetches": fetches}
+    ctx.exit(anyio.run(partial(examine, checked, click.echo, **how)))
 
 
 @command.command()

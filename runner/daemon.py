@@ -30,6 +30,7 @@ from runner.loops.housekeeping import adopt_or_remove_orphans, prune_closed_task
 from runner.loops.poll import POLLING, PollResult, check_host, poll
 from runner.model import Task, TaskState
 from runner.node import Node, Problems, Slots, belongs_here, can_be_drained, find_conflict
+from runner.release import other_python
 from runner.settings import Settings
 from runner.state_dir import lock_state_dir, prepare_state_dir, run_folder
 from runner.systemd import Notifier, Watchdog, feed_watchdog
@@ -213,6 +214,8 @@ class Daemon:
                 tasks_in_journal=len(tasks),
             ),
         )
+        if sentence := other_python():
+            log.error(sentence)
         for task in tasks:
             runner.node.note_owner(task.task_id, task.identity)
             if task.state is TaskState.CLOSED:

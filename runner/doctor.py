@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import platform
 import pwd
 import re
 import secrets
@@ -42,6 +43,7 @@ from runner.errors import (
     HomeUnusable,
     ImageMissing,
     JournalError,
+    LoginRefused,
     NoContainerRuntime,
     Refused,
     Unavailable,
@@ -53,6 +55,7 @@ from runner.journal.journal import JOURNAL_NAME, Journal
 from runner.log import printable
 from runner.model import OutboxEntry, PullPolicy, Registration, Task
 from runner.node import find_conflict, is_same_node, node_description, runtime_to_use
+from runner.release import other_python
 from runner.settings import Settings
 from runner.state_dir import known_runner_id
 from runner.systemd import LINGER, UNIT, UNIT_FOLDERS, service_user
@@ -71,6 +74,8 @@ _NOT_READY = frozenset({429, 500, 502, 503, 504})
 _UNKNOWN_CA = frozenset({18, 19, 20, 21})
 _OTHER_NAME = frozenset({62, 64})
 """Of openssl/x509_vfy.h: self-signed, or signed by a CA that is not known; another name."""
+_NOT_BLOCKING = frozenset({"identity file"})
+"""Checks of what an operator must act on although tasks run."""
 _UNLIMITED_PROCESSES = (
     "a task can start any number of processes: systemd does not delegate the cgroup controller "
     "pids to this user; add Delegate=pids to user@.service, then log in again"
@@ -93,19 +98,30 @@ class Check:
         """Whether the check passed."""
         return self.exit_code == EXIT_OK
 
+    @property
+    def is_blocking(self) -> bool:
+        """Whether no task can run here until it passes."""
+        return not self.ok and self.what not in _NOT_BLOCKING
+
 
 async def examine(
-    settings: Settings, echo: Callable[[str], None], *, as_json: bool, runs: bool = False
+    settings: Settings,
+    echo: Callable[[str], None],
+    *,
+    as_json: bool,
+    runs: bool = False,
+    fetches: bool = False,
 ) -> int:
     """Run all checks and print their results; return the exit code: 0 if tasks can run here.
 
-    With `runs`, a container is started too.
+    With `fetches`, the image is fetched; with `runs`, a container is started too.
     """
     journal = await _read_journal(settings)
     checks = [
         journal.check,
         check_user(settings),
-        *[check async for check in _check_engine(settings, runs=runs)],
+        _check_python(),
+        *[check async for check in _check_engine(settings, runs=runs, fetches=fetches)],
         *_check_env_file(settings),
         _check_home(settings),
         _check_folder("--state-dir", settings.state_dir, settings.min_free_disk),
@@ -169,7 +185,14 @@ def _user_name(uid: int) -> str:
         return str(uid)
 
 
-async def _check_engine(settings: Settings, *, runs: bool) -> AsyncIterator[Check]:
+def _check_python() -> Check:
+    sentence = other_python()
+    return Check(
+        "python", sentence or f"Python {platform.python_version()}", is_warning=bool(sentence)
+    )
+
+
+async def _check_engine(settings: Settings, *, runs: bool, fetches: bool) -> AsyncIterator[Check]:
     try:
         engine = find_engine(await runtime_to_use(settings), inherited=settings.engine_env)
         facts = await engine.facts()
@@ -178,7 +201,7 @@ async def _check_engine(settings: Settings, *, runs: bool) -> AsyncIterator[Chec
         return
     mode = "rootless" if facts.is_rootless else "as root"
     yield Check("engine", f"{engine.kind} {facts.version} answers, {mode}")
-    yield await _check_image(settings, engine)
+    yield await (_fetch_image if fetches else _check_image)(settings, engine)
     if facts.storage is not None and _is_folder(facts.storage):
         yield _check_free("engine's storage", facts.storage, settings.min_free_disk)
     if not facts.is_rootless:
@@ -374,6 +397,23 @@ async def _check_image(settings: Settings, engine: CliEngine) -> Check:
         return Check("image", sentence, error.exit_code)
     sentence = f"{image} is {place}; whether its registry has it is known when it is fetched"
     return Check("image", sentence, is_warning=True)
+
+
+async def _fetch_image(settings: Settings, engine: CliEngine) -> Check:
+    """Fetch the image as for a task; a login that is refused fails, though an older one is here."""
+    image = settings.container_image
+    try:
+        unchecked = await fetch_image_once(engine, image, settings.pull)
+        if isinstance(unchecked, LoginRefused):
+            raise unchecked
+    except EngineError as error:
+        return Check("image", str(error), error.exit_code)
+    mismatch = await _architecture_problem(engine, image)
+    if mismatch is not None:
+        return mismatch
+    if unchecked is not None:
+        return Check("image", f"{unchecked}; tasks use the one on this host", is_warning=True)
+    return Check("image", f"{image} is here")
 
 
 async def _architecture_problem(engine: CliEngine, image: str) -> Check | None:
@@ -673,6 +713,7 @@ def _as_json(checks: list[Check], journal: _JournalContent) -> object:
                 "what": check.what,
                 "ok": check.ok,
                 "warning": check.is_warning,
+                "blocking": check.is_blocking,
                 "sentence": check.sentence,
             }
             for check in checks

@@ -9,7 +9,6 @@ again with backoff, and no task waits for that.
 from __future__ import annotations
 
 import logging
-from contextlib import suppress
 from functools import partial
 
 import anyio
@@ -175,16 +174,25 @@ class _PullReport:
 
 async def fetch_image_once(
     engine: Engine, image: str, policy: PullPolicy, timings: Timings = DEFAULT_TIMINGS
-) -> None:
+) -> ImageUnchecked | None:
     """Have the image on this host, as `ImageFetcher.fetch` does, for one container.
+
+    Return why it may not be the newest; None if it is as new as the policy asks.
 
     Raises:
         EngineError: it cannot be had.
     """
     may_be_cut = policy is PullPolicy.NEWER and await _is_here(engine, image)
-    with anyio.move_on_after(timings.newer_image_timeout_s if may_be_cut else None):
-        with suppress(ImageUnchecked):
+    timeout_s = timings.newer_image_timeout_s
+    with anyio.move_on_after(timeout_s if may_be_cut else None):
+        try:
             await engine.fetch_image(image, policy)
+        except ImageUnchecked as error:
+            return error
+        return None
+    return ImageUnchecked(
+        f"cannot check for a newer image {image}: no answer within {timeout_s:.0f} s"
+    )
 
 
 async def _is_here(engine: Engine, image: str) -> bool:

@@ -1,5 +1,6 @@
 """What a state folder means for the next start: doctor's report, and the runtime to use."""
 
+import json
 import os
 import pwd
 import re
@@ -22,7 +23,7 @@ from runner.engine.inspect import read_podman_facts
 from runner.errors import EXIT_CONFIGURATION, ImageMissing
 from runner.identity import IdentityFile
 from runner.journal.journal import JOURNAL_NAME, open_journal
-from runner.model import Identity, Registration
+from runner.model import Identity, PullPolicy, Registration
 from runner.node import runtime_to_use
 from runner.redaction import Secret
 from runner.settings import Settings
@@ -59,10 +60,16 @@ def private_ca(tmp_path_factory: pytest.TempPathFactory) -> tuple[ssl.SSLContext
     return make_private_ca(tmp_path_factory.mktemp("ca"))
 
 
-def doctor(*, as_json: bool = False, **changed: Any) -> tuple[int, list[str]]:  # noqa: ANN401 - any setting
+def doctor(
+    *,
+    as_json: bool = False,
+    fetches: bool = False,
+    **changed: Any,  # noqa: ANN401 - any setting
+) -> tuple[int, list[str]]:
     lines: list[str] = []
     settings = replace(SETTINGS, **changed)
-    return anyio.run(partial(examine, settings, lines.append, as_json=as_json)), lines
+    how = {"as_json": as_json, "fetches": fetches}
+    return anyio.run(partial(examine, settings, lines.append, **how)), lines
 
 
 def test_folder_that_may_not_be_entered_is_one_sentence() -> None:
@@ -254,6 +261,60 @@ def test_image_for_one_architecture_is_in_its_registry_though_podman_shows_only_
     program.chmod(0o755)
     engine = CliEngine("podman", str(program), {"PATH": "/nowhere"})
     assert anyio.run(engine.can_fetch, "registry.example/x:1")
+
+
+INFO = """if [ $1 = info ]; then
+echo '{"host": {"cgroupManager": "systemd", "security": {"rootless": true}},'
+echo '"version": {"Version": "5.4.2"}}'; exit; fi
+"""
+HERE = "if [ $1 = image ]; then echo id amd64; exit; fi\n"
+NOT_HERE = "if [ $1 = image ]; then echo 'Error: image not known' >&2; exit 125; fi\n"
+REFUSED = "echo 'Error: unauthorized: authentication required' >&2; exit 125\n"
+AWAY = "echo 'Error: dial tcp: connection refused' >&2; exit 125\n"
+
+
+@pytest.mark.parametrize(
+    ("script", "pull", "mark", "sentence"),
+    [
+        pytest.param(HERE, "newer", "ok", "x:1 is here", id="fetched"),
+        pytest.param(HERE + AWAY, "never", "ok", "x:1 is here", id="not-asked-for"),
+        pytest.param(NOT_HERE, "never", "FAIL", "cannot find the image", id="may-not-be-fetched"),
+        pytest.param(NOT_HERE + AWAY, "newer", "FAIL", "connection refused", id="out-of-reach"),
+        pytest.param(HERE + AWAY, "newer", "warn", "tasks use the one on", id="an-older-is-here"),
+        pytest.param(HERE + REFUSED, "newer", "FAIL", "podman login", id="login-is-refused"),
+        pytest.param(HERE + REFUSED, "missing", "ok", "x:1 is here", id="not-asked-for-if-here"),
+    ],
+)
+def test_image_is_fetched_as_for_a_task(  # noqa: PLR0913, PLR0917 - a row of the table
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    script: str,
+    pull: str,
+    mark: str,
+    sentence: str,
+) -> None:
+    program = tmp_path / "podman"
+    program.write_text(f"#!/bin/sh\n{INFO}{script}")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    image = "registry.example/x:1"
+    _, lines = doctor(
+        fetches=True, container_image=image, pull=PullPolicy(pull), container_runtime="podman"
+    )
+    (line,) = [line for line in lines if " image: " in line]
+    assert line.startswith(mark)
+    assert sentence in line
+
+
+def test_complaint_without_which_tasks_run_is_marked_as_not_blocking(tmp_path: Path) -> None:
+    identity = tmp_path / "identity.json"
+    identity.write_text("{}")
+    identity.chmod(0o644)
+    _, (report,) = doctor(as_json=True, state_dir=tmp_path)
+    checks = {check["what"]: check for check in json.loads(report)["checks"]}
+    assert [checks["engine"]["ok"], checks["engine"]["blocking"]] == [False, True]
+    assert [checks["identity file"]["ok"], checks["identity file"]["blocking"]] == [False, False]
+    assert [checks["python"]["ok"], checks["python"]["blocking"]] == [True, False]
 
 
 def test_rootless_containers_need_lingering(tmp_path: Path) -> None:

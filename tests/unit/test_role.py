@@ -26,7 +26,7 @@ BEGIN, END = "<!-- made from", "<!-- end -->"
 
 # A service has no use for the first; the second is a secret, which has a file of its own.
 NOT_IN_THE_ROLE = {"VICTORIA_RUNNER_ONCE", "VICTORIA_RUNNER_REGISTRATION_TOKEN"}
-NOT_OF_THE_RUNNER = {"HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY"}
+NOT_OF_THE_RUNNER = {"HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "REGISTRY_AUTH_FILE", "DOCKER_CONFIG"}
 
 
 def text_of(name: str) -> str:

@@ -26,6 +26,7 @@ def places(root: Path, **more: object) -> dict[str, Any]:
         "packages": [],
         "package_manager": "apt",
         "doctor": False,
+        "fetch": False,
         "registered_within": 0,
         **more,
     }
@@ -99,6 +100,31 @@ def test_host_has_what_an_installation_left(tmp_path: Path, programs: Path) -> N
     assert host["has_secret_variables"] is False
     assert (host["current"], host["releases"]) == ("releases/one", ["one"])
     assert host["ours"] == [str(tmp_path / name) for name in ("state_dir", "config_dir", "prefix")]
+
+
+@pytest.mark.parametrize("name", facts.HELPERS)
+def test_removal_finds_the_units_beside_the_service(
+    tmp_path: Path, programs: Path, name: str
+) -> None:
+    write_program(programs, "systemctl", "echo inactive")
+    write_program(programs, "docker", "exit 1")
+    (tmp_path / name).write_text("[Unit]\n")
+    host = facts.facts(places(tmp_path))["host"]
+    assert str(tmp_path / name) in host["ours"]
+    assert host["helpers"].startswith(f"{name} ")
+    assert host["helpers"].endswith(" inactive inactive")
+
+
+def test_logins_are_those_of_the_role_or_of_the_account(tmp_path: Path) -> None:
+    assert facts.own_logins(tmp_path, "") == []
+    logins = tmp_path / ".docker" / "config.json"
+    logins.parent.mkdir()
+    logins.touch()
+    assert facts.own_logins(tmp_path, "") == [str(logins)]
+    (tmp_path / "registry-logins.json").touch()
+    assert facts.configuration_facts(tmp_path)["secrets"] == [
+        str(tmp_path / "registry-logins.json")
+    ]
 
 
 def test_release_that_others_may_not_run_is_not_there(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def releases(root: Path) -> list[str]:
 
 FAKE_PYTHON = """#!/bin/sh
 case "$2 $3" in
-    venv*) mkdir -p "$3/bin"; cp "$0" "$3/bin/python";;
+    venv*) mkdir -p "$3/bin" "$3/lib/python3.12/site-packages"; cp "$0" "$3/bin/python";;
     "pip install") cd "${0%/*}"; echo '#!/bin/sh' > victoria-runner; chmod +x victoria-runner;;
 esac
 """
@@ -89,6 +89,8 @@ def test_release_that_is_installed_under_umask_027_runs_for_other_accounts(tmp_p
     files = (tmp_path / "prefix").rglob("[!.]*")
     closed = [path for path in files if path.stat().st_mode & 4 == 0]
     assert (closed, releases(tmp_path)) == ([], ["one"])
+    # An upgrade of the distribution brings another Python, which finds the packages too.
+    assert (parcels / "one" / "venv" / "lib" / "python3.13" / "site-packages").is_dir()
     assert module.install(to_install, check=False) == {"changed": False}
 
 
@@ -147,7 +149,7 @@ def test_selected_release_is_the_current_one_and_the_one_before_the_previous(
 
 def write_configuration(root: Path, text: str) -> None:
     (root / "config").mkdir(exist_ok=True)
-    for name in ("runner.env", "registration-token"):
+    for name in ("runner.env", "registration-token", "registry-logins.json"):
         (root / "config" / name).write_text(f"{name} {text}\n")
         (root / "config" / name).chmod(0o600)
     (root / "victoria-runner.service").write_text(f"unit {text}\n")
@@ -168,7 +170,10 @@ def test_what_works_is_saved_once_and_old_releases_are_pruned(tmp_path: Path) ->
     module.select(params(tmp_path, release="old"), check=False)
     write_configuration(tmp_path, "of another one")
     shown = module.save(params(tmp_path, keep=3), check=False)["diff"]["after"]
-    names = ("runner.env", "registration-token", "unit", "release", "previous")
+    names = (
+        *("runner.env", "registration-token", "registry-logins.json"),
+        *("unit", "release", "previous"),
+    )
     assert shown == "".join(f"saved: {name}\n" for name in names)
 
 

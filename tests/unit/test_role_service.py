@@ -250,6 +250,15 @@ def test_doctor_that_does_not_answer_is_a_problem(
     assert answer["report"] == ({} if problem else {"ok": True})
 
 
+def test_doctor_of_an_older_release_fetches_no_image(tmp_path: Path) -> None:
+    script = 'case $* in *--fetch) exit 2 ;; *) echo "{\\"ok\\": true}" ;; esac'
+    command = str(write_program(tmp_path, "victoria-runner", script))
+    assert service.ask_doctor(command, fetches=True)["report"] == {"ok": True}
+    write_program(tmp_path, "victoria-runner", "echo '{\"fetched\": \"'$3'\"}'")
+    assert service.ask_doctor(command, fetches=True)["report"] == {"fetched": "--fetch"}
+    assert service.ask_doctor(command)["report"] == {"fetched": ""}
+
+
 def test_runner_that_is_not_installed_is_a_problem(tmp_path: Path) -> None:
     assert service.ask_doctor(str(tmp_path / "none"))["problem"] == "the runner is not installed"
 

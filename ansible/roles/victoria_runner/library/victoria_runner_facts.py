@@ -44,6 +44,7 @@ options:
   packages: {description: Packages to look for., type: list, elements: str, default: []}
   package_manager: {description: apt or another., type: str, default: ""}
   doctor: {description: Whether to run doctor., type: bool, default: false}
+  fetch: {description: Whether doctor fetches the image., type: bool, default: false}
   registered_within:
     description: How many seconds to wait until doctor finds the runner registered.
     type: int
@@ -111,7 +112,7 @@ def host_facts(params: Mapping[str, Any]) -> dict[str, Any]:
         # A play that took a runner over may have been broken off before it removed this.
         "has_left_by_hand": (prefix / "pyvenv.cfg").exists()
         or (home / ".local/state/victoria-runner").is_symlink(),
-        "own_logins": " ".join(own_logins(home, account["account"])),
+        "own_logins": own_logins(home, account["account"]),
         "current": link(prefix / "current"),
         "previous": link(prefix / "previous"),
         "releases": [path.name for path in folders(prefix / "releases") if is_usable(path)],
@@ -143,18 +144,17 @@ def engine_facts(manager: str) -> dict[str, Any]:
 def configuration_facts(config: Path) -> dict[str, Any]:
     """Return what the folder of the configuration has."""
     variables = text_of(config / "runner.env")
-    secrets = (config / "secrets.env", config / "container.env")
+    secrets = ("secrets.env", "container.env", "registry-logins.json", "docker")
     return {
         "config_dir": rights_of(config),
         "runner_env": file_facts(config / "runner.env"),
         "orchestrator_url": variable(variables, "ORCHESTRATOR_URL"),
         "container_runtime": variable(variables, "CONTAINER_RUNTIME"),
         "unit_state_dir": variable(variables, "STATE_DIR"),
-        "secrets": [str(path) for path in secrets if path.exists()],
+        "secrets": [str(config / name) for name in secrets if (config / name).exists()],
         "has_secret_variables": has_secrets(variables),
         # Whether a release has once worked here.
         "has_worked": bool(text_of(config / "good" / "release")),
-        "has_logins": (config / "registry-logins.json").exists(),
         "docker_is_ours": (config / "docker-is-ours").exists(),
         "live_restore_is_ours": (config / "live-restore-is-ours").exists(),
     }
@@ -349,6 +349,7 @@ def arguments() -> dict[str, Any]:
         "packages": {"type": "list", "elements": "str", "default": []},
         "package_manager": {"type": "str", "default": ""},
         "doctor": {"type": "bool", "default": False},
+        "fetch": {"type": "bool", "default": False},
         "registered_within": {"type": "int", "default": 0},
     }
 

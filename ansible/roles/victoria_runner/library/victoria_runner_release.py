@@ -65,6 +65,7 @@ SAVED = (
 """What the role writes into the folder of the configuration, in this order."""
 LOCK_TIMEOUT_S = 300
 FOR_OTHERS = 0o055
+OTHER_MINORS = range(10, 31)
 NO_INDEX_ADVICE = (
     "give the host access to its package index (victoria_runner_pip_environment, "
     "victoria_runner_proxy), or provide all wheels (victoria_runner_wheels)"
@@ -169,7 +170,21 @@ def make_environment(folder: Path, python: str, requirement: str) -> None:
     wheels = [str(path) for path in parcel.glob("*.whl")]
     call(*pip, "install", *options, *([requirement] if requirement else wheels))
     call(*pip, "check", "--disable-pip-version-check")
+    link_for_other_pythons(folder / "venv" / "lib")
     call(str(folder / "venv" / "bin" / "victoria-runner"), "--version")
+
+
+def link_for_other_pythons(lib: Path) -> None:
+    """Let other versions of Python find the packages of a virtual environment.
+
+    Python looks for them by its version, and an upgrade of the distribution brings another. They
+    are pure Python, so they serve until the next play installs a release for it.
+    """
+    packages = [path.name for path in lib.glob("python3.*")]
+    for minor in OTHER_MINORS:
+        path = lib / f"python3.{minor}"
+        if packages and not path.exists():
+            path.symlink_to(packages[0])
 
 
 def call(*command: str) -> None:

@@ -15,6 +15,9 @@ from ansible.module_utils.victoria_runner_files import link, text_of
 
 CREDENTIALS = Path("/run/credentials")
 DOCTOR_TIMEOUT_S = 120
+FETCH_TIMEOUT_S = 3900
+"""The runner itself waits an hour for an image."""
+USAGE_ERROR = 2
 LOOKS_AT_ANOTHER_NAME = 10
 """A registered runner whose name has changed is accepted or refused within this many seconds."""
 JOURNAL_LINES = 1000
@@ -238,11 +241,16 @@ def sentence_of(message: str, unit: str) -> str:
 # Its doctor
 
 
-def ask_doctor(command: str) -> dict[str, Any]:
+def ask_doctor(command: str, *, fetches: bool = False) -> dict[str, Any]:
     """Return the report of doctor as it is, or an empty one and the problem."""
     if not os.access(command, os.X_OK):
         return {"report": {}, "text": "", "problem": "the runner is not installed"}
-    answer = run(command, "doctor", "--json", timeout_s=DOCTOR_TIMEOUT_S)
+    doctor = (command, "doctor", "--json")
+    if fetches:
+        answer = run(*doctor, "--fetch", timeout_s=FETCH_TIMEOUT_S)
+    # An older release, to which a host returns, has no such option.
+    if not fetches or answer.returncode == USAGE_ERROR:
+        answer = run(*doctor, timeout_s=DOCTOR_TIMEOUT_S)
     text = f"{answer.stdout}{answer.stderr}".strip()
     try:
         report = json.loads(answer.stdout)
@@ -270,7 +278,10 @@ def registered_facts(params: Mapping[str, Any]) -> dict[str, Any]:
     deadline_s = time.monotonic() + params["registered_within"]
     looks = 0
     while True:
-        service, doctor = service_facts(params), ask_doctor(params["command"])
+        service, doctor = (
+            service_facts(params),
+            ask_doctor(params["command"], fetches=params["fetch"]),
+        )
         looks += 1
         if not is_registering(service, doctor, looks) or time.monotonic() >= deadline_s:
             return {"service": service, "doctor": doctor}

@@ -1,0 +1,112 @@
+"""What lets a runner work, and go on: units, logins, and what the role makes of doctor."""
+
+import base64
+import itertools
+import json
+from collections import ChainMap
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+from jinja2.nativetypes import NativeEnvironment
+
+ROLE = Path(__file__).resolve().parents[2] / "ansible" / "roles" / "victoria_runner"
+NAMES = {
+    "__victoria_runner_unit": "victoria-runner.service",
+    "__victoria_runner_drop_in": "/run/systemd/system/victoria-runner.service.d",
+    "__victoria_runner_command": "/usr/local/bin/victoria-runner",
+    "__victoria_runner_engine_unit": "user@1001.service",
+    "victoria_runner_cleanup_days": 30,
+}
+
+
+def rendered(name: str, **values: object) -> str:
+    jinja = jinja2.Environment(trim_blocks=True, autoescape=False)  # noqa: S701 - not HTML
+    jinja.filters["b64encode"] = lambda text: base64.b64encode(text.encode()).decode()
+    jinja.filters["to_json"] = json.dumps
+    jinja.filters["combine"] = lambda *parts: dict(ChainMap(*reversed(parts)))
+    text = (ROLE / "templates" / f"{name}.j2").read_text(encoding="utf-8")
+    return jinja.from_string(text).render(**values)
+
+
+def test_runner_is_started_with_its_engine_unless_it_is_drained_or_disabled() -> None:
+    lines = rendered("victoria-runner-return.service", **NAMES).splitlines()
+    for line in (
+        "WantedBy=user@1001.service",
+        "ConditionPathExists=!/run/systemd/system/victoria-runner.service.d/drain.conf",
+        "ExecCondition=/usr/bin/systemctl --quiet is-enabled victoria-runner.service",
+        # A start that waits would deadlock within the engine's own start.
+        "ExecStart=/usr/bin/systemctl --no-block start victoria-runner.service",
+    ):
+        assert line in lines
+
+
+def test_cleanup_is_the_command_for_operators_which_has_the_services_user_and_settings() -> None:
+    service = rendered("victoria-runner-cleanup.service", **NAMES)
+    assert "ExecStart=/usr/local/bin/victoria-runner cleanup --older-than=30" in service
+    timer = rendered("victoria-runner-cleanup.timer", **NAMES)
+    assert "RandomizedDelaySec=" in timer
+    assert "WantedBy=timers.target" in timer
+
+
+def test_logins_have_the_form_that_podman_and_docker_read() -> None:
+    logins = {"registry.example:5000": {"username": "ops", "password": 'a"b\\c:d'}}
+    written = json.loads(rendered("registry-logins.json", victoria_runner_registry_logins=logins))
+    entry = written["auths"].pop("registry.example:5000")
+    assert written == {"auths": {}}
+    assert base64.b64decode(entry["auth"]).decode() == 'ops:a"b\\c:d'
+
+
+def test_what_has_secrets_is_written_without_a_diff() -> None:
+    tasks = yaml.safe_load((ROLE / "tasks" / "registry.yml").read_text(encoding="utf-8"))
+    (writing,) = [task for task in tasks if "ansible.builtin.template" in task]
+    assert (writing["no_log"], writing["diff"]) == (True, False)
+    assert writing["ansible.builtin.template"]["mode"] == "0600"
+
+
+def examined(*checks: dict[str, Any]) -> dict[str, list[Any]]:
+    """Return what the role makes of doctor's checks."""
+    expressions = yaml.safe_load((ROLE / "vars" / "main.yml").read_text(encoding="utf-8"))
+    jinja = NativeEnvironment()
+    jinja.filters["product"] = itertools.product
+    jinja.filters["combine"] = lambda pair: {**pair[0], **pair[1]}
+    jinja.filters["difference"] = lambda these, others: sorted({*these} - {*others})
+    values: dict[str, Any] = {"__victoria_runner_doctor_says": {"checks": list(checks)}}
+    for name in ("checks", "failed_checks", "blocking", "hints"):
+        expression = expressions[f"__victoria_runner_{name}"].strip()
+        values[f"__victoria_runner_{name}"] = jinja.from_string(expression).render(**values)
+    return {name.removeprefix("__victoria_runner_"): made for name, made in values.items()}
+
+
+def check(what: str, **facts: bool) -> dict[str, Any]:
+    return {"what": what, "ok": True, "warning": False, "sentence": f"of {what}", **facts}
+
+
+def test_history_is_shown_and_does_not_fail_a_play() -> None:
+    parked = check("outbox", warning=True, blocking=False)
+    open_to_others = check("identity file", ok=False, blocking=False)
+    made = examined(parked, open_to_others, check("root", warning=True), check("engine"))
+    assert made["blocking"] == []
+    assert made["hints"] == ["of outbox", "of identity file"]
+
+
+def test_what_keeps_tasks_away_fails_a_play_also_as_an_older_doctor_reports_it() -> None:
+    made = examined(check("image", ok=False, blocking=True), check("clock", ok=False))
+    assert [one["what"] for one in made["blocking"]] == ["image", "clock"]
+    assert made["hints"] == []
+
+
+def test_variables_of_the_service_are_written_beside_those_of_the_engine() -> None:
+    expressions = yaml.safe_load((ROLE / "vars" / "main.yml").read_text(encoding="utf-8"))
+    jinja = NativeEnvironment()
+    jinja.filters["combine"] = lambda *parts: dict(ChainMap(*reversed(parts)))
+    expression = expressions["__victoria_runner_secret_variables"].strip()
+    secrets = jinja.from_string(expression).render(
+        __victoria_runner_has_secret_proxy=False,
+        victoria_runner_environment={"PATH": '/opt/helpers:/usr/bin"'},
+        victoria_runner_engine_env={"AWS_PROFILE": "runner"},
+    )
+    written = rendered("secrets.env", __victoria_runner_secret_variables=secrets)
+    lines = [line for line in written.splitlines() if "=" in line and not line.startswith("#")]
+    assert lines == ['AWS_PROFILE="runner"', 'PATH="/opt/helpers:/usr/bin\\""']
