@@ -31,9 +31,22 @@ is_installed() {
         rpm --query --quiet --whatprovides "$1"
     fi
 }
-# A variable of the service as runner.env.j2 writes it; nothing if it is not set.
+# A variable of the service as runner.env.j2 writes it, or a person without quotes; nothing if it is not set.
 variable() {
-    sed -n "s/^VICTORIA_RUNNER_$1=\"\(.*\)\"\$/\1/p" "$config/runner.env" 2>/dev/null | tail -n 1
+    sed -n "s/^VICTORIA_RUNNER_$1=\"\{0,1\}\([^\"]*\)\"\{0,1\}\$/\1/p" "$config/runner.env" 2>/dev/null | tail -n 1
+}
+# A setting of the unit, as it is written there.
+setting() {
+    sed -n "s/^$1=//p" "$unit" 2>/dev/null | tail -n 1
+}
+# One that runs, and is not of the package of that name.
+has_podman_of_others() {
+    timeout 20 podman --version || return 1
+    if [ "$manager" = apt ]; then
+        ! dpkg-query --show --showformat='${db:Status-Status}\n' podman 2>/dev/null | grep -qx installed
+    else
+        ! rpm --query --quiet podman
+    fi
 }
 # Podman's own command named docker has no such field, and is not a docker.
 docker_answers() {
@@ -55,11 +68,14 @@ say_if() {
     if "$@" >/dev/null 2>&1; then printf '%s\n' "$name=yes"; else printf '%s\n' "$name="; fi
 }
 
+account=$(getent passwd "$user")
+uid=$(printf '%s\n' "$account" | cut -d : -f 3)
+# An account that was there before has its own.
+[ -z "$account" ] || home=$(printf '%s\n' "$account" | cut -d : -f 6)
+
 printf '%s\n' "cgroup=$(stat --file-system --format=%T /sys/fs/cgroup)"
 printf '%s\n' "free=$(free_mib "$prefix") $(free_mib "$state") $(free_mib "$home")"
 
-account=$(getent passwd "$user")
-uid=$(printf '%s\n' "$account" | cut -d : -f 3)
 printf '%s\n' "account=$account"
 printf '%s\n' "groups=$(id --groups --name "$user" 2>/dev/null)"
 say_if has_subids sh -c 'grep "^$1:" /etc/subuid && grep "^$1:" /etc/subgid' sh "$user"
@@ -76,11 +92,17 @@ say_if has_journal test -e "$state/journal.sqlite3"
 printf '%s\n' "command=$(file "$command")"
 printf '%s\n' "unit=$(file "$unit")"
 say_if has_unit test -e "$unit"
+printf '%s\n' "unit_user=$(setting User)"
+printf '%s\n' "unit_program=$(setting ExecStart)"
+printf '%s\n' "unit_state_dir=$(variable STATE_DIR)"
+# A play that took it over may have been broken off before it removed this.
+say_if has_left_by_hand test -e "$prefix/pyvenv.cfg" -o -L "$home/.local/state/victoria-runner"
 printf '%s\n' "runs=$(systemctl show "$(basename "$unit")" --property=MainPID --value 2>/dev/null | grep -vx 0)"
 say_if has_drain test -e "$drop_in/drain.conf"
 say_if has_networks test -e "$networks"
 say_if docker_answers docker_answers
 say_if has_docker has_docker
+say_if has_podman_of_others has_podman_of_others
 printf '%s\n' "current=$(readlink "$prefix/current")"
 printf '%s\n' "previous=$(readlink "$prefix/previous")"
 printf '%s\n' "releases=$(cd "$prefix/releases" 2>/dev/null && for mark in */.complete; do dirname "$mark"; done | tr '\n' ' ')"
