@@ -15,6 +15,7 @@ TABLE = [
     ("proxy", [LONG], "a-proxy-is-the-only-way-out-and-a-wrong-one-changes-nothing"),
     ("failures", [], "each-failure-shows-its-cause-and-leaves-what-worked"),
     ("networks", [LONG], "a-blocked-network-is-refused-to-containers-across-reload-and-reboot"),
+    ("by-hand", [LONG], "a-runner-installed-by-hand-is-taken-over-with-its-task-and-its-node"),
     ("uninstall", [LONG], "uninstalling-leaves-nothing-and-installing-again-needs-no-index"),
     ("docker", [], "docker-runs-the-tasks-as-well"),
     ("docker-ce", [LONG], "a-docker-that-is-there-is-the-engine-and-nothing-replaces-it"),

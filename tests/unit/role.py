@@ -21,6 +21,7 @@ def _load(name: str, as_name: str) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[as_name] = module  # dataclasses look for their module there
     spec.loader.exec_module(module)
     return module
 
@@ -33,8 +34,23 @@ def write_program(folder: Path, name: str, script: str) -> Path:
     return program
 
 
+class Programs:
+    """Programs on the PATH that note how they were called."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._log = folder / "calls"
+
+    def make(self, name: str, script: str = "") -> None:
+        """Make a program of these lines of shell."""
+        write_program(self.folder, name, f'echo {name} "$@" >> {self._log}\n{script}')
+
+    def calls(self) -> list[str]:
+        """Return how they were called."""
+        return self._log.read_text(encoding="utf-8").splitlines() if self._log.exists() else []
+
+
 for package in OF_ANSIBLE:
     sys.modules.setdefault(package, ModuleType(package))
 for path in sorted((ROLE / "module_utils").glob("*.py")):
-    full_name = f"{OF_ANSIBLE[-1]}.{path.stem}"
-    sys.modules[full_name] = _load(f"module_utils/{path.name}", full_name)
+    _load(f"module_utils/{path.name}", f"{OF_ANSIBLE[-1]}.{path.stem}")

@@ -190,7 +190,7 @@ def link_for_other_pythons(lib: Path) -> None:
 def call(*command: str) -> None:
     """Run a program of the installation."""
     try:
-        subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603 - fixed programs
+        subprocess.run(command, check=True, capture_output=True, text=True)
     except OSError as error:
         raise subprocess.CalledProcessError(127, command, "", f"{command[0]}: {error}") from error
 
@@ -363,12 +363,12 @@ def restore_networks(params: Mapping[str, Any], *, is_blocking: bool) -> None:
 def systemctl(*arguments: str) -> bool:
     """Call systemctl; return whether it succeeded."""
     command = ["systemctl", *arguments]
-    return subprocess.run(command, check=False, capture_output=True).returncode == 0  # noqa: S603 - fixed arguments
+    return subprocess.run(command, check=False, capture_output=True).returncode == 0
 
 
 def main() -> None:
     """Run as a module of Ansible."""
-    from ansible.module_utils.basic import AnsibleModule  # noqa: PLC0415 - not where tests run
+    from ansible.module_utils.basic import AnsibleModule
 
     actions = {"installed": install, "current": select, "saved": save, "restored": restore}
     module = AnsibleModule(

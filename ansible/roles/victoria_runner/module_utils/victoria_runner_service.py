@@ -37,7 +37,7 @@ def run(*command: str, timeout_s: float = 30) -> subprocess.CompletedProcess[str
     """Run a program; one that is missing or does not end in time fails like any other."""
     variables = {**os.environ, "LC_ALL": "C.UTF-8"}
     try:
-        return subprocess.run(  # noqa: S603 - fixed programs
+        return subprocess.run(
             command,
             env=variables,
             timeout=timeout_s,

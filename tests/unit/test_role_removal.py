@@ -1,0 +1,119 @@
+"""The role's module that leaves an account: what is the role's goes, what is of others stays."""
+
+import getpass
+import pwd
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.role import Programs, load
+
+leave = load("library/victoria_runner_leave_account.py")
+RUNNER_ID = "11111111-2222-3333-4444-555555555555"
+PODMAN = """
+case "$*" in
+    "ps --all"*"runner-id={runner_id}") echo ours ;;
+    "ps --quiet") echo {others} ;;
+    "images "*) printf '%s\\n' b:1 a:latest b:1 ;;
+esac
+"""
+
+
+class Host:
+    """An account in a folder, with programs that stand for the host's."""
+
+    def __init__(self, root: Path, programs: Programs) -> None:
+        self.root, self.programs = root, programs
+        account = pwd.getpwnam(getpass.getuser())
+        home = root / "home"
+        fields = [*account[:5], str(home), account[6]]
+        self.account = pwd.struct_passwd(fields)
+        (home / ".local/share/containers/storage").mkdir(parents=True)
+        (root / "proc").mkdir()  # without processes: a test ends none of this machine's
+        (root / "state").mkdir()
+        (root / "state/runner-id").write_text(RUNNER_ID + "\n")
+        self.marks = {f"{name}_mark": str(root / name) for name in ("linger", "docker")}
+        for name in ("systemctl", "loginctl", "gpasswd"):
+            programs.make(name)
+        programs.make("runuser", 'while [ "$1" != podman ]; do shift; done; exec "$@"')
+        programs.make("docker", "exit 1")
+        programs.make("id", "echo victoria docker")
+        self.set_others("")
+
+    def set_others(self, container: str) -> None:
+        """Let Podman show this container of others."""
+        self.programs.make("podman", PODMAN.format(runner_id=RUNNER_ID, others=container))
+
+    def leave(self, *, removes_account: bool = False) -> dict[str, Any]:
+        parameters = {"state_dir": str(self.root / "state"), "runtime": "podman", **self.marks}
+        return dict(
+            leave.leave(self.account, parameters, removes_account=removes_account, root=self.root)
+        )
+
+    def called(self, beginning: str) -> bool:
+        return any(call.startswith(beginning) for call in self.programs.calls())
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
+    return Host(tmp_path, Programs(programs))
+
+
+def test_own_containers_go_and_images_are_named(host: Host) -> None:
+    result = host.leave()
+    assert result["removed"] == ["container ours"]
+    assert result["images"] == ["a:latest", "b:1"]
+    assert result["storage"] == f"{host.account.pw_dir}/.local/share/containers"
+    assert host.called("podman rm --force ours")
+
+
+def test_lingering_of_before_stays(host: Host) -> None:
+    host.leave()
+    assert not host.called("systemctl stop")
+
+
+def test_lingering_by_the_role_ends(host: Host) -> None:
+    Path(host.marks["linger_mark"]).touch()
+    assert f"user@{host.account.pw_uid}.service" in host.leave()["removed"]
+    assert host.called(f"systemctl stop user@{host.account.pw_uid}.service")
+
+
+@pytest.mark.parametrize("kind", ["container", "service"])
+def test_lingering_that_something_else_needs_stays(host: Host, kind: str) -> None:
+    Path(host.marks["linger_mark"]).touch()
+    if kind == "container":
+        host.set_others("theirs")
+    else:
+        wants = Path(host.account.pw_dir, ".config/systemd/user/default.target.wants")
+        wants.mkdir(parents=True)
+        (wants / "other.service").touch()
+    assert host.leave()["removed"] == ["container ours"]
+    assert not host.called("systemctl stop")
+
+
+def test_account_that_is_removed_keeps_nothing(host: Host) -> None:
+    host.set_others("theirs")
+    result = host.leave(removes_account=True)
+    assert f"user@{host.account.pw_uid}.service" in result["removed"]
+    assert result["images"] == []
+
+
+def test_group_docker_is_left_if_the_role_had_joined_it(host: Host) -> None:
+    host.leave()
+    assert not host.called("gpasswd")
+    mark = Path(host.marks["docker_mark"])
+    mark.touch()
+    assert "membership in the group docker" in host.leave()["removed"]
+    assert host.called(f"gpasswd --delete {host.account.pw_name} docker")
+    assert not mark.exists()
+
+
+def test_docker_that_the_runner_needs_but_does_not_answer_is_named(host: Host) -> None:
+    parameters = {"state_dir": str(host.root / "state"), "runtime": "docker", **host.marks}
+    host.programs.make("docker", "echo 'cannot connect to the daemon' >&2; exit 1")
+    with pytest.raises(leave.Failed, match="cannot use docker: cannot connect to the daemon"):
+        leave.leave(host.account, parameters, removes_account=False)

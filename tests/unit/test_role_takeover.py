@@ -1,0 +1,191 @@
+"""The role's module that takes over a runner by hand, or one with another state folder."""
+
+import fcntl
+import getpass
+import pwd
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.role import Programs, load
+
+takeover = load("library/victoria_runner_takeover.py")
+USER = getpass.getuser()
+RUNNER_ID = "11111111-2222-3333-4444-555555555555"
+
+
+class Host:
+    """A host in a folder: its systemctl shows one unit."""
+
+    def __init__(self, root: Path, programs: Programs) -> None:
+        self.root = root
+        self.programs = programs
+        self.state_dir = root / "var/state"
+        self.prefix = root / "opt"
+        self.config_dir = root / "etc"
+        for folder in (self.prefix, self.config_dir, root / "var"):
+            folder.mkdir()
+
+    def wanted(self, **changes: object) -> Any:  # noqa: ANN401 - the module is loaded by its path
+        folders = {name: getattr(self, name) for name in ("prefix", "state_dir", "config_dir")}
+        return takeover.Wanted(**{"unit": "u.service", "user": USER, **folders, **changes})
+
+    def show(self, program: str, *more: str, variables: str = "", arguments: str = "") -> None:
+        """Let systemctl show a unit that runs this program with these variables."""
+        (self.config_dir / "runner.env").write_text(variables, encoding="utf-8")
+        path = self.prefix / program
+        lines = [
+            "LoadState=loaded",
+            "ActiveState=active",
+            f"User={USER}",
+            f"EnvironmentFiles={self.config_dir}/runner.env (ignore_errors=no)",
+            f"ExecStart={{ path={path} ; argv[]={path}{arguments} ; ignore_errors=no ; pid=1 }}",
+            *more,
+        ]
+        (self.root / "shown").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        self.programs.make("systemctl", f'[ "$1" != show ] || cat {self.root}/shown')
+
+    def make_state(self, folder: Path, runner_id: str = RUNNER_ID) -> None:
+        """Make a state folder with a journal."""
+        folder.mkdir(parents=True)
+        (folder / "runner-id").write_text(runner_id + "\n", encoding="ascii")
+        (folder / "journal.sqlite3").write_text(f"journal of {runner_id}", encoding="ascii")
+
+    def act(self, state: str, source: str | None = None, **changes: object) -> dict[str, Any]:
+        result = takeover.act(self.wanted(**changes), state, source, is_check=False)
+        return dict(result)
+
+    def verbs(self) -> list[str]:
+        calls = [call.split()[1] for call in self.programs.calls()]
+        return [verb for verb in calls if verb not in {"show", "cat"}]
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
+    host = Host(tmp_path, Programs(programs))
+    host.programs.make("systemctl", "echo LoadState=not-found")
+    return host
+
+
+BY_ROLE, BY_HAND = "current/venv/bin/victoria-runner", "bin/victoria-runner"
+HOME = pwd.getpwnam(USER).pw_dir
+
+
+@pytest.mark.parametrize(
+    ("more", "variables", "arguments", "expected"),
+    [
+        pytest.param([], "", "", f"{HOME}/.local/state/victoria-runner", id="default"),
+        pytest.param([], "VICTORIA_RUNNER_STATE_DIR=/a\n", "", "/a", id="by-hand"),
+        pytest.param([], 'VICTORIA_RUNNER_STATE_DIR="/a"\n', "", "/a", id="by-the-role"),
+        pytest.param([], "VICTORIA_RUNNER_STATE_DIR=~/a\n", "", f"{HOME}/a", id="below-the-home"),
+        pytest.param([], "XDG_STATE_HOME=/x\n", "", "/x/victoria-runner", id="xdg"),
+        pytest.param(["StateDirectory=vr"], "", "", "/var/lib/vr", id="systemd"),
+        pytest.param(["Environment=A=b VICTORIA_RUNNER_STATE_DIR=/e C=d"], "", "", "/e", id="unit"),
+        pytest.param([], "VICTORIA_RUNNER_STATE_DIR=/a\n", " --state-dir /o", "/o", id="option"),
+    ],
+)
+def test_state_folder_is_the_one_that_the_runner_has(
+    host: Host, more: list[str], variables: str, arguments: str, expected: str
+) -> None:
+    host.show(BY_HAND, *more, variables=variables, arguments=arguments)
+    assert host.act("checked", state_dir=Path(expected))["source"] == expected
+
+
+def test_host_without_a_runner_has_none_to_take_over(host: Host) -> None:
+    assert host.act("moved") == {"changed": False, "source": "", "has_journal": False}
+
+
+def test_state_folder_is_moved_while_the_service_is_stopped_and_leaves_a_link(host: Host) -> None:
+    old = host.root / "old"
+    host.make_state(old)
+    host.show(BY_HAND, variables=f"VICTORIA_RUNNER_STATE_DIR={old}\n")
+    assert host.act("checked") == {"changed": False, "source": str(old), "has_journal": True}
+    assert host.verbs() == []
+    assert host.act("moved")["changed"]
+    assert host.verbs() == ["stop"]
+    assert (host.state_dir / "runner-id").read_text() == RUNNER_ID + "\n"
+    assert old.readlink() == host.state_dir
+    assert not host.act("moved")["changed"]
+
+
+def test_moved_folder_is_tidied_once_the_roles_runner_works(host: Host) -> None:
+    old = host.root / "old"
+    host.make_state(old)
+    (host.prefix / "pyvenv.cfg").touch()
+    (host.prefix / "bin").mkdir()
+    (host.prefix / "releases").mkdir()
+    (host.config_dir / "registration-token").write_text("secret")
+    host.show(BY_HAND, variables=f"VICTORIA_RUNNER_STATE_DIR={old}\n")
+    host.act("moved")
+    assert host.act("tidied", str(old))["removed"] == [str(old)]
+    host.show(BY_ROLE, variables=f"VICTORIA_RUNNER_STATE_DIR={host.state_dir}\n")
+    removed = host.act("tidied", str(old))["removed"]
+    assert removed == [
+        str(host.config_dir / "registration-token"),
+        str(host.prefix / "bin"),
+        str(host.prefix / "pyvenv.cfg"),
+    ]
+    assert [path.name for path in host.prefix.iterdir()] == ["releases"]
+    assert (host.state_dir / "journal.sqlite3").exists()
+    assert not host.act("tidied", str(old))["changed"]
+
+
+def test_token_file_that_is_in_use_stays(host: Host) -> None:
+    token = host.config_dir / "registration-token"
+    token.write_text("secret")
+    host.show(BY_ROLE, variables=f"VICTORIA_RUNNER_REGISTRATION_TOKEN_FILE={token}\n")
+    assert host.act("tidied")["removed"] == []
+    assert token.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        pytest.param({"prefix": Path("/srv/second")}, "cannot install a second runner: ", id="two"),
+        pytest.param({"user": "nobody"}, f"cannot run as nobody: .*runs as {USER}", id="user"),
+    ],
+)
+def test_runner_of_another_folder_or_account_is_refused(
+    host: Host, changes: dict[str, Any], sentence: str
+) -> None:
+    host.show(BY_ROLE, variables=f"VICTORIA_RUNNER_STATE_DIR={host.state_dir}\n")
+    with pytest.raises(takeover.Failed, match=sentence):
+        host.act("checked", **changes)
+    assert host.verbs() == []
+
+
+def test_folder_with_something_else_in_it_is_refused_and_left(host: Host) -> None:
+    old = host.root / "old"
+    host.make_state(old)
+    host.make_state(host.state_dir, RUNNER_ID.replace("1", "9"))
+    host.show(BY_HAND, variables=f"VICTORIA_RUNNER_STATE_DIR={old}\n")
+    with pytest.raises(takeover.Failed, match="is not empty"):
+        host.act("moved")
+    assert not old.is_symlink()
+    assert RUNNER_ID not in (host.state_dir / "runner-id").read_text()
+
+
+def test_copy_of_a_move_that_was_broken_off_is_replaced(host: Host) -> None:
+    old = host.root / "old"
+    host.make_state(old)
+    host.make_state(host.state_dir)
+    (old / "journal.sqlite3").write_text("a newer journal")
+    host.show(BY_HAND, variables=f"VICTORIA_RUNNER_STATE_DIR={old}\n")
+    assert host.act("moved")["changed"]
+    assert (host.state_dir / "journal.sqlite3").read_text() == "a newer journal"
+
+
+def test_folder_that_a_runner_without_the_service_uses_is_not_moved(host: Host) -> None:
+    old = host.root / "old"
+    host.make_state(old)
+    host.show(BY_HAND, variables=f"VICTORIA_RUNNER_STATE_DIR={old}\n")
+    with (old / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(takeover.Failed, match="a runner without the service is using it"):
+            host.act("moved")
+    assert host.verbs() == ["stop", "start"]
+    assert (old / "journal.sqlite3").exists()
