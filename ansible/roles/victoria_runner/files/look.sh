@@ -79,6 +79,7 @@ say_if has_unit test -e "$unit"
 printf '%s\n' "runs=$(systemctl show "$(basename "$unit")" --property=MainPID --value 2>/dev/null | grep -vx 0)"
 say_if has_drain test -e "$drop_in/drain.conf"
 say_if has_networks test -e "$networks"
+printf '%s\n' "podman=$(podman --version 2>/dev/null | cut -d ' ' -f 3)"
 say_if docker_answers docker_answers
 say_if has_docker has_docker
 printf '%s\n' "current=$(readlink "$prefix/current")"
