@@ -1,4 +1,4 @@
-"""The hosts that the scenarios share: made once, removed at the end."""
+"""The hosts that the scenarios share: made once for each inventory, removed at the end."""
 
 import os
 import signal
@@ -14,15 +14,16 @@ def pytest_sessionstart() -> None:
 
 
 @pytest.fixture(scope="session")
-def scenario() -> Iterator[Callable[[str], None]]:
-    """Yield the function that runs a scenario, on hosts that are ready.
+def scenario(request: pytest.FixtureRequest) -> Iterator[Callable[[str], None]]:
+    """Yield the function that runs a scenario, on the hosts of an inventory, which are ready.
 
     With VICTORIA_ROLLOUT_KEEP=1 they stay, for a look into them: podman exec -it vr-ubuntu bash
     """
     if "VICTORIA_ROLLOUT_UBUNTU_HOST" not in os.environ:
         pytest.fail("no hosts are named: run ./dev rollout", pytrace=False)
-    run("destroy", "default")
-    run("create", "default")
-    yield lambda name: run("test", name, "--destroy=never")
+    inventory = request.param
+    run("destroy", "default", inventory=inventory)
+    run("create", "default", inventory=inventory)
+    yield lambda name: run("test", name, "--destroy=never", inventory=inventory)
     if os.environ.get("VICTORIA_ROLLOUT_KEEP") != "1":
-        run("destroy", "default")
+        run("destroy", "default", inventory=inventory)

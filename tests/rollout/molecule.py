@@ -16,13 +16,17 @@ END_S = 20
 SHOWN = 60
 
 
-def run(action: str, scenario: str, *options: str) -> None:
-    """Run an action of a scenario; its output is in a file, and the cause in the failure."""
+def run(action: str, scenario: str, *options: str, inventory: str) -> None:
+    """Run an action of a scenario; its output is in a file, and the cause in the failure.
+
+    `inventory` is a file in molecule/inventory, without its ending.
+    """
     log = Path(os.environ["VICTORIA_ROLLOUT_FOLDER"]) / f"{scenario}-{action}.log"
     with log.open("wb") as output:
         molecule = subprocess.Popen(
             ["molecule", action, f"--scenario-name={scenario}", *options],
             cwd=ROOT,
+            env={**os.environ, "VICTORIA_ROLLOUT_INVENTORY": inventory},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -1,5 +1,6 @@
-"""Each scenario of molecule/ on an Ubuntu-shaped and a Fedora-shaped host, in this order.
+"""Each scenario of molecule/ on the hosts of its inventory, in this order.
 
+The hosts are an Ubuntu-shaped and a Fedora-shaped one; of the last scenarios, those of debian.yml.
 CI leaves out the long ones; `./dev rollout --all` runs them, and so does the workflow in .github/.
 """
 
@@ -20,11 +21,18 @@ TABLE = [
     ("docker", [], "docker-runs-the-tasks-as-well"),
     ("docker-ce", [LONG], "a-docker-that-is-there-is-the-engine-and-nothing-replaces-it"),
 ]
+DISTRIBUTIONS = [
+    ("before", "the-release-before-is-upgraded-with-a-running-task-on-each-distribution"),
+    ("oldest-ansible", "the-oldest-supported-ansible-installs-changes-and-removes"),
+    ("dist-upgrade", "a-task-lives-through-an-upgrade-of-the-distribution"),
+]
+PARAMETERS = [
+    *(pytest.param("hosts", name, marks=marks, id=claim) for name, marks, claim in TABLE),
+    *(pytest.param("debian", name, marks=LONG, id=claim) for name, claim in DISTRIBUTIONS),
+]
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=marks, id=claim) for name, marks, claim in TABLE]
-)
+@pytest.mark.parametrize(("scenario", "name"), PARAMETERS, indirect=["scenario"])
 def test_scenario_shows_that(name: str, scenario: Callable[[str], None]) -> None:
     scenario(name)

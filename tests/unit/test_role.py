@@ -182,7 +182,12 @@ def test_nothing_is_installed_over_a_docker_that_is_there(
             "docker": ["docker.io"],
         },
         "__victoria_runner_is_rootless": runtime == "podman",
-        "__victoria_runner_seen": {"has_docker": has_docker, "missing": [missing]},
+        "__victoria_runner_is_podman_5": True,
+        "__victoria_runner_seen": {
+            "has_docker": has_docker,
+            "has_podman_of_others": False,
+            "missing": [missing],
+        },
         "victoria_runner_container_runtime": runtime,
         "__victoria_runner_blocked": [],
     }
@@ -191,15 +196,6 @@ def test_nothing_is_installed_over_a_docker_that_is_there(
         values[f"__victoria_runner_{name}"] = template.render(**values)
     chosen = values["__victoria_runner_to_install"]
     assert (chosen if values["__victoria_runner_is_package_missing"] else []) == installed
-
-
-def test_apt_removes_no_package_to_install_another() -> None:
-    installing = [
-        task["ansible.builtin.apt"]
-        for task in yaml.safe_load(text_of("tasks/packages.yml"))
-        if "ansible.builtin.apt" in task
-    ]
-    assert [arguments["fail_on_autoremove"] for arguments in installing] == [True, True]
 
 
 NETWORKS = {

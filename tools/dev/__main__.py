@@ -178,7 +178,7 @@ def rollout(arguments: list[str]) -> int:
     """Run the Molecule scenarios: those of CI, all, or those that pytest's arguments choose."""
     with setup_lock():
         # First what this machine may have no Python for.
-        env = scenarios.ready()
+        env = scenarios.ready(with_long=bool(arguments))
         python = envs.project().ensure()
     return run_in_foreground(scenarios.command(python, env, arguments))
 

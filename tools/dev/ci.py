@@ -10,6 +10,7 @@ STEPS = (
     ("test", "--long"),
     ("soak", "--tasks=300", "--seed=1"),
     ("test", "--python", "3.10"),
+    ("test", "--python", "3.14"),
     ("rollout",),
 )
 """Commands of ./dev; together at most 40 minutes on two cores."""

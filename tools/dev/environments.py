@@ -12,6 +12,8 @@ from tools.dev.shell import ROOT, MissingPythonError, run, say
 VERSION = "import sys; print('%d.%d' % sys.version_info[:2])"
 ANSIBLE_PYTHONS = ("3.13", "3.12", "3.14")
 """Those that ansible-core runs on, the preferred one first."""
+OLDEST_ANSIBLE_PYTHONS = ("3.13", "3.12", "3.11")
+"""Those that the oldest supported ansible-core runs on."""
 PREFECT_PYTHONS = ("3.13", "3.12", "3.11")
 """Those that Prefect runs on, the preferred one first."""
 NO_ANSIBLE_PYTHON = (
@@ -127,6 +129,18 @@ def ensure_ansible() -> Path | None:
             return None
         environment.ensure(python)
     return environment.python.parent
+
+
+def ensure_oldest_ansible(programs: Path) -> Path:
+    """Return the folder of the programs of the oldest ansible-core that the role promises."""
+    environment = Environment(
+        ROOT / ".venv-ansible-oldest",
+        "the oldest supported ansible-core: 40 MB, half a minute",
+        ("ansible-core",),
+        "constraints-ansible-oldest.txt",
+    )
+    python = next(filter(None, map(find_python, OLDEST_ANSIBLE_PYTHONS)), None)
+    return environment.ensure(python or str(programs / "python")).parent
 
 
 def ensure_uv() -> Path:

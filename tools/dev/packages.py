@@ -28,7 +28,10 @@ PACKAGES = {
     "aardvark-dns": ("aardvark-dns", "aardvark-dns"),
 }
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-ENGINE_FOLDERS = ("/usr/lib/podman", "/usr/libexec/podman", "/usr/local/libexec/podman")
+ENGINE_FOLDERS = (
+    *("/usr/lib/podman", "/usr/libexec/podman"),
+    *("/usr/local/lib/podman", "/usr/local/libexec/podman"),
+)
 
 
 def ensure_program(program: str, why: str) -> None:

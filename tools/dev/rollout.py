@@ -1,17 +1,20 @@
 """Set up what the Molecule scenarios need: Ansible, images of hosts, and the command to run them.
 
-A host is a container with systemd, shaped as Ubuntu or as Fedora, and takes root. Its base is made
-from Debian packages, or is an image that the environment names.
+A host is a container with systemd, and takes root. Its base is made from Debian packages, some of
+them shaped as Ubuntu or as Fedora, or is an image that the environment names.
 """
 
 import os
 import platform
 import re
+import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
+from tools.dev.before import unpack_release_before
 from tools.dev.engines import Engine, settings_to_try
-from tools.dev.environments import NO_ANSIBLE_PYTHON, ensure_ansible
+from tools.dev.environments import NO_ANSIBLE_PYTHON, ensure_ansible, ensure_oldest_ansible
 from tools.dev.images import DEBIAN_MIRROR, hashed_name, import_debian, package_source, ready_podman
 from tools.dev.packages import ensure_engine_part, ensure_program
 from tools.dev.shell import ROOT, MissingPythonError, SetupError, as_root, cache_dir, run, say
@@ -24,26 +27,51 @@ SOURCES = Path(__file__).parent / "hosts"
 PODMAN = Engine("podman", rootful=True)
 BUILD_TIMEOUT_S = 1200
 NETAVARK = '[network]\nnetwork_backend = "netavark"\n'
-# Debian's packages in each host. UBUNTU and FEDORA are a distribution's name, and the suite and the
-# packages of the Debian that stands in for it.
+# Debian's packages in each host.
 SYSTEM = (
     "systemd,systemd-sysv,dbus,libpam-systemd,openssh-server,sudo,procps,iproute2,ca-certificates"
 )
-UBUNTU = ("ubuntu", "trixie", "python3,python3-apt")
+PYTHON = "python3,python3-apt"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A host: its distribution, and the Debian that it is made of where no image is named."""
+
+    name: str
+    suite: str
+    packages: str = PYTHON
+    script: str = ""
+    """What makes Debian look like another distribution, in hosts/."""
+
+    @property
+    def variable(self) -> str:
+        """Return the variable that names an image of the distribution itself."""
+        return f"VICTORIA_ROLLOUT_{self.name.upper()}_IMAGE"
+
+
+# Like Ubuntu 26.04, sid has Python 3.14 and podman 5; its systemd is three versions later.
+UBUNTU = Shape("ubuntu", "sid", script="shape-ubuntu")
 # In its stand-in Fedora's packages are empty: all that the role installs has to be there already.
-FEDORA = (
+FEDORA = Shape(
     "fedora",
     "testing",
     (
         "python3,python3-venv,python3-pip,dnf5,python3-libdnf5,rpm,createrepo-c,dbus-user-session,"
-        "podman,crun,netavark,aardvark-dns,uidmap,passt,slirp4netns,nftables,catatonit,"
+        "podman,crun,netavark,aardvark-dns,uidmap,passt,nftables,catatonit,"
         "fuse-overlayfs,docker.io,docker-cli"
     ),
+    "shape-fedora",
 )
+DEBIAN_12 = Shape("debian12", "bookworm")
+# The control plane's host too: of all suites its packages change least, and have what it needs.
+DEBIAN_13 = Shape("debian13", "trixie")
+SHORT = (UBUNTU, FEDORA, DEBIAN_13)
+LONG = (*SHORT, DEBIAN_12)
 
 
-def ready() -> dict[str, str]:
-    """Make everything ready; return the environment for the scenarios."""
+def ready(*, with_long: bool = True) -> dict[str, str]:
+    """Make everything ready, also for the long scenarios; return the environment for them."""
     programs = ensure_ansible()
     if programs is None:
         raise MissingPythonError(NO_ANSIBLE_PYTHON)
@@ -54,7 +82,7 @@ def ready() -> dict[str, str]:
     ensure_engine_part("aardvark-dns", "their names")
     _, stand_in = ready_podman()
     bundle = _ca_bundle(programs)
-    images = _build_all(bundle)
+    images = _build_all(LONG if with_long else SHORT, bundle)
     if not PODMAN.has(stand_in):  # from there it goes to the scenarios' registry
         PODMAN.copy_from(Engine("podman"), stand_in)
     folder = cache_dir() / "rollout"
@@ -65,6 +93,8 @@ def ready() -> dict[str, str]:
         "VICTORIA_TEST_IMAGE": stand_in,
         "VICTORIA_ROLLOUT_FOLDER": str(folder),
         "VICTORIA_ROLLOUT_CA": bundle or "",
+        "VICTORIA_ROLLOUT_OLDEST_ANSIBLE": str(ensure_oldest_ansible(programs)),
+        **(unpack_release_before(folder / "before") if with_long else {}),
         **{f"VICTORIA_ROLLOUT_{name}_HOST": image for name, image in images.items()},
         # NO_COLOR is Molecule's.
         "NO_COLOR": "1",
@@ -113,40 +143,41 @@ def _ca_bundle(programs: Path) -> str | None:
     return None
 
 
-def _build_all(ca_bundle: str | None) -> dict[str, str]:
+def _build_all(shapes: tuple[Shape, ...], ca_bundle: str | None) -> dict[str, str]:
     """Build the images that are missing; return their names by purpose."""
     with ThreadPoolExecutor() as pool:
-        ubuntu, fedora = pool.map(lambda shape: _host_image(*shape), (UBUNTU, FEDORA))
-    return {"UBUNTU": ubuntu, "FEDORA": fedora, "CONTROL": _control_image(ubuntu, ca_bundle)}
+        hosts = list(pool.map(_host_image, shapes))
+    images = {shape.name.upper(): image for shape, image in zip(shapes, hosts, strict=True)}
+    return {**images, "CONTROL": _control_image(images[DEBIAN_13.name.upper()], ca_bundle)}
 
 
-def _host_image(name: str, suite: str, packages: str) -> str:
-    variable = f"VICTORIA_ROLLOUT_{name.upper()}_IMAGE"
-    base = os.environ.get(variable)
-    if not base:
-        raw = _debian(suite, packages, f", or name an image of {name} in {variable}")
-        script = f"shape-{name}"
-        files = ["Containerfile.shape", script]
-        base = _build(f"base-{name}", raw, files, "--build-arg", f"SHAPE={script}")
-    return _build(f"rollout-{name}", base, ["Containerfile", "finish", "init"])
+def _host_image(shape: Shape) -> str:
+    base = os.environ.get(shape.variable) or _debian(shape)
+    return _build(f"rollout-{shape.name}", base, ["Containerfile", "finish", "init"])
 
 
-def _debian(suite: str, packages: str, advice: str) -> str:
+def _debian(shape: Shape) -> str:
     recipe = [
         "--variant=minbase",
-        f"--include={SYSTEM},{packages}",
+        f"--include={SYSTEM},{shape.packages}",
         # Mirrors may leave the testing suite alone for weeks.
         '--aptopt=Acquire::Check-Valid-Until "false"',
         '--customize-hook=rm -rf "$1"/usr/share/doc "$1"/usr/share/man "$1"/usr/share/locale',
     ]
-    image = hashed_name("debian", suite, *recipe)
+    # What a host installs from sid fits an image of the same month, but hardly one of last year.
+    month = time.strftime("%Y-%m") if shape.suite == "sid" else ""
+    image = hashed_name("debian", shape.suite, *recipe, month)
     if not PODMAN.has(image):
         ensure_program("mmdebstrap", "hosts for the scenarios where no registry answers")
-        say(f"making a host from Debian packages ({suite}): some minutes")
+        say(f"making a host from Debian packages ({shape.suite}): some minutes")
         is_debian = platform.freedesktop_os_release()["ID"] == "debian"
         mirror = package_source()[1] if is_debian else DEBIAN_MIRROR
-        import_debian(PODMAN, image, recipe, (suite, mirror), advice)
-    return image
+        advice = f", or name an image of {shape.name} in {shape.variable}"
+        import_debian(PODMAN, image, recipe, (shape.suite, mirror), advice)
+    if not shape.script:
+        return image
+    files = ["Containerfile.shape", shape.script]
+    return _build(f"base-{shape.name}", image, files, "--build-arg", f"SHAPE={shape.script}")
 
 
 def _control_image(base: str, ca_bundle: str | None) -> str:

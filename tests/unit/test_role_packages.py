@@ -1,0 +1,83 @@
+"""The packages that the role installs are those that the host's distribution has."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from jinja2.nativetypes import NativeEnvironment
+
+ROOT = Path(__file__).resolve().parents[2]
+ROLE = ROOT / "ansible" / "roles" / "victoria_runner"
+FEDORA = ROOT / "tools" / "dev" / "hosts" / "shape-fedora"
+
+
+def read(name: str) -> dict[str, Any]:
+    return dict(yaml.safe_load((ROLE / name).read_text(encoding="utf-8")))
+
+
+def is_version(version: str, other: str, operator: str) -> bool:
+    assert operator == ">="
+    return [*map(int, version.split("."))] >= [*map(int, other.split("."))]
+
+
+def to_install(family: str, release: str, podman: str, runtime: str = "podman") -> list[str]:
+    """Return what the role's variables choose for a host."""
+    jinja = NativeEnvironment()
+    jinja.tests["version"] = is_version
+    expressions = read("vars/main.yml")
+    values: dict[str, Any] = {
+        **read(f"vars/{family}.yml"),
+        "ansible_facts": {"distribution_release": release},
+        "__victoria_runner_is_rootless": runtime == "podman",
+        "__victoria_runner_seen": {
+            "has_docker": False,
+            "has_podman_of_others": False,
+            "podman": podman,
+        },
+        "victoria_runner_container_runtime": runtime,
+        "__victoria_runner_blocked": [],
+    }
+    for name in ("is_podman_5", "wanted", "not_wanted", "to_install"):
+        template = jinja.from_string(expressions[f"__victoria_runner_{name}"].strip())
+        values[f"__victoria_runner_{name}"] = template.render(**values)
+    return list(values["__victoria_runner_to_install"])
+
+
+@pytest.mark.parametrize(
+    ("family", "release", "podman", "networks"),
+    [
+        pytest.param("Debian", "bookworm", "", ["passt", "slirp4netns"], id="debian-12"),
+        pytest.param("Debian", "bookworm", "4.3.1", ["passt", "slirp4netns"], id="debian-12-again"),
+        pytest.param("Debian", "bookworm", "5.8.6", ["passt"], id="podman-from-elsewhere"),
+        pytest.param("Debian", "trixie", "", ["passt"], id="debian-13"),
+        pytest.param("Debian", "trixie", "4.3.1", ["passt", "slirp4netns"], id="podman-held-back"),
+        pytest.param("Debian", "sid", "", ["passt"], id="debian-of-later"),
+        pytest.param("Debian", "noble", "", ["passt", "slirp4netns"], id="ubuntu-24.04"),
+        pytest.param("Debian", "resolute", "", ["passt"], id="ubuntu-26.04"),
+        pytest.param("RedHat", "", "", ["passt"], id="fedora"),
+        pytest.param("RedHat", "", "5.8.6", ["passt"], id="fedora-again"),
+    ],
+)
+def test_network_of_containers_is_that_of_the_podman_that_the_host_has(
+    family: str, release: str, podman: str, networks: list[str]
+) -> None:
+    chosen = to_install(family, release, podman)
+    assert [name for name in chosen if name in {"passt", "slirp4netns"}] == networks
+
+
+def test_every_package_for_fedora_is_in_the_repository_that_stands_in_for_its_own() -> None:
+    names = re.search(r"for name in (.+?); do", FEDORA.read_text().replace("\\\n", ""))
+    assert names is not None
+    repository = set(names[1].split())
+    client = read("vars/RedHat.yml")["__victoria_runner_docker_client"]
+    for runtime in ("podman", "docker"):
+        assert {*to_install("RedHat", "", "", runtime), client} <= repository
+    assert "slirp4netns" not in repository
+
+
+def test_apt_removes_no_package_to_install_another() -> None:
+    text = (ROLE / "tasks" / "packages.yml").read_text(encoding="utf-8")
+    installing = text.count("ansible.builtin.apt:\n")
+    assert installing == text.count("fail_on_autoremove: true") > 0
