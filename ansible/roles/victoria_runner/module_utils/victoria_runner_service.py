@@ -65,6 +65,7 @@ def service_facts(params: Mapping[str, Any]) -> dict[str, Any]:
         outdated.append("release")
     entries = entries_of(journal(unit), shown)
     return {
+        **dict.fromkeys(PROPERTIES.split(","), ""),  # on a host without systemd
         **shown,
         "MainPID": pid,
         "Release": release,
