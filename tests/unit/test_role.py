@@ -13,7 +13,7 @@ from typing import Any
 import jinja2
 import pytest
 import yaml
-from jinja2.nativetypes import NativeTemplate
+from jinja2.nativetypes import NativeEnvironment, NativeTemplate
 
 from runner import cli
 from runner.model import Task, TaskState
@@ -237,6 +237,72 @@ def test_service_starts_with_the_rules_of_blocked_networks_or_not_at_all(
     after = ["Wants=networks.service", "After=networks.service"]
     before = ["ExecStartPre=+/usr/sbin/nft --file /etc/networks.nft"]
     assert loading == ([*after, *before] if networks else [])
+
+
+def secret_variables(proxy: str, engine_env: dict[str, str]) -> dict[str, str]:
+    expressions = read("vars/main.yml")
+    values: dict[str, Any] = {
+        "victoria_runner_proxy": proxy,
+        "victoria_runner_engine_env": engine_env,
+    }
+    jinja = NativeEnvironment()
+    jinja.filters["combine"] = lambda *parts: {key: part[key] for part in parts for key in part}
+    for name in ("has_secret_proxy", "secret_variables"):
+        template = jinja.from_string(expressions[f"__victoria_runner_{name}"].strip())
+        values[f"__victoria_runner_{name}"] = template.render(**values)
+    return dict(values["__victoria_runner_secret_variables"])
+
+
+def test_secrets_are_in_a_file_of_their_own() -> None:
+    proxy = "http://me:word@proxy:3128"
+    both = {"HTTPS_PROXY": proxy, "HTTP_PROXY": proxy}
+    assert secret_variables(proxy, {"KEY": "k"}) == {**both, "KEY": "k"}
+    assert secret_variables("http://proxy:3128", {}) == {}
+    written = read("vars/main.yml")["__victoria_runner_variables"]
+    assert [name for name, text in written.items() if "registration_token }}" in text] == []
+    shown = [
+        task for task in tasks("configure.yml") if task.get("register", "").endswith("written")
+    ]
+    assert ["no_log" in task for task in shown if "runner.env.j2" in json.dumps(task)] == [False]
+    hidden = [
+        task["no_log"] for task in shown if "secret" in task["name"] or "token" in task["name"]
+    ]
+    assert hidden == ["{{ victoria_runner_hide_secrets }}"] * 2
+
+
+def tasks(name: str) -> list[dict[str, Any]]:
+    return list(yaml.safe_load(text_of(f"tasks/{name}")))
+
+
+UNIT = {
+    "victoria_runner_ca": "/ca.pem",
+    "__victoria_runner_ca_file": "/etc/x/ca.pem",
+    "__victoria_runner_env_file": "/etc/x/runner.env",
+    "__victoria_runner_token_file": "/etc/x/registration-token",
+    "__victoria_runner_secrets_file": "/etc/x/secrets.env",
+}
+
+
+def test_service_keeps_copies_of_what_it_has_read_and_the_name_of_its_unit() -> None:
+    with_all = rendered(
+        "templates/victoria-runner.service.j2",
+        **UNIT,
+        __victoria_runner_secret_variables={"KEY": "k"},
+    )
+    copies = re.findall(r"^LoadCredential=(.+):(.+)$", with_all, re.MULTILINE)
+    read_files = re.findall(r"^EnvironmentFile=(.+)$", with_all, re.MULTILINE)
+    names = ["runner.env", "registration-token", "secrets.env", "ca.pem"]
+    assert copies == [(name, f"/etc/x/{name}") for name in names]
+    assert set(read_files) <= {path for _, path in copies}
+    assert "--registration-token-file=%d/registration-token --ca-file=%d/ca.pem" in with_all
+    without = rendered("templates/victoria-runner.service.j2", **UNIT)
+    assert "secrets.env" not in without
+    hashes = [
+        re.findall(r"^SetCredential=unit:(.{40})$", unit, re.MULTILINE)
+        for unit in (with_all, without)
+    ]
+    assert hashes[0] != hashes[1]
+    assert [len(each) for each in hashes] == [1, 1]
 
 
 def test_hashes_are_those_of_the_pinned_dependencies() -> None:

@@ -64,11 +64,11 @@ EXAMPLES = r"""
     networks_unit_file: /etc/systemd/system/victoria-runner-networks.service
 """
 RETURN = r"""
-host: {description: What the host is and has of the runner., type: dict, returned: always}
+host: {description: What the host is and has of the runner., type: dict, returned: without doctor}
 service:
   description: >-
     Properties of systemd; Release and Version of the running process; Outdated, what it has not
-    read as it is now; Refusals of the token, and the Cause of what is wrong.
+    read as it is now. With doctor also Refusals of the token, and the Cause of what is wrong.
   type: dict
   returned: always
 doctor: {description: The report of doctor or its problem., type: dict, returned: with doctor}

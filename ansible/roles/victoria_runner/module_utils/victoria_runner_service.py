@@ -56,23 +56,28 @@ def run(*command: str, timeout_s: float = 30) -> subprocess.CompletedProcess[str
 
 
 def service_facts(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Return how systemd sees the service, what the running process is, and what is wrong."""
+    """Return how systemd sees the service, and what the running process is."""
     prefix, unit_file = Path(params["prefix"]), Path(params["unit_file"])
-    unit = unit_file.name
-    shown = properties(run("systemctl", "show", unit, f"--property={PROPERTIES}").stdout)
+    shown = properties(run("systemctl", "show", unit_file.name, f"--property={PROPERTIES}").stdout)
     pid = int(shown.get("MainPID") or 0)
     release = release_of(pid, prefix / "releases")
-    current = Path(link(prefix / "current")).name
     outdated = outdated_files(Path(params["config_dir"]), unit_file) if pid else []
-    if pid and release != current:
+    if pid and release != Path(link(prefix / "current")).name:
         outdated.append("release")
-    entries = entries_of(journal(unit), shown)
     return {
+        **dict.fromkeys(PROPERTIES.split(","), ""),  # on a host without systemd
         **shown,
         "MainPID": pid,
         "Release": release,
         "Version": version_of(prefix / "releases" / release) if release else "",
         "Outdated": outdated,
+    }
+
+
+def log_facts(unit: str, shown: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the log of a service tells about this start."""
+    entries = entries_of(journal(unit), shown)
+    return {
         "Refusals": sum(map(is_refusal, entries)),
         "Cause": failed_dependency(shown) or cause_of(shown, entries, unit),
     }
@@ -278,10 +283,9 @@ def registered_facts(params: Mapping[str, Any]) -> dict[str, Any]:
     deadline_s = time.monotonic() + params["registered_within"]
     looks = 0
     while True:
-        service, doctor = (
-            service_facts(params),
-            ask_doctor(params["command"], fetches=params["fetch"]),
-        )
+        service = service_facts(params)
+        doctor = ask_doctor(params["command"], fetches=params["fetch"])
+        service |= log_facts(Path(params["unit_file"]).name, service)
         looks += 1
         if not is_registering(service, doctor, looks) or time.monotonic() >= deadline_s:
             return {"service": service, "doctor": doctor}
