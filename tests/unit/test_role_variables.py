@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -99,9 +100,10 @@ def raw_uses(text: str) -> list[str]:
         for child in node.iter_child_nodes():
             visit(child, (*parents, node))
 
-    # Ansible reads a backslash as it is.
-    jinja = jinja2.Environment(autoescape=True)
-    visit(jinja.parse(text.replace("\\", "")), ())
+    with warnings.catch_warnings():
+        # Of a backslash in a pattern, which Python's own texts should not have.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        visit(jinja2.Environment(autoescape=True).parse(text), ())
     return raw
 
 
