@@ -245,7 +245,7 @@ def test_debian_without_a_version_is_newer_than_every_one_with_it(
 ) -> None:
     check = next(
         task
-        for task in yaml.safe_load((ROLE / "tasks" / "preflight.yml").read_text(encoding="utf-8"))
+        for task in yaml.safe_load((ROLE / "tasks" / "supported.yml").read_text(encoding="utf-8"))
         if task["name"] == "Check the distribution"
     )
     jinja = NativeEnvironment()
