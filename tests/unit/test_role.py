@@ -267,7 +267,7 @@ def test_secrets_are_in_a_file_of_their_own() -> None:
     hidden = [
         task["no_log"] for task in shown if "secret" in task["name"] or "token" in task["name"]
     ]
-    assert hidden == ["{{ victoria_runner_hide_secrets }}"] * 2
+    assert hidden == ["{{ victoria_runner_hide_secrets | bool }}"] * 2
 
 
 def tasks(name: str) -> list[dict[str, Any]]:
