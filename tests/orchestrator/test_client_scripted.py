@@ -19,6 +19,8 @@ from hypothesis import strategies as st
 from orchestrator.client import watch
 from orchestrator.client.text import OutputFilter
 from tests.orchestrator.people import Person
+from orchestrator.client.access import Access
+from orchestrator.client.api import Api
 from tests.orchestrator.scripted import Reply, Scripted, scripted
 
 REPOSITORY = Path(__file__).parents[2]
@@ -92,6 +94,23 @@ def test_a_stream_that_breaks_goes_on_without_a_line_twice_or_missing(
 
 def test_a_gap_in_the_output_is_shown(server: Scripted, person: Person) -> None:
     server.on(f"GET {TASK}", task())
+@pytest.mark.parametrize(
+    "reply",
+    [Reply({"detail": "no"}, 500), Reply(b"<html>", 502, kind="text/html"), output((0, "a\n"))],
+    ids=["500", "proxy", "no end"],
+)
+def test_a_task_that_has_ended_is_watched_no_longer_though_its_output_is_never_complete(
+    reply: Reply, server: Scripted, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.on(f"GET {TASK}", task("error", error_message="lost"))
+    server.on(f"GET {TASK}/output", reply)
+    assert watch.watch_task(Api(Access(server.url, "k")), "t", end_within_s=1.5) == 1
+    notes = capsys.readouterr().err.splitlines()
+    assert notes[-2:] == ["what is left of its output does not come", "error: lost"]
+    assert "".join(notes).count("trying again") <= 1
+    assert server.calls().count(f"GET {TASK}/output") < 10
+
+
     server.on(f"GET {TASK}/output", output((0, "a\n"), (100, "z\n"), ends=True))
     assert "[98 bytes are missing here]" in person.tries("task", "watch", "t").stdout
 
