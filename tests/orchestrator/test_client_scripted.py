@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
+from datetime import datetime, timezone
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.archive import Entry, zip_pieces
 from orchestrator.client import watch
 from orchestrator.client.text import OutputFilter
 from tests.orchestrator.people import Person
@@ -487,6 +489,21 @@ def test_all_artifacts_come_as_one_archive(
         (Reply({}, 301, {"Location": "https://new.example"}), 69, "redirects to https://new"),
         (Reply({"detail": "unknown key"}, 401), 77, "unknown key"),
         (Reply(None, 401), 77, "HTTP 401"),
+def test_archive_without_its_end_is_not_kept(
+    server: Scripted, person: Person, tmp_path: Path
+) -> None:
+    # As the server ends it when a task is purged meanwhile.
+    file = tmp_path / "a"
+    file.write_bytes(b"a")
+    entries = [Entry(name, 1, datetime.now(timezone.utc), tmp_path / name) for name in ("a", "b")]
+    archive = b"".join(zip_pieces(entries))
+    server.on(f"GET {TASK}/artifacts.zip", Reply(archive, kind="application/zip"))
+    target = tmp_path / "all.zip"
+    code, sentence = person.refused("task", "download", "t", "--zip", str(target))
+    assert (code, "the archive is not whole" in sentence) == (4, True)
+    assert list(tmp_path.iterdir()) == [file]
+
+
         (Reply({"detail": "not yours"}, 403), 77, "not yours"),
         (Reply({"detail": "slow down"}, 429, {"Retry-After": "7"}), 69, "try again in 7 s"),
         (Reply({"detail": "bad \x1b[31m\nfield"}, 422), 4, "bad \ufffd[31m field"),
