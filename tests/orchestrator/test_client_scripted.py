@@ -219,6 +219,11 @@ def test_of_what_a_terminal_can_do_only_colours_are_left(text: str, shown: str) 
     assert "\x1b" not in drops.feed(text) + drops.end()
 
 
+def test_hostile_text_takes_no_longer_than_another() -> None:
+    text = "\x90" * 2_000_000 + "\n"
+    assert OutputFilter(has_colours=True).feed(text) == "\n"
+
+
 _PIECES = st.sampled_from(
     [
         RED,
