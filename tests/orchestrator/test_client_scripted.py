@@ -533,4 +533,16 @@ def test_names_from_outside_cannot_control_a_terminal(server: Scripted, person: 
     )
     shown = person.does("node", "list")
     assert not {"\x1b", "\x07", "\u202e"} & set(shown)
+def test_session_of_another_form_is_shown_as_far_as_it_goes(
+    server: Scripted, person: Person
+) -> None:
+    odd = ["text", None, {"role": 1, "content": ["x"], "created_at": 1_790_000_000_000}]
+    server.on("GET /logs/t", Reply({"title": {"a": 1}, "messages": odd}))
+    shown = person.does("task", "logs", "t")
+    assert "2026-09-2" in shown
+    assert "['x']" in shown
+    server.on("GET /logs/t", Reply({"messages": "none"}))
+    assert person.does("task", "logs", "t") == ""
+
+
     assert len(shown.splitlines()) == 2
