@@ -12,6 +12,7 @@ from orchestrator.client.connect import connect
 from orchestrator.client.errors import Refused
 from orchestrator.client.lazy import LazyGroup
 from orchestrator.client.parse import Moment, Tag
+from orchestrator.client.text import one_line
 
 if TYPE_CHECKING:
     from orchestrator.client.api import Api, Json
@@ -211,7 +212,7 @@ def print_created(created: Json, *, as_json: bool) -> None:
     if as_json:
         show.print_json(created)
         return
-    click.echo(created.get("id"))
+    click.echo(one_line(str(created.get("id"))))
     if created.get("waiting"):
         show.note(show.waiting_text(str(created["waiting"])))
 

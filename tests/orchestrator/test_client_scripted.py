@@ -546,3 +546,8 @@ def test_session_of_another_form_is_shown_as_far_as_it_goes(
 
 
     assert len(shown.splitlines()) == 2
+    server.on("GET /nodes", Reply([{"id": evil, "name": "n"}, {"id": evil, "name": "n"}]))
+    server.on("POST /tasks", Reply({"id": evil, "waiting": evil}))
+    server.on("POST /keys", Reply({"key_id": evil, "api_key": evil}))
+    for arguments in (["node", "show", "n"], ["task", "create", "p"], ["key", "create", "k"]):
+        assert not {"\x1b", "\x07", "\u202e"} & set(person.tries(*arguments).output), arguments
