@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 
 from orchestrator.archive import Entry, zip_pieces
 from orchestrator.client import watch
-from orchestrator.client.text import OutputFilter
-from tests.orchestrator.people import Person
 from orchestrator.client.access import Access
 from orchestrator.client.api import Api
+from orchestrator.client.text import OutputFilter
+from tests.orchestrator.people import Person
 from tests.orchestrator.scripted import Reply, Scripted, scripted
 
 REPOSITORY = Path(__file__).parents[2]
@@ -94,8 +94,6 @@ def test_a_stream_that_breaks_goes_on_without_a_line_twice_or_missing(
     assert [one.query for one in asked][1:] == [f"offset={n}" for n in (4, 4, 4, 6)]
 
 
-def test_a_gap_in_the_output_is_shown(server: Scripted, person: Person) -> None:
-    server.on(f"GET {TASK}", task())
 @pytest.mark.parametrize(
     "reply",
     [Reply({"detail": "no"}, 500), Reply(b"<html>", 502, kind="text/html"), output((0, "a\n"))],
@@ -113,6 +111,8 @@ def test_a_task_that_has_ended_is_watched_no_longer_though_its_output_is_never_c
     assert server.calls().count(f"GET {TASK}/output") < 10
 
 
+def test_a_gap_in_the_output_is_shown(server: Scripted, person: Person) -> None:
+    server.on(f"GET {TASK}", task())
     server.on(f"GET {TASK}/output", output((0, "a\n"), (100, "z\n"), ends=True))
     assert "[98 bytes are missing here]" in person.tries("task", "watch", "t").stdout
 
@@ -313,6 +313,13 @@ def test_filters_are_sent(server: Scripted, person: Person) -> None:
     assert "text=x+y" in sent or "text=x%20y" in sent
 
 
+def test_ids_in_filters_may_be_in_upper_case(server: Scripted, person: Person) -> None:
+    ids = {"assigned_node_id": "0a", "created_by": "0b"}
+    server.on("GET /tasks", Reply([{"id": "1", "status": "error", **ids}]))
+    server.on("GET /nodes", Reply([{"id": "0a", "name": "n"}]))
+    assert person.reads("task", "list", "--node", "0A", "--created-by", "0B")
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -482,18 +489,6 @@ def test_all_artifacts_come_as_one_archive(
     assert person.refused("task", "download", "t", "--zip", str(target))[0] == 4
 
 
-# What goes wrong
-
-
-@pytest.mark.parametrize(
-    ("reply", "code", "text"),
-    [
-        (Reply(b"<html>", kind="text/html"), 69, "responds as no orchestrator does"),
-        (Reply([1]), 69, "responds as no orchestrator does"),
-        (Reply(b"<html>", 502, kind="text/html"), 69, "HTTP 502"),
-        (Reply({}, 301, {"Location": "https://new.example"}), 69, "redirects to https://new"),
-        (Reply({"detail": "unknown key"}, 401), 77, "unknown key"),
-        (Reply(None, 401), 77, "HTTP 401"),
 def test_archive_without_its_end_is_not_kept(
     server: Scripted, person: Person, tmp_path: Path
 ) -> None:
@@ -509,6 +504,18 @@ def test_archive_without_its_end_is_not_kept(
     assert list(tmp_path.iterdir()) == [file]
 
 
+# What goes wrong
+
+
+@pytest.mark.parametrize(
+    ("reply", "code", "text"),
+    [
+        (Reply(b"<html>", kind="text/html"), 69, "responds as no orchestrator does"),
+        (Reply([1]), 69, "responds as no orchestrator does"),
+        (Reply(b"<html>", 502, kind="text/html"), 69, "HTTP 502"),
+        (Reply({}, 301, {"Location": "https://new.example"}), 69, "redirects to https://new"),
+        (Reply({"detail": "unknown key"}, 401), 77, "unknown key"),
+        (Reply(None, 401), 77, "HTTP 401"),
         (Reply({"detail": "not yours"}, 403), 77, "not yours"),
         (Reply({"detail": "slow down"}, 429, {"Retry-After": "7"}), 69, "try again in 7 s"),
         (Reply({"detail": "bad \x1b[31m\nfield"}, 422), 4, "bad \ufffd[31m field"),
@@ -526,13 +533,6 @@ def test_whatever_comes_back_is_one_sentence(
     assert person.tries("stats").stderr.count("\n") == 1
 
 
-def test_names_from_outside_cannot_control_a_terminal(server: Scripted, person: Person) -> None:
-    evil = "a\x1b]0;x\x07\u202eb\nc"
-    server.on(
-        "GET /nodes", Reply([{"id": "i", "name": evil, "status": evil, "tags": {evil: evil}}])
-    )
-    shown = person.does("node", "list")
-    assert not {"\x1b", "\x07", "\u202e"} & set(shown)
 def test_session_of_another_form_is_shown_as_far_as_it_goes(
     server: Scripted, person: Person
 ) -> None:
@@ -545,6 +545,13 @@ def test_session_of_another_form_is_shown_as_far_as_it_goes(
     assert person.does("task", "logs", "t") == ""
 
 
+def test_names_from_outside_cannot_control_a_terminal(server: Scripted, person: Person) -> None:
+    evil = "a\x1b]0;x\x07\u202eb\nc"
+    server.on(
+        "GET /nodes", Reply([{"id": "i", "name": evil, "status": evil, "tags": {evil: evil}}])
+    )
+    shown = person.does("node", "list")
+    assert not {"\x1b", "\x07", "\u202e"} & set(shown)
     assert len(shown.splitlines()) == 2
     server.on("GET /nodes", Reply([{"id": evil, "name": "n"}, {"id": evil, "name": "n"}]))
     server.on("POST /tasks", Reply({"id": evil, "waiting": evil}))
