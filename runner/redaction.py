@@ -7,6 +7,7 @@ import json
 import re
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
+from operator import itemgetter
 from urllib.parse import unquote
 
 MASK = "***"
@@ -144,7 +145,9 @@ def _masked(text: str, secrets: list[tuple[int, int]], colours: list[tuple[int, 
     output: list[str] = []
     position = 0
     cuts = [(start, stop, MASK) for start, stop in secrets if stop <= len(text)]
-    for start, stop, inserted in sorted([*cuts, *((at, at, code) for at, code in colours)]):
+    insertions = [*cuts, *((at, at, code) for at, code in colours)]
+    # By the place alone: colours at one place keep their order.
+    for start, stop, inserted in sorted(insertions, key=itemgetter(0, 1)):
         output.append(text[position:start])
         output.append(inserted)
         position = max(position, stop)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+import zipfile
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -178,6 +179,9 @@ def _save(  # noqa: PLR0913, PLR0917 - what, from where, to where, and how it is
                 for block in _blocks(response):
                     digest.update(block)
                     file.write(block)
+        if checksum is None and not zipfile.is_zipfile(temporary):
+            # Its end is missing if an artifact was deleted meanwhile.
+            raise Refused(f"cannot {what}: the archive is not whole; download it again")
         if checksum is not None and digest.hexdigest() != checksum:
             raise Refused(f"cannot {what}: its checksum differs; download it again")
         # mkstemp makes files for their owner only; this one is like any other of the user.

@@ -14,9 +14,15 @@ from __future__ import annotations
 
 import click
 
+from orchestrator.client.text import one_line
+
 
 class ClientError(click.ClickException):
-    """Ends the command with one sentence."""
+    """Ends the command with one sentence, which cannot control a terminal."""
+
+    def format_message(self) -> str:
+        """Return the sentence: names in it may be an orchestrator's."""
+        return one_line(self.message)
 
 
 class Refused(ClientError):

@@ -11,6 +11,7 @@ import click
 from orchestrator.client import show
 from orchestrator.client.connect import connect
 from orchestrator.client.parse import Moment
+from orchestrator.client.text import one_line
 
 if TYPE_CHECKING:
     from orchestrator.client.api import Json
@@ -86,8 +87,8 @@ def list_keys(*, as_json: bool) -> None:
 @show.json_option
 def show_key(key_id: str, *, as_json: bool) -> None:
     """Show a key, without its secret."""
-    found = connect().json(f"show key {key_id}", "GET", _path("/keys", key_id))
-    _print(found, as_json=as_json)
+    body = connect().json(f"show key {key_id}", "GET", _path("/keys", key_id))
+    _print(body, as_json=as_json)
 
 
 @key.command()
@@ -101,7 +102,7 @@ def show_key(key_id: str, *, as_json: bool) -> None:
 )
 @show.json_option
 def rotate(key_id: str, *, grace_period_hours: int, as_json: bool) -> None:
-    """Give a key a new secret and print it; it is shown only now."""
+    """Replace a key's secret and print the new one, which is shown only now."""
     path, params = _path("/keys", key_id), {"grace_period_hours": grace_period_hours}
     rotated = connect().json(f"rotate key {key_id}", "POST", f"{path}/rotate", params)
     _print_secret(rotated, "api_key", "key_id", as_json=as_json)
@@ -196,8 +197,8 @@ def list_tokens(*, as_json: bool) -> None:
 @show.json_option
 def show_token(token_id: str, *, as_json: bool) -> None:
     """Show a registration token, without its secret."""
-    found = connect().json(f"show token {token_id}", "GET", _path(_TOKENS, token_id))
-    _print(found, as_json=as_json)
+    body = connect().json(f"show token {token_id}", "GET", _path(_TOKENS, token_id))
+    _print(body, as_json=as_json)
 
 
 @token.command("delete")
@@ -223,15 +224,15 @@ def _print_secret(created: Json, secret: str, name: str, *, as_json: bool) -> No
         show.print_json(created)
         return
     show.note(f"id {created.get(name)}; the secret is shown only now:")
-    click.echo(created.get(secret))
+    click.echo(one_line(str(created.get(secret))))
 
 
-def _print(found: Json, *, as_json: bool) -> None:
+def _print(body: Json, *, as_json: bool) -> None:
     if as_json:
-        show.print_json(found)
+        show.print_json(body)
         return
     shown = {}
-    for name, value in found.items():
+    for name, value in body.items():
         is_time = name.endswith("_at")
         text = show.shown_list(value) if isinstance(value, list) else value
         shown[name.replace("_", " ")] = show.shown_time(text) if is_time else _word(text)

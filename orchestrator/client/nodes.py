@@ -101,23 +101,23 @@ def show_node(name: str, *, as_json: bool) -> None:
     from orchestrator.client.api import node_path  # noqa: PLC0415 - see connect
 
     api = connect()
-    found = api.json(f"show node {name}", "GET", node_path(find_node(api, name)))
+    body = api.json(f"show node {name}", "GET", node_path(find_node(api, name)))
     if as_json:
-        show.print_json(found)
+        show.print_json(body)
         return
     show.print_fields(
         {
-            "id": str(found.get("id")),
-            "name": str(found.get("name")),
-            "status": str(found.get("status")),
-            "paused": "yes" if found.get("paused") else None,
-            "task": found.get("current_task_id"),
-            "host name": found.get("hostname"),
-            "system": found.get("os_type"),
-            "tags": show.shown_tags(found.get("tags")),
-            "capabilities": show.shown_list(found.get("capabilities")),
-            "heartbeat": show.shown_time(found.get("last_heartbeat")),
-            "registered": show.shown_time(found.get("registered_at")),
+            "id": str(body.get("id")),
+            "name": str(body.get("name")),
+            "status": str(body.get("status")),
+            "paused": "yes" if body.get("paused") else None,
+            "task": body.get("current_task_id"),
+            "host name": body.get("hostname"),
+            "system": body.get("os_type"),
+            "tags": show.shown_tags(body.get("tags")),
+            "capabilities": show.shown_list(body.get("capabilities")),
+            "heartbeat": show.shown_time(body.get("last_heartbeat")),
+            "registered": show.shown_time(body.get("registered_at")),
         }
     )
 
@@ -126,7 +126,7 @@ def show_node(name: str, *, as_json: bool) -> None:
 @click.argument("names", nargs=-1, required=True, metavar="NODE...")
 @show.json_option
 def pause(names: tuple[str, ...], *, as_json: bool) -> None:
-    """Give nodes no new tasks; those that run go on."""
+    """Pause nodes: they get no new tasks, and those that run go on."""
     _switch("pause", names, as_json=as_json)
 
 
@@ -134,7 +134,7 @@ def pause(names: tuple[str, ...], *, as_json: bool) -> None:
 @click.argument("names", nargs=-1, required=True, metavar="NODE...")
 @show.json_option
 def resume(names: tuple[str, ...], *, as_json: bool) -> None:
-    """Give paused nodes tasks again."""
+    """Resume paused nodes: they get tasks again."""
     _switch("resume", names, as_json=as_json)
 
 
@@ -173,7 +173,7 @@ def remove(names: tuple[str, ...], *, yes: bool, as_json: bool) -> None:
 @click.argument("name", metavar="NODE")
 @show.json_option
 def rotate_key(name: str, *, as_json: bool) -> None:
-    """Give a node a new key, which its next heartbeat brings to it."""
+    """Replace a node's key; its next heartbeat brings it the new one."""
     from orchestrator.client.api import node_path  # noqa: PLC0415 - see connect
 
     api = connect()

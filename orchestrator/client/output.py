@@ -13,6 +13,9 @@ from orchestrator.client.connect import connect
 from orchestrator.client.errors import Refused
 from orchestrator.client.text import OutputFilter, printable
 
+_EARLIEST_IN_MS = 10**11
+"""A time of an agent that is later, in seconds, would be after the year 5000."""
+
 
 @click.command()
 @click.argument("task_id")
@@ -63,18 +66,26 @@ def logs(task_id: str, *, as_json: bool) -> None:
     if title:
         click.echo(f"{printable(str(title))}\n")
     messages = session.get("messages")
+    # It is as the agent has sent it: nothing in it need have the form of a session.
     for message in messages if isinstance(messages, list) else []:
-        _print_message(message)
+        if isinstance(message, dict):
+            _print_message(message)
 
 
 def _print_message(message: Json) -> None:
-    moment = message.get("created_at")
-    time = ""
-    if isinstance(moment, int | float) and not isinstance(moment, bool):
-        try:
-            time = f"{datetime.fromtimestamp(moment, timezone.utc).astimezone():%Y-%m-%d %H:%M:%S} "
-        except (ValueError, OverflowError, OSError):
-            time = ""
+    time = _shown_moment(message.get("created_at"))
     model = f" ({message['model']})" if message.get("model") else ""
     click.echo(printable(f"--- {time}{message.get('role') or 'message'}{model}"))
     click.echo(printable(str(message.get("content") or "").rstrip("\n")) + "\n")
+
+
+def _shown_moment(moment: object) -> str:
+    """Return an agent's time, in the local zone, and a blank; nothing for what is not one."""
+    if not isinstance(moment, int | float) or isinstance(moment, bool):
+        return ""
+    # Some versions of Crush have milliseconds.
+    seconds = moment / 1000 if moment > _EARLIEST_IN_MS else moment
+    try:
+        return f"{datetime.fromtimestamp(seconds, timezone.utc).astimezone():%Y-%m-%d %H:%M:%S} "
+    except (ValueError, OverflowError, OSError):
+        return ""

@@ -12,6 +12,7 @@ from orchestrator.client.connect import connect
 from orchestrator.client.errors import Refused
 from orchestrator.client.lazy import LazyGroup
 from orchestrator.client.parse import Moment, Tag
+from orchestrator.client.text import one_line
 
 if TYPE_CHECKING:
     from orchestrator.client.api import Api, Json
@@ -102,7 +103,7 @@ def list_tasks(  # noqa: PLR0913 - click passes every option as an argument
 
 
 def _passes(row: Json, filters: Json, names: dict[str, str]) -> bool:
-    """Return whether a task may have passed the filters: who lacks them ignores them unsaid."""
+    """Return whether a task may have passed the filters, which some orchestrators ignore."""
     created = show.parse_time(row.get("created_at"))
     after, before = (show.parse_time(filters[f"created_{side}"]) for side in ("after", "before"))
     text, creator = filters["text"], filters["created_by"]
@@ -111,7 +112,7 @@ def _passes(row: Json, filters: Json, names: dict[str, str]) -> bool:
         (text is None or text.lower() in str(row.get("prompt")).lower())
         and (after is None or created is None or created >= after)
         and (before is None or created is None or created < before)
-        and creator in {None, row.get("created_by")}
+        and (creator is None or creator.lower() == str(row.get("created_by")).lower())
         and _is_on(row, filters["node"], names)
         and set(filters["tag"] or ()) <= {f"{name}={value}" for name, value in tags.items()}
     )
@@ -120,7 +121,9 @@ def _passes(row: Json, filters: Json, names: dict[str, str]) -> bool:
 def _is_on(row: Json, node: str | None, names: dict[str, str]) -> bool:
     node_id = row.get("assigned_node_id")
     # A node that was removed has no name any more.
-    return node is None or (node_id is not None and node in {node_id, names.get(node_id, node)})
+    if node is None or node_id is None:
+        return node is None
+    return node.lower() == str(node_id).lower() or node == names.get(node_id, node)
 
 
 @click.command("show")
@@ -211,7 +214,7 @@ def print_created(created: Json, *, as_json: bool) -> None:
     if as_json:
         show.print_json(created)
         return
-    click.echo(created.get("id"))
+    click.echo(one_line(str(created.get("id"))))
     if created.get("waiting"):
         show.note(show.waiting_text(str(created["waiting"])))
 

@@ -51,9 +51,10 @@ class OutputFilter:
     def feed(self, text: str) -> str:
         """Return what may be shown of the next chunk; a sequence may go on in the one after it."""
         text = self._unfinished + text
-        unfinished = _UNFINISHED.search(text)
+        # Not in all of it: a hostile text would take the square of its length.
+        unfinished = _UNFINISHED.search(text, max(0, len(text) - _MAX_UNFINISHED))
         self._unfinished = ""
-        if unfinished and len(unfinished[0]) <= _MAX_UNFINISHED:
+        if unfinished:
             self._unfinished = unfinished[0]
             text = text[: unfinished.start()]
         return _TOKEN.sub(self._replace, text)

@@ -28,6 +28,9 @@ MAX_SILENCE_S = 30.0
 """Without a byte for so long, the connection is made anew: it may be dead."""
 LOOK_EVERY_S = 10.0
 """Between two looks at the steps of a task whose output is being watched."""
+END_WITHIN_S = 120.0
+"""After a task has ended, how long what is left of its output is waited for. The reference
+orchestrator waits for its node itself, a minute at most."""
 RECONNECT_S = 0.5
 """Until a stream that has ended without the task is asked for again."""
 MAX_BACKOFF_S = 15.0
@@ -53,17 +56,20 @@ def watch(task_id: str, *, as_json: bool) -> None:
     sys.exit(watch_task(connect(), task_id, as_json=as_json))
 
 
-def watch_task(api: Api, task_id: str, *, as_json: bool = False) -> int:
+def watch_task(
+    api: Api, task_id: str, *, as_json: bool = False, end_within_s: float = END_WITHIN_S
+) -> int:
     """Watch a task to its end; return the exit code of its outcome. Raises ClientError."""
-    return _Watch(api, task_id, as_json=as_json).run()
+    return _Watch(api, task_id, end_within_s, as_json=as_json).run()
 
 
 class _Watch:
     """One task, as far as it has been shown."""
 
-    def __init__(self, api: Api, task_id: str, *, as_json: bool) -> None:
+    def __init__(self, api: Api, task_id: str, end_within_s: float, *, as_json: bool) -> None:
         self._api = api
         self._task_id = task_id
+        self._end_within_s = end_within_s
         self._what = f"watch task {task_id}"
         self._as_json = as_json
         self._filter = OutputFilter(has_colours=not as_json and show.has_colours())
@@ -80,6 +86,8 @@ class _Watch:
         self._failures = 0
         self._has_output = True
         self._looked_at = 0.0
+        self._ended_at: float | None = None
+        """When the task was first seen to have ended."""
 
     def run(self) -> int:
         """Return the exit code of the task's outcome."""
@@ -89,12 +97,26 @@ class _Watch:
             if task is None:
                 continue
             has_ended &= not self._is_stale
-            if has_ended or (not self._has_output and task["status"] in EXIT_CODES):
+            if has_ended or self._is_over(task):
                 return self._end(task)
             if self._has_output:
                 has_ended = self._reached(self._stream) or False
             else:
                 time.sleep(POLL_S)
+
+    def _is_over(self, task: Json) -> bool:
+        """Return whether a task has ended, and no more of its output is to be waited for."""
+        if task.get("status") not in EXIT_CODES:
+            return False
+        if not self._has_output:
+            return True
+        now = time.monotonic()
+        if self._ended_at is None:
+            self._ended_at = now
+        is_over = now - self._ended_at >= self._end_within_s
+        if is_over:
+            show.note("what is left of its output does not come")
+        return is_over
 
     def _reached(self, call: Callable[[], T]) -> T | None:
         """Return what a call returns; wait and return None if the orchestrator is away."""
@@ -111,7 +133,8 @@ class _Watch:
     def _look(self) -> Json:
         """Return the task, after its new steps were shown. Raises ClientError."""
         task = self._api.json(self._what, "GET", task_path(self._task_id))
-        self._failures = 0
+        if not self._has_output:
+            self._failures = 0
         self._looked_at = time.monotonic()
         history = task.get("history")
         steps = history if isinstance(history, list) else []
@@ -151,6 +174,7 @@ class _Watch:
                     note = "this orchestrator does not show output: only the task's steps follow"
                     show.note(note)
                     return False
+                self._failures = 0
                 for event in parse_events(split_lines(response.iter_text())):
                     if self._take(event):
                         return True
@@ -174,7 +198,7 @@ class _Watch:
         if not event.name:
             # Comments come often, and each look is an entry of the audit.
             if time.monotonic() - self._looked_at >= LOOK_EVERY_S:
-                self._look()
+                return self._is_over(self._look())
             return False
         if event.name == "end":
             return True

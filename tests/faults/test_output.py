@@ -75,6 +75,7 @@ def follow_closely(rig: Rig) -> None:
 def test_chunk_is_repeated_to_the_byte_when_the_runner_is_killed_as_it_sends_it(
     point: KillPoint, rig: Rig
 ) -> None:
+    rig.runner.set_timings(output_interval_s=600)  # it is one chunk, however slow the host is
     task_id = kill_and_finish(point, rig)
     path = f"/tasks/{task_id}/output"
     chunks = [call.json() for call in rig.orchestrator.calls_of("POST", path)]

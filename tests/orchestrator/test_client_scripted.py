@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
+from datetime import datetime, timezone
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.archive import Entry, zip_pieces
 from orchestrator.client import watch
+from orchestrator.client.access import Access
+from orchestrator.client.api import Api
 from orchestrator.client.text import OutputFilter
 from tests.orchestrator.people import Person
 from tests.orchestrator.scripted import Reply, Scripted, scripted
@@ -88,6 +92,23 @@ def test_a_stream_that_breaks_goes_on_without_a_line_twice_or_missing(
     asked = [one for one in server.asked if one.call.endswith("/output")]
     assert [one.headers.get("Last-Event-ID") for one in asked] == [None, "4", "4", "4", "6"]
     assert [one.query for one in asked][1:] == [f"offset={n}" for n in (4, 4, 4, 6)]
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [Reply({"detail": "no"}, 500), Reply(b"<html>", 502, kind="text/html"), output((0, "a\n"))],
+    ids=["500", "proxy", "no end"],
+)
+def test_a_task_that_has_ended_is_watched_no_longer_though_its_output_is_never_complete(
+    reply: Reply, server: Scripted, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.on(f"GET {TASK}", task("error", error_message="lost"))
+    server.on(f"GET {TASK}/output", reply)
+    assert watch.watch_task(Api(Access(server.url, "k")), "t", end_within_s=1.5) == 1
+    notes = capsys.readouterr().err.splitlines()
+    assert notes[-2:] == ["what is left of its output does not come", "error: lost"]
+    assert "".join(notes).count("trying again") <= 1
+    assert server.calls().count(f"GET {TASK}/output") < 10
 
 
 def test_a_gap_in_the_output_is_shown(server: Scripted, person: Person) -> None:
@@ -198,6 +219,11 @@ def test_of_what_a_terminal_can_do_only_colours_are_left(text: str, shown: str) 
     assert "\x1b" not in drops.feed(text) + drops.end()
 
 
+def test_hostile_text_takes_no_longer_than_another() -> None:
+    text = "\x90" * 2_000_000 + "\n"
+    assert OutputFilter(has_colours=True).feed(text) == "\n"
+
+
 _PIECES = st.sampled_from(
     [
         RED,
@@ -285,6 +311,13 @@ def test_filters_are_sent(server: Scripted, person: Person) -> None:
         assert part in sent.split("&")
     assert "created_after=2026-01-01" in sent
     assert "text=x+y" in sent or "text=x%20y" in sent
+
+
+def test_ids_in_filters_may_be_in_upper_case(server: Scripted, person: Person) -> None:
+    ids = {"assigned_node_id": "0a", "created_by": "0b"}
+    server.on("GET /tasks", Reply([{"id": "1", "status": "error", **ids}]))
+    server.on("GET /nodes", Reply([{"id": "0a", "name": "n"}]))
+    assert person.reads("task", "list", "--node", "0A", "--created-by", "0B")
 
 
 @pytest.mark.parametrize(
@@ -456,6 +489,21 @@ def test_all_artifacts_come_as_one_archive(
     assert person.refused("task", "download", "t", "--zip", str(target))[0] == 4
 
 
+def test_archive_without_its_end_is_not_kept(
+    server: Scripted, person: Person, tmp_path: Path
+) -> None:
+    # As the server ends it when a task is purged meanwhile.
+    file = tmp_path / "a"
+    file.write_bytes(b"a")
+    entries = [Entry(name, 1, datetime.now(timezone.utc), tmp_path / name) for name in ("a", "b")]
+    archive = b"".join(zip_pieces(entries))
+    server.on(f"GET {TASK}/artifacts.zip", Reply(archive, kind="application/zip"))
+    target = tmp_path / "all.zip"
+    code, sentence = person.refused("task", "download", "t", "--zip", str(target))
+    assert (code, "the archive is not whole" in sentence) == (4, True)
+    assert list(tmp_path.iterdir()) == [file]
+
+
 # What goes wrong
 
 
@@ -485,6 +533,18 @@ def test_whatever_comes_back_is_one_sentence(
     assert person.tries("stats").stderr.count("\n") == 1
 
 
+def test_session_of_another_form_is_shown_as_far_as_it_goes(
+    server: Scripted, person: Person
+) -> None:
+    odd = ["text", None, {"role": 1, "content": ["x"], "created_at": 1_790_000_000_000}]
+    server.on("GET /logs/t", Reply({"title": {"a": 1}, "messages": odd}))
+    shown = person.does("task", "logs", "t")
+    assert "2026-09-2" in shown
+    assert "['x']" in shown
+    server.on("GET /logs/t", Reply({"messages": "none"}))
+    assert person.does("task", "logs", "t") == ""
+
+
 def test_names_from_outside_cannot_control_a_terminal(server: Scripted, person: Person) -> None:
     evil = "a\x1b]0;x\x07\u202eb\nc"
     server.on(
@@ -493,3 +553,8 @@ def test_names_from_outside_cannot_control_a_terminal(server: Scripted, person: 
     shown = person.does("node", "list")
     assert not {"\x1b", "\x07", "\u202e"} & set(shown)
     assert len(shown.splitlines()) == 2
+    server.on("GET /nodes", Reply([{"id": evil, "name": "n"}, {"id": evil, "name": "n"}]))
+    server.on("POST /tasks", Reply({"id": evil, "waiting": evil}))
+    server.on("POST /keys", Reply({"key_id": evil, "api_key": evil}))
+    for arguments in (["node", "show", "n"], ["task", "create", "p"], ["key", "create", "k"]):
+        assert not {"\x1b", "\x07", "\u202e"} & set(person.tries(*arguments).output), arguments

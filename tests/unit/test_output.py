@@ -35,8 +35,12 @@ def in_parts(text: str, sizes: Iterator[int]) -> str:
         ("pass\bword1 \0 a\tb\r\n", "***  a\tb\r\n"),
         ("aabaabaabaab", "***aab"),
         ('say "please" twi', 'say "please" twi'),
+        ("\x1b[1m\x1b[31m\x1b[0mplain", "\x1b[1m\x1b[31m\x1b[0mplain"),
     ],
-    ids=["longest", "colour within", "what a terminal obeys", "control", "overlap", "unfinished"],
+    ids=[
+        *("longest", "colour within", "what a terminal obeys", "control", "overlap", "unfinished"),
+        "order of colours",
+    ],
 )
 def test_stream_is_redacted_the_same_wherever_it_is_cut(text: str, expected: str) -> None:
     assert in_parts(text, iter([len(text)])) == expected

@@ -137,6 +137,7 @@ def _clients(tools: Tools, contract: Path, folder: Path) -> dict[str, list[Comma
             [
                 *(tools.pip("openapi-python-client"), "generate", "--path", str(contract)),
                 *("--output-path", str(package), "--meta", "none", "--fail-on-warning"),
+                *("--config", str(SOURCES / "openapi_python_client.yaml")),
             ],
             [python, str(SOURCES / "call_with_package.py"), str(package)],
         ],
