@@ -162,32 +162,36 @@ def test_admin_key_is_used_by_hidden_tasks_on_the_controller_alone() -> None:
     assert where == [("localhost", False, True, "local")] * 2
 
 
+ALL_OF_PODMAN = ["python3-venv", "podman", "crun", "uidmap"]
+
+
 @pytest.mark.parametrize(
-    ("runtime", "has_docker", "missing", "installed"),
+    ("runtime", "fact", "missing", "installed"),
     [
-        pytest.param("docker", "yes", "docker.io", [], id="docker-is-there"),
-        pytest.param("docker", "yes", "python3-venv", ["python3-venv"], id="without-venv"),
+        pytest.param("docker", "has_docker", "docker.io", [], id="docker-is-there"),
+        pytest.param("docker", "has_docker", "python3-venv", ["python3-venv"], id="without-venv"),
         pytest.param("docker", "", "docker.io", ["python3-venv", "docker.io"], id="no-docker"),
-        pytest.param("podman", "yes", "podman", ["python3-venv", "podman"], id="podman-beside-it"),
+        pytest.param("podman", "has_docker", "podman", ALL_OF_PODMAN, id="podman-beside-it"),
+        pytest.param("podman", "has_podman_of_others", "podman crun", [], id="podman-is-there"),
+        pytest.param(
+            *("podman", "has_podman_of_others", "podman uidmap", ["python3-venv", "uidmap"]),
+            id="podman-without-what-is-not-its-own",
+        ),
     ],
 )
-def test_nothing_is_installed_over_a_docker_that_is_there(
-    runtime: str, has_docker: str, missing: str, installed: list[str]
+def test_nothing_is_installed_over_an_engine_that_is_there(
+    runtime: str, fact: str, missing: str, installed: list[str]
 ) -> None:
     expressions = read("vars/main.yml")
     values: dict[str, Any] = {
         "__victoria_runner_packages": {
             "common": ["python3-venv"],
-            "podman": ["podman"],
+            "podman": ["podman", "crun", "uidmap"],
             "docker": ["docker.io"],
         },
         "__victoria_runner_is_rootless": runtime == "podman",
         "__victoria_runner_is_podman_5": True,
-        "__victoria_runner_seen": {
-            "has_docker": has_docker,
-            "has_podman_of_others": False,
-            "missing": [missing],
-        },
+        "__victoria_runner_seen": {fact: True, "missing": missing.split()},
         "victoria_runner_container_runtime": runtime,
         "__victoria_runner_blocked": [],
     }
@@ -196,6 +200,37 @@ def test_nothing_is_installed_over_a_docker_that_is_there(
         values[f"__victoria_runner_{name}"] = template.render(**values)
     chosen = values["__victoria_runner_to_install"]
     assert (chosen if values["__victoria_runner_is_package_missing"] else []) == installed
+
+
+@pytest.mark.parametrize(
+    ("account", "home", "is_ours"),
+    [
+        pytest.param("", "/home/victoria", False, id="none"),
+        pytest.param("victoria:x:3000:3000::/srv/vic:/bin/sh", "/srv/vic", False, id="of-before"),
+        pytest.param("victoria:x:1000:1000:MARK:/home/v:/bin/bash", "/home/v", True, id="ours"),
+    ],
+)
+def test_account_that_was_there_before_keeps_its_home_and_stays(
+    account: str, home: str, *, is_ours: bool
+) -> None:
+    expressions = read("vars/main.yml")
+    mark = expressions["__victoria_runner_account_mark"]
+    values: dict[str, Any] = {
+        "victoria_runner_user": "victoria",
+        "__victoria_runner_account_mark": mark,
+        "__victoria_runner_seen": {"account": account.replace("MARK", mark)},
+        "__victoria_runner_look": "defined",
+    }
+    jinja = NativeEnvironment()
+    jinja.filters["split"] = str.split
+    for name in ("account", "account_home", "is_account_ours"):
+        template = jinja.from_string(expressions[f"__victoria_runner_{name}"])
+        values[f"__victoria_runner_{name}"] = template.render(**values)
+    assert values["__victoria_runner_account_home"] == home
+    assert values["__victoria_runner_is_account_ours"] is is_ours
+    del values["__victoria_runner_look"]
+    before = jinja.from_string(expressions["__victoria_runner_account"]).render(**values)
+    assert before == [""]
 
 
 NETWORKS = {

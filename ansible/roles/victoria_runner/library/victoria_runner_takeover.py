@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 JOURNAL = "journal.sqlite3"
-VIRTUAL_ENVIRONMENT = ("bin", "include", "lib", "lib64", "share", "pyvenv.cfg")
+VIRTUAL_ENVIRONMENT = ("bin", "include", "lib", "lib64", "share", ".gitignore", "pyvenv.cfg")
 TOKEN = "registration-token"  # noqa: S105 - the name of a file
 OPTION = "VICTORIA_RUNNER_STATE_DIR"
 HEADS = re.compile(r"path=(\S+) ; argv\[\]=(.*?) ; ")
