@@ -333,7 +333,8 @@ def facts(params: Mapping[str, Any]) -> dict[str, Any]:
     """Return what was asked for: doctor's view of the service, or the host's state."""
     if params["doctor"]:
         return dict(registered_facts(params))
-    return {"host": host_facts(params), "service": service_facts(params)}
+    service = service_facts(params)
+    return {"host": {**host_facts(params), "runs": bool(service["MainPID"])}, "service": service}
 
 
 def arguments() -> dict[str, Any]:
