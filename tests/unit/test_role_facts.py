@@ -3,13 +3,14 @@
 import hashlib
 import os
 import pwd
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from runner.journal.journal import JOURNAL_NAME
-from tests.unit.role import UNIT, load, write_program
+from tests.unit.role import ROLE, UNIT, load, write_program
 
 facts = load("library/victoria_runner_facts.py")
 
@@ -78,7 +79,22 @@ def test_host_without_anything_has_nothing(tmp_path: Path, programs: Path) -> No
     host, service = result["host"], result["service"]
     assert (host["account"], host["groups"], host["releases"], host["ours"]) == ("", "", [], [])
     assert (host["runner_env"], host["current"], host["has_journal"]) == ("", "", False)
+    assert host["runs"] is False
     assert (service["MainPID"], service["Release"], service["Outdated"]) == (0, "", [])
+
+
+def test_role_reads_only_facts_that_there_are(tmp_path: Path, programs: Path) -> None:
+    write_program(programs, "systemctl", "exit 1")
+    write_program(programs, "docker", "exit 1")
+    host = facts.facts(places(tmp_path))["host"]
+    service = facts.facts(places(tmp_path, doctor=True))["service"]
+    files = [
+        path for folder in ("tasks", "templates", "vars") for path in (ROLE / folder).iterdir()
+    ]
+    text = "".join(path.read_text(encoding="utf-8") for path in files)
+    for name, there in (("seen", host), ("unit_says", service), ("process", service)):
+        asked_for = set(re.findall(rf"__victoria_runner_{name}[.](\w+)", text))
+        assert asked_for - set(there) == set(), f"__victoria_runner_{name}"
 
 
 def test_host_has_what_an_installation_left(tmp_path: Path, programs: Path) -> None:

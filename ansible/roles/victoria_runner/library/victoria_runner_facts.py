@@ -295,8 +295,8 @@ def is_installed(package: str, manager: str) -> bool:
     """Return whether a package of this name is installed."""
     if manager != "apt":
         return bool(run("rpm", "--query", "--quiet", package).returncode == 0)
-    answer = run("dpkg-query", "--show", "--showformat=${db:Status-Status}", package)
-    return bool(answer.stdout == "installed")
+    result = run("dpkg-query", "--show", "--showformat=${db:Status-Status}", package)
+    return bool(result.stdout == "installed")
 
 
 def missing_packages(packages: Sequence[str], manager: str) -> list[str]:
@@ -304,14 +304,14 @@ def missing_packages(packages: Sequence[str], manager: str) -> list[str]:
     if not packages:
         return []
     if manager != "apt":
-        answer = run("rpm", "--query", "--whatprovides", *packages)
-        if answer.returncode == NOT_FOUND:
+        result = run("rpm", "--query", "--whatprovides", *packages)
+        if result.returncode == NOT_FOUND:
             return list(packages)
-        absent = set(re.findall(r"^no package provides (\S+)", answer.stdout, re.MULTILINE))
+        absent = set(re.findall(r"^no package provides (\S+)", result.stdout, re.MULTILINE))
         return [name for name in packages if name in absent]
-    answer = run("dpkg-query", "--show", "--showformat=${Package} ${db:Status-Status}\n", *packages)
+    result = run("dpkg-query", "--show", "--showformat=${Package} ${db:Status-Status}\n", *packages)
     installed = {
-        line.split()[0] for line in answer.stdout.splitlines() if line.endswith(" installed")
+        line.split()[0] for line in result.stdout.splitlines() if line.endswith(" installed")
     }
     automatic = automatic_packages(Path("/var/lib/apt/extended_states"))
     return [name for name in packages if name not in installed or name in automatic]
@@ -333,7 +333,8 @@ def facts(params: Mapping[str, Any]) -> dict[str, Any]:
     """Return what was asked for: doctor's view of the service, or the host's state."""
     if params["doctor"]:
         return dict(registered_facts(params))
-    return {"host": host_facts(params), "service": service_facts(params)}
+    service = service_facts(params)
+    return {"host": {**host_facts(params), "runs": bool(service["MainPID"])}, "service": service}
 
 
 def arguments() -> dict[str, Any]:

@@ -64,8 +64,9 @@ SAVED = (
 )
 """What the role writes into the folder of the configuration, in this order."""
 LOCK_TIMEOUT_S = 300
+MINOR_VERSIONS = range(10, 31)
+"""Of Python 3: from the first that the runner supports, to some years ahead."""
 FOR_OTHERS = 0o055
-OTHER_MINORS = range(10, 31)
 NO_INDEX_ADVICE = (
     "give the host access to its package index (victoria_runner_pip_environment, "
     "victoria_runner_proxy), or provide all wheels (victoria_runner_wheels)"
@@ -128,6 +129,7 @@ def install(params: Mapping[str, Any], *, check: bool) -> dict[str, Any]:
             for path in (prefix, folder.parent, folder):
                 path.chmod(path.stat().st_mode | FOR_OTHERS)
             make_environment(folder, params["python"], params["requirement"])
+            link_libraries(folder / "venv" / "lib")
             shutil.rmtree(folder / "parcel")
             folder.with_name(f"{name}.tar").unlink()
             os.sync()
@@ -170,21 +172,19 @@ def make_environment(folder: Path, python: str, requirement: str) -> None:
     wheels = [str(path) for path in parcel.glob("*.whl")]
     call(*pip, "install", *options, *([requirement] if requirement else wheels))
     call(*pip, "check", "--disable-pip-version-check")
-    link_for_other_pythons(folder / "venv" / "lib")
     call(str(folder / "venv" / "bin" / "victoria-runner"), "--version")
 
 
-def link_for_other_pythons(lib: Path) -> None:
-    """Let other versions of Python find the packages of a virtual environment.
+def link_libraries(folder: Path) -> None:
+    """Let later versions of Python find the packages, all of them pure Python.
 
-    Python looks for them by its version, and an upgrade of the distribution brings another. They
-    are pure Python, so they serve until the next play installs a release for it.
+    An upgrade of the distribution brings one, before the next play installs a release for it.
     """
-    packages = [path.name for path in lib.glob("python3.*")]
-    for minor in OTHER_MINORS:
-        path = lib / f"python3.{minor}"
-        if packages and not path.exists():
-            path.symlink_to(packages[0])
+    library = next(folder.glob("python3.*"), None)
+    for minor in MINOR_VERSIONS if library else []:
+        path = folder / f"python3.{minor}"
+        if library and not path.exists():
+            path.symlink_to(library.name)
 
 
 def call(*command: str) -> None:

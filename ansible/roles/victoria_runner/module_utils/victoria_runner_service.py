@@ -58,15 +58,15 @@ def run(*command: str, timeout_s: float = 30) -> subprocess.CompletedProcess[str
 def service_facts(params: Mapping[str, Any]) -> dict[str, Any]:
     """Return how systemd sees the service, and what the running process is."""
     prefix, unit_file = Path(params["prefix"]), Path(params["unit_file"])
-    shown = properties(run("systemctl", "show", unit_file.name, f"--property={PROPERTIES}").stdout)
-    pid = int(shown.get("MainPID") or 0)
+    status = properties(run("systemctl", "show", unit_file.name, f"--property={PROPERTIES}").stdout)
+    pid = int(status.get("MainPID") or 0)
     release = release_of(pid, prefix / "releases")
     outdated = outdated_files(Path(params["config_dir"]), unit_file) if pid else []
     if pid and release != Path(link(prefix / "current")).name:
         outdated.append("release")
     return {
         **dict.fromkeys(PROPERTIES.split(","), ""),  # on a host without systemd
-        **shown,
+        **status,
         "MainPID": pid,
         "Release": release,
         "Version": version_of(prefix / "releases" / release) if release else "",
@@ -74,12 +74,12 @@ def service_facts(params: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def log_facts(unit: str, shown: Mapping[str, Any]) -> dict[str, Any]:
+def log_facts(unit: str, status: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the log of a service tells about this start."""
-    entries = entries_of(journal(unit), shown)
+    entries = entries_of(journal(unit), status)
     return {
         "Refusals": sum(map(is_refusal, entries)),
-        "Cause": failed_dependency(shown) or cause_of(shown, entries, unit),
+        "Cause": failed_dependency(status) or cause_of(status, entries, unit),
     }
 
 
@@ -151,7 +151,7 @@ def parse_journal(text: str) -> list[Entry]:
     return entries
 
 
-def entries_of(entries: Sequence[Entry], shown: Mapping[str, str]) -> list[Entry]:
+def entries_of(entries: Sequence[Entry], status: Mapping[str, str]) -> list[Entry]:
     """Return the entries of this start; of the attempt before it while the new one is silent."""
     by_start: dict[str, list[Entry]] = {}
     start = ""
@@ -159,12 +159,12 @@ def entries_of(entries: Sequence[Entry], shown: Mapping[str, str]) -> list[Entry
         # The last lines of a program that has ended come without an id, after systemd's own.
         start = entry.get("INVOCATION_ID") or entry.get("_SYSTEMD_INVOCATION_ID") or start
         by_start.setdefault(start, []).append(entry)
-    last = shown.get("InvocationID", "")
-    chosen = by_start.pop(last, [])
-    is_retry = shown.get("ActiveState") != "active" and shown.get("NRestarts", "0") != "0"
-    if is_retry and by_start and not any(map(is_telling, chosen)):
+    last = status.get("InvocationID", "")
+    group = by_start.pop(last, [])
+    is_retry = status.get("ActiveState") != "active" and status.get("NRestarts", "0") != "0"
+    if is_retry and by_start and not any(map(is_telling, group)):
         return list(by_start.values())[-1]
-    return chosen
+    return group
 
 
 def is_telling(entry: Entry) -> bool:
@@ -186,25 +186,25 @@ def is_refusal(entry: Entry) -> bool:
     return entry.get("_TRANSPORT") == "stdout" and bool(re.search(pattern, entry["MESSAGE"]))
 
 
-def failed_dependency(shown: Mapping[str, str]) -> str:
+def failed_dependency(status: Mapping[str, str]) -> str:
     """Return which unit that the service requires does not run, and why; nothing if all do.
 
     A start that fails by it leaves the service with the state of the start before.
     """
-    if shown.get("ActiveState") == "active":
+    if status.get("ActiveState") == "active":
         return ""
-    services = [unit for unit in shown.get("Requires", "").split() if unit.endswith(".service")]
+    services = [unit for unit in status.get("Requires", "").split() if unit.endswith(".service")]
     for unit in services:
-        needed = properties(run("systemctl", "show", unit, f"--property={PROPERTIES}").stdout)
-        if needed.get("ActiveState") not in {"active", "reloading", "refreshing"}:
-            cause = cause_of(needed, entries_of(journal(unit), needed), unit)
+        dependency = properties(run("systemctl", "show", unit, f"--property={PROPERTIES}").stdout)
+        if dependency.get("ActiveState") not in {"active", "reloading", "refreshing"}:
+            cause = cause_of(dependency, entries_of(journal(unit), dependency), unit)
             return f"{unit}, which the runner requires, does not run: {cause}"
     return ""
 
 
-def cause_of(shown: Mapping[str, str], entries: Sequence[Entry], unit: str) -> str:
+def cause_of(status: Mapping[str, str], entries: Sequence[Entry], unit: str) -> str:
     """Return why a service is as it is: by the entries of this start, else by its state."""
-    is_up = shown.get("ActiveState") == "active"
+    is_up = status.get("ActiveState") == "active"
     of_program = [entry for entry in entries if entry.get("_TRANSPORT") == "stdout"]
     of_systemd = [] if is_up else [entry for entry in entries if entry not in of_program]
     for entry in reversed(of_systemd):
@@ -214,11 +214,11 @@ def cause_of(shown: Mapping[str, str], entries: Sequence[Entry], unit: str) -> s
                 rf"status=(\d+/{step[1]})", " ".join(e["MESSAGE"] for e in of_systemd)
             )
             return f"systemd cannot start {step[2]}: {step[3]} ({[step[1], *codes][-1]})"
-    for chosen in (filter(is_warning, of_program), filter(is_reason, of_systemd), of_program):
-        sentences = [sentence_of(entry["MESSAGE"], unit) for entry in chosen]
+    for group in (filter(is_warning, of_program), filter(is_reason, of_systemd), of_program):
+        sentences = [sentence_of(entry["MESSAGE"], unit) for entry in group]
         if any(sentences):
             return [sentence for sentence in sentences if sentence][-1]
-    state = f"{shown.get('ActiveState', 'unknown')}, {shown.get('Result', 'unknown')}"
+    state = f"{status.get('ActiveState', 'unknown')}, {status.get('Result', 'unknown')}"
     return f"it has logged nothing since this start ({state})"
 
 
@@ -252,13 +252,13 @@ def ask_doctor(command: str, *, fetches: bool = False) -> dict[str, Any]:
         return {"report": {}, "text": "", "problem": "the runner is not installed"}
     doctor = (command, "doctor", "--json")
     if fetches:
-        answer = run(*doctor, "--fetch", timeout_s=FETCH_TIMEOUT_S)
+        result = run(*doctor, "--fetch", timeout_s=FETCH_TIMEOUT_S)
     # An older release, to which a host returns, has no such option.
-    if not fetches or answer.returncode == USAGE_ERROR:
-        answer = run(*doctor, timeout_s=DOCTOR_TIMEOUT_S)
-    text = f"{answer.stdout}{answer.stderr}".strip()
+    if not fetches or result.returncode == USAGE_ERROR:
+        result = run(*doctor, timeout_s=DOCTOR_TIMEOUT_S)
+    text = f"{result.stdout}{result.stderr}".strip()
     try:
-        report = json.loads(answer.stdout)
+        report = json.loads(result.stdout)
     except ValueError:
         last = (text.splitlines() or ["it prints nothing"])[-1]
         return {"report": {}, "text": text, "problem": f"doctor does not answer: {last}"}
