@@ -229,8 +229,8 @@ def test_account_that_was_there_before_keeps_its_home_and_stays(
     assert values["__victoria_runner_account_home"] == home
     assert values["__victoria_runner_is_account_ours"] is is_ours
     del values["__victoria_runner_look"]
-    before = jinja.from_string(expressions["__victoria_runner_account"]).render(**values)
-    assert before == [""]
+    unknown: Any = jinja.from_string(expressions["__victoria_runner_account"]).render(**values)
+    assert unknown == [""]
 
 
 NETWORKS = {
