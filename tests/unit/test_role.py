@@ -207,8 +207,9 @@ def test_account_that_was_there_before_keeps_its_home_and_stays(
     assert values["__victoria_runner_account_home"] == home
     assert values["__victoria_runner_is_account_ours"] is is_ours
     del values["__victoria_runner_look"]
-    before = jinja.from_string(expressions["__victoria_runner_account"]).render(**values)
-    assert before == [""]
+    template = jinja.from_string(expressions["__victoria_runner_account"])
+    values["before"] = template.render(**values)
+    assert values["before"] == [""]
 
 
 def test_apt_removes_no_package_to_install_another() -> None:
