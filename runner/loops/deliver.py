@@ -20,7 +20,7 @@ from runner.crush.log import hand_in_log
 from runner.errors import JournalError, Refused, Unauthorised, Unavailable
 from runner.log import fields
 from runner.loops.output import send_chunk
-from runner.model import Identity, OutboxEntry
+from runner.model import ARTIFACTS, Identity, OutboxEntry
 from runner.outage import FailureLog
 from runner.tasks.artifacts import ArtifactUpload
 from runner.tasks.context import RunnerContext
@@ -31,7 +31,7 @@ _LOG_ATTEMPTS = 16
 _ARTIFACT_ATTEMPTS = 16
 """While the orchestrator takes other calls: some ten minutes. An outage may last."""
 _MAIN_LOOP = "deliver"
-_BESIDE = {"logs": "deliver a log", "artifacts": "deliver artifacts"}
+_BESIDE = {"logs": "deliver a log", ARTIFACTS: "deliver artifacts"}
 """What may take minutes is sent beside the statuses, one of each kind at a time; of output one
 chunk of each task."""
 _UNEXPLAINED_ATTEMPTS = 120

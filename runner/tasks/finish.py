@@ -26,6 +26,7 @@ from runner.engine.base import LABEL_IMAGE, SIGNALLED, Container, Engine, Phase
 from runner.errors import EngineError, RunnerError
 from runner.log import fields
 from runner.model import (
+    ARTIFACTS,
     EndReason,
     Outcome,
     OutputProgress,
@@ -205,13 +206,9 @@ async def _report(
     task: TaskContext, container: Container | None, state: ReporterState, until: float
 ) -> None:
     """Look for the agent's log until that moment on the event loop's clock, then report."""
-    finishing = task.runner.finishing
-    finishing.add(task.task_id)
-    try:
-        reports, output = await _final_reports(task, container, state, until)
-        await _release(task, reports, output)
-    finally:
-        finishing.discard(task.task_id)
+    task.runner.finishing.add(task.task_id)
+    reports, output = await _final_reports(task, container, state, until)
+    await _release(task, reports, output)
 
 
 async def _final_reports(
@@ -252,6 +249,9 @@ async def _release(
 ) -> None:
     now = task.runner.clock.wall_s()
     await task.persist(lambda: task.runner.journal.release(task.task_id, reports, now, output))
+    if any(report.path == ARTIFACTS for report in reports):
+        task.runner.uploading.add(task.task_id)
+    task.runner.finishing.discard(task.task_id)
     task.runner.outbox.notify()
 
 

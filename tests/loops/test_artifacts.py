@@ -266,8 +266,10 @@ async def test_heartbeats_name_a_task_until_its_artifacts_are_uploaded(host: Hos
         await until(lambda: "a.txt" in host.orchestrator.uploads())
         await host.clock.advance(31)
         assert host.orchestrator.called(BEAT)[-1].body["current_task_id"] == "t-1"
+    seen = host.orchestrator.count(BEAT)
     async with host.runner():
-        await host.wait_for_calls(BEAT, host.orchestrator.count(BEAT) + 1)
+        await host.wait_for_calls(BEAT, seen + 1)
+        assert host.orchestrator.called(BEAT)[seen].body["current_task_id"] == "t-1", "at once"
         await host.clock.advance(31)
         assert host.orchestrator.called(BEAT)[-1].body["current_task_id"] == "t-1"
         assert host.orchestrator.called(BEAT)[-1].body["status"] == "idle"
