@@ -134,7 +134,7 @@ def track(task: Task, runner: RunnerContext) -> TaskRun:
     if task.state is not TaskState.ENDED:
         runner.slots.add(task.task_id, run)
     elif task.is_log_pending:
-        runner.finishing.add(task.task_id)
+        runner.finishing[task.task_id] = runner.clock.uptime_s()
     else:
         runner.uploading.add(task.task_id)
     return run
