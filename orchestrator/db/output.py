@@ -17,7 +17,7 @@ from orchestrator.errors import WrongOffset
 HEAD_BYTES = TAIL_BYTES = 5 * 1024**2
 PART_BYTES = 32 * 1024
 PARTS_AT_ONCE = 8
-"""A reader that takes its time has so many in memory, four times as large where there is an emoji."""
+"""A reader that takes its time has so many in memory, each four times as large with emoji."""
 
 _CONTINUATION = 0b10
 """How each byte of a character in UTF-8 begins but the first."""
