@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import tempfile
 import time
@@ -33,10 +34,16 @@ def lists(rounds: int) -> None:
         with (
             served(folder, None) as servers,
             httpx.Client(
-                base_url=servers.urls[0], headers={"X-API-Key": servers.admin_key}, timeout=60
+                base_url=servers.urls[0],
+                headers={"X-API-Key": servers.admin_key},
+                timeout=60,
+                trust_env=False,
             ) as client,
         ):
-            print(f"lists: {_TASKS} tasks on SQLite, a page of {_PAGE}, {rounds} rounds")
+            print(
+                f"lists: {_TASKS} tasks on SQLite, a page of {_PAGE}; median of {rounds} rounds;"
+                f" load {os.getloadavg()[0]:.1f} before; {time.ctime()}"
+            )
             for what, filters in {
                 "all": {},
                 "the last page": {"cursor": "WzEwMV0"},  # [101]
