@@ -243,7 +243,9 @@ async def _release(
     now = task.runner.clock.wall_s()
     await task.persist(lambda: task.runner.journal.release(task.task_id, reports, now, output))
     if any(report.path == ARTIFACTS for report in reports):
+        # A heartbeat names it at once: its time limit may be over.
         task.runner.uploading.add(task.task_id)
+        task.runner.changes.notify()
     task.runner.finishing.pop(task.task_id, None)
     task.runner.outbox.notify()
 
