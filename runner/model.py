@@ -317,6 +317,8 @@ class Task:
 
 OUTPUT = "output"
 """The extension by which a node sends what its tasks print, and the path of these reports."""
+ARTIFACTS = "artifacts"
+"""The extension by which it sends the files that a task makes, and the path of that report."""
 
 
 @dataclass(frozen=True)
@@ -352,7 +354,7 @@ class OutboxEntry:
     @property
     def is_artifacts(self) -> bool:
         """Whether it stands for a task's artifacts, which are uploaded before its status."""
-        return self.path == "artifacts"
+        return self.path == ARTIFACTS
 
     @property
     def is_output(self) -> bool:

@@ -219,6 +219,9 @@ class Timings:
     """`rm --force` of somebody else kills a container first and removes it within this."""
     daemon_return_s: float = 30.0
     """A container killed so shortly after docker's daemon came back went down with the daemon."""
+    finish_s: float = 5.0
+    """A task that has ended is reported within this, usually. Heartbeats name one that takes
+    longer: an orchestrator could take it for lost."""
     final_output_timeout_s: float = 60.0
     """How long a final status waits for an engine that is asked for the container's output, beside
     the time for the agent's log: a log that takes long must not cost the output."""

@@ -20,7 +20,7 @@ from runner.crush.log import hand_in_log
 from runner.errors import JournalError, Refused, Unauthorised, Unavailable
 from runner.log import fields
 from runner.loops.output import send_chunk
-from runner.model import Identity, OutboxEntry
+from runner.model import ARTIFACTS, Identity, OutboxEntry
 from runner.outage import FailureLog
 from runner.tasks.artifacts import ArtifactUpload
 from runner.tasks.context import RunnerContext
@@ -31,7 +31,7 @@ _LOG_ATTEMPTS = 16
 _ARTIFACT_ATTEMPTS = 16
 """While the orchestrator takes other calls: some ten minutes. An outage may last."""
 _MAIN_LOOP = "deliver"
-_BESIDE = {"logs": "deliver a log", "artifacts": "deliver artifacts"}
+_BESIDE = {"logs": "deliver a log", ARTIFACTS: "deliver artifacts"}
 """What may take minutes is sent beside the statuses, one of each kind at a time; of output one
 chunk of each task."""
 _UNEXPLAINED_ATTEMPTS = 120
@@ -86,7 +86,8 @@ class _Delivery:
         entries = await runner.journal.entries()
         runner.problems.note_parked(sum(entry.parked is not None for entry in entries))
         waiting = _waiting(runner, entries)
-        self._note_uploads({entry.task_id for entry in waiting if entry.is_artifacts})
+        runner.uploading.clear()
+        runner.uploading.update(entry.task_id for entry in waiting if entry.is_artifacts)
         self._failures = {entry.row: self._failures_of(entry) for entry in waiting}
         for entry in _next_of_each_task(self._runner, waiting):
             is_last = sum(other.task_id == entry.task_id for other in waiting) == 1
@@ -101,14 +102,6 @@ class _Delivery:
                 self._under_way.add(loop)
                 self._group.start_soon(partial(self._deliver_beside, loop, entry, is_last=is_last))
         return wait_s
-
-    def _note_uploads(self, task_ids: set[str]) -> None:
-        """Have heartbeats name these tasks; the next one is sent at once if there is a new one."""
-        uploading = self._runner.uploading
-        if not task_ids <= uploading:
-            self._runner.changes.notify()
-        uploading.clear()
-        uploading.update(task_ids)
 
     async def _deliver_beside(self, loop: str, entry: OutboxEntry, *, is_last: bool) -> None:
         try:

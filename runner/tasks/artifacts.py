@@ -18,11 +18,11 @@ from typing import Any
 import anyio
 import anyio.to_thread
 
-from runner.api.client import ARTIFACTS as EXTENSION
 from runner.api.http import SLOWEST_UPLOAD_BYTES_PER_S, Upload
 from runner.engine.base import Container
 from runner.errors import EngineError, Refused, Unavailable
 from runner.log import fields, printable
+from runner.model import ARTIFACTS as EXTENSION
 from runner.model import Identity, OutboxEntry, Report
 from runner.redaction import encoded_forms, redact
 from runner.state_dir import run_folder
@@ -89,7 +89,7 @@ class _Progress:
 
 
 def _report(task_id: str, progress: _Progress) -> Report:
-    return Report("artifacts", {"task_id": task_id, **progress.to_body()})
+    return Report(EXTENSION, {"task_id": task_id, **progress.to_body()})
 
 
 async def find_artifacts(task: TaskContext, container: Container | None) -> list[Report]:

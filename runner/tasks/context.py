@@ -76,8 +76,9 @@ class RunnerContext:
     """By row of the outbox, how often artifacts failed while the orchestrator took other calls."""
     moved_outputs: dict[str, int] = field(default_factory=dict)
     """By task, how often its output was moved and not taken then."""
-    finishing: set[str] = field(default_factory=set)
-    """The ids of the tasks that have ended, while what they left is read."""
+    finishing: dict[str, float] = field(default_factory=dict)
+    """The tasks that have ended, while what they left is read; heartbeats name them from this
+    uptime on."""
     uploading: set[str] = field(default_factory=set)
     """The ids of the tasks whose final status waits for the upload of their artifacts."""
     leftover_starts_ended: anyio.Event = field(default_factory=anyio.Event)
@@ -95,7 +96,9 @@ class RunnerContext:
 
         An orchestrator takes a task for lost that its node does not name, once its time is over.
         """
-        ended = sorted(self.finishing | self.uploading)
+        now_s = self.clock.uptime_s()
+        finishing = {task_id for task_id, from_s in self.finishing.items() if from_s <= now_s}
+        ended = sorted(finishing | self.uploading)
         return tuple(dict.fromkeys([*self.slots.task_ids, *ended]))[:_MOST_HELD]
 
     async def persist(self, write: Callable[[], Awaitable[T]]) -> T:

@@ -26,6 +26,7 @@ from runner.engine.base import LABEL_IMAGE, SIGNALLED, Container, Engine, Phase
 from runner.errors import EngineError, RunnerError
 from runner.log import fields
 from runner.model import (
+    ARTIFACTS,
     EndReason,
     Outcome,
     OutputProgress,
@@ -74,6 +75,8 @@ async def finish(task: TaskContext, container: Container | None) -> None:
     elif container is not None:
         task.runner.problems.note_run()
     # The rest needs no slot: the next task may come.
+    named_from_s = task.runner.clock.uptime_s() + task.runner.timings.finish_s
+    task.runner.finishing[task.task_id] = named_from_s
     task.runner.slots.release(task.task_id)
     await write_end(task, outcome, container)
 
@@ -115,7 +118,9 @@ async def write_end(task: TaskContext, end: Outcome, container: Container | None
     )
     task.runner.outbox.notify()
     _log_end(task.task_id, end, duration_of(container))
-    if has_run:
+    if not has_run:
+        task.runner.finishing.pop(task.task_id, None)
+    else:
         await task.reload()
         until = anyio.current_time() + task.runner.timings.final_log_timeout_s
         await _report(task, container, await _reporter_state(task, until), until)
@@ -205,22 +210,6 @@ async def _report(
     task: TaskContext, container: Container | None, state: ReporterState, until: float
 ) -> None:
     """Look for the agent's log until that moment on the event loop's clock, then report."""
-    finishing = task.runner.finishing
-    finishing.add(task.task_id)
-    try:
-        reports, output = await _final_reports(task, container, state, until)
-        await _release(task, reports, output)
-    finally:
-        finishing.discard(task.task_id)
-
-
-async def _final_reports(
-    task: TaskContext, container: Container | None, state: ReporterState, until: float
-) -> tuple[list[Report], OutputProgress | None]:
-    """Return the final reports in their order, and the progress after the chunk of output in them.
-
-    The agent's log is looked for until that moment.
-    """
     secrets = await secrets_of(task.runner, task.record, container)
     session = await _read(
         task.task_id,
@@ -242,9 +231,10 @@ async def _final_reports(
     artifacts = await _read(task.task_id, lambda: find_artifacts(task, container), copied_by)
     logs += [unread_artifacts(task.task_id)] if artifacts is None else artifacts
     if output is None:
-        return [*logs, report], None
-    chunk, progress = output
-    return [chunk, *logs, report], progress
+        await _release(task, [*logs, report])
+    else:
+        chunk, progress = output
+        await _release(task, [chunk, *logs, report], progress)
 
 
 async def _release(
@@ -252,6 +242,11 @@ async def _release(
 ) -> None:
     now = task.runner.clock.wall_s()
     await task.persist(lambda: task.runner.journal.release(task.task_id, reports, now, output))
+    if any(report.path == ARTIFACTS for report in reports):
+        # A heartbeat names it at once: its time limit may be over.
+        task.runner.uploading.add(task.task_id)
+        task.runner.changes.notify()
+    task.runner.finishing.pop(task.task_id, None)
     task.runner.outbox.notify()
 
 

@@ -126,10 +126,17 @@ class TaskRun:
 
 
 def track(task: Task, runner: RunnerContext) -> TaskRun:
-    """Return the run of a task; one that has not ended takes its slot before the next poll."""
+    """Return the run of a task; one that has not ended takes its slot before the next poll.
+
+    The next heartbeat names it, whatever is left to do; see `RunnerContext.held_task_ids`.
+    """
     run = TaskRun(task, runner)
     if task.state is not TaskState.ENDED:
         runner.slots.add(task.task_id, run)
+    elif task.is_log_pending:
+        runner.finishing[task.task_id] = runner.clock.uptime_s()
+    else:
+        runner.uploading.add(task.task_id)
     return run
 
 

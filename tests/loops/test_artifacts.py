@@ -264,10 +264,14 @@ async def test_heartbeats_name_a_task_until_its_artifacts_are_uploaded(host: Hos
         leave(host)
         host.let_go()
         await until(lambda: "a.txt" in host.orchestrator.uploads())
+        await host.clock.advance(1.1)
+        await until(lambda: "current_task_id" in host.orchestrator.called(BEAT)[-1].body)
         await host.clock.advance(31)
         assert host.orchestrator.called(BEAT)[-1].body["current_task_id"] == "t-1"
+    seen = host.orchestrator.count(BEAT)
     async with host.runner():
-        await host.wait_for_calls(BEAT, host.orchestrator.count(BEAT) + 1)
+        await host.wait_for_calls(BEAT, seen + 1)
+        assert host.orchestrator.called(BEAT)[seen].body["current_task_id"] == "t-1", "at once"
         await host.clock.advance(31)
         assert host.orchestrator.called(BEAT)[-1].body["current_task_id"] == "t-1"
         assert host.orchestrator.called(BEAT)[-1].body["status"] == "idle"

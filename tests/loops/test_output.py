@@ -10,7 +10,7 @@ from runner.loops.output import MISSING
 from runner.tasks.output import UNREADABLE
 from runner.timing import DEFAULT_TIMINGS
 from tests.harness.host import Host, container_of
-from tests.harness.orchestrator import REGISTER, SILENCE, STATUS
+from tests.harness.orchestrator import BEAT, REGISTER, SILENCE, STATUS
 from tests.harness.server import Answer, http, json_response, stalled
 from tests.harness.until import until
 from tests.loops.steps import Log
@@ -288,6 +288,19 @@ async def test_output_is_read_though_the_time_for_the_log_of_the_agent_is_over(h
     async with host.runner(timings=timings):
         await host.wait_for_end()
     assert output(host) == "one\n"
+
+
+async def test_heartbeats_name_a_task_whose_output_takes_long_to_be_read(host: Host) -> None:
+    host.engine.shut("read_output")
+    async with host.running_task():
+        host.let_go()
+        await host.wait_for_state("t-1", "ended")
+        await host.clock.advance(31)
+        assert host.orchestrator.called(BEAT)[-1].body["current_task_id"] == "t-1"
+        host.engine.open("read_output")
+        await host.pass_time_until_closed("t-1")
+        await host.clock.advance(31)
+    assert "current_task_id" not in host.orchestrator.called(BEAT)[-1].body
 
 
 async def test_log_that_cannot_be_read_ends_the_output_with_a_mark(host: Host) -> None:
