@@ -1,9 +1,14 @@
 """The role's programs, which Ansible hands to a host's Python."""
 
+import hashlib
 import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
+
+import jinja2
+import yaml
 
 ROLE = Path(__file__).resolve().parents[2] / "ansible" / "roles" / "victoria_runner"
 UNIT = "victoria-runner.service"
@@ -32,6 +37,23 @@ def write_program(folder: Path, name: str, script: str) -> Path:
     program.write_text(f"#!/bin/sh\n{script}\n")
     program.chmod(0o755)
     return program
+
+
+def text_of(name: str) -> str:
+    """Return the text of a file of the role."""
+    return (ROLE / name).read_text(encoding="utf-8")
+
+
+def read(name: str) -> dict[str, Any]:
+    """Return a YAML file of the role."""
+    return dict(yaml.safe_load(text_of(name)))
+
+
+def rendered(name: str, **values: object) -> str:
+    """Return a template of the role with these values."""
+    jinja = jinja2.Environment(trim_blocks=True, keep_trailing_newline=True, autoescape=False)  # noqa: S701 - no HTML
+    jinja.filters["hash"] = lambda text, kind: hashlib.new(kind, text.encode()).hexdigest()
+    return str(jinja.from_string(text_of(name)).render(**values))
 
 
 class Programs:

@@ -1,20 +1,14 @@
 """The packages that the role installs are those that the host's distribution has."""
 
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from jinja2.nativetypes import NativeEnvironment
+from jinja2.nativetypes import NativeEnvironment, NativeTemplate
 
-ROOT = Path(__file__).resolve().parents[2]
-ROLE = ROOT / "ansible" / "roles" / "victoria_runner"
-FEDORA = ROOT / "tools" / "dev" / "hosts" / "shape-fedora"
+from tests.unit.role import ROLE, read
 
-
-def read(name: str) -> dict[str, Any]:
-    return dict(yaml.safe_load((ROLE / name).read_text(encoding="utf-8")))
+FEDORA = ROLE.parents[2] / "tools" / "dev" / "hosts" / "shape-fedora"
 
 
 def is_version(version: str, other: str, operator: str) -> bool:
@@ -81,3 +75,43 @@ def test_apt_removes_no_package_to_install_another() -> None:
     text = (ROLE / "tasks" / "packages.yml").read_text(encoding="utf-8")
     installing = text.count("ansible.builtin.apt:\n")
     assert installing == text.count("fail_on_autoremove: true") > 0
+
+
+ALL_OF_PODMAN = ["python3-venv", "podman", "crun", "uidmap"]
+
+
+@pytest.mark.parametrize(
+    ("runtime", "fact", "missing", "installed"),
+    [
+        pytest.param("docker", "has_docker", "docker.io", [], id="docker-is-there"),
+        pytest.param("docker", "has_docker", "python3-venv", ["python3-venv"], id="without-venv"),
+        pytest.param("docker", "", "docker.io", ["python3-venv", "docker.io"], id="no-docker"),
+        pytest.param("podman", "has_docker", "podman", ALL_OF_PODMAN, id="podman-beside-it"),
+        pytest.param("podman", "has_podman_of_others", "podman crun", [], id="podman-is-there"),
+        pytest.param(
+            *("podman", "has_podman_of_others", "podman uidmap", ["python3-venv", "uidmap"]),
+            id="podman-without-what-is-not-its-own",
+        ),
+    ],
+)
+def test_nothing_is_installed_over_an_engine_that_is_there(
+    runtime: str, fact: str, missing: str, installed: list[str]
+) -> None:
+    expressions = read("vars/main.yml")
+    values: dict[str, Any] = {
+        "__victoria_runner_packages": {
+            "common": ["python3-venv"],
+            "podman": ["podman", "crun", "uidmap"],
+            "docker": ["docker.io"],
+        },
+        "__victoria_runner_is_rootless": runtime == "podman",
+        "__victoria_runner_is_podman_5": True,
+        "__victoria_runner_seen": {fact: True, "missing": missing.split()},
+        "victoria_runner_container_runtime": runtime,
+        "__victoria_runner_blocked": [],
+    }
+    for name in ("wanted", "not_wanted", "to_install", "is_package_missing"):
+        template = NativeTemplate(expressions[f"__victoria_runner_{name}"].strip())
+        values[f"__victoria_runner_{name}"] = template.render(**values)
+    chosen = values["__victoria_runner_to_install"]
+    assert (chosen if values["__victoria_runner_is_package_missing"] else []) == installed

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jinja2.nativetypes import NativeEnvironment
 
-from tests.unit.role import Programs, load
+from tests.unit.role import Programs, load, read
 
 leave = load("library/victoria_runner_leave_account.py")
 RUNNER_ID = "11111111-2222-3333-4444-555555555555"
@@ -117,3 +118,34 @@ def test_docker_that_the_runner_needs_but_does_not_answer_is_named(host: Host) -
     host.programs.make("docker", "echo 'cannot connect to the daemon' >&2; exit 1")
     with pytest.raises(leave.Failed, match="cannot use docker: cannot connect to the daemon"):
         leave.leave(host.account, parameters, removes_account=False)
+
+
+@pytest.mark.parametrize(
+    ("account", "home", "is_ours"),
+    [
+        pytest.param("", "/home/victoria", False, id="none"),
+        pytest.param("victoria:x:3000:3000::/srv/vic:/bin/sh", "/srv/vic", False, id="of-before"),
+        pytest.param("victoria:x:1000:1000:MARK:/home/v:/bin/bash", "/home/v", True, id="ours"),
+    ],
+)
+def test_account_that_was_there_before_keeps_its_home_and_stays(
+    account: str, home: str, *, is_ours: bool
+) -> None:
+    expressions = read("vars/main.yml")
+    mark = expressions["__victoria_runner_account_mark"]
+    values: dict[str, Any] = {
+        "victoria_runner_user": "victoria",
+        "__victoria_runner_account_mark": mark,
+        "__victoria_runner_seen": {"account": account.replace("MARK", mark)},
+        "__victoria_runner_look": "defined",
+    }
+    jinja = NativeEnvironment()
+    jinja.filters["split"] = str.split
+    for name in ("account", "account_home", "is_account_ours"):
+        template = jinja.from_string(expressions[f"__victoria_runner_{name}"])
+        values[f"__victoria_runner_{name}"] = template.render(**values)
+    assert values["__victoria_runner_account_home"] == home
+    assert values["__victoria_runner_is_account_ours"] is is_ours
+    del values["__victoria_runner_look"]
+    unknown: Any = jinja.from_string(expressions["__victoria_runner_account"]).render(**values)
+    assert unknown == [""]

@@ -13,7 +13,8 @@ import yaml
 from jinja2 import nodes
 from jinja2.nativetypes import NativeEnvironment
 
-from tests.unit.test_role import ROLE, read, specs
+from tests.unit.role import ROLE, read
+from tests.unit.test_role import specs
 
 PLAYBOOKS = ROLE.parents[1] / "playbooks"
 CONDITIONS = {"when", "that", "until", "failed_when", "changed_when"}
