@@ -34,6 +34,7 @@ CONFIDENTIAL = "confidential prompt of a task elsewhere"
 PUBLIC = {
     ("GET", "/"),
     ("GET", "/dashboard"),
+    ("GET", "/dashboard/tasks/{task_id}"),
     ("GET", "/health"),
     ("GET", "/openapi.json"),
     ("GET", "/openapi.yaml"),
