@@ -59,7 +59,8 @@ _ArtifactPath = Annotated[
     Path(
         description="The path below the task's folder of artifacts; each segment is URL-encoded"
         f" UTF-8. At most {MAX_PATH_BYTES} bytes, and {MAX_SEGMENT_BYTES} in a segment, without"
-        " control characters; no segment is empty, `.` or `..`."
+        " control characters; no segment is empty, `.` or `..`.",
+        json_schema_extra={"pattern": r"^[^\x00-\x1f\x7f-\x9f]+$"},
     ),
 ]
 _Checksum = Annotated[
