@@ -46,6 +46,7 @@ def test_task_is_unknown_while_inspect_hangs_and_then_ends_truly(rig: Rig) -> No
     rig.wait_for_beat("idle")
 
 
+@pytest.mark.long
 def test_task_starts_once_when_run_hangs_after_it_has_done_everything(rig: Rig) -> None:
     # The deadline leaves the real engine time to do it.
     rig.runner.set_timings(engine_run_timeout_s=START_S, kill_grace_s=0.5)
@@ -59,7 +60,7 @@ def test_task_starts_once_when_run_hangs_after_it_has_done_everything(rig: Rig) 
     assert f"no answer within {START_S:g} s" in rig.runner.log
 
 
-@pytest.mark.parametrize("call", ["create", "start"])
+@pytest.mark.parametrize("call", [pytest.param("create", marks=pytest.mark.long), "start"])
 def test_step_of_a_start_that_hangs_is_given_up_and_the_task_goes_on(
     call: str, podman_rig: Rig
 ) -> None:

@@ -135,6 +135,7 @@ def test_container_that_runs_although_the_engine_refused_to_start_it_is_the_task
     rig.check_ended_once(task_id)
 
 
+@pytest.mark.long
 def test_container_that_is_removed_before_the_engine_has_reported_that_it_runs_is_lost(
     rig: Rig,
 ) -> None:

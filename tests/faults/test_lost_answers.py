@@ -75,6 +75,7 @@ def test_cancellation_whose_response_is_lost_comes_with_the_next_heartbeat(rig: 
     assert report["message"].startswith("cancelled: stopped after")
 
 
+@pytest.mark.long
 def test_connections_held_open_for_ever_are_given_up_at_the_deadline(rig: Rig) -> None:
     request, response = Fault(Kind.HOLD_REQUEST), Fault(Kind.HOLD_ANSWER)
     claims = [Fault(kind, **CLAIM) for kind in (Kind.HOLD_REQUEST, Kind.HOLD_ANSWER)]

@@ -140,6 +140,7 @@ def test_runner_whose_process_is_frozen_is_restarted(service: Service, podman_ri
     assert len(podman_rig.orchestrator.nodes()) == 1
 
 
+@pytest.mark.long
 def test_runner_with_one_loop_that_is_stuck_is_restarted(service: Service, podman_rig: Rig) -> None:
     podman_rig.runner.set_timings(host_check_timeout_s=1.0)
     service.start()

@@ -176,6 +176,7 @@ def assignments(draw: st.DrawFn) -> object:
     return assigned
 
 
+@pytest.mark.long
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(assigned=st.lists(assignments(), min_size=PER_EXAMPLE, max_size=PER_EXAMPLE))
 def test_whatever_is_assigned_the_runner_goes_on_and_writes_nowhere_else(

@@ -165,6 +165,7 @@ def test_check_goes_on_though_keys_cannot_be_sent(faulty: FaultyOrchestrator) ->
     assert findings["health"].verdict is Verdict.HOLDS
 
 
+@pytest.mark.long
 def test_tasks_of_others_stay_and_break_no_rule(orchestrator: RunningOrchestrator) -> None:
     targets: list[Json] = [{}, {"priority": 5}, {"target_node_name": "*-gpu-*"}]
     targets += [{"target_tags": tags} for tags in ({}, {"env": "production"})]

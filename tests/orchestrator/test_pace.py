@@ -151,6 +151,7 @@ def test_polls_that_break_off_together_are_the_proxy(apart_s: float, news: int) 
     assert len(_breaks(30, held=100, apart_s=apart_s).silent(1000)) == news
 
 
+@pytest.mark.long
 def test_node_whose_poll_breaks_off_is_offline_before_its_time(
     orchestrator: RunningOrchestrator,
 ) -> None:

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from runner.crush.sessions import LOG_LIMIT_BYTES
 from tests.fakes.crush import Crush
 from tests.reporter.conftest import ROOT, Held
@@ -41,6 +43,7 @@ anyio.run(main)
 """
 
 
+@pytest.mark.long
 def test_large_session_is_submitted_with_memory_by_the_limit(held: Held, crush: Crush) -> None:
     crush.connection.execute("PRAGMA synchronous = OFF")
     crush.connection.execute(FILL, (PARTS, crush.now))

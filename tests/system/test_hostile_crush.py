@@ -5,6 +5,8 @@ import signal
 from contextlib import suppress
 from pathlib import Path
 
+import pytest
+
 from tests.fakes.hostile_crush import SCHEMAS, hostile_crush
 from tests.harness.runner_process import RunnerProcess
 from tests.orchestrator.serving import wait_for
@@ -20,6 +22,7 @@ def has_readers() -> bool:
     return False
 
 
+@pytest.mark.long
 def test_hostile_databases_keep_neither_a_task_from_its_end_nor_the_runner_from_its_work(
     runner: RunnerProcess, orchestrator: RecordingOrchestrator
 ) -> None:
