@@ -407,7 +407,7 @@ class CliEngine:
     async def _log_file(self, name: str) -> Path | None:
         """Return the path of podman's log of a container; None if it cannot be read as a file.
 
-        A call of podman takes as much CPU time as half a short task: the path is asked for once.
+        It never changes, so podman is asked for it once.
         """
         if name not in self._log_files:
             inspected = await self._inspect(name)
