@@ -131,6 +131,12 @@ def test_removal_finds_the_units_beside_the_service(
     assert host["helpers"].endswith(" inactive inactive")
 
 
+def test_units_beside_the_service_that_systemd_has_not_read_are_outdated(programs: Path) -> None:
+    script = 'if [ "$1" = show ]; then printf "no\\n\\nyes\\n"; else echo active; fi'
+    write_program(programs, "systemctl", script)
+    assert facts.helper_facts([]) == "active active outdated"
+
+
 def test_logins_are_those_of_the_role_or_of_the_account(tmp_path: Path) -> None:
     assert facts.own_logins(tmp_path, "") == []
     logins = tmp_path / ".docker" / "config.json"

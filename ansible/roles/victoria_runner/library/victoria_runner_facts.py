@@ -75,6 +75,7 @@ doctor: {description: The report of doctor or its problem., type: dict, returned
 """
 
 ENGINE_TIMEOUT_S = 20
+NFT, TABLE = "/usr/sbin/nft", "victoria_runner"
 HELPERS = (
     "victoria-runner-return.service",
     "victoria-runner-cleanup.service",
@@ -109,6 +110,7 @@ def host_facts(params: Mapping[str, Any]) -> dict[str, Any]:
         "has_journal": (state / "journal.sqlite3").exists(),
         "has_drain": (drop_in / "drain.conf").exists(),
         "has_networks": networks.exists(),
+        "loaded_rules": loaded_rules() if networks.exists() else "",
         # A play that took a runner over may have been broken off before it removed this.
         "has_left_by_hand": (prefix / "pyvenv.cfg").exists()
         or (home / ".local/state/victoria-runner").is_symlink(),
@@ -177,7 +179,15 @@ def helper_facts(helpers: Sequence[Path]) -> str:
     words = [f"{path.name} {file_facts(path)}" for path in helpers if path.exists()]
     enabled = run("systemctl", "is-enabled", HELPERS[0]).stdout.strip()
     active = run("systemctl", "is-active", HELPERS[-1]).stdout.strip()
-    return " ".join([*words, enabled, active])
+    # A play may have been killed after it had written them.
+    loaded = run("systemctl", "show", "--property=NeedDaemonReload", "--value", *HELPERS).stdout
+    return " ".join([*words, enabled, active, *(["outdated"] if "yes" in loaded else [])])
+
+
+def loaded_rules(nft: str = NFT) -> str:
+    """Return the name of the rules of blocked networks that are loaded; nothing if none are."""
+    rules = re.search(r"\bchain (rules_\w+)", run(nft, "list", "table", "inet", TABLE).stdout)
+    return rules[1] if rules else ""
 
 
 def own_logins(home: Path, account: str) -> list[str]:
