@@ -3,12 +3,15 @@
 import fcntl
 import getpass
 import pwd
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.unit.role import Programs, load
+from tests.unit.role import ROLE, Programs, load
 
 takeover = load("library/victoria_runner_takeover.py")
 USER = getpass.getuser()
@@ -71,6 +74,18 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     return host
 
 
+KILLED = 9
+KILLED_AT_REMOVAL = """
+import os, pathlib, shutil, sys
+sys.path.insert(0, "{library}")
+import victoria_runner_takeover as takeover
+def removed(path, **_):
+    for each in pathlib.Path(path).glob("journal*"):
+        each.unlink()
+        os._exit(9)
+shutil.rmtree = removed
+takeover.move_folder(pathlib.Path("{old}"), pathlib.Path("{state_dir}"))
+"""
 BY_ROLE, BY_HAND = "current/venv/bin/victoria-runner", "bin/victoria-runner"
 HOME = pwd.getpwnam(USER).pw_dir
 
@@ -177,6 +192,33 @@ def test_copy_of_a_move_that_was_broken_off_is_replaced(host: Host) -> None:
     host.show(BY_HAND, variables=f"VICTORIA_RUNNER_STATE_DIR={old}\n")
     assert host.act("moved")["changed"]
     assert (host.state_dir / "journal.sqlite3").read_text() == "a newer journal"
+
+
+def test_folder_is_moved_to_another_file_system_and_never_half_removed(host: Host) -> None:
+    """What is left of a source whose removal was killed must not pass for the whole journal."""
+    memory = Path("/dev/shm")  # noqa: S108 - another file system
+    if not memory.is_dir() or memory.stat().st_dev == host.root.stat().st_dev:
+        pytest.skip("no second file system")
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
+        old, target = host.root / "old", Path(folder, "state")
+        host.make_state(old)
+        script = KILLED_AT_REMOVAL.format(old=old, state_dir=target, library=ROLE / "library")
+        result = subprocess.run([sys.executable, "-B", "-c", script], check=False)
+        assert result.returncode == KILLED
+        assert not old.is_dir() or old.is_symlink()
+        host.show(BY_HAND, variables=f"VICTORIA_RUNNER_STATE_DIR={old}\n")
+        host.act("moved", state_dir=target)
+        assert (target / "journal.sqlite3").read_text() == f"journal of {RUNNER_ID}"
+        aside = str(takeover.aside(old))
+        assert aside in host.act("tidied", str(old), state_dir=target)["removed"]
+        assert not Path(aside).exists()
+
+
+def test_variables_that_are_not_utf_8_are_read(host: Host) -> None:
+    host.show(BY_HAND, variables="VICTORIA_RUNNER_STATE_DIR=/a\n")
+    with (host.config_dir / "runner.env").open("ab") as file:
+        file.write(b"# f\xfcr Acme\n")
+    assert host.act("checked", state_dir=Path("/a"))["source"] == "/a"
 
 
 def test_folder_that_a_runner_without_the_service_uses_is_not_moved(host: Host) -> None:

@@ -78,7 +78,13 @@ class Service:
 
 def systemctl(*arguments: str) -> str:
     """Run systemctl and return its output."""
-    result = subprocess.run(["systemctl", *arguments], check=False, capture_output=True, text=True)
+    result = subprocess.run(
+        ["systemctl", *arguments],
+        check=False,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+    )
     if result.returncode != 0:
         cause = (result.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise Failed(f"cannot {arguments[0]} {' '.join(arguments[1:2])}: {cause}")

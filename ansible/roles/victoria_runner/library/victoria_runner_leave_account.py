@@ -55,7 +55,9 @@ class Engine:
 
 def run(command: list[str], purpose: str) -> str:
     """Run a program and return its output."""
-    result = subprocess.run(command, check=False, capture_output=True, text=True)
+    result = subprocess.run(
+        command, check=False, capture_output=True, encoding="utf-8", errors="replace"
+    )
     if result.returncode != 0:
         cause = (result.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise Failed(f"cannot {purpose}: {cause}; correct that and run this again")

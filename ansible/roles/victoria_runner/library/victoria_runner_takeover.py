@@ -72,7 +72,9 @@ class Present:
 
 def run(*command: str) -> str:
     """Run a program and return its output."""
-    result = subprocess.run(command, check=False, capture_output=True, text=True)
+    result = subprocess.run(
+        command, check=False, capture_output=True, encoding="utf-8", errors="replace"
+    )
     if result.returncode != 0:
         cause = (result.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise Failed(f"cannot run {' '.join(command[:2])}: {cause}")
@@ -120,7 +122,9 @@ def variables_of(shown: dict[str, list[str]]) -> dict[str, str]:
     texts = [line.replace(" ", "\n") for line in shown.get("Environment", [])]
     for line in shown.get("EnvironmentFiles", []):
         try:
-            texts.append(Path(line.partition(" (")[0]).read_text(encoding="utf-8"))
+            texts.append(
+                Path(line.partition(" (")[0]).read_text(encoding="utf-8", errors="replace")
+            )
         except OSError:
             continue  # as systemd itself, if the line begins with a hyphen
     return {name: value.strip("\"'") for text in texts for name, value in VARIABLE.findall(text)}
@@ -229,8 +233,15 @@ def move_folder(source: Path, target: Path) -> None:
             os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
         os.sync()
         copy.rename(target)
-        shutil.rmtree(source)
+        # Half a source must not pass for the whole one, if its removal is killed.
+        source.rename(aside(source))
     source.symlink_to(target)
+    shutil.rmtree(aside(source), ignore_errors=True)
+
+
+def aside(source: Path) -> Path:
+    """Return where a folder is that was copied and is being removed."""
+    return source.with_name(f".{source.name}.moved")
 
 
 def leftovers(wanted: Wanted, present: Present | None) -> Iterator[Path]:
@@ -275,7 +286,8 @@ def tidy(wanted: Wanted, sources: list[Path], *, is_check: bool) -> list[str]:
     except KeyError:
         usual = wanted.state_dir
     links = links_to(wanted.state_dir, [*sources, usual])
-    paths = {*links, *leftovers(wanted, look_at(wanted.unit))} - {wanted.state_dir}
+    copied = (aside(source) for source in (*sources, usual) if aside(source).is_dir())
+    paths = {*links, *copied, *leftovers(wanted, look_at(wanted.unit))} - {wanted.state_dir}
     return [str(path) for path in sorted(paths) if is_check or remove(path)]
 
 
