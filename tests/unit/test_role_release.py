@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.unit.role import ROLE, load
 
@@ -40,6 +41,7 @@ def params(root: Path, **more: object) -> dict[str, object]:
         "release": "one",
         "python": sys.executable,
         "requirement": "",
+        "variables": {},
         "keep": 2,
         "config_dir": str(root / "config"),
         "unit_file": str(root / "victoria-runner.service"),
@@ -94,10 +96,38 @@ def test_release_that_is_installed_under_umask_027_runs_for_other_accounts(tmp_p
     assert module.install(to_install, check=False) == {"changed": False}
 
 
+def test_pip_gets_its_variables_and_no_log_or_list_of_processes_does(tmp_path: Path) -> None:
+    """The keyword environment writes them into a command line, which sudo logs on the host."""
+    parcels = tmp_path / "prefix" / "releases"
+    parcels.mkdir(parents=True)
+    python = tmp_path / "python"
+    python.write_text(FAKE_PYTHON + f'echo "$2 $PIP_INDEX_URL $PIP_RETRIES" >> {tmp_path}/calls\n')
+    python.chmod(0o755)
+    run_pack(str(parcels / "one.tar"), str(write_wheel(tmp_path)), "", "")
+    variables = {"PIP_INDEX_URL": "https://me:word@index", "PIP_RETRIES": 1}
+    module.install(params(tmp_path, python=str(python), variables=variables), check=False)
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert "pip https://me:word@index 1" in calls
+    assert module.argument_spec()["variables"]["no_log"] is True
+    tasks = yaml.safe_load((ROLE / "tasks" / "new_release.yml").read_text(encoding="utf-8"))
+    assert "environment" not in {key for task in tasks[-1]["block"] for key in task}
+
+
+@pytest.mark.parametrize("damage", [b"", b"not a parcel"], ids=["empty", "damaged"])
+def test_damaged_parcel_is_named(tmp_path: Path, damage: bytes) -> None:
+    (tmp_path / "prefix" / "releases").mkdir(parents=True)
+    (tmp_path / "prefix" / "releases" / "one.tar").write_bytes(damage)
+    with pytest.raises(module.Failure, match="cannot install release one: its parcel is damaged; "):
+        module.install(params(tmp_path), check=False)
+
+
 def test_failed_installation_names_its_reason_and_leaves_no_release(tmp_path: Path) -> None:
     (tmp_path / "prefix" / "releases").mkdir(parents=True)
     run_pack(str(tmp_path / "prefix" / "releases" / "one.tar"), "", "", "")
-    with pytest.raises(module.Failure, match=r"cannot install release one: no-such-python: "):
+    with pytest.raises(
+        module.Failure,
+        match=r"cannot install release one: cannot run no-such-python: .*victoria_runner_python",
+    ):
         module.install(params(tmp_path, python="no-such-python"), check=False)
     assert not module.is_usable(tmp_path / "prefix" / "releases" / "one")
 
@@ -118,6 +148,10 @@ PIP = {
     "no-venv": (
         "The virtual environment was not created successfully because ensurepip is not\navailable.",
         "its Python has no module venv; install python3-venv on the host",
+    ),
+    "old-python": (
+        "ERROR: Package 'victoria-runner' requires a different Python: 3.9.2 not in '>=3.10'",
+        "Package 'victoria-runner' requires a different Python: 3.9.2 not in '>=3.10'; set v",
     ),
     "its-own-last-line": ("ERROR: first\nERROR: last\nhint: none", "last; give the host access"),
     "silent": ("", "no reason given; give the host access"),

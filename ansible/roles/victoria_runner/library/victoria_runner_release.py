@@ -13,10 +13,12 @@ import tarfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.victoria_runner_files import is_usable, link, text_of
+from ansible.module_utils.victoria_runner_service import NOT_FOUND
 
 DOCUMENTATION = r"""
 module: victoria_runner_release
@@ -39,6 +41,12 @@ options:
   release: {description: Name of the release., type: str, default: ""}
   python: {description: The Python to install with., type: str, default: python3}
   requirement: {description: "What pip installs, if no wheel.", type: str, default: ""}
+  variables:
+    description:
+      - Environment variables of the installation. Not by C(environment), which writes them into the
+        command line that sudo logs.
+    type: dict
+    default: {}
   keep: {description: How many releases to keep., type: int, default: 2}
   config_dir: {description: Folder of the configuration., type: path}
   unit_file: {description: The unit of the service., type: path}
@@ -128,7 +136,7 @@ def install(params: Mapping[str, Any], *, check: bool) -> dict[str, Any]:
             unpack(folder)
             for path in (prefix, folder.parent, folder):
                 path.chmod(path.stat().st_mode | FOR_OTHERS)
-            make_environment(folder, params["python"], params["requirement"])
+            make_environment(folder, params)
             link_libraries(folder / "venv" / "lib")
             shutil.rmtree(folder / "parcel")
             folder.with_name(f"{name}.tar").unlink()
@@ -137,6 +145,11 @@ def install(params: Mapping[str, Any], *, check: bool) -> dict[str, Any]:
         except subprocess.CalledProcessError as error:
             what = params["requirement"] or f"release {name}"
             raise Failure(f"cannot install {what}: {problem_of(error, prefix)}") from error
+        except tarfile.TarError as error:
+            problem = (
+                "its parcel is damaged; remove it from the controller's ~/.cache/victoria-runner"
+            )
+            raise Failure(f"cannot install release {name}: {problem}") from error
         except OSError as error:
             raise Failure(f"cannot install release {name}: {error}") from error
     return result
@@ -153,10 +166,12 @@ def unpack(folder: Path) -> None:
             parcel.extractall(folder)  # noqa: S202 - made by the controller
 
 
-def make_environment(folder: Path, python: str, requirement: str) -> None:
+def make_environment(folder: Path, params: Mapping[str, Any]) -> None:
     """Make the virtual environment of a release, and install the parcel into it."""
     parcel, pip = folder / "parcel", [str(folder / "venv" / "bin" / "python"), "-m", "pip"]
-    call(python, "-m", "venv", str(folder / "venv"))
+    variables = {name: str(value) for name, value in params["variables"].items()}
+    call = partial(run, {**os.environ, **variables})
+    call(params["python"], "-m", "venv", str(folder / "venv"))
     options = ["--quiet", "--disable-pip-version-check", "--no-input"]
     if any(parcel.glob("wheels/*.whl")):
         # The folder has everything: no network is needed.
@@ -170,6 +185,7 @@ def make_environment(folder: Path, python: str, requirement: str) -> None:
     else:
         options += ["--constraint", str(pins)]
     wheels = [str(path) for path in parcel.glob("*.whl")]
+    requirement = params["requirement"]
     call(*pip, "install", *options, *([requirement] if requirement else wheels))
     call(*pip, "check", "--disable-pip-version-check")
     call(str(folder / "venv" / "bin" / "victoria-runner"), "--version")
@@ -187,12 +203,20 @@ def link_libraries(folder: Path) -> None:
             path.symlink_to(library.name)
 
 
-def call(*command: str) -> None:
+def run(variables: Mapping[str, str], *command: str) -> None:
     """Run a program of the installation."""
     try:
-        subprocess.run(command, check=True, capture_output=True, text=True)
+        subprocess.run(
+            command,
+            env=variables,
+            check=True,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+        )
     except OSError as error:
-        raise subprocess.CalledProcessError(127, command, "", f"{command[0]}: {error}") from error
+        problem = f"cannot run {command[0]}: {error.strerror}"
+        raise subprocess.CalledProcessError(NOT_FOUND, command, "", problem) from error
 
 
 def problem_of(error: subprocess.CalledProcessError, prefix: Path) -> str:
@@ -200,6 +224,8 @@ def problem_of(error: subprocess.CalledProcessError, prefix: Path) -> str:
     output = f"{error.stdout}{error.stderr}".strip()
     # pip's last line only tells that it found no version, or conflicting versions.
     unreachable = re.search(r"connection broken by (.+)", output)
+    if error.returncode == NOT_FOUND:
+        return f"{output}; install it on the host, or correct victoria_runner_python"
     if "No space left on device" in output:
         return f"No space left on device; free some space where {prefix} is"
     if "ensurepip is not" in output or "No module named venv" in output:
@@ -210,7 +236,9 @@ def problem_of(error: subprocess.CalledProcessError, prefix: Path) -> str:
         return f"a package is not the one that the list of hashes has; {NO_INDEX_ADVICE}"
     lines = output.splitlines() or ["no reason given"]
     errors = [line for line in lines if line.startswith("ERROR: ")] or lines
-    return f"{errors[-1].removeprefix('ERROR: ')}; {NO_INDEX_ADVICE}"
+    is_old = "requires a different Python" in errors[-1]
+    advice = "set victoria_runner_python to 3.10 or later" if is_old else NO_INDEX_ADVICE
+    return f"{errors[-1].removeprefix('ERROR: ')}; {advice}"
 
 
 # Select
@@ -366,24 +394,32 @@ def systemctl(*arguments: str) -> bool:
     return subprocess.run(command, check=False, capture_output=True).returncode == 0
 
 
+ACTIONS = {"installed": install, "current": select, "saved": save, "restored": restore}
+
+
+def argument_spec() -> dict[str, Any]:
+    """Return the specification of the module's arguments."""
+    return {
+        "state": {"type": "str", "choices": list(ACTIONS), "required": True},
+        "prefix": {"type": "path", "required": True},
+        "release": {"type": "str", "default": ""},
+        "python": {"type": "str", "default": "python3"},
+        "requirement": {"type": "str", "default": ""},
+        "variables": {"type": "dict", "default": {}, "no_log": True},
+        "keep": {"type": "int", "default": 2},
+        "config_dir": {"type": "path"},
+        "unit_file": {"type": "path"},
+        "networks_unit_file": {"type": "path"},
+        "networks_drop_in": {"type": "path"},
+    }
+
+
 def main() -> None:
     """Run as a module of Ansible."""
     from ansible.module_utils.basic import AnsibleModule
 
-    actions = {"installed": install, "current": select, "saved": save, "restored": restore}
     module = AnsibleModule(
-        argument_spec={
-            "state": {"type": "str", "choices": list(actions), "required": True},
-            "prefix": {"type": "path", "required": True},
-            "release": {"type": "str", "default": ""},
-            "python": {"type": "str", "default": "python3"},
-            "requirement": {"type": "str", "default": ""},
-            "keep": {"type": "int", "default": 2},
-            "config_dir": {"type": "path"},
-            "unit_file": {"type": "path"},
-            "networks_unit_file": {"type": "path"},
-            "networks_drop_in": {"type": "path"},
-        },
+        argument_spec=argument_spec(),
         required_if=[
             ("state", "installed", ["release"]),
             ("state", "current", ["release"]),
@@ -396,10 +432,14 @@ def main() -> None:
         ],
         supports_check_mode=True,
     )
+    # Ansible would mask each of them in every message, also a "1" and the name of a host.
+    module.no_log_values = {value for value in module.no_log_values if "@" in value}
     try:
-        result = actions[module.params["state"]](module.params, check=module.check_mode)
+        result = ACTIONS[module.params["state"]](module.params, check=module.check_mode)
     except Failure as error:
         module.fail_json(msg=str(error))
+    except OSError as error:
+        module.fail_json(msg=f"cannot change the releases or what was saved: {error}")
     module.exit_json(**result)
 
 
