@@ -106,6 +106,15 @@ def test_service_starts_with_the_rules_of_blocked_networks_or_not_at_all(
     assert loading == ([*after, *before] if networks else [])
 
 
+def test_runner_that_is_still_draining_restarts_when_the_drain_is_taken_back() -> None:
+    """It takes no task again by itself; with long tasks its host would be idle for hours."""
+    register = "__victoria_runner_drain_taken_back"
+    assert register in text_of("tasks/configure.yml")
+    service = yaml.safe_load(text_of("tasks/service.yml"))[0]["block"][0]
+    assert f"{register} is changed" in service["vars"]["__victoria_runner_is_outdated"]
+    assert f"{{{{ {register} }}}}" in text_of("tasks/forecast.yml")
+
+
 def secret_variables(proxy: str, engine_env: dict[str, str]) -> dict[str, str]:
     expressions = read("vars/main.yml")
     values: dict[str, Any] = {

@@ -213,6 +213,44 @@ def test_variables_of_a_role_whose_name_begins_alike_are_its_own() -> None:
     assert len(mistakes(given)) == 1
 
 
+@pytest.mark.parametrize(
+    ("batches", "no_sizes"),
+    [
+        pytest.param(value, no_sizes, id=str(value))
+        for value, no_sizes in (
+            ([], []),
+            (None, []),
+            (5, []),
+            ("50%", []),
+            ([1, "25%"], []),
+            ("1,5", ["1,5"]),
+            (0, ["0"]),
+            ([1, "x%"], ["x%"]),
+            ({"first": 1}, ["{'first': 1}"]),
+        )
+    ],
+)
+def test_batches_that_ansible_cannot_read_are_named(batches: object, no_sizes: list[str]) -> None:
+    """It prints a traceback for a text, and takes every host at once for a zero."""
+    checks = yaml.safe_load((ROLE / "tasks" / "batches.yml").read_text(encoding="utf-8"))
+    (expression,) = [
+        task["vars"]["__victoria_runner_no_sizes"]
+        for task in checks
+        if "__victoria_runner_no_sizes" in task.get("vars", {})
+    ]
+    jinja = NativeEnvironment()
+    jinja.tests["match"] = lambda text, pattern: re.match(pattern, text) is not None
+    jinja.filters["flatten"] = flatten
+    found = jinja.from_string(expression.strip() + "\n").render(__victoria_runner_choices=[batches])
+    assert list(found) == no_sizes
+
+
+def flatten(values: list[Any]) -> list[Any]:
+    """Return what Ansible's filter of this name does."""
+    inner = [value if isinstance(value, list) else [value] for value in values]
+    return [value for part in inner for value in part if value is not None]
+
+
 def test_names_and_types_are_checked_before_anything_else() -> None:
     first, then = yaml.safe_load((ROLE / "tasks" / "main.yml").read_text(encoding="utf-8"))
     assert first["ansible.builtin.include_tasks"] == "variables.yml"
