@@ -257,6 +257,19 @@ def test_names_and_types_are_checked_before_anything_else() -> None:
     assert then["become"] is True
 
 
+def test_what_runs_on_the_controller_never_becomes_root() -> None:
+    """A group of the inventory may set ansible_become, which is above the keyword become."""
+    tasks = [
+        (path.name, task)
+        for path in ROLE.glob("tasks/*.yml")
+        for task in tasks_of(yaml.safe_load(path.read_text(encoding="utf-8")))
+        if task.get("delegate_to") == "localhost"
+    ]
+    assert {name for name, _ in tasks} == {"gone.yml", "new_release.yml", "unregister.yml"}
+    as_root = [name for name, task in tasks if task["vars"].get("ansible_become") is not False]
+    assert as_root == []
+
+
 def test_no_two_tasks_share_a_name() -> None:
     names = Counter(
         task["name"]
