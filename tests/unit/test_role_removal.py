@@ -2,13 +2,15 @@
 
 import getpass
 import pwd
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from jinja2.nativetypes import NativeEnvironment
 
-from tests.unit.role import Programs, load, read
+from tests.unit.role import Programs, load, read, text_of
 
 leave = load("library/victoria_runner_leave_account.py")
 RUNNER_ID = "11111111-2222-3333-4444-555555555555"
@@ -62,6 +64,24 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     programs.mkdir()
     monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
     return Host(tmp_path, Programs(programs))
+
+
+@pytest.mark.parametrize("address", ["https://one.example/api", "https://one.example/api/"])
+def test_nodes_are_deleted_at_the_address_that_the_runner_uses(address: str) -> None:
+    """An orchestrator answers 404 below a second slash, as for a node that is gone already."""
+    jinja = NativeEnvironment()
+    jinja.filters["regex_replace"] = lambda text, pattern, by: re.sub(pattern, by, text)
+    nodes = jinja.from_string(read("vars/main.yml")["__victoria_runner_nodes_url"])
+    assert nodes.render(victoria_runner_orchestrator_url=address) == "https://one.example/api/nodes"
+    for name in ("gone", "unregister"):
+        urls = re.findall(r"^ +url: .+", text_of(f"tasks/{name}.yml"), re.MULTILINE)
+        assert ["__victoria_runner_nodes_url" in url for url in urls] == [True]
+
+
+@pytest.mark.parametrize("name", ["drain", "return", "unregister"])
+def test_mistyped_variable_of_an_entry_of_its_own_is_named_first(name: str) -> None:
+    first = yaml.safe_load(text_of(f"tasks/{name}.yml"))[0]
+    assert first["ansible.builtin.include_tasks"] == "variables.yml"
 
 
 def test_own_containers_go_and_images_are_named(host: Host) -> None:
