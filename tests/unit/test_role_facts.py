@@ -137,6 +137,27 @@ def test_units_beside_the_service_that_systemd_has_not_read_are_outdated(program
     assert facts.helper_facts([]) == "active active outdated"
 
 
+@pytest.mark.parametrize(
+    ("folder", "has_worked"), [("good", True), ("good.old", True), ("", False)]
+)
+def test_release_that_worked_is_known_while_what_works_is_being_replaced(
+    tmp_path: Path, folder: str, *, has_worked: bool
+) -> None:
+    """Otherwise the next play that fails would disable a service that has worked."""
+    (tmp_path / folder).mkdir(exist_ok=True)
+    (tmp_path / (folder or "other") / "release").parent.mkdir(exist_ok=True)
+    (tmp_path / (folder or "other") / "release").write_text("releases/one\n")
+    assert facts.configuration_facts(tmp_path)["has_worked"] is has_worked
+
+
+def test_home_that_root_may_not_look_into_is_a_home_without_logins(tmp_path: Path) -> None:
+    """As NFS does to root."""
+    too_long = tmp_path / ("x" * 300)
+    assert facts.own_logins(too_long, "") == []
+    assert facts.is_left_by_hand(tmp_path, too_long) is False
+    assert facts.free_mib(too_long) > 0
+
+
 def test_logins_are_those_of_the_role_or_of_the_account(tmp_path: Path) -> None:
     assert facts.own_logins(tmp_path, "") == []
     logins = tmp_path / ".docker" / "config.json"

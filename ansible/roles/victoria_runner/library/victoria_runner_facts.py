@@ -111,9 +111,7 @@ def host_facts(params: Mapping[str, Any]) -> dict[str, Any]:
         "has_drain": (drop_in / "drain.conf").exists(),
         "has_networks": networks.exists(),
         "loaded_rules": loaded_rules() if networks.exists() else "",
-        # A play that took a runner over may have been broken off before it removed this.
-        "has_left_by_hand": (prefix / "pyvenv.cfg").exists()
-        or (home / ".local/state/victoria-runner").is_symlink(),
+        "has_left_by_hand": is_left_by_hand(prefix, home),
         "own_logins": own_logins(home, account["account"]),
         "current": link(prefix / "current"),
         "previous": link(prefix / "previous"),
@@ -156,7 +154,7 @@ def configuration_facts(config: Path) -> dict[str, Any]:
         "secrets": [str(config / name) for name in secrets if (config / name).exists()],
         "has_secret_variables": has_secrets(variables),
         # Whether a release has once worked here.
-        "has_worked": bool(text_of(config / "good" / "release")),
+        "has_worked": any(text_of(config / name / "release") for name in ("good", "good.old")),
         "docker_is_ours": (config / "docker-is-ours").exists(),
         "live_restore_is_ours": (config / "live-restore-is-ours").exists(),
     }
@@ -190,6 +188,14 @@ def loaded_rules(nft: str = NFT) -> str:
     return rules[1] if rules else ""
 
 
+def is_left_by_hand(prefix: Path, home: Path) -> bool:
+    """Return whether a play that took a runner over was broken off before it removed this."""
+    # Root may not look into a home on NFS.
+    usual = home / ".local/state/victoria-runner"
+    is_link = os.path.islink(usual)  # noqa: PTH114 - Path's own raises there
+    return is_link or (prefix / "pyvenv.cfg").exists()
+
+
 def own_logins(home: Path, account: str) -> list[str]:
     """Return the files with registry logins of the account itself."""
     uid = account.split(":")[2] if account else "none"
@@ -198,7 +204,7 @@ def own_logins(home: Path, account: str) -> list[str]:
         home / ".docker/config.json",
         Path(f"/run/user/{uid}/containers/auth.json"),
     )
-    return [str(path) for path in files if path.exists()]
+    return [str(path) for path in files if os.access(path, os.F_OK)]
 
 
 def account_facts(user: str) -> dict[str, Any]:
@@ -242,7 +248,7 @@ def groups_of(user: str, gid: int) -> list[str]:
 
 def free_mib(path: Path) -> int:
     """Return how many MiB are free where a folder is, or will be."""
-    while not path.is_dir():
+    while not os.path.isdir(path):  # noqa: PTH112 - Path's own raises where root may not look
         path = path.parent
     disk = os.statvfs(path)
     return disk.f_bavail * disk.f_frsize >> 20
@@ -370,7 +376,11 @@ def main() -> None:
     from ansible.module_utils.basic import AnsibleModule
 
     module = AnsibleModule(argument_spec=arguments(), supports_check_mode=True)
-    module.exit_json(changed=False, **facts(module.params))
+    try:
+        result = facts(module.params)
+    except OSError as error:
+        module.fail_json(msg=f"cannot read the state of the host: {error}")
+    module.exit_json(changed=False, **result)
 
 
 if __name__ == "__main__":

@@ -211,7 +211,7 @@ def main() -> None:
         result = leave(account, parameters, removes_account=removes_account)
     except KeyError:
         module.exit_json(changed=False, removed=[], images=[], storage="")
-    except Failed as error:
+    except (Failed, OSError) as error:
         module.fail_json(msg=str(error))
     module.exit_json(changed=bool(result["removed"]), **result)
 
