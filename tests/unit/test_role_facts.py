@@ -158,6 +158,12 @@ def test_home_that_root_may_not_look_into_is_a_home_without_logins(tmp_path: Pat
     assert facts.free_mib(too_long) > 0
 
 
+def test_subordinate_ids_may_be_those_of_the_uid() -> None:
+    ids = "one:100000:65536\n1001:300000:10\nvictoria-2:1:2\nvictoria:200000:5\nvictoria\n"
+    assert facts.ranges_of("victoria", "1001", ids) == [["300000", "10"], ["200000", "5"]]
+    assert facts.ranges_of("three", "none", ids) == []
+
+
 def test_logins_are_those_of_the_role_or_of_the_account(tmp_path: Path) -> None:
     assert facts.own_logins(tmp_path, "") == []
     logins = tmp_path / ".docker" / "config.json"

@@ -92,6 +92,17 @@ def test_own_containers_go_and_images_are_named(host: Host) -> None:
     assert host.called("podman rm --force ours")
 
 
+def test_storage_is_named_when_podman_can_no_longer_list_its_images(host: Host) -> None:
+    """As in the second run of a removal that was killed after the first had ended lingering."""
+    host.programs.make("systemctl", "exit 3")
+    result = host.leave()
+    assert result["images"] == []
+    assert result["storage"] == str(Path(host.account.pw_dir) / ".local/share/containers")
+    host.programs.make("systemctl")
+    host.programs.make("podman")
+    assert host.leave()["storage"] == ""
+
+
 def test_lingering_of_before_stays(host: Host) -> None:
     host.leave()
     assert not host.called("systemctl stop")

@@ -214,14 +214,8 @@ def account_facts(user: str) -> dict[str, Any]:
     except KeyError:
         entry = None
     uid = "none" if entry is None else str(entry.pw_uid)
-    ranges = {
-        file: [
-            line.split(":")[1:]
-            for line in text_of(Path(file)).splitlines()
-            if line.startswith(f"{user}:")
-        ]
-        for file in ("/etc/subuid", "/etc/subgid")
-    }
+    files = ("/etc/subuid", "/etc/subgid")
+    ranges = {file: ranges_of(user, uid, text_of(Path(file))) for file in files}
     return {
         "account": "" if entry is None else ":".join(map(str, entry)),
         "groups": "" if entry is None else " ".join(groups_of(user, entry.pw_gid)),
@@ -233,6 +227,12 @@ def account_facts(user: str) -> dict[str, Any]:
         "lingers": Path("/var/lib/systemd/linger", user).exists(),
         "has_systemd": Path(f"/run/user/{uid}/bus").is_socket(),
     }
+
+
+def ranges_of(user: str, uid: str, text: str) -> list[list[str]]:
+    """Return the first id and the count of each range that a file gives to a name or its UID."""
+    lines = re.findall(r"^([^:\n]+):(\d+):(\d+)\s*$", text, re.MULTILINE)
+    return [[first, count] for name, first, count in lines if name in {user, uid}]
 
 
 def groups_of(user: str, gid: int) -> list[str]:

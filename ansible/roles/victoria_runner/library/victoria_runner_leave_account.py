@@ -14,8 +14,8 @@ Arguments:
 
 Returns:
     removed: what was removed, in words.
-    images: the names of Podman's images that stay in the account's storage.
-    storage: the folder of that storage, if it stays.
+    images: the names of Podman's images that stay in the account's storage, if it can list them.
+    storage: the folder of that storage, unless it has no images.
 """
 
 from __future__ import annotations
@@ -164,10 +164,10 @@ def images_that_stay(podman: Engine | None, home: Path) -> dict[str, object]:
     storage = home / ".local/share/containers"
     if not (storage / "storage").is_dir():
         return {"images": [], "storage": ""}
-    images = (
-        [] if podman is None else podman.lines("images", "--format", "{{.Repository}}:{{.Tag}}")
-    )
-    return {"images": sorted(set(images)), "storage": str(storage)}
+    if podman is None:
+        return {"images": [], "storage": str(storage)}
+    images = sorted(set(podman.lines("images", "--format", "{{.Repository}}:{{.Tag}}")))
+    return {"images": images, "storage": str(storage) if images else ""}
 
 
 def leave(
