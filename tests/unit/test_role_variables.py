@@ -1,6 +1,7 @@
 """The role takes its variables as operators type them, and names the ones that it cannot take."""
 
 import importlib.util
+import os
 import re
 import warnings
 from collections import Counter
@@ -205,6 +206,50 @@ def test_a_sentence_on_a_variable_does_not_show_its_value() -> None:
 )
 def test_a_variable_that_the_role_can_use_is_not_named(name: str, value: object) -> None:
     assert mistakes({f"victoria_runner_{name}": value}) == []
+
+
+@pytest.mark.parametrize(
+    ("folders", "shared"),
+    [
+        ({}, []),
+        ({"prefix": "/srv/runners/one", "state_dir": "/data/victoria/"}, []),
+        ({"prefix": "/opt"}, ["/opt"]),
+        ({"prefix": "/"}, ["/"]),
+        ({"state_dir": "/var/lib/"}, ["/var/lib/"]),
+        ({"state_dir": "/var//lib"}, ["/var//lib"]),
+        ({"config_dir": "/etc/systemd"}, ["/etc/systemd"]),
+        ({"prefix": "/usr/local"}, ["/usr/local"]),
+        ({"prefix": "/usr/local/lib"}, ["/usr/local/lib"]),
+        ({"state_dir": "state"}, ["state"]),
+        ({"state_dir": "/srv/x/../.."}, ["/srv/x/../.."]),
+        ({"state_dir": "/home/victoria"}, ["/home/victoria"]),
+        ({"state_dir": "/home/victoria/state"}, []),
+        ({"state_dir": "/data/vic", "victoria_home": "/data/vic/Victoria"}, ["/data/vic"]),
+    ],
+    ids=str,
+)
+def test_folder_that_others_use_is_refused_because_a_removal_deletes_it(
+    folders: dict[str, str], shared: list[str]
+) -> None:
+    tasks = yaml.safe_load((ROLE / "tasks" / "variables.yml").read_text(encoding="utf-8"))
+    (check,) = [task for task in tasks if "ansible.builtin.assert" in task]
+    values = {
+        "prefix": "/opt/victoria-runner",
+        "config_dir": "/etc/victoria-runner",
+        "state_dir": "/var/lib/victoria-runner",
+        "home": "/home/victoria",
+        "victoria_home": "/home/victoria/Victoria",
+        **folders,
+    }
+    jinja = NativeEnvironment()
+    jinja.tests["match"] = lambda text, pattern: re.match(pattern, text) is not None
+    result: dict[str, Any] = {f"victoria_runner_{name}": value for name, value in values.items()}
+    jinja.filters["dirname"] = os.path.dirname
+    for name, expression in check["vars"].items():
+        parts = expression if isinstance(expression, list) else [expression]
+        filled_in = [jinja.from_string(part.strip()).render(**result) for part in parts]
+        result[name] = filled_in if isinstance(expression, list) else filled_in[0]
+    assert result["__victoria_runner_shared"] == shared
 
 
 def test_variables_of_a_role_whose_name_begins_alike_are_its_own() -> None:
