@@ -236,6 +236,20 @@ def test_mistyped_variable_of_a_host_that_is_gone_is_named_without_its_facts(loc
     assert sentence in one_line(result)
 
 
+@pytest.mark.parametrize("playbook", ["site", "unregister"])
+def test_private_ca_that_is_not_there_is_named(playbook: str, local: Path) -> None:
+    set_variables(
+        local,
+        victoria_runner_orchestrator_url="https://orchestrator.example.com",
+        victoria_runner_registration_token="a-token",  # noqa: S106 - of nobody
+        victoria_runner_admin_key="a-key",
+        victoria_runner_ca="/no/such/ca.pem",
+    )
+    result = play(playbook, local, f"--limit={HOSTS[0]}", "--check")
+    sentence = "cannot find victoria_runner_ca /no/such/ca.pem on the controller: name its full path"
+    assert sentence in one_line(result)
+
+
 def test_role_without_its_checkout_asks_for_the_package(local: Path, tmp_path: Path) -> None:
     """As ansible-galaxy installs it: from a repository, and only the role's folder."""
     copy = tmp_path / "copy"
