@@ -246,8 +246,24 @@ def test_private_ca_that_is_not_there_is_named(playbook: str, local: Path) -> No
         victoria_runner_ca="/no/such/ca.pem",
     )
     result = play(playbook, local, f"--limit={HOSTS[0]}", "--check")
-    sentence = "cannot find victoria_runner_ca /no/such/ca.pem on the controller: name its full path"
+    sentence = (
+        "cannot find victoria_runner_ca /no/such/ca.pem on the controller: name its full path"
+    )
     assert sentence in one_line(result)
+
+
+def test_environment_variables_that_nothing_could_read_are_named(local: Path) -> None:
+    """Systemd leaves out such a name without a word, and null would be the text None."""
+    set_variables(
+        local,
+        victoria_runner_orchestrator_url="https://orchestrator.example.com",
+        victoria_runner_registration_token="a-token",  # noqa: S106 - of nobody
+        victoria_runner_environment={"SSL-CERT": "secret", "PATH": "/bin"},
+        victoria_runner_container_environment={"EMPTY": None, "FINE": ""},
+    )
+    result = play("site", local, f"--limit={HOSTS[0]}", "--check")
+    assert "cannot set the environment variables EMPTY and SSL-CERT: " in one_line(result)
+    assert "secret" not in result.stdout
 
 
 def test_role_without_its_checkout_asks_for_the_package(local: Path, tmp_path: Path) -> None:
