@@ -259,7 +259,7 @@ def test_environment_variables_that_nothing_could_read_are_named(local: Path) ->
         victoria_runner_orchestrator_url="https://orchestrator.example.com",
         victoria_runner_registration_token="a-token",  # noqa: S106 - of nobody
         victoria_runner_environment={"SSL-CERT": "secret", "PATH": "/bin"},
-        victoria_runner_container_environment={"EMPTY": None, "FINE": ""},
+        victoria_runner_container_environment={"EMPTY": None, "FINE": "", "fine.too": "1"},
     )
     result = play("site", local, f"--limit={HOSTS[0]}", "--check")
     assert "cannot set the environment variables EMPTY and SSL-CERT: " in one_line(result)
