@@ -83,6 +83,20 @@ def test_loaded_rules_are_known_by_a_name_that_changes_with_them(tmp_path: Path)
     assert task["ansible.builtin.systemd_service"]["daemon_reload"] is True
 
 
+def test_changed_rules_replace_the_loaded_ones_in_one_step() -> None:
+    """A restart of the unit would unload them first, while tasks run."""
+    unit = rendered(
+        "templates/victoria-runner-networks.service.j2", __victoria_runner_networks_file="/x.nft"
+    )
+    assert "ExecReload=/usr/sbin/nft --file /x.nft\n" in unit
+    assert "'started' if __victoria_runner_are_rules_loaded else 'reloaded'" in text_of(
+        "tasks/networks.yml"
+    )
+    assert 'systemctl("reload-or-restart", unit_file.name)' in text_of(
+        "library/victoria_runner_release.py"
+    )
+
+
 def test_unit_of_blocked_networks_is_removed_last() -> None:
     """The next run after a killed removal looks for it alone."""
     tasks = yaml.safe_load(text_of("tasks/open_networks.yml"))

@@ -381,7 +381,7 @@ def restore_networks(params: Mapping[str, Any], *, is_blocking: bool) -> None:
     unit_file = Path(params["networks_unit_file"])
     if is_blocking:
         # The service loads the rules too, or does not start.
-        systemctl("restart", unit_file.name)
+        systemctl("reload-or-restart", unit_file.name)
     elif unit_file.exists():
         systemctl("disable", "--now", unit_file.name)
         unit_file.unlink()
