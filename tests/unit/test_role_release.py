@@ -177,6 +177,16 @@ def test_what_works_is_saved_once_and_old_releases_are_pruned(tmp_path: Path) ->
     assert shown == "".join(f"saved: {name}\n" for name in names)
 
 
+def test_check_mode_makes_neither_the_folder_of_the_releases_nor_the_lock(tmp_path: Path) -> None:
+    write_configuration(tmp_path, "that works")
+    before = sorted(tmp_path.rglob("*"))
+    assert module.save(params(tmp_path), check=True)["changed"] is True
+    assert module.install(params(tmp_path), check=True)["changed"] is True
+    assert module.select(params(tmp_path), check=True)["changed"] is True
+    assert module.restore(params(tmp_path), check=True)["changed"] is False
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 @pytest.fixture
 def systemctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return the log of a systemctl that succeeds."""

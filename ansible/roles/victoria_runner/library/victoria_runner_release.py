@@ -12,7 +12,7 @@ import subprocess
 import tarfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -237,7 +237,8 @@ def select(params: Mapping[str, Any], *, check: bool) -> dict[str, Any]:
 def save(params: Mapping[str, Any], *, check: bool) -> dict[str, Any]:
     """Save the release and the configuration, and prune old releases."""
     prefix, config = Path(params["prefix"]), Path(params["config_dir"])
-    with locked(prefix):
+    # The lock is a file on the host.
+    with nullcontext() if check else locked(prefix):
         sources = {name: config / name for name in SAVED} | {"unit": Path(params["unit_file"])}
         links = {"release": link(prefix / "current"), "previous": link(prefix / "previous")}
         changes = changes_since(config / "good", sources, links)
@@ -309,7 +310,7 @@ def old_releases(prefix: Path, keep: int) -> list[Path]:
     """Return the releases to remove, and what an interrupted installation has left."""
     selected = {Path(link(prefix / name)).name for name in ("current", "previous")} - {""}
     others = sorted(
-        (path for path in (prefix / "releases").iterdir() if path.name not in selected),
+        (path for path in (prefix / "releases").glob("*") if path.name not in selected),
         key=lambda path: path.stat().st_mtime,
         reverse=True,
     )
