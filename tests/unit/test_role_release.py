@@ -14,6 +14,7 @@ from tests.unit.role import ROLE, load
 
 module = load("library/victoria_runner_release.py")
 pack = load("files/pack.py")
+service = sys.modules["ansible.module_utils.victoria_runner_service"]
 
 
 def write_wheel(folder: Path) -> Path:
@@ -229,8 +230,39 @@ def test_going_back_restores_files_links_and_service(
     assert systemctl.read_text().splitlines() == [
         "disable --now networks.service",
         "daemon-reload",
+        f"show victoria-runner.service --property={service.PROPERTIES}",
         "restart victoria-runner.service",
     ]
+
+
+@pytest.mark.parametrize("is_untouched", [True, False], ids=["its-process", "another-process"])
+def test_going_back_restarts_a_service_only_if_it_runs_something_else(
+    tmp_path: Path, systemctl: Path, *, is_untouched: bool
+) -> None:
+    """An image that cannot be fetched fails a play before the service is touched."""
+    python = write_release(tmp_path, "one") / "venv" / "bin" / "python"
+    python.symlink_to("/bin/sleep")
+    write_configuration(tmp_path, "that works")
+    unit = tmp_path / "victoria-runner.service"
+    unit.write_text("SetCredential=unit:1\n")
+    module.select(params(tmp_path), check=False)
+    module.save(params(tmp_path), check=False)
+    copies = tmp_path / "credentials" / unit.name
+    copies.mkdir(parents=True)
+    (copies / "unit").write_text("1")
+    (copies / "runner.env").write_text("runner.env that works\n" if is_untouched else "another")
+    write_configuration(tmp_path, "that does not")
+
+    with subprocess.Popen([python, "60"]) as process:
+        shown = f"ActiveState=active\nMainPID={process.pid}"
+        with (tmp_path / "systemctl").open("a") as program:
+            program.write(f'[ "$1" != show ] || echo "{shown}"\n')
+        result = module.restore(params(tmp_path), check=False, credentials=copies.parent)
+        process.kill()
+    assert (result["changed"], result["is_running"]) == (True, True)
+    assert (tmp_path / "config" / "runner.env").read_text() == "runner.env that works\n"
+    restarts = [line for line in systemctl.read_text().splitlines() if line.startswith("restart")]
+    assert restarts == ([] if is_untouched else ["restart victoria-runner.service"])
 
 
 def test_there_is_nothing_to_go_back_to_before_the_first_success(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.victoria_runner_files import is_usable, link, text_of
+from ansible.module_utils.victoria_runner_service import CREDENTIALS, service_facts
 
 DOCUMENTATION = r"""
 module: victoria_runner_release
@@ -31,7 +32,7 @@ options:
       - C(installed) installs C(release) from its parcel.
       - C(current) points to C(release).
       - C(saved) saves the release and the configuration, which work, and prunes old releases.
-      - C(restored) goes back to what was saved and restarts the service.
+      - C(restored) goes back to what was saved, and restarts the service unless it still runs that.
     type: str
     choices: [installed, current, saved, restored]
     required: true
@@ -321,8 +322,10 @@ def old_releases(prefix: Path, keep: int) -> list[Path]:
 # Go back
 
 
-def restore(params: Mapping[str, Any], *, check: bool) -> dict[str, Any]:
-    """Go back to the release and the configuration that worked, and restart the service."""
+def restore(
+    params: Mapping[str, Any], *, check: bool, credentials: Path = CREDENTIALS
+) -> dict[str, Any]:
+    """Go back to the release and the configuration that worked, and let the service run them."""
     prefix, config = Path(params["prefix"]), Path(params["config_dir"])
     good = next((path for path in (config / "good", config / "good.old") if path.exists()), None)
     release = text_of(good / "release").strip() if good else ""
@@ -340,7 +343,11 @@ def restore(params: Mapping[str, Any], *, check: bool) -> dict[str, Any]:
         replace_link(prefix / "previous", text_of(good / "previous").strip())
         restore_networks(params, is_blocking=(config / "networks.nft").exists())
         systemctl("daemon-reload")
-        is_running = systemctl("restart", Path(params["unit_file"]).name)
+        # A process that still is the one of these files was not touched.
+        service = service_facts(params, credentials)
+        is_running = service["ActiveState"] == "active" and not service["Outdated"]
+        if not is_running:
+            is_running = systemctl("restart", Path(params["unit_file"]).name)
     return {
         "changed": True,
         "release": Path(release).name,

@@ -55,13 +55,14 @@ def run(*command: str, timeout_s: float = 30) -> subprocess.CompletedProcess[str
 # The service
 
 
-def service_facts(params: Mapping[str, Any]) -> dict[str, Any]:
+def service_facts(params: Mapping[str, Any], credentials: Path = CREDENTIALS) -> dict[str, Any]:
     """Return how systemd sees the service, and what the running process is."""
     prefix, unit_file = Path(params["prefix"]), Path(params["unit_file"])
     status = properties(run("systemctl", "show", unit_file.name, f"--property={PROPERTIES}").stdout)
     pid = int(status.get("MainPID") or 0)
     release = release_of(pid, prefix / "releases")
-    outdated = outdated_files(Path(params["config_dir"]), unit_file) if pid else []
+    config = Path(params["config_dir"])
+    outdated = outdated_files(config, unit_file, credentials) if pid else []
     if pid and release != Path(link(prefix / "current")).name:
         outdated.append("release")
     return {
@@ -105,7 +106,7 @@ def version_of(release: Path) -> str:
     return ""
 
 
-def outdated_files(config: Path, unit_file: Path, credentials: Path = CREDENTIALS) -> list[str]:
+def outdated_files(config: Path, unit_file: Path, credentials: Path) -> list[str]:
     """Return which files the running process has not read as they are now.
 
     At each start systemd copies everything that the service reads into its folder of credentials,
