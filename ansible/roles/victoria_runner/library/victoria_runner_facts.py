@@ -155,6 +155,8 @@ def configuration_facts(config: Path) -> dict[str, Any]:
         "has_secret_variables": has_secrets(variables),
         # Whether a release has once worked here.
         "has_worked": bool(text_of(config / "good" / "release")),
+        # Whether what works is a runner by hand, which a play has begun to take over.
+        "was_by_hand": (config / "good" / "by-hand").exists(),
         "docker_is_ours": (config / "docker-is-ours").exists(),
         "live_restore_is_ours": (config / "live-restore-is-ours").exists(),
     }
