@@ -68,7 +68,8 @@ host: {description: What the host is and has of the runner., type: dict, returne
 service:
   description: >-
     Properties of systemd; Release and Version of the running process; Outdated, what it has not
-    read as it is now. With doctor also Refusals of the token, and the Cause of what is wrong.
+    read as it is now. With doctor also Refusals of the token, the Cause of what is wrong, and the
+    Dependency that does not run.
   type: dict
   returned: always
 doctor: {description: The report of doctor or its problem., type: dict, returned: with doctor}
@@ -155,6 +156,8 @@ def configuration_facts(config: Path) -> dict[str, Any]:
         "has_secret_variables": has_secrets(variables),
         # Whether a release has once worked here.
         "has_worked": any(text_of(config / name / "release") for name in ("good", "good.old")),
+        # Whether what works is a runner by hand, which a play has begun to take over.
+        "was_by_hand": (config / "good" / "by-hand").exists(),
         "docker_is_ours": (config / "docker-is-ours").exists(),
         "live_restore_is_ours": (config / "live-restore-is-ours").exists(),
     }

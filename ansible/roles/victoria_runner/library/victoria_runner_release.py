@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import fcntl
 import filecmp
+import json
 import os
 import re
 import shutil
-import stat
 import subprocess
 import tarfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ansible.module_utils.victoria_runner_files import is_usable, link, text_of
-from ansible.module_utils.victoria_runner_service import NOT_FOUND
+from ansible.module_utils.victoria_runner_files import (
+    SAVED,
+    copy_file,
+    is_usable,
+    link,
+    replace_saved,
+    text_of,
+)
+from ansible.module_utils.victoria_runner_service import CREDENTIALS, NOT_FOUND, service_facts
 
 DOCUMENTATION = r"""
 module: victoria_runner_release
@@ -33,7 +40,8 @@ options:
       - C(installed) installs C(release) from its parcel.
       - C(current) points to C(release).
       - C(saved) saves the release and the configuration, which work, and prunes old releases.
-      - C(restored) goes back to what was saved and restarts the service.
+      - C(restored) goes back to what was saved, and restarts the service unless it still runs that.
+        Before a release has worked, that is a runner by hand, saved by victoria_runner_takeover.
     type: str
     choices: [installed, current, saved, restored]
     required: true
@@ -49,6 +57,7 @@ options:
     default: {}
   keep: {description: How many releases to keep., type: int, default: 2}
   config_dir: {description: Folder of the configuration., type: path}
+  command: {description: The command for operators., type: path}
   unit_file: {description: The unit of the service., type: path}
   networks_unit_file: {description: The unit that blocks networks., type: path}
   networks_drop_in: {description: The setting of nftables.service., type: path}
@@ -62,15 +71,11 @@ EXAMPLES = r"""
 """
 RETURN = r"""
 release: {description: The restored release; empty if none is., type: str, returned: restored}
-is_running: {description: Whether the restored release runs., type: bool, returned: restored}
+is_running: {description: Whether the restored runner runs., type: bool, returned: restored}
+by_hand: {description: "The restored runner by hand, if it is one.", type: dict, returned: restored}
 removed: {description: The releases that were pruned., type: list, returned: saved}
 """
 
-SAVED = (
-    *("runner.env", "secrets.env", "registration-token", "container.env"),
-    *("ca.pem", "networks.nft", "registry-logins.json"),
-)
-"""What the role writes into the folder of the configuration, in this order."""
 LOCK_TIMEOUT_S = 300
 MINOR_VERSIONS = range(10, 31)
 """Of Python 3: from the first that the runner supports, to some years ahead."""
@@ -265,7 +270,8 @@ def select(params: Mapping[str, Any], *, check: bool) -> dict[str, Any]:
 def save(params: Mapping[str, Any], *, check: bool) -> dict[str, Any]:
     """Save the release and the configuration, and prune old releases."""
     prefix, config = Path(params["prefix"]), Path(params["config_dir"])
-    with locked(prefix):
+    # The lock is a file on the host.
+    with nullcontext() if check else locked(prefix):
         sources = {name: config / name for name in SAVED} | {"unit": Path(params["unit_file"])}
         links = {"release": link(prefix / "current"), "previous": link(prefix / "previous")}
         changes = changes_since(config / "good", sources, links)
@@ -302,42 +308,11 @@ def is_same_file(path: Path, other: Path) -> bool:
     return rights[0] == rights[1] and filecmp.cmp(path, other, shallow=False)
 
 
-def replace_saved(good: Path, sources: Mapping[str, Path], links: Mapping[str, str]) -> None:
-    """Replace the folder of what works; if this is killed, one of the two is complete."""
-    new, old = good.with_name("good.new"), good.with_name("good.old")
-    shutil.rmtree(new, ignore_errors=True)
-    if good.exists():
-        shutil.rmtree(old, ignore_errors=True)
-    new.mkdir(mode=0o700)
-    for name, path in sources.items():
-        if path.exists():
-            copy_file(path, new / name)
-    for name, target in links.items():
-        if target:
-            (new / name).write_text(f"{target}\n", encoding="utf-8")
-    if good.exists():
-        good.rename(old)
-    new.rename(good)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def copy_file(source: Path, target: Path) -> None:
-    """Replace a file by a copy with the same owner and mode, in one step."""
-    new = target.with_name(f".{target.name}.new")
-    new.unlink(missing_ok=True)
-    new.touch(mode=0o600)
-    shutil.copyfile(source, new)
-    status = source.stat()
-    os.chown(new, status.st_uid, status.st_gid)
-    new.chmod(stat.S_IMODE(status.st_mode))
-    new.replace(target)
-
-
 def old_releases(prefix: Path, keep: int) -> list[Path]:
     """Return the releases to remove, and what an interrupted installation has left."""
     selected = {Path(link(prefix / name)).name for name in ("current", "previous")} - {""}
     others = sorted(
-        (path for path in (prefix / "releases").iterdir() if path.name not in selected),
+        (path for path in (prefix / "releases").glob("*") if path.name not in selected),
         key=lambda path: path.stat().st_mtime,
         reverse=True,
     )
@@ -348,32 +323,62 @@ def old_releases(prefix: Path, keep: int) -> list[Path]:
 # Go back
 
 
-def restore(params: Mapping[str, Any], *, check: bool) -> dict[str, Any]:
-    """Go back to the release and the configuration that worked, and restart the service."""
+def restore(
+    params: Mapping[str, Any], *, check: bool, credentials: Path = CREDENTIALS
+) -> dict[str, Any]:
+    """Go back to the release and the configuration that worked, and let the service run them."""
     prefix, config = Path(params["prefix"]), Path(params["config_dir"])
     good = next((path for path in (config / "good", config / "good.old") if path.exists()), None)
     release = text_of(good / "release").strip() if good else ""
-    if check or good is None or not is_usable(prefix / (release or "none")):
-        return {"changed": False, "release": "", "is_running": False}
+    by_hand = json.loads(text_of(good / "by-hand") or "null") if good else None
+    is_saved = bool(by_hand) or is_usable(prefix / (release or "none"))
+    if check or good is None or not is_saved:
+        return {"changed": False, "release": "", "is_running": False, "by_hand": {}}
     before = link(prefix / "current")
     with locked(prefix):
-        for name in SAVED:
-            if (good / name).exists():
-                copy_file(good / name, config / name)
-            else:
-                (config / name).unlink(missing_ok=True)
-        copy_file(good / "unit", Path(params["unit_file"]))
+        restore_files(good, params)
         replace_link(prefix / "current", release)
         replace_link(prefix / "previous", text_of(good / "previous").strip())
         restore_networks(params, is_blocking=(config / "networks.nft").exists())
         systemctl("daemon-reload")
-        is_running = systemctl("restart", Path(params["unit_file"]).name)
+        service = service_facts(params, credentials)
+        if by_hand:
+            is_running = restore_by_hand(Path(params["unit_file"]).name, by_hand, service)
+            shutil.rmtree(good)
+        else:
+            # A process that still is the one of these files was not touched.
+            is_running = service["ActiveState"] == "active" and not service["Outdated"]
+            is_running = is_running or systemctl("restart", Path(params["unit_file"]).name)
     return {
         "changed": True,
         "release": Path(release).name,
         "is_running": is_running,
-        "diff": {"before": f"{before}\n", "after": f"{release}\n"},
+        "by_hand": by_hand or {},
+        "diff": {"before": f"{before}\n", "after": f"{release or 'by hand'}\n"},
     }
+
+
+def restore_files(good: Path, params: Mapping[str, Any]) -> None:
+    """Write the files that were saved, and remove those that were not there."""
+    config = Path(params["config_dir"])
+    for name in SAVED:
+        if (good / name).exists():
+            copy_file(good / name, config / name)
+        else:
+            (config / name).unlink(missing_ok=True)
+    copy_file(good / "unit", Path(params["unit_file"]))
+    if (good / "command").exists():
+        copy_file(good / "command", Path(params["command"]))
+
+
+def restore_by_hand(unit: str, by_hand: Mapping[str, Any], service: Mapping[str, Any]) -> bool:
+    """Let the service of a runner by hand be as it was; return whether it runs."""
+    systemctl("enable" if by_hand["is_enabled"] else "disable", unit)
+    if not by_hand["is_active"]:
+        systemctl("stop", unit)
+        return False
+    is_untouched = service["InvocationID"] == by_hand["invocation"]
+    return (is_untouched and service["ActiveState"] == "active") or systemctl("restart", unit)
 
 
 def restore_networks(params: Mapping[str, Any], *, is_blocking: bool) -> None:
@@ -408,6 +413,7 @@ def argument_spec() -> dict[str, Any]:
         "variables": {"type": "dict", "default": {}, "no_log": True},
         "keep": {"type": "int", "default": 2},
         "config_dir": {"type": "path"},
+        "command": {"type": "path"},
         "unit_file": {"type": "path"},
         "networks_unit_file": {"type": "path"},
         "networks_drop_in": {"type": "path"},
@@ -427,7 +433,7 @@ def main() -> None:
             (
                 "state",
                 "restored",
-                ["config_dir", "unit_file", "networks_unit_file", "networks_drop_in"],
+                ["config_dir", "command", "unit_file", "networks_unit_file", "networks_drop_in"],
             ),
         ],
         supports_check_mode=True,
