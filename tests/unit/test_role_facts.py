@@ -131,6 +131,29 @@ def test_removal_finds_the_units_beside_the_service(
     assert host["helpers"].endswith(" inactive inactive")
 
 
+@pytest.mark.parametrize(
+    ("content", "is_ours"),
+    [
+        pytest.param([], True, id="empty"),
+        pytest.param(["lock"], True, id="before-the-first-start"),
+        pytest.param(["runner-id", "run", "journal.sqlite3"], True, id="of-a-runner"),
+        pytest.param(["run", "journal.sqlite3-wal"], True, id="half-removed"),
+        pytest.param(["journal.sqlite3", "runner-id", "notes"], True, id="with-notes"),
+        pytest.param(["photos", "lock"], False, id="of-others"),
+    ],
+)
+def test_state_folder_to_remove_is_that_of_a_runner(
+    tmp_path: Path, programs: Path, content: list[str], *, is_ours: bool
+) -> None:
+    """The variable may name a folder of others, which the role has refused to use."""
+    write_program(programs, "docker", "exit 1")
+    state = tmp_path / "state_dir"
+    state.mkdir()
+    for name in content:
+        (state / name).touch()
+    assert (str(state) in facts.facts(places(tmp_path))["host"]["ours"]) is is_ours
+
+
 def test_units_beside_the_service_that_systemd_has_not_read_are_outdated(programs: Path) -> None:
     script = 'if [ "$1" = show ]; then printf "no\\n\\nyes\\n"; else echo active; fi'
     write_program(programs, "systemctl", script)

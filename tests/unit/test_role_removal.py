@@ -84,6 +84,17 @@ def test_mistyped_variable_of_an_entry_of_its_own_is_named_first(name: str) -> N
     assert first["ansible.builtin.include_tasks"] == "variables.yml"
 
 
+def test_state_folder_of_others_is_not_removed() -> None:
+    (removal,) = [
+        task["ansible.builtin.command"]["argv"]
+        for task in yaml.safe_load(text_of("tasks/absent.yml"))
+        if task.get("ansible.builtin.command", {}).get("argv", [])[:1] == ["rm"]
+    ]
+    assert "{{ victoria_runner_state_dir }}" not in removal
+    assert "{{ __victoria_runner_state_dir_in_use }}" not in removal
+    assert any("select('in', __victoria_runner_seen.ours)" in path for path in removal)
+
+
 def test_own_containers_go_and_images_are_named(host: Host) -> None:
     result = host.leave()
     assert result["removed"] == ["container ours"]

@@ -77,6 +77,8 @@ doctor: {description: The report of doctor or its problem., type: dict, returned
 
 ENGINE_TIMEOUT_S = 20
 NFT, TABLE = "/usr/sbin/nft", "victoria_runner"
+OF_STATE = ("lock", "run", "journal.sqlite3", "identity.json")
+"""How names of files in a state folder begin."""
 HELPERS = (
     "victoria-runner-return.service",
     "victoria-runner-cleanup.service",
@@ -95,7 +97,8 @@ def host_facts(params: Mapping[str, Any]) -> dict[str, Any]:
     # An account that was there before has its own.
     home = Path(account["account"].split(":")[5] if account["account"] else params["home"])
     helpers = [unit.with_name(name) for name in HELPERS]
-    ours = (unit, *helpers, drop_in, networks, state, command, config, prefix)
+    states = [state] if is_state_dir(state) else []
+    ours = (unit, *helpers, drop_in, networks, *states, command, config, prefix)
     return {
         **account,
         **engine_facts(params["package_manager"]),
@@ -189,6 +192,14 @@ def loaded_rules(nft: str = NFT) -> str:
     """Return the name of the rules of blocked networks that are loaded; nothing if none are."""
     rules = re.search(r"\bchain (rules_\w+)", run(nft, "list", "table", "inet", TABLE).stdout)
     return rules[1] if rules else ""
+
+
+def is_state_dir(path: Path) -> bool:
+    """Return whether a folder is a runner's, or what a removal that was killed has left of it."""
+    if path.is_symlink() or not path.is_dir():
+        return path.is_symlink()
+    names = [each.name for each in path.iterdir()]
+    return "runner-id" in names or all(name.startswith(OF_STATE) for name in names)
 
 
 def is_left_by_hand(prefix: Path, home: Path) -> bool:
