@@ -92,7 +92,7 @@ def test_state_folder_of_others_is_not_removed() -> None:
     ]
     assert "{{ victoria_runner_state_dir }}" not in removal
     assert "{{ __victoria_runner_state_dir_in_use }}" not in removal
-    assert any("select('in', __victoria_runner_seen.ours)" in path for path in removal)
+    assert any("if __victoria_runner_seen.is_state_dir_ours" in path for path in removal)
 
 
 def test_own_containers_go_and_images_are_named(host: Host) -> None:

@@ -252,6 +252,35 @@ def test_folder_that_others_use_is_refused_because_a_removal_deletes_it(
     assert result["__victoria_runner_shared"] == shared
 
 
+@pytest.mark.parametrize(
+    ("state_dir", "is_ours", "is_refused"),
+    [
+        pytest.param("", False, False, id="new"),
+        pytest.param("victoria:victoria 700", True, False, id="of-a-runner"),
+        pytest.param("root:root 755", False, True, id="of-others"),
+    ],
+)
+def test_state_folder_with_files_of_others_is_refused_and_left(
+    state_dir: str, *, is_ours: bool, is_refused: bool
+) -> None:
+    """Otherwise it would belong to the runner's account, with mode 700."""
+    tasks = yaml.safe_load((ROLE / "tasks" / "preflight.yml").read_text(encoding="utf-8"))
+    (expression,) = [
+        each
+        for task in tasks
+        for each in task.get("vars", {}).get("__victoria_runner_checked", [])
+        if "__victoria_runner_seen.is_state_dir_ours" in each
+    ]
+    fault = jinja2.Environment(autoescape=True).from_string(expression.strip())
+    sentence = fault.render(
+        victoria_runner_state_dir="/srv/state",
+        __victoria_runner_is_another=False,
+        __victoria_runner_seen={"state_dir": state_dir, "is_state_dir_ours": is_ours},
+    )
+    assert ("cannot use victoria_runner_state_dir /srv/state: " in sentence) is is_refused
+    assert bool(sentence) is is_refused
+
+
 def test_variables_of_a_role_whose_name_begins_alike_are_its_own() -> None:
     given: dict[str, object] = {"victoria_runner_alerts_port": 9000}
     assert mistakes(given, ("victoria_runner", "victoria_runner_alerts")) == []

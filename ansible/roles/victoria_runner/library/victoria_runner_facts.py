@@ -108,6 +108,7 @@ def host_facts(params: Mapping[str, Any]) -> dict[str, Any]:
         "free": [free_mib(path) for path in (prefix, state, home)],
         "home": rights_of(home),
         "state_dir": rights_of(state),
+        "is_state_dir_ours": bool(states),
         "as_expected": files_as(params["expected"]),
         "command": file_facts(command),
         "helpers": helper_facts(helpers),
