@@ -137,6 +137,7 @@ def test_removal_finds_the_units_beside_the_service(
         pytest.param([], True, id="empty"),
         pytest.param(["lock"], True, id="before-the-first-start"),
         pytest.param(["runner-id", "run", "journal.sqlite3"], True, id="of-a-runner"),
+        pytest.param(["lost+found"], True, id="disk"),
         pytest.param(["run", "journal.sqlite3-wal"], True, id="half-removed"),
         pytest.param(["journal.sqlite3", "runner-id", "notes"], True, id="with-notes"),
         pytest.param(["photos", "lock"], False, id="of-others"),

@@ -77,8 +77,8 @@ doctor: {description: The report of doctor or its problem., type: dict, returned
 
 ENGINE_TIMEOUT_S = 20
 NFT, TABLE = "/usr/sbin/nft", "victoria_runner"
-OF_STATE = ("lock", "run", "journal.sqlite3", "identity.json")
-"""How names of files in a state folder begin."""
+OF_STATE = ("lock", "run", "journal.sqlite3", "identity.json", "lost+found")
+"""How names in a state folder begin, which may be a disk of its own."""
 HELPERS = (
     "victoria-runner-return.service",
     "victoria-runner-cleanup.service",
