@@ -10,7 +10,7 @@ import pytest
 import yaml
 from jinja2.nativetypes import NativeEnvironment
 
-from tests.unit.role import Programs, load, read, text_of
+from tests.unit.role import ROLE, Programs, load, read, text_of
 
 leave = load("library/victoria_runner_leave_account.py")
 RUNNER_ID = "11111111-2222-3333-4444-555555555555"
@@ -82,6 +82,27 @@ def test_nodes_are_deleted_at_the_address_that_the_runner_uses(address: str) -> 
 def test_mistyped_variable_of_an_entry_of_its_own_is_named_first(name: str) -> None:
     first = yaml.safe_load(text_of(f"tasks/{name}.yml"))[0]
     assert first["ansible.builtin.include_tasks"] == "variables.yml"
+
+
+@pytest.mark.parametrize(
+    ("states", "left_over"), [([], 0), (["ended"], 0), (["running", "ended"], 1)]
+)
+def test_host_whose_tasks_run_without_a_runner_is_not_drained(
+    states: list[str], left_over: int
+) -> None:
+    """After a green drain an operator reboots the host."""
+    check = yaml.safe_load(text_of("tasks/drained.yml"))[-1]
+    jinja = NativeEnvironment()
+    tasks = jinja.from_string(check["vars"]["__victoria_runner_left_over"].strip())
+    says = {"tasks": [{"task_id": "one", "state": state} for state in states]}
+    assert len(list(tasks.render(__victoria_runner_doctor_says=says))) == left_over
+    assert list(tasks.render(__victoria_runner_doctor_says={})) == []
+    playbook = (ROLE.parents[1] / "playbooks" / "drain.yml").read_text(encoding="utf-8")
+    used = [
+        task.get("ansible.builtin.include_role", {})
+        for task in yaml.safe_load(playbook)[0]["tasks"]
+    ]
+    assert used[-1]["tasks_from"] == "drained.yml"
 
 
 def test_state_folder_of_others_is_not_removed() -> None:
