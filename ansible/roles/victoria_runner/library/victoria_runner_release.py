@@ -438,10 +438,13 @@ def main() -> None:
         ],
         supports_check_mode=True,
     )
-    # Ansible would mask each of them in every message, also a "1" and the name of a host.
+    # Ansible would mask each of them in every message, also a "1" and the name of a host; and an
+    # older one prints the arguments with -vvv.
+    params = dict(module.params)
+    module.params["variables"] = {}
     module.no_log_values = {value for value in module.no_log_values if "@" in value}
     try:
-        result = ACTIONS[module.params["state"]](module.params, check=module.check_mode)
+        result = ACTIONS[params["state"]](params, check=module.check_mode)
     except Failure as error:
         module.fail_json(msg=str(error))
     except OSError as error:
