@@ -68,7 +68,8 @@ host: {description: What the host is and has of the runner., type: dict, returne
 service:
   description: >-
     Properties of systemd; Release and Version of the running process; Outdated, what it has not
-    read as it is now. With doctor also Refusals of the token, and the Cause of what is wrong.
+    read as it is now. With doctor also Refusals of the token, the Cause of what is wrong, and the
+    Dependency that does not run.
   type: dict
   returned: always
 doctor: {description: The report of doctor or its problem., type: dict, returned: with doctor}

@@ -78,9 +78,11 @@ def service_facts(params: Mapping[str, Any], credentials: Path = CREDENTIALS) ->
 def log_facts(unit: str, status: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the log of a service tells about this start."""
     entries = entries_of(journal(unit), status)
+    dependency = failed_dependency(status)
     return {
         "Refusals": sum(map(is_refusal, entries)),
-        "Cause": failed_dependency(status) or cause_of(status, entries, unit),
+        "Dependency": dependency,
+        "Cause": dependency or cause_of(status, entries, unit),
     }
 
 
@@ -197,6 +199,12 @@ def failed_dependency(status: Mapping[str, str]) -> str:
     services = [unit for unit in status.get("Requires", "").split() if unit.endswith(".service")]
     for unit in services:
         dependency = properties(run("systemctl", "show", unit, f"--property={PROPERTIES}").stdout)
+        if dependency.get("ActiveState") == "inactive" and dependency.get("Result") == "success":
+            # As by `loginctl terminate-user`, after which nothing starts it by itself.
+            return (
+                f"{unit}, which the runner requires, was stopped: run `systemctl start {unit}`, "
+                "which starts the runner as well"
+            )
         if dependency.get("ActiveState") not in {"active", "reloading", "refreshing"}:
             cause = cause_of(dependency, entries_of(journal(unit), dependency), unit)
             return f"{unit}, which the runner requires, does not run: {cause}"
