@@ -212,6 +212,60 @@ def test_mistyped_variables_stop_the_play_before_anything_changes(
     assert result.returncode != 0
 
 
+@pytest.mark.parametrize(
+    ("playbook", "reached"),
+    [
+        ("site", "set victoria_runner_orchestrator_url"),
+        ("upgrade", "set victoria_runner_orchestrator_url"),
+        ("drain", "Ensure the runner is draining"),
+        ("decommission", "Ensure the runner is draining"),
+    ],
+)
+def test_variables_may_be_made_of_facts(playbook: str, reached: str, local: Path) -> None:
+    name = "{{ ansible_facts.hostname }}-{{ ansible_facts.distribution }}"
+    set_variables(local, victoria_runner_name=name)
+    result = play(playbook, local, f"--limit={HOSTS[0]}", "--check")
+    assert reached in one_line(result)
+    assert "has no attribute" not in one_line(result)
+
+
+def test_mistyped_variable_of_a_host_that_is_gone_is_named_without_its_facts(local: Path) -> None:
+    set_variables(local, victoria_runner_memory="{{ ansible_facts.memtotal_mb }}m")
+    result = play("unregister", local, f"--limit={HOSTS[0]}", "-e", "victoria_runner_admin=x")
+    sentence = "cannot use victoria_runner_admin: the role has no such variable"
+    assert sentence in one_line(result)
+
+
+@pytest.mark.parametrize("playbook", ["site", "unregister"])
+def test_private_ca_that_is_not_there_is_named(playbook: str, local: Path) -> None:
+    set_variables(
+        local,
+        victoria_runner_orchestrator_url="https://orchestrator.example.com",
+        victoria_runner_registration_token="a-token",  # noqa: S106 - of nobody
+        victoria_runner_admin_key="a-key",
+        victoria_runner_ca="/no/such/ca.pem",
+    )
+    result = play(playbook, local, f"--limit={HOSTS[0]}", "--check")
+    sentence = (
+        "cannot find victoria_runner_ca /no/such/ca.pem on the controller: name its full path"
+    )
+    assert sentence in one_line(result)
+
+
+def test_environment_variables_that_nothing_could_read_are_named(local: Path) -> None:
+    """Systemd leaves out such a name without a word, and null would be the text None."""
+    set_variables(
+        local,
+        victoria_runner_orchestrator_url="https://orchestrator.example.com",
+        victoria_runner_registration_token="a-token",  # noqa: S106 - of nobody
+        victoria_runner_environment={"SSL-CERT": "secret", "PATH": "/bin"},
+        victoria_runner_container_environment={"EMPTY": None, "FINE": "", "fine.too": "1"},
+    )
+    result = play("site", local, f"--limit={HOSTS[0]}", "--check")
+    assert "cannot set the environment variables EMPTY and SSL-CERT: " in one_line(result)
+    assert "secret" not in result.stdout
+
+
 def test_role_without_its_checkout_asks_for_the_package(local: Path, tmp_path: Path) -> None:
     """As ansible-galaxy installs it: from a repository, and only the role's folder."""
     copy = tmp_path / "copy"

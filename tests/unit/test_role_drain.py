@@ -1,5 +1,6 @@
 """The role's module that drains a service: over a process that stands for the runner."""
 
+import signal
 import subprocess
 import sys
 import time
@@ -22,9 +23,16 @@ def note(number, frame):
     print(noted[-1], flush=True)
     if noted[-1] in sys.argv[1].split(",") and noted.count(noted[-1]) == int(sys.argv[2]):
         sys.exit()
-for number in (signal.SIGUSR1, signal.SIGINT):
-    signal.signal(number, note)
-print("ready", flush=True)
+def listen():
+    for number in (signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, note)
+if sys.argv[3:]:
+    print("ready", flush=True)
+    time.sleep(float(sys.argv[3]))
+    listen()
+else:
+    listen()
+    print("ready", flush=True)
 time.sleep(60)
 """
 
@@ -44,8 +52,8 @@ def runner(programs: Programs) -> Iterator[Runner]:
     """Yield the function that starts a runner which exits at its Nth signal of a kind."""
     started: list[subprocess.Popen[str]] = []
 
-    def start(signals: str, count: int = 1) -> "subprocess.Popen[str]":
-        command = [sys.executable, "-c", RUNNER, signals, str(count)]
+    def start(signals: str, count: int = 1, *starting_s: str) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-c", RUNNER, signals, str(count), *starting_s]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         started.append(process)
         assert process.stdout is not None
@@ -93,6 +101,37 @@ def test_runner_is_asked_to_drain_and_systemd_not_to_restart_it(
     assert process.wait(20) == 0
     assert one.drop_in.read_text() == "[Service]\nRestart=no\n"
     assert verbs(programs) == ["daemon-reload"]
+
+
+@pytest.mark.parametrize("change", ["draining", "cancelled"])
+def test_runner_that_is_starting_is_not_killed(
+    tmp_path: Path, programs: Programs, runner: Runner, change: str
+) -> None:
+    """A signal that it does not handle yet would end it, and leave its tasks without a runner."""
+    process = runner("SIGUSR1,SIGINT", 1, "2")
+    one = service(tmp_path)
+    assert drain.CHANGES[change](one, is_check=False)
+    assert one.wait(20)
+    assert process.wait(20) == 0
+    assert verbs(programs) == ["daemon-reload"]
+
+
+def test_runner_that_never_listens_is_left_and_named(
+    tmp_path: Path, programs: Programs, runner: Runner
+) -> None:
+    process = runner("SIGUSR1", 1, "60")
+    with pytest.raises(drain.Failed, match=r"it is still starting; run this again"):
+        service(tmp_path).send(signal.SIGUSR1, start_timeout_s=0)
+    assert process.poll() is None
+    assert verbs(programs) == []
+
+
+def test_drop_in_that_systemd_has_not_read_is_read(tmp_path: Path, programs: Programs) -> None:
+    one = service(tmp_path)
+    one.forbid_restart()
+    programs.make("systemctl", "echo NeedDaemonReload=yes")
+    assert one.forbid_restart()
+    assert verbs(programs) == ["daemon-reload", "daemon-reload"]
 
 
 def test_draining_again_changes_nothing_and_waits_on(

@@ -131,6 +131,63 @@ def test_removal_finds_the_units_beside_the_service(
     assert host["helpers"].endswith(" inactive inactive")
 
 
+@pytest.mark.parametrize(
+    ("content", "is_ours"),
+    [
+        pytest.param([], True, id="empty"),
+        pytest.param(["lock"], True, id="before-the-first-start"),
+        pytest.param(["runner-id", "run", "journal.sqlite3"], True, id="of-a-runner"),
+        pytest.param(["lost+found"], True, id="disk"),
+        pytest.param(["run", "journal.sqlite3-wal"], True, id="half-removed"),
+        pytest.param(["journal.sqlite3", "runner-id", "notes"], True, id="with-notes"),
+        pytest.param(["photos", "lock"], False, id="of-others"),
+    ],
+)
+def test_state_folder_to_remove_is_that_of_a_runner(
+    tmp_path: Path, programs: Path, content: list[str], *, is_ours: bool
+) -> None:
+    """The variable may name a folder of others, which the role has refused to use."""
+    write_program(programs, "docker", "exit 1")
+    state = tmp_path / "state_dir"
+    state.mkdir()
+    for name in content:
+        (state / name).touch()
+    assert (str(state) in facts.facts(places(tmp_path))["host"]["ours"]) is is_ours
+
+
+def test_units_beside_the_service_that_systemd_has_not_read_are_outdated(programs: Path) -> None:
+    script = 'if [ "$1" = show ]; then printf "no\\n\\nyes\\n"; else echo active; fi'
+    write_program(programs, "systemctl", script)
+    assert facts.helper_facts([]) == "active active outdated"
+
+
+@pytest.mark.parametrize(
+    ("folder", "has_worked"), [("good", True), ("good.old", True), ("", False)]
+)
+def test_release_that_worked_is_known_while_what_works_is_being_replaced(
+    tmp_path: Path, folder: str, *, has_worked: bool
+) -> None:
+    """Otherwise the next play that fails would disable a service that has worked."""
+    (tmp_path / folder).mkdir(exist_ok=True)
+    (tmp_path / (folder or "other") / "release").parent.mkdir(exist_ok=True)
+    (tmp_path / (folder or "other") / "release").write_text("releases/one\n")
+    assert facts.configuration_facts(tmp_path)["has_worked"] is has_worked
+
+
+def test_home_that_root_may_not_look_into_is_a_home_without_logins(tmp_path: Path) -> None:
+    """As NFS does to root."""
+    too_long = tmp_path / ("x" * 300)
+    assert facts.own_logins(too_long, "") == []
+    assert facts.is_left_by_hand(tmp_path, too_long) is False
+    assert facts.free_mib(too_long) > 0
+
+
+def test_subordinate_ids_may_be_those_of_the_uid() -> None:
+    ids = "one:100000:65536\n1001:300000:10\nvictoria-2:1:2\nvictoria:200000:5\nvictoria\n"
+    assert facts.ranges_of("victoria", "1001", ids) == [["300000", "10"], ["200000", "5"]]
+    assert facts.ranges_of("three", "none", ids) == []
+
+
 def test_logins_are_those_of_the_role_or_of_the_account(tmp_path: Path) -> None:
     assert facts.own_logins(tmp_path, "") == []
     logins = tmp_path / ".docker" / "config.json"

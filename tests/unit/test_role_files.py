@@ -2,14 +2,16 @@
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from jinja2.nativetypes import NativeEnvironment
 
-from tests.unit.role import ROLE, read, rendered, text_of
+from tests.unit.role import ROLE, load, read, rendered, text_of, write_program
 
+facts = load("library/victoria_runner_facts.py")
 INSTALL = ROLE.parents[2] / "docs" / "install.md"
 
 
@@ -62,6 +64,46 @@ def test_blocked_networks_are_refused_to_the_accounts_processes_or_on_dockers_br
         ]
 
 
+def test_loaded_rules_are_known_by_a_name_that_changes_with_them(tmp_path: Path) -> None:
+    """A play that was killed after it had written them leaves others loaded."""
+    template = "templates/networks.nft.j2"
+    one = rendered(template, __victoria_runner_is_rootless=True, **NETWORKS)
+    other = {**NETWORKS, "__victoria_runner_blocked": ["10.0.0.0/8"]}
+    two = rendered(template, __victoria_runner_is_rootless=True, **other)
+    names = []
+    for rules in (one, two):
+        nft = write_program(tmp_path, "nft", f"cat <<'END'\n{rules}\nEND")
+        names.append(facts.loaded_rules(str(nft)))
+        assert f"chain {names[-1]} {{" in rules
+    assert names[0] != names[1]
+    nothing = write_program(tmp_path, "nft", "echo 'No such file or directory' >&2; exit 1")
+    assert facts.loaded_rules(str(nothing)) == ""
+    (task,) = [task for task in yaml.safe_load(text_of("tasks/networks.yml")) if "vars" in task]
+    assert "__victoria_runner_seen.loaded_rules" in str(task["vars"])
+    assert task["ansible.builtin.systemd_service"]["daemon_reload"] is True
+
+
+def test_changed_rules_replace_the_loaded_ones_in_one_step() -> None:
+    """A restart of the unit would unload them first, while tasks run."""
+    unit = rendered(
+        "templates/victoria-runner-networks.service.j2", __victoria_runner_networks_file="/x.nft"
+    )
+    assert "ExecReload=/usr/sbin/nft --file /x.nft\n" in unit
+    assert "'started' if __victoria_runner_are_rules_loaded else 'reloaded'" in text_of(
+        "tasks/networks.yml"
+    )
+    assert 'systemctl("reload-or-restart", unit_file.name)' in text_of(
+        "library/victoria_runner_release.py"
+    )
+
+
+def test_unit_of_blocked_networks_is_removed_last() -> None:
+    """The next run after a killed removal looks for it alone."""
+    tasks = yaml.safe_load(text_of("tasks/open_networks.yml"))
+    (files,) = [task["loop"] for task in tasks if "loop" in task]
+    assert files[-1] == "{{ __victoria_runner_networks_unit_file }}"
+
+
 @pytest.mark.parametrize("networks", [["169.254.0.0/16"], []], ids=["blocked", "none-blocked"])
 def test_service_starts_with_the_rules_of_blocked_networks_or_not_at_all(
     networks: list[str],
@@ -76,6 +118,15 @@ def test_service_starts_with_the_rules_of_blocked_networks_or_not_at_all(
     after = ["Wants=networks.service", "After=networks.service"]
     before = ["ExecStartPre=+/usr/sbin/nft --file /etc/networks.nft"]
     assert loading == ([*after, *before] if networks else [])
+
+
+def test_runner_that_is_still_draining_restarts_when_the_drain_is_taken_back() -> None:
+    """It takes no task again by itself; with long tasks its host would be idle for hours."""
+    register = "__victoria_runner_drain_taken_back"
+    assert register in text_of("tasks/configure.yml")
+    service = yaml.safe_load(text_of("tasks/service.yml"))[0]["block"][0]
+    assert f"{register} is changed" in service["vars"]["__victoria_runner_is_outdated"]
+    assert register in text_of("tasks/forecast.yml")
 
 
 def secret_variables(proxy: str, engine_env: dict[str, str]) -> dict[str, str]:

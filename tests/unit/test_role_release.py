@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -14,6 +15,7 @@ from tests.unit.role import ROLE, load
 
 module = load("library/victoria_runner_release.py")
 pack = load("files/pack.py")
+service = sys.modules["ansible.module_utils.victoria_runner_service"]
 
 
 def write_wheel(folder: Path) -> Path:
@@ -40,6 +42,7 @@ def params(root: Path, **more: object) -> dict[str, object]:
         "release": "one",
         "python": sys.executable,
         "requirement": "",
+        "variables": {},
         "keep": 2,
         "config_dir": str(root / "config"),
         "unit_file": str(root / "victoria-runner.service"),
@@ -94,10 +97,38 @@ def test_release_that_is_installed_under_umask_027_runs_for_other_accounts(tmp_p
     assert module.install(to_install, check=False) == {"changed": False}
 
 
+def test_pip_gets_its_variables_and_no_log_or_list_of_processes_does(tmp_path: Path) -> None:
+    """The keyword environment writes them into a command line, which sudo logs on the host."""
+    parcels = tmp_path / "prefix" / "releases"
+    parcels.mkdir(parents=True)
+    python = tmp_path / "python"
+    python.write_text(FAKE_PYTHON + f'echo "$2 $PIP_INDEX_URL $PIP_RETRIES" >> {tmp_path}/calls\n')
+    python.chmod(0o755)
+    run_pack(str(parcels / "one.tar"), str(write_wheel(tmp_path)), "", "")
+    variables = {"PIP_INDEX_URL": "https://me:word@index", "PIP_RETRIES": 1}
+    module.install(params(tmp_path, python=str(python), variables=variables), check=False)
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert "pip https://me:word@index 1" in calls
+    assert module.argument_spec()["variables"]["no_log"] is True
+    for path in (ROLE / "tasks").glob("*.yml"):
+        assert not re.search(r"^ *environment:", path.read_text(encoding="utf-8"), re.MULTILINE)
+
+
+@pytest.mark.parametrize("damage", [b"", b"not a parcel"], ids=["empty", "damaged"])
+def test_damaged_parcel_is_named(tmp_path: Path, damage: bytes) -> None:
+    (tmp_path / "prefix" / "releases").mkdir(parents=True)
+    (tmp_path / "prefix" / "releases" / "one.tar").write_bytes(damage)
+    with pytest.raises(module.Failure, match="cannot install release one: its parcel is damaged; "):
+        module.install(params(tmp_path), check=False)
+
+
 def test_failed_installation_names_its_reason_and_leaves_no_release(tmp_path: Path) -> None:
     (tmp_path / "prefix" / "releases").mkdir(parents=True)
     run_pack(str(tmp_path / "prefix" / "releases" / "one.tar"), "", "", "")
-    with pytest.raises(module.Failure, match=r"cannot install release one: no-such-python: "):
+    with pytest.raises(
+        module.Failure,
+        match=r"cannot install release one: cannot run no-such-python: .*victoria_runner_python",
+    ):
         module.install(params(tmp_path, python="no-such-python"), check=False)
     assert not module.is_usable(tmp_path / "prefix" / "releases" / "one")
 
@@ -118,6 +149,10 @@ PIP = {
     "no-venv": (
         "The virtual environment was not created successfully because ensurepip is not\navailable.",
         "its Python has no module venv; install python3-venv on the host",
+    ),
+    "old-python": (
+        "ERROR: Package 'victoria-runner' requires a different Python: 3.9.2 not in '>=3.10'",
+        "Package 'victoria-runner' requires a different Python: 3.9.2 not in '>=3.10'; set v",
     ),
     "its-own-last-line": ("ERROR: first\nERROR: last\nhint: none", "last; give the host access"),
     "silent": ("", "no reason given; give the host access"),
@@ -177,6 +212,16 @@ def test_what_works_is_saved_once_and_old_releases_are_pruned(tmp_path: Path) ->
     assert shown == "".join(f"saved: {name}\n" for name in names)
 
 
+def test_check_mode_makes_neither_the_folder_of_the_releases_nor_the_lock(tmp_path: Path) -> None:
+    write_configuration(tmp_path, "that works")
+    before = sorted(tmp_path.rglob("*"))
+    assert module.save(params(tmp_path), check=True)["changed"] is True
+    assert module.install(params(tmp_path), check=True)["changed"] is True
+    assert module.select(params(tmp_path), check=True)["changed"] is True
+    assert module.restore(params(tmp_path), check=True)["changed"] is False
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 @pytest.fixture
 def systemctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return the log of a systemctl that succeeds."""
@@ -219,8 +264,39 @@ def test_going_back_restores_files_links_and_service(
     assert systemctl.read_text().splitlines() == [
         "disable --now networks.service",
         "daemon-reload",
+        f"show victoria-runner.service --property={service.PROPERTIES}",
         "restart victoria-runner.service",
     ]
+
+
+@pytest.mark.parametrize("is_untouched", [True, False], ids=["its-process", "another-process"])
+def test_going_back_restarts_a_service_only_if_it_runs_something_else(
+    tmp_path: Path, systemctl: Path, *, is_untouched: bool
+) -> None:
+    """An image that cannot be fetched fails a play before the service is touched."""
+    python = write_release(tmp_path, "one") / "venv" / "bin" / "python"
+    python.symlink_to("/bin/sleep")
+    write_configuration(tmp_path, "that works")
+    unit = tmp_path / "victoria-runner.service"
+    unit.write_text("SetCredential=unit:1\n")
+    module.select(params(tmp_path), check=False)
+    module.save(params(tmp_path), check=False)
+    copies = tmp_path / "credentials" / unit.name
+    copies.mkdir(parents=True)
+    (copies / "unit").write_text("1")
+    (copies / "runner.env").write_text("runner.env that works\n" if is_untouched else "another")
+    write_configuration(tmp_path, "that does not")
+
+    with subprocess.Popen([python, "60"]) as process:
+        shown = f"ActiveState=active\nMainPID={process.pid}"
+        with (tmp_path / "systemctl").open("a") as program:
+            program.write(f'[ "$1" != show ] || echo "{shown}"\n')
+        result = module.restore(params(tmp_path), check=False, credentials=copies.parent)
+        process.kill()
+    assert (result["changed"], result["is_running"]) == (True, True)
+    assert (tmp_path / "config" / "runner.env").read_text() == "runner.env that works\n"
+    restarts = [line for line in systemctl.read_text().splitlines() if line.startswith("restart")]
+    assert restarts == ([] if is_untouched else ["restart victoria-runner.service"])
 
 
 def test_there_is_nothing_to_go_back_to_before_the_first_success(tmp_path: Path) -> None:

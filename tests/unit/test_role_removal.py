@@ -2,13 +2,15 @@
 
 import getpass
 import pwd
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from jinja2.nativetypes import NativeEnvironment
 
-from tests.unit.role import Programs, load, read
+from tests.unit.role import ROLE, Programs, load, read, text_of
 
 leave = load("library/victoria_runner_leave_account.py")
 RUNNER_ID = "11111111-2222-3333-4444-555555555555"
@@ -64,12 +66,73 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     return Host(tmp_path, Programs(programs))
 
 
+@pytest.mark.parametrize("address", ["https://one.example/api", "https://one.example/api/"])
+def test_nodes_are_deleted_at_the_address_that_the_runner_uses(address: str) -> None:
+    """An orchestrator answers 404 below a second slash, as for a node that is gone already."""
+    jinja = NativeEnvironment()
+    jinja.filters["regex_replace"] = lambda text, pattern, by: re.sub(pattern, by, text)
+    nodes = jinja.from_string(read("vars/main.yml")["__victoria_runner_nodes_url"])
+    assert nodes.render(victoria_runner_orchestrator_url=address) == "https://one.example/api/nodes"
+    for name in ("gone", "unregister"):
+        urls = re.findall(r"^ +url: .+", text_of(f"tasks/{name}.yml"), re.MULTILINE)
+        assert ["__victoria_runner_nodes_url" in url for url in urls] == [True]
+
+
+@pytest.mark.parametrize("name", ["drain", "return", "unregister"])
+def test_mistyped_variable_of_an_entry_of_its_own_is_named_first(name: str) -> None:
+    first = yaml.safe_load(text_of(f"tasks/{name}.yml"))[0]
+    assert first["ansible.builtin.include_tasks"] == "variables.yml"
+
+
+@pytest.mark.parametrize(
+    ("states", "left_over"), [([], 0), (["ended"], 0), (["running", "ended"], 1)]
+)
+def test_host_whose_tasks_run_without_a_runner_is_not_drained(
+    states: list[str], left_over: int
+) -> None:
+    """After a green drain an operator reboots the host."""
+    check = yaml.safe_load(text_of("tasks/drained.yml"))[-1]
+    jinja = NativeEnvironment()
+    tasks = jinja.from_string(check["vars"]["__victoria_runner_left_over"].strip())
+    says = {"tasks": [{"task_id": "one", "state": state} for state in states]}
+    assert len(list(tasks.render(__victoria_runner_doctor_says=says))) == left_over
+    assert list(tasks.render(__victoria_runner_doctor_says={})) == []
+    playbook = (ROLE.parents[1] / "playbooks" / "drain.yml").read_text(encoding="utf-8")
+    used = [
+        task.get("ansible.builtin.include_role", {})
+        for task in yaml.safe_load(playbook)[0]["tasks"]
+    ]
+    assert used[-1]["tasks_from"] == "drained.yml"
+
+
+def test_state_folder_of_others_is_not_removed() -> None:
+    (removal,) = [
+        task["ansible.builtin.command"]["argv"]
+        for task in yaml.safe_load(text_of("tasks/absent.yml"))
+        if task.get("ansible.builtin.command", {}).get("argv", [])[:1] == ["rm"]
+    ]
+    assert "{{ victoria_runner_state_dir }}" not in removal
+    assert "{{ __victoria_runner_state_dir_in_use }}" not in removal
+    assert any("if __victoria_runner_seen.is_state_dir_ours" in path for path in removal)
+
+
 def test_own_containers_go_and_images_are_named(host: Host) -> None:
     result = host.leave()
     assert result["removed"] == ["container ours"]
     assert result["images"] == ["a:latest", "b:1"]
     assert result["storage"] == f"{host.account.pw_dir}/.local/share/containers"
     assert host.called("podman rm --force ours")
+
+
+def test_storage_is_named_when_podman_can_no_longer_list_its_images(host: Host) -> None:
+    """As in the second run of a removal that was killed after the first had ended lingering."""
+    host.programs.make("systemctl", "exit 3")
+    result = host.leave()
+    assert result["images"] == []
+    assert result["storage"] == str(Path(host.account.pw_dir) / ".local/share/containers")
+    host.programs.make("systemctl")
+    host.programs.make("podman")
+    assert host.leave()["storage"] == ""
 
 
 def test_lingering_of_before_stays(host: Host) -> None:

@@ -170,6 +170,23 @@ def test_failed_dependency_is_the_cause_of_a_start_that_never_began(programs: Pa
     )
 
 
+def test_engine_that_was_stopped_is_named_with_what_starts_it(programs: Path) -> None:
+    """Nothing starts an account's systemd after `loginctl terminate-user`."""
+    write_program(
+        programs,
+        "systemctl",
+        'case $2 in user@*) echo "ActiveState=inactive"; echo "Result=success";; esac',
+    )
+    write_program(programs, "journalctl", "")
+    values = service.properties(shown("inactive", Requires="user@1001.service"))
+    facts = service.log_facts(UNIT, values)
+    assert facts["Dependency"] == facts["Cause"]
+    assert facts["Dependency"] == (
+        "user@1001.service, which the runner requires, was stopped: run "
+        "`systemctl start user@1001.service`, which starts the runner as well"
+    )
+
+
 class Files:
     """Files of a configuration, and the copies that systemd made at the start of the service."""
 

@@ -1,6 +1,7 @@
 """The role takes its variables as operators type them, and names the ones that it cannot take."""
 
 import importlib.util
+import os
 import re
 import warnings
 from collections import Counter
@@ -207,16 +208,141 @@ def test_a_variable_that_the_role_can_use_is_not_named(name: str, value: object)
     assert mistakes({f"victoria_runner_{name}": value}) == []
 
 
+@pytest.mark.parametrize(
+    ("folders", "shared"),
+    [
+        ({}, []),
+        ({"prefix": "/srv/runners/one", "state_dir": "/data/victoria/"}, []),
+        ({"prefix": "/opt"}, ["/opt"]),
+        ({"prefix": "/"}, ["/"]),
+        ({"state_dir": "/var/lib/"}, ["/var/lib/"]),
+        ({"state_dir": "/var//lib"}, ["/var//lib"]),
+        ({"config_dir": "/etc/systemd"}, ["/etc/systemd"]),
+        ({"prefix": "/usr/local"}, ["/usr/local"]),
+        ({"prefix": "/usr/local/lib"}, ["/usr/local/lib"]),
+        ({"state_dir": "state"}, ["state"]),
+        ({"state_dir": "/srv/x/../.."}, ["/srv/x/../.."]),
+        ({"state_dir": "/home/victoria"}, ["/home/victoria"]),
+        ({"state_dir": "/home/victoria/state"}, []),
+        ({"state_dir": "/data/vic", "victoria_home": "/data/vic/Victoria"}, ["/data/vic"]),
+    ],
+    ids=str,
+)
+def test_folder_that_others_use_is_refused_because_a_removal_deletes_it(
+    folders: dict[str, str], shared: list[str]
+) -> None:
+    tasks = yaml.safe_load((ROLE / "tasks" / "variables.yml").read_text(encoding="utf-8"))
+    (check,) = [task for task in tasks if "ansible.builtin.assert" in task]
+    values = {
+        "prefix": "/opt/victoria-runner",
+        "config_dir": "/etc/victoria-runner",
+        "state_dir": "/var/lib/victoria-runner",
+        "home": "/home/victoria",
+        "victoria_home": "/home/victoria/Victoria",
+        **folders,
+    }
+    jinja = NativeEnvironment()
+    jinja.tests["match"] = lambda text, pattern: re.match(pattern, text) is not None
+    result: dict[str, Any] = {f"victoria_runner_{name}": value for name, value in values.items()}
+    jinja.filters["dirname"] = os.path.dirname
+    for name, expression in check["vars"].items():
+        parts = expression if isinstance(expression, list) else [expression]
+        filled_in = [jinja.from_string(part.strip()).render(**result) for part in parts]
+        result[name] = filled_in if isinstance(expression, list) else filled_in[0]
+    assert result["__victoria_runner_shared"] == shared
+
+
+@pytest.mark.parametrize(
+    ("state_dir", "is_ours", "is_refused"),
+    [
+        pytest.param("", False, False, id="new"),
+        pytest.param("victoria:victoria 700", True, False, id="of-a-runner"),
+        pytest.param("root:root 755", False, True, id="of-others"),
+    ],
+)
+def test_state_folder_with_files_of_others_is_refused_and_left(
+    state_dir: str, *, is_ours: bool, is_refused: bool
+) -> None:
+    """Otherwise it would belong to the runner's account, with mode 700."""
+    tasks = yaml.safe_load((ROLE / "tasks" / "preflight.yml").read_text(encoding="utf-8"))
+    (expression,) = [
+        each
+        for task in tasks
+        for each in task.get("vars", {}).get("__victoria_runner_checked", [])
+        if "__victoria_runner_seen.is_state_dir_ours" in each
+    ]
+    fault = jinja2.Environment(autoescape=True).from_string(expression.strip())
+    sentence = fault.render(
+        victoria_runner_state_dir="/srv/state",
+        __victoria_runner_is_another=False,
+        __victoria_runner_seen={"state_dir": state_dir, "is_state_dir_ours": is_ours},
+    )
+    assert ("cannot use victoria_runner_state_dir /srv/state: " in sentence) is is_refused
+    assert bool(sentence) is is_refused
+
+
 def test_variables_of_a_role_whose_name_begins_alike_are_its_own() -> None:
     given: dict[str, object] = {"victoria_runner_alerts_port": 9000}
     assert mistakes(given, ("victoria_runner", "victoria_runner_alerts")) == []
     assert len(mistakes(given)) == 1
 
 
+@pytest.mark.parametrize(
+    ("batches", "no_sizes"),
+    [
+        pytest.param(value, no_sizes, id=str(value))
+        for value, no_sizes in (
+            ([], []),
+            (None, []),
+            (5, []),
+            ("50%", []),
+            ([1, "25%"], []),
+            ("1,5", ["1,5"]),
+            (0, ["0"]),
+            ([1, "x%"], ["x%"]),
+            ({"first": 1}, ["{'first': 1}"]),
+        )
+    ],
+)
+def test_batches_that_ansible_cannot_read_are_named(batches: object, no_sizes: list[str]) -> None:
+    """It prints a traceback for a text, and takes every host at once for a zero."""
+    checks = yaml.safe_load((ROLE / "tasks" / "batches.yml").read_text(encoding="utf-8"))
+    (expression,) = [
+        task["vars"]["__victoria_runner_no_sizes"]
+        for task in checks
+        if "__victoria_runner_no_sizes" in task.get("vars", {})
+    ]
+    jinja = NativeEnvironment()
+    jinja.tests["match"] = lambda text, pattern: re.match(pattern, text) is not None
+    jinja.filters["flatten"] = flatten
+    found = jinja.from_string(expression.strip() + "\n").render(__victoria_runner_choices=[batches])
+    assert list(found) == no_sizes
+
+
+def flatten(values: list[Any]) -> list[Any]:
+    """Return what Ansible's filter of this name does."""
+    inner = [value if isinstance(value, list) else [value] for value in values]
+    return [value for part in inner for value in part if value is not None]
+
+
 def test_names_and_types_are_checked_before_anything_else() -> None:
     first, then = yaml.safe_load((ROLE / "tasks" / "main.yml").read_text(encoding="utf-8"))
-    assert first["ansible.builtin.include_tasks"] == "variables.yml"
+    assert first["ansible.builtin.import_tasks"] == "variables.yml"
+    assert first["tags"] == ["always"]
     assert then["become"] is True
+
+
+def test_what_runs_on_the_controller_never_becomes_root() -> None:
+    """A group of the inventory may set ansible_become, which is above the keyword become."""
+    tasks = [
+        (path.name, task)
+        for path in ROLE.glob("tasks/*.yml")
+        for task in tasks_of(yaml.safe_load(path.read_text(encoding="utf-8")))
+        if task.get("delegate_to") == "localhost"
+    ]
+    assert {name for name, _ in tasks} == {"gone.yml", "install.yml", "unregister.yml"}
+    as_root = [name for name, task in tasks if task["vars"].get("ansible_become") is not False]
+    assert as_root == []
 
 
 def test_no_two_tasks_share_a_name() -> None:
@@ -260,7 +386,7 @@ def test_debian_without_a_version_is_newer_than_every_one_with_it(
     check = next(
         task
         for task in yaml.safe_load((ROLE / "tasks" / "supported.yml").read_text(encoding="utf-8"))
-        if task["name"] == "Check the distribution"
+        if "distribution" in task["name"]
     )
     jinja = NativeEnvironment()
     jinja.tests["match"] = lambda text, pattern: re.match(pattern, text) is not None
@@ -268,6 +394,6 @@ def test_debian_without_a_version_is_newer_than_every_one_with_it(
         [int(part) for part in one.split(".")] >= [int(part) for part in other.split(".")]
     )
     facts = {"distribution": distribution, "distribution_version": version}
-    that = jinja.from_string(f"{{{{ {check['ansible.builtin.assert']['that']} }}}}")
-    is_supported = that.render(ansible_facts=facts, **check["vars"])
+    expression = check["vars"].pop("__victoria_runner_is_distribution_supported")
+    is_supported = jinja.from_string(expression).render(ansible_facts=facts, **check["vars"])
     assert outcome == ("installs" if is_supported else "refuses")

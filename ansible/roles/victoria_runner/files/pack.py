@@ -106,7 +106,9 @@ def by_pip(python: str, package: Path, folder: Path) -> None:
 
 def build(package: Path, *command: str) -> None:
     """Run a program that builds a wheel."""
-    result = subprocess.run(command, check=False, capture_output=True, text=True)  # noqa: S603 - fixed programs
+    result = subprocess.run(  # noqa: S603 - fixed programs
+        command, check=False, capture_output=True, encoding="utf-8", errors="replace"
+    )
     if result.returncode != 0:
         lines = [line.strip() for line in result.stderr.splitlines() if line.strip()]
         errors = [line for line in lines if line.lower().startswith("error")] or lines

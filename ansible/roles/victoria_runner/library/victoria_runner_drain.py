@@ -26,6 +26,8 @@ from pathlib import Path
 DROP_IN = "[Service]\nRestart=no\n"
 """systemd must not restart the runner after it has drained."""
 PAUSE_S = 0.5
+START_TIMEOUT_S = 30
+"""A runner handles signals once its engine has answered."""
 
 
 class Failed(Exception):
@@ -41,7 +43,7 @@ class Service:
 
     def properties(self) -> dict[str, str]:
         """Return what systemd shows of it."""
-        names = "--property=MainPID,ActiveState,LoadState"
+        names = "--property=MainPID,ActiveState,LoadState,NeedDaemonReload"
         lines = systemctl("show", self.unit, names).splitlines()
         return dict(line.split("=", 1) for line in lines if "=" in line)
 
@@ -49,17 +51,26 @@ class Service:
         """Check that it has no process, and that systemd is not about to start one."""
         return self.properties().get("ActiveState") in {None, "inactive", "failed"}
 
-    def send(self, number: signal.Signals) -> None:
-        """Send a signal to the runner, if it has a process."""
+    def send(self, number: signal.Signals, start_timeout_s: float = START_TIMEOUT_S) -> None:
+        """Send a signal to the runner, if it has a process, once it handles signals.
+
+        Raises:
+            Failed: it does not handle them within this time.
+        """
         pid = int(self.properties().get("MainPID") or 0)
+        end_s = time.monotonic() + start_timeout_s
+        while pid and not handles_signals(pid):
+            if time.monotonic() >= end_s:
+                raise Failed(f"cannot drain {self.unit}: it is still starting; run this again")
+            time.sleep(PAUSE_S)
         if pid:
             # It may have exited meanwhile.
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
 
     def forbid_restart(self) -> bool:
-        """Write the drop-in; return whether it was not there."""
-        if self.drop_in.exists():
+        """Write the drop-in; return whether it, or systemd's knowledge of it, was missing."""
+        if self.drop_in.exists() and self.properties().get("NeedDaemonReload") != "yes":
             return False
         self.drop_in.parent.mkdir(parents=True, exist_ok=True)
         self.drop_in.write_text(DROP_IN, encoding="ascii")
@@ -76,9 +87,25 @@ class Service:
         return True
 
 
+def handles_signals(pid: int) -> bool:
+    """Return whether the runner handles its signals, or has exited. Before, they would end it."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return True
+    caught = [line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:")]
+    return not caught or bool(int(caught[0], 16) & 1 << signal.SIGUSR1 - 1)
+
+
 def systemctl(*arguments: str) -> str:
     """Run systemctl and return its output."""
-    result = subprocess.run(["systemctl", *arguments], check=False, capture_output=True, text=True)
+    result = subprocess.run(
+        ["systemctl", *arguments],
+        check=False,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+    )
     if result.returncode != 0:
         cause = (result.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise Failed(f"cannot {arguments[0]} {' '.join(arguments[1:2])}: {cause}")
@@ -152,7 +179,7 @@ def main() -> None:
     try:
         is_changed = change is not None and change(service, is_check=module.check_mode)
         is_drained = service.wait(0 if module.check_mode else module.params["wait"])
-    except Failed as error:
+    except (Failed, OSError) as error:
         module.fail_json(msg=str(error))
     module.exit_json(changed=is_changed, drained=is_drained)
 

@@ -68,13 +68,17 @@ host: {description: What the host is and has of the runner., type: dict, returne
 service:
   description: >-
     Properties of systemd; Release and Version of the running process; Outdated, what it has not
-    read as it is now. With doctor also Refusals of the token, and the Cause of what is wrong.
+    read as it is now. With doctor also Refusals of the token, the Cause of what is wrong, and the
+    Dependency that does not run.
   type: dict
   returned: always
 doctor: {description: The report of doctor or its problem., type: dict, returned: with doctor}
 """
 
 ENGINE_TIMEOUT_S = 20
+NFT, TABLE = "/usr/sbin/nft", "victoria_runner"
+OF_STATE = ("lock", "run", "journal.sqlite3", "identity.json", "lost+found")
+"""How names in a state folder begin, which may be a disk of its own."""
 HELPERS = (
     "victoria-runner-return.service",
     "victoria-runner-cleanup.service",
@@ -93,7 +97,8 @@ def host_facts(params: Mapping[str, Any]) -> dict[str, Any]:
     # An account that was there before has its own.
     home = Path(account["account"].split(":")[5] if account["account"] else params["home"])
     helpers = [unit.with_name(name) for name in HELPERS]
-    ours = (unit, *helpers, drop_in, networks, state, command, config, prefix)
+    states = [state] if is_state_dir(state) else []
+    ours = (unit, *helpers, drop_in, networks, *states, command, config, prefix)
     return {
         **account,
         **engine_facts(params["package_manager"]),
@@ -103,15 +108,15 @@ def host_facts(params: Mapping[str, Any]) -> dict[str, Any]:
         "free": [free_mib(path) for path in (prefix, state, home)],
         "home": rights_of(home),
         "state_dir": rights_of(state),
+        "is_state_dir_ours": bool(states),
         "as_expected": files_as(params["expected"]),
         "command": file_facts(command),
         "helpers": helper_facts(helpers),
         "has_journal": (state / "journal.sqlite3").exists(),
         "has_drain": (drop_in / "drain.conf").exists(),
         "has_networks": networks.exists(),
-        # A play that took a runner over may have been broken off before it removed this.
-        "has_left_by_hand": (prefix / "pyvenv.cfg").exists()
-        or (home / ".local/state/victoria-runner").is_symlink(),
+        "loaded_rules": loaded_rules() if networks.exists() else "",
+        "has_left_by_hand": is_left_by_hand(prefix, home),
         "own_logins": own_logins(home, account["account"]),
         "current": link(prefix / "current"),
         "previous": link(prefix / "previous"),
@@ -154,7 +159,9 @@ def configuration_facts(config: Path) -> dict[str, Any]:
         "secrets": [str(config / name) for name in secrets if (config / name).exists()],
         "has_secret_variables": has_secrets(variables),
         # Whether a release has once worked here.
-        "has_worked": bool(text_of(config / "good" / "release")),
+        "has_worked": any(text_of(config / name / "release") for name in ("good", "good.old")),
+        # Whether what works is a runner by hand, which a play has begun to take over.
+        "was_by_hand": (config / "good" / "by-hand").exists(),
         "docker_is_ours": (config / "docker-is-ours").exists(),
         "live_restore_is_ours": (config / "live-restore-is-ours").exists(),
     }
@@ -177,7 +184,31 @@ def helper_facts(helpers: Sequence[Path]) -> str:
     words = [f"{path.name} {file_facts(path)}" for path in helpers if path.exists()]
     enabled = run("systemctl", "is-enabled", HELPERS[0]).stdout.strip()
     active = run("systemctl", "is-active", HELPERS[-1]).stdout.strip()
-    return " ".join([*words, enabled, active])
+    # A play may have been killed after it had written them.
+    loaded = run("systemctl", "show", "--property=NeedDaemonReload", "--value", *HELPERS).stdout
+    return " ".join([*words, enabled, active, *(["outdated"] if "yes" in loaded else [])])
+
+
+def loaded_rules(nft: str = NFT) -> str:
+    """Return the name of the rules of blocked networks that are loaded; nothing if none are."""
+    rules = re.search(r"\bchain (rules_\w+)", run(nft, "list", "table", "inet", TABLE).stdout)
+    return rules[1] if rules else ""
+
+
+def is_state_dir(path: Path) -> bool:
+    """Return whether a folder is a runner's, or what a removal that was killed has left of it."""
+    if path.is_symlink() or not path.is_dir():
+        return path.is_symlink()
+    names = [each.name for each in path.iterdir()]
+    return "runner-id" in names or all(name.startswith(OF_STATE) for name in names)
+
+
+def is_left_by_hand(prefix: Path, home: Path) -> bool:
+    """Return whether a play that took a runner over was broken off before it removed this."""
+    # Root may not look into a home on NFS.
+    usual = home / ".local/state/victoria-runner"
+    is_link = os.path.islink(usual)  # noqa: PTH114 - Path's own raises there
+    return is_link or (prefix / "pyvenv.cfg").exists()
 
 
 def own_logins(home: Path, account: str) -> list[str]:
@@ -188,7 +219,7 @@ def own_logins(home: Path, account: str) -> list[str]:
         home / ".docker/config.json",
         Path(f"/run/user/{uid}/containers/auth.json"),
     )
-    return [str(path) for path in files if path.exists()]
+    return [str(path) for path in files if os.access(path, os.F_OK)]
 
 
 def account_facts(user: str) -> dict[str, Any]:
@@ -198,14 +229,8 @@ def account_facts(user: str) -> dict[str, Any]:
     except KeyError:
         entry = None
     uid = "none" if entry is None else str(entry.pw_uid)
-    ranges = {
-        file: [
-            line.split(":")[1:]
-            for line in text_of(Path(file)).splitlines()
-            if line.startswith(f"{user}:")
-        ]
-        for file in ("/etc/subuid", "/etc/subgid")
-    }
+    files = ("/etc/subuid", "/etc/subgid")
+    ranges = {file: ranges_of(user, uid, text_of(Path(file))) for file in files}
     return {
         "account": "" if entry is None else ":".join(map(str, entry)),
         "groups": "" if entry is None else " ".join(groups_of(user, entry.pw_gid)),
@@ -217,6 +242,12 @@ def account_facts(user: str) -> dict[str, Any]:
         "lingers": Path("/var/lib/systemd/linger", user).exists(),
         "has_systemd": Path(f"/run/user/{uid}/bus").is_socket(),
     }
+
+
+def ranges_of(user: str, uid: str, text: str) -> list[list[str]]:
+    """Return the first id and the count of each range that a file gives to a name or its UID."""
+    lines = re.findall(r"^([^:\n]+):(\d+):(\d+)\s*$", text, re.MULTILINE)
+    return [[first, count] for name, first, count in lines if name in {user, uid}]
 
 
 def groups_of(user: str, gid: int) -> list[str]:
@@ -232,7 +263,7 @@ def groups_of(user: str, gid: int) -> list[str]:
 
 def free_mib(path: Path) -> int:
     """Return how many MiB are free where a folder is, or will be."""
-    while not path.is_dir():
+    while not os.path.isdir(path):  # noqa: PTH112 - Path's own raises where root may not look
         path = path.parent
     disk = os.statvfs(path)
     return disk.f_bavail * disk.f_frsize >> 20
@@ -360,7 +391,11 @@ def main() -> None:
     from ansible.module_utils.basic import AnsibleModule
 
     module = AnsibleModule(argument_spec=arguments(), supports_check_mode=True)
-    module.exit_json(changed=False, **facts(module.params))
+    try:
+        result = facts(module.params)
+    except OSError as error:
+        module.fail_json(msg=f"cannot read the state of the host: {error}")
+    module.exit_json(changed=False, **result)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ Arguments:
 
 Returns:
     removed: what was removed, in words.
-    images: the names of Podman's images that stay in the account's storage.
-    storage: the folder of that storage, if it stays.
+    images: the names of Podman's images that stay in the account's storage, if it can list them.
+    storage: the folder of that storage, unless it has no images.
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ class Engine:
 
 def run(command: list[str], purpose: str) -> str:
     """Run a program and return its output."""
-    result = subprocess.run(command, check=False, capture_output=True, text=True)
+    result = subprocess.run(
+        command, check=False, capture_output=True, encoding="utf-8", errors="replace"
+    )
     if result.returncode != 0:
         cause = (result.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise Failed(f"cannot {purpose}: {cause}; correct that and run this again")
@@ -162,10 +164,10 @@ def images_that_stay(podman: Engine | None, home: Path) -> dict[str, object]:
     storage = home / ".local/share/containers"
     if not (storage / "storage").is_dir():
         return {"images": [], "storage": ""}
-    images = (
-        [] if podman is None else podman.lines("images", "--format", "{{.Repository}}:{{.Tag}}")
-    )
-    return {"images": sorted(set(images)), "storage": str(storage)}
+    if podman is None:
+        return {"images": [], "storage": str(storage)}
+    images = sorted(set(podman.lines("images", "--format", "{{.Repository}}:{{.Tag}}")))
+    return {"images": images, "storage": str(storage) if images else ""}
 
 
 def leave(
@@ -209,7 +211,7 @@ def main() -> None:
         result = leave(account, parameters, removes_account=removes_account)
     except KeyError:
         module.exit_json(changed=False, removed=[], images=[], storage="")
-    except Failed as error:
+    except (Failed, OSError) as error:
         module.fail_json(msg=str(error))
     module.exit_json(changed=bool(result["removed"]), **result)
 

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import fcntl
 import filecmp
+import json
 import os
 import re
 import shutil
-import stat
 import subprocess
 import tarfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ansible.module_utils.victoria_runner_files import is_usable, link, text_of
+from ansible.module_utils.victoria_runner_files import (
+    SAVED,
+    copy_file,
+    is_usable,
+    link,
+    replace_saved,
+    text_of,
+)
+from ansible.module_utils.victoria_runner_service import CREDENTIALS, NOT_FOUND, service_facts
 
 DOCUMENTATION = r"""
 module: victoria_runner_release
@@ -31,7 +40,8 @@ options:
       - C(installed) installs C(release) from its parcel.
       - C(current) points to C(release).
       - C(saved) saves the release and the configuration, which work, and prunes old releases.
-      - C(restored) goes back to what was saved and restarts the service.
+      - C(restored) goes back to what was saved, and restarts the service unless it still runs that.
+        Before a release has worked, that is a runner by hand, saved by victoria_runner_takeover.
     type: str
     choices: [installed, current, saved, restored]
     required: true
@@ -39,8 +49,15 @@ options:
   release: {description: Name of the release., type: str, default: ""}
   python: {description: The Python to install with., type: str, default: python3}
   requirement: {description: "What pip installs, if no wheel.", type: str, default: ""}
+  variables:
+    description:
+      - Environment variables of the installation. Not by C(environment), which writes them into the
+        command line that sudo logs.
+    type: dict
+    default: {}
   keep: {description: How many releases to keep., type: int, default: 2}
   config_dir: {description: Folder of the configuration., type: path}
+  command: {description: The command for operators., type: path}
   unit_file: {description: The unit of the service., type: path}
   networks_unit_file: {description: The unit that blocks networks., type: path}
   networks_drop_in: {description: The setting of nftables.service., type: path}
@@ -54,15 +71,11 @@ EXAMPLES = r"""
 """
 RETURN = r"""
 release: {description: The restored release; empty if none is., type: str, returned: restored}
-is_running: {description: Whether the restored release runs., type: bool, returned: restored}
+is_running: {description: Whether the restored runner runs., type: bool, returned: restored}
+by_hand: {description: "The restored runner by hand, if it is one.", type: dict, returned: restored}
 removed: {description: The releases that were pruned., type: list, returned: saved}
 """
 
-SAVED = (
-    *("runner.env", "secrets.env", "registration-token", "container.env"),
-    *("ca.pem", "networks.nft", "registry-logins.json"),
-)
-"""What the role writes into the folder of the configuration, in this order."""
 LOCK_TIMEOUT_S = 300
 MINOR_VERSIONS = range(10, 31)
 """Of Python 3: from the first that the runner supports, to some years ahead."""
@@ -128,7 +141,7 @@ def install(params: Mapping[str, Any], *, check: bool) -> dict[str, Any]:
             unpack(folder)
             for path in (prefix, folder.parent, folder):
                 path.chmod(path.stat().st_mode | FOR_OTHERS)
-            make_environment(folder, params["python"], params["requirement"])
+            make_environment(folder, params)
             link_libraries(folder / "venv" / "lib")
             shutil.rmtree(folder / "parcel")
             folder.with_name(f"{name}.tar").unlink()
@@ -137,6 +150,11 @@ def install(params: Mapping[str, Any], *, check: bool) -> dict[str, Any]:
         except subprocess.CalledProcessError as error:
             what = params["requirement"] or f"release {name}"
             raise Failure(f"cannot install {what}: {problem_of(error, prefix)}") from error
+        except tarfile.TarError as error:
+            problem = (
+                "its parcel is damaged; remove it from the controller's ~/.cache/victoria-runner"
+            )
+            raise Failure(f"cannot install release {name}: {problem}") from error
         except OSError as error:
             raise Failure(f"cannot install release {name}: {error}") from error
     return result
@@ -153,10 +171,12 @@ def unpack(folder: Path) -> None:
             parcel.extractall(folder)  # noqa: S202 - made by the controller
 
 
-def make_environment(folder: Path, python: str, requirement: str) -> None:
+def make_environment(folder: Path, params: Mapping[str, Any]) -> None:
     """Make the virtual environment of a release, and install the parcel into it."""
     parcel, pip = folder / "parcel", [str(folder / "venv" / "bin" / "python"), "-m", "pip"]
-    call(python, "-m", "venv", str(folder / "venv"))
+    variables = {name: str(value) for name, value in params["variables"].items()}
+    call = partial(run, {**os.environ, **variables})
+    call(params["python"], "-m", "venv", str(folder / "venv"))
     options = ["--quiet", "--disable-pip-version-check", "--no-input"]
     if any(parcel.glob("wheels/*.whl")):
         # The folder has everything: no network is needed.
@@ -170,6 +190,7 @@ def make_environment(folder: Path, python: str, requirement: str) -> None:
     else:
         options += ["--constraint", str(pins)]
     wheels = [str(path) for path in parcel.glob("*.whl")]
+    requirement = params["requirement"]
     call(*pip, "install", *options, *([requirement] if requirement else wheels))
     call(*pip, "check", "--disable-pip-version-check")
     call(str(folder / "venv" / "bin" / "victoria-runner"), "--version")
@@ -187,12 +208,20 @@ def link_libraries(folder: Path) -> None:
             path.symlink_to(library.name)
 
 
-def call(*command: str) -> None:
+def run(variables: Mapping[str, str], *command: str) -> None:
     """Run a program of the installation."""
     try:
-        subprocess.run(command, check=True, capture_output=True, text=True)
+        subprocess.run(
+            command,
+            env=variables,
+            check=True,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+        )
     except OSError as error:
-        raise subprocess.CalledProcessError(127, command, "", f"{command[0]}: {error}") from error
+        problem = f"cannot run {command[0]}: {error.strerror}"
+        raise subprocess.CalledProcessError(NOT_FOUND, command, "", problem) from error
 
 
 def problem_of(error: subprocess.CalledProcessError, prefix: Path) -> str:
@@ -200,6 +229,8 @@ def problem_of(error: subprocess.CalledProcessError, prefix: Path) -> str:
     output = f"{error.stdout}{error.stderr}".strip()
     # pip's last line only tells that it found no version, or conflicting versions.
     unreachable = re.search(r"connection broken by (.+)", output)
+    if error.returncode == NOT_FOUND:
+        return f"{output}; install it on the host, or correct victoria_runner_python"
     if "No space left on device" in output:
         return f"No space left on device; free some space where {prefix} is"
     if "ensurepip is not" in output or "No module named venv" in output:
@@ -210,7 +241,9 @@ def problem_of(error: subprocess.CalledProcessError, prefix: Path) -> str:
         return f"a package is not the one that the list of hashes has; {NO_INDEX_ADVICE}"
     lines = output.splitlines() or ["no reason given"]
     errors = [line for line in lines if line.startswith("ERROR: ")] or lines
-    return f"{errors[-1].removeprefix('ERROR: ')}; {NO_INDEX_ADVICE}"
+    is_old = "requires a different Python" in errors[-1]
+    advice = "set victoria_runner_python to 3.10 or later" if is_old else NO_INDEX_ADVICE
+    return f"{errors[-1].removeprefix('ERROR: ')}; {advice}"
 
 
 # Select
@@ -237,7 +270,8 @@ def select(params: Mapping[str, Any], *, check: bool) -> dict[str, Any]:
 def save(params: Mapping[str, Any], *, check: bool) -> dict[str, Any]:
     """Save the release and the configuration, and prune old releases."""
     prefix, config = Path(params["prefix"]), Path(params["config_dir"])
-    with locked(prefix):
+    # The lock is a file on the host.
+    with nullcontext() if check else locked(prefix):
         sources = {name: config / name for name in SAVED} | {"unit": Path(params["unit_file"])}
         links = {"release": link(prefix / "current"), "previous": link(prefix / "previous")}
         changes = changes_since(config / "good", sources, links)
@@ -274,42 +308,11 @@ def is_same_file(path: Path, other: Path) -> bool:
     return rights[0] == rights[1] and filecmp.cmp(path, other, shallow=False)
 
 
-def replace_saved(good: Path, sources: Mapping[str, Path], links: Mapping[str, str]) -> None:
-    """Replace the folder of what works; if this is killed, one of the two is complete."""
-    new, old = good.with_name("good.new"), good.with_name("good.old")
-    shutil.rmtree(new, ignore_errors=True)
-    if good.exists():
-        shutil.rmtree(old, ignore_errors=True)
-    new.mkdir(mode=0o700)
-    for name, path in sources.items():
-        if path.exists():
-            copy_file(path, new / name)
-    for name, target in links.items():
-        if target:
-            (new / name).write_text(f"{target}\n", encoding="utf-8")
-    if good.exists():
-        good.rename(old)
-    new.rename(good)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def copy_file(source: Path, target: Path) -> None:
-    """Replace a file by a copy with the same owner and mode, in one step."""
-    new = target.with_name(f".{target.name}.new")
-    new.unlink(missing_ok=True)
-    new.touch(mode=0o600)
-    shutil.copyfile(source, new)
-    status = source.stat()
-    os.chown(new, status.st_uid, status.st_gid)
-    new.chmod(stat.S_IMODE(status.st_mode))
-    new.replace(target)
-
-
 def old_releases(prefix: Path, keep: int) -> list[Path]:
     """Return the releases to remove, and what an interrupted installation has left."""
     selected = {Path(link(prefix / name)).name for name in ("current", "previous")} - {""}
     others = sorted(
-        (path for path in (prefix / "releases").iterdir() if path.name not in selected),
+        (path for path in (prefix / "releases").glob("*") if path.name not in selected),
         key=lambda path: path.stat().st_mtime,
         reverse=True,
     )
@@ -320,32 +323,62 @@ def old_releases(prefix: Path, keep: int) -> list[Path]:
 # Go back
 
 
-def restore(params: Mapping[str, Any], *, check: bool) -> dict[str, Any]:
-    """Go back to the release and the configuration that worked, and restart the service."""
+def restore(
+    params: Mapping[str, Any], *, check: bool, credentials: Path = CREDENTIALS
+) -> dict[str, Any]:
+    """Go back to the release and the configuration that worked, and let the service run them."""
     prefix, config = Path(params["prefix"]), Path(params["config_dir"])
     good = next((path for path in (config / "good", config / "good.old") if path.exists()), None)
     release = text_of(good / "release").strip() if good else ""
-    if check or good is None or not is_usable(prefix / (release or "none")):
-        return {"changed": False, "release": "", "is_running": False}
+    by_hand = json.loads(text_of(good / "by-hand") or "null") if good else None
+    is_saved = bool(by_hand) or is_usable(prefix / (release or "none"))
+    if check or good is None or not is_saved:
+        return {"changed": False, "release": "", "is_running": False, "by_hand": {}}
     before = link(prefix / "current")
     with locked(prefix):
-        for name in SAVED:
-            if (good / name).exists():
-                copy_file(good / name, config / name)
-            else:
-                (config / name).unlink(missing_ok=True)
-        copy_file(good / "unit", Path(params["unit_file"]))
+        restore_files(good, params)
         replace_link(prefix / "current", release)
         replace_link(prefix / "previous", text_of(good / "previous").strip())
         restore_networks(params, is_blocking=(config / "networks.nft").exists())
         systemctl("daemon-reload")
-        is_running = systemctl("restart", Path(params["unit_file"]).name)
+        service = service_facts(params, credentials)
+        if by_hand:
+            is_running = restore_by_hand(Path(params["unit_file"]).name, by_hand, service)
+            shutil.rmtree(good)
+        else:
+            # A process that still is the one of these files was not touched.
+            is_running = service["ActiveState"] == "active" and not service["Outdated"]
+            is_running = is_running or systemctl("restart", Path(params["unit_file"]).name)
     return {
         "changed": True,
         "release": Path(release).name,
         "is_running": is_running,
-        "diff": {"before": f"{before}\n", "after": f"{release}\n"},
+        "by_hand": by_hand or {},
+        "diff": {"before": f"{before}\n", "after": f"{release or 'by hand'}\n"},
     }
+
+
+def restore_files(good: Path, params: Mapping[str, Any]) -> None:
+    """Write the files that were saved, and remove those that were not there."""
+    config = Path(params["config_dir"])
+    for name in SAVED:
+        if (good / name).exists():
+            copy_file(good / name, config / name)
+        else:
+            (config / name).unlink(missing_ok=True)
+    copy_file(good / "unit", Path(params["unit_file"]))
+    if (good / "command").exists():
+        copy_file(good / "command", Path(params["command"]))
+
+
+def restore_by_hand(unit: str, by_hand: Mapping[str, Any], service: Mapping[str, Any]) -> bool:
+    """Let the service of a runner by hand be as it was; return whether it runs."""
+    systemctl("enable" if by_hand["is_enabled"] else "disable", unit)
+    if not by_hand["is_active"]:
+        systemctl("stop", unit)
+        return False
+    is_untouched = service["InvocationID"] == by_hand["invocation"]
+    return (is_untouched and service["ActiveState"] == "active") or systemctl("restart", unit)
 
 
 def restore_networks(params: Mapping[str, Any], *, is_blocking: bool) -> None:
@@ -353,7 +386,7 @@ def restore_networks(params: Mapping[str, Any], *, is_blocking: bool) -> None:
     unit_file = Path(params["networks_unit_file"])
     if is_blocking:
         # The service loads the rules too, or does not start.
-        systemctl("restart", unit_file.name)
+        systemctl("reload-or-restart", unit_file.name)
     elif unit_file.exists():
         systemctl("disable", "--now", unit_file.name)
         unit_file.unlink()
@@ -366,24 +399,33 @@ def systemctl(*arguments: str) -> bool:
     return subprocess.run(command, check=False, capture_output=True).returncode == 0
 
 
+ACTIONS = {"installed": install, "current": select, "saved": save, "restored": restore}
+
+
+def argument_spec() -> dict[str, Any]:
+    """Return the specification of the module's arguments."""
+    return {
+        "state": {"type": "str", "choices": list(ACTIONS), "required": True},
+        "prefix": {"type": "path", "required": True},
+        "release": {"type": "str", "default": ""},
+        "python": {"type": "str", "default": "python3"},
+        "requirement": {"type": "str", "default": ""},
+        "variables": {"type": "dict", "default": {}, "no_log": True},
+        "keep": {"type": "int", "default": 2},
+        "config_dir": {"type": "path"},
+        "command": {"type": "path"},
+        "unit_file": {"type": "path"},
+        "networks_unit_file": {"type": "path"},
+        "networks_drop_in": {"type": "path"},
+    }
+
+
 def main() -> None:
     """Run as a module of Ansible."""
     from ansible.module_utils.basic import AnsibleModule
 
-    actions = {"installed": install, "current": select, "saved": save, "restored": restore}
     module = AnsibleModule(
-        argument_spec={
-            "state": {"type": "str", "choices": list(actions), "required": True},
-            "prefix": {"type": "path", "required": True},
-            "release": {"type": "str", "default": ""},
-            "python": {"type": "str", "default": "python3"},
-            "requirement": {"type": "str", "default": ""},
-            "keep": {"type": "int", "default": 2},
-            "config_dir": {"type": "path"},
-            "unit_file": {"type": "path"},
-            "networks_unit_file": {"type": "path"},
-            "networks_drop_in": {"type": "path"},
-        },
+        argument_spec=argument_spec(),
         required_if=[
             ("state", "installed", ["release"]),
             ("state", "current", ["release"]),
@@ -391,15 +433,22 @@ def main() -> None:
             (
                 "state",
                 "restored",
-                ["config_dir", "unit_file", "networks_unit_file", "networks_drop_in"],
+                ["config_dir", "command", "unit_file", "networks_unit_file", "networks_drop_in"],
             ),
         ],
         supports_check_mode=True,
     )
+    # Ansible would mask each of them in every message, also a "1" and the name of a host; and an
+    # older one prints the arguments with -vvv.
+    params = dict(module.params)
+    module.params["variables"] = {}
+    module.no_log_values = {value for value in module.no_log_values if "@" in value}
     try:
-        result = actions[module.params["state"]](module.params, check=module.check_mode)
+        result = ACTIONS[params["state"]](params, check=module.check_mode)
     except Failure as error:
         module.fail_json(msg=str(error))
+    except OSError as error:
+        module.fail_json(msg=f"cannot change the releases or what was saved: {error}")
     module.exit_json(**result)
 
 

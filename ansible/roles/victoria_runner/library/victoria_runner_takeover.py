@@ -7,10 +7,13 @@ tasks are adopted, and its node keeps its id and key, if the new runner gets its
 Arguments:
     unit: name of the service.
     user, prefix, state_dir, config_dir: the role's.
+    unit_file, command: what else the role writes over; only for `moved`.
     state: `checked` changes nothing, and fails with a sentence if the runner cannot be taken over;
-        `moved` moves its state folder, with the service stopped and a link in the old place;
-        `tidied` removes that link and what the installation by hand left, once the role's runner
-        works.
+        `moved` saves the files of a runner by hand, to which victoria_runner_release can go back,
+        and moves its state folder, with the service stopped and a link in the old place;
+        `returned` moves the folder back, if the role's runner does not work, and leaves the service
+        stopped; `tidied` removes that link and what the installation by hand left, once it works.
+    source: the state folder of the runner before, for `returned` and `tidied`.
 
 Returns:
     source: the state folder of the runner that the service is now; empty if there is none.
@@ -21,6 +24,7 @@ Returns:
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import pwd
 import re
@@ -30,6 +34,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from ansible.module_utils.victoria_runner_files import SAVED, replace_saved, text_of
 
 JOURNAL = "journal.sqlite3"
 VIRTUAL_ENVIRONMENT = ("bin", "include", "lib", "lib64", "share", ".gitignore", "pyvenv.cfg")
@@ -53,6 +59,8 @@ class Wanted:
     prefix: Path
     state_dir: Path
     config_dir: Path
+    unit_file: Path | None = None
+    command: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +71,9 @@ class Present:
     program: Path
     state_dir: Path
     is_active: bool
+    is_enabled: bool
+    invocation: str
+    """By which systemd names this run of the service."""
 
     @property
     def has_journal(self) -> bool:
@@ -72,7 +83,9 @@ class Present:
 
 def run(*command: str) -> str:
     """Run a program and return its output."""
-    result = subprocess.run(command, check=False, capture_output=True, text=True)
+    result = subprocess.run(
+        command, check=False, capture_output=True, encoding="utf-8", errors="replace"
+    )
     if result.returncode != 0:
         cause = (result.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise Failed(f"cannot run {' '.join(command[:2])}: {cause}")
@@ -81,7 +94,10 @@ def run(*command: str) -> str:
 
 def look_at(unit: str) -> Present | None:
     """Return the runner of the unit; None if there is no such unit, or it does not run a runner."""
-    names = "LoadState,ActiveState,User,ExecStart,Environment,EnvironmentFiles,StateDirectory"
+    names = (
+        "LoadState,ActiveState,UnitFileState,InvocationID,User,ExecStart,Environment,"
+        "EnvironmentFiles,StateDirectory"
+    )
     lines = run("systemctl", "show", unit, f"--property={names}").splitlines()
     shown: dict[str, list[str]] = {}
     for name, _, value in (line.partition("=") for line in lines):
@@ -95,6 +111,8 @@ def look_at(unit: str) -> Present | None:
         program=Path(head[1]),
         state_dir=state_dir_of(shown, user, head[2]),
         is_active=shown.get("ActiveState") not in (["inactive"], ["failed"]),
+        is_enabled=shown.get("UnitFileState") == ["enabled"],
+        invocation="".join(shown.get("InvocationID", [])),
     )
 
 
@@ -120,7 +138,9 @@ def variables_of(shown: dict[str, list[str]]) -> dict[str, str]:
     texts = [line.replace(" ", "\n") for line in shown.get("Environment", [])]
     for line in shown.get("EnvironmentFiles", []):
         try:
-            texts.append(Path(line.partition(" (")[0]).read_text(encoding="utf-8"))
+            texts.append(
+                Path(line.partition(" (")[0]).read_text(encoding="utf-8", errors="replace")
+            )
         except OSError:
             continue  # as systemd itself, if the line begins with a hyphen
     return {name: value.strip("\"'") for text in texts for name, value in VARIABLE.findall(text)}
@@ -185,6 +205,28 @@ def uid_of(user: str) -> int | None:
         return None
 
 
+def is_by_hand(wanted: Wanted, present: Present) -> bool:
+    """Check whether the service runs another program than the role's releases."""
+    return wanted.prefix / "current" not in present.program.parents
+
+
+def save(wanted: Wanted, present: Present) -> None:
+    """Save what the role writes over, unless a play that was broken off has done so."""
+    good = wanted.config_dir / "good"
+    if (good / "by-hand").exists() or wanted.unit_file is None or wanted.command is None:
+        return
+    wanted.config_dir.mkdir(parents=True, exist_ok=True)
+    sources = {name: wanted.config_dir / name for name in SAVED}
+    state = {
+        "state_dir": str(present.state_dir),
+        "is_active": present.is_active,
+        "is_enabled": present.is_enabled,
+        "invocation": present.invocation,
+    }
+    sources |= {"unit": wanted.unit_file, "command": wanted.command}
+    replace_saved(good, sources, {"by-hand": json.dumps(state)})
+
+
 def move(wanted: Wanted, present: Present) -> None:
     """Move the state folder, with the service stopped meanwhile. Its containers go on."""
     if present.is_active:
@@ -196,6 +238,25 @@ def move(wanted: Wanted, present: Present) -> None:
         if present.is_active:
             run("systemctl", "start", wanted.unit)
         raise Failed(f"cannot move the state folder {present.state_dir}: {error}") from error
+
+
+def move_back(wanted: Wanted, source: Path) -> bool:
+    """Move the state folder back to the place of a link that a move left, and leave none."""
+    target = wanted.state_dir
+    if not is_link_to(source, target) or not target.is_dir():
+        return False
+    run("systemctl", "stop", wanted.unit)
+    with locked(target):
+        move_folder(target, source)
+        target.unlink()
+    return True
+
+
+def source_of(wanted: Wanted, source: str | None) -> Path | None:
+    """Return the state folder of the runner before, also after a play that was broken off."""
+    saved = json.loads(text_of(wanted.config_dir / "good" / "by-hand") or "{}")
+    path = saved.get("state_dir") or source
+    return Path(path) if path else None
 
 
 @contextmanager
@@ -214,11 +275,13 @@ def locked(state_dir: Path) -> Iterator[None]:
 def move_folder(source: Path, target: Path) -> None:
     """Move a folder and leave a link. Until the link is there, the source is whole."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    if is_copy(target, source):
+    # A link to the source stays until the folder can take its place.
+    if not is_link_to(target, source) and is_copy(target, source):
         shutil.rmtree(target)
-    elif target.exists():
+    elif not target.is_symlink() and target.exists():
         target.rmdir()
     if source.stat().st_dev == target.parent.stat().st_dev:
+        target.unlink(missing_ok=True)
         source.rename(target)
     else:
         copy = target.with_name(f"{target.name}.part")
@@ -228,14 +291,27 @@ def move_folder(source: Path, target: Path) -> None:
         for path in (copy, *copy.rglob("*")):
             os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
         os.sync()
+        target.unlink(missing_ok=True)
         copy.rename(target)
-        shutil.rmtree(source)
+        # Half a source must not pass for the whole one, if its removal is killed.
+        source.rename(aside(source))
     source.symlink_to(target)
+    shutil.rmtree(aside(source), ignore_errors=True)
+
+
+def aside(source: Path) -> Path:
+    """Return where a folder is that was copied and is being removed."""
+    return source.with_name(f".{source.name}.moved")
+
+
+def is_link_to(path: Path, folder: Path) -> bool:
+    """Check whether a path is a link to this folder."""
+    return path.is_symlink() and path.resolve() == folder.resolve()
 
 
 def leftovers(wanted: Wanted, present: Present | None) -> Iterator[Path]:
     """Return what of an installation by hand, or of a move, is of no more use."""
-    if present is None or wanted.prefix / "current" not in present.program.parents:
+    if present is None or is_by_hand(wanted, present):
         return
     if (wanted.prefix / "pyvenv.cfg").exists():
         yield from (wanted.prefix / name for name in VIRTUAL_ENVIRONMENT)
@@ -252,7 +328,7 @@ def variables_text(config_dir: Path) -> str:
 
 def links_to(state_dir: Path, sources: list[Path]) -> Iterator[Path]:
     """Return which of these places are links that a move left."""
-    return (path for path in sources if path.is_symlink() and path.resolve() == state_dir.resolve())
+    return (path for path in sources if is_link_to(path, state_dir))
 
 
 def remove(path: Path) -> bool:
@@ -275,12 +351,13 @@ def tidy(wanted: Wanted, sources: list[Path], *, is_check: bool) -> list[str]:
     except KeyError:
         usual = wanted.state_dir
     links = links_to(wanted.state_dir, [*sources, usual])
-    paths = {*links, *leftovers(wanted, look_at(wanted.unit))} - {wanted.state_dir}
+    copied = (aside(source) for source in (*sources, usual) if aside(source).is_dir())
+    paths = {*links, *copied, *leftovers(wanted, look_at(wanted.unit))} - {wanted.state_dir}
     return [str(path) for path in sorted(paths) if is_check or remove(path)]
 
 
 def main() -> None:
-    """Do what Ansible asks for."""
+    """Run as a module of Ansible."""
     from ansible.module_utils.basic import AnsibleModule  # only Ansible has it
 
     module = AnsibleModule(
@@ -290,15 +367,21 @@ def main() -> None:
             "prefix": {"type": "path", "required": True},
             "state_dir": {"type": "path", "required": True},
             "config_dir": {"type": "path", "required": True},
-            "state": {"type": "str", "choices": ["checked", "moved", "tidied"], "required": True},
+            "unit_file": {"type": "path"},
+            "command": {"type": "path"},
+            "state": {
+                "type": "str",
+                "choices": ["checked", "moved", "returned", "tidied"],
+                "required": True,
+            },
             "source": {"type": "path"},
         },
         supports_check_mode=True,
     )
     given = dict(module.params)
     state, source = given.pop("state"), given.pop("source")
-    for name in ("prefix", "state_dir", "config_dir"):
-        given[name] = Path(given[name])
+    for name in ("prefix", "state_dir", "config_dir", "unit_file", "command"):
+        given[name] = given[name] and Path(given[name])
     wanted = Wanted(**given)
     try:
         result = act(wanted, state, source, is_check=module.check_mode)
@@ -308,15 +391,21 @@ def main() -> None:
 
 
 def act(wanted: Wanted, state: str, source: str | None, *, is_check: bool) -> dict[str, object]:
-    """Check, move or tidy; return what Ansible shows."""
+    """Check, move, move back or tidy; return what Ansible shows."""
     if state == "tidied":
         removed = tidy(wanted, [Path(source)] if source else [], is_check=is_check)
         return {"changed": bool(removed), "removed": removed}
+    if state == "returned":
+        before = source_of(wanted, source)
+        return {"changed": before is not None and not is_check and move_back(wanted, before)}
     present = look_at(wanted.unit)
     check(wanted, present)
     is_moved = state == "moved" and present is not None and must_move(wanted, present)
-    if is_moved and present is not None and not is_check:
-        move(wanted, present)
+    if state == "moved" and present is not None and not is_check:
+        if is_by_hand(wanted, present):
+            save(wanted, present)
+        if is_moved:
+            move(wanted, present)
     return {
         "changed": is_moved,
         "source": "" if present is None else str(present.state_dir),

@@ -55,13 +55,14 @@ def run(*command: str, timeout_s: float = 30) -> subprocess.CompletedProcess[str
 # The service
 
 
-def service_facts(params: Mapping[str, Any]) -> dict[str, Any]:
+def service_facts(params: Mapping[str, Any], credentials: Path = CREDENTIALS) -> dict[str, Any]:
     """Return how systemd sees the service, and what the running process is."""
     prefix, unit_file = Path(params["prefix"]), Path(params["unit_file"])
     status = properties(run("systemctl", "show", unit_file.name, f"--property={PROPERTIES}").stdout)
     pid = int(status.get("MainPID") or 0)
     release = release_of(pid, prefix / "releases")
-    outdated = outdated_files(Path(params["config_dir"]), unit_file) if pid else []
+    config = Path(params["config_dir"])
+    outdated = outdated_files(config, unit_file, credentials) if pid else []
     if pid and release != Path(link(prefix / "current")).name:
         outdated.append("release")
     return {
@@ -77,9 +78,11 @@ def service_facts(params: Mapping[str, Any]) -> dict[str, Any]:
 def log_facts(unit: str, status: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the log of a service tells about this start."""
     entries = entries_of(journal(unit), status)
+    dependency = failed_dependency(status)
     return {
         "Refusals": sum(map(is_refusal, entries)),
-        "Cause": failed_dependency(status) or cause_of(status, entries, unit),
+        "Dependency": dependency,
+        "Cause": dependency or cause_of(status, entries, unit),
     }
 
 
@@ -105,7 +108,7 @@ def version_of(release: Path) -> str:
     return ""
 
 
-def outdated_files(config: Path, unit_file: Path, credentials: Path = CREDENTIALS) -> list[str]:
+def outdated_files(config: Path, unit_file: Path, credentials: Path) -> list[str]:
     """Return which files the running process has not read as they are now.
 
     At each start systemd copies everything that the service reads into its folder of credentials,
@@ -196,6 +199,12 @@ def failed_dependency(status: Mapping[str, str]) -> str:
     services = [unit for unit in status.get("Requires", "").split() if unit.endswith(".service")]
     for unit in services:
         dependency = properties(run("systemctl", "show", unit, f"--property={PROPERTIES}").stdout)
+        if dependency.get("ActiveState") == "inactive" and dependency.get("Result") == "success":
+            # As by `loginctl terminate-user`, after which nothing starts it.
+            return (
+                f"{unit}, which the runner requires, was stopped: run `systemctl start {unit}`, "
+                "which starts the runner as well"
+            )
         if dependency.get("ActiveState") not in {"active", "reloading", "refreshing"}:
             cause = cause_of(dependency, entries_of(journal(unit), dependency), unit)
             return f"{unit}, which the runner requires, does not run: {cause}"
