@@ -9,19 +9,19 @@ here, one a minute of each kind.
 import hmac
 import ipaddress
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Annotated
 
 from fastapi import Depends, Request, Security
 from fastapi.security import APIKeyHeader
-from sqlalchemy import bindparam, or_, select
+from sqlalchemy import bindparam, delete, or_, select
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from orchestrator.db import audit
-from orchestrator.db.tables import ApiKey, Node, RegistrationToken, Task
+from orchestrator.db.tables import ApiKey, AuditEntry, Node, RegistrationToken, Task
 from orchestrator.errors import Disabled, Gone, NotAllowed, Refused, TooMany, Unauthenticated
 from orchestrator.log import fields, log_on_commit
 from orchestrator.model import (
@@ -134,8 +134,11 @@ class _Call:
     at: datetime
 
 
-def allowed_to(permission: Permission) -> Callable[..., Caller]:
-    """Return a dependency that admits the admin and scoped keys whose role has the permission."""
+def allowed_to(permission: Permission) -> Callable[..., Iterator[Caller]]:
+    """Return a dependency that admits the admin and scoped keys whose role has the permission.
+
+    A handler that raises NotAllowed or TooMany makes the call a refused one in the audit.
+    """
     roles = [role.value for role in Role if permission in PERMISSIONS[role]]
 
     def require(
@@ -143,16 +146,18 @@ def allowed_to(permission: Permission) -> Callable[..., Caller]:
         request: Request,
         key: Annotated[str | None, Security(_ADMIN_KEY)],
         _: Annotated[str | None, Security(_SCOPED_KEY, scopes=roles)],
-    ) -> Caller:
+    ) -> Iterator[Caller]:
         call = _call(request, permission.value)
         holder = _identify(services, key, call)
         if isinstance(holder, Reporter):
             raise NotAllowed("a node key may not do this")
         _watch_for_proxy(services, request, holder.key_id)
-        refusal = _record_use(services, holder, permission, call)
-        if refusal is not None:
-            raise refusal
-        return holder
+        entry = _record_use(services, holder, permission, call)
+        try:
+            yield holder
+        except (NotAllowed, TooMany) as refusal:
+            _turn_into_denial(services, holder.key_id, call, entry, refusal)
+            raise
 
     return require
 
@@ -463,24 +468,45 @@ def _compare(
 
 def _record_use(
     services: Services, caller: Caller, permission: Permission, call: _Call
-) -> Refused | None:
+) -> AuditEntry:
+    """Write a call into the audit, before it is carried out.
+
+    Raises NotAllowed for a role that may not make it, TooMany for a key above its rate.
+    """
     with services.database.writing() as session:
-        # By id: a key that was deleted just now has no row that could limit it.
-        key = session.get(ApiKey, caller.key_id, with_for_update=True)
-        if key is not None and key.rate_limit is not None:
-            key.paid_until, wait = charge(key.paid_until, call.at, key.rate_limit)
-            if wait is not None:
-                sentence = f"the key is limited to {key.rate_limit} calls a minute"
-                if services.denials.is_due(key.id, sentence, call.at):
-                    _record(session, key.id, call, sentence)
-                return TooMany(sentence, wait)
-        if permission not in PERMISSIONS[caller.role]:
-            sentence = f"a key with the role {caller.role.value} may not do this"
-            if services.denials.is_due(caller.key_id, f"{call.action}: {sentence}", call.at):
-                _record(session, caller.key_id, call, sentence)
-            return NotAllowed(sentence)
-        _record(session, caller.key_id, call)
+        refusal = _refusal(session, caller, permission, call)
+        if refusal is None:
+            return _record(session, caller.key_id, call)
+        cause = str(refusal) if isinstance(refusal, TooMany) else f"{call.action}: {refusal}"
+        if services.denials.is_due(caller.key_id, cause, call.at):
+            _record(session, caller.key_id, call, str(refusal))
+    # Only now: the entry and the charge are to stay.
+    raise refusal
+
+
+def _refusal(
+    session: Session, caller: Caller, permission: Permission, call: _Call
+) -> Refused | None:
+    # By id: a key that was deleted just now has no row that could limit it.
+    key = session.get(ApiKey, caller.key_id, with_for_update=True)
+    if key is not None and key.rate_limit is not None:
+        key.paid_until, wait = charge(key.paid_until, call.at, key.rate_limit)
+        if wait is not None:
+            return TooMany(f"the key is limited to {key.rate_limit} calls a minute", wait)
+    if permission not in PERMISSIONS[caller.role]:
+        return NotAllowed(f"a key with the role {caller.role.value} may not do this")
     return None
+
+
+def _turn_into_denial(
+    services: Services, key_id: str, call: _Call, entry: AuditEntry, refusal: Refused
+) -> None:
+    # By the kind of refusal and not its sentence, which may name what varies from call to call.
+    cause = f"{call.action}: {refusal.status_code}"
+    with services.database.writing() as session:
+        session.execute(delete(AuditEntry).where(AuditEntry.number == entry.number))
+        if services.denials.is_due(key_id, cause, call.at):
+            _record(session, key_id, call, str(refusal))
 
 
 def _record_denial(services: Services, key_id: str, call: _Call, cause: str) -> None:
@@ -490,11 +516,15 @@ def _record_denial(services: Services, key_id: str, call: _Call, cause: str) -> 
             _record(session, key_id, call, cause)
 
 
-def _record(session: Session, key_id: str, call: _Call, denied_for: str | None = None) -> None:
+def _record(
+    session: Session, key_id: str, call: _Call, denied_for: str | None = None
+) -> AuditEntry:
     action, detail = call.action, call.detail
     if denied_for is not None:
         action, detail = f"denied {action}", f"{detail}: {denied_for}"
-    audit.record(session, call.at, key_id=key_id, action=action, detail=detail, client=call.client)
+    return audit.record(
+        session, call.at, key_id=key_id, action=action, detail=detail, client=call.client
+    )
 
 
 def _call(request: Request, action: str) -> _Call:

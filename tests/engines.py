@@ -14,6 +14,13 @@ class NoEngineError(Exception):
     """The environment names no engine, or one that does not answer."""
 
 
+class EngineCallError(subprocess.CalledProcessError):
+    """A call of an engine failed; its message has what the engine said."""
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}: {self.stderr}"
+
+
 @dataclass(frozen=True)
 class Engine:
     """A real engine, driven by its command line, independently of the runner's own code."""
@@ -21,11 +28,14 @@ class Engine:
     name: str
 
     def run(self, *arguments: str, timeout_s: float = CALL_TIMEOUT_S) -> str:
-        """Run the engine and return what it printed; raise CalledProcessError when it fails."""
+        """Run the engine and return what it printed; raise EngineCallError when it fails."""
         command = [self.name, *arguments]
-        return subprocess.run(
-            command, check=True, capture_output=True, text=True, timeout=timeout_s
-        ).stdout
+        done = subprocess.run(
+            command, check=False, capture_output=True, text=True, timeout=timeout_s
+        )
+        if done.returncode:
+            raise EngineCallError(done.returncode, command, done.stdout, done.stderr)
+        return done.stdout
 
     def inspect(self, container: str) -> dict[str, Any]:
         inspected: list[dict[str, Any]] = json.loads(self.run("container", "inspect", container))

@@ -14,17 +14,17 @@ _LONGEST_DETAIL = 500
 
 def record(  # noqa: PLR0913 - an entry's fields
     session: Session, now: datetime, *, key_id: str, action: str, detail: str, client: str
-) -> None:
-    """Write one entry."""
-    session.add(
-        AuditEntry(
-            timestamp=now,
-            key_id=key_id,
-            action=action,
-            detail=_printable(detail[:_LONGEST_DETAIL]),
-            client=client,
-        )
+) -> AuditEntry:
+    """Write and return one entry."""
+    entry = AuditEntry(
+        timestamp=now,
+        key_id=key_id,
+        action=action,
+        detail=_printable(detail[:_LONGEST_DETAIL]),
+        client=client,
     )
+    session.add(entry)
+    return entry
 
 
 def _printable(text: str) -> str:

@@ -7,6 +7,9 @@ them any more.
 
 from __future__ import annotations
 
+# Before the first fork: each fork takes and releases a lock of this module. If it were imported
+# during one, as by the first lookup of an address, that fork would release what it has not taken.
+import concurrent.futures.thread  # noqa: F401
 import fcntl
 import logging
 import os

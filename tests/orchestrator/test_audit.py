@@ -106,6 +106,43 @@ def test_refused_calls_are_in_the_audit_once_a_minute(orchestrator: RunningOrche
 
 
 @pytest.mark.both_databases
+def test_calls_that_their_handler_refuses_are_in_the_audit_once_a_minute(
+    orchestrator: RunningOrchestrator,
+) -> None:
+    key = orchestrator.create_key(role="admin", allowed_node_patterns=["acme-*"])
+    client = orchestrator.client(key["api_key"])
+    # Each names another host: what varies in a call is not another kind of refusal.
+    codes = [
+        client.post("/tasks", json={"prompt": "p", "target_node_name": f"beta-{n}"}).status_code
+        for n in range(4)
+    ]
+    body = {"name": "wide", "description": "d", "allowed_node_patterns": ["*"]}
+    codes += [client.post("/keys", json=body).status_code for _ in range(3)]
+    assert codes == [403] * 7
+    ok(client.post("/tasks", json={"prompt": "p", "target_node_name": "acme-1"}))
+    entries = orchestrator.audit(key_id=key["key_id"])
+    assert sorted(one["action"] for one in entries) == [
+        "denied keys:manage",
+        "denied tasks:create",
+        "key:created",
+        "tasks:create",
+    ]
+    assert any("the key may target acme-* only" in one["detail"] for one in entries)
+
+
+@pytest.mark.settings(key_pending_tasks=1)
+def test_tasks_beyond_the_limit_of_a_key_are_in_the_audit_once_a_minute(
+    orchestrator: RunningOrchestrator,
+) -> None:
+    key = orchestrator.create_key(role="submitter")
+    client = orchestrator.client(key["api_key"])
+    codes = [client.post("/tasks", json={"prompt": "p"}).status_code for _ in range(4)]
+    assert codes == [200, 429, 429, 429]
+    actions = [one["action"] for one in orchestrator.audit(key_id=key["key_id"])]
+    assert sorted(actions) == ["denied tasks:create", "key:created", "tasks:create"]
+
+
+@pytest.mark.both_databases
 def test_audit_is_filtered_and_limited(orchestrator: RunningOrchestrator) -> None:
     for _ in range(3):
         orchestrator.create_task()

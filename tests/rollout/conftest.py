@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +22,8 @@ def scenario(request: pytest.FixtureRequest) -> Iterator[Callable[[str], None]]:
     """
     if "VICTORIA_ROLLOUT_UBUNTU_HOST" not in os.environ:
         pytest.fail("no hosts are named: run ./dev rollout", pytrace=False)
+    # Ansible appends to it.
+    Path(os.environ["VICTORIA_ROLLOUT_FOLDER"], "plays.log").unlink(missing_ok=True)
     inventory = request.param
     run("destroy", "default", inventory=inventory)
     run("create", "default", inventory=inventory)

@@ -33,6 +33,7 @@ PARAMETERS = [
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize(("scenario", "name"), PARAMETERS, indirect=["scenario"])
+# The scope is for the hosts: without it they would be made anew for each scenario.
+@pytest.mark.parametrize(("scenario", "name"), PARAMETERS, indirect=["scenario"], scope="session")
 def test_scenario_shows_that(name: str, scenario: Callable[[str], None]) -> None:
     scenario(name)

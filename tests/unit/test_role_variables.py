@@ -60,7 +60,7 @@ def mistakes(given: dict[str, object], roles: tuple[str, ...] = ("victoria_runne
 def tasks_of(content: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     for task in content:
         yield task
-        for part in ("tasks", "block", "rescue", "always"):
+        for part in ("pre_tasks", "tasks", "post_tasks", "block", "rescue", "always"):
             yield from tasks_of(task.get(part, []))
 
 
@@ -352,6 +352,19 @@ def test_no_two_tasks_share_a_name() -> None:
         for task in tasks_of(yaml.safe_load(path.read_text(encoding="utf-8")))
     )
     assert [name for name, times in names.items() if times > 1] == []
+
+
+def test_no_task_that_runs_once_sets_variables() -> None:
+    # ansible-core 2.21 then has one dictionary for all hosts of the batch: from there on, each host
+    # has the facts and the results of the one that was last.
+    paths = [*ROLE.glob("tasks/*.yml"), *(ROLE.parents[1] / "playbooks").glob("*.yml")]
+    wrong = [
+        task["name"]
+        for path in paths
+        for task in tasks_of(yaml.safe_load(path.read_text(encoding="utf-8")))
+        if task.get("run_once") and {"register", "ansible.builtin.set_fact"} & set(task)
+    ]
+    assert wrong == []
 
 
 @pytest.mark.parametrize(
