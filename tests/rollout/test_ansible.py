@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+from pathlib import Path
 
 import pytest
 import yaml
@@ -58,6 +59,25 @@ def test_specs_document_every_variable(programs: str) -> None:
     specs = yaml.safe_load((ROLE / "meta" / "argument_specs.yml").read_text())["argument_specs"]
     documented = json.loads(done.stdout)["victoria_runner"]["entry_points"]
     assert documented["main"]["options"].keys() == specs["main"]["options"].keys()
+
+
+def test_values_are_checked_before_anything_of_the_host_is_known(
+    programs: str, tmp_path: Path
+) -> None:
+    variables = {
+        "ansible_connection": "local",
+        "ansible_become": False,
+        "victoria_runner_orchestrator_url": "https://orchestrator.example.com",
+        "victoria_runner_registration_token": "two\nlines",
+        "victoria_runner_allow_image": "two images",
+    }
+    hosts = {"victoria_runners": {"hosts": {"one": variables}}}
+    (tmp_path / "hosts.json").write_text(json.dumps(hosts))
+    playbook = str(ROOT / "ansible" / "playbooks" / "site.yml")
+    done = run(f"{programs}ansible-playbook", "--check", f"--inventory={tmp_path}", playbook)
+    assert "cannot write victoria_runner_registration_token: " in done.stdout
+    assert "cannot use two images: spaces separate" in done.stdout
+    assert "is undefined" not in done.stdout
 
 
 def test_wrong_value_is_refused_by_the_specs(programs: str) -> None:
