@@ -266,6 +266,21 @@ def test_environment_variables_that_nothing_could_read_are_named(local: Path) ->
     assert "secret" not in result.stdout
 
 
+@pytest.mark.parametrize("playbook", ["upgrade", "decommission"])
+def test_play_without_a_host_that_answers_fails(playbook: str, local: Path) -> None:
+    """Otherwise it would end green, and nothing would have been done."""
+    (local / "host_vars").mkdir()
+    unreachable = {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": 1}
+    (local / "host_vars" / f"{HOSTS[0]}.json").write_text(json.dumps(unreachable))
+    hosts = json.loads((local / "hosts.json").read_text())
+    hosts["victoria_runners"]["hosts"][HOSTS[0]] = {}
+    (local / "hosts.json").write_text(json.dumps(hosts))
+    options = (f"--limit={HOSTS[0]}", "-e", "victoria_runner_unreachable_stops=false")
+    result = play(playbook, local, *options)
+    assert f"cannot connect to any host ({HOSTS[0]}); nothing has been changed" in one_line(result)
+    assert result.returncode != 0
+
+
 def test_role_without_its_checkout_asks_for_the_package(local: Path, tmp_path: Path) -> None:
     """As ansible-galaxy installs it: from a repository, and only the role's folder."""
     copy = tmp_path / "copy"

@@ -110,3 +110,13 @@ def test_variables_of_the_service_are_written_beside_those_of_the_engine() -> No
     written = rendered("secrets.env", __victoria_runner_secret_variables=secrets)
     lines = [line for line in written.splitlines() if "=" in line and not line.startswith("#")]
     assert lines == ['AWS_PROFILE="runner"', 'PATH="/opt/helpers:/usr/bin\\""']
+
+
+def test_daemon_is_told_that_live_restore_is_off_before_the_file_is_silent_about_it() -> None:
+    """A reload of Docker's daemon leaves as it is what the file does not set."""
+    tasks = yaml.safe_load((ROLE / "tasks" / "no_live_restore.yml").read_text(encoding="utf-8"))
+    _, writing, reloading, waiting, *cleaning = [json.dumps(task) for task in tasks]
+    assert "combine({'live-restore': false})" in writing
+    assert "try-reload-or-restart" in reloading
+    assert "{.LiveRestoreEnabled}}" in waiting
+    assert not any("systemctl" in text for text in cleaning)

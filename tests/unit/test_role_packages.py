@@ -4,9 +4,10 @@ import re
 from typing import Any
 
 import pytest
+import yaml
 from jinja2.nativetypes import NativeEnvironment, NativeTemplate
 
-from tests.unit.role import ROLE, read
+from tests.unit.role import ROLE, read, text_of
 
 FEDORA = ROLE.parents[2] / "tools" / "dev" / "hosts" / "shape-fedora"
 
@@ -115,3 +116,33 @@ def test_nothing_is_installed_over_an_engine_that_is_there(
         values[f"__victoria_runner_{name}"] = template.render(**values)
     chosen = values["__victoria_runner_to_install"]
     assert (chosen if values["__victoria_runner_is_package_missing"] else []) == installed
+
+
+NAMES = {"24.04": "noble", "26.04": "resolute", "12": "bookworm", "13": "trixie"}
+
+
+def documented() -> dict[str, list[str]]:
+    """Return the distributions of the table of hosts, with the versions that the role takes."""
+    text = (ROLE.parents[2] / "docs" / "fleet.md").read_text(encoding="utf-8")
+    rows = re.findall(
+        r"^\| (Debian|Ubuntu|Fedora) ([\d.]+)(?: to (\d+))? \| (.+)", text, re.MULTILINE
+    )
+    found: dict[str, list[str]] = {}
+    for name, first, last, rest in rows:
+        versions = map(str, range(int(first), int(last) + 1)) if last else [first]
+        if "the role refuses it" not in rest:
+            found.setdefault(name, []).extend(NAMES.get(version, version) for version in versions)
+    return found
+
+
+def test_platforms_are_those_of_the_table_of_hosts_and_of_the_check() -> None:
+    platforms = {
+        platform["name"]: platform["versions"]
+        for platform in read("meta/main.yml")["galaxy_info"]["platforms"]
+    }
+    assert platforms == {name: sorted(versions) for name, versions in documented().items()}
+    (check,) = [task for task in yaml.safe_load(text_of("tasks/supported.yml")) if "vars" in task]
+    oldest = check["vars"]["__victoria_runner_distributions"]
+    assert {name: NAMES.get(version, version) for name, version in oldest.items()} == {
+        name: versions[0] for name, versions in platforms.items()
+    }

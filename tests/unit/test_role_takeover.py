@@ -2,6 +2,7 @@
 
 import fcntl
 import getpass
+import os
 import pwd
 import subprocess
 import sys
@@ -162,6 +163,19 @@ def test_state_folder_is_moved_while_the_service_is_stopped_and_leaves_a_link(ho
     assert (host.state_dir / "runner-id").read_text() == RUNNER_ID + "\n"
     assert old.readlink() == host.state_dir
     assert not host.act("moved")["changed"]
+
+
+def test_folder_moved_under_umask_027_can_be_reached_by_the_account(host: Host) -> None:
+    old, target = host.root / "old", host.root / "new/parent/state"
+    host.make_state(old)
+    host.show(BY_HAND, variables=f"VICTORIA_RUNNER_STATE_DIR={old}\n")
+    before = os.umask(0o027)
+    try:
+        assert host.act("moved", state_dir=target)["changed"]
+    finally:
+        os.umask(before)
+    modes = [path.stat().st_mode & 0o777 for path in (target.parent, target.parent.parent)]
+    assert modes == [0o755, 0o755]
 
 
 def test_moved_folder_is_tidied_once_the_roles_runner_works(host: Host) -> None:

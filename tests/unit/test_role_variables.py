@@ -208,6 +208,15 @@ def test_a_variable_that_the_role_can_use_is_not_named(name: str, value: object)
     assert mistakes({f"victoria_runner_{name}": value}) == []
 
 
+FOLDERS = {
+    "prefix": "/opt/victoria-runner",
+    "config_dir": "/etc/victoria-runner",
+    "state_dir": "/var/lib/victoria-runner",
+    "home": "/home/victoria",
+    "victoria_home": "/home/victoria/Victoria",
+}
+
+
 @pytest.mark.parametrize(
     ("folders", "shared"),
     [
@@ -222,9 +231,6 @@ def test_a_variable_that_the_role_can_use_is_not_named(name: str, value: object)
         ({"prefix": "/usr/local/lib"}, ["/usr/local/lib"]),
         ({"state_dir": "state"}, ["state"]),
         ({"state_dir": "/srv/x/../.."}, ["/srv/x/../.."]),
-        ({"state_dir": "/home/victoria"}, ["/home/victoria"]),
-        ({"state_dir": "/home/victoria/state"}, []),
-        ({"state_dir": "/data/vic", "victoria_home": "/data/vic/Victoria"}, ["/data/vic"]),
     ],
     ids=str,
 )
@@ -233,23 +239,39 @@ def test_folder_that_others_use_is_refused_because_a_removal_deletes_it(
 ) -> None:
     tasks = yaml.safe_load((ROLE / "tasks" / "variables.yml").read_text(encoding="utf-8"))
     (check,) = [task for task in tasks if "ansible.builtin.assert" in task]
-    values = {
-        "prefix": "/opt/victoria-runner",
-        "config_dir": "/etc/victoria-runner",
-        "state_dir": "/var/lib/victoria-runner",
-        "home": "/home/victoria",
-        "victoria_home": "/home/victoria/Victoria",
-        **folders,
-    }
+    variables = yaml.safe_load((ROLE / "vars" / "main.yml").read_text(encoding="utf-8"))
+    values = {**FOLDERS, **folders}
+    result: dict[str, Any] = {f"victoria_runner_{name}": value for name, value in values.items()}
     jinja = NativeEnvironment()
     jinja.tests["match"] = lambda text, pattern: re.match(pattern, text) is not None
-    result: dict[str, Any] = {f"victoria_runner_{name}": value for name, value in values.items()}
-    jinja.filters["dirname"] = os.path.dirname
-    for name, expression in check["vars"].items():
-        parts = expression if isinstance(expression, list) else [expression]
-        filled_in = [jinja.from_string(part.strip()).render(**result) for part in parts]
-        result[name] = filled_in if isinstance(expression, list) else filled_in[0]
+    folders_of = {"__victoria_runner_folders": variables["__victoria_runner_folders"]}
+    for name, expression in {**folders_of, **check["vars"]}.items():
+        result[name] = jinja.from_string(expression.strip()).render(**result)
     assert result["__victoria_runner_shared"] == shared
+
+
+@pytest.mark.parametrize(
+    ("folders", "homes"),
+    [
+        ({"state_dir": "/home/victoria"}, ["/home/victoria"]),
+        ({"state_dir": "/home/victoria/state"}, []),
+        ({"state_dir": "/data/vic", "victoria_home": "/data/vic/Victoria"}, ["/data/vic"]),
+    ],
+)
+def test_home_is_refused_as_a_folder_of_the_runner(
+    folders: dict[str, str], homes: list[str]
+) -> None:
+    variables = yaml.safe_load((ROLE / "vars" / "main.yml").read_text(encoding="utf-8"))
+    values = {f"victoria_runner_{name}": value for name, value in {**FOLDERS, **folders}.items()}
+    jinja = NativeEnvironment()
+    jinja.filters["dirname"] = os.path.dirname
+    used, refused = (
+        jinja.from_string(variables[f"__victoria_runner_{name}"].strip()).render(**values)
+        for name in ("folders", "homes")
+    )
+    assert [folder for folder in used if folder in refused] == homes
+    preflight = (ROLE / "tasks" / "preflight.yml").read_text(encoding="utf-8")
+    assert "__victoria_runner_folders | select('in', __victoria_runner_homes)" in preflight
 
 
 @pytest.mark.parametrize(

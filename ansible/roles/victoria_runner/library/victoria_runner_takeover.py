@@ -274,6 +274,7 @@ def locked(state_dir: Path) -> Iterator[None]:
 
 def move_folder(source: Path, target: Path) -> None:
     """Move a folder and leave a link. Until the link is there, the source is whole."""
+    os.umask(0o022)  # the account must be able to reach it, whatever root's is
     target.parent.mkdir(parents=True, exist_ok=True)
     # A link to the source stays until the folder can take its place.
     if not is_link_to(target, source) and is_copy(target, source):

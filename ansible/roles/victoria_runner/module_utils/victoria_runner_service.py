@@ -200,7 +200,7 @@ def failed_dependency(status: Mapping[str, str]) -> str:
     for unit in services:
         dependency = properties(run("systemctl", "show", unit, f"--property={PROPERTIES}").stdout)
         if dependency.get("ActiveState") == "inactive" and dependency.get("Result") == "success":
-            # As by `loginctl terminate-user`, after which nothing starts it.
+            # As by `loginctl terminate-user`, after which nothing starts it by itself.
             return (
                 f"{unit}, which the runner requires, was stopped: run `systemctl start {unit}`, "
                 "which starts the runner as well"
