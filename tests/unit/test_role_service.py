@@ -276,6 +276,27 @@ def test_doctor_of_an_older_release_fetches_no_image(tmp_path: Path) -> None:
     assert service.ask_doctor(command)["report"] == {"fetched": ""}
 
 
+def test_image_is_fetched_once_while_the_registration_is_waited_for(programs: Path) -> None:
+    write_program(programs, "systemctl", "echo ActiveState=active")
+    write_program(programs, "journalctl", "")
+    log = programs / "calls"
+    answers = f"""echo "$@" >> {log}
+    case $(wc -l < {log}) in 1) echo '{{"node_id": null}}';; *) echo '{{"node_id": "n"}}';; esac"""
+    command = write_program(programs, "victoria-runner", answers)
+    facts = service.registered_facts(
+        {
+            "command": str(command),
+            "fetch": True,
+            "registered_within": 60,
+            "prefix": str(programs),
+            "config_dir": str(programs),
+            "unit_file": str(programs / UNIT),
+        }
+    )
+    assert facts["doctor"]["report"] == {"node_id": "n"}
+    assert log.read_text().splitlines() == ["doctor --json --fetch", "doctor --json"]
+
+
 def test_runner_that_is_not_installed_is_a_problem(tmp_path: Path) -> None:
     assert service.ask_doctor(str(tmp_path / "none"))["problem"] == "the runner is not installed"
 

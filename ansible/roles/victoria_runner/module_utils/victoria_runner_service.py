@@ -293,7 +293,8 @@ def registered_facts(params: Mapping[str, Any]) -> dict[str, Any]:
     looks = 0
     while True:
         service = service_facts(params)
-        doctor = ask_doctor(params["command"], fetches=params["fetch"])
+        # A registry may count how often it is asked.
+        doctor = ask_doctor(params["command"], fetches=params["fetch"] and looks == 0)
         service |= log_facts(Path(params["unit_file"]).name, service)
         looks += 1
         if not is_registering(service, doctor, looks) or time.monotonic() >= deadline_s:
