@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from runner.journal.journal import JOURNAL_NAME
-from tests.unit.role import ROLE, UNIT, load, write_program
+from tests.unit.role import ROLE, UNIT, load, text_of, write_program
 
 facts = load("library/victoria_runner_facts.py")
 
@@ -129,6 +129,29 @@ def test_removal_finds_the_units_beside_the_service(
     assert str(tmp_path / name) in host["ours"]
     assert host["helpers"].startswith(f"{name} ")
     assert host["helpers"].endswith(" inactive inactive")
+
+
+def test_rules_of_networks_are_loaded_only_if_the_unit_has_loaded_this_file(tmp_path: Path) -> None:
+    """A play may be cut off between writing and loading them."""
+    rules, unit, loaded = (tmp_path / name for name in ("networks.nft", "n.service", "loaded.nft"))
+
+    def are_loaded() -> bool:
+        return bool(facts.networks_facts(rules, unit, loaded)["are_networks_loaded"])
+
+    assert not are_loaded()
+    rules.write_text("block one\n")
+    assert not are_loaded()
+    loaded.write_text("block one\n")
+    assert are_loaded()
+    rules.write_text("block one and two\n")
+    assert not are_loaded()
+
+
+def test_unit_of_the_rules_notes_what_it_loads_where_the_role_looks() -> None:
+    unit = text_of("templates/victoria-runner-networks.service.j2")
+    assert f"RuntimeDirectory={facts.LOADED_NETWORKS.parent.name}" in unit.splitlines()
+    copying = "ExecStartPost=/usr/bin/cp {{ __victoria_runner_networks_file }} "
+    assert f"{copying}{facts.LOADED_NETWORKS}" in unit
 
 
 def test_logins_are_those_of_the_role_or_of_the_account(tmp_path: Path) -> None:

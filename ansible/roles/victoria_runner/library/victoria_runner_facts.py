@@ -82,6 +82,8 @@ HELPERS = (
     "victoria-runner-cleanup.timer",
 )
 """Units beside the service."""
+LOADED_NETWORKS = Path("/run/victoria-runner-networks/loaded.nft")
+"""What the unit that blocks networks has loaded."""
 
 
 def host_facts(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,7 +111,7 @@ def host_facts(params: Mapping[str, Any]) -> dict[str, Any]:
         "helpers": helper_facts(helpers),
         "has_journal": (state / "journal.sqlite3").exists(),
         "has_drain": (drop_in / "drain.conf").exists(),
-        "has_networks": networks.exists(),
+        **networks_facts(config / "networks.nft", networks),
         # A play that took a runner over may have been broken off before it removed this.
         "has_left_by_hand": (prefix / "pyvenv.cfg").exists()
         or (home / ".local/state/victoria-runner").is_symlink(),
@@ -172,6 +174,18 @@ def unit_facts(unit: Path) -> dict[str, Any]:
         "has_unit": unit.exists(),
         "unit_user": settings.get("User", ""),
         "unit_program": (settings.get("ExecStart", "").split() or [""])[0],
+    }
+
+
+def networks_facts(
+    rules: Path, unit_file: Path, loaded: Path = LOADED_NETWORKS
+) -> dict[str, Any]:
+    """Return what blocks networks: its files, and whether the rules are loaded as they are now."""
+    drop_in = unit_file.parent / "nftables.service.d" / "victoria-runner.conf"
+    return {
+        "has_networks": unit_file.exists(),
+        "networks": " ".join(map(file_facts, (rules, unit_file, drop_in))),
+        "are_networks_loaded": rules.exists() and text_of(rules) == text_of(loaded),
     }
 
 
