@@ -188,6 +188,21 @@ def test_subordinate_ids_may_be_those_of_the_uid() -> None:
     assert facts.ranges_of("three", "none", ids) == []
 
 
+def test_units_of_blocked_networks_that_systemd_has_not_read_are_outdated(
+    tmp_path: Path, programs: Path
+) -> None:
+    """A play may be cut off between writing and loading them."""
+    write_program(programs, "systemctl", "printf 'no\\n\\nyes\\n'")
+    unit = tmp_path / "n.service"
+    nothing = facts.networks_facts(tmp_path / "networks.nft", unit, "false")
+    assert nothing == {"has_networks": False, "networks": "", "loaded_rules": ""}
+    unit.write_text("[Unit]\n")
+    nft = write_program(programs, "nft", "echo 'table inet x { chain rules_0123456789ab {'")
+    result = facts.networks_facts(tmp_path / "networks.nft", unit, str(nft))
+    assert result["networks"].endswith(" outdated")
+    assert result["loaded_rules"] == "rules_0123456789ab"
+
+
 def test_logins_are_those_of_the_role_or_of_the_account(tmp_path: Path) -> None:
     assert facts.own_logins(tmp_path, "") == []
     logins = tmp_path / ".docker" / "config.json"

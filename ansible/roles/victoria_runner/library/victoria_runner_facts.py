@@ -114,8 +114,7 @@ def host_facts(params: Mapping[str, Any]) -> dict[str, Any]:
         "helpers": helper_facts(helpers),
         "has_journal": (state / "journal.sqlite3").exists(),
         "has_drain": (drop_in / "drain.conf").exists(),
-        "has_networks": networks.exists(),
-        "loaded_rules": loaded_rules() if networks.exists() else "",
+        **networks_facts(config / "networks.nft", networks),
         "has_left_by_hand": is_left_by_hand(prefix, home),
         "own_logins": own_logins(home, account["account"]),
         "current": link(prefix / "current"),
@@ -179,6 +178,22 @@ def unit_facts(unit: Path) -> dict[str, Any]:
     }
 
 
+def networks_facts(rules: Path, unit_file: Path, nft: str = NFT) -> dict[str, Any]:
+    """Return what blocks networks: its files, and the name of the rules that are loaded."""
+    if not unit_file.exists():
+        return {"has_networks": False, "networks": "", "loaded_rules": ""}
+    drop_in = unit_file.parent / "nftables.service.d" / "victoria-runner.conf"
+    words = [*map(file_facts, (rules, unit_file, drop_in))]
+    units = (unit_file.name, "nftables.service")
+    loaded = run("systemctl", "show", "--property=NeedDaemonReload", "--value", *units).stdout
+    return {
+        "has_networks": True,
+        # A play may have been killed after it had written them.
+        "networks": " ".join([*words, *(["outdated"] if "yes" in loaded else [])]),
+        "loaded_rules": loaded_rules(nft),
+    }
+
+
 def helper_facts(helpers: Sequence[Path]) -> str:
     """Return the units beside the service, with owner, mode and hash, and their states."""
     words = [f"{path.name} {file_facts(path)}" for path in helpers if path.exists()]
@@ -189,7 +204,7 @@ def helper_facts(helpers: Sequence[Path]) -> str:
     return " ".join([*words, enabled, active, *(["outdated"] if "yes" in loaded else [])])
 
 
-def loaded_rules(nft: str = NFT) -> str:
+def loaded_rules(nft: str) -> str:
     """Return the name of the rules of blocked networks that are loaded; nothing if none are."""
     rules = re.search(r"\bchain (rules_\w+)", run(nft, "list", "table", "inet", TABLE).stdout)
     return rules[1] if rules else ""
