@@ -177,9 +177,7 @@ def unit_facts(unit: Path) -> dict[str, Any]:
     }
 
 
-def networks_facts(
-    rules: Path, unit_file: Path, loaded: Path = LOADED_NETWORKS
-) -> dict[str, Any]:
+def networks_facts(rules: Path, unit_file: Path, loaded: Path = LOADED_NETWORKS) -> dict[str, Any]:
     """Return what blocks networks: its files, and whether the rules are loaded as they are now."""
     drop_in = unit_file.parent / "nftables.service.d" / "victoria-runner.conf"
     return {
