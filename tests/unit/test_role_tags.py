@@ -1,72 +1,11 @@
-"""A phase of the role runs alone by its tag, with what it needs; what is as wanted is left out."""
+"""Phases of the role have tags; what is as wanted is left out."""
 
-import os
 import re
-import shutil
-import subprocess
 from typing import Any
 
-import pytest
 import yaml
 
-from tests.unit.role import ROLE, read, text_of
-
-ROOT = ROLE.parents[2]
-PROGRAMS = f"{ROOT / '.venv-rollout' / 'bin'}:{os.environ.get('PATH', os.defpath)}"
-needs_ansible = pytest.mark.skipif(
-    shutil.which("ansible-playbook", path=PROGRAMS) is None, reason="Ansible is not installed"
-)
-GATHERED = {
-    "Check the names and types of the variables",
-    "Ensure the facts of the host are known",
-    "Check the state of the host",
-}
-
-
-def listed(playbook: str, *options: str) -> str:
-    """Return what ansible-playbook lists of a playbook, with the path that leads to the role."""
-    path = ROOT / "ansible" / "playbooks" / f"{playbook}.yml"
-    command = ["ansible-playbook", "--inventory=localhost,", str(path), *options]
-    result = subprocess.run(
-        command,
-        check=False,
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "PATH": PROGRAMS, "ANSIBLE_NOCOLOR": "1"},
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout
-
-
-def documented() -> list[str]:
-    """Return the tags that the README has."""
-    table = text_of("README.md").partition("\n## Tags\n")[2].partition("\n## ")[0]
-    return re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
-
-
-@needs_ansible
-def test_tags_are_those_of_the_readme() -> None:
-    (tags,) = re.findall(r"TASK TAGS: \[(.+)\]", listed("site", "--list-tags"))
-    assert sorted(documented()) == sorted({*tags.split(", ")} - {"always", "never"})
-
-
-@needs_ansible
-@pytest.mark.parametrize("tag", ["preflight", "verify", "status"])
-def test_run_of_one_tag_knows_the_host(tag: str) -> None:
-    text = listed("site", "--list-tasks", f"--tags={tag}")
-    names = set(re.findall(r"victoria_runner : (.+?)\s+TAGS", text))
-    assert names > GATHERED
-    assert not any("packages are installed" in name or "saved" in name for name in names)
-    assert ("Check the service" in names) == (tag == "verify")
-
-
-@needs_ansible
-def test_upgrade_with_a_tag_knows_its_hosts() -> None:
-    text = listed("upgrade", "--list-tasks", "--tags=release")
-    assert {"Check that every host answers", "Ensure the batches are known"} <= {
-        name.strip() for name in re.findall(r"(?m)^ +(?:victoria_runner : )?(.+?)\s+TAGS", text)
-    }
+from tests.unit.role import read, text_of
 
 
 def phases() -> list[dict[str, Any]]:

@@ -319,6 +319,7 @@ def test_runner_by_hand_that_nothing_has_touched_goes_on(host: Host) -> None:
 
 def test_runner_by_hand_that_was_stopped_and_disabled_stays_so(host: Host) -> None:
     host.install_by_hand(host.state_dir)
+    host.command.unlink()
     shown = (host.root / "shown").read_text()
     shown = shown.replace("=active", "=inactive").replace("=enabled", "=disabled")
     (host.root / "shown").write_text(shown)
@@ -326,6 +327,7 @@ def test_runner_by_hand_that_was_stopped_and_disabled_stays_so(host: Host) -> No
     host.install_by_role()
     restored = host.go_back()
     assert (restored["by_hand"]["is_active"], restored["is_running"]) == (False, False)
+    assert not host.command.exists()
     assert host.verbs() == ["daemon-reload", "disable", "stop"]
 
 

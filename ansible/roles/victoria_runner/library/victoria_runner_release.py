@@ -369,6 +369,8 @@ def restore_files(good: Path, params: Mapping[str, Any]) -> None:
     copy_file(good / "unit", Path(params["unit_file"]))
     if (good / "command").exists():
         copy_file(good / "command", Path(params["command"]))
+    elif (good / "by-hand").exists():
+        Path(params["command"]).unlink(missing_ok=True)
 
 
 def restore_by_hand(unit: str, by_hand: Mapping[str, Any], service: Mapping[str, Any]) -> bool:
