@@ -25,8 +25,25 @@ def scenario(request: pytest.FixtureRequest) -> Iterator[Callable[[str], None]]:
     # Ansible appends to it.
     Path(os.environ["VICTORIA_ROLLOUT_FOLDER"], "plays.log").unlink(missing_ok=True)
     inventory = request.param
-    run("destroy", "default", inventory=inventory)
-    run("create", "default", inventory=inventory)
-    yield lambda name: run("test", name, "--destroy=never", inventory=inventory)
+    is_clean = False
+
+    def make_hosts(*, with_runner: bool) -> None:
+        run("destroy", "default", inventory=inventory)
+        run("create", "default", inventory=inventory)
+        if with_runner:
+            run("converge", "install", inventory=inventory)
+
+    def run_scenario(name: str) -> None:
+        nonlocal is_clean
+        # What a scenario that failed has left would make the next ones fail.
+        if not is_clean:
+            make_hosts(with_runner=inventory == "hosts")
+        is_clean = False
+        run("test", name, "--destroy=never", inventory=inventory)
+        is_clean = True
+
+    make_hosts(with_runner=False)
+    is_clean = True
+    yield run_scenario
     if os.environ.get("VICTORIA_ROLLOUT_KEEP") != "1":
         run("destroy", "default", inventory=inventory)
