@@ -31,7 +31,8 @@ def main() -> None:
     found = {
         "unit": unit,
         "uid": uid,
-        "files": [rights(path) for path in files],
+        # Earlier releases have the token in runner.env.
+        "files": [rights(path) for path in files if path.exists()],
         "release": release(int(unit["MainPID"])),
         "variables": variables(int(unit["MainPID"])),
         "tasks": tasks,
