@@ -112,11 +112,22 @@ def test_variables_of_the_service_are_written_beside_those_of_the_engine() -> No
     assert lines == ['AWS_PROFILE="runner"', 'PATH="/opt/helpers:/usr/bin\\""']
 
 
-def test_daemon_is_told_that_live_restore_is_off_before_the_file_is_silent_about_it() -> None:
-    """A reload of Docker's daemon leaves as it is what the file does not set."""
-    tasks = yaml.safe_load((ROLE / "tasks" / "no_live_restore.yml").read_text(encoding="utf-8"))
-    _, writing, reloading, waiting, *cleaning = [json.dumps(task) for task in tasks]
-    assert "combine({'live-restore': false})" in writing
-    assert "try-reload-or-restart" in reloading
+def phases_of(name: str) -> list[str]:
+    path = ROLE / "tasks" / f"{name}.yml"
+    return [json.dumps(task) for task in yaml.safe_load(path.read_text(encoding="utf-8"))]
+
+
+def test_daemon_that_was_reloaded_is_restarted_once_containers_outlive_that() -> None:
+    """After a reload, Docker 28 starts no container with host-gateway, as the runner's have."""
+    *_, reloading, waiting, restarting = phases_of("live_restore")
+    assert '"reloaded"' in reloading
     assert "{.LiveRestoreEnabled}}" in waiting
-    assert not any("systemctl" in text for text in cleaning)
+    assert '"restarted"' in restarting
+
+
+def test_daemon_without_live_restore_is_restarted_only_if_no_container_runs() -> None:
+    tasks = phases_of("no_live_restore")
+    (restarting,) = [text for text in tasks if "systemctl" in text]
+    assert "try-restart" in restarting
+    assert "__victoria_runner_containers.stdout == ''" in restarting
+    assert tasks.index(restarting) > next(at for at, text in enumerate(tasks) if "absent" in text)
