@@ -2,8 +2,8 @@
 
 Keys are looked up by their SHA-256 and compared in constant time; no key itself is stored. The key
 of a task is computed again, from the task's row, which its id in the key leads to. Each call by the
-admin or a scoped key is written into the audit before it is carried out; of those that are refused
-here, one a minute of each kind.
+admin or a scoped key is written into the audit before it is carried out; of refused ones, one a
+minute of each kind.
 """
 
 import hmac

@@ -130,4 +130,5 @@ def test_daemon_without_live_restore_is_restarted_only_if_no_container_runs() ->
     (restarting,) = [text for text in tasks if "systemctl" in text]
     assert "try-restart" in restarting
     assert "__victoria_runner_containers.stdout == ''" in restarting
+    assert "__victoria_runner_containers.rc == 0" in restarting
     assert tasks.index(restarting) > next(at for at, text in enumerate(tasks) if "absent" in text)
