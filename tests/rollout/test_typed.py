@@ -182,6 +182,18 @@ def test_batches_may_be_set_in_the_inventory_or_on_the_command_line(
     assert "cannot configure the runner: set victoria_runner_orchestrator_url" in one_line(result)
 
 
+def test_first_host_of_the_inventory_is_upgraded_first_though_it_is_slow(local: Path) -> None:
+    (local / "host_vars").mkdir()
+    slow = {"ansible_connection": "{{ lookup('ansible.builtin.pipe', 'sleep 1; echo local') }}"}
+    (local / "host_vars" / f"{HOSTS[0]}.json").write_text(json.dumps(slow))
+    hosts = json.loads((local / "hosts.json").read_text())
+    hosts["victoria_runners"]["hosts"][HOSTS[0]] = {"ansible_become": False}
+    (local / "hosts.json").write_text(json.dumps(hosts))
+    set_variables(local)
+    result = play("upgrade", local)
+    assert re.findall(r"fatal: \[(client-.*?)\]", result.stdout) == HOSTS[:1], result.stdout
+
+
 def test_batches_that_differ_between_the_hosts_are_refused(local: Path) -> None:
     (local / "host_vars").mkdir()
     (local / "host_vars" / f"{HOSTS[0]}.json").write_text('{"victoria_runner_batches": 2}')

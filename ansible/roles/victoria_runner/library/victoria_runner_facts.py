@@ -163,6 +163,8 @@ def configuration_facts(config: Path) -> dict[str, Any]:
         "was_by_hand": (config / "good" / "by-hand").exists(),
         "docker_is_ours": (config / "docker-is-ours").exists(),
         "live_restore_is_ours": (config / "live-restore-is-ours").exists(),
+        # A play was killed before it restarted the daemon that it had reloaded.
+        "docker_restart_is_due": (config / "docker-restart-is-due").exists(),
     }
 
 
