@@ -159,8 +159,8 @@ def check_user(settings: Settings, unit_folders: Iterable[Path] = UNIT_FOLDERS) 
     if service is not None and service not in {_user_name(own), str(own)}:
         sentence = (
             f"this is {_user_name(own)}, and {UNIT} runs as {service}, whose rights and engine are "
-            "not checked here; run `sudo victoria-runner doctor`, which has the service's user and "
-            "options, or give the --state-dir of your own runner"
+            "not checked here; run `sudo /usr/local/bin/victoria-runner doctor`, which has the "
+            "service's user and options, or give the --state-dir of your own runner"
         )
         return Check(what, sentence, EXIT_CONFIGURATION)
     return Check(what, _user_name(own))

@@ -252,3 +252,10 @@ def test_documents_name_no_image_but_the_default_and_no_package_of_an_index(docu
     assert {image.strip(".:") for image in images} <= {DEFAULT_IMAGE}
     # Until there is a release, what pip installs is a checkout or a wheel, by its path.
     assert re.findall(r"pip\d? install (?:-\S+ )*'?victoria[-_]runner(?!\S*\.whl)", text) == []
+
+
+@each_document
+def test_commands_with_sudo_work_where_sudo_does_not_look_into_usr_local(document: Path) -> None:
+    """So it is in Debian sid: the runner's command has its full path."""
+    text = document.read_text(encoding="utf-8")
+    assert not re.search(r"sudo (?:-\S+ )*victoria-runner\b", text)
