@@ -184,7 +184,7 @@ def test_batches_may_be_set_in_the_inventory_or_on_the_command_line(
 
 def test_first_host_of_the_inventory_is_upgraded_first_though_it_is_slow(local: Path) -> None:
     (local / "host_vars").mkdir()
-    slow = {"ansible_connection": "{{ lookup('ansible.builtin.pipe', 'sleep 1; echo local') }}"}
+    slow = {"ansible_connection": "{{ lookup('ansible.builtin.pipe', 'sleep 0.3; echo local') }}"}
     (local / "host_vars" / f"{HOSTS[0]}.json").write_text(json.dumps(slow))
     hosts = json.loads((local / "hosts.json").read_text())
     hosts["victoria_runners"]["hosts"][HOSTS[0]] = {"ansible_become": False}
