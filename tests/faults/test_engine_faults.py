@@ -32,6 +32,7 @@ def test_container_that_is_killed_with_its_watcher_is_lost(podman_rig: Rig) -> N
     podman_rig.check_ended_once(task_id, "lost: container is gone")
 
 
+@pytest.mark.long
 def test_task_is_unknown_while_inspect_hangs_and_then_ends_truly(rig: Rig) -> None:
     rig.runner.set_timings(engine_timeout_s=ANSWER_S, kill_grace_s=0.5)
     task_id = rig.begin()
@@ -60,7 +61,8 @@ def test_task_starts_once_when_run_hangs_after_it_has_done_everything(rig: Rig) 
     assert f"no answer within {START_S:g} s" in rig.runner.log
 
 
-@pytest.mark.parametrize("call", [pytest.param("create", marks=pytest.mark.long), "start"])
+@pytest.mark.long
+@pytest.mark.parametrize("call", ["create", "start"])
 def test_step_of_a_start_that_hangs_is_given_up_and_the_task_goes_on(
     call: str, podman_rig: Rig
 ) -> None:
@@ -72,6 +74,7 @@ def test_step_of_a_start_that_hangs_is_given_up_and_the_task_goes_on(
     assert hang.has_happened
 
 
+@pytest.mark.long
 def test_pull_that_hangs_is_given_up_and_the_task_has_the_image_that_is_here(
     rig: Rig, image: str
 ) -> None:
@@ -158,6 +161,7 @@ def daemon(
         daemon.remove()
 
 
+@pytest.mark.long
 def test_task_whose_daemon_is_restarted_is_unknown_and_then_reported_truly(
     daemon: DockerDaemon, rig_on: RigOn
 ) -> None:

@@ -84,6 +84,7 @@ def test_start_that_is_stuck_when_the_runner_is_killed_does_not_happen_later(
     assert each_rig.runner.starts_of(task_id) == 1
 
 
+@pytest.mark.long
 def test_second_step_that_is_stuck_when_the_runner_is_killed_does_not_happen_later(
     podman_rig: Rig, tmp_path: Path
 ) -> None:
@@ -111,6 +112,7 @@ def test_container_is_not_started_again_when_the_engine_died_before_it_noted_the
     podman_rig.check_ended_once(podman_rig.start(), "lost: ")
 
 
+@pytest.mark.long
 def test_runner_that_is_terminated_lets_a_start_under_way_come_to_its_end(rig: Rig) -> None:
     starting = rig.engine.plan("run", Act.BLOCK)
     task_id = rig.start()

@@ -131,6 +131,7 @@ def service(podman_rig: Rig, tmp_path: Path) -> Iterator[Service]:
         service.remove()
 
 
+@pytest.mark.long
 def test_runner_whose_process_is_frozen_is_restarted(service: Service, podman_rig: Rig) -> None:
     service.start()
     podman_rig.wait_for_beat("idle")

@@ -165,6 +165,7 @@ def test_signal_ends_held_polls_and_server(data_dir: Path, number: signal.Signal
         assert all(future.exception(DEADLINE_S) or future.result() is None for future in polls)
 
 
+@pytest.mark.long
 def test_client_that_does_not_take_its_download_does_not_hold_up_the_end(data_dir: Path) -> None:
     with Program(data_dir) as program:
         node = program.client(ok(program.register())["api_key"])
