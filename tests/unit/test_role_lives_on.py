@@ -112,14 +112,14 @@ def test_variables_of_the_service_are_written_beside_those_of_the_engine() -> No
     assert lines == ['AWS_PROFILE="runner"', 'PATH="/opt/helpers:/usr/bin\\""']
 
 
-def phases_of(name: str) -> list[str]:
+def tasks_of(name: str) -> list[str]:
     path = ROLE / "tasks" / f"{name}.yml"
     return [json.dumps(task) for task in yaml.safe_load(path.read_text(encoding="utf-8"))]
 
 
 def test_daemon_that_was_reloaded_is_restarted_once_containers_outlive_that() -> None:
     """After a reload, Docker 28 starts no container with host-gateway, as the runner's have."""
-    *_, reloading, waiting, restarting, done = phases_of("live_restore")
+    *_, reloading, waiting, restarting, done = tasks_of("live_restore")
     assert '"reloaded"' in reloading
     assert "{.LiveRestoreEnabled}}" in waiting
     assert '"restarted"' in restarting
@@ -128,18 +128,17 @@ def test_daemon_that_was_reloaded_is_restarted_once_containers_outlive_that() ->
 
 def test_restart_that_a_killed_play_owes_is_made_by_the_next_one() -> None:
     """Live-restore is on by then, so that it does not tell."""
-    tasks = phases_of("live_restore")
-    (marked, done) = [
-        at for at, text in enumerate(tasks) if "__victoria_runner_docker_restart_mark" in text
-    ]
+    tasks = tasks_of("live_restore")
+    mark = "__victoria_runner_docker_restart_mark"
+    marked, done = (at for at, text in enumerate(tasks) if mark in text)
     (reloaded,) = [at for at, text in enumerate(tasks) if '"reloaded"' in text]
     assert marked < reloaded < done
-    (including,) = [text for text in phases_of("docker") if '"live_restore.yml"' in text]
+    (including,) = [text for text in tasks_of("docker") if '"live_restore.yml"' in text]
     assert "__victoria_runner_seen.docker_restart_is_due" in including
 
 
 def test_daemon_without_live_restore_is_restarted_only_if_no_container_runs() -> None:
-    tasks = phases_of("no_live_restore")
+    tasks = tasks_of("no_live_restore")
     (restarting,) = [text for text in tasks if "systemctl" in text]
     assert "try-restart" in restarting
     assert "__victoria_runner_containers.stdout == ''" in restarting
